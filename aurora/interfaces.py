@@ -1,0 +1,259 @@
+"""The contracts of the slots. This file knows no implementation.
+
+Shape letters: N frames, P patches per frame, M tokens kept per frame, Dv vision width, D backbone width, H heads,
+K head width, T packed positions, S sequences, L layers, V vocabulary, C any width.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+
+from aurora.types import State, VisualTokens
+
+if TYPE_CHECKING:
+    from aurora.images import ImagePreparation
+
+
+# ---- merge -----------------------------------------------------------------------------------------------------
+
+
+class BlockView(NamedTuple):
+    """What a vision block shows a merge strategy, between its attention and its MLP."""
+
+    tokens: VisualTokens  # features are those after the attention's residual
+    queries: Tensor  # [N, H, M, K]
+    keys: Tensor  # [N, H, M, K]
+    grid: tuple[int, int]  # rows and columns of the P input patches
+
+
+class Merge(ABC):
+    """A decided merge: a grouping of P tokens into P - r, the same whatever it is applied to."""
+
+    @property
+    @abstractmethod
+    def target(self) -> Tensor:
+        """[N, P] int64: index of the group that each token goes into."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor, *, reduce: Literal["sum", "mean", "amax"]) -> Tensor:
+        """[N, P, C] → [N, P - r, C]."""
+
+    def features(self, x: Tensor, size: Tensor) -> Tensor:
+        """[N, P, C], [N, P] → [N, P - r, C]: what stands for each group; by default the size-weighted mean."""
+        weight = size.unsqueeze(-1).to(x.dtype)
+        return self(x * weight, reduce="sum") / self(weight, reduce="sum")
+
+    def apply(self, tokens: VisualTokens) -> VisualTokens:
+        """The merged tokens, with sizes added up and every patch's owner followed."""
+        return VisualTokens(
+            features=self.features(tokens.features, tokens.size),
+            size=self(tokens.size.unsqueeze(-1), reduce="sum").squeeze(-1),
+            owner=self.target.gather(1, tokens.owner),
+        )
+
+
+class MergeStrategy(ABC):
+    """Decides which tokens of a frame become one. Holds options, never weights; frames do not influence each other."""
+
+    proportional_attention: bool = True
+    """Whether log(size) is added to the attention scores of each key (ToMe, Eq. 2 of the paper)."""
+
+    def keep(self, patches: int, depth: int, ratio: float) -> int:
+        """How many tokens remain after `depth` blocks when `ratio` of the patches is asked for."""
+        # 0.1 · 580 is 58.00000000000001 in binary; the tolerance keeps the ceiling of the decimal number
+        return max(1, min(patches, math.ceil(ratio * patches - 1e-9)))
+
+    @abstractmethod
+    def schedule(self, patches: int, depth: int, keep: int) -> tuple[int, ...]:
+        """How many tokens each of the `depth` blocks removes. AuroraError when `keep` cannot be reached."""
+
+    @abstractmethod
+    def match(self, view: BlockView, remove: int) -> Merge:
+        """The merge that removes `remove` ≥ 1 tokens of every frame."""
+
+
+# ---- sort ------------------------------------------------------------------------------------------------------
+
+
+class Sorter(ABC):
+    """Decides the order in which the tokens of a frame are read; inside a frame only, so that a stream can be read
+    frame by frame."""
+
+    where: Literal["layer", "final"]
+    """After every block that merged, or once after the last one."""
+
+    @abstractmethod
+    def order(self, tokens: VisualTokens) -> Tensor:
+        """[N, M] int64: for each frame the permutation in which its tokens are read."""
+
+
+# ---- vision ----------------------------------------------------------------------------------------------------
+
+
+class VisionEncoder(nn.Module, ABC):
+    """Turns frames into tokens, merging and sorting inside its blocks."""
+
+    width: int  # Dv
+    depth: int  # blocks that are computed, so the length of a merge schedule
+    prepare: ImagePreparation
+    block_class: type[nn.Module]  # what FSDP shards and activation checkpointing recomputes
+
+    @abstractmethod
+    def forward(self, pixels: Tensor, *, merge: MergeStrategy, sort: Sorter, keep: int) -> VisualTokens:
+        """[N, 3, h, w] → `keep` tokens per frame.
+
+        uint8 pixels are normalised here; floating ones are taken as already normalised. h and w are multiples of
+        the patch size.
+        """
+
+    @abstractmethod
+    def load_base(self, path: str) -> None:
+        """Reads pretrained weights from a directory or file in the format of their makers."""
+
+
+# ---- connector -------------------------------------------------------------------------------------------------
+
+
+class Connector(nn.Module, ABC):
+    """Hands visual tokens to the backbone. The constructor is given `in_width` and `out_width`."""
+
+    @abstractmethod
+    def forward(self, tokens: VisualTokens) -> Tensor:
+        """[N, M, Dv] → [N, M, D]; the number of tokens stays, since the row is laid out by it."""
+
+
+# ---- backbone --------------------------------------------------------------------------------------------------
+
+
+class Backbone(nn.Module, ABC):
+    """A causal language model over packed rows with its memory as a value. The constructor is given `vocab_size`."""
+
+    hidden_size: int  # D
+    vocab_size: int  # V
+    block_class: type[nn.Module]  # what FSDP shards and activation checkpointing recomputes
+    constant_state: bool = True  # False only for a transformer kept as a baseline
+
+    @abstractmethod
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[...] int64 → [..., D]."""
+
+    @abstractmethod
+    def init_state(self, sequences: int) -> State:
+        """The memory of `sequences` sequences that have read nothing: named tensors [L, S, ...]."""
+
+    @abstractmethod
+    def forward(
+        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
+    ) -> tuple[Tensor, State | None]:
+        """[T, D] → the hidden states [T, D] that `logits` takes, and each sequence's final state when asked for.
+
+        Sequence s is x[cu_seqlens[s]:cu_seqlens[s + 1]] and continues from state[:, s]; none given means
+        `init_state`. Empty sequences are refused.
+        """
+
+    @abstractmethod
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One position of S sequences: [S, D] → [S, D] and the next state; the given one is left alone."""
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] → [..., V]."""
+
+    def prefill(self, x: Tensor, cu_seqlens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """[T, D] → the hidden state after the last position of every sequence [S, D], and the state."""
+        hidden, after = self(x, cu_seqlens, state, return_state=True)
+        return hidden[cu_seqlens[1:] - 1], after
+
+    @abstractmethod
+    def load_base(self, path: str) -> None:
+        """Reads pretrained weights from a file in the format of their makers."""
+
+
+# ---- tokenizer -------------------------------------------------------------------------------------------------
+
+
+class Tokenizer(ABC):
+    """Text to ids and back. Ids run from 0 to vocab_size - 1."""
+
+    vocab_size: int
+    end_of_text: int  # the id that ends a document
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; nothing is added before or after, and no text is read as a special token."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD."""
+
+
+# ---- prompt ----------------------------------------------------------------------------------------------------
+
+
+class Turn(NamedTuple):
+    """One exchange; `answer` is None where the model is to speak."""
+
+    question: str
+    answer: str | None = None
+
+
+class Text(NamedTuple):
+    """A piece of a prompt that is tokenized by itself; `learned` pieces carry loss."""
+
+    text: str
+    learned: bool = False
+
+
+class Visual(NamedTuple):
+    """The place where the visual tokens stand, in time order."""
+
+
+class Prompt(ABC):
+    """Lays a conversation about images or a video out as text and visual pieces."""
+
+    stop: ClassVar[str] = "\n\n"
+    """What ends an answer: learned with it, and ends generation."""
+
+    @abstractmethod
+    def layout(self, turns: Sequence[Turn], *, visual: bool) -> list[Text | Visual]:
+        """The pieces of a conversation, with exactly one Visual when there is something to see.
+
+        A last turn without an answer ends where the model is to speak.
+        """
+
+
+# ---- reader ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames of a video are read: `fps` per second, or `frames` spread evenly, the last one included.
+
+    Exactly one of the two is given; `max_frames` caps `fps` by spreading that many evenly instead.
+    """
+
+    fps: float | None = None
+    frames: int | None = None
+    max_frames: int | None = None
+
+
+class VideoReader(ABC):
+    """Reads chosen frames of a video file in one pass, in time order."""
+
+    @abstractmethod
+    def read(self, source: str | bytes, sampling: Sampling) -> Iterator[tuple[float, np.ndarray]]:
+        """(seconds, [H, W, 3] uint8) of the frame shown at each sampled moment, streamed.
+
+        `source` is a path or the bytes of a file. AuroraError for anything that holds no readable video.
+        """
+
+    @abstractmethod
+    def times(self, source: str | bytes, sampling: Sampling) -> list[float]:
+        """The moments in seconds that `read` will sample; their number is the number of frames."""

@@ -1,0 +1,158 @@
+"""Slots: from a name in a config to a class, importing only the file that was asked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from aurora import interfaces
+from aurora.errors import AuroraError
+
+T = TypeVar("T")
+_FRAME = Path(__file__).parent
+# In the wheel the parts lie inside aurora/, in a clone beside it.
+_INSIDE = (_FRAME / "components").is_dir()
+_ROOT, _PREFIX = (_FRAME, "aurora.") if _INSIDE else (_FRAME.parent, "")
+
+
+class Slot(Generic[T]):
+    """A named place that takes one part: lists its parts without importing them, and builds them from options."""
+
+    def __init__(self, name: str, contract: type[T], package: str) -> None:
+        self.name = name
+        self.contract = contract
+        self.package = _PREFIX + package
+        self.folder = _ROOT.joinpath(*package.split("."))
+        self._classes: dict[str, type[T]] = {}
+
+    def register(self, part: type[T]) -> type[T]:
+        """Class decorator: the part is named after its file."""
+        return self.add(part.__module__.rpartition(".")[2], part)
+
+    def add(self, name: str, part: type[T]) -> type[T]:
+        """Registers a class under a name. AuroraError when the name is taken or the contract is not met."""
+        taken = self._classes.get(name)
+        if taken is None and name in self._files() and part.__module__ != f"{self.package}.{name}":
+            taken = f"{self.folder / name}.py"
+        if taken is not None:
+            raise AuroraError(f"{self.name} {name!r} is taken by {taken}; {part} needs another name")
+        self._check(name, part)
+        self._classes[name] = part
+        return part
+
+    def known(self) -> list[str]:
+        """The names that `get` takes, sorted."""
+        return sorted({*self._files(), *self._entry_points(), *self._classes})
+
+    def get(self, name: str) -> type[T]:
+        """The class of a name. AuroraError that lists the known names when there is none."""
+        if name not in self._classes:
+            self._load(name)
+        return self._classes[name]
+
+    def options(self, name: str) -> dict[str, inspect.Parameter]:
+        """The constructor's parameters: what a config may say, and what other parts inject."""
+        return {key: value for key, value in inspect.signature(self.get(name)).parameters.items()}
+
+    def build(self, config: Mapping[str, Any], **injected: Any) -> T:
+        """The part that `{name: ..., **options}` describes.
+
+        `injected` are facts that other parts know (widths); those that the constructor does not ask for are left out.
+        """
+        options = dict(config)
+        name = options.pop("name", None)
+        if name is None:
+            raise AuroraError(f"{self.name}: the config {options} has no 'name'. Known: {', '.join(self.known())}")
+        parameters = self.options(name)
+        configurable = [key for key in parameters if key not in injected]
+        for key in options:
+            if key not in configurable:
+                raise AuroraError(self._unknown_option(name, key, configurable))
+        facts = {key: value for key, value in injected.items() if key in parameters}
+        required = [key for key in configurable if parameters[key].default is inspect.Parameter.empty]
+        missing = [key for key in required if key not in options]
+        if missing:
+            raise AuroraError(f"{self.name} {name!r} needs the option(s) {', '.join(missing)}")
+        return self.get(name)(**options, **facts)
+
+    def _files(self) -> list[str]:
+        return [path.stem for path in self.folder.glob("*.py") if not path.stem.startswith("_")]
+
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        return {entry.name: entry for entry in entry_points(group=f"aurora.{self.name}")}
+
+    def _load(self, name: str) -> None:
+        outside = self._entry_points().get(name)
+        if name in self._files():
+            if outside is not None:
+                raise AuroraError(f"{self.name} {name!r} is taken by {self.package}.{name}; the entry point "
+                                  f"{outside.value} needs another name")
+            self._import(name)
+        elif outside is not None:
+            self._load_entry_point(outside)
+        else:
+            raise AuroraError(f"no {self.name} named {name!r}.{suggest(name, self.known())}")
+
+    def _import(self, name: str) -> None:
+        module = f"{self.package}.{name}"
+        try:
+            imported = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise AuroraError(f"{self.name} {name!r} needs the package {error.name!r}, which is not installed; "
+                              f"try: pip install {error.name}") from error
+        if Path(imported.__file__ or "").parent != self.folder:
+            raise AuroraError(f"{imported.__file__} shadows {self.folder / name}.py; "
+                              "run from a folder that has no components/ of its own")
+        if name not in self._classes:
+            raise AuroraError(f"{imported.__file__} registers no {self.name} named {name!r}; "
+                              f"decorate its class with @{self.name.upper()}.register")
+
+    def _load_entry_point(self, entry: EntryPoint) -> None:
+        try:
+            part = entry.load()
+        except ImportError as error:
+            raise AuroraError(f"{self.name} {entry.name!r}: the entry point {entry.value} does not import: {error}"
+                              ) from error
+        # The module may have called `add` itself while it was imported.
+        if self._classes.get(entry.name) is not part:
+            self.add(entry.name, part)
+
+    def _check(self, name: str, part: type[T]) -> None:
+        if not (inspect.isclass(part) and issubclass(part, self.contract)):
+            raise AuroraError(f"{self.name} {name!r}: {part} is no {self.contract.__name__}")
+        if inspect.isabstract(part):
+            missing = ", ".join(sorted(part.__abstractmethods__))
+            raise AuroraError(f"{self.name} {name!r}: {part.__name__} lacks {missing} of {self.contract.__name__}")
+        for parameter in inspect.signature(part).parameters.values():
+            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+                raise AuroraError(f"{self.name} {name!r}: the constructor's {str(parameter)!r} must be keyword-only; "
+                                  "a catch-all would let misspelt options through")
+
+    def _unknown_option(self, name: str, key: str, configurable: list[str]) -> str:
+        return f"{self.name} {name!r} has no option {key!r}.{suggest(key, configurable)}"
+
+
+def suggest(given: str, known: list[str]) -> str:
+    """' Did you mean ...? Known: ...' for an error about a misspelt name."""
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{hint} Known: {', '.join(known) or 'none'}"
+
+
+VISION = Slot("vision", interfaces.VisionEncoder, "components.vision")
+MERGE = Slot("merge", interfaces.MergeStrategy, "components.merge")
+SORT = Slot("sort", interfaces.Sorter, "components.sort")
+CONNECTOR = Slot("connector", interfaces.Connector, "components.connector")
+BACKBONE = Slot("backbone", interfaces.Backbone, "components.backbone")
+TOKENIZER = Slot("tokenizer", interfaces.Tokenizer, "components.tokenizer")
+PROMPT = Slot("prompt", interfaces.Prompt, "components.prompt")
+READER = Slot("reader", interfaces.VideoReader, "datamodules.reader")
+
+SLOTS: dict[str, Slot[Any]] = {
+    slot.name: slot for slot in (VISION, MERGE, SORT, CONNECTOR, BACKBONE, TOKENIZER, PROMPT, READER)
+}
