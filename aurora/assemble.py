@@ -1,0 +1,87 @@
+"""From a config to an AuroraModel; the only place where widths meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from aurora.errors import AuroraError
+from aurora.model import AuroraModel
+from aurora.registry import BACKBONE, CONNECTOR, MERGE, PROMPT, READER, SORT, TOKENIZER, VISION, suggest
+from aurora.interfaces import VideoReader
+
+MODEL_SLOTS = ("vision", "merge", "sort", "connector", "backbone", "tokenizer", "prompt")
+WEIGHTED_SLOTS = ("vision", "connector", "backbone")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def build_model(config: Mapping[str, Any]) -> AuroraModel:
+    """The model that a config describes, with the weights that its initialisation gives.
+
+    `config` holds one `{name, **options}` per model slot, and `dtype`. Built under `torch.device("meta")` it takes no
+    memory.
+    """
+    missing = [slot for slot in MODEL_SLOTS if slot not in config]
+    if missing:
+        raise AuroraError(f"the config has no {', '.join(missing)}; a model needs {', '.join(MODEL_SLOTS)}")
+    with _default_dtype(config.get("dtype", "float32")):
+        tokenizer = TOKENIZER.build(config["tokenizer"])
+        vision = VISION.build(config["vision"])
+        backbone = BACKBONE.build(config["backbone"], vocab_size=tokenizer.vocab_size)
+        connector = CONNECTOR.build(config["connector"], in_width=vision.width, out_width=backbone.hidden_size)
+    return AuroraModel(
+        vision=vision,
+        merge=MERGE.build(config["merge"]),
+        sort=SORT.build(config["sort"]),
+        connector=connector,
+        backbone=backbone,
+        tokenizer=tokenizer,
+        prompt=PROMPT.build(config["prompt"]),
+    )
+
+
+def build_reader(config: Mapping[str, Any]) -> VideoReader:
+    """The video reader that a config names."""
+    return READER.build(config["reader"])
+
+
+def load_base_weights(model: AuroraModel, config: Mapping[str, Any]) -> dict[str, str]:
+    """Loads `base_weights.<slot>.<part's name>` into the parts that have an entry.
+
+    Gives for each weighted slot where its weights come from, to be shown: a part without an entry starts from random
+    weights, which is right for a connector and worth knowing for the others.
+    """
+    base = config.get("base_weights") or {}
+    sources = {}
+    for slot in WEIGHTED_SLOTS:
+        name = config[slot]["name"]
+        path = (base.get(slot) or {}).get(name)
+        sources[slot] = path or "random"
+        if path is None:
+            continue
+        if not Path(path).exists():
+            raise AuroraError(f"base_weights.{slot}.{name}: {path} does not exist")
+        getattr(model, slot).load_base(path)
+    return sources
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Parameters per weighted slot."""
+    return {slot: sum(p.numel() for p in getattr(model, slot).parameters()) for slot in WEIGHTED_SLOTS}
+
+
+@contextmanager
+def _default_dtype(name: str) -> Iterator[None]:
+    if name not in DTYPES:
+        raise AuroraError(f"dtype {name!r} is unknown.{suggest(name, list(DTYPES))}")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(DTYPES[name])
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

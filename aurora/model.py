@@ -1,0 +1,61 @@
+"""AuroraModel: frames → vision(merge, sort) → connector → row → backbone. Plain torch.
+
+Shape letters: N frames, M tokens kept per frame, T packed positions, D backbone width, S sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from aurora.interfaces import Backbone, Connector, MergeStrategy, Prompt, Sorter, Tokenizer, VisionEncoder
+from aurora.images import VisualLayout
+from aurora.losses import chunked_cross_entropy
+from aurora.types import Frames, PackedBatch, TokenLoss
+
+
+class AuroraModel(nn.Module):
+    """Every slot by its name. Only `vision`, `connector` and `backbone` hold weights."""
+
+    def __init__(
+        self,
+        *,
+        vision: VisionEncoder,
+        merge: MergeStrategy,
+        sort: Sorter,
+        connector: Connector,
+        backbone: Backbone,
+        tokenizer: Tokenizer,
+        prompt: Prompt,
+    ) -> None:
+        super().__init__()
+        self.vision = vision
+        self.merge = merge
+        self.sort = sort
+        self.connector = connector
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.prompt = prompt
+
+    def forward(self, batch: PackedBatch) -> TokenLoss:
+        """The summed next-token loss of one packed row."""
+        x = self.embed_row(batch.tokens, batch.frames)
+        hidden, _ = self.backbone(x, batch.cu_seqlens)
+        return chunked_cross_entropy(hidden, batch.targets, self.backbone.logits, self.backbone.vocab_size)
+
+    def embed_row(self, tokens: Tensor, frames: Sequence[Frames]) -> Tensor:
+        """[T] → [T, D]: embedded text with the visual tokens in their places."""
+        x = self.backbone.embed(tokens)
+        for group in frames:
+            visual = self.encode(group.pixels, group.positions.shape[1])
+            x = x.index_copy(0, group.positions.flatten(), visual.flatten(0, 1).to(x.dtype))
+        return x
+
+    def encode(self, pixels: Tensor, keep: int) -> Tensor:
+        """[N, 3, h, w] → [N, M, D]: what the backbone reads of each frame; M = `keep`."""
+        return self.connector(self.vision(pixels, merge=self.merge, sort=self.sort, keep=keep))
+
+    def layout(self, keep_ratio: float) -> VisualLayout:
+        """How many tokens this model makes of a frame at a keep ratio."""
+        return VisualLayout(self.vision.prepare, self.merge, self.vision.depth, keep_ratio)
