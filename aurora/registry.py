@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from aurora import interfaces
@@ -135,6 +136,11 @@ class Slot(Generic[T]):
 
     def _unknown_option(self, name: str, key: str, configurable: list[str]) -> str:
         return f"{self.name} {name!r} has no option {key!r}.{suggest(key, configurable)}"
+
+
+def import_part(module: str) -> ModuleType:
+    """A module of `components` or `datamodules`, by its path in the clone: the frame never imports them by statement."""
+    return importlib.import_module(_PREFIX + module)
 
 
 def suggest(given: str, known: list[str]) -> str:
