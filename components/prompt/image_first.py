@@ -1,0 +1,18 @@
+"""The form of the pretrain stage: what is seen comes first, the instruction after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aurora.interfaces import Turn
+from aurora.registry import PROMPT
+
+from ._conversation import ConversationPrompt
+
+
+@PROMPT.register
+class ImageFirstPrompt(ConversationPrompt):
+    """`User: ` Visual `\\n{question}\\n\\nAssistant: {answer}\\n\\n`."""
+
+    def before(self, turns: Sequence[Turn]) -> str:
+        return ""

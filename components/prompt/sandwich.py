@@ -1,0 +1,24 @@
+"""The paper's form: the visual tokens stand in the middle of the instruction, which is read before and after them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aurora.interfaces import Turn
+from aurora.registry import PROMPT
+
+from ._conversation import ConversationPrompt, question, tidy
+
+SHORT_ANSWER = "Answer the question using a single word or phrase."
+
+
+@PROMPT.register
+class SandwichPrompt(ConversationPrompt):
+    """`User: {all questions}\\n` Visual `\\n{first question}\\n\\nAssistant: {answer}\\n\\n`.
+
+    The leading copy leaves out the request for a short answer, which says nothing about what to look at.
+    """
+
+    def before(self, turns: Sequence[Turn]) -> str:
+        questions = (tidy(question(turn).replace(SHORT_ANSWER, "")) for turn in turns)
+        return "\n".join(text for text in questions if text) + "\n"

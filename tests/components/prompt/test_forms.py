@@ -1,0 +1,71 @@
+"""Every form on literal strings. Learned text stands between « and », the visual tokens are ◼."""
+
+import pytest
+
+from aurora.errors import AuroraError
+from aurora.interfaces import Text, Turn
+from aurora.registry import PROMPT
+
+ONE = [Turn("What moves?", "A red ball.")]
+SHORT = [Turn("<video>\nWhat moves?\nAnswer the question using a single word or phrase.", "ball")]
+TWO = [Turn("<image>\nWhat moves?", "A ball."), Turn("Where to?", "Left.")]
+OPEN = [Turn("What moves?", "A ball."), Turn("Where to?")]
+
+
+def drawn(form, turns, visual=True, **options):
+    pieces = PROMPT.build({"name": form, **options}).layout(turns, visual=visual)
+    return "".join((f"«{piece.text}»" if piece.learned else piece.text) if isinstance(piece, Text) else "◼"
+                   for piece in pieces)
+
+
+@pytest.mark.parametrize(("turns", "expected"), [
+    (ONE, "User: What moves?\n◼\nWhat moves?\n\nAssistant:« A red ball.\n\n»"),
+    (SHORT, "User: What moves?\n◼\nWhat moves?\nAnswer the question using a single word or phrase.\n\nAssistant:"
+            "« ball\n\n»"),
+    (TWO, "User: What moves?\nWhere to?\n◼\nWhat moves?\n\nAssistant:« A ball.\n\n»User: Where to?\n\nAssistant:"
+          "« Left.\n\n»"),
+    (OPEN, "User: What moves?\nWhere to?\n◼\nWhat moves?\n\nAssistant:« A ball.\n\n»User: Where to?\n\nAssistant:"),
+])
+def test_sandwich_reads_every_question_before_the_visual_tokens(turns, expected):
+    assert drawn("sandwich", turns) == expected
+
+
+def test_sandwich_drops_the_request_for_a_short_answer_of_every_turn_from_the_leading_copy_only():
+    short = "Answer the question using a single word or phrase."
+    turns = [Turn(f"Which? {short}", "a"), Turn(f"{short} Why?", "b")]
+    assert drawn("sandwich", turns) == (
+        f"User: Which?\nWhy?\n◼\nWhich? {short}\n\nAssistant:« a\n\n»User: {short} Why?\n\nAssistant:« b\n\n»")
+
+
+@pytest.mark.parametrize(("turns", "expected"), [
+    (ONE, "User: ◼\nWhat moves?\n\nAssistant:« A red ball.\n\n»"),
+    (TWO, "User: ◼\nWhat moves?\n\nAssistant:« A ball.\n\n»User: Where to?\n\nAssistant:« Left.\n\n»"),
+    ([Turn("What moves?")], "User: ◼\nWhat moves?\n\nAssistant:"),
+])
+def test_image_first_puts_nothing_but_the_speaker_before_the_visual_tokens(turns, expected):
+    assert drawn("image_first", turns) == expected
+
+
+def test_generic_says_its_text_and_then_asks():
+    assert drawn("generic", ONE) == ("User: Look closely and remember what you see. A question follows.\n◼\n"
+                                     "What moves?\n\nAssistant:« A red ball.\n\n»")
+    assert drawn("generic", OPEN, text="See:") == (
+        "User: See:\n◼\nWhat moves?\n\nAssistant:« A ball.\n\n»User: Where to?\n\nAssistant:")
+
+
+@pytest.mark.parametrize("text", ["", " x", "x\n", "a\n\nb"])
+def test_generic_refuses_a_text_that_would_break_the_form(text):
+    with pytest.raises(AuroraError, match="generic"):
+        PROMPT.build({"name": "generic", "text": text})
+
+
+@pytest.mark.parametrize(("value", "left"), [
+    ("<image>\nWhat?", "What?"), ("What?\n<image>", "What?"), ("In <video> what moves?", "In what moves?"),
+    ("<image><image>\nWhich is older?", "Which is older?"), ("  two  spaces ", "two  spaces"), ("<image>", ""),
+])
+def test_markers_of_the_place_of_an_image_are_removed(value, left):
+    assert drawn("image_first", [Turn(value)]) == f"User: ◼\n{left}\n\nAssistant:"
+
+
+def test_a_blank_line_inside_a_turn_becomes_a_line_break_because_it_would_stop_the_answer():
+    assert drawn("image_first", [Turn("a\n\n\nb", "one\n \ntwo\n\n")]) == "User: ◼\na\nb\n\nAssistant:« one\ntwo\n\n»"

@@ -1,0 +1,58 @@
+"""What every registered prompt must show."""
+
+import pytest
+
+from aurora.errors import AuroraError
+from aurora.interfaces import Text, Turn, Visual
+from aurora.registry import PROMPT
+
+TURNS = [Turn("<image>\nWhat is it?", "A cat."), Turn("How old?", "Two years.")]
+every_prompt = pytest.mark.parametrize("name", PROMPT.known())
+
+
+def layout(name, turns, visual=True):
+    return PROMPT.build({"name": name}).layout(turns, visual=visual)
+
+
+@every_prompt
+@pytest.mark.parametrize("visual", [True, False])
+def test_there_is_one_place_for_visual_tokens_exactly_when_there_is_something_to_see(name, visual):
+    assert sum(isinstance(piece, Visual) for piece in layout(name, TURNS, visual)) == visual
+
+
+@every_prompt
+@pytest.mark.parametrize("visual", [True, False])
+def test_the_answers_and_their_stops_alone_are_learned(name, visual):
+    learned = [piece.text for piece in layout(name, TURNS, visual) if isinstance(piece, Text) and piece.learned]
+    assert learned == [" A cat.\n\n", " Two years.\n\n"]
+
+
+@every_prompt
+def test_a_conversation_without_anything_to_see_is_plain_chat(name):
+    text = "".join(piece.text for piece in layout(name, TURNS, visual=False))
+    assert text == "User: What is it?\n\nAssistant: A cat.\n\nUser: How old?\n\nAssistant: Two years.\n\n"
+
+
+@every_prompt
+@pytest.mark.parametrize("visual", [True, False])
+def test_an_open_turn_ends_where_the_model_is_to_speak(name, visual):
+    answered = layout(name, TURNS, visual)
+    assert layout(name, [TURNS[0], Turn("How old?")], visual) == answered[:-1]
+
+
+@every_prompt
+def test_the_stop_appears_nowhere_inside_an_answer(name):
+    pieces = layout(name, [Turn("q", "a\n\nb")])
+    assert [piece.text.count("\n\n") for piece in pieces if isinstance(piece, Text) and piece.learned] == [1]
+
+
+@every_prompt
+@pytest.mark.parametrize("turns", [[], [Turn("a"), Turn("b", "c")]])
+def test_a_conversation_that_cannot_be_laid_out_is_refused(name, turns):
+    with pytest.raises(AuroraError):
+        layout(name, turns)
+
+
+def test_the_generic_prefix_does_not_depend_on_the_question():
+    first, second = layout("generic", TURNS), layout("generic", [Turn("Anything else?")])
+    assert first[:2] == second[:2] and isinstance(first[1], Visual)
