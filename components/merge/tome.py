@@ -1,0 +1,69 @@
+"""Token merging (ToMe, arXiv 2210.09461, section 3): the most similar tokens become one, block by block.
+
+Shape letters: N frames, M tokens, K key width, A and B tokens at even and odd places, r tokens removed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from aurora.errors import AuroraError
+from aurora.interfaces import BlockView, Merge, MergeStrategy
+from aurora.registry import MERGE
+
+from .._options import one_of, switch
+from ._groups import Absorption, similarity_metric
+from ._schedule import exact, floor, floor_to, half
+
+
+@MERGE.register
+class TokenMerging(MergeStrategy):
+    """Bipartite soft matching on the head-averaged keys.
+
+    `schedule`: `exact` keeps exactly what the ratio asks for, `floor` removes one whole number in every block and so
+    keeps a few more (the numbers of the paper's supplement).
+    """
+
+    def __init__(
+        self, *, schedule: Literal["exact", "floor"] = "exact", proportional_attention: bool = True
+    ) -> None:
+        one_of("merge 'tome'", "schedule", schedule, ("exact", "floor"))
+        switch("merge 'tome'", "proportional_attention", proportional_attention)
+        self.exact = schedule == "exact"
+        self.proportional_attention = proportional_attention
+
+    def keep(self, patches: int, depth: int, ratio: float) -> int:
+        wanted = super().keep(patches, depth, ratio)
+        return wanted if self.exact else patches - sum(floor(patches, depth, wanted, half))
+
+    def schedule(self, patches: int, depth: int, keep: int) -> tuple[int, ...]:
+        spread = exact if self.exact else floor_to
+        return spread("tome", patches, depth, keep, half)
+
+    @torch.no_grad()
+    def match(self, view: BlockView, remove: int) -> Merge:
+        """Merges the `remove` even tokens that are most similar to an odd one into that one.
+
+        What remains stands in the order unmerged even tokens, then odd tokens, each in their former order.
+        """
+        tokens = view.keys.shape[2]
+        if remove > half(tokens):
+            raise AuroraError(f"merge 'tome': a block of {tokens} tokens can remove {half(tokens)}, not {remove}")
+        return matching(similarity_metric(view), remove)
+
+
+def matching(metric: Tensor, remove: int) -> Absorption:
+    """[N, M, K] of length one → the merge of the `remove` best A→B pairs; several A may go into one B."""
+    even, odd = metric[:, ::2], metric[:, 1::2]
+    best, partner = (even @ odd.transpose(1, 2)).max(-1)  # [N, A]
+    ranked = best.argsort(dim=-1, descending=True, stable=True)
+    sources, rest = ranked[:, :remove], ranked[:, remove:].sort(-1).values
+    odd_places = torch.arange(1, metric.shape[1], 2, device=metric.device).expand(metric.shape[0], -1)
+    return Absorption(
+        survivors=torch.cat((rest * 2, odd_places), dim=1),
+        sources=sources * 2,
+        into=partner.gather(1, sources) + rest.shape[1],
+    )

@@ -1,0 +1,259 @@
+"""SigLIP's vision transformer (arXiv 2303.15343), of any size, merging and sorting tokens inside its blocks.
+
+Shape letters: N frames, P patches, M tokens of the moment, W width, H heads, K head width, p patch side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aurora.errors import AuroraError
+from aurora.images import ImagePreparation, Resize
+from aurora.interfaces import BlockView, MergeStrategy, Sorter, VisionEncoder
+from aurora.registry import VISION
+from aurora.types import VisualTokens
+
+from .._options import whole
+from ._base_weights import PREFIX, copy_into, count_blocks, read_tower, write_tower
+from ._tokens import fresh, reorder
+
+EPS = 1e-6  # of SigLIP's layer norms
+
+
+class Attention(nn.Module):
+    """Self-attention that also shows its queries and keys."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, M, W] and what is added to each key's scores [N, 1, 1, M] → [N, M, W], queries, keys [N, H, M, K]."""
+        parts = self.qkv(x).view(*x.shape[:2], 3, self.heads, -1)
+        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        bias = None if bias is None else bias.to(query.dtype)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        return self.out(mixed.transpose(1, 2).flatten(2)), query, key
+
+
+class Mlp(nn.Module):
+    """Two layers around SigLIP's GELU, which is the tanh approximation."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
+        return mixed
+
+
+class SiglipBlock(nn.Module):
+    """A pre-norm block that may merge between attention and MLP. It returns all tokens, so that a forward hook sees
+    which patch is where after it."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(width, eps=EPS)
+        self.attention = Attention(width, heads)
+        self.norm_mlp = nn.LayerNorm(width, eps=EPS)
+        self.mlp = Mlp(width, mlp_width)
+
+    def forward(
+        self, tokens: VisualTokens, merge: MergeStrategy, sort: Sorter, remove: int, grid: tuple[int, int]
+    ) -> VisualTokens:
+        mixed, queries, keys = self.attention(self.norm_attention(tokens.features), size_bias(tokens, merge))
+        tokens = tokens._replace(features=tokens.features + mixed)
+        if remove:
+            tokens = merge.match(BlockView(tokens, queries, keys, grid), remove).apply(tokens)
+        tokens = tokens._replace(features=tokens.features + self.mlp(self.norm_mlp(tokens.features)))
+        return reorder(tokens, sort.order(tokens)) if remove and sort.where == "layer" else tokens
+
+
+def size_bias(tokens: VisualTokens, merge: MergeStrategy) -> Tensor | None:
+    """[N, 1, 1, M]: log(size), so that a token of s patches draws the attention of s; None while all sizes are 1."""
+    # Sizes are 1 as long as there are as many tokens as patches. Without a bias the fastest kernels apply.
+    if not merge.proportional_attention or tokens.size.shape == tokens.owner.shape:
+        return None
+    return tokens.size.log()[:, None, None]
+
+
+@VISION.register
+class Siglip(VisionEncoder):
+    """`feature_layer` counts hidden states from the end as `transformers` does: -1 is the last one, after the final
+    layer norm; -2 is what the last block would read, so that block and the final norm do not exist here."""
+
+    block_class = SiglipBlock
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 384,
+        patch_size: int = 16,
+        width: int = 1024,
+        layers: int = 24,
+        heads: int = 16,
+        mlp_width: int = 4096,
+        feature_layer: int = -2,
+        resize: Resize = "crop",
+    ) -> None:
+        super().__init__()
+        _check_sizes(image_size, patch_size, width, layers, heads, mlp_width, feature_layer)
+        self.prepare = ImagePreparation(size=image_size, patch_size=patch_size, resize=resize)
+        self.width, self.heads, self.mlp_width = width, heads, mlp_width
+        self.layers, self.depth = layers, layers + 1 + feature_layer
+        self.side = image_size // patch_size  # patches along each side of the position table
+        self.patch = nn.Linear(3 * patch_size**2, width)
+        self.position = nn.Parameter(torch.randn(self.side**2, width) * width**-0.5)
+        self.blocks = nn.ModuleList(SiglipBlock(width, heads, mlp_width) for _ in range(self.depth))
+        self.norm = nn.LayerNorm(width, eps=EPS) if feature_layer == -1 else None
+        self.apply(_initialise)
+
+    def forward(self, pixels: Tensor, *, merge: MergeStrategy, sort: Sorter, keep: int) -> VisualTokens:
+        grid = self._grid(pixels)
+        removed = merge.schedule(grid[0] * grid[1], self.depth, keep)
+        tokens = fresh(self._embed(pixels, grid))
+        for block, remove in zip(self.blocks, removed, strict=True):
+            tokens = block(tokens, merge, sort, remove, grid)
+        if sort.where == "final":
+            tokens = reorder(tokens, sort.order(tokens))
+        if tokens.size.shape[1] != keep:
+            raise AuroraError(f"{type(merge).__name__} left {tokens.size.shape[1]} tokens per frame where {keep} fit")
+        return tokens if self.norm is None else tokens._replace(features=self.norm(tokens.features))
+
+    def load_base(self, path: str) -> None:
+        """Reads a `transformers` SigLIP directory (the whole model or its vision tower) or a .safetensors file.
+
+        The text tower, the pooling head and the blocks above `feature_layer` are left out. AuroraError when the
+        tower is of another size.
+        """
+        given, config = read_tower(path)
+        self._check_like(path, count_blocks(given), config)
+        copy_into(self._base_views(), given, path)
+
+    def save_base(self, path: str) -> None:
+        """Writes what `load_base` reads: a .safetensors file, or a directory that `transformers` opens too."""
+        write_tower(path, self.base_state_dict(), self.base_config())
+
+    def base_state_dict(self) -> dict[str, Tensor]:
+        """A copy of the weights under the names and in the shapes of `transformers`."""
+        views = self._base_views()
+        return {PREFIX + key: tensor.detach().clone().contiguous() for key, tensor in views.items()}
+
+    def base_config(self) -> dict[str, Any]:
+        """The sizes in the words of `transformers`, for the blocks that exist here."""
+        return {
+            "model_type": "siglip_vision_model",
+            "architectures": ["SiglipVisionModel"],
+            "vision_use_head": False,
+            "image_size": self.prepare.size,
+            "num_hidden_layers": self.depth,
+            "intermediate_size": self.mlp_width,
+            **self._invisible_sizes(),
+        }
+
+    def _invisible_sizes(self) -> dict[str, Any]:
+        """What a config states about the tower that the shapes of its tensors need not show."""
+        return {
+            "hidden_size": self.width,
+            "patch_size": self.prepare.patch_size,
+            "num_attention_heads": self.heads,
+            "layer_norm_eps": EPS,
+            "hidden_act": "gelu_pytorch_tanh",
+        }
+
+    def _check_like(self, path: str, blocks: int, config: dict[str, Any]) -> None:
+        if blocks not in (self.layers, self.depth):
+            raise AuroraError(f"{path} has {blocks} blocks where layers={self.layers} of vision 'siglip' are needed")
+        for name, own in self._invisible_sizes().items():
+            if config.get(name, own) != own:
+                raise AuroraError(f"{path}: {name} is {config[name]} where {own} of vision 'siglip' is needed")
+
+    def _base_views(self) -> dict[str, Tensor]:
+        """Views of the parameters under the names of `transformers`; what is copied into them lands in the encoder."""
+        patch = self.patch.weight.view(self.width, 3, self.prepare.patch_size, self.prepare.patch_size)
+        views: dict[str, Tensor] = {
+            "embeddings.patch_embedding.weight": patch,
+            "embeddings.patch_embedding.bias": self.patch.bias,
+            "embeddings.position_embedding.weight": self.position,
+        }
+        for index, block in enumerate(self.blocks):
+            for name, tensor in _block_views(block).items():
+                views[f"encoder.layers.{index}.{name}"] = tensor
+        if self.norm is not None:
+            views |= _named("post_layernorm", self.norm)
+        return views
+
+    def _grid(self, pixels: Tensor) -> tuple[int, int]:
+        height, width = pixels.shape[-2:]
+        side = self.prepare.patch_size
+        if height % side or width % side or not height * width:
+            raise AuroraError(f"vision 'siglip': pixels of {height}×{width} are no whole patches of {side}×{side}")
+        return height // side, width // side
+
+    def _embed(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[N, 3, h, w] → [N, P, W]."""
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.float() / 127.5 - 1  # SigLIP's mean and deviation are 0.5
+        side = self.prepare.patch_size
+        patches = pixels.reshape(len(pixels), 3, grid[0], side, grid[1], side)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [N, P, 3 p p]
+        embedded: Tensor = self.patch(patches.to(self.patch.weight.dtype)) + self._positions(grid)
+        return embedded
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """[P, W]: the table, stretched bicubically to grids that it was not learned for."""
+        if grid == (self.side, self.side):
+            return self.position
+        table = self.position.float().view(1, self.side, self.side, self.width).permute(0, 3, 1, 2)
+        stretched = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
+        return stretched[0].flatten(1).T.to(self.position.dtype)
+
+
+def _check_sizes(
+    image_size: int, patch_size: int, width: int, layers: int, heads: int, mlp_width: int, feature_layer: int
+) -> None:
+    given = {"image_size": image_size, "patch_size": patch_size, "width": width, "layers": layers, "heads": heads,
+             "mlp_width": mlp_width}
+    for option, value in given.items():
+        whole("vision 'siglip'", option, value)
+    whole("vision 'siglip'", "feature_layer", feature_layer, least=-layers)
+    if feature_layer >= 0:
+        raise AuroraError(f"vision 'siglip': feature_layer {feature_layer} does not count from the end; "
+                          f"-1 to -{layers} is right")
+    if width % heads:
+        raise AuroraError(f"vision 'siglip': width {width} is not a multiple of {heads} heads")
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def _block_views(block: nn.Module) -> dict[str, Tensor]:
+    assert isinstance(block, SiglipBlock)
+    views: dict[str, Tensor] = {}
+    for name, weight, bias in zip(
+        "qkv", block.attention.qkv.weight.chunk(3), block.attention.qkv.bias.chunk(3), strict=True
+    ):
+        views |= {f"self_attn.{name}_proj.weight": weight, f"self_attn.{name}_proj.bias": bias}
+    return (
+        views
+        | _named("self_attn.out_proj", block.attention.out)
+        | _named("layer_norm1", block.norm_attention)
+        | _named("layer_norm2", block.norm_mlp)
+        | _named("mlp.fc1", block.mlp.up)
+        | _named("mlp.fc2", block.mlp.down)
+    )
+
+
+def _named(prefix: str, module: nn.Linear | nn.LayerNorm) -> dict[str, Tensor]:
+    return {f"{prefix}.weight": module.weight, f"{prefix}.bias": module.bias}
