@@ -1,0 +1,274 @@
+"""RWKV-6 (Finch, x060), arXiv 2404.05892; parameters are named as in the authors' checkpoints.
+
+Shape letters: T packed positions, S sequences, D width, H heads, K head width, F width of the channel mix, L layers,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aurora.errors import AuroraError
+from aurora.interfaces import Backbone
+from aurora.registry import BACKBONE
+from aurora.types import State
+
+from ..kernels.wkv6 import wkv6, wkv6_step
+from ._checkpoint import fill, read_tensors, write_tensors
+from ._packing import Row
+from ._rwkv6_init import initialise
+
+# 1e-5 · 8²: the authors divide what is normalised by 8, whatever the head size
+GROUP_NORM_EPS = 64e-5
+
+Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
+
+
+class LayerState(NamedTuple):
+    """What one layer remembers."""
+
+    att_shift: Tensor  # [S, D]
+    wkv: Tensor  # [S, H, K, K]: key, value
+    ffn_shift: Tensor  # [S, D]
+
+
+class Linear(nn.Linear):
+    """A projection without bias, left empty: `initialise` fills all of a model at once."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+def _parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(*shape))
+
+
+class TimeMix(nn.Module):
+    """Reads the past through the WKV operator."""
+
+    def __init__(self, width: int, head_size: int, mix_rank: int, decay_rank: int) -> None:
+        super().__init__()
+        self.heads = width // head_size
+        self.time_maa_x = _parameter(1, 1, width)
+        self.time_maa_w = _parameter(1, 1, width)
+        self.time_maa_k = _parameter(1, 1, width)
+        self.time_maa_v = _parameter(1, 1, width)
+        self.time_maa_r = _parameter(1, 1, width)
+        self.time_maa_g = _parameter(1, 1, width)
+        self.time_maa_w1 = _parameter(width, 5 * mix_rank)
+        self.time_maa_w2 = _parameter(5, mix_rank, width)
+        self.time_decay = _parameter(1, 1, width)
+        self.time_decay_w1 = _parameter(width, decay_rank)
+        self.time_decay_w2 = _parameter(decay_rank, width)
+        self.time_faaaa = _parameter(self.heads, head_size)
+        self.receptance = Linear(width, width)
+        self.key = Linear(width, width)
+        self.value = Linear(width, width)
+        self.gate = Linear(width, width)
+        self.output = Linear(width, width)
+        self.ln_x = nn.GroupNorm(self.heads, width, eps=GROUP_NORM_EPS)
+
+    def forward(self, x: Tensor, before: Tensor, recurrence: Recurrence) -> tuple[Tensor, Tensor | None]:
+        """[T, D], what stood before each position [T, D] → [T, D] and the state of the recurrence."""
+        w, k, v, r, g = self._mix(x, before)
+        y, state = recurrence(
+            self._split(self.receptance(r)),
+            self._split(self.key(k)),
+            self._split(self.value(v)),
+            self._split(self._decay(w)),
+            self.time_faaaa,
+        )
+        return self.output(self.ln_x(y.flatten(-2)) * F.silu(self.gate(g))), state
+
+    def _mix(self, x: Tensor, before: Tensor) -> tuple[Tensor, ...]:
+        """Five mixtures of each position and the one before it, their ratios read from both."""
+        difference = before - x
+        hidden = torch.tanh((x + difference * self.time_maa_x[0]) @ self.time_maa_w1)
+        ratios = hidden.unflatten(-1, (5, -1)).transpose(0, 1) @ self.time_maa_w2  # [5, T, D]
+        constant = (self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g)
+        return tuple(
+            torch.addcmul(x, difference, ratio + maa[0]) for maa, ratio in zip(constant, ratios, strict=True)
+        )
+
+    def _decay(self, x: Tensor) -> Tensor:
+        """[T, D], raw: the decay exp(-exp(w)) would lose all in bfloat16, so it stays wide from here on."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        change = torch.tanh(x @ self.time_decay_w1) @ self.time_decay_w2
+        return self.time_decay[0].to(wide) + change.to(wide)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1))
+
+
+class ChannelMix(nn.Module):
+    """Works on each position and the one before it."""
+
+    def __init__(self, width: int, ffn_size: int) -> None:
+        super().__init__()
+        self.time_maa_k = _parameter(1, 1, width)
+        self.time_maa_r = _parameter(1, 1, width)
+        self.key = Linear(width, ffn_size)
+        self.receptance = Linear(width, width)
+        self.value = Linear(ffn_size, width)
+
+    def forward(self, x: Tensor, before: Tensor) -> Tensor:
+        """[T, D], what stood before each position [T, D] → [T, D]."""
+        difference = before - x
+        k = torch.addcmul(x, difference, self.time_maa_k[0])
+        r = torch.addcmul(x, difference, self.time_maa_r[0])
+        return torch.sigmoid(self.receptance(r)) * self.value(torch.relu(self.key(k)).square())
+
+
+class Block(nn.Module):
+    """One layer; the first one also normalises what enters the model."""
+
+    def __init__(
+        self, width: int, head_size: int, ffn_size: int, mix_rank: int, decay_rank: int, *, first: bool
+    ) -> None:
+        super().__init__()
+        if first:
+            self.ln0 = nn.LayerNorm(width)
+        self.ln1 = nn.LayerNorm(width)
+        self.ln2 = nn.LayerNorm(width)
+        self.att = TimeMix(width, head_size, mix_rank, decay_rank)
+        self.ffn = ChannelMix(width, ffn_size)
+        self.first = first
+
+    def forward(
+        self, x: Tensor, row: Row, state: LayerState | None, return_state: bool
+    ) -> tuple[Tensor, LayerState | None]:
+        """[T, D] → [T, D] and each sequence's state when asked for."""
+        x = self._enter(x)
+        att_shift, wkv, ffn_shift = state or (None, None, None)
+        a = self.ln1(x)
+        read = partial(wkv6, cu_seqlens=row.cu_seqlens, state=wkv, return_state=return_state)
+        mixed, wkv = self.att(a, row.shift(a, att_shift), read)
+        x = x + mixed
+        f = self.ln2(x)
+        x = x + self.ffn(f, row.shift(f, ffn_shift))
+        return x, None if wkv is None else LayerState(a[row.last], wkv, f[row.last])
+
+    def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+        """[S, D] → [S, D] and the next state."""
+        x = self._enter(x)
+        a = self.ln1(x)
+        mixed, wkv = self.att(a, state.att_shift, partial(wkv6_step, state=state.wkv))
+        x = x + mixed
+        f = self.ln2(x)
+        return x + self.ffn(f, state.ffn_shift), LayerState(a, wkv, f)
+
+    def _enter(self, x: Tensor) -> Tensor:
+        return self.ln0(x) if self.first else x
+
+
+@BACKBONE.register
+class RWKV6(Backbone):
+    """RWKV-6. The defaults are those of the 1.6B model."""
+
+    block_class = Block
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        hidden_size: int = 2048,
+        layers: int = 24,
+        head_size: int = 64,
+        ffn_size: int | None = None,
+        mix_rank: int = 32,
+        decay_rank: int = 64,
+    ) -> None:
+        super().__init__()
+        _check(hidden_size, head_size, vocab_size=vocab_size, layers=layers, mix_rank=mix_rank, decay_rank=decay_rank)
+        ffn_size = int(3.5 * hidden_size) // 32 * 32 if ffn_size is None else ffn_size
+        if ffn_size < 1:
+            raise AuroraError(f"backbone 'rwkv6': ffn_size must be at least 1, not {ffn_size}")
+        self.hidden_size = hidden_size
+        self.vocab_size = vocab_size
+        self.head_size = head_size
+        self.emb = nn.Embedding(vocab_size, hidden_size, _weight=torch.empty(vocab_size, hidden_size))
+        self.blocks = nn.ModuleList(
+            Block(hidden_size, head_size, ffn_size, mix_rank, decay_rank, first=layer == 0) for layer in range(layers)
+        )
+        self.ln_out = nn.LayerNorm(hidden_size)
+        self.head = Linear(hidden_size, vocab_size)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fills every parameter as the authors do before training."""
+        initialise(self)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.emb(tokens)
+
+    def init_state(self, sequences: int) -> State:
+        weight = self.emb.weight
+        shift = (len(self.blocks), sequences, self.hidden_size)
+        wkv = (len(self.blocks), sequences, self.hidden_size // self.head_size, self.head_size, self.head_size)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        return {
+            "att_shift": weight.new_zeros(shift),
+            "wkv": weight.new_zeros(wkv, dtype=wide),
+            "ffn_shift": weight.new_zeros(shift),
+        }
+
+    def forward(
+        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
+    ) -> tuple[Tensor, State | None]:
+        row = Row.of(cu_seqlens, x.device)
+        after = []
+        for layer, block in enumerate(self.blocks):
+            x, layer_state = block(x, row, None if state is None else _of_layer(state, layer), return_state)
+            after.append(layer_state)
+        return self.ln_out(x), _stack(after) if return_state else None
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        after = []
+        for layer, block in enumerate(self.blocks):
+            x, layer_state = block.step(x, _of_layer(state, layer))
+            after.append(layer_state)
+        return self.ln_out(x), _stack(after)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.head(hidden)
+
+    def load_base(self, path: str) -> None:
+        """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`."""
+        tensors = read_tensors(path)
+        tuned = [name for name in tensors if name.endswith(".time_state")]
+        if tuned:
+            raise AuroraError(f"{path} holds tuned initial states ({tuned[0]}, …), which backbone 'rwkv6' does not "
+                              "read; give the checkpoint from before state tuning")
+        fill(self, tensors, path)
+
+    def save_base(self, path: str) -> None:
+        """Writes what `load_base` reads: `.pth` or `.safetensors` by the ending of the path."""
+        write_tensors(self.state_dict(), path)
+
+
+def _of_layer(state: State, layer: int) -> LayerState:
+    return LayerState(*(state[name][layer] for name in LayerState._fields))
+
+
+def _stack(layers: list[LayerState]) -> State:
+    return {name: torch.stack(tensors) for name, tensors in zip(LayerState._fields, zip(*layers), strict=True)}
+
+
+def _check(hidden_size: int, head_size: int, **counts: int) -> None:
+    for name, value in {"hidden_size": hidden_size, "head_size": head_size, **counts}.items():
+        if value < 1:
+            raise AuroraError(f"backbone 'rwkv6': {name} must be at least 1, not {value}")
+    if hidden_size % head_size:
+        below = hidden_size // head_size * head_size
+        near = " and ".join(str(size) for size in (below, below + head_size) if size)
+        raise AuroraError(f"backbone 'rwkv6': hidden_size {hidden_size} is not a multiple of head_size {head_size}; "
+                          f"{near} would be")

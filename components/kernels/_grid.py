@@ -1,0 +1,100 @@
+"""Packed rows as a grid of chunks, and the scan that carries states from chunk to chunk.
+
+Shape letters: T packed positions, S sequences, H heads, K key width, V value width, C positions per chunk, N chunks.
+
+Chunks are numbered step by step: first those that open a sequence, then the second chunks of the sequences that have
+one, and so on, the longest sequences first. So each step of the scan is one slice, and the sequences that go on are
+the front of it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class ChunkGrid(NamedTuple):
+    """Where each position and head of a packed row stands among N chunks."""
+
+    chunk: int  # C
+    heads: int  # H
+    widths: tuple[int, ...]  # sequences that are alive at each step; their sum is N
+    slot: Tensor  # [T * H] int64: place of each (position, head) among N * H * C
+    order: Tensor  # [S] int64: the sequence that each chunk of the first step opens
+    last: Tensor  # [S] int64: the chunk that closes each sequence
+
+    @property
+    def count(self) -> int:
+        return sum(self.widths)
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """[T, H, K] → [N, H, C, K], zero where a chunk is longer than what is left of its sequence."""
+        places = self.count * self.heads * self.chunk
+        filled = x.new_zeros(places, x.shape[-1]).index_copy_(0, self.slot, x.reshape(-1, x.shape[-1]))
+        return filled.view(self.count, self.heads, self.chunk, -1)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[N, H, C, K] → [T, H, K]."""
+        return x.reshape(-1, x.shape[-1]).index_select(0, self.slot).view(-1, self.heads, x.shape[-1])
+
+
+@lru_cache(maxsize=32)
+def chunk_grid(lengths: tuple[int, ...], chunk: int, heads: int, device: torch.device) -> ChunkGrid:
+    """The grid of sequences of these lengths; remembered, because every layer of a model asks for the same one."""
+    length = torch.tensor(lengths)
+    chunks = (length + chunk - 1) // chunk  # [S]
+    order = torch.argsort(chunks, descending=True, stable=True)
+    rank = torch.argsort(order)
+    widths = [int((chunks > step).sum()) for step in range(int(chunks.max()))]
+    offset = torch.tensor([0, *widths]).cumsum(0)  # [steps + 1]
+
+    sequence = torch.repeat_interleave(torch.arange(len(lengths)), length)  # [T]
+    within = torch.arange(len(sequence)) - (length.cumsum(0) - length)[sequence]  # [T]
+    place = offset[within // chunk] + rank[sequence]  # [T] chunk
+    slot = (place[:, None] * heads + torch.arange(heads)) * chunk + (within % chunk)[:, None]
+    return ChunkGrid(
+        chunk=chunk,
+        heads=heads,
+        widths=tuple(widths),
+        slot=slot.flatten().to(device),
+        order=order.to(device),
+        last=(offset[chunks - 1] + rank).to(device),
+    )
+
+
+def scan_forward(decay: Tensor, update: Tensor, initial: Tensor | None, grid: ChunkGrid) -> tuple[Tensor, Tensor]:
+    """The state before every chunk [N, H, K, V] and after every sequence [S, H, K, V], where a chunk turns a state s
+    into decay · s + update; `decay` [N, H, K or 1, 1], `update` [N, H, K, V], `initial` [S, H, K, V]."""
+    before = torch.empty_like(update)
+    before[: grid.widths[0]] = 0 if initial is None else initial[grid.order]
+    start = 0
+    for width, alive in zip(grid.widths, grid.widths[1:], strict=False):
+        here, there = slice(start, start + alive), slice(start + width, start + width + alive)
+        torch.addcmul(update[here], decay[here], before[here], out=before[there])
+        start += width
+    last = grid.last
+    return before, torch.addcmul(update[last], decay[last], before[last])
+
+
+def scan_backward(
+    decay: Tensor, grad_before: Tensor, grad_final: Tensor | None, grid: ChunkGrid
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the states before and after every chunk, both [N, H, K, V].
+
+    `grad_before` is what the chunks themselves read of the states, and is added to in place.
+    """
+    grad_after = torch.zeros_like(grad_before)
+    if grad_final is not None:
+        grad_after[grid.last] = grad_final
+        grad_before[grid.last] += decay[grid.last] * grad_final
+    start = grid.count
+    for alive, width in zip(reversed(grid.widths[1:]), reversed(grid.widths[:-1]), strict=True):
+        there = slice(start - alive, start)
+        here = slice(start - alive - width, start - width)
+        grad_after[here] = grad_before[there]
+        grad_before[here].addcmul_(decay[here], grad_before[there])
+        start -= alive
+    return grad_before, grad_after

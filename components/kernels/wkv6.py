@@ -1,0 +1,115 @@
+"""The WKV operator of RWKV-6 (Finch) over packed rows, arXiv 2404.05892, eq. 18-20.
+
+Shape letters: T packed positions, S sequences, H heads, K key width, V value width.
+
+Per head, with the log-decay lw = -exp(w) and a state s [K, V]:
+
+    y_t = r_t (s_t + diag(bonus) k_tᵀ v_t)        s_{t+1} = diag(exp lw_t) s_t + k_tᵀ v_t
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from aurora.errors import AuroraError
+
+from ._wkv6_chunk import wkv6_chunk
+
+# exp(-exp(10)) is 0 in every format, while the gradient of exp(-exp(w)) turns NaN from w = 89 on
+LARGEST_W = 10.0
+
+
+class Form(Protocol):
+    """One way to compute the operator; `w` is not above LARGEST_W and the state is given."""
+
+    def __call__(
+        self, r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, lengths: tuple[int, ...], state: Tensor
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+def wkv6(
+    r: Tensor,
+    k: Tensor,
+    v: Tensor,
+    w: Tensor,
+    bonus: Tensor,
+    cu_seqlens: Tensor,
+    state: Tensor | None = None,
+    *,
+    form: str = "auto",
+    return_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """[T, H, V] in the dtype of v, and the final state [S, H, K, V].
+
+    r, k, w [T, H, K], v [T, H, V], bonus [H, K], cu_seqlens [S + 1] on any device, state [S, H, K, V] or none for
+    zeros. `w` is raw: the decay exp(-exp(w)) is computed here. Computes in float32, or float64 when r is.
+    """
+    lengths = sequence_lengths(cu_seqlens, len(r))
+    exact = torch.promote_types(r.dtype, torch.float32)
+    if state is None:
+        state = torch.zeros(len(lengths), *k.shape[1:], v.shape[-1], dtype=exact, device=r.device)
+    inputs = (x.to(exact) for x in (r, k, v, w.clamp(max=LARGEST_W), bonus))
+    y, after = _form(form, lengths)(*inputs, lengths, state.to(exact))
+    return y.to(v.dtype), after if return_state else None
+
+
+def wkv6_step(
+    r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One position of S sequences: r, k, w [S, H, K], v [S, H, V], state [S, H, K, V] → [S, H, V], next state.
+
+    Computes in the dtype of the state.
+    """
+    decay = torch.exp(-torch.exp(w.to(state.dtype).clamp(max=LARGEST_W)))
+    outer = k.to(state.dtype).unsqueeze(-1) * v.to(state.dtype).unsqueeze(-2)
+    y = r.to(state.dtype).unsqueeze(-2) @ torch.addcmul(state, bonus.to(state.dtype).unsqueeze(-1), outer)
+    return y.squeeze(-2).to(v.dtype), torch.addcmul(outer, decay.unsqueeze(-1), state)
+
+
+def wkv6_reference(
+    r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, lengths: tuple[int, ...], state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The recurrence as it is written down, one position after the other."""
+    outputs, states = [], []
+    position = 0
+    for sequence, length in enumerate(lengths):
+        s = state[sequence, None]
+        for t in range(position, position + length):
+            y, s = wkv6_step(r[t, None], k[t, None], v[t, None], w[t, None], bonus, s)
+            outputs.append(y)
+        states.append(s)
+        position += length
+    return torch.cat(outputs), torch.cat(states)
+
+
+def _single(
+    r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, lengths: tuple[int, ...], state: Tensor
+) -> tuple[Tensor, Tensor]:
+    return wkv6_step(r, k, v, w, bonus, state)
+
+
+FORMS: dict[str, Form] = {"reference": wkv6_reference, "chunk": wkv6_chunk}
+"""The forms by name; `auto` picks among them."""
+
+
+def _form(name: str, lengths: tuple[int, ...]) -> Form:
+    if name == "auto":
+        return _single if max(lengths) == 1 else wkv6_chunk
+    if name not in FORMS:
+        raise AuroraError(f"wkv6 has no form {name!r}. Known: auto, {', '.join(FORMS)}")
+    return FORMS[name]
+
+
+def sequence_lengths(cu_seqlens: Tensor, positions: int) -> tuple[int, ...]:
+    """The lengths of the sequences of a row; ValueError when they are empty or do not fill it."""
+    bounds = cu_seqlens.tolist()
+    lengths = tuple(end - start for start, end in zip(bounds, bounds[1:], strict=False))
+    if not lengths or min(lengths) < 1:
+        raise ValueError(f"cu_seqlens {bounds} holds an empty sequence; every sequence needs a position")
+    if bounds[0] != 0 or bounds[-1] != positions:
+        raise ValueError(f"cu_seqlens runs from {bounds[0]} to {bounds[-1]}; the row has positions 0 to {positions}")
+    return lengths
