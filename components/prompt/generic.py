@@ -13,7 +13,7 @@ from ._conversation import ConversationPrompt, tidy
 
 @PROMPT.register
 class GenericPrompt(ConversationPrompt):
-    """`User: {text}\\n` Visual `\\n{question}\\n\\nAssistant: {answer}\\n\\n`; what was seen is read before the question."""
+    """`User: {text}\\n` Visual `\\n{question}\\n\\nAssistant: {answer}\\n\\n`: read first, asked later."""
 
     def __init__(self, *, text: str = "Look closely and remember what you see. A question follows.") -> None:
         if not text or tidy(text) != text:

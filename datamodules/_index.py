@@ -1,0 +1,187 @@
+"""What the shards of a dataset hold and where, as two arrays that workers share by mapping them.
+
+Beside every `000000.tar` lie `000000.index.npz` (its rows) and `000000.manifest.json` (bytes, sha256, sample count),
+written last. For the folder they are joined into `index.samples.npy`, `index.media.npy` and `index.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aurora.errors import AuroraError
+
+from ._samples import LIMITS, TEXT, VIDEO, BadSample, Limits, image_shape, parse_record, split_name
+from .reader._clip import measure
+from .reader._shape import video_shape
+
+VERSION = 1
+SAMPLE = np.dtype([
+    ("shard", "<u4"), ("kind", "u1"), ("count", "<u2"),  # media members of the sample
+    ("size", "<u4"), ("offset", "<u8"),  # bytes of the json member
+    ("media", "<u8"),  # index of the first media row
+])
+MEDIA = np.dtype([
+    ("offset", "<u8"), ("size", "<u8"),  # 0, 0 for a member that is missing
+    ("height", "<u4"), ("width", "<u4"),  # upright; 0 for a member that could not be measured
+    ("frames", "<u4"), ("first", "<f8"), ("last", "<f8"), ("duration", "<f8"),  # as in reader._clip.Clip; 0 for images
+])
+
+
+@dataclass(frozen=True)
+class DatasetIndex:
+    """The index of one folder."""
+
+    folder: Path
+    shards: tuple[dict[str, Any], ...]  # name, bytes, sha256, samples
+    samples: np.ndarray  # [S] SAMPLE
+    media: np.ndarray  # [K] MEDIA
+    digest: str  # of the shards' digests: what these samples are
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def path(self, sample: int) -> Path:
+        """The shard of a sample."""
+        return self.folder / str(self.shards[int(self.samples[sample]["shard"])]["name"])
+
+    def media_of(self, sample: int) -> np.ndarray:
+        """[count] MEDIA: the media rows of a sample."""
+        row = self.samples[sample]
+        return self.media[int(row["media"]):int(row["media"]) + int(row["count"])]
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes a file so that it is there as a whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """The array as an npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def sidecar(tar: Path, suffix: str) -> Path:
+    """`000000.tar` → `000000.<suffix>`."""
+    return tar.with_name(f"{tar.name.removesuffix('.tar')}.{suffix}")
+
+
+def index_shard(tar: Path, limits: Limits = LIMITS) -> dict[str, Any]:
+    """Measures a finished tar and writes its index and, last, its manifest, which is returned.
+
+    Media that cannot be measured stay in the index and are listed as "bad" in the manifest.
+    """
+    samples: list[tuple[Any, ...]] = []
+    media: list[tuple[Any, ...]] = []
+    bad: list[dict[str, str]] = []
+    with tar.open("rb") as file:
+        for key, members in _runs(tar):
+            rows, kind = _measured(file, key, members, limits, bad)
+            at, size = members["json"]
+            samples.append((0, kind, len(rows), size, at, len(media)))
+            media += rows
+        file.seek(0)
+        digest = _digest(file)
+    buffer = io.BytesIO()
+    np.savez(buffer, samples=np.array(samples, SAMPLE), media=np.array(media, MEDIA))
+    replace_file(sidecar(tar, "index.npz"), buffer.getvalue())
+    manifest = {"version": VERSION, "name": tar.name, "bytes": tar.stat().st_size, "sha256": digest,
+                "samples": len(samples), "bad": bad}
+    replace_file(sidecar(tar, "manifest.json"), json.dumps(manifest, indent=1).encode())
+    return manifest
+
+
+def _digest(file: io.BufferedReader) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _runs(tar: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """Each sample's key and its members' (offset, size) by extension."""
+    seen: set[str] = set()
+    key, members = None, dict[str, tuple[int, int]]()
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            for member in archive:
+                if not member.isreg():
+                    continue
+                name, extension = split_name(member.name)
+                if name != key:
+                    if key is not None:
+                        yield _whole(tar, key, members)
+                    key, members = name, {}
+                    if name in seen:
+                        raise AuroraError(f"{tar}: the members of sample {name!r} do not stand together")
+                    seen.add(name)
+                members[extension] = (member.offset_data, member.size)
+    except tarfile.TarError as error:
+        raise AuroraError(f"{tar} is no whole tar: {error}") from error
+    if key is not None:
+        yield _whole(tar, key, members)
+
+
+def _whole(tar: Path, key: str, members: dict[str, tuple[int, int]]) -> tuple[str, dict[str, tuple[int, int]]]:
+    if "json" not in members:
+        raise AuroraError(f"{tar}: sample {key!r} has no json member, which says what the others are")
+    return key, members
+
+
+def _measured(
+    file: io.BufferedReader, key: str, members: dict[str, tuple[int, int]], limits: Limits, bad: list[dict[str, str]]
+) -> tuple[list[tuple[Any, ...]], int]:
+    """The MEDIA rows of a sample and its kind; what is wrong with it is added to `bad`."""
+    try:
+        record = parse_record(_slice(file, members["json"], limits))
+    except BadSample as error:
+        bad.append({"key": key, "reason": error.reason, "detail": error.detail})
+        return [], TEXT
+    rows: list[tuple[Any, ...]] = []
+    for extension in record.media:
+        at, size = members.get(extension, (0, 0))
+        try:
+            if not at:
+                raise BadSample("missing", f"no member {key}.{extension}")
+            facts = _facts(_slice(file, (at, size), limits), record.kind, limits)
+        except BadSample as error:
+            bad.append({"key": key, "reason": error.reason, "detail": error.detail})
+            facts = (0, 0, 0, 0.0, 0.0, 0.0)
+        rows.append((at, size, *facts))
+    return rows, record.kind
+
+
+def _slice(file: io.BufferedReader, place: tuple[int, int], limits: Limits) -> bytes:
+    if place[1] > limits.member_bytes:
+        raise BadSample("limits", f"{place[1]} bytes are more than {limits.member_bytes}")
+    file.seek(place[0])
+    return file.read(place[1])
+
+
+def _facts(raw: bytes, kind: int, limits: Limits) -> tuple[int, int, int, float, float, float]:
+    """Height, width, and of a video its frame count, first, last and duration."""
+    if kind != VIDEO:
+        return (*image_shape(raw, limits), 0, 0.0, 0.0, 0.0)
+    try:
+        clip, (height, width) = measure(raw), video_shape(raw)
+    except AuroraError as error:
+        raise BadSample("video", str(error)) from error
+    if height * width > limits.pixels or clip.frames > limits.frames or clip.duration > limits.seconds:
+        raise BadSample("limits", f"{height}×{width} pixels, {clip.frames} frames, {clip.duration:.0f} s are too many")
+    return height, width, clip.frames, clip.first, clip.last, clip.duration

@@ -1,0 +1,226 @@
+"""Writing shards: deterministic WebDataset tars with a manifest each, and the index of their folder.
+
+The same samples give the same bytes. Everything appears by `os.replace`, so a killed writer leaves nothing that looks
+finished, and every function may be run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import os
+import sys
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aurora.errors import AuroraError
+
+from ._index import (
+    MEDIA,
+    SAMPLE,
+    VERSION,
+    DatasetIndex,
+    index_shard,
+    npy_bytes,
+    replace_file,
+    sidecar,
+)
+from ._samples import BadSample, ShardSample, check_key, parse_record, split_name
+
+INDEX = "index.json"
+
+
+def write_shards(
+    samples: Iterable[ShardSample], folder: str | Path, *, samples_per_shard: int = 1000, shard_bytes: int = 1 << 30
+) -> DatasetIndex:
+    """Writes a whole dataset in one go and returns its index; what stood in the folder is replaced.
+
+    A shard ends at `samples_per_shard` samples, or with the sample that takes it past `shard_bytes`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Without the folder's index a half-written dataset is not taken for a whole one.
+    folder.joinpath(INDEX).unlink(missing_ok=True)
+    written = set()
+    cut = _Cut(samples_per_shard, shard_bytes)
+    for number, group in itertools.groupby(samples, key=cut):
+        tar = shard_path(folder, number)
+        write_shard(group, tar)
+        written.add(tar)
+    for stale in set(folder.glob("*.tar")) - written:
+        for path in (stale, sidecar(stale, "index.npz"), sidecar(stale, "manifest.json")):
+            path.unlink(missing_ok=True)
+    return write_index(folder)
+
+
+def shard_path(folder: str | Path, number: int) -> Path:
+    """Where shard `number` of a dataset lies."""
+    return Path(folder) / f"{number:06d}.tar"
+
+
+def shard_is_done(tar: str | Path) -> bool:
+    """Whether a shard was written and measured to the end, so that a run that was cut off can skip it."""
+    tar = Path(tar)
+    try:
+        manifest = json.loads(sidecar(tar, "manifest.json").read_bytes())
+        return bool(manifest["version"] == VERSION and manifest["bytes"] == tar.stat().st_size)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def write_shard(samples: Iterable[ShardSample], tar: str | Path) -> dict[str, Any]:
+    """Writes and measures one shard and returns its manifest; one task of a pool. `write_index` joins them."""
+    tar = Path(tar)
+    sidecar(tar, "manifest.json").unlink(missing_ok=True)
+    partial = tar.with_name(tar.name + ".tmp")
+    seen: set[str] = set()
+    with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for sample in samples:
+            if sample.key in seen:
+                raise AuroraError(f"{tar}: the key {sample.key!r} is there twice")
+            seen.add(sample.key)
+            for name, data in _members(sample):
+                _add(archive, name, data)
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, tar)
+    return index_shard(tar)
+
+
+def write_index(folder: str | Path) -> DatasetIndex:
+    """Joins the shards of a folder into its index; tars that have no manifest yet are measured first."""
+    folder = Path(folder)
+    tars = sorted(folder.glob("*.tar"))
+    if not tars:
+        raise AuroraError(f"{folder} holds no tar to index")
+    samples, media, shards, start = [], [], [], 0
+    for number, tar in enumerate(tars):
+        manifest = json.loads(sidecar(tar, "manifest.json").read_bytes()) if shard_is_done(tar) else index_shard(tar)
+        with np.load(sidecar(tar, "index.npz"), allow_pickle=False) as arrays:
+            rows, members = arrays["samples"].astype(SAMPLE), arrays["media"].astype(MEDIA)
+        rows["shard"] = number
+        rows["media"] += np.uint64(start)
+        start += len(members)
+        samples.append(rows)
+        media.append(members)
+        shards.append({key: manifest[key] for key in ("name", "bytes", "sha256", "samples")})
+    replace_file(folder / "index.samples.npy", npy_bytes(np.concatenate(samples)))
+    replace_file(folder / "index.media.npy", npy_bytes(np.concatenate(media)))
+    replace_file(folder / INDEX, json.dumps({"version": VERSION, "shards": shards}, indent=1).encode())
+    return load_index(folder)
+
+
+def load_index(folder: str | Path) -> DatasetIndex:
+    """The index of a folder, once every shard was found whole in size. AuroraError that says how to mend it."""
+    folder = Path(folder)
+    if "://" in str(folder) or str(folder).startswith("pipe:"):
+        raise AuroraError(f"{folder} is no folder on this machine; other schemes are refused, pipe: would run a shell")
+    try:
+        index = json.loads(folder.joinpath(INDEX).read_bytes())
+        shards = tuple(index["shards"])
+        if index["version"] != VERSION:
+            raise ValueError(f"version {index['version']} is not {VERSION}")
+        samples = np.load(folder / "index.samples.npy", mmap_mode="r", allow_pickle=False)
+        media = np.load(folder / "index.media.npy", mmap_mode="r", allow_pickle=False)
+        if samples.dtype != SAMPLE or media.dtype != MEDIA or len(samples) != sum(row["samples"] for row in shards):
+            raise ValueError("its arrays do not belong to it")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AuroraError(f"{folder} has no usable index ({error}); {_mend(folder)}") from error
+    _check_shards(folder, shards)
+    digest = hashlib.sha256("".join(row["sha256"] for row in shards).encode()).hexdigest()
+    return DatasetIndex(folder, shards, samples, media, digest)
+
+
+def verify_shards(folder: str | Path) -> list[str]:
+    """What is wrong with the shards of a folder, byte by byte: one line per shard that is not what was written."""
+    index = load_index(folder)
+    wrong = []
+    for row in index.shards:
+        with index.folder.joinpath(row["name"]).open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+        if digest.hexdigest() != row["sha256"]:
+            wrong.append(f"{index.folder / row['name']}: sha256 is {digest.hexdigest()}, not {row['sha256']}")
+    return wrong
+
+
+def _check_shards(folder: Path, shards: tuple[dict[str, Any], ...]) -> None:
+    for row in shards:
+        tar = folder / row["name"]
+        if not tar.is_file():
+            raise AuroraError(f"shard {tar} is missing; {_mend(folder)}")
+        if tar.stat().st_size != row["bytes"]:
+            raise AuroraError(f"shard {tar} has {tar.stat().st_size} bytes, not the {row['bytes']} of its index: it "
+                              f"was cut or changed; {_mend(folder)}")
+    unknown = {path.name for path in folder.glob("*.tar")} - {row["name"] for row in shards}
+    if unknown:
+        raise AuroraError(f"{folder} holds tars that its index does not know: {', '.join(sorted(unknown))}; "
+                          f"{_mend(folder)}")
+
+
+def _mend(folder: Path) -> str:
+    return (f"write the shards again, or index those that are there: python -m {__package__}._shards {folder}")
+
+
+class _Cut:
+    """Says which shard each sample goes to, one after the other."""
+
+    def __init__(self, samples: int, size: int) -> None:
+        if samples < 1 or size < 1:
+            raise AuroraError(f"samples_per_shard {samples} and shard_bytes {size} must be 1 or more")
+        self.samples, self.size = samples, size
+        self.shard, self.count, self.bytes = 0, 0, 0
+
+    def __call__(self, sample: ShardSample) -> int:
+        if self.count == self.samples or self.bytes > self.size:
+            self.shard, self.count, self.bytes = self.shard + 1, 0, 0
+        self.count += 1
+        self.bytes += sum(data.stat().st_size if isinstance(data, Path) else len(data)
+                          for data in sample.media.values())
+        return self.shard
+
+
+def _members(sample: ShardSample) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of every member, the record first. AuroraError for a sample outside the format."""
+    check_key(sample.key)
+    raw = _json(sample)
+    try:
+        record = parse_record(raw)
+    except BadSample as error:
+        raise AuroraError(f"sample {sample.key!r}: {error.detail}") from error
+    if set(record.media) != set(sample.media):
+        raise AuroraError(f"sample {sample.key!r}: the record names the media {sorted(record.media)}, "
+                          f"given are {sorted(sample.media)}")
+    yield f"{sample.key}.json", raw
+    for extension in record.media:
+        data = sample.media[extension]
+        name = f"{sample.key}.{extension}"
+        split_name(name)
+        yield name, data.read_bytes() if isinstance(data, Path) else data
+
+
+def _json(sample: ShardSample) -> bytes:
+    record: Mapping[str, Any] = sample.record
+    try:
+        return json.dumps(dict(record), ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise AuroraError(f"sample {sample.key!r}: the record is no JSON: {error}") from error
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    member.mode = 0o644
+    archive.addfile(member, io.BytesIO(data))
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        sys.stdout.write(f"{name}: {len(write_index(name))} samples\n")
