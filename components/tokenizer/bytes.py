@@ -1,0 +1,34 @@
+"""Bytes as tokens, for tiny models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aurora.errors import AuroraError
+from aurora.interfaces import Tokenizer
+from aurora.registry import TOKENIZER
+
+
+@TOKENIZER.register
+class Bytes(Tokenizer):
+    """Id b + 1 is the byte b of UTF-8; 0 ends a text."""
+
+    vocab_size = 257
+    end_of_text = 0
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_bytes(text.encode())
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Ids of any bytes."""
+        return [byte + 1 for byte in data]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.decode_bytes(ids).decode(errors="replace")
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes of ids; the end of a text gives none."""
+        outside = [i for i in ids if not 0 <= i < self.vocab_size]
+        if outside:
+            raise AuroraError(f"token id {outside[0]} is outside the vocabulary, 0 to {self.vocab_size - 1}")
+        return bytes(i - 1 for i in ids if i)

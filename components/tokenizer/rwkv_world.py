@@ -1,0 +1,79 @@
+"""The World tokenizer of RWKV: at each position the longest known byte string.
+
+The vocabulary file is the authors' (Apache-2.0): each line an id, a Python literal, and its length in bytes.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from aurora.errors import AuroraError
+from aurora.interfaces import Tokenizer
+from aurora.registry import TOKENIZER
+
+VOCABULARY = Path(__file__).with_name("rwkv_vocab_v20230424.txt")
+
+
+class _Vocabulary(NamedTuple):
+    tokens: list[bytes]  # by id; ids that stand for nothing are empty
+    ids: dict[bytes, int]
+    lengths: dict[bytes, tuple[int, ...]]  # of the tokens that start with two bytes, longest first
+
+
+@TOKENIZER.register
+class RWKVWorld(Tokenizer):
+    """Ids 1 to 65,529 stand for byte strings, 0 ends a text; the model's table is rounded up."""
+
+    vocab_size = 65536
+    end_of_text = 0
+
+    def __init__(self) -> None:
+        self._tokens, self._ids, self._lengths = _read(VOCABULARY)
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_bytes(text.encode())
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Ids of any bytes."""
+        ids, lengths = self._ids, self._lengths
+        found = []
+        position = 0
+        while position < len(data):
+            # every single byte is a token, so one length always fits
+            for length in lengths.get(data[position : position + 2], (1,)):
+                token = data[position : position + length]
+                if token in ids:
+                    break
+            found.append(ids[token])
+            position += len(token)  # the end of the data may be shorter than the length that was tried
+        return found
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.decode_bytes(ids).decode(errors="replace")
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes of ids; ids that stand for nothing give none."""
+        outside = [i for i in ids if not 0 <= i < self.vocab_size]
+        if outside:
+            raise AuroraError(f"token id {outside[0]} is outside the vocabulary, 0 to {self.vocab_size - 1}")
+        return b"".join([self._tokens[i] for i in ids])
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path) -> _Vocabulary:
+    tokens = [b""] * RWKVWorld.vocab_size
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    # a literal holds no newline of its own, so all of them are one list to parse
+    literals = ast.literal_eval("[" + ",".join(line[line.index(" ") : line.rindex(" ")] for line in lines) + "]")
+    for line, literal in zip(lines, literals, strict=True):
+        tokens[int(line[: line.index(" ")])] = literal.encode() if isinstance(literal, str) else literal
+    ids = {token: i for i, token in enumerate(tokens) if token}
+    lengths: dict[bytes, set[int]] = {}
+    for token in ids:
+        if len(token) > 1:
+            lengths.setdefault(token[:2], {1}).add(len(token))
+    return _Vocabulary(tokens, ids, {start: tuple(sorted(seen, reverse=True)) for start, seen in lengths.items()})

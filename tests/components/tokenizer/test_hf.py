@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from aurora.errors import AuroraError
+from aurora.registry import TOKENIZER
+
+
+def saved(path: Path, **special: str) -> str:
+    letters = {letter: i for i, letter in enumerate("<s>/ab")}
+    fast = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    PreTrainedTokenizerFast(tokenizer_object=fast, **special).save_pretrained(path)
+    return str(path)
+
+
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AuroraError, match="nowhere"):
+        TOKENIZER.build({"name": "hf", "path": str(tmp_path / "nowhere")})
+
+
+def test_an_empty_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AuroraError, match="holds no tokenizer"):
+        TOKENIZER.build({"name": "hf", "path": str(tmp_path)})
+
+
+def test_a_special_token_in_a_text_is_read_letter_by_letter(tmp_path: Path) -> None:
+    tokenizer = TOKENIZER.build({"name": "hf", "path": saved(tmp_path, eos_token="</s>", bos_token="<s>")})
+    assert tokenizer.encode("a<s>b") == [4, 0, 1, 2, 5]
+
+
+def test_the_vocabulary_counts_the_special_tokens(tmp_path: Path) -> None:
+    assert TOKENIZER.build({"name": "hf", "path": saved(tmp_path, eos_token="</s>")}).vocab_size == 7
+
+
+def test_padding_ends_a_text_when_nothing_else_does(tmp_path: Path) -> None:
+    assert TOKENIZER.build({"name": "hf", "path": saved(tmp_path, pad_token="<pad>")}).end_of_text == 6
+
+
+def test_a_tokenizer_that_cannot_end_a_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AuroraError, match="neither an eos_token nor a pad_token"):
+        TOKENIZER.build({"name": "hf", "path": saved(tmp_path)})
