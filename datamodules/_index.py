@@ -25,6 +25,7 @@ from .reader._clip import measure
 from .reader._shape import video_shape
 
 VERSION = 1
+INDEX = "index.json"
 SAMPLE = np.dtype([
     ("shard", "<u4"), ("kind", "u1"), ("count", "<u2"),  # media members of the sample
     ("size", "<u4"), ("offset", "<u8"),  # bytes of the json member
@@ -49,6 +50,10 @@ class DatasetIndex:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy in another process maps the same files instead of carrying the arrays.
+        return load_index, (self.folder,)
 
     def path(self, sample: int) -> Path:
         """The shard of a sample."""
@@ -82,6 +87,45 @@ def sidecar(tar: Path, suffix: str) -> Path:
     return tar.with_name(f"{tar.name.removesuffix('.tar')}.{suffix}")
 
 
+def load_index(folder: str | Path) -> DatasetIndex:
+    """The index of a folder, once every shard was found whole in size. AuroraError that says how to mend it."""
+    folder = Path(folder)
+    if "://" in str(folder) or str(folder).startswith("pipe:"):
+        raise AuroraError(f"{folder} is no folder on this machine; other schemes are refused, pipe: would run a shell")
+    try:
+        index = json.loads(folder.joinpath(INDEX).read_bytes())
+        shards = tuple(index["shards"])
+        if index["version"] != VERSION:
+            raise ValueError(f"version {index['version']} is not {VERSION}")
+        samples = np.load(folder / "index.samples.npy", mmap_mode="r", allow_pickle=False)
+        media = np.load(folder / "index.media.npy", mmap_mode="r", allow_pickle=False)
+        if samples.dtype != SAMPLE or media.dtype != MEDIA or len(samples) != sum(row["samples"] for row in shards):
+            raise ValueError("its arrays do not belong to it")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AuroraError(f"{folder} has no usable index ({error}); {_mend(folder)}") from error
+    _check_shards(folder, shards)
+    digest = hashlib.sha256("".join(row["sha256"] for row in shards).encode()).hexdigest()
+    return DatasetIndex(folder, shards, samples, media, digest)
+
+
+def _check_shards(folder: Path, shards: tuple[dict[str, Any], ...]) -> None:
+    for row in shards:
+        tar = folder / row["name"]
+        if not tar.is_file():
+            raise AuroraError(f"shard {tar} is missing; {_mend(folder)}")
+        if tar.stat().st_size != row["bytes"]:
+            raise AuroraError(f"shard {tar} has {tar.stat().st_size} bytes, not the {row['bytes']} of its index: it "
+                              f"was cut or changed; {_mend(folder)}")
+    unknown = {path.name for path in folder.glob("*.tar")} - {row["name"] for row in shards}
+    if unknown:
+        raise AuroraError(f"{folder} holds tars that its index does not know: {', '.join(sorted(unknown))}; "
+                          f"{_mend(folder)}")
+
+
+def _mend(folder: Path) -> str:
+    return f"write the shards again, or index those that are there: python -m {__package__}._shards {folder}"
+
+
 def index_shard(tar: Path, limits: Limits = LIMITS) -> dict[str, Any]:
     """Measures a finished tar and writes its index and, last, its manifest, which is returned.
 
@@ -97,7 +141,7 @@ def index_shard(tar: Path, limits: Limits = LIMITS) -> dict[str, Any]:
             samples.append((0, kind, len(rows), size, at, len(media)))
             media += rows
         file.seek(0)
-        digest = _digest(file)
+        digest = file_digest(file)
     buffer = io.BytesIO()
     np.savez(buffer, samples=np.array(samples, SAMPLE), media=np.array(media, MEDIA))
     replace_file(sidecar(tar, "index.npz"), buffer.getvalue())
@@ -107,7 +151,8 @@ def index_shard(tar: Path, limits: Limits = LIMITS) -> dict[str, Any]:
     return manifest
 
 
-def _digest(file: io.BufferedReader) -> str:
+def file_digest(file: io.BufferedReader) -> str:
+    """The sha256 of the rest of an open file."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)

@@ -6,7 +6,6 @@ finished, and every function may be run again.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import json
@@ -22,18 +21,19 @@ import numpy as np
 from aurora.errors import AuroraError
 
 from ._index import (
+    INDEX,
     MEDIA,
     SAMPLE,
     VERSION,
     DatasetIndex,
+    file_digest,
     index_shard,
+    load_index,
     npy_bytes,
     replace_file,
     sidecar,
 )
 from ._samples import BadSample, ShardSample, check_key, parse_record, split_name
-
-INDEX = "index.json"
 
 
 def write_shards(
@@ -116,57 +116,16 @@ def write_index(folder: str | Path) -> DatasetIndex:
     return load_index(folder)
 
 
-def load_index(folder: str | Path) -> DatasetIndex:
-    """The index of a folder, once every shard was found whole in size. AuroraError that says how to mend it."""
-    folder = Path(folder)
-    if "://" in str(folder) or str(folder).startswith("pipe:"):
-        raise AuroraError(f"{folder} is no folder on this machine; other schemes are refused, pipe: would run a shell")
-    try:
-        index = json.loads(folder.joinpath(INDEX).read_bytes())
-        shards = tuple(index["shards"])
-        if index["version"] != VERSION:
-            raise ValueError(f"version {index['version']} is not {VERSION}")
-        samples = np.load(folder / "index.samples.npy", mmap_mode="r", allow_pickle=False)
-        media = np.load(folder / "index.media.npy", mmap_mode="r", allow_pickle=False)
-        if samples.dtype != SAMPLE or media.dtype != MEDIA or len(samples) != sum(row["samples"] for row in shards):
-            raise ValueError("its arrays do not belong to it")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AuroraError(f"{folder} has no usable index ({error}); {_mend(folder)}") from error
-    _check_shards(folder, shards)
-    digest = hashlib.sha256("".join(row["sha256"] for row in shards).encode()).hexdigest()
-    return DatasetIndex(folder, shards, samples, media, digest)
-
-
 def verify_shards(folder: str | Path) -> list[str]:
     """What is wrong with the shards of a folder, byte by byte: one line per shard that is not what was written."""
     index = load_index(folder)
     wrong = []
     for row in index.shards:
         with index.folder.joinpath(row["name"]).open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-        if digest.hexdigest() != row["sha256"]:
-            wrong.append(f"{index.folder / row['name']}: sha256 is {digest.hexdigest()}, not {row['sha256']}")
+            digest = file_digest(file)
+        if digest != row["sha256"]:
+            wrong.append(f"{index.folder / row['name']}: sha256 is {digest}, not {row['sha256']}")
     return wrong
-
-
-def _check_shards(folder: Path, shards: tuple[dict[str, Any], ...]) -> None:
-    for row in shards:
-        tar = folder / row["name"]
-        if not tar.is_file():
-            raise AuroraError(f"shard {tar} is missing; {_mend(folder)}")
-        if tar.stat().st_size != row["bytes"]:
-            raise AuroraError(f"shard {tar} has {tar.stat().st_size} bytes, not the {row['bytes']} of its index: it "
-                              f"was cut or changed; {_mend(folder)}")
-    unknown = {path.name for path in folder.glob("*.tar")} - {row["name"] for row in shards}
-    if unknown:
-        raise AuroraError(f"{folder} holds tars that its index does not know: {', '.join(sorted(unknown))}; "
-                          f"{_mend(folder)}")
-
-
-def _mend(folder: Path) -> str:
-    return (f"write the shards again, or index those that are there: python -m {__package__}._shards {folder}")
 
 
 class _Cut:
