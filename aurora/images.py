@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from aurora.interfaces import MergeStrategy
 
 Resize = Literal["crop", "keep_aspect", "pad", "squash"]
+LONGEST = 4
+"""How many times longer than its short side `keep_aspect` leaves a picture: a strip of 10 × 10,000 pixels would
+otherwise become half a million patches."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class ImagePreparation:
     """How an image of any shape becomes pixels whose sides are multiples of the patch size.
 
     `crop`: short side to `size`, then the centre square. `keep_aspect`: short side to `size`, the long side rounded
-    to patches. `pad`: long side to `size`, the rest filled with mid-grey. `squash`: both sides to `size`.
+    to patches and at most `LONGEST` times the short one. `pad`: long side to `size`, the rest filled with mid-grey.
+    `squash`: both sides to `size`. A `size` between two multiples of the patch size is rounded down.
     """
 
     size: int
@@ -37,16 +41,17 @@ class ImagePreparation:
     def __post_init__(self) -> None:
         if self.resize not in get_args(Resize):
             raise AuroraError(f"resize {self.resize!r} is unknown; known: {', '.join(get_args(Resize))}")
-        if self.size < self.patch_size:
-            raise AuroraError(f"image size {self.size} is smaller than one patch of {self.patch_size} pixels")
+        if not 1 <= self.patch_size <= self.size:
+            raise AuroraError(f"image size {self.size} holds no whole patch of {self.patch_size} pixels")
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in pixels after preparation."""
+        side = self.size // self.patch_size * self.patch_size
         if self.resize != "keep_aspect":
-            side = self.size // self.patch_size * self.patch_size
             return side, side
-        scale = self.size / min(height, width)
-        return self._round(height * scale), self._round(width * scale)
+        aspect = min(max(height, width) / min(height, width), LONGEST)
+        long = round(side * aspect / self.patch_size) * self.patch_size
+        return (long, side) if height > width else (side, long)
 
     def patches(self, height: int, width: int) -> int:
         """Patches of an image of this height and width in pixels, before preparation."""
@@ -67,9 +72,6 @@ class ImagePreparation:
         else:
             picture = picture.resize(target[::-1], Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
-
-    def _round(self, side: float) -> int:
-        return max(1, round(side / self.patch_size)) * self.patch_size
 
     def _padded(self, picture: Image.Image, target: tuple[int, int]) -> Image.Image:
         scale = min(target[0] / picture.height, target[1] / picture.width)

@@ -42,9 +42,12 @@ def cell_of_patch(grid: tuple[int, int], cells: int, device: torch.device) -> Te
     The rows form bands, and each band is cut along its columns into as many cells as its share, give or take one.
     """
     rows, columns = grid
-    # No band has more cells than columns; cells are square where rows / bands = columns / (cells / bands).
-    fewest, most = -(-cells // columns), min(rows, cells)
-    bands = min(range(fewest, most + 1), key=lambda count: abs(math.log(cells * rows / (columns * count**2))))
+    # Cells are square where rows / bands = columns / (cells / bands); the whole number nearest by factor.
+    square = cells * rows / columns
+    below = int(math.sqrt(square))
+    bands = below if square <= below * (below + 1) else below + 1
+    # No band has more cells than columns, and each has a row and a cell.
+    bands = min(max(bands, -(-cells // columns)), rows, cells)
     band = torch.arange(rows, device=device) * bands // rows
     first = cells * band // bands
     share = cells * (band + 1) // bands - first

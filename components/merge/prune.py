@@ -55,7 +55,8 @@ class Prune(MergeStrategy):
 
     def _worth(self, view: BlockView) -> Tensor:
         if self.by == "norm":
-            return torch.linalg.vector_norm(view.tokens.features.float(), dim=-1)
+            norm: Tensor = torch.linalg.vector_norm(view.tokens.features.float(), dim=-1)
+            return norm
         return attention_received(view, proportional=self.proportional_attention)
 
 
