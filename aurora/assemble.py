@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from aurora.errors import AuroraError
+from aurora.interfaces import VideoReader
 from aurora.model import AuroraModel
 from aurora.registry import BACKBONE, CONNECTOR, MERGE, PROMPT, READER, SORT, TOKENIZER, VISION, suggest
-from aurora.interfaces import VideoReader
 
 MODEL_SLOTS = ("vision", "merge", "sort", "connector", "backbone", "tokenizer", "prompt")
 WEIGHTED_SLOTS = ("vision", "connector", "backbone")
+INJECTED = {"connector": ("in_width", "out_width"), "backbone": ("vocab_size",)}
+"""Constructor arguments that other parts know, so that no config says them."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

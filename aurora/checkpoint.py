@@ -1,11 +1,15 @@
-"""A model on disk: a folder with `config.yaml`, `model.safetensors` and `metrics.json`, read without pickle."""
+"""A model on disk: a folder with `config.yaml`, `model.safetensors` and the tokenizer's files, read without pickle.
+
+The folder holds all that the model needs, so that it can be moved. Training may add `metrics.json`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +17,39 @@ import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from aurora.assemble import MODEL_SLOTS, build_model
+from aurora.assemble import MODEL_SLOTS, WEIGHTED_SLOTS, build_model
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FOLDER = "tokenizer"
+DESCRIBED = (*MODEL_SLOTS, "reader", "dtype", "keep_ratio", "sampling")
+"""The keys of a config that describe the model and how it is used."""
+
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".gguf", ".onnx", ".msgpack")
 
 
 def save_model(model: AuroraModel, config: Mapping[str, Any], folder: str | Path) -> None:
     """Writes the weights and the part of the config that describes the model; readers see the old or the new one."""
     folder = Path(folder)
-    partial = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(partial, ignore_errors=True)
+    tensors = _savable(model)
+    partial, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
-    described = {key: config[key] for key in (*MODEL_SLOTS, "dtype", "keep_ratio", "sampling") if key in config}
-    (partial / CONFIG_FILE).write_text(yaml.safe_dump(described, sort_keys=False))
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt", "parts": json.dumps(_part_names(config))})
-    shutil.rmtree(folder, ignore_errors=True)
+    described = {key: config[key] for key in DESCRIBED if key in config}
+    described["tokenizer"] = _with_files(described["tokenizer"], partial / TOKENIZER_FOLDER)
+    (partial / CONFIG_FILE).write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
+    # One entry only: the order of several would differ from run to run, and the file's hash with it.
+    save_file(tensors, partial / WEIGHTS_FILE, metadata={"parts": json.dumps(_part_names(config))})
+    _flush(partial)
+    if folder.exists():
+        os.replace(folder, old)
     os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -43,9 +58,18 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise AuroraError(f"{folder} is no model folder: it has no {CONFIG_FILE}. "
                           "`aurora train` writes one per stage, as RUN/STAGE/model")
-    config = yaml.safe_load(path.read_text())
-    if not isinstance(config, dict) or any(slot not in config for slot in MODEL_SLOTS):
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AuroraError(f"{path} is no readable yaml: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
         raise AuroraError(f"{path} describes no model: it must name {', '.join(MODEL_SLOTS)}")
+    for slot in MODEL_SLOTS:
+        if not isinstance(config.get(slot), dict) or not isinstance(config[slot].get("name"), str):
+            raise AuroraError(f"{path} describes no model: it has no {slot} with a name; "
+                              f"it must name {', '.join(MODEL_SLOTS)}")
+    if "path" in config["tokenizer"]:
+        config["tokenizer"]["path"] = str(path.parent / config["tokenizer"]["path"])
     return config
 
 
@@ -58,40 +82,122 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu", overri
     config = {**read_config(folder), **(overrides or {})}
     with torch.device("meta"):
         model = build_model(config)
-    model.to_empty(device=device)
     load_weights(model, folder, config)
-    return model.eval(), config
+    _fill_unsaved_buffers(model, config)
+    return model.to(device).eval(), config
 
 
 def load_weights(model: AuroraModel, folder: str | Path, config: Mapping[str, Any]) -> None:
-    """Reads a saved model's weights into `model`. AuroraError when they are of another model or broken."""
+    """Reads a saved model's weights into `model`. AuroraError when they are of another model or broken.
+
+    A model without memory (on the meta device) takes the read tensors as its own.
+    """
     path = Path(folder) / WEIGHTS_FILE
     if not path.is_file():
         raise AuroraError(f"{folder} has no {WEIGHTS_FILE}")
+    wanted = model.state_dict()
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             parts = json.loads((file.metadata() or {}).get("parts", "{}"))
-    except (SafetensorError, OSError) as error:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
+            _check_same_model(path, parts, config, wanted, shapes)
+            tensors = {name: _as_wanted(path, name, file.get_tensor(name), wanted[name]) for name in shapes}
+    except (SafetensorError, OSError, ValueError) as error:
+        if isinstance(error, AuroraError):
+            raise
         raise AuroraError(f"{path} cannot be read ({error}); it may be truncated") from error
-    _check_same_model(path, parts, config, model.state_dict(), tensors)
-    model.load_state_dict(tensors)
+    on_meta = any(tensor.is_meta for tensor in wanted.values())
+    model.load_state_dict(tensors, assign=on_meta)
+
+
+def model_hash(folder: str | Path) -> str:
+    """SHA-256 over what makes the model what it is: config, weights and tokenizer files, not its metrics."""
+    folder = Path(folder)
+    digest = hashlib.sha256()
+    paths = [folder / CONFIG_FILE, folder / WEIGHTS_FILE, *sorted((folder / TOKENIZER_FOLDER).rglob("*"))]
+    for path in paths:
+        if path.is_file():
+            digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
+            for block in _blocks(path):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _savable(model: nn.Module) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    storages = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise AuroraError(f"the model is not saved: {name} holds values that are not finite")
+        shared = tensor.untyped_storage().data_ptr() in storages
+        storages.add(tensor.untyped_storage().data_ptr())
+        # safetensors refuses tensors that share memory
+        tensors[name] = tensor.detach().clone() if shared else tensor.detach().contiguous()
+    return tensors
+
+
+def _with_files(tokenizer: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The tokenizer's config with the files that its `path` names copied to `folder`, next to the config."""
+    source = Path(tokenizer["path"]) if isinstance(tokenizer.get("path"), str) else None
+    if source is None or not source.exists():
+        return dict(tokenizer)
+    folder.mkdir()
+    if source.is_file():
+        shutil.copyfile(source, folder / source.name)
+        return {**tokenizer, "path": f"{TOKENIZER_FOLDER}/{source.name}"}
+    for file in sorted(source.iterdir()):
+        # A tokenizer often lies beside a model's weights, and code that came with it is never run.
+        if file.is_file() and file.suffix not in (*_WEIGHT_SUFFIXES, ".py"):
+            shutil.copyfile(file, folder / file.name)
+    return {**tokenizer, "path": TOKENIZER_FOLDER}
+
+
+def _flush(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _fill_unsaved_buffers(model: AuroraModel, config: Mapping[str, Any]) -> None:
+    """Gives the buffers that no checkpoint holds the values that their constructors compute."""
+    empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    if not empty:
+        return
+    fresh = dict(build_model(config).named_buffers())
+    for name in empty:
+        owner, _, last = name.rpartition(".")
+        setattr(model.get_submodule(owner), last, fresh[name])
 
 
 def _part_names(config: Mapping[str, Any]) -> dict[str, str]:
-    return {slot: config[slot]["name"] for slot in ("vision", "connector", "backbone")}
+    return {slot: config[slot]["name"] for slot in WEIGHTED_SLOTS}
+
+
+def _as_wanted(path: Path, name: str, tensor: Tensor, wanted: Tensor) -> Tensor:
+    if tensor.is_floating_point() != wanted.is_floating_point():
+        raise AuroraError(f"{path}: {name} is {tensor.dtype} in the file; the model needs {wanted.dtype}")
+    return tensor.to(wanted.dtype)
 
 
 def _check_same_model(path: Path, parts: Mapping[str, str], config: Mapping[str, Any],
-                      wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+                      wanted: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]]) -> None:
     for slot, name in _part_names(config).items():
         if parts.get(slot, name) != name:
             raise AuroraError(f"{path} holds a model with {slot} {parts[slot]!r}, the config asks for {name!r}")
     missing = sorted(wanted.keys() - found.keys())
     unexpected = sorted(found.keys() - wanted.keys())
-    reshaped = [f"{name}: {tuple(found[name].shape)} in the file, {tuple(wanted[name].shape)} in the config"
-                for name in wanted.keys() & found.keys() if wanted[name].shape != found[name].shape]
+    reshaped = [f"{name}: {found[name]} in the file, {tuple(wanted[name].shape)} in the config"
+                for name in sorted(wanted.keys() & found.keys()) if wanted[name].shape != found[name]]
     for problem, names in (("lacks", missing), ("has unexpected", unexpected), ("has other shapes for", reshaped)):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise AuroraError(f"{path} is a checkpoint of another model: it {problem} {'; '.join(names[:3])}{more}")
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            yield block

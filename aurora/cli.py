@@ -1,0 +1,269 @@
+"""`aurora <command>`: what can be asked for. Each command's work is imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeAlias
+
+from aurora import __version__
+from aurora.errors import AuroraError
+
+OVERRIDES = """settings are changed with Hydra's overrides, such as keep_ratio=0.5, merge=pool or sampling.fps=2"""
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; the exit status is 2 when the user has to change something, 130 after ^C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    given, overrides = split_overrides(given)
+    options = parse(given)
+    if options.command is None:
+        parser().print_help()
+        return 0
+    if overrides:
+        if not hasattr(options, "overrides"):
+            return _fail(f"error: `aurora {options.command}` takes no overrides, but was given {overrides[0]!r}", 2)
+        options.overrides += overrides
+    try:
+        _refuse_pickle()
+        command = importlib.import_module(f"aurora.commands.{options.module}")
+        status: int = getattr(command, options.command)(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read our output left; nothing more can be said, not even by the interpreter's own flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except (AuroraError, OSError) as error:
+        if os.environ.get("AURORA_DEBUG") == "1":
+            raise
+        return _fail(f"error: {error}", 2)
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first `--`, and what stands behind it."""
+    arguments = list(arguments)
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:cut], arguments[cut + 1 :]
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and takes no abbreviations: a new option must not change what old ones mean."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """The line, and exit status 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see `{self.prog} --help`)\n")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command; its last positional may be continued after other options."""
+    top = parser()
+    options, left = top.parse_known_args(arguments)
+    rest = getattr(options, "rest", None)
+    for word in left:
+        if rest is None or word.startswith("-"):
+            top.error(f"`aurora {options.command}` does not know {word!r}")
+        getattr(options, rest).append(word)
+    return options
+
+
+def parser() -> Parser:
+    """The whole command line."""
+    top = Parser(
+        prog="aurora",
+        description="Trains and runs AuroraLong: a video language model whose memory does not grow with the video.",
+        epilog="`aurora COMMAND --help` explains a command. AURORA_DEBUG=1 shows the traceback of an error.",
+    )
+    top.set_defaults(command=None)
+    top.add_argument("--version", action="version", version=f"aurora {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
+    for add in (_ask, _caption, _train, _eval, _list, _info, _blocks, _version):
+        add(commands)
+    return top
+
+
+def _ask(commands: Commands) -> None:
+    parser = _command(
+        commands, "ask", "asking", "answer questions about a video or images",
+        "Reads a video of any length in constant memory and streams the answer to standard output. Several questions "
+        "are answered one by one, each on its own; with --chat they are one conversation, which goes on with the "
+        "lines of standard input.",
+        'aurora ask clip.mp4 "What colour is the ball?" --model runs/demo/language_video/model\n'
+        '  aurora ask clip.mp4 "Where does it go?" --option left --option right\n'
+        '  aurora ask one.jpg "What changed?" --with two.jpg\n'
+        '  aurora ask clip.mp4 "What is this?" --random-weights --frames 8 -- dtype=bfloat16',
+    )
+    parser.add_argument("visual", metavar="VIDEO", help="a video or image file")
+    parser.add_argument("question", metavar="QUESTION", nargs="*", help="what to ask; with --chat it may be left out")
+    parser.add_argument("--option", action="append", default=[], metavar="TEXT",
+                        help="an option to choose from; give it twice or more, they are lettered in this order")
+    parser.set_defaults(rest="question", overrides=[])
+    parser.add_argument("--chat", action="store_true", help="one conversation; further questions from standard input")
+    _visual_options(parser)
+    _model_options(parser)
+    _generation_options(parser)
+
+
+def _caption(commands: Commands) -> None:
+    parser = _command(
+        commands, "caption", "asking", "describe a video or an image",
+        "Asks for a description; like `aurora ask` otherwise.",
+        "aurora caption clip.mp4 --model runs/demo/language_video/model --max-new-tokens 200",
+    )
+    parser.add_argument("visual", metavar="VIDEO", help="a video or image file")
+    parser.set_defaults(overrides=[])
+    parser.add_argument("--question", metavar="TEXT", help="the request; by default one that training used")
+    _visual_options(parser)
+    _model_options(parser)
+    _generation_options(parser)
+
+
+def _train(commands: Commands) -> None:
+    parser = _command(
+        commands, "train", "training", "train one stage, or all of them in order",
+        f"Trains the stages of a config; {OVERRIDES}. A stopped run goes on where it was when it is started again.",
+        "aurora train experiment=blocks\n"
+        "  aurora train experiment=blocks stage=vision stages.vision.peak_lr=1e-4 trainer=cpu",
+    )
+    parser.set_defaults(rest="overrides")
+    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="key=value, see configs/aurora.yaml")
+
+
+def _eval(commands: Commands) -> None:
+    parser = _command(
+        commands, "eval", "evaluating", "measure a model on a folder of questions",
+        "Asks every question of FOLDER/questions.jsonl, about its own video and, if it has options, about a wrong one. "
+        "Writes predictions.jsonl, line by line, and result.json; a stopped evaluation goes on where it was.\n\n"
+        'A line is {"id", "video", "family", "question", "options": [...], "answer": index of the right one}, or '
+        f'without options and with "answer": text. The model\'s {OVERRIDES}.',
+        "aurora eval --model runs/demo/language_video/model --data data/blocks/eval keep_ratio=0.5",
+    )
+    parser.set_defaults(rest="overrides")
+    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="key=value, of keep_ratio, sampling, merge, …")
+    parser.add_argument("--model", metavar="FOLDER", help=MODEL_HELP)
+    parser.add_argument("--data", metavar="FOLDER", required=True, help="the folder that holds questions.jsonl")
+    parser.add_argument("--output", metavar="FOLDER", help="where results go; by default beside the model, "
+                        "as eval/NAME OF THE DATA FOLDER")
+    parser.add_argument("--limit", type=int, metavar="N", help="ask only N questions, spread over the file")
+    parser.add_argument("--parallel", type=int, default=32, metavar="N",
+                        help="questions about one video that are read side by side (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of wrong videos (default %(default)s)")
+    parser.add_argument("--no-wrong-videos", action="store_true", help="leave out the questions on wrong videos")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N",
+                        help="of answers to open questions (default %(default)s)")
+    parser.add_argument("--restart", action="store_true", help="throw away the predictions that are there")
+    parser.add_argument("--json", action="store_true", help="the result on standard output instead of a table")
+
+
+def _list(commands: Commands) -> None:
+    parser = _command(
+        commands, "list", "listing", "list slots, their parts, options and defaults",
+        "Shows which names a config may give for each slot, and what their options are.",
+        "aurora list\n  aurora list merge",
+    )
+    parser.add_argument("slot", metavar="SLOT", nargs="?", help="show only this one")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def _info(commands: Commands) -> None:
+    parser = _command(
+        commands, "info", "describing", "parameters per slot and size of the state",
+        "Describes a saved model, or without --model the one that a config describes, which takes no memory here; "
+        f"{OVERRIDES}.",
+        "aurora info --model runs/demo/language_video/model\n  aurora info backbone=rwkv6 dtype=bfloat16",
+    )
+    parser.set_defaults(rest="overrides")
+    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="key=value, see configs/aurora.yaml")
+    parser.add_argument("--model", metavar="FOLDER", help="a model folder")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def _blocks(commands: Commands) -> None:
+    parser = _command(
+        commands, "blocks", "making", "make the embedded data set",
+        "Writes the shards and the evaluation of the blocks world: videos of coloured shapes with captions and "
+        "questions. The same seed and scale give the same files.",
+        "aurora blocks data/blocks --scale 0.1",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="where it goes")
+    parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+    parser.add_argument("--scale", type=float, default=1.0, help="size relative to the full set (default %(default)s)")
+
+
+def _version(commands: Commands) -> None:
+    _command(commands, "version", "describing", "versions of Aurora and what it stands on", "Shows versions.",
+             "aurora version")
+
+
+MODEL_HELP = ("a model folder, as training writes it; by default runs/*/language_video/model of this folder if there "
+              "is just one")
+
+
+def _visual_options(parser: Parser) -> None:
+    group = parser.add_argument_group("what is seen")
+    group.add_argument("--with", dest="more", action="append", default=[], metavar="FILE",
+                       help="a further image or video, seen after the first; may be repeated")
+    group.add_argument("--fps", type=float, metavar="N", help="frames per second of video")
+    group.add_argument("--frames", type=int, metavar="N", help="this many frames instead, spread evenly")
+    group.add_argument("--max-frames", type=int, metavar="N", help="at most this many; beyond, spread evenly")
+    group.add_argument("--keep-ratio", type=float, metavar="R", help="share of the patches kept per frame, in (0, 1]")
+
+
+def _model_options(parser: Parser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="FOLDER", help=MODEL_HELP)
+    group.add_argument("--random-weights", action="store_true",
+                       help="no saved model: the one that a config describes, untrained; OVERRIDES after `--` choose "
+                            "it as for `aurora train`")
+    for slot in ("merge", "sort", "prompt"):
+        group.add_argument(f"--{slot}", metavar="NAME", help=f"another {slot} than the model's, see `aurora list`")
+    group.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and activations")
+    group.add_argument("--device", default="cpu", help="where the model runs, such as cuda (default %(default)s)")
+
+
+def _generation_options(parser: Parser) -> None:
+    group = parser.add_argument_group("answer")
+    group.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(default %(default)s)")
+    group.add_argument("--temperature", type=float, default=0.0, metavar="T",
+                       help="0 always takes the likeliest token (default %(default)s)")
+    group.add_argument("--top-p", type=float, default=1.0, metavar="P",
+                       help="draw from the likeliest tokens that hold this probability (default %(default)s)")
+    group.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
+    group.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+    group.add_argument("--stop", action="append", default=[], metavar="TEXT",
+                       help="end the answer before this text; may be repeated")
+
+
+def _command(commands: Commands, name: str, module: str, summary: str, description: str, example: str
+             ) -> Parser:
+    parser = commands.add_parser(
+        name, help=summary, description=description, epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=name, module=module)
+    return parser
+
+
+def _refuse_pickle() -> None:
+    if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0") not in ("", "0"):
+        raise AuroraError("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set, which lets weight files run code; unset it")
+
+
+def _fail(message: str, status: int) -> int:
+    line = " ".join(message.split())
+    sys.stderr.write(f"aurora: {line}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

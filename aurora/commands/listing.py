@@ -1,0 +1,83 @@
+"""`aurora list`: every slot with its parts, their options and defaults."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from argparse import Namespace
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from aurora.assemble import INJECTED
+from aurora.config import CONFIG_FOLDER
+from aurora.errors import AuroraError
+from aurora.registry import SLOTS, Slot, suggest
+
+
+def list(options: Namespace) -> int:
+    """One slot, or all."""
+    if options.slot is not None and options.slot not in SLOTS:
+        raise AuroraError(f"no slot named {options.slot!r}.{suggest(options.slot, [*SLOTS])}")
+    slots = [SLOTS[options.slot]] if options.slot else SLOTS.values()
+    described = {slot.name: {name: describe(slot, name) for name in slot.known()} for slot in slots}
+    if options.json:
+        sys.stdout.write(json.dumps(described, indent=2, default=str) + "\n")
+    else:
+        Console().print(_table(described))
+    return 0
+
+
+def describe(slot: Slot[Any], name: str) -> dict[str, Any]:
+    """What a part does and takes. One that cannot be imported says why."""
+    try:
+        parameters, summary = slot.options(name), (inspect.getdoc(slot.get(name)) or "").partition("\n\n")[0]
+    except (AuroraError, ImportError, SyntaxError, AttributeError, NameError, TypeError, OSError) as error:
+        return {"summary": None, "options": {}, "error": " ".join(str(error).split())}
+    configured = _configured(slot.name, name)
+    options = {}
+    for key, parameter in parameters.items():
+        if key not in INJECTED.get(slot.name, ()):
+            required = parameter.default is inspect.Parameter.empty
+            options[key] = {"required": required, "default": None if required else parameter.default}
+            if key in configured:
+                options[key]["configs"] = configured[key]
+    return {"summary": " ".join(summary.split()), "options": options, "error": None}
+
+
+def _configured(slot: str, name: str) -> dict[str, Any]:
+    """What `slot=name` gives on the command line: the part's yaml."""
+    path = CONFIG_FOLDER / slot / f"{name}.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
+def _table(described: dict[str, dict[str, Any]]) -> Table:
+    table = Table()
+    table.add_column("slot", no_wrap=True)
+    table.add_column("part", no_wrap=True)
+    table.add_column("what it does, and its options with their defaults", ratio=1)
+    for slot, parts in described.items():
+        table.add_section()
+        for number, (name, part) in enumerate(parts.items()):
+            table.add_row("" if number else slot, name, _told(part))
+    return table
+
+
+def _told(part: dict[str, Any]) -> Text:
+    if part["error"] is not None:
+        return Text(f"cannot be used: {part['error']}", style="red")
+    options = "  ".join(f"{key}={_shown(option)}" for key, option in part["options"].items())
+    return Text.assemble(part["summary"], *([("\n" + options, "cyan")] if options else []))
+
+
+def _shown(option: dict[str, Any]) -> str:
+    """The value that `slot=name` gives: that of the yaml, else the constructor's."""
+    value = option.get("configs", option["default"])
+    if option["required"] and option.get("configs", "???") == "???":
+        return "(required)"
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()

@@ -1,0 +1,91 @@
+"""Predictions on disk: one line per answer, written as they are made, so that a stopped evaluation goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from aurora.errors import AuroraError
+
+PREDICTIONS_FILE = "predictions.jsonl"
+
+Shown = Literal["own", "wrong"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question and the video it is asked about: its own, or a wrong one."""
+
+    id: str
+    shown: Shown
+    video: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was answered, or why nothing could be."""
+
+    id: str
+    shown: Shown
+    video: str
+    answer: str
+    failure: str | None = None
+
+    @property
+    def task(self) -> Task:
+        """What was asked."""
+        return Task(self.id, self.shown, self.video)
+
+
+class PredictionFile:
+    """The predictions of one run: its first line says how they were made, and no other run may add to it."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, restart: bool = False) -> None:
+        self.path = path
+        self._settings = json.loads(json.dumps(settings))
+        self.done: dict[Task, Prediction] = {}
+        if restart or not path.exists():
+            self._begin()
+        else:
+            self._resume()
+
+    def add(self, predictions: Iterable[Prediction]) -> None:
+        """Appends lines; they are on disk when this returns."""
+        predictions = list(predictions)
+        with self.path.open("a", encoding="utf-8") as file:
+            for prediction in predictions:
+                file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
+        self.done.update({prediction.task: prediction for prediction in predictions})
+
+    def _begin(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps({"settings": self._settings}, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _resume(self) -> None:
+        raw = self.path.read_bytes()
+        whole = raw[: raw.rfind(b"\n") + 1]  # a killed run may have left half a line
+        if not whole:
+            self._begin()
+            return
+        first, *lines = whole.decode("utf-8").removesuffix("\n").split("\n")
+        try:
+            self._check(json.loads(first)["settings"])
+            found = [Prediction(**json.loads(line)) for line in lines]
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise AuroraError(f"{self.path} is no file of predictions ({error}); choose another output folder, or "
+                              "start again with --restart") from error
+        # What failed is tried again: the missing file may be there now.
+        self.done = {prediction.task: prediction for prediction in found if prediction.failure is None}
+        if len(whole) < len(raw):
+            self.path.write_bytes(whole)
+
+    def _check(self, before: Mapping[str, Any]) -> None:
+        changed = [key for key in {*before, *self._settings} if before.get(key) != self._settings.get(key)]
+        if changed:
+            told = "; ".join(f"{key} {before.get(key)!r} then, {self._settings.get(key)!r} now"
+                             for key in sorted(changed))
+            raise AuroraError(f"{self.path} was made with other settings ({told}); choose another output folder, or "
+                              "start again with --restart")

@@ -1,0 +1,123 @@
+"""The format of an evaluation: a folder with `questions.jsonl` and the videos that its lines name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aurora.errors import AuroraError
+from aurora.evaluation.prompts import MAX_OPTIONS, multiple_choice
+
+QUESTIONS_FILE = "questions.jsonl"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one video; without options it is an open one."""
+
+    id: str
+    video: str  # relative to the folder
+    family: str
+    question: str
+    options: tuple[str, ...]
+    answer: str  # the text of the right option, or of an open question's answer
+
+    @property
+    def prompt(self) -> str:
+        """The text that the model is given."""
+        return multiple_choice(self.question, self.options) if self.options else self.question
+
+    @property
+    def right(self) -> int:
+        """The index of the right option."""
+        return self.options.index(self.answer)
+
+
+def read_questions(folder: str | Path) -> list[Question]:
+    """The questions of a folder. AuroraError that names the line when one is not in the format."""
+    path = Path(folder) / QUESTIONS_FILE
+    if not path.is_file():
+        raise AuroraError(f"{folder} has no {QUESTIONS_FILE}; an evaluation is a folder with {QUESTIONS_FILE} and "
+                          "the videos that its lines name")
+    questions: dict[str, Question] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            question = _question(json.loads(line))
+        except ValueError as error:
+            raise AuroraError(f"{path}, line {number}: {error}") from error
+        if question.id in questions:
+            raise AuroraError(f"{path}, line {number}: the id {question.id!r} was used before")
+        questions[question.id] = question
+    if not questions:
+        raise AuroraError(f"{path} holds no question")
+    return list(questions.values())
+
+
+def wrong_videos(questions: Sequence[Question], seed: int) -> dict[str, str]:
+    """For each multiple-choice question the video of another one, whose right answer has another text.
+
+    Of the same question asked elsewhere if there is one, else of the same family, else of any. A question for which
+    no other video can be had is left out.
+    """
+    choices = [question for question in questions if question.options]
+    groups: dict[tuple[str, ...], list[Question]] = defaultdict(list)
+    for question in choices:
+        for key in _groups(question):
+            groups[key].append(question)
+    found = {asked.id: _wrong_video(asked, [groups[key] for key in _groups(asked)], seed) for asked in choices}
+    return {key: video for key, video in found.items() if video is not None}
+
+
+def _groups(question: Question) -> list[tuple[str, ...]]:
+    """The groups that a question is in, from those most like it to all."""
+    return [(question.family, question.question), (question.family,), ()]
+
+
+def _wrong_video(asked: Question, groups: Sequence[Sequence[Question]], seed: int) -> str | None:
+    answer = _plain(asked.answer)
+    also_right = {asked.video, *(other.video for other in groups[0] if _plain(other.answer) == answer)}
+    for group in groups:
+        videos = sorted({other.video for other in group if _plain(other.answer) != answer} - also_right)
+        if videos:
+            drawn = hashlib.sha256(f"{seed}\0{asked.id}".encode()).digest()
+            return videos[int.from_bytes(drawn[:8], "big") % len(videos)]
+    return None
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _question(line: Any) -> Question:
+    if not isinstance(line, Mapping):
+        raise AuroraError("a line is a JSON object")
+    for key in ("id", "video", "question"):
+        if not isinstance(line.get(key), str) or not line[key].strip():
+            raise AuroraError(f"{key!r} must be a text that is not empty, not {line.get(key)!r}")
+    video = Path(line["video"])
+    if video.is_absolute() or ".." in video.parts:
+        raise AuroraError(f"video {line['video']!r} must be a path inside the folder")
+    options = line.get("options") or []
+    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+        raise AuroraError(f"'options' must be a list of texts, not {options!r}")
+    return Question(id=line["id"], video=line["video"], family=str(line.get("family", "all")),
+                    question=line["question"], options=tuple(options), answer=_answer(line.get("answer"), options))
+
+
+def _answer(answer: Any, options: Sequence[str]) -> str:
+    if not options:
+        if not isinstance(answer, str) or not answer.strip():
+            raise AuroraError(f"'answer' of an open question must be a text, not {answer!r}")
+        return answer
+    if not 2 <= len(options) <= MAX_OPTIONS or len(set(options)) < len(options):
+        raise AuroraError(f"'options' must be 2 to {MAX_OPTIONS} different texts, not {list(options)!r}")
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(options):
+        raise AuroraError(f"'answer' must be the index of an option, 0 to {len(options) - 1}, not {answer!r}")
+    return options[answer]

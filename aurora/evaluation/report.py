@@ -1,0 +1,67 @@
+"""A result as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+SHOWN_FAILURES = 5
+
+
+def render(result: Mapping[str, Any]) -> RenderableType:
+    """Accuracy by family against chance and wrong videos, open questions below, failures last."""
+    parts: list[RenderableType] = []
+    if result["n"]:
+        parts.append(_choices(result))
+    if result["open"]["n"]:
+        parts.append(_opens(result["open"]))
+    if result["unparsed"]:
+        parts.append(Text(f"{result['unparsed']} of {result['n']} answers named no option and count as wrong."))
+    parts += [Text(line, style="red") for line in _failures(result)]
+    return Group(*parts)
+
+
+def _choices(result: Mapping[str, Any]) -> Table:
+    table = Table(title="Multiple choice")
+    table.add_column("family")
+    for column in ("questions", "accuracy", "95 % interval", "chance", "wrong video"):
+        table.add_column(column, justify="right")
+    for name, row in result["families"].items():
+        table.add_row(name, *_choice_cells(row))
+    table.add_section()
+    table.add_row("all", *_choice_cells(result), style="bold")
+    return table
+
+
+def _choice_cells(row: Mapping[str, Any]) -> list[str]:
+    interval = f"{100 * row['low']:.1f} – {100 * row['high']:.1f}"
+    return [str(row["n"]), _percent(row["accuracy"]), interval, _percent(row["chance"]),
+            _percent(row["wrong_video_accuracy"])]
+
+
+def _opens(result: Mapping[str, Any]) -> Table:
+    table = Table(title="Open questions")
+    table.add_column("family")
+    for column in ("questions", "exact match", "word F1"):
+        table.add_column(column, justify="right")
+    for name, row in {**result["families"], "all": result}.items():
+        table.add_row(name, str(row["n"]), _percent(row["exact_match"]), _percent(row["token_f1"]))
+    return table
+
+
+def _failures(result: Mapping[str, Any]) -> list[str]:
+    failures = result["failures"]
+    if not failures:
+        return []
+    shown = [f"  {failed['id']} ({failed['shown']} video {failed['video']}): {failed['reason']}"
+             for failed in failures[:SHOWN_FAILURES]]
+    more = [f"  and {len(failures) - SHOWN_FAILURES} more"] if len(failures) > SHOWN_FAILURES else []
+    return [f"{len(failures)} questions could not be asked and count as wrong:", *shown, *more]
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"

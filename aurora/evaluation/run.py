@@ -1,0 +1,144 @@
+"""Asks a model every question of a folder, about its own video and about a wrong one, and writes what came out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import aurora
+from aurora.errors import AuroraError
+from aurora.evaluation.predictions import PREDICTIONS_FILE, Prediction, PredictionFile, Task
+from aurora.evaluation.questions import QUESTIONS_FILE, Question, read_questions, wrong_videos
+from aurora.evaluation.summary import summarise
+from aurora.inference.generation import Generation, complete
+from aurora.inference.reading import fork
+from aurora.inference.session import Session
+from aurora.inference.visuals import UnreadableVisual
+from aurora.model import AuroraModel
+
+RESULT_FILE = "result.json"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is asked and how: it is written into every result, and a run with another one does not resume it."""
+
+    choice: Generation = field(default_factory=lambda: Generation(max_new_tokens=16))
+    open: Generation = field(default_factory=lambda: Generation(max_new_tokens=128))
+    wrong_videos: bool = True
+    seed: int = 0  # of the choice of wrong videos
+
+
+def evaluate(
+    model: AuroraModel,
+    config: Mapping[str, Any],
+    folder: str | Path,
+    *,
+    output: str | Path,
+    protocol: Protocol | None = None,
+    model_hash: str | None = None,
+    limit: int | None = None,
+    parallel: int = 32,
+    restart: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """The result, which is also written to `output` beside the predictions; a stopped run goes on where it was.
+
+    `limit` asks that many questions only, spread over the file; `parallel` questions about a video are read together.
+    """
+    start = time.monotonic()
+    protocol = protocol or Protocol()
+    questions, tasks = _plan(Path(folder), protocol, limit)
+    settings = _settings(config, folder, protocol, model_hash)
+    file = PredictionFile(Path(output) / PREDICTIONS_FILE, settings, restart=restart)
+    session = Session.from_config(model, config)
+    pending = [task for task in tasks if task not in file.done]
+    answered = len(tasks) - len(pending)
+    for together in _by_video(pending, parallel):
+        file.add(_predict(session, Path(folder), together, questions, protocol))
+        answered += len(together)
+        if on_progress is not None:
+            on_progress(answered, len(tasks))
+    predictions = {task: file.done[task] for task in tasks}
+    _refuse_total_failure(predictions)
+    result = {**summarise(list(questions.values()), predictions), **settings, "limit": limit, "versions": _versions(),
+              "seconds": round(time.monotonic() - start, 2)}
+    (Path(output) / RESULT_FILE).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return result
+
+
+def _plan(folder: Path, protocol: Protocol, limit: int | None) -> tuple[dict[str, Question], list[Task]]:
+    everything = read_questions(folder)
+    if limit is not None and limit < 1:
+        raise AuroraError(f"limit {limit} leaves no question; give 1 or more")
+    number = min(limit or len(everything), len(everything))
+    # Files are often sorted by family, so that the first few would be of one.
+    chosen = [everything[index * len(everything) // number] for index in range(number)]
+    others = wrong_videos(everything, protocol.seed) if protocol.wrong_videos else {}
+    tasks = [Task(question.id, "own", question.video) for question in chosen]
+    tasks += [Task(question.id, "wrong", others[question.id]) for question in chosen if question.id in others]
+    return {question.id: question for question in chosen}, tasks
+
+
+def _by_video(tasks: Sequence[Task], most: int) -> Iterator[list[Task]]:
+    """Tasks about the same video, up to `most` of them together: it is decoded and encoded once for all."""
+    videos: dict[str, list[Task]] = defaultdict(list)
+    for task in tasks:
+        videos[task.video].append(task)
+    for group in videos.values():
+        for first in range(0, len(group), most):
+            yield group[first : first + most]
+
+
+def _predict(session: Session, folder: Path, tasks: Sequence[Task], questions: Mapping[str, Question],
+             protocol: Protocol) -> list[Prediction]:
+    asked = [questions[task.id] for task in tasks]
+    session.watch(folder / tasks[0].video)
+    try:
+        memory = session.read_all([question.prompt for question in asked])
+    except UnreadableVisual as error:
+        return [Prediction(task.id, task.shown, task.video, "", failure=str(error)) for task in tasks]
+    answers = [""] * len(tasks)
+    for options, places in ((protocol.choice, [i for i, question in enumerate(asked) if question.options]),
+                            (protocol.open, [i for i, question in enumerate(asked) if not question.options])):
+        if places:
+            for place, answer in zip(places, complete(session.model, fork(memory, places), options), strict=True):
+                answers[place] = answer.strip()
+    return [Prediction(task.id, task.shown, task.video, answer)
+            for task, answer in zip(tasks, answers, strict=True)]
+
+
+def _settings(config: Mapping[str, Any], folder: str | Path, protocol: Protocol, model_hash: str | None
+              ) -> dict[str, Any]:
+    questions = (Path(folder) / QUESTIONS_FILE).read_bytes()
+    used = ("keep_ratio", "sampling", "prompt", "merge", "sort", "reader", "dtype")
+    return {
+        "model": model_hash,
+        "questions": hashlib.sha256(questions).hexdigest(),
+        **{key: config.get(key) for key in used},
+        "protocol": asdict(protocol),
+    }
+
+
+def _refuse_total_failure(predictions: Mapping[Task, Prediction]) -> None:
+    failures = [prediction.failure for prediction in predictions.values()]
+    if all(failure is not None for failure in failures):
+        raise AuroraError(f"no video could be read, so there is no result; the first reason: {failures[0]}")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "aurora": aurora.__version__}
+    for package in ("torch", "av", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

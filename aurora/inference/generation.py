@@ -1,0 +1,186 @@
+"""From logits to text: which token is next, and which part of the text may already be shown.
+
+Shape letters: S sequences, V vocabulary, D backbone width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from aurora.errors import AuroraError
+from aurora.inference.reading import Memory, fork
+from aurora.interfaces import Tokenizer
+from aurora.model import AuroraModel
+
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How an answer is drawn. `temperature` 0 takes the likeliest token; the prompt's stop always ends an answer."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise AuroraError(f"max_new_tokens {self.max_new_tokens} leaves no answer; give 1 or more")
+        if not 0 <= self.temperature < float("inf"):
+            raise AuroraError(f"temperature {self.temperature} is not a number from 0 up; 0 takes the likeliest token")
+        if not 0 < self.top_p <= 1:
+            raise AuroraError(f"top_p {self.top_p} is outside (0, 1]; 1 keeps every token")
+        if self.top_k is not None and self.top_k < 1:
+            raise AuroraError(f"top_k {self.top_k} leaves no token to choose; give 1 or more")
+        if not 0 <= self.seed < 2**63:
+            raise AuroraError(f"seed {self.seed} is outside [0, 2^63)")
+        if "" in self.stop:
+            raise AuroraError("an empty stop string would end every answer before it begins")
+
+
+def filter_logits(logits: Tensor, options: Generation) -> Tensor:
+    """[S, V] → [S, V] float32: divided by the temperature, with tokens outside top_k and top_p at -inf."""
+    logits = logits.float() / options.temperature
+    if options.top_k is not None and options.top_k < logits.shape[-1]:
+        least = logits.topk(options.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if options.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+        probabilities = ordered.softmax(dim=-1)
+        # A token stays while those before it have not reached top_p; the first one always does.
+        outside = probabilities.cumsum(dim=-1) - probabilities >= options.top_p
+        logits = logits.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -torch.inf)
+    return logits
+
+
+def next_tokens(logits: Tensor, options: Generation, generators: Sequence[torch.Generator]) -> Tensor:
+    """[S, V] → [S] int64; each sequence draws from its own generator, so that company changes nothing."""
+    if options.temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = filter_logits(logits, options).softmax(dim=-1).cpu()
+    drawn = [torch.multinomial(row, 1, generator=one) for row, one in zip(probabilities, generators, strict=True)]
+    return torch.cat(drawn).to(logits.device)
+
+
+class TextStream:
+    """Turns ids into text as they come, holding back what may still change or may become a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        self.stopped = False
+        self._tokenizer = tokenizer
+        self._stops = tuple(stops)
+        self._ids: list[int] = []
+        self._start = 0  # decoding begins one settled piece early: some tokenizers drop a text's first space
+        self._settled = 0
+        self._given = 0  # characters of the decoded window already passed on
+        self._held = ""
+
+    def push(self, token: int) -> str:
+        """The text that `token` settles; sets `stopped` at a stop string or the end of text."""
+        if token == self._tokenizer.end_of_text:
+            self.stopped = True
+            return self._release()
+        self._ids.append(token)
+        text = self._tokenizer.decode(self._ids[self._start :])
+        whole = len(text) - _unfinished(text)
+        new, self._given = text[self._given : whole], max(self._given, whole)
+        if whole == len(text):
+            self._start, self._settled = self._settled, len(self._ids)
+            self._given = len(self._tokenizer.decode(self._ids[self._start :]))
+        return self._pass_on(new)
+
+    def finish(self) -> str:
+        """What was held back, once no token follows."""
+        if self.stopped:
+            return ""
+        rest = self._tokenizer.decode(self._ids[self._start :])[self._given :]
+        shown = self._pass_on(rest)
+        return shown if self.stopped else shown + self._release()
+
+    def _pass_on(self, new: str) -> str:
+        self._held += new
+        found = [place for place in map(self._held.find, self._stops) if place >= 0]
+        if found:
+            self._held = self._held[: min(found)]
+            self.stopped = True
+            return self._release()
+        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        cut = len(self._held) - keep
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return shown
+
+    def _release(self) -> str:
+        shown, self._held = self._held, ""
+        return shown
+
+
+@torch.inference_mode()
+def stream(model: AuroraModel, memory: Memory, options: Generation) -> Iterator[str]:
+    """The answer of one sequence, in pieces that are final when they are given."""
+    if memory.sequences != 1:
+        raise ValueError(f"stream answers one sequence, not {memory.sequences}")
+    text = TextStream(model.tokenizer, (model.prompt.stop, *options.stop))
+    tokens = _tokens(model, memory, options)
+    for _, token in zip(range(options.max_new_tokens), tokens, strict=False):
+        piece = text.push(int(token))
+        if piece:
+            yield piece
+        if text.stopped:
+            return
+    rest = text.finish()
+    if rest:
+        yield rest
+
+
+@torch.inference_mode()
+def complete(model: AuroraModel, memory: Memory, options: Generation) -> list[str]:
+    """The answers of S sequences that are stepped together; a finished one is dropped from the rest's work."""
+    stops = (model.prompt.stop, *options.stop)
+    texts = [TextStream(model.tokenizer, stops) for _ in range(memory.sequences)]
+    answers = [""] * memory.sequences
+    generators = [_generator(options) for _ in texts]
+    active = list(range(memory.sequences))
+    for produced in count(1):
+        logits = model.backbone.logits(memory.last_hidden())
+        tokens = next_tokens(logits, options, [generators[s] for s in active])
+        for s, token in zip(active, tokens.tolist(), strict=True):
+            answers[s] += texts[s].push(token)
+        going = [row for row, s in enumerate(active) if not texts[s].stopped]
+        if not going or produced == options.max_new_tokens:
+            break
+        if len(going) < len(active):
+            memory, tokens = fork(memory, going), tokens[going]
+            active = [active[row] for row in going]
+        memory = Memory(*model.backbone.step(model.backbone.embed(tokens), memory.state))
+    return [answer + text.finish() for answer, text in zip(answers, texts, strict=True)]
+
+
+def _tokens(model: AuroraModel, memory: Memory, options: Generation) -> Iterator[Tensor]:
+    generators = [_generator(options)]
+    while True:
+        token = next_tokens(model.backbone.logits(memory.last_hidden()), options, generators)
+        yield token
+        memory = Memory(*model.backbone.step(model.backbone.embed(token), memory.state))
+
+
+def _generator(options: Generation) -> torch.Generator:
+    return torch.Generator().manual_seed(options.seed)
+
+
+def _unfinished(text: str) -> int:
+    """Characters at the end that may be the beginning of one of up to four bytes."""
+    return min(3, len(text) - len(text.rstrip(UNKNOWN)))
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)

@@ -1,0 +1,134 @@
+"""Reads text and frames into states: many sequences side by side, any length in constant memory.
+
+Shape letters: S sequences, D backbone width, N frames, M tokens kept per frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aurora.images import VisualLayout
+from aurora.interfaces import Text, Tokenizer, Visual
+from aurora.model import AuroraModel
+from aurora.types import State, join_states, select_state
+
+FRAMES_PER_CHUNK = 8
+"""Frames that go through the vision encoder together."""
+
+ROW_TOKENS = 8192
+"""Positions of one packed row, over all its sequences."""
+
+
+class Memory(NamedTuple):
+    """What S sequences have read so far. A value: reading on gives another one."""
+
+    hidden: Tensor | None  # [S, D] at the last position read; None before the first
+    state: State
+
+    @property
+    def sequences(self) -> int:
+        """S."""
+        return next(iter(self.state.values())).shape[1]
+
+    def last_hidden(self) -> Tensor:
+        """[S, D]; ValueError when nothing was read."""
+        if self.hidden is None:
+            raise ValueError("nothing was read yet, so there is nothing to answer from")
+        return self.hidden
+
+
+class Pieces(NamedTuple):
+    """A tokenized prompt, cut where the visual tokens stand."""
+
+    leading: tuple[int, ...]
+    trailing: tuple[int, ...]
+
+
+def blank(model: AuroraModel, sequences: int) -> Memory:
+    """The memory of sequences that have read nothing."""
+    return Memory(None, model.backbone.init_state(sequences))
+
+
+def fork(memory: Memory, sequences: Sequence[int]) -> Memory:
+    """The memories of some sequences, in the order asked for; repeats fork."""
+    hidden = None if memory.hidden is None else memory.hidden[list(sequences)]
+    return Memory(hidden, select_state(memory.state, list(sequences)))
+
+
+def tokenize(tokenizer: Tokenizer, pieces: Sequence[Text | Visual]) -> Pieces:
+    """The ids before and after the one Visual; every text is tokenized by itself, as in training."""
+    places = [index for index, piece in enumerate(pieces) if isinstance(piece, Visual)]
+    if len(places) > 1:
+        raise ValueError(f"a prompt has one place for what is seen, not {len(places)}")
+    cut = places[0] if places else len(pieces)
+    ids = [tokenizer.encode(piece.text) if isinstance(piece, Text) else [] for piece in pieces]
+    return Pieces(tuple(chain(*ids[:cut])), tuple(chain(*ids[cut:])))
+
+
+@torch.inference_mode()
+def read_texts(model: AuroraModel, memory: Memory, texts: Sequence[Sequence[int]]) -> Memory:
+    """Each of S sequences reads its own ids; an empty text leaves its sequence as it is."""
+    reading = [s for s, text in enumerate(texts) if text]
+    if not reading:
+        return memory
+    if len(reading) < len(texts):
+        resting = [s for s, text in enumerate(texts) if not text]
+        read = read_texts(model, fork(memory, reading), [texts[s] for s in reading])
+        return _interleave(fork(memory, resting), resting, read, reading)
+    device = next(model.backbone.parameters()).device
+    ids = torch.tensor([token for text in texts for token in text], device=device)
+    bounds = torch.tensor([0, *(len(text) for text in texts)], device=device).cumsum(0)
+    return Memory(*model.backbone.prefill(model.backbone.embed(ids), bounds, memory.state))
+
+
+@torch.inference_mode()
+def read_frames(
+    model: AuroraModel, memory: Memory, frames: Iterable[np.ndarray], layout: VisualLayout, *,
+    frames_per_chunk: int = FRAMES_PER_CHUNK,
+) -> Memory:
+    """All S sequences read the same frames [H, W, 3] uint8, which are encoded once."""
+    for pixels, keep in chunks(frames, layout, frames_per_chunk):
+        device = next(model.vision.parameters()).device
+        tokens = model.encode(pixels.to(device), keep).flatten(0, 1)  # [N · M, D]
+        memory = _read_embedded(model, memory, tokens)
+    return memory
+
+
+def chunks(frames: Iterable[np.ndarray], layout: VisualLayout, size: int) -> Iterator[tuple[Tensor, int]]:
+    """([N, 3, h, w] uint8, tokens to keep of each): at most `size` frames in a row that share a shape."""
+    pending: list[Tensor] = []
+    keep = 0
+    for frame in frames:
+        pixels, wanted = layout.prepare(frame), layout.tokens(*frame.shape[:2])
+        if pending and (len(pending) == size or wanted != keep or pixels.shape != pending[0].shape):
+            yield torch.stack(pending), keep
+            pending = []
+        pending.append(pixels)
+        keep = wanted
+    if pending:
+        yield torch.stack(pending), keep
+
+
+def _read_embedded(model: AuroraModel, memory: Memory, tokens: Tensor) -> Memory:
+    sequences = memory.sequences
+    for part in torch.split(tokens, max(1, ROW_TOKENS // sequences)):
+        bounds = torch.arange(sequences + 1, device=part.device) * len(part)
+        memory = Memory(*model.backbone.prefill(part.repeat(sequences, 1), bounds, memory.state))
+    return memory
+
+
+def _interleave(one: Memory, places: Sequence[int], other: Memory, others: Sequence[int]) -> Memory:
+    """Two memories as one, whose sequences stand at `places` and `others`."""
+    order = torch.tensor([*places, *others]).argsort().tolist()
+    state = select_state(join_states([one.state, other.state]), order)
+    if other.hidden is None:
+        return Memory(None, state)
+    unread = torch.zeros_like(other.hidden[:1]).expand(len(places), -1)
+    hidden = torch.cat([unread if one.hidden is None else one.hidden, other.hidden])
+    return Memory(hidden[order], state)

@@ -1,0 +1,84 @@
+"""From files to frames: videos are streamed by the reader, images are frames of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aurora.errors import AuroraError
+from aurora.interfaces import Sampling, VideoReader
+from aurora.registry import import_part, suggest
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether the name is that of an image file."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """[H, W, 3] uint8, upright. AuroraError for anything that is no whole image."""
+    samples = import_part("datamodules._samples")
+    try:
+        return samples.decode_image(Path(path).read_bytes())  # type: ignore[no-any-return]
+    except samples.BadSample as error:
+        raise AuroraError(f"{path} is no readable image: {error.detail}") from error
+
+
+class UnreadableVisual(AuroraError):
+    """A video or image that is missing, broken or holds no frame."""
+
+
+def frames_of(sources: Sequence[str | Path], sampling: Sampling, reader: VideoReader) -> Iterator[np.ndarray]:
+    """The frames [H, W, 3] uint8 of images and videos, one source after the other, never held together.
+
+    UnreadableVisual for a source that gives none.
+    """
+    for source in sources:
+        try:
+            check_file(source)
+            number = 0
+            for frame in _frames(source, sampling, reader):
+                yield frame
+                number += 1
+        except (AuroraError, OSError) as error:
+            raise UnreadableVisual(str(error)) from error
+        if number == 0:
+            raise UnreadableVisual(f"{source} holds no frame at the sampled moments")
+
+
+def _frames(source: str | Path, sampling: Sampling, reader: VideoReader) -> Iterator[np.ndarray]:
+    if is_image(source):
+        yield read_image(source)
+        return
+    for _, frame in reader.read(str(source), sampling):
+        yield frame
+
+
+def check_file(path: str | Path) -> None:
+    """AuroraError unless the path is a file with something in it."""
+    path = Path(path)
+    if not path.exists():
+        raise AuroraError(f"{path} does not exist")
+    if not path.is_file():
+        raise AuroraError(f"{path} is a folder, not a video or image file" if path.is_dir()
+                          else f"{path} is not a regular file")
+    if path.stat().st_size == 0:
+        raise AuroraError(f"{path} is empty")
+
+
+def sampling_from(config: Mapping[str, Any]) -> Sampling:
+    """The `sampling` of a config. AuroraError unless exactly one of `fps` and `frames` is given."""
+    given = dict(config.get("sampling") or {"fps": 1.0})
+    known = {"fps": (int, float), "frames": (int,), "max_frames": (int,)}
+    for key, value in given.items():
+        if key not in known:
+            raise AuroraError(f"sampling has no option {key!r}.{suggest(key, list(known))}")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, known[key])):
+            raise AuroraError(f"sampling.{key} is {value!r}; it must be {' or '.join(t.__name__ for t in known[key])}")
+    sampling = Sampling(**given)
+    return import_part("datamodules.reader._sampling").check_sampling(sampling)  # type: ignore[no-any-return]
