@@ -6,6 +6,7 @@ import os
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -66,8 +67,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     if faults:
         raise AuroraError(f"{source} does not fit {type(module).__name__}: {'; '.join(faults)}. "
                           "Are its sizes those of this configuration?")
-    on_meta = any(tensor.is_meta for tensor in own.values())
-    if on_meta:
+    if any(tensor.is_meta for tensor in own.values()):
         raise AuroraError(f"{type(module).__name__} stands on the meta device; give it memory before reading {source}")
     module.load_state_dict(tensors)
 
@@ -85,11 +85,11 @@ def _unpickle(file: Path) -> dict[str, Tensor]:
         raise AuroraError(f"{file} is not read while TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: the file could run "
                           "anything; unset it, or convert the file to .safetensors")
     try:
-        # Files from before torch 1.6 are no zip archives and cannot be mapped
-        mapped = torch.serialization._is_zipfile(file.open("rb"))
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        # files from before torch 1.6 are no zip archives and cannot be mapped
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise AuroraError(f"{file} is not a readable file of weights: {str(error).splitlines()[0]}") from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise AuroraError(f"{file} is not a readable file of weights: {reason}") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise AuroraError(f"{file} holds no mapping of names to tensors")
     return tensors

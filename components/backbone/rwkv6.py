@@ -260,7 +260,7 @@ def _of_layer(state: State, layer: int) -> LayerState:
 
 
 def _stack(layers: list[LayerState]) -> State:
-    return {name: torch.stack(tensors) for name, tensors in zip(LayerState._fields, zip(*layers), strict=True)}
+    return {name: torch.stack([getattr(layer, name) for layer in layers]) for name in LayerState._fields}
 
 
 def _check(hidden_size: int, head_size: int, **counts: int) -> None:

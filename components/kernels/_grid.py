@@ -10,6 +10,7 @@ the front of it.
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -71,7 +72,7 @@ def scan_forward(decay: Tensor, update: Tensor, initial: Tensor | None, grid: Ch
     before = torch.empty_like(update)
     before[: grid.widths[0]] = 0 if initial is None else initial[grid.order]
     start = 0
-    for width, alive in zip(grid.widths, grid.widths[1:], strict=False):
+    for width, alive in pairwise(grid.widths):
         here, there = slice(start, start + alive), slice(start + width, start + width + alive)
         torch.addcmul(update[here], decay[here], before[here], out=before[there])
         start += width

@@ -9,7 +9,7 @@ Per head, with the log-decay lw = -exp(w) and a state s [K, V]:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -107,7 +107,7 @@ def _form(name: str, lengths: tuple[int, ...]) -> Form:
 def sequence_lengths(cu_seqlens: Tensor, positions: int) -> tuple[int, ...]:
     """The lengths of the sequences of a row; ValueError when they are empty or do not fill it."""
     bounds = cu_seqlens.tolist()
-    lengths = tuple(end - start for start, end in zip(bounds, bounds[1:], strict=False))
+    lengths = tuple(end - start for start, end in pairwise(bounds))
     if not lengths or min(lengths) < 1:
         raise ValueError(f"cu_seqlens {bounds} holds an empty sequence; every sequence needs a position")
     if bounds[0] != 0 or bounds[-1] != positions:

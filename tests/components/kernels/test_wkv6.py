@@ -1,0 +1,157 @@
+"""The forms of WKV-6 against the recurrence in float64, in value and in every gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from aurora.errors import AuroraError
+from components.kernels.wkv6 import FORMS, wkv6, wkv6_step
+
+FAST = [name for name in FORMS if name != "reference"]
+TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-11}
+LENGTHS = [(1,), (15,), (16,), (17,), (63,), (65,), (257,), (3, 1, 40), (1, 1, 1), (17, 64, 5, 1, 33, 16, 8)]
+# log(-log(decay)): decays from e^-1e-4 to e^-50
+REGIMES = {"near one": (-9.3, -7.0), "near zero": (1.5, 3.9), "mixed": (-9.3, 3.9)}
+
+
+def inputs(lengths: tuple[int, ...], width: int = 32, regime: str = "mixed", values: int | None = None) -> list[Tensor]:
+    """r, k, v, w, bonus, state in float64, representable in float32."""
+    generator = torch.Generator().manual_seed(sum(lengths) + width)
+    positions, heads, values = sum(lengths), 2, values or width
+    shapes = [(positions, heads, width)] * 2 + [(positions, heads, values), (positions, heads, width)]
+    shapes += [(heads, width), (len(lengths), heads, width, values)]
+    tensors = [torch.randn(shape, generator=generator) for shape in shapes]
+    low, high = REGIMES[regime]
+    tensors[3] = low + (high - low) * torch.rand(shapes[3], generator=generator)
+    return [x.double() for x in tensors]
+
+
+def bounds(lengths: tuple[int, ...]) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0)
+
+
+def results(tensors: list[Tensor], lengths: tuple[int, ...], form: str) -> list[Tensor]:
+    """Output, final state, and the gradients of all six inputs through both."""
+    leaves = [x.clone().requires_grad_() for x in tensors]
+    r, k, v, w, bonus, state = leaves
+    y, after = wkv6(r, k, v, w, bonus, bounds(lengths), state, form=form)
+    generator = torch.Generator().manual_seed(1)
+    loss = sum((x * torch.randn(x.shape, generator=generator).to(x)).sum() for x in (y, after))
+    return [y, after, *torch.autograd.grad(loss, leaves)]
+
+
+def assert_equal(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    names = ("y", "final state", "dr", "dk", "dv", "dw", "dbonus", "dstate")
+    for name, got, want in zip(names, actual, expected, strict=True):
+        # inputs are of size one, so where all of a gradient is below that, rounding is not
+        error = (got.double() - want).abs().max() / want.abs().max().clamp(min=1.0)
+        assert error <= tolerance, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("form", FAST)
+def test_a_form_equals_the_recurrence(form: str, lengths: tuple[int, ...], dtype: torch.dtype) -> None:
+    tensors = inputs(lengths)
+    expected = results(tensors, lengths, "reference")
+    assert_equal(results([x.to(dtype) for x in tensors], lengths, form), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("width", [32, 64])
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("form", FAST)
+def test_a_form_is_stable_for_every_decay(form: str, regime: str, width: int, dtype: torch.dtype) -> None:
+    tensors = inputs((50, 23), width, regime)
+    expected = results(tensors, (50, 23), "reference")
+    # w's gradient is a difference times the log-decay, which magnifies its rounding by up to 20
+    assert_equal(results([x.to(dtype) for x in tensors], (50, 23), form), expected, 5 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("form", FAST)
+def test_keys_and_values_may_differ_in_width(form: str) -> None:
+    tensors = inputs((19, 4), 16, values=24)
+    assert_equal(results(tensors, (19, 4), form), results(tensors, (19, 4), "reference"), 1e-11)
+
+
+@pytest.mark.parametrize("form", FAST)
+def test_the_gradients_are_those_of_finite_differences(form: str) -> None:
+    lengths = (19, 2)
+    leaves = [x.requires_grad_() for x in inputs(lengths, 3, values=2)]
+    leaves[3] = (leaves[3].detach() / 4).requires_grad_()
+
+    def run(r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return wkv6(r, k, v, w, bonus, bounds(lengths), state, form=form)
+
+    assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("form", FAST)
+@pytest.mark.parametrize("part", [0, 1], ids=["output", "final state"])
+def test_each_result_alone_carries_gradients(form: str, part: int) -> None:
+    gradients = []
+    for name in (form, "reference"):
+        leaves = [x.requires_grad_() for x in inputs((20, 3))]
+        r, k, v, w, bonus, state = leaves
+        out = wkv6(r, k, v, w, bonus, bounds((20, 3)), state, form=name)[part]
+        gradients.append(torch.autograd.grad(out.square().sum(), leaves, allow_unused=True, materialize_grads=True))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("form", ["auto", *FORMS])
+def test_a_row_continued_from_its_state_equals_the_whole(form: str) -> None:
+    r, k, v, w, bonus, state = inputs((41,))
+    whole, end = wkv6(r, k, v, w, bonus, bounds((41,)), state, form=form)
+    pieces = []
+    for part in (slice(0, 18), slice(18, 19), slice(19, 41)):
+        cut = bounds((part.stop - part.start,))
+        y, state = wkv6(r[part], k[part], v[part], w[part], bonus, cut, state, form=form)
+        pieces.append(y)
+    torch.testing.assert_close(torch.cat(pieces), whole)
+    torch.testing.assert_close(state, end)
+
+
+def test_a_step_of_several_sequences_equals_the_recurrence() -> None:
+    r, k, v, w, bonus, state = inputs((1, 1, 1))
+    y, after = wkv6_step(r, k, v, w, bonus, state)
+    want_y, want_after = wkv6(r, k, v, w, bonus, bounds((1, 1, 1)), state, form="reference")
+    torch.testing.assert_close(y, want_y)
+    torch.testing.assert_close(after, want_after)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_decay_of_nothing_has_finite_gradients(form: str) -> None:
+    tensors = [x.float() for x in inputs((20,))]
+    tensors[3] = torch.full_like(tensors[3], 95.0)
+    assert all(x.isfinite().all() for x in results(tensors, (20,), form))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_given_state_is_left_alone(form: str) -> None:
+    r, k, v, w, bonus, state = inputs((20, 1))
+    before = state.clone()
+    wkv6(r, k, v, w, bonus, bounds((20, 1)), state, form=form)
+    assert torch.equal(state, before)
+
+
+def test_bfloat16_inputs_are_computed_wide() -> None:
+    tensors = [x.bfloat16() for x in inputs((33, 7))]
+    narrow = results([*tensors[:5], tensors[5].float()], (33, 7), "chunk")
+    wide = results([x.double() for x in tensors], (33, 7), "reference")
+    assert narrow[0].dtype is torch.bfloat16 and narrow[1].dtype is torch.float32
+    assert (narrow[1].double() - wide[1]).abs().max() <= 3e-5 * wide[1].abs().max()
+
+
+@pytest.mark.parametrize(("cut", "says"), [([0, 3, 3, 5], "empty"), ([0], "empty"), ([0, 4], "0 to 4")])
+def test_bounds_that_do_not_fit_are_refused(cut: list[int], says: str) -> None:
+    r, k, v, w, bonus, _ = inputs((5,))
+    with pytest.raises(ValueError, match=says):
+        wkv6(r, k, v, w, bonus, torch.tensor(cut))
+
+
+def test_an_unknown_form_is_refused_with_the_known_ones() -> None:
+    r, k, v, w, bonus, _ = inputs((5,))
+    with pytest.raises(AuroraError, match="auto, reference, chunk"):
+        wkv6(r, k, v, w, bonus, bounds((5,)), form="chunked")
