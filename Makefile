@@ -1,0 +1,35 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo demo-short test lint types wheel clean
+
+demo: $(VENV)/.installed          ## train the four stages on Blocks world, evaluate, answer: runs/demo/report.html
+	$(BIN)/aurora demo runs/demo
+
+demo-short: $(VENV)/.installed    ## the same path with a fraction of the data: shows that it runs, not what it learns
+	$(BIN)/aurora demo runs/demo-short --scale 0.02
+
+test: $(VENV)/.installed          ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed          ## ruff
+	$(BIN)/ruff check .
+
+types: $(VENV)/.installed         ## mypy --strict on the frame
+	$(BIN)/mypy
+
+wheel: $(VENV)/.installed         ## build the wheel, install it elsewhere, run it from another folder
+	PYTHON=$(abspath $(BIN)/python) bash tools/smoke_wheel.sh
+
+# torch first: what follows must not bring another build of it
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+clean:                            ## what `make` installed and what runs wrote
+	rm -rf $(VENV) runs dist

@@ -1,0 +1,110 @@
+"""The main job in small: make Blocks world, train the four stages, evaluate, answer, and write a report."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from aurora.checkpoint import load_model, model_hash
+from aurora.config import load_config
+from aurora.demo.report import Answer, read_curve, write_report
+from aurora.evaluation.prompts import option_label
+from aurora.evaluation.questions import Question, read_questions
+from aurora.evaluation.report import render
+from aurora.evaluation.run import evaluate
+from aurora.evaluation.scoring import chosen_option
+from aurora.inference.session import Session
+from aurora.inference.visuals import frames_of
+from aurora.registry import import_part
+from aurora.training.run import train
+
+SHOWN = ("moving_direction", "state_change", "needle")
+"""The families of the three questions that are asked aloud."""
+
+
+def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0, overrides: Sequence[str] = ()
+         ) -> dict[str, Any]:
+    """Everything from nothing to `report.html` and `result.json` in `folder`; returns the result.
+
+    `scale` shrinks or grows the data and with it the training; stages that a run was cut off after are not repeated.
+    """
+    began = time.monotonic()
+    console = Console()
+    folder = Path(folder)
+    data = folder / "data"
+    console.rule("Blocks world")
+    counts = _build_once(data, seed, scale)
+    console.print(", ".join(f"{count} {dataset}" for dataset, count in counts.items()))
+    config = load_config(["experiment=blocks", f"run={folder}", f"data.root={data}", f"seed={seed}", *overrides])
+    trained = train(config)
+    model, config = load_model(trained)
+    console.rule("Evaluation")
+    result = evaluate(model, config, data / "heldout", output=folder / "eval", model_hash=model_hash(trained))
+    console.print(render(result))
+    console.rule("Answers")
+    answers = [_answer(model, config, data / "heldout", question, console)
+               for question in _shown(read_questions(data / "heldout"))]
+    result |= {
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "seeds": {"data": seed, "training": seed, "wrong_videos": result["protocol"]["seed"]},
+    }
+    (folder / "result.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    stages = trained.parent.parent
+    curves = {stage: read_curve(stages / stage) for stage in load_config()["stages"] if (stages / stage).is_dir()}
+    write_report(folder / "report.html", model=model, config=config, result=result, answers=answers, curves=curves)
+    console.rule()
+    console.print(f"accuracy {result['accuracy']:.3f}, on wrong videos {result['wrong_video_accuracy']:.3f}, by chance "
+                  f"{result['chance']:.3f}; {result['seconds'] / 60:.1f} minutes")
+    console.print(f"open {folder / 'report.html'}")
+    return result
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident set of this process or of one of its children so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def _build_once(data: Path, seed: int, scale: float) -> dict[str, int]:
+    """Builds the data unless this very data stands there."""
+    mark = data / "built.json"
+    wanted = {"seed": seed, "scale": scale}
+    if mark.is_file():
+        built = json.loads(mark.read_text())
+        if {key: built[key] for key in wanted} == wanted:
+            return dict(built["counts"])
+    counts: dict[str, int] = import_part("datamodules.blocks.build").build(data, seed=seed, scale=scale)
+    mark.write_text(json.dumps({**wanted, "counts": counts}))
+    return counts
+
+
+def _shown(questions: Sequence[Question]) -> list[Question]:
+    first: dict[str, Question] = {}
+    for question in questions:
+        first.setdefault(question.family, question)
+    return [first[family] for family in SHOWN if family in first]
+
+
+def _answer(model: Any, config: dict[str, Any], folder: Path, question: Question, console: Console) -> Answer:
+    """Asks one question aloud, and for a caption."""
+    session = Session.from_config(model, config)
+    video = folder / question.video
+    session.watch(video)
+    answer = "".join(session.ask(question.prompt)).strip()
+    caption = "".join(session.ask("Describe the video.")).strip()
+    expected = f"{option_label(question.right)} {question.answer}"
+    console.print(f"[bold]{video.name}[/] {question.question} {', '.join(question.options)}", highlight=False)
+    console.print(f"  → {answer} (right: {expected})", highlight=False)
+    console.print(f"  → {caption}", highlight=False)
+    frames = tuple(np.asarray(frame) for frame in frames_of([str(video)], session.sampling, session.reader))
+    correct = chosen_option(answer, len(question.options)) == question.right
+    return Answer(question.video, question.question, question.options, expected, answer, correct, caption, frames)

@@ -1,0 +1,192 @@
+"""Builds Blocks world on disk: WebDataset shards for the four stages, and held-out questions about mp4 files.
+
+    FOLDER/pretrain, vision, language_image, language_video    shards, one dataset per stage
+    FOLDER/heldout/questions.jsonl, videos/*.mp4               four-way questions of held-out combinations
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from aurora.errors import AuroraError
+from aurora.interfaces import Turn
+
+from .._samples import ShardSample
+from .._shards import shard_path, write_index, write_shard
+from .conversations import STILL, image_caption_turn, question_turns, to_json, video_caption_turn
+from .families import FAMILIES, Question
+from .render import encode, picture
+from .scenes import Scene, SceneMaker
+from .words import frame_account
+
+SAMPLES = {"pretrain": 2000, "vision": 2000, "language_image": 2000, "language_video": 3000}
+"""Samples per dataset at scale 1."""
+QUESTIONS = 24
+"""Held-out questions per family at scale 1."""
+PER_SHARD = 250
+TURNS = 4
+
+
+class Task(NamedTuple):
+    """One shard, to be written by any process: a pure function of its fields."""
+
+    folder: Path
+    dataset: str
+    number: int
+    samples: int
+    seed: int
+
+
+def build(folder: str | Path, *, seed: int = 0, scale: float = 1.0, workers: int | None = None) -> dict[str, int]:
+    """Writes all of Blocks world below `folder` and returns the number of samples per dataset.
+
+    The same seed and scale give the same bytes; what stood there is replaced.
+    """
+    if not 0 < scale <= 1000:
+        raise AuroraError(f"scale {scale} is outside (0, 1000]; 1 makes {sum(SAMPLES.values())} training samples")
+    folder = Path(folder)
+    counts = {dataset: max(PER_SHARD // 10, round(count * scale)) for dataset, count in SAMPLES.items()}
+    tasks = [Task(folder, dataset, number, min(PER_SHARD, count - number * PER_SHARD), seed)
+             for dataset, count in counts.items() for number in range(-(-count // PER_SHARD))]
+    questions = max(1, round(QUESTIONS * scale))
+    for dataset in counts:
+        shutil.rmtree(folder / dataset, ignore_errors=True)
+        (folder / dataset).mkdir(parents=True)
+    # spawn: a parent that holds threads must not be forked
+    with ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        asked = pool.submit(write_heldout, folder / "heldout", questions, seed)
+        list(pool.map(write_task, tasks))
+        counts["heldout"] = asked.result()
+    for dataset in SAMPLES:
+        write_index(folder / dataset)
+    return counts
+
+
+def write_task(task: Task) -> None:
+    """Writes one shard."""
+    start = task.number * PER_SHARD
+    make = DATASETS[task.dataset]
+    samples = (make(f"{index:07d}", random.Random(f"{task.seed}/{task.dataset}/{index}"))
+               for index in range(start, start + task.samples))
+    write_shard(samples, shard_path(task.folder / task.dataset, task.number))
+
+
+def caption_sample(key: str, rng: random.Random) -> ShardSample:
+    """An image and its caption, as in the pretrain stage."""
+    scene = _still(rng)
+    return _image(key, scene, [image_caption_turn(scene)])
+
+
+def short_answer_sample(key: str, rng: random.Random) -> ShardSample:
+    """An image and questions that a word answers, as in the vision stage; some with a caption."""
+    scene, turns = _asked(rng, _still, open_share=1.0)
+    return _image(key, scene, [*turns, image_caption_turn(scene)] if rng.random() < 0.3 else turns)
+
+
+def image_sample(key: str, rng: random.Random) -> ShardSample:
+    """An image and a conversation, as in the first part of the language stage."""
+    if rng.random() < 0.2:
+        return caption_sample(key, rng)
+    scene, turns = _asked(rng, _still, open_share=0.25)
+    return _image(key, scene, turns)
+
+
+def video_sample(key: str, rng: random.Random) -> ShardSample:
+    """A video and a conversation; a few samples hold several images, and a few text alone."""
+    kind = rng.random()
+    if kind < 0.08:
+        scene = FAMILIES[rng.choice(sorted(FAMILIES))].make(SceneMaker(rng))
+        return _video(key, scene, [video_caption_turn(scene)])
+    family = rng.choice(sorted(FAMILIES))
+    scene, turns = _asked(rng, lambda rng: FAMILIES[family].make(SceneMaker(rng)), family)
+    if kind < 0.12:
+        return _moments(key, scene, turns)
+    if kind < 0.15:
+        return _text(key, scene, turns)
+    return _video(key, scene, turns)
+
+
+DATASETS: dict[str, Callable[[str, random.Random], ShardSample]] = {
+    "pretrain": caption_sample,
+    "vision": short_answer_sample,
+    "language_image": image_sample,
+    "language_video": video_sample,
+}
+
+
+def write_heldout(folder: Path, per_family: int, seed: int) -> int:
+    """Writes the held-out questions, `per_family` each with a video of its own, and returns their number."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "videos").mkdir(parents=True)
+    lines = []
+    for family in FAMILIES:
+        for index in range(per_family):
+            rng = random.Random(f"{seed}/heldout/{family}/{index}")
+            scene, question = heldout_question(family, rng)
+            options = question.options(rng)
+            name = f"{family}_{index:03d}"
+            (folder / "videos" / f"{name}.mp4").write_bytes(encode(scene))
+            lines.append({"id": name, "video": f"videos/{name}.mp4", "family": family, "question": question.text,
+                          "options": options, "answer": options.index(question.answer)})
+    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return len(lines)
+
+
+def heldout_question(family: str, rng: random.Random) -> tuple[Scene, Question]:
+    """A scene and a question of a combination that training never shows."""
+    maker = SceneMaker(rng)
+    while True:
+        scene = FAMILIES[family].make(maker)
+        question = FAMILIES[family].ask(scene, rng)
+        if question is not None and question.split == "heldout":
+            return scene, question
+
+
+def _still(rng: random.Random) -> Scene:
+    return SceneMaker(rng).plain(rng.randint(1, 4))
+
+
+def _asked(rng: random.Random, make: Callable[[random.Random], Scene], family: str | None = None, *,
+           open_share: float = 0.25) -> tuple[Scene, list[Turn]]:
+    """A scene about which at least one question of the training split can be asked, and such questions."""
+    families = STILL if family is None else ()
+    while True:
+        scene = make(rng)
+        turns = question_turns(scene, rng, "train", TURNS, families=families, first=family, open_share=open_share)
+        if turns:
+            return scene, turns
+
+
+def _image(key: str, scene: Scene, turns: list[Turn]) -> ShardSample:
+    return ShardSample(key, {"id": key, "image": "png", "conversations": to_json(turns, "<image>")},
+                       {"png": picture(scene, 0.0)})
+
+
+def _video(key: str, scene: Scene, turns: list[Turn]) -> ShardSample:
+    return ShardSample(key, {"id": key, "video": "mp4", "conversations": to_json(turns, "<video>")},
+                       {"mp4": encode(scene)})
+
+
+def _moments(key: str, scene: Scene, turns: list[Turn]) -> ShardSample:
+    """A video as one picture a second."""
+    pictures = {f"{second}.png": picture(scene, float(second)) for second in _seconds(scene)}
+    return ShardSample(key, {"id": key, "image": list(pictures), "conversations": to_json(turns, "<image>")}, pictures)
+
+
+def _text(key: str, scene: Scene, turns: list[Turn]) -> ShardSample:
+    """A scene in words instead of pictures."""
+    told = "\n".join(frame_account(scene, float(second)) for second in _seconds(scene))
+    told_turns = [Turn(f"{told}\n{turns[0].question}", turns[0].answer), *turns[1:]]
+    return ShardSample(key, {"id": key, "conversations": to_json(told_turns, "")})
+
+
+def _seconds(scene: Scene) -> Iterator[int]:
+    yield from range(int(scene.duration))

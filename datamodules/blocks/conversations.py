@@ -1,0 +1,60 @@
+"""Conversations about scenes, as training samples hold them: captions, open questions, multiple-choice questions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from aurora.evaluation.prompts import multiple_choice, option_label
+from aurora.interfaces import Turn
+
+from .families import FAMILIES, Question, Split, questions
+from .scenes import Scene
+from .words import image_caption, video_caption
+
+SHORT = "Answer the question using a single word or phrase."
+STILL = tuple(name for name, family in FAMILIES.items() if family.still)
+
+
+def choice_turn(question: Question, rng: random.Random) -> Turn:
+    """The question with its four options; the answer names the letter and the option."""
+    options = question.options(rng)
+    right = options.index(question.answer)
+    return Turn(multiple_choice(question.text, options), f"{option_label(right)} {question.answer}")
+
+
+def open_turn(question: Question) -> Turn:
+    """The question without options."""
+    return Turn(f"{question.text} {SHORT}", question.answer)
+
+
+def question_turns(scene: Scene, rng: random.Random, split: Split, most: int, *, families: Sequence[str] = (),
+                   first: str | None = None, open_share: float = 0.25) -> list[Turn]:
+    """Up to `most` turns about a scene in drawn order, one about the family `first` among them; the rest are drawn
+    from `families`."""
+    asked = questions(scene, rng, split, tuple(families) or tuple(FAMILIES))
+    rng.shuffle(asked)
+    asked.sort(key=lambda question: question.family != first)
+    chosen = asked[:most]
+    rng.shuffle(chosen)
+    return [open_turn(question) if rng.random() < open_share else choice_turn(question, rng) for question in chosen]
+
+
+def image_caption_turn(scene: Scene) -> Turn:
+    """A caption of a still scene."""
+    return Turn("Describe the image.", image_caption(scene, 0.0))
+
+
+def video_caption_turn(scene: Scene) -> Turn:
+    """A caption of all that happens."""
+    return Turn("Describe the video.", video_caption(scene))
+
+
+def to_json(turns: Sequence[Turn], marker: str) -> list[dict[str, str]]:
+    """The conversation in LLaVA's form; `marker` is `<image>`, `<video>`, or nothing for text alone."""
+    told: list[dict[str, str]] = []
+    for index, turn in enumerate(turns):
+        before = f"{marker}\n" if marker and index == 0 else ""
+        told.append({"from": "human", "value": before + turn.question})
+        told.append({"from": "gpt", "value": turn.answer or ""})
+    return told

@@ -1,0 +1,341 @@
+"""The task families of Blocks world, named after those of MVBench and MLVU.
+
+A family makes scenes in which its event can be seen, and asks about any scene in which the answer is plain. Its
+combination (family, subject, answer) decides whether a question belongs to training or is held out: held-out
+combinations never occur in training, though each of their words does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+from .scenes import BACKGROUNDS, COLORS, SHAPES, Look, Scene, SceneMaker, Thing, axis_of, colors_of
+
+Split = Literal["train", "heldout"]
+HELDOUT_SHARE = 5  # one combination in so many
+
+
+class Question(NamedTuple):
+    """A question about a scene, its answer, and three wrong ones."""
+
+    family: str
+    text: str
+    answer: str
+    wrong: tuple[str, str, str]
+    subject: str
+
+    @property
+    def split(self) -> Split:
+        key = f"{self.family}|{self.subject}|{self.answer}".encode()
+        return "heldout" if int.from_bytes(hashlib.sha256(key).digest()[:4], "big") % HELDOUT_SHARE == 0 else "train"
+
+    def options(self, rng: random.Random) -> list[str]:
+        """The four options in a drawn order."""
+        options = [self.answer, *self.wrong]
+        rng.shuffle(options)
+        return options
+
+
+class Family(NamedTuple):
+    """How to make a scene for a question, and how to ask it of any scene (None where the answer is not plain)."""
+
+    make: Callable[[SceneMaker], Scene]
+    ask: Callable[[Scene, random.Random], Question | None]
+    still: bool = False  # whether one image is enough to answer
+
+
+def make_moving_direction(maker: SceneMaker) -> Scene:
+    direction = maker.rng.choice(("left", "right", "up", "down"))
+    axis = axis_of(direction)
+    scene = maker.plain(maker.rng.randint(1, 3), axis)
+    first, *rest = scene.things
+    others = [maker.moving(thing, axis) if maker.rng.random() < 0.4 else thing for thing in rest]
+    return _with_things(scene, [maker.moving(first, axis, direction), *others], maker.rng)
+
+
+def ask_moving_direction(scene: Scene, rng: random.Random) -> Question | None:
+    thing = _one(rng, (thing for thing in scene.things if thing.moves and _stays(thing) and scene.hidden != thing.look))
+    if thing is None:
+        return None
+    wrong = _three(rng, ("left", "right", "up", "down"), {thing.direction})
+    return Question("moving_direction", f"In which direction does the {thing.look} move?", thing.direction, wrong,
+                    str(thing.look))
+
+
+def make_moving_attribute(maker: SceneMaker) -> Scene:
+    return _movers(maker, things=maker.rng.randint(3, 4), movers=1)
+
+
+def ask_moving_attribute(scene: Scene, rng: random.Random) -> Question | None:
+    movers = [thing for thing in scene.things if thing.moves]
+    if len(movers) != 1 or len(scene.things) < 3 or movers[0].new_color or scene.wall:
+        return None
+    color = movers[0].look.color
+    resting = [thing.look.color for thing in scene.things if not thing.moves]
+    return Question("moving_attribute", "What color is the object that moves?", color,
+                    _three(rng, COLORS, {color}, first=resting), str(movers[0].look))
+
+
+def make_moving_count(maker: SceneMaker) -> Scene:
+    return _movers(maker, things=4 if maker.rng.random() < 0.7 else 3, movers=maker.rng.randint(0, 3))
+
+
+def ask_moving_count(scene: Scene, rng: random.Random) -> Question | None:
+    count = sum(thing.moves for thing in scene.things)
+    if count > 3 or len(scene.things) < 3 or scene.wall:
+        return None
+    return Question("moving_count", "How many objects move?", str(count), _three(rng, "0123", {str(count)}),
+                    str(scene.things[0].look))
+
+
+def make_object_existence(maker: SceneMaker) -> Scene:
+    return _movers(maker, things=maker.rng.randint(2, 4), movers=maker.rng.randint(0, 1))
+
+
+def ask_object_existence(scene: Scene, rng: random.Random) -> Question | None:
+    thing = _one(rng, (thing for thing in scene.things if not thing.new_color))
+    if thing is None or any(other.new_color for other in scene.things):
+        return None
+    return Question("object_existence", "Which of these objects can be seen?", str(thing.look),
+                    _absent(rng, scene, thing.look), str(thing.look))
+
+
+def make_object_count(maker: SceneMaker) -> Scene:
+    return _movers(maker, things=maker.rng.randint(1, 4), movers=maker.rng.randint(0, 1))
+
+
+def ask_object_count(scene: Scene, rng: random.Random) -> Question | None:
+    if not all(_stays(thing) for thing in scene.things) or scene.wall:
+        return None
+    count = str(len(scene.things))
+    return Question("object_count", "How many objects can be seen?", count, _three(rng, "1234", {count}),
+                    str(scene.things[0].look))
+
+
+def make_action_order(maker: SceneMaker) -> Scene:
+    scene = maker.plain(maker.rng.randint(3, 4))
+    gap = (scene.duration - 1.0) / len(scene.things)
+    things = [replace(thing, appears=1.0 + gap * index + maker.rng.uniform(0, gap - 1.25))
+              for index, thing in enumerate(scene.things)]
+    return _with_things(scene, things, maker.rng)
+
+
+def ask_action_order(scene: Scene, rng: random.Random) -> Question | None:
+    things = sorted(scene.things, key=lambda thing: thing.appears)
+    apart = all(second.appears - first.appears > 1.1 for first, second in zip(things, things[1:], strict=False))
+    if len(things) < 3 or not apart or things[0].appears < 0.5:
+        return None
+    place, index = rng.choice((("first", 0), ("last", -1)))
+    answer = str(things[index].look)
+    others = [str(thing.look) for thing in things if str(thing.look) != answer]
+    return Question("action_order", f"Which object appears {place}?", answer,
+                    _three(rng, _all_looks(), {answer}, first=others), f"{place} {answer}")
+
+
+def make_scene_transition(maker: SceneMaker) -> Scene:
+    scene = maker.plain(maker.rng.randint(1, 3))
+    after = maker.rng.choice(sorted(set(BACKGROUNDS) - {scene.background}))
+    return replace(scene, new_background=after, cut=maker.rng.uniform(0.3, 0.7) * scene.duration)
+
+
+def ask_scene_transition(scene: Scene, rng: random.Random) -> Question | None:
+    if scene.new_background is None:
+        return None
+    answer = f"{scene.background} to {scene.new_background}"
+    backwards = f"{scene.new_background} to {scene.background}"
+    pairs = [f"{first} to {second}" for first in BACKGROUNDS for second in BACKGROUNDS if first != second]
+    return Question("scene_transition", "How does the background change?", answer,
+                    _three(rng, pairs, {answer}, first=[backwards]), str(scene.things[0].look))
+
+
+def make_needle(maker: SceneMaker) -> Scene:
+    scene = maker.plain(maker.rng.randint(3, 4))
+    appears = maker.rng.uniform(1.0, scene.duration - 3.0)
+    first, *rest = scene.things
+    return _with_things(scene, [replace(first, appears=appears, vanishes=appears + 2.0), *rest], maker.rng)
+
+
+def ask_needle(scene: Scene, rng: random.Random) -> Question | None:
+    brief = [thing for thing in scene.things if thing.vanishes - thing.appears < 2.5]
+    if len(brief) != 1 or len(scene.things) < 3:
+        return None
+    answer = str(brief[0].look)
+    others = [str(thing.look) for thing in scene.things if thing is not brief[0]]
+    return Question("needle", "Which object is there only for a moment?", answer,
+                    _three(rng, _all_looks(), {answer}, first=others), answer)
+
+
+def make_state_change(maker: SceneMaker) -> Scene:
+    scene = maker.plain(maker.rng.randint(1, 3))
+    first, *rest = scene.things
+    after = maker.rng.choice(sorted(set(COLORS) - colors_of(scene.things)))
+    changed = replace(first, new_color=after, changes=maker.rng.uniform(0.3, 0.7) * scene.duration)
+    return _with_things(scene, [changed, *rest], maker.rng)
+
+
+def ask_state_change(scene: Scene, rng: random.Random) -> Question | None:
+    thing = _one(rng, (thing for thing in scene.things if thing.new_color))
+    if thing is None or thing.new_color is None:
+        return None
+    others = [other.look.color for other in scene.things if other is not thing]
+    return Question("state_change", f"What color does the {thing.look} turn into?", thing.new_color,
+                    _three(rng, COLORS, {thing.new_color, thing.look.color}, first=others), str(thing.look))
+
+
+_PARTS = ("in the first part", "in the middle", "in the last part")
+_ALWAYS = "all the time"
+
+
+def make_action_localization(maker: SceneMaker) -> Scene:
+    scene = maker.plain(maker.rng.randint(2, 3))
+    part = maker.rng.randrange(3)
+    third = scene.duration / 3
+    first, *rest = scene.things
+    appears = part * third + maker.rng.uniform(0.1, 0.3)
+    return _with_things(scene, [replace(first, appears=appears, vanishes=(part + 1) * third - 0.1), *rest], maker.rng)
+
+
+def ask_action_localization(scene: Scene, rng: random.Random) -> Question | None:
+    third = scene.duration / 3
+    passing = [thing for thing in scene.things
+               if 2.2 < thing.vanishes - thing.appears < third
+               and thing.appears // third == thing.vanishes // third]
+    if len(passing) != 1:
+        return None
+    staying = _one(rng, (thing for thing in scene.things if _stays(thing) and not thing.moves))
+    # a quarter of the questions are about a thing that stays, so that no option can be ruled out
+    asked = staying if staying is not None and rng.random() < 0.25 else passing[0]
+    answer = _ALWAYS if asked is staying else _PARTS[int(asked.appears // third)]
+    return Question("action_localization", f"When can the {asked.look} be seen?", answer,
+                    _three(rng, (*_PARTS, _ALWAYS), {answer}), str(asked.look))
+
+
+def make_object_hidden(maker: SceneMaker) -> Scene:
+    scene = maker.plain(3, "horizontal")
+    left = maker.rng.uniform(0.36, 0.6)
+    wall = (left, left + 0.3)
+    middle = (wall[0] + wall[1]) / 2
+    hider, passer, rester = scene.things
+    hider = replace(maker.moving(hider, "horizontal"), end=(middle, hider.start[1]))
+    passer = maker.moving(passer, "horizontal")
+    rester = replace(rester, start=(0.15, rester.start[1]), end=(0.15, rester.start[1]))
+    things = [replace(thing, radius=min(thing.radius, 0.11)) for thing in (hider, passer, rester)]
+    return _with_things(replace(scene, wall=wall, hidden=hider.look), things, maker.rng)
+
+
+def ask_object_hidden(scene: Scene, rng: random.Random) -> Question | None:
+    if scene.hidden is None:
+        return None
+    answer = str(scene.hidden)
+    others = [str(thing.look) for thing in scene.things if thing.look != scene.hidden]
+    return Question("object_hidden", "Which object goes behind the wall and stays there?", answer,
+                    _three(rng, _all_looks(), {answer}, first=others), answer)
+
+
+def make_position(maker: SceneMaker) -> Scene:
+    return _movers(maker, things=maker.rng.randint(1, 3), movers=maker.rng.randint(0, 1))
+
+
+def ask_position(scene: Scene, rng: random.Random) -> Question | None:
+    plain = (thing for thing in scene.things if _stays(thing) and thing.look != scene.hidden and _corner(thing.end))
+    thing = _one(rng, plain)
+    if thing is None:
+        return None
+    answer = _corner(thing.end) or ""
+    moment = " at the end" if any(other.moves for other in scene.things) else ""
+    corners = ("top left", "top right", "bottom left", "bottom right")
+    return Question("position", f"Where is the {thing.look}{moment}?", answer, _three(rng, corners, {answer}),
+                    str(thing.look))
+
+
+def make_attribute(maker: SceneMaker) -> Scene:
+    return _movers(maker, things=maker.rng.randint(2, 4), movers=maker.rng.randint(0, 1))
+
+
+def ask_attribute(scene: Scene, rng: random.Random) -> Question | None:
+    shapes = [thing.look.shape for thing in scene.things]
+    thing = _one(rng, (thing for thing in scene.things if shapes.count(thing.look.shape) == 1 and not thing.new_color))
+    if thing is None:
+        return None
+    others = [other.look.color for other in scene.things if other is not thing]
+    return Question("attribute", f"What color is the {thing.look.shape}?", thing.look.color,
+                    _three(rng, COLORS, {thing.look.color}, first=others), str(thing.look))
+
+
+FAMILIES: dict[str, Family] = {
+    "moving_direction": Family(make_moving_direction, ask_moving_direction),
+    "moving_attribute": Family(make_moving_attribute, ask_moving_attribute),
+    "moving_count": Family(make_moving_count, ask_moving_count),
+    "object_existence": Family(make_object_existence, ask_object_existence, still=True),
+    "object_count": Family(make_object_count, ask_object_count, still=True),
+    "action_order": Family(make_action_order, ask_action_order),
+    "scene_transition": Family(make_scene_transition, ask_scene_transition),
+    "needle": Family(make_needle, ask_needle),
+    "state_change": Family(make_state_change, ask_state_change),
+    "action_localization": Family(make_action_localization, ask_action_localization),
+    "object_hidden": Family(make_object_hidden, ask_object_hidden),
+    "position": Family(make_position, ask_position, still=True),
+    "attribute": Family(make_attribute, ask_attribute, still=True),
+}
+
+
+def questions(scene: Scene, rng: random.Random, split: Split, families: Sequence[str] = tuple(FAMILIES)
+              ) -> list[Question]:
+    """Every question of a split that the scene answers, in the order of `families`."""
+    asked = (FAMILIES[name].ask(scene, rng) for name in families)
+    return [question for question in asked if question is not None and question.split == split]
+
+
+def _movers(maker: SceneMaker, *, things: int, movers: int) -> Scene:
+    """A scene in which `movers` of the things move along one axis."""
+    axis = maker.rng.choice(("horizontal", "vertical"))
+    scene = maker.plain(things, axis)
+    moved = [maker.moving(thing, axis) if index < movers else thing for index, thing in enumerate(scene.things)]
+    return _with_things(scene, moved, maker.rng)
+
+
+def _with_things(scene: Scene, things: Sequence[Thing], rng: random.Random) -> Scene:
+    """The scene with these things, shuffled so that their order tells nothing."""
+    return replace(scene, things=tuple(rng.sample(list(things), len(things))))
+
+
+def _one(rng: random.Random, things: Iterable[Thing]) -> Thing | None:
+    choices = list(things)
+    return rng.choice(choices) if choices else None
+
+
+def _stays(thing: Thing) -> bool:
+    return thing.appears == 0.0 and thing.vanishes == float("inf") and thing.new_color is None
+
+
+def _corner(place: tuple[float, float]) -> str | None:
+    x, y = place
+    if abs(x - 0.5) < 0.1 or abs(y - 0.5) < 0.1:
+        return None
+    return f"{'top' if y < 0.5 else 'bottom'} {'left' if x < 0.5 else 'right'}"
+
+
+def _all_looks() -> list[str]:
+    return [str(Look(color, shape)) for color in COLORS for shape in SHAPES]
+
+
+def _absent(rng: random.Random, scene: Scene, look: Look) -> tuple[str, str, str]:
+    """Three looks that the scene lacks, two of them sharing the colour or the shape of `look`."""
+    present = {thing.look for thing in scene.things}
+    colors = [Look(look.color, shape) for shape in SHAPES]
+    shapes = [Look(color, look.shape) for color in COLORS]
+    near = [rng.choice([other for other in others if other not in present]) for others in (colors, shapes)]
+    return _three(rng, _all_looks(), {str(other) for other in present}, first=[str(other) for other in near])
+
+
+def _three(rng: random.Random, choices: Iterable[str], right: set[str], first: Sequence[str] = ()
+           ) -> tuple[str, str, str]:
+    """Three different wrong answers: those of `first` as far as they go, the rest drawn."""
+    tempting = [choice for choice in dict.fromkeys(first) if choice not in right][:3]
+    others = sorted({choice for choice in choices if choice not in right and choice not in tempting})
+    one, two, three = [*tempting, *rng.sample(others, 3 - len(tempting))]
+    return one, two, three

@@ -1,0 +1,176 @@
+"""What happens in a video of Blocks world, as data: objects, their motion, appearance, change and hiding.
+
+A scene is a value; `render.py` draws it, `questions.py` asks about it, `words.py` tells it. Lengths and places are
+fractions of the frame's side, times are seconds.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (225, 40, 40),
+    "orange": (255, 145, 20),
+    "yellow": (250, 235, 50),
+    "green": (40, 175, 60),
+    "cyan": (50, 220, 230),
+    "blue": (50, 90, 240),
+    "purple": (160, 50, 200),
+    "white": (250, 250, 250),
+}
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "black": (12, 12, 14),
+    "gray": (120, 120, 124),
+    "navy": (16, 24, 84),
+    "brown": (88, 54, 24),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+Direction = Literal["left", "right", "up", "down"]
+Axis = Literal["horizontal", "vertical"]
+BANDS = (0.14, 0.38, 0.62, 0.86)
+"""Objects of a scene run in bands of their own, so that they hide each other only where the scene says so."""
+
+
+class Look(NamedTuple):
+    """What an object looks like; unique in its scene."""
+
+    color: str
+    shape: str
+
+    def __str__(self) -> str:
+        return f"{self.color} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object and what becomes of it."""
+
+    look: Look
+    start: tuple[float, float]  # x, y of the centre when it appears
+    end: tuple[float, float]  # and when the video ends; the same for a thing that rests
+    radius: float
+    appears: float = 0.0
+    vanishes: float = float("inf")
+    new_color: str | None = None
+    changes: float = float("inf")  # when it takes its new colour
+
+    @property
+    def moves(self) -> bool:
+        return self.start != self.end
+
+    @property
+    def direction(self) -> Direction:
+        """Where it moves; only for things that do."""
+        across, down = self.end[0] - self.start[0], self.end[1] - self.start[1]
+        if abs(across) > abs(down):
+            return "right" if across > 0 else "left"
+        return "down" if down > 0 else "up"
+
+    def color_at(self, time: float) -> str:
+        return self.new_color if self.new_color is not None and time >= self.changes else self.look.color
+
+    def visible(self, time: float) -> bool:
+        return self.appears <= time < self.vanishes
+
+    def place(self, time: float, duration: float) -> tuple[float, float]:
+        """x, y of the centre: a straight way at an even pace, from its appearance to the end of the video."""
+        span = min(self.vanishes, duration) - self.appears
+        share = min(1.0, max(0.0, (time - self.appears) / span))
+        return (self.start[0] + share * (self.end[0] - self.start[0]),
+                self.start[1] + share * (self.end[1] - self.start[1]))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One video: its things, its background and the wall that may hide something."""
+
+    duration: float
+    background: str
+    things: tuple[Thing, ...]
+    new_background: str | None = None
+    cut: float = float("inf")  # when the background changes
+    wall: tuple[float, float] | None = None  # from, to: the stretch of x that the wall covers
+    hidden: Look | None = None  # what rests behind the wall when the video ends
+
+    def background_at(self, time: float) -> str:
+        return self.new_background if self.new_background is not None and time >= self.cut else self.background
+
+    def covered(self, thing: Thing, time: float) -> bool:
+        """Whether the wall hides all of a thing."""
+        if self.wall is None:
+            return False
+        x, _ = thing.place(time, self.duration)
+        return self.wall[0] <= x - thing.radius and x + thing.radius <= self.wall[1]
+
+    def seen(self, time: float) -> list[Thing]:
+        """The things that can be seen, in the order in which they are drawn."""
+        return [thing for thing in self.things if thing.visible(time) and not self.covered(thing, time)]
+
+
+@dataclass
+class SceneMaker:
+    """Draws scenes from a seeded source; every method gives a scene in which its event can be seen."""
+
+    rng: random.Random
+    seconds: tuple[int, int] = (8, 12)
+    used: list[Look] = field(default_factory=list)
+
+    def plain(self, things: int, axis: Axis | None = None) -> Scene:
+        """Things at rest that are there from the beginning to the end."""
+        self.used = []
+        axis = axis or self.rng.choice(("horizontal", "vertical"))
+        bands = self.rng.sample(BANDS, things)
+        return Scene(
+            duration=float(self.rng.randint(*self.seconds)),
+            background=self.rng.choice(sorted(BACKGROUNDS)),
+            things=tuple(self._resting(axis, band) for band in bands),
+        )
+
+    def look(self, color: str | None = None, shape: str | None = None) -> Look:
+        """A look that no thing of this scene has yet; colours and shapes repeat only when they must."""
+        while True:
+            look = Look(color or self.rng.choice(sorted(COLORS)), shape or self.rng.choice(SHAPES))
+            taken_colors = {used.color for used in self.used}
+            if look not in self.used and (color is not None or look.color not in taken_colors):
+                self.used.append(look)
+                return look
+
+    def dressed(self, scene: Scene, which: int, look: Look) -> Scene:
+        """The scene with one thing in another look; whoever wore its colour takes a new one."""
+        self.used = [look, *(thing.look for thing in scene.things)]
+        things = []
+        for index, thing in enumerate(scene.things):
+            if index == which:
+                thing = replace(thing, look=look)
+            elif thing.look.color == look.color or thing.new_color == look.color:
+                thing = replace(thing, look=self.look(shape=thing.look.shape), new_color=thing.new_color)
+            things.append(thing)
+        return replace(scene, things=tuple(things))
+
+    def moving(self, thing: Thing, axis: Axis, direction: Direction | None = None) -> Thing:
+        """The thing crossing the frame along its band."""
+        band = thing.start[1] if axis == "horizontal" else thing.start[0]
+        low, high = self.rng.uniform(0.12, 0.22), self.rng.uniform(0.78, 0.88)
+        forward = direction in ("right", "down") if direction else self.rng.random() < 0.5
+        begin, end = (low, high) if forward else (high, low)
+        if axis == "horizontal":
+            return replace(thing, start=(begin, band), end=(end, band))
+        return replace(thing, start=(band, begin), end=(band, end))
+
+    def _resting(self, axis: Axis, band: float) -> Thing:
+        along = self.rng.uniform(0.14, 0.86)
+        place = (along, band) if axis == "horizontal" else (band, along)
+        return Thing(look=self.look(), start=place, end=place, radius=self.rng.uniform(0.095, 0.12))
+
+
+def axis_of(direction: Direction) -> Axis:
+    """The axis along which a direction runs."""
+    return "horizontal" if direction in ("left", "right") else "vertical"
+
+
+def colors_of(things: Sequence[Thing]) -> set[str]:
+    """Every colour that the things ever show."""
+    return {thing.look.color for thing in things} | {thing.new_color for thing in things if thing.new_color}

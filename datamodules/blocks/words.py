@@ -1,0 +1,69 @@
+"""Tells scenes in words: captions, and the frame-by-frame account that the small base language model learned from."""
+
+from __future__ import annotations
+
+from .scenes import Scene, Thing
+
+
+def place_name(x: float, y: float) -> str:
+    """The ninth of the frame that a point lies in."""
+    row = "top" if y < 0.36 else "bottom" if y > 0.64 else ""
+    column = "left" if x < 0.36 else "right" if x > 0.64 else ""
+    return f"{row} {column}".strip() or "center"
+
+
+def image_caption(scene: Scene, time: float) -> str:
+    """One sentence about what is where."""
+    told = [f"{_article(thing.color_at(time))} {thing.color_at(time)} {thing.look.shape} at the {place_name(*thing.place(time, scene.duration))}"
+            for thing in reading_order(scene, time)]
+    if scene.wall is not None:
+        told.append("a wall")
+    content = _listed(told) if told else "nothing"
+    return f"A {scene.background_at(time)} scene with {content}."
+
+
+def video_caption(scene: Scene) -> str:
+    """One sentence per event, in the order of their beginning."""
+    told = [f"The scene is {scene.background}."]
+    for thing in sorted(scene.things, key=lambda thing: (thing.appears, thing.place(0, scene.duration)[::-1])):
+        told.append(_story(thing, scene))
+    if scene.new_background is not None:
+        told.append(f"The background turns {scene.new_background}.")
+    return " ".join(told)
+
+
+def frame_account(scene: Scene, time: float) -> str:
+    """What one frame shows, in as few words as possible: the text that stands where visual tokens will."""
+    told = [f"{thing.color_at(time)} {thing.look.shape} {place_name(*thing.place(time, scene.duration))}"
+            for thing in reading_order(scene, time)]
+    if scene.wall is not None:
+        told.append("wall")
+    return f"{scene.background_at(time)}: {', '.join(told) or 'nothing'};"
+
+
+def reading_order(scene: Scene, time: float) -> list[Thing]:
+    """The things that can be seen, top to bottom and left to right."""
+    return sorted(scene.seen(time), key=lambda thing: thing.place(time, scene.duration)[::-1])
+
+
+def _story(thing: Thing, scene: Scene) -> str:
+    name = f"{_article(thing.look.color).capitalize()} {thing.look}"
+    if thing.look == scene.hidden:
+        return f"{name} goes behind the wall."
+    if thing.moves:
+        return f"{name} moves {thing.direction}."
+    if thing.new_color:
+        return f"{name} turns {thing.new_color}."
+    if thing.vanishes < scene.duration:
+        return f"{name} comes and goes."
+    if thing.appears > 0:
+        return f"{name} appears."
+    return f"{name} rests at the {place_name(*thing.start)}."
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"

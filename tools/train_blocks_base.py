@@ -1,0 +1,231 @@
+"""Makes the small base weights of Blocks world: a tokenizer, a SigLIP trained contrastively, an RWKV-6 trained on text.
+
+They stand for the pretrained parts that the paper starts from, so that its stages mean the same in small. The encoder
+has never seen the language model's words, and the language model has never seen a picture: it has read accounts of
+scenes, frame by frame, and answered questions about them.
+
+    python tools/train_blocks_base.py tokenizer language vision --out aurora/assets/blocks
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from aurora.interfaces import Text, Turn
+from aurora.losses import chunked_cross_entropy
+from aurora.registry import BACKBONE, MERGE, PROMPT, SORT, TOKENIZER, VISION
+from aurora.types import IGNORE
+from datamodules.blocks.conversations import image_caption_turn, question_turns, video_caption_turn
+from datamodules.blocks.families import FAMILIES
+from datamodules.blocks.render import draw
+from datamodules.blocks.scenes import SceneMaker
+from datamodules.blocks.words import frame_account, image_caption
+
+VISION_OPTIONS = {"image_size": 96, "patch_size": 12, "width": 128, "layers": 6, "heads": 4, "mlp_width": 384}
+BACKBONE_OPTIONS = {"hidden_size": 128, "layers": 4, "head_size": 32}
+VOCABULARY = 512
+
+
+def account(rng: random.Random) -> tuple[str, list[Turn]]:
+    """What stands in place of the visual tokens, and the conversation about it: a still or a whole video."""
+    maker = SceneMaker(rng)
+    if rng.random() < 0.15:
+        scene = maker.plain(rng.randint(1, 4))
+        return frame_account(scene, 0.0), [image_caption_turn(scene)]
+    name = rng.choice(sorted(FAMILIES))
+    scene = FAMILIES[name].make(maker)
+    told = "\n".join(frame_account(scene, float(second)) for second in range(int(scene.duration)))
+    if rng.random() < 0.1:
+        return told, [video_caption_turn(scene)]
+    turns = question_turns(scene, rng, "train", rng.randint(1, 4), first=name)
+    return told, turns or [video_caption_turn(scene)]
+
+
+def document(rng: random.Random) -> list[Text]:
+    """One text of the base language model, as pieces: a prompt with the account in the place of what is seen."""
+    told, turns = account(rng)
+    prompt = PROMPT.build({"name": rng.choice(("sandwich", "generic", "image_first"))})
+    return [piece if isinstance(piece, Text) else Text(told) for piece in prompt.layout(turns, visual=True)]
+
+
+def make_tokenizer(folder: Path, seed: int) -> None:
+    """A byte-level BPE of the words of Blocks world: any text can be encoded, its own text is short."""
+    rng = random.Random(seed)
+    texts = ["".join(piece.text for piece in document(rng)) for _ in range(4000)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<|endoftext|>"], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(texts, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
+    print(f"tokenizer: {tokenizer.get_vocab_size()} tokens, "
+          f"{sum(map(len, tokenizer.encode_batch(texts))) / len(texts):.0f} a document")
+
+
+def rows(tokenizer: object, rng: random.Random, length: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Packed rows of documents: tokens, targets, where answers are, cu_seqlens."""
+    while True:
+        tokens: list[int] = []
+        targets: list[int] = []
+        answers: list[bool] = []
+        bounds = [0]
+        while len(tokens) < length:
+            pieces = document(rng)
+            ids = [(token, piece.learned) for piece in pieces for token in tokenizer.encode(piece.text)]
+            tokens += [token for token, _ in ids]
+            targets += [token for token, _ in ids[1:]] + [IGNORE]
+            answers += [learned for _, learned in ids[1:]] + [False]
+            bounds.append(len(tokens))
+        yield torch.tensor(tokens), torch.tensor(targets), torch.tensor(answers), torch.tensor(bounds)
+
+
+def train_language(folder: Path, seed: int, minutes: float) -> None:
+    """An RWKV-6 that reads accounts of scenes and answers about them."""
+    tokenizer = TOKENIZER.build({"name": "hf", "path": str(folder / "tokenizer")})
+    torch.manual_seed(seed)
+    model = BACKBONE.build({"name": "rwkv6", **BACKBONE_OPTIONS}, vocab_size=tokenizer.vocab_size)
+    data = rows(tokenizer, random.Random(seed), 4096)
+    print(f"language: {sum(p.numel() for p in model.parameters())} parameters")
+
+    def loss() -> tuple[Tensor, str]:
+        tokens, targets, answers, bounds = next(data)
+        hidden, _ = model(model.embed(tokens), bounds)
+        answer = chunked_cross_entropy(hidden, targets.where(answers, IGNORE), model.logits, model.vocab_size)
+        text = chunked_cross_entropy(hidden, targets.where(~answers, IGNORE), model.logits, model.vocab_size)
+        # accounts are drawn at random: little is to be learned from predicting them, all of it early
+        answer_loss, text_loss = answer.total / answer.count, text.total / text.count
+        return answer_loss + 0.1 * text_loss, f"answers {answer_loss.item():.3f} text {text_loss.item():.3f}"
+
+    optimize(model, loss, minutes, peak_lr=2e-3)
+    save_half(model, folder / "rwkv6.safetensors")
+
+
+class TextTower(nn.Module):
+    """Reads a caption for the contrastive loss; not kept."""
+
+    def __init__(self, vocab_size: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.position = nn.Parameter(torch.randn(64, width) * 0.02)
+        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        padding = tokens < 0
+        x = self.embedding(tokens.clamp(min=0)) + self.position[: tokens.shape[1]]
+        x = self.layers(x, src_key_padding_mask=padding)
+        return F.normalize(x.masked_fill(padding.unsqueeze(-1), 0).sum(1), dim=-1)
+
+
+class Pool(nn.Module):
+    """Attention pooling of the patches for the contrastive loss; not kept."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.probe = nn.Parameter(torch.randn(1, 4, width))
+        self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.out = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled, _ = self.attention(self.probe.expand(len(x), -1, -1), x, x, need_weights=False)
+        return F.normalize(self.out(pooled.flatten(1)), dim=-1)
+
+
+def pictures(tokenizer: object, rng: random.Random, batch: int, near: int) -> tuple[Tensor, Tensor]:
+    """Pictures and captions; each scene comes `near` times with small changes, so that captions must be read whole."""
+    maker = SceneMaker(rng)
+    images, captions = [], []
+    while len(images) < batch:
+        scene = FAMILIES[rng.choice(sorted(FAMILIES))].make(maker)
+        for _ in range(near):
+            moment = rng.uniform(0, scene.duration - 0.1)
+            images.append(torch.from_numpy(draw(scene, moment).copy()))
+            captions.append(tokenizer.encode(image_caption(scene, moment)))
+    length = max(map(len, captions))
+    tokens = torch.tensor([caption + [-1] * (length - len(caption)) for caption in captions])
+    return torch.stack(images).permute(0, 3, 1, 2).contiguous(), tokens
+
+
+def train_vision(folder: Path, seed: int, minutes: float) -> None:
+    """A SigLIP by its own loss: each picture against each caption, a sigmoid for every pair (arXiv 2303.15343)."""
+    tokenizer = TOKENIZER.build({"name": "hf", "path": str(folder / "tokenizer")})
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    encoder = VISION.build({"name": "siglip", **VISION_OPTIONS, "feature_layer": -2})
+    width = VISION_OPTIONS["width"]
+    model = nn.ModuleDict({"encoder": encoder, "text": TextTower(tokenizer.vocab_size, width), "pool": Pool(width)})
+    model.scale = nn.Parameter(torch.tensor(math.log(10.0)))
+    model.bias = nn.Parameter(torch.tensor(-6.0))
+    merge, sort = MERGE.build({"name": "none"}), SORT.build({"name": "raster"})
+    print(f"vision: {sum(p.numel() for p in encoder.parameters())} parameters")
+
+    def loss() -> tuple[Tensor, str]:
+        pixels, captions = pictures(tokenizer, rng, 192, near=2)
+        seen = model["pool"](encoder(pixels, merge=merge, sort=sort, keep=64).features)
+        read = model["text"](captions)
+        scores = seen @ read.T * model.scale.exp() + model.bias
+        same = (captions.unsqueeze(0) == captions.unsqueeze(1)).all(-1)
+        value = -F.logsigmoid(torch.where(same, scores, -scores)).sum(1).mean()
+        right = (scores.argmax(1) == torch.arange(len(scores))).float().mean()
+        return value, f"contrastive {value.item():.3f} retrieval {right.item():.2f}"
+
+    optimize(model, loss, minutes, peak_lr=1e-3)
+    save_half(encoder, folder / "siglip.safetensors")
+
+
+def optimize(model: nn.Module, loss: Callable[[], tuple[Tensor, str]], minutes: float, peak_lr: float) -> None:
+    """AdamW for a given time, with warm-up and a cosine over that time."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.01)
+    began = shown = time.monotonic()
+    step = 0
+    while (share := (time.monotonic() - began) / (60 * minutes)) < 1:
+        rate = peak_lr * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        value, told = loss()
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        if time.monotonic() - shown > 10:
+            shown = time.monotonic()
+            print(f"  {100 * share:3.0f} % step {step} {told}", flush=True)
+
+
+def save_half(model: nn.Module, path: Path) -> None:
+    """Half precision halves the package; its error is far below that of so short a training."""
+    model.half().save_base(str(path))
+    print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("parts", nargs="+", choices=("tokenizer", "language", "vision"))
+    parser.add_argument("--out", type=Path, default=Path("aurora/assets/blocks"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=20, help="training time of each part")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if "tokenizer" in arguments.parts:
+        make_tokenizer(arguments.out / "tokenizer", arguments.seed)
+    if "language" in arguments.parts:
+        train_language(arguments.out, arguments.seed, arguments.minutes)
+    if "vision" in arguments.parts:
+        train_vision(arguments.out, arguments.seed, arguments.minutes)
+
+
+if __name__ == "__main__":
+    main()
