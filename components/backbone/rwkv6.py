@@ -21,6 +21,7 @@ from aurora.types import State
 
 from ..kernels.wkv6 import wkv6, wkv6_step
 from ._checkpoint import fill, read_tensors, write_tensors
+from ._layers import Linear, check_sizes, layer_of, stack_layers
 from ._packing import Row
 from ._rwkv6_init import initialise
 
@@ -36,16 +37,6 @@ class LayerState(NamedTuple):
     att_shift: Tensor  # [S, D]
     wkv: Tensor  # [S, H, K, K]: key, value
     ffn_shift: Tensor  # [S, D]
-
-
-class Linear(nn.Linear):
-    """A projection without bias, left empty: `initialise` fills all of a model at once."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
-
-    def reset_parameters(self) -> None:
-        pass
 
 
 def _parameter(*shape: int) -> nn.Parameter:
@@ -188,10 +179,14 @@ class RWKV6(Backbone):
         decay_rank: int = 64,
     ) -> None:
         super().__init__()
-        _check(hidden_size, head_size, vocab_size=vocab_size, layers=layers, mix_rank=mix_rank, decay_rank=decay_rank)
         ffn_size = int(3.5 * hidden_size) // 32 * 32 if ffn_size is None else ffn_size
-        if ffn_size < 1:
-            raise AuroraError(f"backbone 'rwkv6': ffn_size must be at least 1, not {ffn_size}")
+        check_sizes("rwkv6", vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, head_size=head_size,
+                    ffn_size=ffn_size, mix_rank=mix_rank, decay_rank=decay_rank)
+        if hidden_size % head_size:
+            below = hidden_size // head_size * head_size
+            near = " and ".join(str(size) for size in (below, below + head_size) if size)
+            raise AuroraError(f"backbone 'rwkv6': hidden_size {hidden_size} is not a multiple of head_size "
+                              f"{head_size}; {near} would be")
         self.hidden_size = hidden_size
         self.vocab_size = vocab_size
         self.head_size = head_size
@@ -227,16 +222,16 @@ class RWKV6(Backbone):
         row = Row.of(cu_seqlens, x.device)
         after = []
         for layer, block in enumerate(self.blocks):
-            x, layer_state = block(x, row, None if state is None else _of_layer(state, layer), return_state)
+            x, layer_state = block(x, row, None if state is None else layer_of(LayerState, state, layer), return_state)
             after.append(layer_state)
-        return self.ln_out(x), _stack(after) if return_state else None
+        return self.ln_out(x), stack_layers(after) if return_state else None
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         after = []
         for layer, block in enumerate(self.blocks):
-            x, layer_state = block.step(x, _of_layer(state, layer))
+            x, layer_state = block.step(x, layer_of(LayerState, state, layer))
             after.append(layer_state)
-        return self.ln_out(x), _stack(after)
+        return self.ln_out(x), stack_layers(after)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.head(hidden)
@@ -253,22 +248,3 @@ class RWKV6(Backbone):
     def save_base(self, path: str) -> None:
         """Writes what `load_base` reads: `.pth` or `.safetensors` by the ending of the path."""
         write_tensors(self.state_dict(), path)
-
-
-def _of_layer(state: State, layer: int) -> LayerState:
-    return LayerState(*(state[name][layer] for name in LayerState._fields))
-
-
-def _stack(layers: list[LayerState]) -> State:
-    return {name: torch.stack([getattr(layer, name) for layer in layers]) for name in LayerState._fields}
-
-
-def _check(hidden_size: int, head_size: int, **counts: int) -> None:
-    for name, value in {"hidden_size": hidden_size, "head_size": head_size, **counts}.items():
-        if value < 1:
-            raise AuroraError(f"backbone 'rwkv6': {name} must be at least 1, not {value}")
-    if hidden_size % head_size:
-        below = hidden_size // head_size * head_size
-        near = " and ".join(str(size) for size in (below, below + head_size) if size)
-        raise AuroraError(f"backbone 'rwkv6': hidden_size {hidden_size} is not a multiple of head_size {head_size}; "
-                          f"{near} would be")

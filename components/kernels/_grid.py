@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class ChunkGrid(NamedTuple):
@@ -28,18 +29,29 @@ class ChunkGrid(NamedTuple):
     last: Tensor  # [S] int64: the chunk that closes each sequence
 
     @property
-    def count(self) -> int:
+    def chunks(self) -> int:
         return sum(self.widths)
 
     def scatter(self, x: Tensor) -> Tensor:
         """[T, H, K] → [N, H, C, K], zero where a chunk is longer than what is left of its sequence."""
-        places = self.count * self.heads * self.chunk
+        places = self.chunks * self.heads * self.chunk
         filled = x.new_zeros(places, x.shape[-1]).index_copy_(0, self.slot, x.reshape(-1, x.shape[-1]))
-        return filled.view(self.count, self.heads, self.chunk, -1)
+        return filled.view(self.chunks, self.heads, self.chunk, -1)
 
     def gather(self, x: Tensor) -> Tensor:
         """[N, H, C, K] → [T, H, K]."""
         return x.reshape(-1, x.shape[-1]).index_select(0, self.slot).view(-1, self.heads, x.shape[-1])
+
+
+def sequence_lengths(cu_seqlens: Tensor, positions: int) -> tuple[int, ...]:
+    """The lengths of the sequences of a row; ValueError when they are empty or do not fill it."""
+    bounds = cu_seqlens.tolist()
+    lengths = tuple(end - start for start, end in pairwise(bounds))
+    if not lengths or min(lengths) < 1:
+        raise ValueError(f"cu_seqlens {bounds} holds an empty sequence; every sequence needs a position")
+    if bounds[0] != 0 or bounds[-1] != positions:
+        raise ValueError(f"cu_seqlens runs from {bounds[0]} to {bounds[-1]}; the row has positions 0 to {positions}")
+    return lengths
 
 
 @lru_cache(maxsize=32)
@@ -91,7 +103,7 @@ def scan_backward(
     if grad_final is not None:
         grad_after[grid.last] = grad_final
         grad_before[grid.last] += decay[grid.last] * grad_final
-    start = grid.count
+    start = grid.chunks
     for alive, width in zip(reversed(grid.widths[1:]), reversed(grid.widths[:-1]), strict=True):
         there = slice(start - alive, start)
         here = slice(start - alive - width, start - width)
@@ -99,3 +111,36 @@ def scan_backward(
         grad_before[here].addcmul_(decay[here], grad_before[there])
         start -= alive
     return grad_before, grad_after
+
+
+def scan(decay: Tensor, update: Tensor, initial: Tensor | None, grid: ChunkGrid) -> tuple[Tensor, Tensor]:
+    """`scan_forward` with gradients to all three tensors."""
+    before, after = _Scan.apply(decay, update, initial, grid)
+    return before, after
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, decay: Tensor, update: Tensor, initial: Tensor | None, grid: ChunkGrid
+    ) -> tuple[Tensor, Tensor]:
+        before, after = scan_forward(decay, update, initial, grid)
+        ctx.save_for_backward(decay, before)
+        ctx.grid = grid
+        ctx.set_materialize_grads(False)
+        return before, after
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_before: Tensor | None, grad_final: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        decay, before = ctx.saved_tensors
+        grid: ChunkGrid = ctx.grid
+        grad_before = torch.zeros_like(before) if grad_before is None else grad_before.clone()
+        grad_before, grad_after = scan_backward(decay, grad_before, grad_final, grid)
+        grad_initial = None
+        if ctx.needs_input_grad[2]:
+            grad_initial = torch.empty_like(grad_before[: len(grid.order)])
+            grad_initial[grid.order] = grad_before[: len(grid.order)]
+        return (grad_after * before).sum_to_size(decay.shape), grad_after, grad_initial, None

@@ -9,7 +9,6 @@ Per head, with the log-decay lw = -exp(w) and a state s [K, V]:
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from aurora.errors import AuroraError
 
+from ._grid import sequence_lengths
 from ._wkv6_chunk import wkv6_chunk
 
 # exp(-exp(10)) is 0 in every format, while the gradient of exp(-exp(w)) turns NaN from w = 89 on
@@ -102,14 +102,3 @@ def _form(name: str, lengths: tuple[int, ...]) -> Form:
     if name not in FORMS:
         raise AuroraError(f"wkv6 has no form {name!r}. Known: auto, {', '.join(FORMS)}")
     return FORMS[name]
-
-
-def sequence_lengths(cu_seqlens: Tensor, positions: int) -> tuple[int, ...]:
-    """The lengths of the sequences of a row; ValueError when they are empty or do not fill it."""
-    bounds = cu_seqlens.tolist()
-    lengths = tuple(end - start for start, end in pairwise(bounds))
-    if not lengths or min(lengths) < 1:
-        raise ValueError(f"cu_seqlens {bounds} holds an empty sequence; every sequence needs a position")
-    if bounds[0] != 0 or bounds[-1] != positions:
-        raise ValueError(f"cu_seqlens runs from {bounds[0]} to {bounds[-1]}; the row has positions 0 to {positions}")
-    return lengths

@@ -1,0 +1,233 @@
+"""Mamba-2, arXiv 2405.21060, with one group of keys and queries and tied embeddings, as its published models have.
+
+Shape letters: T packed positions, S sequences, D width, I inner width, H heads, K state width, W positions that a
+convolution sees, E = I + 2 K convolved channels, L layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aurora.errors import AuroraError
+from aurora.interfaces import Backbone
+from aurora.registry import BACKBONE
+from aurora.types import State
+
+from ..kernels.ssd import ssd, ssd_step
+from ._checkpoint import fill, read_tensors, write_tensors
+from ._layers import Linear, check_sizes, layer_of, stack_layers
+from ._packing import Row
+
+NORM_EPS = 1e-5
+
+Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
+
+
+class LayerState(NamedTuple):
+    """What one layer remembers."""
+
+    conv: Tensor  # [S, W - 1, E] inputs of the convolution, the latest last
+    ssm: Tensor  # [S, H, K, I / H]
+
+
+class Mixer(nn.Module):
+    """A short convolution, then the state space operator, then a gate."""
+
+    def __init__(self, width: int, inner: int, head_size: int, state_size: int, conv_size: int) -> None:
+        super().__init__()
+        self.heads = inner // head_size
+        self.splits = (inner, inner + 2 * state_size, self.heads)
+        self.parts = (inner, state_size, state_size)
+        channels = inner + 2 * state_size
+        self.in_proj = Linear(width, sum(self.splits))
+        self.conv1d = nn.Conv1d(channels, channels, conv_size, groups=channels)
+        self.dt_bias = nn.Parameter(torch.empty(self.heads))
+        self.A_log = nn.Parameter(torch.empty(self.heads))
+        self.D = nn.Parameter(torch.empty(self.heads))
+        self.norm = nn.RMSNorm(inner, eps=NORM_EPS)
+        self.out_proj = Linear(inner, width)
+
+    def forward(
+        self, x: Tensor, window: Callable[[Tensor], list[Tensor]], recurrence: Recurrence
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """[T, D] → [T, D], the state of the recurrence, and the window [T, E] · W that was convolved.
+
+        `window` gives what stood 0, 1, … W - 1 positions before each one.
+        """
+        gate, inputs, step = self.in_proj(x).split(self.splits, dim=-1)
+        seen = window(inputs)
+        values, keys, queries = self._convolve(seen).split(self.parts, dim=-1)
+        values = values.reshape(len(x), self.heads, -1)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        step = F.softplus(step.to(wide) + self.dt_bias.to(wide))  # [T, H]
+        log_decay = -step * self.A_log.to(wide).exp()
+        y, state = recurrence(queries, keys, values * step.unsqueeze(-1), log_decay)
+        y = (y + values * self.D.unsqueeze(-1)).to(x.dtype).flatten(-2)
+        return self.out_proj(self.norm(y * F.silu(gate))), state, seen
+
+    def _convolve(self, window: list[Tensor]) -> Tensor:
+        taps = self.conv1d.weight[:, 0].flip(-1).unbind(-1)  # the first one is for the position itself
+        assert self.conv1d.bias is not None
+        total = self.conv1d.bias.expand_as(window[0])
+        for tap, x in zip(taps, window, strict=True):
+            total = torch.addcmul(total, x, tap)
+        return F.silu(total)
+
+
+class Block(nn.Module):
+    """One layer."""
+
+    def __init__(self, width: int, inner: int, head_size: int, state_size: int, conv_size: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.mixer = Mixer(width, inner, head_size, state_size, conv_size)
+        self.reach = conv_size - 1
+
+    def forward(
+        self, x: Tensor, row: Row, state: LayerState | None, return_state: bool
+    ) -> tuple[Tensor, LayerState | None]:
+        """[T, D] → [T, D] and each sequence's state when asked for."""
+        conv, ssm = state or (None, None)
+
+        def window(inputs: Tensor) -> list[Tensor]:
+            seen = [inputs]
+            for back in range(1, self.reach + 1):
+                seen.append(row.shift(seen[-1], None if conv is None else conv[:, -back]))
+            return seen
+
+        read = partial(ssd, cu_seqlens=row.cu_seqlens, state=ssm, return_state=return_state)
+        mixed, ssm, seen = self.mixer(self.norm(x), window, read)
+        after = None if ssm is None else LayerState(_latest([inputs[row.last] for inputs in seen]), ssm)
+        return x + mixed, after
+
+    def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+        """[S, D] → [S, D] and the next state."""
+
+        def window(inputs: Tensor) -> list[Tensor]:
+            return [inputs, *state.conv.to(inputs.dtype).flip(1).unbind(1)]
+
+        mixed, ssm, seen = self.mixer(self.norm(x), window, partial(ssd_step, state=state.ssm))
+        return x + mixed, LayerState(_latest(seen), ssm)
+
+
+def _latest(window: list[Tensor]) -> Tensor:
+    """[S, W - 1, E] of what stood 0, 1, … W - 1 positions before: the oldest drops out."""
+    return torch.stack(window[-2::-1], dim=1)
+
+
+@BACKBONE.register
+class Mamba2(Backbone):
+    """Mamba-2. The defaults are those of the 1.3B model; parameters are named as `transformers` names them."""
+
+    block_class = Block
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        hidden_size: int = 2048,
+        layers: int = 48,
+        head_size: int = 64,
+        state_size: int = 128,
+        expand: int = 2,
+        conv_size: int = 4,
+    ) -> None:
+        super().__init__()
+        check_sizes("mamba2", vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, head_size=head_size,
+                    state_size=state_size, expand=expand)
+        inner = expand * hidden_size
+        if inner % head_size:
+            raise AuroraError(f"backbone 'mamba2': expand · hidden_size = {inner} (hidden_size {hidden_size}) is not a "
+                              f"multiple of head_size {head_size}")
+        if conv_size < 2:
+            raise AuroraError(f"backbone 'mamba2': conv_size must be at least 2, not {conv_size}")
+        self.hidden_size = hidden_size
+        self.vocab_size = vocab_size
+        self.state_shapes = {
+            "conv": (conv_size - 1, inner + 2 * state_size),
+            "ssm": (inner // head_size, state_size, head_size),
+        }
+        self.embeddings = nn.Embedding(vocab_size, hidden_size, _weight=torch.empty(vocab_size, hidden_size))
+        self.layers = nn.ModuleList(
+            Block(hidden_size, inner, head_size, state_size, conv_size) for _ in range(layers)
+        )
+        self.norm_f = nn.RMSNorm(hidden_size, eps=NORM_EPS)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Fills every parameter as the authors do before training."""
+        if self.embeddings.weight.is_meta:
+            return
+        nn.init.normal_(self.embeddings.weight, std=0.02)
+        self.norm_f.reset_parameters()
+        for block in self.layers:
+            block.norm.reset_parameters()
+            _fill_mixer(block.mixer, len(self.layers))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.embeddings(tokens)
+
+    def init_state(self, sequences: int) -> State:
+        weight = self.embeddings.weight
+        dtypes = {"conv": weight.dtype, "ssm": torch.promote_types(weight.dtype, torch.float32)}
+        return {
+            name: weight.new_zeros(len(self.layers), sequences, *shape, dtype=dtypes[name])
+            for name, shape in self.state_shapes.items()
+        }
+
+    def forward(
+        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
+    ) -> tuple[Tensor, State | None]:
+        row = Row.of(cu_seqlens, x.device)
+        after = []
+        for layer, block in enumerate(self.layers):
+            x, layer_state = block(x, row, None if state is None else layer_of(LayerState, state, layer), return_state)
+            after.append(layer_state)
+        return self.norm_f(x), stack_layers(after) if return_state else None
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        after = []
+        for layer, block in enumerate(self.layers):
+            x, layer_state = block.step(x, layer_of(LayerState, state, layer))
+            after.append(layer_state)
+        return self.norm_f(x), stack_layers(after)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.embeddings.weight)
+
+    def load_base(self, path: str) -> None:
+        """Reads the weights of a `Mamba2ForCausalLM` of `transformers`, or of the authors, with tied embeddings."""
+        tensors = {
+            name.removeprefix("backbone.").replace("embedding.", "embeddings."): tensor
+            for name, tensor in read_tensors(path).items()
+        }
+        head = tensors.pop("lm_head.weight", None)
+        if head is not None and not torch.equal(head, tensors.get("embeddings.weight", head[:0])):
+            raise AuroraError(f"{path} has an lm_head of its own; backbone 'mamba2' reads models whose embeddings are "
+                              "tied")
+        fill(self, tensors, path)
+
+    def save_base(self, path: str) -> None:
+        """Writes what `load_base` reads: `.pth` or `.safetensors` by the ending of the path."""
+        write_tensors({f"backbone.{name}": tensor for name, tensor in self.state_dict().items()}, path)
+
+
+def _fill_mixer(mixer: Mixer, layers: int) -> None:
+    nn.init.kaiming_uniform_(mixer.in_proj.weight, a=math.sqrt(5))
+    nn.init.kaiming_uniform_(mixer.out_proj.weight, a=math.sqrt(5))
+    mixer.out_proj.weight.div_(math.sqrt(layers))
+    mixer.conv1d.reset_parameters()
+    mixer.norm.reset_parameters()
+    nn.init.ones_(mixer.D)
+    mixer.A_log.uniform_(1, 16).log_()
+    # steps of 0.001 to 0.1, evenly in their logarithm; the bias is what softplus turns into them
+    step = torch.empty_like(mixer.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+    mixer.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))
