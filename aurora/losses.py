@@ -27,8 +27,10 @@ def chunked_cross_entropy(hidden: Tensor, targets: Tensor, logits: Callable[[Ten
     learned = targets != IGNORE
     kept, answers = hidden[learned], targets[learned]
     chunk = max(16, LOGIT_BYTES // (4 * vocab_size))
-    # The empty product keeps the graph connected, so that every rank has gradients even without a target.
-    total = hidden.float().sum() * 0.0
+    if not len(answers):
+        # The empty product keeps all weights in the graph: a rank without a target must not leave the others waiting.
+        return TokenLoss(logits(hidden[:1]).float().sum() * 0.0, learned.sum())
+    total = hidden.new_zeros((), dtype=torch.float32)
     for start in range(0, len(answers), chunk):
         span = slice(start, start + chunk)
         total = total + checkpoint(_summed_loss, kept[span], answers[span], logits, use_reentrant=False)

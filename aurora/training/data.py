@@ -1,0 +1,45 @@
+"""How the data module of a stage is built, and what it is asked beyond its contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aurora.assemble import build_reader
+from aurora.interfaces import DataModule
+from aurora.model import AuroraModel
+from aurora.registry import DATA, PROMPT
+from aurora.training.recipe import Recipe
+
+QUARANTINE_FILE = "bad_samples.jsonl"
+
+
+def build_data(config: Mapping[str, Any], recipe: Recipe, model: AuroraModel, folder: Path) -> DataModule:
+    """The rows of a stage. What the recipe and other parts know is handed over unless `config["data"]` says it."""
+    options = {key: value for key, value in config["data"].items() if value is not None}
+    facts = {
+        "layout": model.layout(recipe.keep_ratio),
+        "tokenizer": model.tokenizer,
+        "prompt": model.prompt if recipe.prompt is None else PROMPT.build(recipe.prompt),
+        "reader": build_reader(config),
+        "mixture": dict(recipe.mixture),
+        "epochs": recipe.epochs,
+        "max_steps": recipe.max_steps,
+        "global_batch": recipe.global_batch,
+        "seed": config["seed"],
+        "quarantine": str(folder / QUARANTINE_FILE),
+    }
+    return DATA.build(options, **{key: fact for key, fact in facts.items() if key not in options})
+
+
+def count_samples(data: DataModule, recipe: Recipe) -> int | None:
+    """Samples of the whole stage, when the data module has a plan that says so."""
+    plan = getattr(data, "plan", None)
+    return None if plan is None else int(plan.samples) * recipe.epochs
+
+
+def count_bad_samples(data: Any) -> int | None:
+    """Samples that could not be read so far, on this rank, when the data module counts them."""
+    bad = getattr(data, "bad", None)
+    return None if bad is None else sum(bad.reasons.values())

@@ -1,0 +1,111 @@
+"""What a stage leaves in RUN/STAGE: which configuration it belongs to, whether it is done, what it started from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from aurora.assemble import MODEL_SLOTS, WEIGHTED_SLOTS
+from aurora.checkpoint import WEIGHTS_FILE
+from aurora.errors import AuroraError
+from aurora.training.logs import CURVE_FILE
+
+Fingerprint = dict[str, Any]
+READING_ONLY = ("root", "workers", "prefetch", "cache")
+"""Options of the data that change where and how fast samples are read, not which."""
+
+SAMPLES = 256
+SAMPLE_BYTES = 2**16
+
+
+class StageFolder:
+    """The folder of one stage."""
+
+    def __init__(self, run: str | Path, stage: str) -> None:
+        self.path = Path(run) / stage
+        self.model = self.path / "model"
+        self.checkpoints = self.path / "checkpoints"
+        self._done = self.path / "done.json"
+
+    def finished(self) -> Fingerprint | None:
+        """What the finished stage was trained with; None while it is unfinished."""
+        if not self._done.is_file() or not (self.model / WEIGHTS_FILE).is_file():
+            return None
+        fingerprint: Fingerprint = json.loads(self._done.read_text(encoding="utf-8"))
+        return fingerprint
+
+    def finish(self, fingerprint: Fingerprint) -> None:
+        """Marks the stage as done, once its model is written."""
+        partial = self._done.with_suffix(".tmp")
+        partial.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
+        os.replace(partial, self._done)
+
+    def clear(self) -> None:
+        """Forgets a former attempt; its model stays until a new one replaces it."""
+        self._done.unlink(missing_ok=True)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        (self.path / CURVE_FILE).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+
+
+def fingerprint(config: Mapping[str, Any], stage: str, start: str | None) -> Fingerprint:
+    """Everything that decides what a stage learns, in plain JSON values."""
+    decided = {
+        "stages": {stage: config["stages"][stage]},
+        **{slot: config[slot] for slot in MODEL_SLOTS},
+        "reader": config.get("reader"),
+        "data": {key: value for key, value in config["data"].items() if key not in READING_ONLY},
+        "seed": config["seed"],
+        "dtype": config["dtype"],
+        "trainer": {"precision": config["trainer"].get("precision", "32-true")},
+        "start": _start_identity(config, start),
+    }
+    plain: Fingerprint = json.loads(json.dumps(decided))
+    return plain
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Sentences such as 'stages.vision.peak_lr was 4e-05, is 1e-04'."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    return [f"{key} was {old.get(key, 'absent')!r}, is {new.get(key, 'absent')!r}"
+            for key in sorted(old.keys() | new.keys()) if old.get(key, "absent") != new.get(key, "absent")]
+
+
+def require_same(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], what: str) -> None:
+    """AuroraError that says what changed since a stage was `what`."""
+    changed = differences(before, now)
+    if changed:
+        raise AuroraError(f"stage {stage!r} was {what} with another configuration: {'; '.join(changed)}. "
+                          "Set it back, give another run=, or begin the stage again with restart=true")
+
+
+def _start_identity(config: Mapping[str, Any], start: str | None) -> dict[str, str]:
+    if start is not None:
+        return {"model": _sampled_hash(Path(start) / WEIGHTS_FILE)}
+    base = config.get("base_weights") or {}
+    paths = {slot: (base.get(slot) or {}).get(config[slot]["name"]) for slot in WEIGHTED_SLOTS}
+    return {slot: "random" if path is None else str(path) for slot, path in paths.items()}
+
+
+def _sampled_hash(path: Path) -> str:
+    """A hash of the file's size and of pieces spread evenly over it: training changes weights all over."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for index in range(SAMPLES):
+            file.seek(max(0, size - SAMPLE_BYTES) * index // (SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

@@ -1,0 +1,49 @@
+"""What is printed before a stage starts, so that a wrong start is seen before it costs anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from aurora.assemble import WEIGHTED_SLOTS, count_parameters
+from aurora.model import AuroraModel
+from aurora.training.recipe import Recipe
+
+
+def describe_stage(console: Console, *, stage: str, recipe: Recipe, config: Mapping[str, Any], model: AuroraModel,
+                   samples: int | None, steps: int, done: int, start: str | None) -> None:
+    """Prints what is trained, from where, on what and how."""
+    totals = count_parameters(model)
+    parameters = "  ".join(f"{slot} {_short(totals[slot] if slot in recipe.trained else 0)}/"
+                           f"{_short(totals[slot])}" for slot in WEIGHTED_SLOTS)
+    read = ", ".join(name if repeats == 1 else f"{name} ×{repeats}" for name, repeats in recipe.mixture.items())
+    lines = {
+        "trains": f"{', '.join(recipe.trained)} (parameters trained/total: {parameters})",
+        "weights": weight_sources(config, start),
+        "data": f"{read}, {recipe.epochs} epoch(s)" + ("" if samples is None else f", {samples:,} samples"),
+        "steps": f"{steps:,} of {recipe.global_batch:,} samples" + (f"; going on after step {done:,}" if done else ""),
+        "rate": f"{recipe.peak_lr:.2e} at its peak",
+        "keeps": f"{recipe.keep_ratio:.0%} of the patches",
+    }
+    console.print(stage)
+    for key, value in lines.items():
+        console.print(f"  {key:8}{value}")
+
+
+def weight_sources(config: Mapping[str, Any], start: str | None) -> str:
+    """Where the weights of a stage come from."""
+    if start is not None:
+        return start
+    base = config.get("base_weights") or {}
+    paths = {slot: (base.get(slot) or {}).get(config[slot]["name"]) for slot in WEIGHTED_SLOTS}
+    return ", ".join(f"{slot}: {path or 'random'}" for slot, path in paths.items())
+
+
+def _short(count: int) -> str:
+    """1234 → 1.2k: three units are enough for parameters."""
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= unit:
+            return f"{count / unit:.2f}{name}"
+    return str(count)

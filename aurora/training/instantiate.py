@@ -1,0 +1,59 @@
+"""Other libraries' objects from `_target_` entries, behind an allow-list."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from aurora.errors import AuroraError
+
+ALLOWED = ("lightning.", "torch.optim.", "aurora.training.")
+
+
+def instantiate(entry: Any) -> Any:
+    """The object that `{_target_: dotted.path.Class, **options}` describes; options may hold further entries.
+
+    Only classes below ALLOWED: both the path and the class that it leads to must lie there, because a module also
+    exposes what it imports. AuroraError otherwise. Anything that is no such entry is returned as it is.
+    """
+    if isinstance(entry, Mapping):
+        options = {key: instantiate(value) for key, value in entry.items()}
+        target = options.pop("_target_", None)
+        return options if target is None else _construct(target, options)
+    if isinstance(entry, (list, tuple)):
+        return [instantiate(value) for value in entry]
+    return entry
+
+
+def resolve(target: Any) -> type[Any]:
+    """The class behind an allowed dotted path. AuroraError for anything else."""
+    if not isinstance(target, str) or not target.startswith(ALLOWED):
+        raise AuroraError(f"_target_ {target!r} is not allowed; it must start with {' or '.join(ALLOWED)}")
+    found = _lookup(target)
+    home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+    if not inspect.isclass(found) or not home.startswith(ALLOWED):
+        raise AuroraError(f"_target_ {target!r} leads to {found!r}, which is no class of {' or '.join(ALLOWED)}")
+    return found
+
+
+def _construct(target: Any, options: dict[str, Any]) -> Any:
+    kind = resolve(target)
+    try:
+        return kind(**options)
+    except TypeError as error:
+        raise AuroraError(f"_target_ {target}: {error}") from error
+
+
+def _lookup(target: str) -> Any:
+    parts = target.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[cut:]:
+            found = getattr(found, name, None)
+        return found
+    return None

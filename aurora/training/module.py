@@ -1,0 +1,213 @@
+"""AuroraModule: one stage of training over packed rows, as a LightningModule with manual optimization."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import AdamW
+
+from aurora.assemble import build_model, load_base_weights
+from aurora.checkpoint import load_weights
+from aurora.errors import AuroraError
+from aurora.model import AuroraModel
+from aurora.training.optim import build_optimizer, freeze_untrained, set_rate
+from aurora.training.parallel import recompute_blocks, shard, with_agreed_frames, world_size
+from aurora.training.recipe import read_options, read_recipe
+from aurora.training.schedule import lr_factor
+from aurora.training.state import learned_weights, load_learned_weights, load_optimizer_state, optimizer_state
+from aurora.training.tally import StepReport, Tally
+from aurora.types import PackedBatch
+
+
+class AuroraModule(L.LightningModule):
+    """Trains the slots that a stage names.
+
+    Every row adds the gradient of its summed loss; the row that closes a step divides by the number of targets of the
+    whole step, over all rows and ranks, so that every target counts alike. A step whose loss or gradient is not
+    finite is skipped on every rank.
+    """
+
+    automatic_optimization = False
+
+    def __init__(self, *, config: Mapping[str, Any], stage: str, total_steps: int, start: str | None = None) -> None:
+        """`config` is the whole composed config; `start` a model folder, or None for the base weights."""
+        super().__init__()
+        self.save_hyperparameters({"config": dict(config), "stage": stage, "start": start}, logger=False)
+        self.config = config
+        self.recipe = read_recipe(stage, config["stages"][stage])
+        self.options = read_options(config["trainer"])
+        self.total_steps = total_steps
+        self.start = start
+        self.model: AuroraModel | None = None
+        self.resume: Mapping[str, Any] | None = None
+        self.step = 0
+        self.skipped = 0
+        self.skipped_in_a_row = 0
+        self.report: StepReport | None = None
+        self.changing = False  # true while the optimizer writes: the weights belong to no step then
+        self._tally = Tally()
+        self._row_ended = self._step_ended = time.perf_counter()
+
+    # ---- building ----
+
+    def configure_model(self) -> None:
+        if self.model is not None:
+            return
+        torch.manual_seed(self.config["seed"])
+        model = build_model(self.config)
+        if self.start is None:
+            load_base_weights(model, self.config)
+        else:
+            load_weights(model, self.start, self.config)
+        freeze_untrained(model, self.recipe.trained)
+        if self.options.activation_checkpointing == "block":
+            recompute_blocks(model)
+        if isinstance(self._strategy, ModelParallelStrategy):
+            shard(model, self._strategy.device_mesh["data_parallel"])
+        self.model = model
+
+    def configure_optimizers(self) -> AdamW:
+        return build_optimizer(self.net, self.recipe, fused=not isinstance(self._strategy, ModelParallelStrategy))
+
+    def on_fit_start(self) -> None:
+        freeze_untrained(self.net, self.recipe.trained)
+        if self.resume is not None:
+            self._restore(self.resume)
+            self.resume = None
+        self._seed_step()
+        self._row_ended = self._step_ended = time.perf_counter()
+
+    @property
+    def net(self) -> AuroraModel:
+        """The model; there once `configure_model` has run."""
+        assert self.model is not None
+        return self.model
+
+    @property
+    def optimizer(self) -> AdamW:
+        """The bare optimizer."""
+        optimizer: AdamW = self.optimizers(use_pl_optimizer=False)
+        return optimizer
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the step to come."""
+        return self.recipe.peak_lr * lr_factor(self.step, total=self.total_steps, warmup_ratio=self.recipe.warmup_ratio,
+                                               start_factor=self.recipe.warmup_start_factor)
+
+    # ---- rows ----
+
+    def training_step(self, batch: PackedBatch, batch_idx: int) -> None:
+        self._tally.waited += time.perf_counter() - self._row_ended
+        with self._sync_only_when(batch.closes_step):
+            loss = self.net(with_agreed_frames(batch, self.net))
+            # a row of text reaches nothing that learns while only the encoder or the connector does
+            if loss.total.requires_grad:
+                self.manual_backward(loss.total)
+        self._tally.add(batch, loss)
+        if batch.closes_step:
+            self._close_step(batch.position)
+
+    def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_idx: int) -> None:
+        """Called after every callback's, so that saving does not count as waiting for data."""
+        self._row_ended = time.perf_counter()
+
+    def _sync_only_when(self, closes: bool) -> AbstractContextManager[None]:
+        """Leaves gradients unreduced while a step accumulates."""
+        strategy = self._strategy
+        if isinstance(strategy, DDPStrategy) and not closes:
+            blocked: AbstractContextManager[None] = strategy.block_backward_sync()
+            return blocked
+        if isinstance(strategy, ModelParallelStrategy) and self.options.defer_gradient_sync:
+            self.net.set_requires_gradient_sync(closes)  # type: ignore[operator]
+        return nullcontext()
+
+    def _close_step(self, position: tuple[int, int, int]) -> None:
+        tally = self._tally.over_ranks(self.device)
+        gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
+        # DDP and FSDP average over the ranks, the recipe's mean is over targets.
+        scale = world_size() / max(1.0, tally.targets)
+        norm = _norm(gradients) * scale
+        rate = self.rate
+        if tally.targets > 0 and math.isfinite(tally.loss) and math.isfinite(norm):
+            self._step_optimizer(gradients, scale, norm, rate)
+        else:
+            self._skip(tally, norm)
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.trainer.datamodule.position = tuple(position)
+        self._report(tally, norm, rate)
+        self._seed_step()
+
+    def _step_optimizer(self, gradients: list[Tensor], scale: float, norm: float, rate: float) -> None:
+        clip = self.recipe.clip
+        within = 1.0 if clip is None else min(1.0, clip / (norm + 1e-6))
+        if gradients:
+            torch._foreach_mul_(gradients, scale * within)
+        set_rate(self.optimizer, rate)
+        self.changing = True
+        self.optimizers().step()
+        self.changing = False
+        self.skipped_in_a_row = 0
+
+    def _skip(self, tally: Tally, norm: float) -> None:
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= self.options.max_bad_steps:
+            raise AuroraError(
+                f"{self.skipped_in_a_row} steps in a row had no finite gradient (step {self.step}: loss {tally.loss}, "
+                f"gradient norm {norm}, {tally.targets:.0f} targets). The weights are those before them. A lower "
+                "peak_lr, clip or precision=32-true may help; trainer.max_bad_steps says how many are borne")
+
+    def _report(self, tally: Tally, norm: float, rate: float) -> None:
+        now = time.perf_counter()
+        self.report = StepReport.of(tally, step=self.step, lr=rate, grad_norm=norm, skipped=self.skipped,
+                                    seconds=now - self._step_ended)
+        self._step_ended = now
+        self._tally = Tally()
+
+    def _seed_step(self) -> None:
+        """Makes randomness a function of seed, step and rank, so that there is no generator to save."""
+        seed = (self.config["seed"] * 1_000_003 + self.step) * 4_099 + self.global_rank
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+
+    # ---- state ----
+
+    def training_state(self, *, keep: bool = True) -> dict[str, Any]:
+        """Everything that continues the run exactly. Collective when sharded; only ranks with `keep` get tensors."""
+        return {
+            "step": self.step,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "weights": learned_weights(self.net, keep=keep),
+            "optimizer": optimizer_state(self.net, self.optimizer, keep=keep),
+        }
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        load_learned_weights(self.net, state["weights"])
+        load_optimizer_state(self.net, self.optimizer, state["optimizer"])
+        self.step = state["step"]
+        self.skipped = state["skipped"]
+        self.skipped_in_a_row = state["skipped_in_a_row"]
+
+    @property
+    def _strategy(self) -> Any:
+        return self.trainer.strategy
+
+
+def _norm(gradients: list[Tensor]) -> float:
+    norm = nn.utils.get_total_norm(gradients)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

@@ -1,0 +1,118 @@
+"""Several processes: sharding, what every rank must agree on, and recomputing activations."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import checkpoint
+
+from aurora.errors import AuroraError
+from aurora.model import AuroraModel
+from aurora.training.recipe import TrainerOptions
+from aurora.types import IGNORE, Frames, PackedBatch
+
+
+def build_strategy(options: TrainerOptions) -> Strategy | str:
+    """Lightning's strategy for the options."""
+    if options.strategy == "ddp":
+        return DDPStrategy()
+    if options.strategy == "fsdp":
+        return ModelParallelStrategy(data_parallel_size=options.num_nodes * _local_devices(options),
+                                     tensor_parallel_size=1)
+    return "auto"
+
+
+def blocks(model: AuroraModel) -> Iterator[nn.Module]:
+    """The blocks of the vision encoder and of the backbone: what is sharded and recomputed as one."""
+    for part in (model.vision, model.backbone):
+        yield from (module for module in part.modules() if isinstance(module, part.block_class))
+
+
+def shard(model: AuroraModel, mesh: DeviceMesh) -> None:
+    """FSDP2 over every block and the rest; embeddings and head belong to the root, whose forward gathers them."""
+    for block in blocks(model):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def recompute_blocks(model: AuroraModel) -> None:
+    """Makes every block's activations again in the backward pass instead of keeping them."""
+    for block in blocks(model):
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def world_size() -> int:
+    """Processes that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
+    """The sums of the values over all ranks; exact for counts."""
+    if world_size() == 1:
+        return values
+    # Accelerators such as MPS have no float64, but those run one process.
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return [float(value) for value in total.tolist()]
+
+
+def barrier() -> None:
+    """Waits until every rank is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def with_agreed_frames(batch: PackedBatch, model: AuroraModel) -> PackedBatch:
+    """The row with blank frames added, so that every rank calls the vision encoder equally often.
+
+    A rank that skips the encoder would leave the others waiting in its collectives. Blank frames are a sequence of
+    their own without targets: the gradients that they add are zero.
+    """
+    if world_size() == 1:
+        return batch
+    wanted = max(1, len(batch.frames))
+    if model.vision.prepare.resize == "keep_aspect":
+        most = torch.tensor(wanted, device=batch.tokens.device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        wanted = int(most)
+    for _ in range(wanted - len(batch.frames)):
+        batch = _with_blank_frame(batch, model)
+    return batch
+
+
+def _with_blank_frame(batch: PackedBatch, model: AuroraModel) -> PackedBatch:
+    prepare, device = model.vision.prepare, batch.tokens.device
+    height, width = prepare.shape(prepare.size, prepare.size)
+    keep = model.merge.keep(prepare.patches(height, width), model.vision.depth, 1.0)
+    start = batch.tokens.shape[0]
+    positions = torch.arange(start, start + keep, device=device).unsqueeze(0)
+    pixels = torch.zeros(1, 3, height, width, dtype=torch.uint8, device=device)
+    return batch._replace(
+        tokens=_extended(batch.tokens, keep, 0),
+        targets=_extended(batch.targets, keep, IGNORE),
+        cu_seqlens=_extended(batch.cu_seqlens, 1, start + keep),
+        frames=(*batch.frames, Frames(pixels, positions)),
+    )
+
+
+def _extended(tensor: Tensor, count: int, value: int) -> Tensor:
+    return torch.cat([tensor, tensor.new_full((count,), value)])
+
+
+def _local_devices(options: TrainerOptions) -> int:
+    devices: Any = options.devices
+    if isinstance(devices, list):
+        return len(devices)
+    if isinstance(devices, int) and devices > 0:
+        return devices
+    if devices in ("auto", -1, "-1"):
+        return torch.cuda.device_count() if options.accelerator != "cpu" and torch.cuda.is_available() else 1
+    raise AuroraError(f"trainer.devices {devices!r} is unknown; a number, a list of numbers or auto is right")

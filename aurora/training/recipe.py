@@ -1,0 +1,182 @@
+"""What a stage's recipe and the trainer's options say, checked once, before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from aurora.assemble import WEIGHTED_SLOTS
+from aurora.errors import AuroraError
+from aurora.registry import PROMPT, suggest
+
+Strategy = Literal["auto", "ddp", "fsdp"]
+Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
+Recompute = Literal["none", "block"]
+Display = Literal["auto", "bar", "lines", "none"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How one stage is trained."""
+
+    after: str | None
+    trained: tuple[str, ...]
+    mixture: Mapping[str, int]
+    prompt: Mapping[str, Any] | None
+    keep_ratio: float
+    peak_lr: float
+    global_batch: int
+    epochs: int
+    max_steps: int | None = None
+    warmup_ratio: float = 0.03
+    warmup_start_factor: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip: float | None = 1.0
+    lr_scale: Mapping[str, float] = field(default_factory=dict)
+
+    def scale(self, slot: str) -> float:
+        """What the rate of a slot is multiplied with."""
+        return self.lr_scale.get(slot, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerOptions:
+    """Where and how a stage runs; nothing here but `precision` changes what is learned."""
+
+    accelerator: str = "cpu"
+    devices: int | str | list[int] = 1
+    num_nodes: int = 1
+    strategy: Strategy = "auto"
+    precision: Precision = "32-true"
+    threads: int | None = None
+    activation_checkpointing: Recompute = "none"
+    defer_gradient_sync: bool = False
+    checkpoint_every: int = 200
+    max_bad_steps: int = 10
+    progress: Display = "auto"
+    progress_seconds: float = 10.0
+    callbacks: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_recipes(config: Mapping[str, Any]) -> dict[str, Recipe]:
+    """Every stage's recipe, in the order in which they follow each other. AuroraError names the stage and the key."""
+    recipes = {name: read_recipe(name, entry) for name, entry in config["stages"].items()}
+    for name, recipe in recipes.items():
+        if recipe.after is not None and recipe.after not in recipes:
+            raise AuroraError(f"stages.{name}.after: no stage named {recipe.after!r}."
+                              f"{suggest(recipe.after, list(recipes))}")
+    ordered: dict[str, Recipe] = {}
+    while len(ordered) < len(recipes):
+        ready = [name for name, recipe in recipes.items()
+                 if name not in ordered and (recipe.after is None or recipe.after in ordered)]
+        if not ready:
+            raise AuroraError(f"stages {', '.join(recipes.keys() - ordered.keys())} wait for each other: "
+                              "their `after` form a circle")
+        ordered.update({name: recipes[name] for name in ready})
+    return ordered
+
+
+def selected_stages(config: Mapping[str, Any], recipes: Mapping[str, Recipe]) -> list[str]:
+    """The stages that `stage` asks for."""
+    stage = config["stage"]
+    if stage == "all":
+        return list(recipes)
+    if stage not in recipes:
+        raise AuroraError(f"no stage named {stage!r}.{suggest(str(stage), [*recipes, 'all'])}")
+    return [stage]
+
+
+def read_recipe(name: str, entry: Mapping[str, Any]) -> Recipe:
+    """One stage's recipe. AuroraError for anything that makes no sense."""
+    where = f"stages.{name}"
+    recipe = _fill(Recipe, where, entry)
+    if not recipe.trained:
+        raise AuroraError(f"{where}.trained is empty; a stage trains some of {', '.join(WEIGHTED_SLOTS)}")
+    for slot in (*recipe.trained, *recipe.lr_scale):
+        if slot not in WEIGHTED_SLOTS:
+            raise AuroraError(f"{where}: {slot!r} is no slot with weights.{suggest(slot, list(WEIGHTED_SLOTS))}")
+    _check_numbers(where, recipe)
+    if not recipe.mixture:
+        raise AuroraError(f"{where}.mixture names no dataset; it is written as {{folder: repeats}}")
+    for dataset, repeats in recipe.mixture.items():
+        _require(_is_count(repeats), f"{where}.mixture.{dataset}", repeats, "a whole number ≥ 1")
+    if recipe.prompt is not None:
+        PROMPT.build(recipe.prompt)
+    return recipe
+
+
+def read_options(entry: Mapping[str, Any]) -> TrainerOptions:
+    """The trainer's options. AuroraError for anything that makes no sense."""
+    options = _fill(TrainerOptions, "trainer", entry)
+    for key, kind in (("strategy", Strategy), ("precision", Precision), ("activation_checkpointing", Recompute),
+                      ("progress", Display)):
+        if getattr(options, key) not in get_args(kind):
+            raise AuroraError(f"trainer.{key} {getattr(options, key)!r} is unknown."
+                              f"{suggest(str(getattr(options, key)), list(get_args(kind)))}")
+    for key in ("num_nodes", "checkpoint_every", "max_bad_steps"):
+        _require(_is_count(getattr(options, key)), f"trainer.{key}", getattr(options, key), "a whole number ≥ 1")
+    _require(options.threads is None or _is_count(options.threads), "trainer.threads", options.threads,
+             "null or a whole number ≥ 1")
+    return options
+
+
+def check_datasets(config: Mapping[str, Any], stages: Mapping[str, Recipe]) -> None:
+    """AuroraError that names every dataset folder that a stage would read and that is not there."""
+    root = config["data"].get("root")
+    if root is None:
+        return
+    missing = sorted({str(Path(root) / dataset) for recipe in stages.values() for dataset in recipe.mixture
+                      if not (Path(root) / dataset).is_dir()})
+    if missing:
+        raise AuroraError(f"no dataset folder at {', '.join(missing)}; data.root is {root} and "
+                          "stages.STAGE.mixture names the folders below it")
+
+
+def _check_numbers(where: str, recipe: Recipe) -> None:
+    ranges: dict[str, tuple[bool, str]] = {
+        "keep_ratio": (_is_number(recipe.keep_ratio) and 0 < recipe.keep_ratio <= 1, "above 0 and at most 1"),
+        "peak_lr": (_is_number(recipe.peak_lr) and recipe.peak_lr > 0, "above 0"),
+        "global_batch": (_is_count(recipe.global_batch), "a whole number ≥ 1"),
+        "epochs": (_is_count(recipe.epochs), "a whole number ≥ 1"),
+        "max_steps": (recipe.max_steps is None or _is_count(recipe.max_steps), "null or a whole number ≥ 1"),
+        "warmup_ratio": (_is_number(recipe.warmup_ratio) and 0 <= recipe.warmup_ratio < 1, "in [0, 1)"),
+        "warmup_start_factor": (_is_number(recipe.warmup_start_factor) and 0 <= recipe.warmup_start_factor <= 1,
+                                "in [0, 1]"),
+        "betas": (len(recipe.betas) == 2 and all(_is_number(beta) and 0 <= beta < 1 for beta in recipe.betas),
+                  "two numbers in [0, 1)"),
+        "weight_decay": (_is_number(recipe.weight_decay) and recipe.weight_decay >= 0, "0 or more"),
+        "clip": (recipe.clip is None or (_is_number(recipe.clip) and recipe.clip > 0), "null or above 0"),
+        "lr_scale": (all(_is_number(scale) and scale > 0 for scale in recipe.lr_scale.values()), "all above 0"),
+    }
+    for key, (right, wanted) in ranges.items():
+        _require(right, f"{where}.{key}", getattr(recipe, key), wanted)
+
+
+def _fill(kind: type[T], where: str, entry: Mapping[str, Any]) -> T:
+    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
+    for key in entry:
+        if key not in known:
+            raise AuroraError(f"{where} has no key {key!r}.{suggest(key, list(known))}")
+    missing = [key for key, item in known.items()
+               if key not in entry and item.default is MISSING and item.default_factory is MISSING]
+    if missing:
+        raise AuroraError(f"{where} lacks {', '.join(missing)}")
+    tuples = ("trained", "betas")
+    return kind(**{key: tuple(value) if key in tuples else value for key, value in entry.items()})
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _require(right: bool, key: str, value: Any, wanted: str) -> None:
+    if not right:
+        raise AuroraError(f"{key} is {value!r}; it must be {wanted}")

@@ -1,0 +1,211 @@
+"""`aurora train`: the stages of a run, each starting from the model of the one before."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from rich.console import Console
+
+from aurora.assemble import build_model
+from aurora.checkpoint import save_model
+from aurora.errors import AuroraError
+from aurora.interfaces import DataModule
+from aurora.training.callbacks import Checkpoints, Curves, EndOfStage, StopOnSignal
+from aurora.training.checkpoints import newest_checkpoint, refuse_unsafe_loading
+from aurora.training.data import build_data, count_samples
+from aurora.training.folder import StageFolder, fingerprint, require_same
+from aurora.training.head import describe_stage
+from aurora.training.instantiate import instantiate
+from aurora.training.logs import build_loggers
+from aurora.training.module import AuroraModule
+from aurora.training.parallel import barrier, build_strategy
+from aurora.training.progress import ProgressDisplay
+from aurora.training.recipe import Recipe, TrainerOptions, check_datasets, read_options, read_recipes, selected_stages
+from aurora.training.state import all_weights
+
+SIGTERM_EXIT = 143
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage that is about to be trained."""
+
+    name: str
+    config: Mapping[str, Any]
+    recipe: Recipe
+    options: TrainerOptions
+    folder: StageFolder
+    start: str | None  # the model folder that it starts from; None: base weights
+
+
+def train(config: Mapping[str, Any]) -> Path:
+    """Trains the stages that `config["stage"]` asks for; gives the folder of the last model.
+
+    Finished stages are skipped, an interrupted one goes on where it was. SIGTERM saves and exits with 143.
+    """
+    refuse_unsafe_loading()
+    stages = plan_stages(config)
+    console = Console(quiet=_rank() != 0, soft_wrap=True, highlight=False)
+    if stages[0].options.threads is not None:
+        torch.set_num_threads(stages[0].options.threads)
+    with _quiet_lightning():
+        for stage in stages:
+            _train_stage(stage, console)
+    return stages[-1].folder.model
+
+
+def plan_stages(config: Mapping[str, Any]) -> list[Stage]:
+    """The selected stages in order. AuroraError for whatever in the config makes no sense, before anything starts."""
+    recipes = read_recipes(config)
+    options = read_options(config["trainer"])
+    config = {**config, "dtype": "bfloat16"} if options.precision == "bf16-true" else config
+    names = selected_stages(config, recipes)
+    check_datasets(config, {name: recipes[name] for name in names})
+    with torch.device("meta"):
+        build_model(config)
+    stages = []
+    for name in names:
+        given = config.get("init_from") if name == names[0] else None
+        start = given or _model_before(config["run"], name, recipes[name].after, names)
+        stages.append(Stage(name, config, recipes[name], options, StageFolder(config["run"], name), start))
+    return stages
+
+
+def _model_before(run: str, name: str, after: str | None, selected: list[str]) -> str | None:
+    if after is None:
+        return None
+    folder = StageFolder(run, after)
+    if after not in selected and folder.finished() is None:
+        raise AuroraError(f"stage {name!r} starts from the model of {after!r}, and {folder.model} is not there; "
+                          f"`aurora train run={run} stage={after}` trains it, or give init_from=MODEL_FOLDER")
+    return str(folder.model)
+
+
+def _train_stage(stage: Stage, console: Console) -> None:
+    now = fingerprint(stage.config, stage.name, stage.start)
+    if stage.config.get("restart", False):
+        if _rank() == 0:
+            stage.folder.clear()
+        barrier()
+    done = stage.folder.finished()
+    if done is not None:
+        require_same(stage.name, done, now, "finished")
+        console.print(f"{stage.name}: finished before, {stage.folder.model}; restart=true trains it again")
+        return
+    resume = newest_checkpoint(stage.folder.checkpoints, console.print)
+    if resume is not None:
+        require_same(stage.name, resume["fingerprint"], now, "begun")
+    with torch.device("meta"):
+        skeleton = build_model(stage.config)
+    data = build_data(stage.config, stage.recipe, skeleton, stage.folder.path)
+    if resume is not None:
+        data.load_state_dict(resume["data"])
+    module = _module(stage, data, resume)
+    describe_stage(console, stage=stage.name, recipe=stage.recipe, config=stage.config, model=skeleton,
+                   samples=count_samples(data, stage.recipe), steps=module.total_steps,
+                   done=0 if resume is None else resume["step"], start=stage.start)
+    _fit(stage, module, data, now, console)
+    _save(stage, module)
+    if _rank() == 0:
+        stage.folder.finish(now)
+    barrier()
+    console.print(f"{stage.name}: done, {stage.folder.model}")
+
+
+def _module(stage: Stage, data: DataModule, resume: Mapping[str, Any] | None) -> AuroraModule:
+    total, most = data.total_steps(), stage.recipe.max_steps
+    module = AuroraModule(config=stage.config, stage=stage.name, start=stage.start,
+                          total_steps=total if most is None else min(total, most))
+    module.resume = resume
+    return module
+
+
+def _fit(stage: Stage, module: AuroraModule, data: DataModule, now: Mapping[str, Any], console: Console) -> None:
+    done = 0 if module.resume is None else int(module.resume["step"])
+    stop = StopOnSignal()
+    callbacks = [
+        EndOfStage(),
+        stop,
+        Curves(),
+        Checkpoints(folder=stage.folder.checkpoints, every=stage.options.checkpoint_every, fingerprint=now),
+        ProgressDisplay(stage=stage.name, display=stage.options.progress, seconds=stage.options.progress_seconds,
+                        console=console),
+        *(instantiate(entry) for entry in stage.options.callbacks.values()),
+    ]
+    loggers = build_loggers(stage.config["logger"] or {}, stage.folder.path, done)
+    build_trainer(stage.options, callbacks=callbacks, loggers=loggers, folder=stage.folder.path).fit(
+        module, datamodule=data)
+    if module.step >= module.total_steps:
+        return
+    if stop.stopped:
+        console.print(f"{stage.name}: stopped by SIGTERM after step {module.step}; the same command goes on there")
+        sys.exit(SIGTERM_EXIT)
+    raise AuroraError(f"stage {stage.name!r}: the data ended after step {module.step} of {module.total_steps}")
+
+
+def build_trainer(options: TrainerOptions, *, callbacks: list[L.Callback], loggers: list[Any], folder: Path
+                  ) -> L.Trainer:
+    """A Lightning trainer that runs one pass over rows and leaves saving, logging and display to our callbacks."""
+    return L.Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        strategy=build_strategy(options),
+        precision=options.precision,
+        callbacks=callbacks,
+        logger=loggers or False,
+        default_root_dir=str(folder),
+        max_epochs=1,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def _save(stage: Stage, module: AuroraModule) -> None:
+    """Writes the model of the stage; the config beside it is the one it is used with, not the stage's."""
+    rank = module.global_rank
+    weights = all_weights(module.net, keep=rank == 0)
+    if rank == 0:
+        stage.folder.path.mkdir(parents=True, exist_ok=True)
+        with torch.device("meta"):
+            whole = build_model(stage.config)
+        whole.load_state_dict(weights, assign=True)
+        save_model(whole, stage.config, stage.folder.model)
+
+
+def _rank() -> int:
+    return getattr(rank_zero_only, "rank", None) or 0
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keeps Lightning's hints about hardware and loaders out of what users read; its errors stay."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=PossibleUserWarning)
+        # lightning 2.6 on torch 2.13, about its own code
+        warnings.filterwarnings("ignore", message=r".*LeafSpec", category=FutureWarning)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,114 @@
+"""A tiny whole configuration and rows made from numbers, for tests of training; run as a script it trains."""
+
+import sys
+import time
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from aurora.interfaces import DataModule
+from aurora.registry import DATA
+from aurora.types import IGNORE, Frames, PackedBatch
+
+SIZE, PATCH, KEEP = 16, 8, 2
+
+
+class MadeRows(L.LightningDataModule, DataModule):
+    """Rows of two sequences, with a frame in two of three; a step is `rows_per_step` rows over all ranks.
+
+    What a row holds is a function of the seed and its number. `delay` seconds pass before each row.
+    """
+
+    def __init__(self, *, seed, layout, tokenizer, prompt, steps=6, rows_per_step=4, delay=0.0, framed=True):
+        super().__init__()
+        self.seed, self.layout, self.prompt = seed, layout, prompt
+        self.vocab = tokenizer.vocab_size
+        self.steps, self.rows_per_step, self.delay, self.framed = steps, rows_per_step, delay, framed
+        self.position = (0, 0, 0)
+
+    def steps_per_epoch(self):
+        return self.steps
+
+    def total_steps(self):
+        return self.steps
+
+    def state_dict(self):
+        return {"position": list(self.position)}
+
+    def load_state_dict(self, state_dict):
+        self.position = tuple(state_dict["position"])
+
+    def train_dataloader(self):
+        return self
+
+    def __iter__(self):
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        for number in range(self.position[2], self.steps * self.rows_per_step // world):
+            time.sleep(self.delay)
+            yield self.row(number, rank, world)
+
+    def row(self, number, rank, world):
+        """With several ranks, rank r of row n gets what one process reads as row n · world + r."""
+        made = number * world + rank
+        generator = torch.Generator().manual_seed(self.seed * 10_000 + made)
+        lengths = torch.randint(4, 9, (2,), generator=generator).tolist()
+        tokens = torch.randint(1, min(self.vocab, 200), (sum(lengths),), generator=generator)
+        targets = torch.where(torch.arange(len(tokens)) % 3 == 0, IGNORE, (tokens * 7) % 50)
+        frames = ()
+        if self.framed and made % 3 != 2:
+            pixels = torch.randint(0, 256, (1, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+            frames = (Frames(pixels, torch.arange(1, 1 + KEEP).unsqueeze(0)),)
+            tokens[1 : 1 + KEEP] = 0
+        rows = self.rows_per_step // world
+        return PackedBatch(tokens, targets, torch.tensor([0, lengths[0], sum(lengths)]), frames, 2,
+                           (number + 1) % rows == 0, (0, 0, number + 1))
+
+
+def register():
+    """Makes `data: {name: made_rows}` known."""
+    if "made_rows" not in DATA.known():
+        DATA.add("made_rows", MadeRows)
+
+
+def tiny_config(run, **data):
+    """Four patches per frame, half of them kept; connector, then everything."""
+    recipe = {"mixture": {"rows": 1}, "prompt": None, "keep_ratio": 0.5, "peak_lr": 1e-2, "global_batch": 8,
+              "epochs": 1, "warmup_ratio": 0.2}
+    return {
+        "vision": {"name": "siglip", "image_size": SIZE, "patch_size": PATCH, "width": 16, "layers": 3, "heads": 2,
+                   "mlp_width": 32},
+        "merge": {"name": "tome"},
+        "sort": {"name": "size"},
+        "connector": {"name": "mlp"},
+        "backbone": {"name": "rwkv6", "hidden_size": 16, "layers": 2, "head_size": 8},
+        "tokenizer": {"name": "bytes"},
+        "prompt": {"name": "sandwich"},
+        "reader": {"name": "pyav"},
+        "data": {"name": "made_rows", **data},
+        "stages": {
+            "second": {**recipe, "after": "first", "trained": ["vision", "connector", "backbone"]},
+            "first": {**recipe, "after": None, "trained": ["connector"]},
+        },
+        "trainer": {"threads": 1, "checkpoint_every": 1, "progress": "lines", "progress_seconds": 0.0},
+        "logger": {"csv": {"_target_": "aurora.training.logs.CsvLogger"}},
+        "run": str(run), "stage": "second", "init_from": None, "restart": False, "seed": 3, "dtype": "float32",
+        "keep_ratio": 0.5, "sampling": {"fps": 1.0}, "base_weights": {},
+    }
+
+
+def curve(run, stage="second"):
+    """(step, loss) of a stage, exactly as written."""
+    from aurora.training.logs import read_curve
+
+    return [(int(row["step"]), row["loss"]) for row in read_curve(Path(run) / stage)]
+
+
+if __name__ == "__main__":
+    import json
+
+    sys.path.insert(0, str(Path(__file__).parents[3]))
+    from aurora.training.run import train
+
+    register()
+    train(json.loads(Path(sys.argv[1]).read_text()))
