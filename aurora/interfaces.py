@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
 
-from aurora.types import State, VisualTokens
+from aurora.types import PackedBatch, State, VisualTokens
 
 if TYPE_CHECKING:
     from aurora.images import ImagePreparation
@@ -257,3 +257,38 @@ class VideoReader(ABC):
     @abstractmethod
     def times(self, source: str | bytes, sampling: Sampling) -> list[float]:
         """The moments in seconds that `read` will sample; their number is the number of frames."""
+
+
+# ---- data ------------------------------------------------------------------------------------------------------
+
+
+class DataModule(ABC):
+    """A source of packed rows for training.
+
+    The order of samples depends neither on the number of ranks nor on that of loader workers. Every rank is given
+    the same number of rows in every optimizer step. The constructor may ask for the facts that other parts know:
+    `tokenizer`, `prompt`, `layout` (VisualLayout) and `reader`.
+    """
+
+    position: tuple[int, int, int]
+    """Where training goes on, as in PackedBatch; whoever trains sets it to that of the row it has finished."""
+
+    @abstractmethod
+    def train_dataloader(self) -> Iterable[PackedBatch]:
+        """The rows of this rank from `position` to the end of the last epoch, in one pass."""
+
+    @abstractmethod
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch."""
+
+    @abstractmethod
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training, those before `position` included."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what it is a position in."""
+
+    @abstractmethod
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes to a saved position. AuroraError when it was saved by another plan."""

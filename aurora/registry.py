@@ -158,7 +158,8 @@ BACKBONE = Slot("backbone", interfaces.Backbone, "components.backbone")
 TOKENIZER = Slot("tokenizer", interfaces.Tokenizer, "components.tokenizer")
 PROMPT = Slot("prompt", interfaces.Prompt, "components.prompt")
 READER = Slot("reader", interfaces.VideoReader, "datamodules.reader")
+DATA = Slot("data", interfaces.DataModule, "datamodules")
 
 SLOTS: dict[str, Slot[Any]] = {
-    slot.name: slot for slot in (VISION, MERGE, SORT, CONNECTOR, BACKBONE, TOKENIZER, PROMPT, READER)
+    slot.name: slot for slot in (VISION, MERGE, SORT, CONNECTOR, BACKBONE, TOKENIZER, PROMPT, READER, DATA)
 }

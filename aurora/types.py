@@ -44,7 +44,8 @@ class PackedBatch(NamedTuple):
     frames: tuple[Frames, ...]  # one entry per frame shape
     samples: int  # real samples in this row (placeholders for broken ones do not count)
     closes_step: bool = True  # whether the optimizer steps after this row
-    position: tuple[int, int, int] = (0, 0, 0)  # (epoch, window, pack) of the row after this one
+    position: tuple[int, int, int] = (0, 0, 0)  # (epoch, window, pack) where a run that ends after this row resumes:
+    # behind the step that this row closes, or else at the beginning of its unfinished step
 
 
 class TokenLoss(NamedTuple):

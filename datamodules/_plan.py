@@ -110,11 +110,12 @@ class Plan:
         return np.random.default_rng([self._seed, epoch, 0]).permutation(len(self._chunks))
 
     def _window_chunks(self, epoch: int, window: int) -> np.ndarray:
-        return self._chunks[self._order(epoch)[window * self._span:(window + 1) * self._span]]
+        order = self._order(epoch)[window * self._span:(window + 1) * self._span]
+        return np.asarray(self._chunks[order])
 
     def _samples_of(self, chunk: np.ndarray) -> np.ndarray:
         number, start = chunk
-        return self._members[number].samples[start:start + CHUNK]
+        return np.asarray(self._members[number].samples[start:start + CHUNK])
 
     def _chunk_counts(self) -> np.ndarray:
         """[C, G]: samples of each group in each chunk."""

@@ -1,0 +1,74 @@
+"""Who builds which row: ranks take turns at the rows of a step, and workers at the micro-steps of a rank."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch.distributed
+
+from aurora.errors import AuroraError
+
+from ._plan import Plan
+
+Position = tuple[int, int, int]
+
+
+class Turn(NamedTuple):
+    """One micro-step of one rank."""
+
+    samples: list[int]  # none: a placeholder row
+    closes_step: bool
+    position: Position  # where to resume after it
+
+
+def schedule(
+    plan: Plan, *, position: Position, epochs: int, rank: int, world: int, max_steps: int | None = None
+) -> Iterator[Turn]:
+    """The micro-steps of a rank from a position on.
+
+    Row g of a step goes to rank g mod `world`, and where a step's rows do not divide by `world` the last ranks are
+    given placeholders, so that all ranks make the same micro-steps. A position inside a step means its beginning.
+    """
+    _, first_window, first_pack = position
+    for epoch in range(position[0], epochs):
+        for window in range(first_window, plan.windows):
+            packs, bounds = plan.window(epoch, window)
+            step = int(np.searchsorted(bounds, first_pack, side="right")) - 1
+            done = plan.steps_before(epoch, window)
+            for number in range(step, len(bounds) - 1):
+                if max_steps is not None and done + number >= max_steps:
+                    return
+                start, stop = int(bounds[number]), int(bounds[number + 1])
+                here, behind = (epoch, window, start), _behind(plan, epoch, window, stop, len(packs))
+                for row in range(start + rank, start + -(-(stop - start) // world) * world, world):
+                    last = row - rank + world >= stop
+                    yield Turn(packs[row].tolist() if row < stop else [], last, behind if last else here)
+            first_pack = 0
+        first_window = 0
+
+
+def _behind(plan: Plan, epoch: int, window: int, pack: int, packs: int) -> Position:
+    """The position of the first pack after some."""
+    if pack < packs:
+        return epoch, window, pack
+    return (epoch, window + 1, 0) if window + 1 < plan.windows else (epoch + 1, 0, 0)
+
+
+def check_position(position: object) -> Position:
+    """Three integers from 0, or AuroraError."""
+    if (not isinstance(position, list | tuple) or len(position) != 3
+            or not all(isinstance(number, int) and number >= 0 for number in position)):
+        raise AuroraError(f"data: position {position!r} is not (epoch, window, pack), three integers from 0")
+    return position[0], position[1], position[2]
+
+
+def rank_and_world(trainer: object | None) -> tuple[int, int]:
+    """This process's rank and the number of ranks: the trainer's, else torch.distributed's, else the launcher's."""
+    if trainer is not None:
+        return int(trainer.global_rank), int(trainer.world_size)  # type: ignore[attr-defined]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -1,0 +1,128 @@
+"""Training rows from WebDataset shards, read by an index in a planned order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import lightning
+
+from aurora.errors import AuroraError
+from aurora.images import VisualLayout
+from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader
+from aurora.registry import DATA
+
+from ._corpus import Corpus, TooLong, blank_tokens, build_corpus, kind_groups, open_datasets
+from ._lengths import text_lengths
+from ._loader import BadSamples, RowDataset, RowLoader, Share
+from ._plan import Budget, Plan
+from ._rows import RowBuilder
+from ._schedule import Position, check_position, rank_and_world
+from .reader._sampling import check_sampling
+
+
+@DATA.register
+class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: ignore[misc]
+    """A mixture of dataset folders below `root`, packed into rows of at most `row_tokens` and `row_frames`.
+
+    A step takes about `global_batch` samples on all ranks together. `fps` (with `max_frames`) or `frames` say which
+    frames of a video are read. `mix_kinds` lets single images share rows and steps with videos and multi-image
+    samples. A video longer than a row is read with fewer frames (`too_long: shrink`) or left out (`drop`). Samples
+    that cannot be read become placeholders without loss, are listed in the file `quarantine`, and stop the run when
+    they are more than `max_bad_rate` of the first `bad_rate_after` samples or of all later.
+    """
+
+    def __init__(
+        self, *, root: str, mixture: Mapping[str, int], row_tokens: int, row_frames: int, global_batch: int,
+        tokenizer: Tokenizer, prompt: Prompt, layout: VisualLayout | None, reader: VideoReader,
+        epochs: int = 1, max_steps: int | None = None, seed: int = 0, workers: int = 0,
+        fps: float | None = None, frames: int | None = None, max_frames: int | None = None,
+        mix_kinds: bool = False, too_long: TooLong = "shrink",
+        max_bad_rate: float = 0.01, bad_rate_after: int = 200, quarantine: str | None = None,
+    ) -> None:
+        super().__init__()
+        least = {"row_tokens": row_tokens, "row_frames": row_frames, "global_batch": global_batch, "epochs": epochs,
+                 "bad_rate_after": bad_rate_after, "max_steps": 1 if max_steps is None else max_steps}
+        for name, value in least.items():
+            if value < 1:
+                raise AuroraError(f"data 'webdataset': {name} {value} must be 1 or more")
+        if workers < 0 or seed < 0:
+            raise AuroraError(f"data 'webdataset': workers {workers} and seed {seed} must be 0 or more")
+        if too_long not in get_args(TooLong):
+            raise AuroraError(f"data 'webdataset': too_long {too_long!r} is neither of {', '.join(get_args(TooLong))}")
+        if not 0 <= max_bad_rate <= 1:
+            raise AuroraError(f"data 'webdataset': max_bad_rate {max_bad_rate} is outside [0, 1]")
+        self.position: Position = (0, 0, 0)
+        self.bad: BadSamples | None = None
+        self._root, self._mixture = Path(root), dict(mixture)
+        self._sampling = check_sampling(Sampling(fps=fps, frames=frames, max_frames=max_frames))
+        self._budget = Budget(row_tokens, row_frames, blank_tokens(layout))
+        self._tokenizer, self._prompt, self._layout, self._reader = tokenizer, prompt, layout, reader
+        self._global_batch, self._epochs, self._max_steps, self._seed = global_batch, epochs, max_steps, seed
+        self._workers, self._mix_kinds, self._too_long = workers, mix_kinds, too_long
+        self._max_bad_rate, self._bad_rate_after, self._quarantine = max_bad_rate, bad_rate_after, quarantine
+
+    def prepare_data(self) -> None:
+        """Checks every shard and counts text lengths, once per machine."""
+        for index in open_datasets(self._root, self._mixture):
+            text_lengths(index, self._prompt, self._tokenizer)
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The samples of the mixture. AuroraError when a shard is missing or was cut."""
+        return build_corpus(
+            self._root, self._mixture, tokenizer=self._tokenizer, prompt=self._prompt, layout=self._layout,
+            sampling=self._sampling, budget=self._budget, too_long=self._too_long)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Rows and steps of every epoch."""
+        corpus = self.corpus
+        return Plan(
+            corpus.members, tokens=corpus.tokens, frames=corpus.frames, budget=self._budget, seed=self._seed,
+            group=kind_groups(corpus.kinds, mix_kinds=self._mix_kinds), global_batch=self._global_batch)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Plans before training starts, so that what is wrong with the data is said then."""
+        self.total_steps()
+
+    def train_dataloader(self) -> RowLoader:
+        rank, world = rank_and_world(self.trainer)
+        builder = RowBuilder(self.corpus, self._tokenizer, self._prompt, self._layout, self._reader, self._sampling)
+        share = Share(self.position, self._epochs, rank, world, self._max_steps)
+        path = None if self._quarantine is None else Path(self._quarantine)
+        if path is not None and world > 1:
+            path = path.with_name(f"{path.stem}-{rank}{path.suffix}")
+        self.bad = BadSamples(self._max_bad_rate, min(self._bad_rate_after, self.plan.samples), path)
+        return RowLoader(RowDataset(self.plan, builder, share), workers=self._workers, bad=self.bad)
+
+    def steps_per_epoch(self) -> int:
+        return self.plan.steps_before(1, 0)
+
+    def total_steps(self) -> int:
+        steps = self.plan.steps_before(self._epochs, 0)
+        return steps if self._max_steps is None else min(steps, self._max_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": list(self.position), "plan": self._plan_digest()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        if state_dict.get("plan") != self._plan_digest():
+            raise AuroraError("data: the checkpoint's position belongs to another plan (other shards, mixture, seed, "
+                              "row budgets, sampling, prompt or keep ratio); start a new run or restore those options")
+        self.position = check_position(state_dict.get("position"))
+
+    def _plan_digest(self) -> str:
+        """What the order of training depends on."""
+        corpus, plan = self.corpus, hashlib.sha256()
+        plan.update(json.dumps([
+            [index.digest for index in corpus.datasets], list(self._mixture.values()), self._seed, self._global_batch,
+            self._mix_kinds, asdict(self._budget), asdict(self._sampling),
+        ]).encode())
+        plan.update(corpus.tokens.tobytes() + corpus.frames.tobytes())
+        return plan.hexdigest()[:16]
