@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from aurora.interfaces import BlockView, Merge
 
+from .._rows import add_to, take
+
 Reduce = Literal["sum", "mean", "amax"]
 
 
@@ -18,9 +20,11 @@ def similarity_metric(view: BlockView) -> Tensor:
     return F.normalize(view.keys.detach().float().mean(1), dim=-1)
 
 
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """[N, M, C], [N, G] → [N, G, C]: the tokens at `index`."""
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+def similarity(some: Tensor, others: Tensor) -> Tensor:
+    """[N, A, K], [N, B, K] → [N, A, B] float32."""
+    # Autocast would round to bfloat16, where cosines near 1 are 0.4 % apart and most similar pairs would tie.
+    with torch.autocast(some.device.type, enabled=False):
+        return some @ others.transpose(1, 2)
 
 
 class Grouping(Merge):
@@ -36,10 +40,9 @@ class Grouping(Merge):
 
     def __call__(self, x: Tensor, *, reduce: Reduce) -> Tensor:
         into = x.new_zeros(x.shape[0], self._groups, x.shape[-1])
-        index = self._target.unsqueeze(-1).expand_as(x)
         if reduce == "sum":
-            return into.scatter_add(1, index, x)
-        return into.scatter_reduce(1, index, x, reduce, include_self=False)
+            return add_to(into, self._target, x)
+        return into.scatter_reduce(1, self._target.unsqueeze(-1).expand_as(x), x, reduce, include_self=False)
 
 
 class Absorption(Merge):
@@ -57,8 +60,7 @@ class Absorption(Merge):
         return target.scatter(1, self.survivors, places).scatter(1, self.sources, self.into)
 
     def __call__(self, x: Tensor, *, reduce: Reduce) -> Tensor:
-        index = self.into.unsqueeze(-1).expand(-1, -1, x.shape[-1])
         kept, merged = take(x, self.survivors), take(x, self.sources)
         if reduce == "sum":
-            return kept.scatter_add(1, index, merged)
-        return kept.scatter_reduce(1, index, merged, reduce)
+            return add_to(kept, self.into, merged)
+        return kept.scatter_reduce(1, self.into.unsqueeze(-1).expand_as(merged), merged, reduce)

@@ -15,7 +15,8 @@ from aurora.interfaces import BlockView, Merge, MergeStrategy
 from aurora.registry import MERGE
 
 from .._options import one_of, switch
-from ._groups import Absorption, similarity_metric, take
+from .._rows import take
+from ._groups import Absorption, similarity, similarity_metric
 from ._schedule import all_but_one, exact
 
 
@@ -50,8 +51,8 @@ class Prune(MergeStrategy):
         ranked = self._worth(view).argsort(dim=-1, stable=True)
         dropped, survivors = ranked[:, :remove], ranked[:, remove:].sort(-1).values
         metric = similarity_metric(view)
-        similarity = take(metric, dropped) @ take(metric, survivors).transpose(1, 2)  # [N, r, M - r]
-        return Selection(survivors, dropped, into=similarity.argmax(-1))
+        nearest = similarity(take(metric, dropped), take(metric, survivors)).argmax(-1)  # [N, r]
+        return Selection(survivors, dropped, into=nearest)
 
     def _worth(self, view: BlockView) -> Tensor:
         if self.by == "norm":

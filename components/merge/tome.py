@@ -15,7 +15,7 @@ from aurora.interfaces import BlockView, Merge, MergeStrategy
 from aurora.registry import MERGE
 
 from .._options import one_of, switch
-from ._groups import Absorption, similarity_metric
+from ._groups import Absorption, similarity, similarity_metric
 from ._schedule import exact, floor, floor_to, half
 
 
@@ -58,7 +58,7 @@ class TokenMerging(MergeStrategy):
 def matching(metric: Tensor, remove: int) -> Absorption:
     """[N, M, K] of length one → the merge of the `remove` best A→B pairs; several A may go into one B."""
     even, odd = metric[:, ::2], metric[:, 1::2]
-    best, partner = (even @ odd.transpose(1, 2)).max(-1)  # [N, A]
+    best, partner = similarity(even, odd).max(-1)  # [N, A]
     ranked = best.argsort(dim=-1, descending=True, stable=True)
     sources, rest = ranked[:, :remove], ranked[:, remove:].sort(-1).values
     odd_places = torch.arange(1, metric.shape[1], 2, device=metric.device).expand(metric.shape[0], -1)

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from aurora.types import VisualTokens
 
+from .._rows import take
+
 
 def fresh(features: Tensor) -> VisualTokens:
     """[N, P, Dv] → tokens that stand for one patch each."""
@@ -18,11 +20,10 @@ def fresh(features: Tensor) -> VisualTokens:
 
 def reorder(tokens: VisualTokens, order: Tensor) -> VisualTokens:
     """The tokens read in `order` [N, M], a permutation of each frame's."""
-    index = order.unsqueeze(-1).expand_as(tokens.features)
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     place = torch.empty_like(order).scatter(1, order, places)
     return VisualTokens(
-        features=tokens.features.gather(1, index),
+        features=take(tokens.features, order),
         size=tokens.size.gather(1, order),
         owner=place.gather(1, tokens.owner),
     )

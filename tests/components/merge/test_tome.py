@@ -58,6 +58,15 @@ def test_the_groups_are_those_of_the_definition(count: int, remove: int) -> None
             assert sorted(members) == (merge.target[frame] == group).nonzero().flatten().tolist()
 
 
+def test_autocast_does_not_blur_which_tokens_are_similar() -> None:
+    base = view_of(tokens_of(4, 64))
+    alike = base._replace(keys=10 + base.keys)  # cosines above 0.99
+    strategy = MERGE.build({"name": "tome"})
+    expected = strategy.match(alike, 20).target
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (strategy.match(alike, 20).target == expected).all()
+
+
 @pytest.mark.parametrize("count", [8, 9])
 def test_features_are_the_size_weighted_mean_of_each_group(count: int) -> None:
     tokens = tokens_of(2, count)
