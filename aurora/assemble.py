@@ -17,7 +17,11 @@ from aurora.registry import BACKBONE, CONNECTOR, MERGE, PROMPT, READER, SORT, TO
 
 MODEL_SLOTS = ("vision", "merge", "sort", "connector", "backbone", "tokenizer", "prompt")
 WEIGHTED_SLOTS = ("vision", "connector", "backbone")
-INJECTED = {"connector": ("in_width", "out_width"), "backbone": ("vocab_size",)}
+INJECTED = {
+    "connector": ("in_width", "out_width"),
+    "backbone": ("vocab_size",),
+    "data": ("layout", "tokenizer", "prompt", "reader", "mixture", "epochs", "global_batch", "seed"),
+}
 """Constructor arguments that other parts know, so that no config says them."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

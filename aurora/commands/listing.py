@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aurora.assemble import INJECTED
-from aurora.config import CONFIG_FOLDER
+from aurora.commands.overriding import configured
 from aurora.errors import AuroraError
 from aurora.registry import SLOTS, Slot, suggest
 
@@ -38,22 +38,15 @@ def describe(slot: Slot[Any], name: str) -> dict[str, Any]:
         parameters, summary = slot.options(name), (inspect.getdoc(slot.get(name)) or "").partition("\n\n")[0]
     except (AuroraError, ImportError, SyntaxError, AttributeError, NameError, TypeError, OSError) as error:
         return {"summary": None, "options": {}, "error": " ".join(str(error).split())}
-    configured = _configured(slot.name, name)
+    given = configured(slot.name, name)
     options = {}
     for key, parameter in parameters.items():
         if key not in INJECTED.get(slot.name, ()):
             required = parameter.default is inspect.Parameter.empty
             options[key] = {"required": required, "default": None if required else parameter.default}
-            if key in configured:
-                options[key]["configs"] = configured[key]
+            if key in given:
+                options[key]["configs"] = given[key]
     return {"summary": " ".join(summary.split()), "options": options, "error": None}
-
-
-def _configured(slot: str, name: str) -> dict[str, Any]:
-    """What `slot=name` gives on the command line: the part's yaml."""
-    path = CONFIG_FOLDER / slot / f"{name}.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content if isinstance(content, dict) else {}
 
 
 def _table(described: dict[str, dict[str, Any]]) -> Table:
@@ -78,6 +71,7 @@ def _told(part: dict[str, Any]) -> Text:
 def _shown(option: dict[str, Any]) -> str:
     """The value that `slot=name` gives: that of the yaml, else the constructor's."""
     value = option.get("configs", option["default"])
-    if option["required"] and option.get("configs", "???") == "???":
+    if option["required"] and "configs" not in option:
         return "(required)"
-    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=1000)
+    return text.removesuffix("\n...\n").strip()

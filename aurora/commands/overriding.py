@@ -7,9 +7,10 @@ from copy import deepcopy
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from aurora.checkpoint import DESCRIBED
-from aurora.config import CONFIG_FOLDER, load_config
+from aurora.config import CONFIG_FOLDER
 from aurora.errors import AuroraError
 from aurora.registry import SLOTS, suggest
 
@@ -36,10 +37,17 @@ def part(slot: str, name: str) -> dict[str, Any]:
     """The config of a part by name: its yaml if it has one, else the name alone."""
     if name not in SLOTS[slot].known():
         raise AuroraError(f"no {slot} named {name!r}.{suggest(name, SLOTS[slot].known())}")
-    if not (CONFIG_FOLDER / slot / f"{name}.yaml").is_file():
-        return {"name": name}
-    described: dict[str, Any] = load_config([f"{slot}={name}"])[slot]
-    return described
+    return {"name": name, **configured(slot, name)}
+
+
+def configured(slot: str, name: str) -> dict[str, Any]:
+    """The options that a part's yaml gives; those it leaves to the user are left out."""
+    path = CONFIG_FOLDER / slot / f"{name}.yaml"
+    if not path.is_file():
+        return {}
+    content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items() if value != "???" and key != "name"}
 
 
 def _set(config: dict[str, Any], path: Sequence[str], value: Any) -> None:

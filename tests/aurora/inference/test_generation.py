@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aurora.errors import AuroraError
+from aurora.inference.generation import Generation, TextStream, complete, filter_logits, next_tokens, stream
+from aurora.inference.reading import blank, fork, read_texts
+from aurora.model import AuroraModel
+from aurora.registry import TOKENIZER
+
+BYTES = TOKENIZER.build({"name": "bytes"})
+WORLD = TOKENIZER.build({"name": "rwkv_world"})
+
+
+def told(ids: list[int], stops: tuple[str, ...] = (), tokenizer=BYTES) -> list[str]:
+    text = TextStream(tokenizer, stops)
+    pieces = []
+    for token in ids:
+        pieces.append(text.push(token))
+        if text.stopped:
+            return pieces
+    return [*pieces, text.finish()]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, WORLD], ids=["bytes", "rwkv_world"])
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=40))
+def test_the_pieces_of_a_stream_are_the_text(tokenizer, text: str) -> None:
+    assert "".join(told(tokenizer.encode(text), tokenizer=tokenizer)) == text
+
+
+@settings(max_examples=60, deadline=None)
+@given(raw=st.binary(max_size=24))
+def test_bytes_that_are_no_text_come_out_as_one_decoding_would_give_them(raw: bytes) -> None:
+    assert "".join(told([byte + 1 for byte in raw])) == raw.decode("utf-8", errors="replace")
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text("ab\n", max_size=16), stop=st.text("ab\n", min_size=1, max_size=4))
+def test_nothing_of_a_stop_string_is_ever_shown(text: str, stop: str) -> None:
+    assert "".join(told(BYTES.encode(text), (stop,))) == text.split(stop)[0]
+
+
+def test_a_character_is_shown_once_it_is_whole() -> None:
+    assert told(BYTES.encode("é🙂")) == ["", "é", "", "", "", "🙂", ""]
+
+
+def test_text_that_cannot_become_a_stop_string_is_shown_at_once() -> None:
+    assert told(BYTES.encode("a\nb"), ("\n\n",)) == ["a", "", "\nb", ""]
+
+
+def test_the_first_of_several_stop_strings_ends_the_text() -> None:
+    assert "".join(told(BYTES.encode("one END two STOP"), ("STOP", "END"))) == "one "
+
+
+def test_the_end_of_text_ends_the_text_and_releases_what_was_held() -> None:
+    assert told([*BYTES.encode("a\n"), BYTES.end_of_text, *BYTES.encode("b")], ("\n\n",)) == ["a", "", "\n"]
+
+
+def test_temperature_zero_takes_the_likeliest_token() -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
+    assert next_tokens(logits, Generation(), [generator(), generator()]).tolist() == [1, 0]
+
+
+def test_top_k_leaves_k_tokens() -> None:
+    kept = filter_logits(torch.tensor([[0.0, 3.0, 1.0, 2.0]]), Generation(temperature=1.0, top_k=2))
+    assert torch.isfinite(kept).tolist() == [[False, True, False, True]]
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.4, 1), (0.5, 1), (0.51, 2), (0.8, 2), (0.81, 3), (1.0, 4)])
+def test_top_p_leaves_the_fewest_tokens_that_reach_it(top_p: float, kept: int) -> None:
+    logits = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
+    assert torch.isfinite(filter_logits(logits, Generation(temperature=1.0, top_p=top_p))).sum() == kept
+
+
+def test_temperature_divides_the_logits() -> None:
+    logits = torch.tensor([[1.0, 2.0]])
+    torch.testing.assert_close(filter_logits(logits, Generation(temperature=0.5)), logits * 2)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    logits = torch.tensor([0.1, 0.6, 0.3]).log().expand(4000, -1)
+    one = generator()
+    drawn = next_tokens(logits, Generation(temperature=1.0), [one] * 4000)
+    frequencies = drawn.bincount(minlength=3) / 4000
+    torch.testing.assert_close(frequencies, torch.tensor([0.1, 0.6, 0.3]), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens 0"),
+        ({"temperature": -0.1}, "temperature -0.1"),
+        ({"temperature": float("nan")}, "temperature nan"),
+        ({"top_p": 0.0}, "top_p 0.0"),
+        ({"top_p": 1.5}, "top_p 1.5"),
+        ({"top_k": 0}, "top_k 0"),
+        ({"seed": -1}, "seed -1"),
+        ({"stop": ("",)}, "empty stop string"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict, named: str) -> None:
+    with pytest.raises(AuroraError, match=named):
+        Generation(**options)
+
+
+TEXTS = ["What is it?", "Where?", "Is anything moving to the left?"]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_company_changes_no_answer(model: AuroraModel, temperature: float) -> None:
+    options = Generation(max_new_tokens=24, temperature=temperature, seed=5)
+    together = read_texts(model, blank(model, 3), [model.tokenizer.encode(text) for text in TEXTS])
+    alone = ["".join(stream(model, fork(together, [s]), options)) for s in range(3)]
+    assert complete(model, together, options) == alone
+
+
+def test_a_finished_sequence_leaves_the_others_alone(model: AuroraModel) -> None:
+    memory = read_texts(model, blank(model, 3), [model.tokenizer.encode(text) for text in TEXTS])
+    free = complete(model, memory, Generation(max_new_tokens=24))
+    stop = free[0][3:5]
+    cut = [answer.split(stop)[0] for answer in free]
+    assert len({len(answer) for answer in cut}) > 1  # they end at different steps
+    assert complete(model, memory, Generation(max_new_tokens=24, stop=(stop,))) == cut
+
+
+def test_the_same_seed_gives_the_same_answer_and_another_seed_another(model: AuroraModel) -> None:
+    memory = read_texts(model, blank(model, 1), [model.tokenizer.encode("What is it?")])
+    answers = ["".join(stream(model, memory, Generation(max_new_tokens=24, temperature=1.0, seed=seed)))
+               for seed in (1, 1, 2)]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_no_more_tokens_are_made_than_asked_for(model: AuroraModel) -> None:
+    memory = read_texts(model, blank(model, 1), [model.tokenizer.encode("What is it?")])
+    assert len("".join(stream(model, memory, Generation(max_new_tokens=3)))) <= 3
