@@ -204,6 +204,8 @@ def _quiet_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
         # lightning 2.6 on torch 2.13, about its own code
         warnings.filterwarnings("ignore", message=r".*LeafSpec", category=FutureWarning)
+        # FSDP2 warns of views that are then written into; nothing writes into what a block returns
+        warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view", category=UserWarning)
         try:
             yield
         finally:

@@ -1,5 +1,7 @@
 """A tiny whole configuration and rows made from numbers, for tests of training; run as a script it trains."""
 
+import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,14 +19,19 @@ SIZE, PATCH, KEEP = 16, 8, 2
 class MadeRows(L.LightningDataModule, DataModule):
     """Rows of two sequences, with a frame in two of three; a step is `rows_per_step` rows over all ranks.
 
-    What a row holds is a function of the seed and its number. `delay` seconds pass before each row.
+    What a row holds is a function of the seed and its number. In between come the faults that a test asks for: the
+    pixels of the rows in `poisoned` are no numbers, reading row `breaks_at` raises, and the environment may ask for a
+    delay in seconds before each row.
     """
 
-    def __init__(self, *, seed, layout, tokenizer, prompt, steps=6, rows_per_step=4, delay=0.0, framed=True):
+    poisoned = ()
+    breaks_at = None
+
+    def __init__(self, *, seed, layout, tokenizer, prompt, steps=6, rows_per_step=4, framed=True):
         super().__init__()
         self.seed, self.layout, self.prompt = seed, layout, prompt
         self.vocab = tokenizer.vocab_size
-        self.steps, self.rows_per_step, self.delay, self.framed = steps, rows_per_step, delay, framed
+        self.steps, self.rows_per_step, self.framed = steps, rows_per_step, framed
         self.position = (0, 0, 0)
 
     def steps_per_epoch(self):
@@ -44,25 +51,27 @@ class MadeRows(L.LightningDataModule, DataModule):
 
     def __iter__(self):
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        for number in range(self.position[2], self.steps * self.rows_per_step // world):
-            time.sleep(self.delay)
-            yield self.row(number, rank, world)
+        for step in range(self.position[1], self.steps):
+            for turn in range(0, self.rows_per_step, world):
+                time.sleep(float(os.environ.get("SECONDS_PER_ROW", 0)))
+                number, last = step * self.rows_per_step + turn + rank, turn + world == self.rows_per_step
+                if number == self.breaks_at:
+                    raise RuntimeError("the disk is gone")
+                yield self.row(number)._replace(closes_step=last, position=(0, step + last, 0))
 
-    def row(self, number, rank, world):
-        """With several ranks, rank r of row n gets what one process reads as row n · world + r."""
-        made = number * world + rank
-        generator = torch.Generator().manual_seed(self.seed * 10_000 + made)
+    def row(self, number):
+        generator = torch.Generator().manual_seed(self.seed * 10_000 + number)
         lengths = torch.randint(4, 9, (2,), generator=generator).tolist()
         tokens = torch.randint(1, min(self.vocab, 200), (sum(lengths),), generator=generator)
         targets = torch.where(torch.arange(len(tokens)) % 3 == 0, IGNORE, (tokens * 7) % 50)
         frames = ()
-        if self.framed and made % 3 != 2:
+        if self.framed and number % 3 != 2:
             pixels = torch.randint(0, 256, (1, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+            if number in self.poisoned:
+                pixels = torch.full(pixels.shape, torch.nan)
             frames = (Frames(pixels, torch.arange(1, 1 + KEEP).unsqueeze(0)),)
             tokens[1 : 1 + KEEP] = 0
-        rows = self.rows_per_step // world
-        return PackedBatch(tokens, targets, torch.tensor([0, lengths[0], sum(lengths)]), frames, 2,
-                           (number + 1) % rows == 0, (0, 0, number + 1))
+        return PackedBatch(tokens, targets, torch.tensor([0, lengths[0], sum(lengths)]), frames, 2)
 
 
 def register():
@@ -105,9 +114,6 @@ def curve(run, stage="second"):
 
 
 if __name__ == "__main__":
-    import json
-
-    sys.path.insert(0, str(Path(__file__).parents[3]))
     from aurora.training.run import train
 
     register()
