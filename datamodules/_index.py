@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,9 +90,9 @@ def sidecar(tar: Path, suffix: str) -> Path:
 
 def load_index(folder: str | Path) -> DatasetIndex:
     """The index of a folder, once every shard was found whole in size. AuroraError that says how to mend it."""
-    folder = Path(folder)
-    if "://" in str(folder) or str(folder).startswith("pipe:"):
+    if re.match(r"[a-zA-Z0-9+.-]{2,}:", str(folder)):
         raise AuroraError(f"{folder} is no folder on this machine; other schemes are refused, pipe: would run a shell")
+    folder = Path(folder)
     try:
         index = json.loads(folder.joinpath(INDEX).read_bytes())
         shards = tuple(index["shards"])

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -114,7 +115,7 @@ def start_method() -> str:
     return "fork" if forks and not decoded_here() and not cuda else "spawn"
 
 
-def _as_is(item: _Item) -> _Item:
+def _as_is(item: Any) -> Any:
     # torch's own conversion would turn the position into a list.
     return item
 

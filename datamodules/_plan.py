@@ -1,8 +1,8 @@
 """The order of training as a pure function of (seed, epoch): which samples share a row, which rows share a step.
 
 Datasets are repeated and cut into chunks of 256 samples, which are permuted; runs of chunks are windows; a window is
-packed into rows under a token and a frame budget, and its rows are shuffled and cut into steps. A window needs nothing
-but its number, so that resuming costs one window, and nothing here knows of ranks or workers.
+packed into rows under a token and a frame budget, and its rows are shuffled and divided into steps. A window needs
+nothing but its number, so that resuming costs one window, and nothing here knows of ranks or workers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 import numpy as np
@@ -52,8 +53,8 @@ class Plan:
     ) -> None:
         """`tokens`, `frames`, `group` are [S] by sample number; samples of different groups share no row and no step.
 
-        A step holds about `global_batch` samples: the samples of a group in a window are divided into that many equal
-        steps as comes nearest, and a step ends with the row that reaches its share, on whatever number of ranks.
+        A step holds about `global_batch` samples: the rows of a group in a window are divided into that many steps of
+        equal sample counts as comes nearest, for whatever number of ranks.
         """
         self._members, self._tokens, self._frames, self._group = members, tokens, frames, group
         self._budget, self._global_batch, self._seed = budget, global_batch, seed
@@ -89,22 +90,18 @@ class Plan:
         ids = rng.permutation(ids)
         steps = [step for group in range(self._groups)
                  for step in self._steps_of(ids[self._group[ids] == group], rng)]
-        if self._groups > 1:
-            steps = [steps[index] for index in rng.permutation(len(steps))]
+        steps = [steps[index] for index in rng.permutation(len(steps))]
         bounds = np.concatenate([[0], np.cumsum([len(step) for step in steps])]).astype(np.int64)
         return Window([pack for step in steps for pack in step], bounds)
 
     def _steps_of(self, ids: np.ndarray, rng: np.random.Generator) -> list[list[np.ndarray]]:
-        """The packs of some samples, shuffled and cut into steps of nearly equal sample counts."""
+        """The packs of some samples, divided into steps."""
         if not len(ids):
             return []
         steps = int(_step_count(np.array(len(ids)), self._global_batch))
-        # No pack is larger than a step's share, so that each share is reached by a pack of its own.
+        # No pack is larger than a step's share, so that there is a pack for every step.
         rows = best_fit(self._tokens[ids], self._frames[ids], self._budget, len(ids) // steps)
-        packs = [ids[rows[index]] for index in rng.permutation(len(rows))]
-        reached = np.cumsum([len(pack) for pack in packs]) * steps // len(ids)
-        closing = np.flatnonzero(np.diff(reached, prepend=0)) + 1
-        return [packs[start:stop] for start, stop in zip([0, *closing[:-1]], closing, strict=True)]
+        return balanced([ids[rows[index]] for index in rng.permutation(len(rows))], steps)
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self._seed, epoch, 0]).permutation(len(self._chunks))
@@ -137,6 +134,17 @@ def _step_count(samples: np.ndarray, global_batch: int) -> np.ndarray:
     """How many steps of about `global_batch` some samples make: at least one where there are any."""
     nearest = np.maximum(1, (samples + global_batch // 2) // global_batch)
     return np.where(samples > 0, nearest, 0)
+
+
+def balanced(packs: Sequence[np.ndarray], steps: int) -> list[list[np.ndarray]]:
+    """Divides packs into steps of nearly equal sample counts: the largest first, each to the step that has least."""
+    chosen: list[list[int]] = [[] for _ in range(steps)]
+    least = [(0, step) for step in range(steps)]
+    for pack in sorted(range(len(packs)), key=lambda index: -len(packs[index])):
+        count, step = heappop(least)
+        chosen[step].append(pack)
+        heappush(least, (count + len(packs[pack]), step))
+    return [[packs[index] for index in sorted(step)] for step in chosen]
 
 
 def best_fit(tokens: np.ndarray, frames: np.ndarray, budget: Budget, most: int) -> list[np.ndarray]:

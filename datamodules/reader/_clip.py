@@ -68,7 +68,8 @@ def decoded_here() -> bool:
 def measure(source: str | bytes) -> Clip:
     """The clip of a path or of the bytes of a file. AuroraError for anything but a whole video."""
     with open_video(source) as (container, stream):
-        declared, tick = _declared(container, stream), float(stream.time_base)
+        _check_length(container, stream, source)
+        declared, tick = _declared(container), float(stream.time_base)
         first, last, tail, count = np.inf, -np.inf, 0.0, 0
         for start, length in _shown(container, stream, source):
             first, count = min(first, start), count + 1
@@ -77,9 +78,9 @@ def measure(source: str | bytes) -> Clip:
     if not count:
         raise AuroraError(f"{label(source)} holds no video frame")
     duration = last - first + (tail or ((last - first) / (count - 1) if count > 1 else tick))
-    if declared is not None and declared > duration * 1.05 + 1.0:
-        raise AuroraError(f"{label(source)} is truncated: its header promises {declared:.1f} s, "
-                          f"it holds {duration:.1f} s")
+    if declared is not None and declared > (first + duration) * 1.02 + 0.25:
+        raise AuroraError(f"{label(source)} is truncated: its header promises {declared:.2f} s, "
+                          f"it ends after {first + duration:.2f} s")
     return Clip(first, last, duration, count, tick)
 
 
@@ -110,10 +111,18 @@ def _shown(container: Any, stream: Any, source: str | bytes) -> Iterator[tuple[f
             yield start, float(packet.duration or 0) * tick
 
 
-def _declared(container: Any, stream: Any) -> float | None:
-    """The seconds that the header promises for the video stream, where it speaks of that stream."""
-    if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
-    if container.duration is not None and len(container.streams) == 1:
-        return float(container.duration) / float(av.time_base)
-    return None
+def _check_length(container: Any, stream: Any, source: str | bytes) -> None:
+    """AuroraError when an mp4's table of frames points behind the end of the file."""
+    if "mp4" in container.format.name:
+        size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
+        entries = stream.index_entries
+        # Frames lie in the order of the table, give or take the sound between them.
+        ends = [entries[at].pos + entries[at].size for at in range(max(0, len(entries) - 64), len(entries))]
+        if max(ends, default=0) > size:
+            raise AuroraError(f"{label(source)} is truncated: it has {size} bytes, its frames need {max(ends)}")
+
+
+def _declared(container: Any) -> float | None:
+    """The seconds that the header promises, where it speaks of the video stream: in files of that stream alone."""
+    known = container.duration is not None and "mp4" not in container.format.name and len(container.streams) == 1
+    return float(container.duration) / float(av.time_base) if known else None

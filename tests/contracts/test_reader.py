@@ -1,0 +1,146 @@
+"""What every registered video reader must show, on plain files. A frame's brightness tells its number."""
+
+import ast
+import io
+import subprocess
+import sys
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from aurora.errors import AuroraError
+from aurora.interfaces import Sampling
+from aurora.registry import READER
+
+STEP = 8
+every_reader = pytest.mark.parametrize("name", READER.known())
+SAMPLINGS = [Sampling(fps=1), Sampling(fps=4), Sampling(fps=10), Sampling(fps=29.97), Sampling(fps=0.1),
+             Sampling(fps=10, max_frames=3), Sampling(frames=1), Sampling(frames=5), Sampling(frames=40)]
+
+
+def video(frames=30, rate=10, container="mp4", codec="libx264", encoder=None, height=48, width=64):
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as file:
+        stream = file.add_stream(codec, rate=Fraction(rate), options=encoder or {})
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for number in range(frames):
+            grey = np.full((height, width, 3), number * STEP % 256, np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        file.mux(stream.encode())
+    return buffer.getvalue()
+
+
+CLIPS = {
+    "b_frames": video(), "no_b_frames": video(encoder={"bf": "0"}), "one_gop": video(encoder={"g": "300"}),
+    "ntsc": video(rate="30000/1001"), "one_frame": video(1), "vp9": video(container="webm", codec="libvpx-vp9"),
+    "matroska": video(container="matroska"),
+}
+
+
+def read(name, source, sampling):
+    return list(READER.build({"name": name}).read(source, sampling))
+
+
+def numbers(frames):
+    return [round(float(image.mean()) / STEP) for _, image in frames]
+
+
+@every_reader
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("clip", CLIPS)
+def test_what_is_read_are_the_moments_that_were_told(name, clip, sampling):
+    times = READER.build({"name": name}).times(CLIPS[clip], sampling)
+    assert [time for time, _ in read(name, CLIPS[clip], sampling)] == times
+
+
+@every_reader
+@pytest.mark.parametrize("clip", ["b_frames", "no_b_frames", "one_gop", "vp9", "matroska"])
+def test_the_frame_shown_at_each_moment_is_read(name, clip):
+    assert numbers(read(name, CLIPS[clip], Sampling(fps=10))) == list(range(30))
+    assert numbers(read(name, CLIPS[clip], Sampling(fps=4))) == [int(k * 10 / 4) for k in range(12)]
+
+
+@every_reader
+def test_evenly_spread_frames_include_the_first_and_the_last(name):
+    assert numbers(read(name, CLIPS["b_frames"], Sampling(frames=4))) == [0, 9, 19, 29]
+
+
+@every_reader
+def test_a_cap_spreads_frames_evenly(name):
+    assert numbers(read(name, CLIPS["b_frames"], Sampling(fps=10, max_frames=2))) == [0, 29]
+
+
+@every_reader
+def test_frames_are_height_by_width_by_colour_in_bytes(name):
+    (_, image), = read(name, CLIPS["one_frame"], Sampling(fps=1))
+    assert (image.shape, image.dtype) == ((48, 64, 3), np.uint8)
+
+
+@every_reader
+def test_a_path_and_the_bytes_of_its_file_are_the_same(name, tmp_path):
+    path = tmp_path / "a clip: odd name.mp4"
+    path.write_bytes(CLIPS["b_frames"])
+    assert numbers(read(name, str(path), Sampling(fps=3))) == numbers(read(name, CLIPS["b_frames"], Sampling(fps=3)))
+
+
+@every_reader
+@pytest.mark.parametrize("source", [
+    b"", b"no video at all " * 100, CLIPS["b_frames"][:1000], CLIPS["b_frames"][:-100], "missing.mp4", ".",
+    "http://localhost/x.mp4", "concat:a.mp4|b.mp4",
+])
+def test_what_holds_no_readable_video_is_one_clear_error(name, source):
+    with pytest.raises(AuroraError) as error:
+        read(name, source, Sampling(fps=1))
+    assert "\n" not in str(error.value)
+
+
+@every_reader
+@pytest.mark.parametrize("sampling", [
+    Sampling(), Sampling(fps=1, frames=2), Sampling(fps=0), Sampling(fps=-1), Sampling(frames=0),
+    Sampling(frames=2, max_frames=1), Sampling(fps=1, max_frames=0),
+])
+def test_a_sampling_that_says_nothing_or_two_things_is_refused(name, sampling):
+    with pytest.raises(AuroraError, match="sampling"):
+        read(name, CLIPS["b_frames"], sampling)
+
+
+@every_reader
+def test_the_pixels_are_those_of_the_default_reader(name):
+    for (_, one), (_, other) in zip(read(name, CLIPS["ntsc"], Sampling(fps=10)),
+                                    read("pyav", CLIPS["ntsc"], Sampling(fps=10)), strict=True):
+        assert np.abs(one.astype(int) - other).max() <= 3
+
+
+MEMORY = """
+import resource, sys
+from aurora.interfaces import Sampling
+from aurora.registry import READER
+reader, peaks = READER.build({"name": sys.argv[1]}), []
+for path in sys.argv[2:]:
+    frames = 0
+    for _, image in reader.read(path, Sampling(fps=25)):
+        frames += 1
+    peaks.append((frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+print(peaks)
+"""
+
+
+@pytest.fixture(scope="module")
+def lengths(tmp_path_factory):
+    """Paths of a short and a long video by their number of frames."""
+    folder = tmp_path_factory.mktemp("lengths")
+    for frames in (256, 4096):
+        data = video(frames, 25, height=120, width=160, encoder={"preset": "ultrafast"})
+        (folder / f"{frames}.mp4").write_bytes(data)
+    return [str(folder / "256.mp4"), str(folder / "4096.mp4")]
+
+
+@every_reader
+def test_a_video_of_4096_frames_is_streamed_in_the_memory_of_one_of_256(name, lengths):
+    done = subprocess.run([sys.executable, "-c", MEMORY, name, *lengths], capture_output=True, text=True, check=True)
+    (short, before), (long, after) = ast.literal_eval(done.stdout)
+    assert (short, long) == (256, 4096)
+    # All frames together would take 236 MB.
+    assert after < before * 1.05

@@ -1,0 +1,135 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from datamodules._plan import CHUNK, WINDOW_CHUNKS, Budget, Members, Plan, best_fit
+from datamodules._schedule import schedule
+
+BUDGET = Budget(4096, 24, 58)
+
+
+def plan(samples=1500, repeats=(1,), groups=1, global_batch=32, seed=0, budget=BUDGET):
+    rng = np.random.default_rng(1)
+    frames = rng.choice([0, 1, 1, 8], samples)
+    parts = np.array_split(np.arange(samples), len(repeats))
+    return Plan([Members(part, repeat) for part, repeat in zip(parts, repeats, strict=True)],
+                tokens=rng.integers(20, 400, samples) + 58 * frames, frames=frames,
+                group=(frames > 1).astype(np.uint8) % groups, budget=budget, global_batch=global_batch, seed=seed)
+
+
+def turns(layout_plan, world=1, **options):
+    """What every rank does, micro-step by micro-step."""
+    arguments = {"position": (0, 0, 0), "epochs": 1, **options}
+    ranks = [schedule(layout_plan, rank=rank, world=world, **arguments) for rank in range(world)]
+    return list(zip(*ranks, strict=True))
+
+
+def steps(rounds):
+    """The samples of every step, rank by rank within a micro-step."""
+    done, current = [], []
+    for row in rounds:
+        current += [turn.samples for turn in row if turn.samples]
+        if row[0].closes_step:
+            done.append(current)
+            current = []
+    assert not current
+    return done
+
+
+def test_every_sample_comes_exactly_as_often_as_its_dataset_repeats():
+    seen = Counter(sample for row in turns(plan(repeats=(1, 3, 2)), epochs=2) for sample in row[0].samples)
+    assert seen == Counter({sample: 2 * (1, 3, 2)[sample // 500] for sample in range(1500)})
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_steps_hold_the_same_rows_on_every_number_of_ranks(world):
+    assert steps(turns(plan(), world)) == steps(turns(plan()))
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_ranks_agree_on_the_number_of_micro_steps_and_on_where_steps_close(world):
+    for row in turns(plan(), world):
+        assert len({(turn.closes_step, turn.position) for turn in row}) == 1
+
+
+@pytest.mark.parametrize(("world", "other"), [(1, 3), (4, 2)])
+def test_a_run_that_is_cut_anywhere_goes_on_with_the_same_steps_on_another_layout(world, other):
+    whole, first = steps(turns(plan(), epochs=2)), turns(plan(), world, epochs=2)
+    for cut in range(1, len(first), 19):
+        done = first[:cut]
+        while done and not done[-1][0].closes_step:
+            done.pop()  # gradients of an unfinished step are lost with the run
+        rest = turns(plan(), other, epochs=2, position=first[cut - 1][0].position)
+        assert steps(done) + steps(rest) == whole
+
+
+def test_another_epoch_and_another_seed_have_another_order():
+    first, second = plan().window(0, 0).packs, plan().window(1, 0).packs
+    other = plan(seed=1).window(0, 0).packs
+    assert len({tuple(np.concatenate(packs).tolist()) for packs in (first, second, other)}) == 3
+
+
+def test_the_order_of_a_window_does_not_depend_on_what_was_planned_before():
+    used = plan()
+    used.window(0, 0), used.window(2, 0), used.steps_before(2, 0)
+    assert [pack.tolist() for pack in used.window(1, 0).packs] == [pack.tolist() for pack in plan().window(1, 0).packs]
+
+
+@pytest.mark.parametrize("budget", [Budget(4096, 24, 58), Budget(900, 8, 58), Budget(4096, 9, 0), Budget(10**6, 10**6)])
+def test_no_row_is_over_its_budgets(budget):
+    whole = plan(budget=budget)
+    for pack in whole.window(0, 0).packs:
+        tokens, frames = whole._tokens[pack].sum(), whole._frames[pack].sum()
+        assert tokens <= budget.tokens - (0 if frames else budget.blank) and frames <= budget.frames
+
+
+def test_rows_are_nearly_full():
+    whole = plan(4000, budget=Budget(4096, 1000), global_batch=512)
+    packs = whole.window(0, 0).packs
+    assert sum(whole._tokens[pack].sum() for pack in packs) / (4096 * len(packs)) > 0.97
+
+
+def test_frames_can_be_what_fills_a_row():
+    frames = np.full(400, 8)
+    packs = best_fit(np.full(400, 10), frames, Budget(4096, 32), 400)
+    assert [len(pack) for pack in packs] == [4] * 100
+
+
+def test_text_fills_the_gaps_of_rows_that_have_no_frame_left():
+    tokens, frames = np.array([50] * 8 + [40] * 8), np.array([8] * 8 + [0] * 8)
+    assert len(best_fit(tokens, frames, Budget(100, 8), 100)) == 8
+
+
+def test_groups_share_no_step():
+    whole = plan(groups=2)
+    for step in steps(turns(whole)):
+        assert len({int(whole._group[sample]) for pack in step for sample in pack}) == 1
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("global_batch", [1, 7, 32, 100, 5000])
+def test_the_number_of_steps_is_known_before_they_are_planned(groups, global_batch):
+    whole = plan(groups=groups, global_batch=global_batch, repeats=(2, 1))
+    assert len(steps(turns(whole, epochs=2))) == whole.steps_before(2, 0)
+
+
+def test_a_step_holds_about_the_global_batch():
+    sizes = [sum(map(len, step)) for step in steps(turns(plan(6000, global_batch=64)))]
+    assert min(sizes) >= 62 and max(sizes) <= 66
+
+
+def test_a_window_is_a_bounded_number_of_samples():
+    whole = plan(CHUNK * WINDOW_CHUNKS + 1000)
+    assert whole.windows == 2
+    assert sum(map(len, whole.window(0, 0).packs)) <= CHUNK * WINDOW_CHUNKS
+    assert len(steps(turns(whole))) == whole.steps_before(1, 0)
+
+
+def test_training_ends_after_the_most_steps_wherever_it_started():
+    whole = plan()
+    first = turns(whole, max_steps=10)
+    assert len(steps(first)) == 10
+    middle = first[len(first) // 2][0].position
+    rest = turns(whole, 3, max_steps=10, position=middle)
+    assert steps(rest) == steps(first)[-len(steps(rest)):]

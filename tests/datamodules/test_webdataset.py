@@ -1,0 +1,277 @@
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+from aurora.errors import AuroraError
+from aurora.types import IGNORE
+from datamodules._samples import ShardSample
+from datamodules._shards import shard_path, write_shards
+
+
+def on_rank(monkeypatch, rank, world):
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+
+
+def run(make, root, monkeypatch, world=1, position=None, **options):
+    """(answers, closes, position) of every micro-step, the ranks' answers joined."""
+    ranks = []
+    for rank in range(world):
+        on_rank(monkeypatch, rank, world)
+        module = make.module(root, {"mixed": 1, "text": 2}, **options)
+        if position is not None:
+            module.position = position
+        ranks.append([(make.answers(batch), batch.closes_step, batch.position, batch.samples)
+                      for batch in module.train_dataloader()])
+    rows = []
+    for row in zip(*ranks, strict=True):
+        assert len({(closes, place) for _, closes, place, _ in row}) == 1
+        assert all(len(found) == samples for found, _, _, samples in row)
+        rows.append(([found for found, _, _, _ in row if found], row[0][1], row[0][2]))
+    return rows
+
+
+def steps(rows):
+    done, current = [], []
+    for found, closes, _ in rows:
+        current += found
+        if closes:
+            done.append(current)
+            current = []
+    return done
+
+
+@pytest.fixture(scope="module")
+def whole(make, shards):
+    patch = pytest.MonkeyPatch()
+    rows = run(make, shards, patch, epochs=2)
+    patch.undo()
+    return rows
+
+
+def test_every_sample_of_every_kind_comes_as_often_as_it_should(whole):
+    seen = Counter(answer for step in steps(whole) for row in step for answer in row)
+    assert seen == {**{str(number): 2 for number in range(40)}, **{str(number): 4 for number in range(100, 110)}}
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_order_is_the_same_for_any_number_of_ranks(make, shards, monkeypatch, whole, world):
+    assert steps(run(make, shards, monkeypatch, world, epochs=2)) == steps(whole)
+
+
+# Workers take seconds to start, so that one cut stands for all of them; test_plan.py cuts everywhere.
+@pytest.mark.parametrize(("cut", "world", "workers"), [(2, 2, 0), (15, 3, 0), (4, 1, 2)])
+def test_a_run_goes_on_where_it_stopped_on_another_layout(
+    make, shards, monkeypatch, whole, cut, world, workers
+):
+    done = whole[:cut]
+    while done and not done[-1][1]:
+        done = done[:-1]
+    rest = run(make, shards, monkeypatch, world, position=whole[cut - 1][2], epochs=2, workers=workers)
+    assert steps(done) + steps(rest) == steps(whole)
+
+
+def test_the_number_of_steps_is_known(make, shards, whole):
+    module = make.module(shards, {"mixed": 1, "text": 2}, epochs=2)
+    assert module.total_steps() == len(steps(whole)) == 2 * module.steps_per_epoch()
+    assert make.module(shards, {"mixed": 1}, max_steps=2).total_steps() == 2
+
+
+def test_training_ends_after_the_most_steps(make, shards, monkeypatch):
+    assert len(steps(run(make, shards, monkeypatch, max_steps=3))) == 3
+
+
+def test_single_images_and_videos_share_no_step_unless_they_may(make, shards, monkeypatch):
+    def mixes(**options):
+        rows = run(make, shards, monkeypatch, **options)
+        kinds = [{int(answer) % 4 for row in step for answer in row if int(answer) < 100} for step in steps(rows)]
+        return any(1 in kind and kind & {2, 3} for kind in kinds)
+    assert not mixes() and mixes(mix_kinds=True)
+
+
+def test_rows_keep_to_their_budgets_and_hold_what_they_say(make, shards):
+    for batch in make.module(shards, {"mixed": 1, "text": 1}, mix_kinds=True).train_dataloader():
+        assert len(batch.tokens) <= 400 and sum(len(group.pixels) for group in batch.frames) <= 17
+        places = torch.cat([group.positions.flatten() for group in batch.frames])
+        assert len(places.unique()) == len(places) and not batch.tokens[places].any()
+        assert batch.cu_seqlens[0] == 0 and batch.cu_seqlens[-1] == len(batch.tokens)
+        assert (batch.cu_seqlens.diff() > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["text", "image", "images", "video"])
+def test_exactly_the_answer_and_its_stop_are_learned(make, tmp_path, kind):
+    write_shards([make.sample(7, kind)], tmp_path / "one")
+    batch, = make.module(tmp_path, {"one": 1}).train_dataloader()
+    learned = batch.targets != IGNORE
+    assert make.Letters().decode(batch.targets[learned].tolist()) == " It is 7.\n\n"
+    read = make.Letters().decode(batch.tokens[:batch.cu_seqlens[1]][batch.tokens[:batch.cu_seqlens[1]] > 0].tolist())
+    seen = "" if kind == "text" else "What is 7?\n\n"
+    assert read == f"User: {seen}What is 7?\n\nAssistant: It is 7.\n\n"
+    # The model says the answer's first letter where it has read the colon.
+    assert make.Letters().decode([int(batch.tokens[learned.nonzero()[0, 0]])]) == ":"
+
+
+def test_nothing_is_learned_across_sequences(make, tmp_path):
+    write_shards([ShardSample(f"k{number}", {"conversations": make.talk(number)}) for number in range(3)],
+                 tmp_path / "text")
+    batch, = make.module(tmp_path, {"text": 1}, layout=None).train_dataloader()
+    assert (batch.targets[batch.cu_seqlens[1:] - 1] == IGNORE).all()
+    for start, stop in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
+        targets, following = batch.targets[start:stop - 1], batch.tokens[start + 1:stop]
+        assert (following[targets != IGNORE] == targets[targets != IGNORE]).all()
+
+
+def test_visual_tokens_stand_between_the_questions_in_time_order(make, tmp_path):
+    write_shards([make.sample(3, "video")], tmp_path / "one")
+    batch, = make.module(tmp_path, {"one": 1}, fps=10.0).train_dataloader()
+    group, = batch.frames
+    before = len("User: What is 3?\n")
+    assert group.positions.flatten().tolist() == list(range(before, before + 7 * 4))
+    assert [round(float(pixels.float().mean()) / make.STEP) for pixels in group.pixels] == list(range(7))
+
+
+def test_frames_of_different_shapes_stand_in_groups_of_their_own(make, tmp_path):
+    write_shards([make.sample(2, "images")], tmp_path / "one")
+    batch, = make.module(tmp_path, {"one": 1}, layout=make.layout(resize="keep_aspect")).train_dataloader()
+    assert [(tuple(group.pixels.shape), tuple(group.positions.shape)) for group in batch.frames] == [
+        ((1, 3, 32, 48), (1, 6)), ((1, 3, 48, 32), (1, 6))]
+
+
+def test_a_row_of_text_alone_is_given_a_blank_frame_without_targets(make, tmp_path):
+    write_shards(make.mixed(2, ("text",)), tmp_path / "text")
+    batch, = make.module(tmp_path, {"text": 1}).train_dataloader()
+    group, = batch.frames
+    assert (tuple(group.pixels.shape), batch.samples, len(batch.cu_seqlens)) == ((1, 3, 32, 32), 2, 4)
+    assert (batch.targets[batch.cu_seqlens[-2]:] == IGNORE).all()
+
+
+def test_a_rank_without_a_row_is_given_a_placeholder(make, shards, monkeypatch):
+    on_rank(monkeypatch, 6, 7)
+    batch = next(iter(make.module(shards, {"mixed": 1}).train_dataloader()))
+    assert batch.samples == 0 and (batch.targets == IGNORE).all() and len(batch.frames[0].pixels) == 1
+
+
+def test_a_video_longer_than_a_row_is_read_with_fewer_frames(make, tmp_path):
+    write_shards([make.sample(3, "video")], tmp_path / "one")
+    module = make.module(tmp_path, {"one": 1}, fps=10.0, row_frames=3)
+    batch, = module.train_dataloader()
+    assert [round(float(pixels.float().mean()) / make.STEP) for pixels in batch.frames[0].pixels] == [0, 3, 6]
+    assert (module.corpus.shrunk, module.corpus.dropped) == (1, 0)
+
+
+def test_a_sample_longer_than_a_row_is_left_out_where_asked(make, tmp_path):
+    write_shards([make.sample(3, "video"), make.sample(4, "text")], tmp_path / "two")
+    module = make.module(tmp_path, {"two": 1}, fps=10.0, row_frames=3, too_long="drop")
+    assert [batch.samples for batch in module.train_dataloader()] == [1] and module.corpus.dropped == 1
+
+
+def test_a_mixture_of_which_nothing_fits_is_refused(make, shards):
+    with pytest.raises(AuroraError, match="none of the 40 samples fits a row of 30 tokens"):
+        make.module(shards, {"mixed": 1}, row_tokens=30).setup()
+
+
+def broken(make):
+    """One sample of every way to be bad, by reason."""
+    record = {"conversations": make.talk(7, "<video>\n"), "video": "mp4"}
+    image = {"conversations": make.talk(7, "<image>\n"), "image": "jpg"}
+    whole = make.video(6)
+    return [ShardSample("cut", record, {"mp4": whole[:700]}), ShardSample("empty", record, {"mp4": b""}),
+            ShardSample("sound", record, {"mp4": make.sound()}), ShardSample("words", record, {"mp4": b"words" * 99}),
+            ShardSample("cutimage", image, {"jpg": make.picture()[:-200]}),
+            ShardSample("noimage", image, {"jpg": b"x"})]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_samples_are_counted_and_named_and_carry_no_loss(make, tmp_path, workers):
+    write_shards([*make.mixed(6), *broken(make)], tmp_path / "bad")
+    module = make.module(tmp_path, {"bad": 1}, max_bad_rate=0.6, workers=workers, quarantine=str(tmp_path / "q.jsonl"))
+    batches = list(module.train_dataloader())
+    assert sum(batch.samples for batch in batches) == 6
+    learned = sum(int((batch.targets != IGNORE).sum()) for batch in batches)
+    assert learned == 6 * len(" It is 0.\n\n")
+    assert (module.bad.seen, module.bad.reasons) == (12, {"video": 4, "image": 2})
+    named = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text().splitlines()]
+    assert {entry["key"] for entry in named} == {sample.key for sample in broken(make)}
+    assert {entry["dataset"] for entry in named} == {"bad"}
+
+
+def test_a_run_stops_when_too_many_samples_are_bad(make, tmp_path):
+    write_shards([*make.mixed(6), *broken(make)], tmp_path / "bad")
+    module = make.module(tmp_path, {"bad": 1}, max_bad_rate=0.3, bad_rate_after=6)
+    with pytest.raises(AuroraError, match=r"samples are bad .* more than max_bad_rate 0\.3; the last was bad/"):
+        list(module.train_dataloader())
+
+
+def test_a_damaged_record_or_header_spoils_only_its_sample(make, tmp_path):
+    index = write_shards(make.mixed(6, ("text",)), tmp_path / "d")
+    tar = shard_path(tmp_path / "d", 0)
+    data = bytearray(tar.read_bytes())
+    data[int(index.samples[1]["offset"])] = ord("?")
+    data[int(index.samples[3]["offset"]) - 300] ^= 255
+    module = make.module(tmp_path, {"d": 1}, max_bad_rate=1.0)
+    module.prepare_data()
+    tar.write_bytes(data)
+    assert sum(batch.samples for batch in module.train_dataloader()) == 4
+    assert module.bad.reasons == {"json": 1, "shard": 1}
+
+
+def test_a_missing_shard_stops_the_run_before_it_starts(make, tmp_path):
+    write_shards(make.mixed(4), tmp_path / "d", samples_per_shard=2)
+    shard_path(tmp_path / "d", 1).unlink()
+    with pytest.raises(AuroraError, match=r"000001\.tar is missing"):
+        make.module(tmp_path, {"d": 1}).prepare_data()
+
+
+def test_text_is_counted_once_per_prompt_and_tokenizer(make, tmp_path):
+    write_shards(make.mixed(4), tmp_path / "d")
+    kept = []
+    for prompt in ("sandwich", "sandwich", "generic"):
+        make.module(tmp_path, {"d": 1}, prompt=prompt).prepare_data()
+        kept.append(len(list((tmp_path / "d").glob("lengths-*.npy"))))
+    assert kept == [1, 1, 2]
+
+
+def test_the_position_is_saved_and_loaded(make, shards):
+    module = make.module(shards, {"mixed": 1})
+    module.position = list(module.train_dataloader())[2].position
+    other = make.module(shards, {"mixed": 1}, workers=1)
+    other.load_state_dict(json.loads(json.dumps(module.state_dict())))
+    assert other.position == module.position != (0, 0, 0)
+
+
+@pytest.mark.parametrize("change", [
+    {"seed": 1}, {"row_tokens": 500}, {"global_batch": 5}, {"prompt": "generic"}, {"fps": 1.0}, {"mix_kinds": True},
+])
+def test_a_position_in_another_plan_is_refused(make, shards, change):
+    saved = make.module(shards, {"mixed": 1}).state_dict()
+    with pytest.raises(AuroraError, match="another plan"):
+        make.module(shards, {"mixed": 1}, **change).load_state_dict(saved)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"row_tokens": 0}, "row_tokens"), ({"workers": -1}, "workers"), ({"too_long": "x"}, "too_long"),
+    ({"max_bad_rate": 2}, "max_bad_rate"), ({"frames": 3}, "exactly one"), ({"max_steps": 0}, "max_steps"),
+])
+def test_options_outside_their_range_are_refused(make, shards, options, message):
+    with pytest.raises(AuroraError, match=message):
+        make.module(shards, {"mixed": 1}, **options)
+
+
+@pytest.mark.parametrize(("mixture", "message"), [
+    ({}, "empty"), ({"mixd": 1}, "no dataset folder .*holds mixed, text"), ({"mixed": 0}, "give 1, 2"),
+    ({"mixed": 1.5}, "give 1, 2"),
+])
+def test_a_mixture_that_cannot_be_read_is_refused(make, shards, mixture, message):
+    with pytest.raises(AuroraError, match=message):
+        make.module(shards, mixture).setup()
+
+
+def test_workers_start_by_spawning_once_this_process_has_decoded(make, shards, monkeypatch):
+    from datamodules import _loader
+
+    monkeypatch.setattr(_loader, "decoded_here", lambda: True)
+    assert _loader.start_method() == "spawn"
+    monkeypatch.setattr(_loader, "decoded_here", lambda: False)
+    assert _loader.start_method() == "fork"
