@@ -170,6 +170,12 @@ def test_sorting_in_every_block_changes_which_tokens_merge() -> None:
     assert not torch.equal(late.owner, early.owner)
 
 
+@torch.no_grad()
+def test_blocks_that_merged_nothing_sort_nothing() -> None:
+    tokens = merged(VISION.build({"name": "siglip", **SMALL}), {"name": "none"}, {"name": "random", "where": "layer"}, 16)
+    assert (tokens.owner == torch.arange(16)).all()
+
+
 @pytest.mark.parametrize("duplicated", [0, 3])
 @torch.no_grad()
 def test_proportional_attention_to_a_token_of_size_two_is_attention_to_two_equal_tokens(duplicated: int) -> None:
