@@ -26,7 +26,7 @@ def read_tensors(path: str) -> dict[str, Tensor]:
         raise AuroraError(f"no weights at {file}: there is no such file")
     if file.suffix == ".safetensors":
         try:
-            return load_file(file)
+            return dict(load_file(file))
         except SafetensorError as error:
             raise AuroraError(f"{file} is not a readable safetensors file: {error}") from error
     if file.suffix not in _PICKLED:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from aurora.errors import AuroraError
 from aurora.types import State
 
-LayerState = TypeVar("LayerState", bound=NamedTuple)
+LayerState = TypeVar("LayerState")
 
 
 class Linear(nn.Linear):
@@ -23,10 +24,9 @@ class Linear(nn.Linear):
         pass
 
 
-def layer_of(kind: type[LayerState], state: State, layer: int) -> LayerState:
+def layer_of(kind: Callable[..., LayerState], state: State, layer: int) -> LayerState:
     """The state of one layer, as a named tuple whose fields are the names of the state."""
-    fields: Any = kind._fields
-    return kind(*(state[name][layer] for name in fields))
+    return kind(**{name: tensor[layer] for name, tensor in state.items()})
 
 
 def stack_layers(layers: list[Any]) -> State:

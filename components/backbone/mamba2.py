@@ -43,8 +43,8 @@ class Mixer(nn.Module):
     def __init__(self, width: int, inner: int, head_size: int, state_size: int, conv_size: int) -> None:
         super().__init__()
         self.heads = inner // head_size
-        self.splits = (inner, inner + 2 * state_size, self.heads)
-        self.parts = (inner, state_size, state_size)
+        self.splits = [inner, inner + 2 * state_size, self.heads]
+        self.parts = [inner, state_size, state_size]
         channels = inner + 2 * state_size
         self.in_proj = Linear(width, sum(self.splits))
         self.conv1d = nn.Conv1d(channels, channels, conv_size, groups=channels)
@@ -61,9 +61,9 @@ class Mixer(nn.Module):
 
         `window` gives what stood 0, 1, … W - 1 positions before each one.
         """
-        gate, inputs, step = self.in_proj(x).split(self.splits, dim=-1)
+        gate, inputs, step = torch.split(self.in_proj(x), self.splits, dim=-1)
         seen = window(inputs)
-        values, keys, queries = self._convolve(seen).split(self.parts, dim=-1)
+        values, keys, queries = torch.split(self._convolve(seen), self.parts, dim=-1)
         values = values.reshape(len(x), self.heads, -1)
         wide = torch.promote_types(x.dtype, torch.float32)
         step = F.softplus(step.to(wide) + self.dt_bias.to(wide))  # [T, H]
@@ -169,11 +169,12 @@ class Mamba2(Backbone):
         nn.init.normal_(self.embeddings.weight, std=0.02)
         self.norm_f.reset_parameters()
         for block in self.layers:
+            assert isinstance(block, Block)
             block.norm.reset_parameters()
             _fill_mixer(block.mixer, len(self.layers))
 
     def embed(self, tokens: Tensor) -> Tensor:
-        return self.embeddings(tokens)
+        return F.embedding(tokens, self.embeddings.weight)
 
     def init_state(self, sequences: int) -> State:
         weight = self.embeddings.weight
@@ -196,6 +197,7 @@ class Mamba2(Backbone):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         after = []
         for layer, block in enumerate(self.layers):
+            assert isinstance(block, Block)
             x, layer_state = block.step(x, layer_of(LayerState, state, layer))
             after.append(layer_state)
         return self.norm_f(x), stack_layers(after)

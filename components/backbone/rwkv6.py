@@ -84,7 +84,7 @@ class TimeMix(nn.Module):
         """Five mixtures of each position and the one before it, their ratios read from both."""
         difference = before - x
         hidden = torch.tanh((x + difference * self.time_maa_x[0]) @ self.time_maa_w1)
-        ratios = hidden.unflatten(-1, (5, -1)).transpose(0, 1) @ self.time_maa_w2  # [5, T, D]
+        ratios = hidden.view(len(x), 5, -1).transpose(0, 1) @ self.time_maa_w2  # [5, T, D]
         constant = (self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g)
         return tuple(
             torch.addcmul(x, difference, ratio + maa[0]) for maa, ratio in zip(constant, ratios, strict=True)
@@ -97,7 +97,7 @@ class TimeMix(nn.Module):
         return self.time_decay[0].to(wide) + change.to(wide)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1))
+        return x.view(len(x), self.heads, -1)
 
 
 class ChannelMix(nn.Module):
@@ -116,7 +116,8 @@ class ChannelMix(nn.Module):
         difference = before - x
         k = torch.addcmul(x, difference, self.time_maa_k[0])
         r = torch.addcmul(x, difference, self.time_maa_r[0])
-        return torch.sigmoid(self.receptance(r)) * self.value(torch.relu(self.key(k)).square())
+        value: Tensor = self.value(torch.relu(self.key(k)).square())
+        return torch.sigmoid(self.receptance(r)) * value
 
 
 class Block(nn.Module):
@@ -203,7 +204,7 @@ class RWKV6(Backbone):
         initialise(self)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        return self.emb(tokens)
+        return F.embedding(tokens, self.emb.weight)
 
     def init_state(self, sequences: int) -> State:
         weight = self.emb.weight
@@ -229,12 +230,13 @@ class RWKV6(Backbone):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         after = []
         for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             x, layer_state = block.step(x, layer_of(LayerState, state, layer))
             after.append(layer_state)
         return self.ln_out(x), stack_layers(after)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden)
+        return F.linear(hidden, self.head.weight)
 
     def load_base(self, path: str) -> None:
         """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`."""

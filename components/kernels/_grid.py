@@ -9,6 +9,7 @@ the front of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -115,8 +116,8 @@ def scan_backward(
 
 def scan(decay: Tensor, update: Tensor, initial: Tensor | None, grid: ChunkGrid) -> tuple[Tensor, Tensor]:
     """`scan_forward` with gradients to all three tensors."""
-    before, after = _Scan.apply(decay, update, initial, grid)
-    return before, after
+    apply: Callable[..., tuple[Tensor, Tensor]] = _Scan.apply
+    return apply(decay, update, initial, grid)
 
 
 class _Scan(torch.autograd.Function):

@@ -13,6 +13,7 @@ matrices needs that split into a factor of t and a factor of s, and neither may 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -30,8 +31,8 @@ def wkv6_chunk(
 ) -> tuple[Tensor, Tensor]:
     """The chunked form: r, k, w [T, H, K], v [T, H, V], state [S, H, K, V] → [T, H, V], [S, H, K, V]."""
     grid = chunk_grid(lengths, _chunk_size(r.device), r.shape[1], r.device)
-    y, after = _Chunked.apply(r, k, v, w, bonus, state, grid)
-    return y, after
+    apply: Callable[..., tuple[Tensor, Tensor]] = _Chunked.apply
+    return apply(r, k, v, w, bonus, state, grid)
 
 
 def _chunk_size(device: torch.device) -> int:

@@ -27,7 +27,7 @@ class Form(Protocol):
     """One way to compute the operator; `w` is not above LARGEST_W and the state is given."""
 
     def __call__(
-        self, r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, lengths: tuple[int, ...], state: Tensor
+        self, r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, lengths: tuple[int, ...], state: Tensor, /
     ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -52,8 +52,11 @@ def wkv6(
     exact = torch.promote_types(r.dtype, torch.float32)
     if state is None:
         state = torch.zeros(len(lengths), *k.shape[1:], v.shape[-1], dtype=exact, device=r.device)
-    inputs = (x.to(exact) for x in (r, k, v, w.clamp(max=LARGEST_W), bonus))
-    y, after = _form(form, lengths)(*inputs, lengths, state.to(exact))
+    compute = _form(form, lengths)
+    y, after = compute(
+        r.to(exact), k.to(exact), v.to(exact), w.to(exact).clamp(max=LARGEST_W), bonus.to(exact), lengths,
+        state.to(exact),
+    )
     return y.to(v.dtype), after if return_state else None
 
 
