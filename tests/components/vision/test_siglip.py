@@ -172,7 +172,8 @@ def test_sorting_in_every_block_changes_which_tokens_merge() -> None:
 
 @torch.no_grad()
 def test_blocks_that_merged_nothing_sort_nothing() -> None:
-    tokens = merged(VISION.build({"name": "siglip", **SMALL}), {"name": "none"}, {"name": "random", "where": "layer"}, 16)
+    encoder = VISION.build({"name": "siglip", **SMALL})
+    tokens = merged(encoder, {"name": "none"}, {"name": "random", "where": "layer"}, 16)
     assert (tokens.owner == torch.arange(16)).all()
 
 
