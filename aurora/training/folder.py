@@ -87,9 +87,13 @@ def require_same(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], 
 def _start_identity(config: Mapping[str, Any], start: str | None) -> dict[str, str]:
     if start is not None:
         return {"model": _sampled_hash(Path(start) / WEIGHTS_FILE)}
+    return {slot: path or "random" for slot, path in base_paths(config).items()}
+
+
+def base_paths(config: Mapping[str, Any]) -> dict[str, str | None]:
+    """Where the base weights of each slot lie; None: it starts from random ones."""
     base = config.get("base_weights") or {}
-    paths = {slot: (base.get(slot) or {}).get(config[slot]["name"]) for slot in WEIGHTED_SLOTS}
-    return {slot: "random" if path is None else str(path) for slot, path in paths.items()}
+    return {slot: (base.get(slot) or {}).get(config[slot]["name"]) for slot in WEIGHTED_SLOTS}
 
 
 def _sampled_hash(path: Path) -> str:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from aurora.assemble import WEIGHTED_SLOTS, count_parameters
 from aurora.model import AuroraModel
+from aurora.training.folder import base_paths
 from aurora.training.recipe import Recipe
 
 
@@ -36,9 +37,7 @@ def weight_sources(config: Mapping[str, Any], start: str | None) -> str:
     """Where the weights of a stage come from."""
     if start is not None:
         return start
-    base = config.get("base_weights") or {}
-    paths = {slot: (base.get(slot) or {}).get(config[slot]["name"]) for slot in WEIGHTED_SLOTS}
-    return ", ".join(f"{slot}: {path or 'random'}" for slot, path in paths.items())
+    return ", ".join(f"{slot}: {path or 'random'}" for slot, path in base_paths(config).items())
 
 
 def _short(count: int) -> str:

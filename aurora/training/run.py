@@ -18,13 +18,13 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from rich.console import Console
 
 from aurora.assemble import build_model
-from aurora.checkpoint import save_model
+from aurora.checkpoint import read_config, save_model
 from aurora.errors import AuroraError
 from aurora.interfaces import DataModule
 from aurora.training.callbacks import Checkpoints, Curves, EndOfStage, StopOnSignal
 from aurora.training.checkpoints import newest_checkpoint, refuse_unsafe_loading
 from aurora.training.data import build_data, count_samples
-from aurora.training.folder import StageFolder, fingerprint, require_same
+from aurora.training.folder import StageFolder, base_paths, fingerprint, require_same
 from aurora.training.head import describe_stage
 from aurora.training.instantiate import instantiate
 from aurora.training.logs import build_loggers
@@ -78,6 +78,7 @@ def plan_stages(config: Mapping[str, Any]) -> list[Stage]:
     for name in names:
         given = config.get("init_from") if name == names[0] else None
         start = given or _model_before(config["run"], name, recipes[name].after, names)
+        _check_start(config, given, start)
         stages.append(Stage(name, config, recipes[name], options, StageFolder(config["run"], name), start))
     return stages
 
@@ -90,6 +91,16 @@ def _model_before(run: str, name: str, after: str | None, selected: list[str]) -
         raise AuroraError(f"stage {name!r} starts from the model of {after!r}, and {folder.model} is not there; "
                           f"`aurora train run={run} stage={after}` trains it, or give init_from=MODEL_FOLDER")
     return str(folder.model)
+
+
+def _check_start(config: Mapping[str, Any], given: str | None, start: str | None) -> None:
+    """AuroraError when the weights that a stage starts from are not there."""
+    if given is not None:
+        read_config(given)
+    if start is None:
+        for slot, path in base_paths(config).items():
+            if path is not None and not Path(path).exists():
+                raise AuroraError(f"base_weights.{slot}.{config[slot]['name']}: {path} does not exist")
 
 
 def _train_stage(stage: Stage, console: Console) -> None:

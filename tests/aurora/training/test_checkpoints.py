@@ -104,7 +104,7 @@ from aurora.training.checkpoints import write_checkpoint
 for step in range(1, 100_000):
     write_checkpoint(Path({str(tmp_path)!r}), step, {{"step": step, "w": torch.full((400_000,), float(step))}})
 """
-    for pause in (0.0, 0.013, 0.029):
+    for pause in (0.003, 0.017):
         process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
         before = newest_step(tmp_path)
         while newest_step(tmp_path) in (before, 0) and process.poll() is None:

@@ -1,0 +1,123 @@
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tiny_training import MadeRows, curve, tiny_config
+
+from aurora.checkpoint import load_model
+from aurora.errors import AuroraError
+from aurora.training.checkpoints import checkpoint_path
+from aurora.training.run import train
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A run of both stages in one go."""
+    run = tmp_path_factory.mktemp("uninterrupted")
+    train({**tiny_config(run, steps=STEPS), "stage": "all"})
+    return run
+
+
+@pytest.fixture
+def config(tmp_path, uninterrupted):
+    """The second stage, in a run of its own, from the same first one."""
+    return {**tiny_config(tmp_path / "run", steps=STEPS), "init_from": str(uninterrupted / "first" / "model")}
+
+
+def assert_same_run(run, uninterrupted):
+    assert curve(run) == curve(uninterrupted)
+    weights = [(Path(folder) / "second" / "model" / "model.safetensors").read_bytes() for folder in (run, uninterrupted)]
+    assert weights[0] == weights[1]
+
+
+def wait_for_step(run, step, process):
+    folder = Path(run) / "second" / "checkpoints"
+    deadline = time.monotonic() + 60
+    while not checkpoint_path(folder, step).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert process.poll() is None, process.communicate()[0]
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(config, uninterrupted, start_process):
+    process = start_process(config, SECONDS_PER_ROW="0.02")
+    wait_for_step(config["run"], 2, process)
+    time.sleep(random.uniform(0, 0.3))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (Path(config["run"]) / "second" / "model").exists()
+    train(config)
+    assert_same_run(config["run"], uninterrupted)
+
+
+def test_sigterm_saves_within_the_row_and_exits_143(config, uninterrupted, start_process):
+    config["trainer"]["checkpoint_every"] = 1000
+    process = start_process(config, SECONDS_PER_ROW="0.1")
+    while curve(config["run"]) == [] and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 143, said
+    assert "stopped by SIGTERM after step" in said and "Traceback" not in said
+    done = len(curve(config["run"]))
+    assert [path.name for path in (Path(config["run"]) / "second" / "checkpoints").iterdir()] == [f"step-{done}.ckpt"]
+    assert done < STEPS
+    train(config)
+    assert_same_run(config["run"], uninterrupted)
+
+
+@pytest.mark.parametrize("row", [5, 14, 15])
+def test_an_exception_in_the_middle_of_a_step_loses_nothing_before_it(config, uninterrupted, monkeypatch, row):
+    config["trainer"]["checkpoint_every"] = 1000
+    monkeypatch.setattr(MadeRows, "breaks_at", row)
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        train(config)
+    monkeypatch.setattr(MadeRows, "breaks_at", None)
+    assert (Path(config["run"]) / "second" / "checkpoints" / f"step-{row // 4}.ckpt").exists()
+    train(config)
+    assert_same_run(config["run"], uninterrupted)
+
+
+def test_a_broken_newest_checkpoint_costs_only_the_steps_after_the_one_before(config, uninterrupted, monkeypatch,
+                                                                             capfd):
+    monkeypatch.setattr(MadeRows, "breaks_at", 21)
+    with pytest.raises(RuntimeError):
+        train(config)
+    monkeypatch.setattr(MadeRows, "breaks_at", None)
+    newest = Path(config["run"]) / "second" / "checkpoints" / "step-5.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    train(config)
+    said = capfd.readouterr().out
+    assert "step-5.ckpt is broken" in said and "going on after step 4" in said
+    assert_same_run(config["run"], uninterrupted)
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_model_writes_the_model(config, uninterrupted):
+    train(config)
+    folder = Path(config["run"]) / "second"
+    (folder / "done.json").unlink()
+    train(config)
+    assert_same_run(config["run"], uninterrupted)
+    assert (folder / "done.json").exists()
+
+
+def test_a_run_cannot_be_resumed_with_another_configuration(config, monkeypatch):
+    monkeypatch.setattr(MadeRows, "breaks_at", 9)
+    with pytest.raises(RuntimeError):
+        train(config)
+    config["stages"]["second"]["betas"] = [0.9, 0.95]
+    config["seed"] = 5
+    with pytest.raises(AuroraError, match=r"begun with another .*seed was 3, is 5; stages\.second\.betas was "):
+        train(config)
+
+
+def test_checkpoints_leave_out_what_is_frozen(tmp_path):
+    import torch
+
+    train({**tiny_config(tmp_path, steps=1), "stage": "first"})
+    stored = torch.load(tmp_path / "first" / "checkpoints" / "step-1.ckpt", weights_only=True)
+    connector = dict(load_model(tmp_path / "first" / "model")[0].named_parameters(prefix=""))
+    assert set(stored["weights"]) == {name for name in connector if name.startswith("connector.")}

@@ -1,0 +1,145 @@
+import json
+
+import pytest
+import torch
+import yaml
+from tiny_training import MadeRows, curve, tiny_config
+
+from aurora.errors import AuroraError
+from aurora.training.run import train
+
+
+def config_for(run, **changes):
+    config = {**tiny_config(run, steps=2), **changes}
+    config["trainer"]["progress"] = "none"
+    return config
+
+
+def test_every_stage_starts_from_the_one_before(tmp_path, capfd):
+    last = train(config_for(tmp_path, stage="all"))
+    said = capfd.readouterr().out
+    assert last == tmp_path / "second" / "model"
+    assert f"weights {tmp_path / 'first' / 'model'}" in said
+    assert "weights vision: random, connector: random, backbone: random" in said
+
+
+def test_the_head_says_what_a_wrong_start_would_show(tmp_path, capfd):
+    train(config_for(tmp_path, stage="first"))
+    said = capfd.readouterr().out
+    for fact in ("trains  connector", "vision 0/", "2 of 8 samples", "1.00e-02", "50% of the patches"):
+        assert fact in said
+
+
+def test_nothing_is_printed_that_is_not_ours(tmp_path, capfd):
+    train(config_for(tmp_path, stage="first"))
+    said, errors = capfd.readouterr()
+    assert errors == ""
+    assert not any(word in said for word in ("GPU", "TPU", "Tip", "fit", "warn"))
+
+
+def test_a_finished_stage_is_skipped(tmp_path, capfd):
+    train(config_for(tmp_path, stage="first"))
+    model = tmp_path / "first" / "model" / "model.safetensors"
+    written = model.stat().st_mtime_ns
+    train(config_for(tmp_path, stage="first"))
+    assert "finished before" in capfd.readouterr().out
+    assert model.stat().st_mtime_ns == written
+
+
+def test_restart_trains_a_finished_stage_again(tmp_path):
+    train(config_for(tmp_path, stage="first"))
+    model = tmp_path / "first" / "model" / "model.safetensors"
+    written, before = model.stat().st_mtime_ns, model.read_bytes()
+    train(config_for(tmp_path, stage="first", restart=True))
+    assert model.stat().st_mtime_ns != written and model.read_bytes() == before
+    assert len(curve(tmp_path, "first")) == 2
+
+
+def test_a_finished_stage_of_another_configuration_is_not_passed_off(tmp_path):
+    train(config_for(tmp_path, stage="first"))
+    changed = config_for(tmp_path, stage="first")
+    changed["stages"]["first"]["peak_lr"] = 0.5
+    with pytest.raises(AuroraError, match=r"stages\.first\.peak_lr was 0\.01, is 0\.5.*restart=true"):
+        train(changed)
+
+
+def test_a_stage_notices_that_the_one_before_was_trained_again(tmp_path):
+    train(config_for(tmp_path, stage="all"))
+    train(config_for(tmp_path, stage="first", restart=True, seed=4))
+    with pytest.raises(AuroraError, match=r"start\.model was"):
+        train(config_for(tmp_path, stage="second"))
+
+
+def test_where_and_how_a_stage_runs_may_change_between_attempts(tmp_path, capfd):
+    train(config_for(tmp_path, stage="first"))
+    other = config_for(tmp_path, stage="first")
+    other["trainer"].update(checkpoint_every=7, activation_checkpointing="block")
+    train(other)
+    assert "finished before" in capfd.readouterr().out
+
+
+def test_a_stage_whose_forerunner_is_missing_says_which_command_trains_it(tmp_path):
+    with pytest.raises(AuroraError, match=f"aurora train run={tmp_path} stage=first"):
+        train(config_for(tmp_path))
+
+
+def test_a_folder_without_a_model_cannot_be_started_from(tmp_path):
+    with pytest.raises(AuroraError, match="is no model folder"):
+        train(config_for(tmp_path / "run", init_from=str(tmp_path)))
+
+
+def test_a_missing_base_weights_file_is_named_before_anything_starts(tmp_path, capfd):
+    base = {"backbone": {"rwkv6": str(tmp_path / "absent.pth")}}
+    with pytest.raises(AuroraError, match=r"base_weights\.backbone\.rwkv6: .*absent\.pth does not exist"):
+        train(config_for(tmp_path, stage="first", base_weights=base))
+    assert capfd.readouterr().out == ""
+
+
+def test_a_prompt_of_the_stage_is_for_its_data_only(tmp_path, monkeypatch):
+    seen = []
+    built = MadeRows.__init__
+
+    def spy(self, *, prompt, **options):
+        seen.append(type(prompt).__module__.rpartition(".")[2])
+        built(self, prompt=prompt, **options)
+
+    spy.__signature__ = __import__("inspect").signature(built)
+    monkeypatch.setattr(MadeRows, "__init__", spy)
+    config = config_for(tmp_path, stage="first")
+    config["stages"]["first"]["prompt"] = {"name": "image_first"}
+    saved = train(config)
+    assert seen == ["image_first"]
+    assert yaml.safe_load((saved / "config.yaml").read_text())["prompt"]["name"] == "sandwich"
+
+
+def test_the_saved_model_is_used_with_the_configs_keep_ratio_not_the_stages(tmp_path):
+    saved = train(config_for(tmp_path, stage="first", keep_ratio=0.25))
+    assert yaml.safe_load((saved / "config.yaml").read_text())["keep_ratio"] == 0.25
+
+
+def test_max_steps_ends_the_stage_and_its_cosine_early(tmp_path):
+    config = config_for(tmp_path, stage="first")
+    config["data"]["steps"] = 50
+    config["stages"]["first"]["max_steps"] = 3
+    train(config)
+    assert len(curve(tmp_path, "first")) == 3
+
+
+def test_the_done_marker_is_plain_json(tmp_path):
+    train(config_for(tmp_path, stage="first"))
+    done = json.loads((tmp_path / "first" / "done.json").read_text())
+    assert done["stages"]["first"]["peak_lr"] == 1e-2
+
+
+def test_tensorboard_holds_the_curve(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from aurora.config import load_config
+
+    config = config_for(tmp_path, stage="first")
+    config["logger"] = load_config(["data.root=data", "logger=csv_tensorboard"])["logger"]
+    train(config)
+    events = EventAccumulator(str(tmp_path / "first" / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
+        (step, torch.tensor(float(loss)).item()) for step, loss in curve(tmp_path, "first")]
