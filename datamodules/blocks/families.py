@@ -8,6 +8,7 @@ combinations never occur in training, though each of their words does.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -126,7 +127,7 @@ def make_action_order(maker: SceneMaker) -> Scene:
 
 def ask_action_order(scene: Scene, rng: random.Random) -> Question | None:
     things = sorted(scene.things, key=lambda thing: thing.appears)
-    apart = all(second.appears - first.appears > 1.1 for first, second in zip(things, things[1:], strict=False))
+    apart = all(second.appears - first.appears > 1.1 for first, second in itertools.pairwise(things))
     if len(things) < 3 or not apart or things[0].appears < 0.5:
         return None
     place, index = rng.choice((("first", 0), ("last", -1)))
@@ -216,7 +217,7 @@ def ask_action_localization(scene: Scene, rng: random.Random) -> Question | None
 
 def make_object_hidden(maker: SceneMaker) -> Scene:
     scene = maker.plain(3, "horizontal")
-    left = maker.rng.uniform(0.36, 0.6)
+    left = maker.rng.uniform(0.36, 0.44)  # what only passes must be seen again before its way ends
     wall = (left, left + 0.3)
     middle = (wall[0] + wall[1]) / 2
     hider, passer, rester = scene.things

@@ -14,7 +14,7 @@ def place_name(x: float, y: float) -> str:
 
 def image_caption(scene: Scene, time: float) -> str:
     """One sentence about what is where."""
-    told = [f"{_article(thing.color_at(time))} {thing.color_at(time)} {thing.look.shape} at the {place_name(*thing.place(time, scene.duration))}"
+    told = [f"{_article(thing.color_at(time))} {thing.color_at(time)} {thing.look.shape} at the {_where(thing, scene, time)}"
             for thing in reading_order(scene, time)]
     if scene.wall is not None:
         told.append("a wall")
@@ -34,7 +34,7 @@ def video_caption(scene: Scene) -> str:
 
 def frame_account(scene: Scene, time: float) -> str:
     """What one frame shows, in as few words as possible: the text that stands where visual tokens will."""
-    told = [f"{thing.color_at(time)} {thing.look.shape} {place_name(*thing.place(time, scene.duration))}"
+    told = [f"{thing.color_at(time)} {thing.look.shape} {_where(thing, scene, time)}"
             for thing in reading_order(scene, time)]
     if scene.wall is not None:
         told.append("wall")
@@ -63,6 +63,10 @@ def _story(thing: Thing, scene: Scene) -> str:
 
 def _listed(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _where(thing: Thing, scene: Scene, time: float) -> str:
+    return place_name(*thing.place(time, scene.duration))
 
 
 def _article(word: str) -> str:

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+from pathlib import Path
+
+import av
+import pytest
+
+from aurora.errors import AuroraError
+from datamodules._shards import load_index, verify_shards
+from datamodules.blocks.build import SAMPLES, build, heldout_question, write_heldout
+from datamodules.blocks.families import FAMILIES
+from datamodules.blocks.render import encode
+from datamodules.blocks.scenes import SceneMaker
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("blocks")
+    build(folder, seed=3, scale=0.02, workers=2)
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_seed_gives_the_same_bytes(built: Path, tmp_path: Path) -> None:
+    build(tmp_path, seed=3, scale=0.02, workers=1)
+    assert digests(tmp_path) == digests(built)
+
+
+def test_every_stage_has_verified_shards(built: Path) -> None:
+    for dataset in SAMPLES:
+        assert len(load_index(built / dataset).samples) >= 25
+        assert verify_shards(built / dataset) == []
+
+
+def test_held_out_questions_name_their_videos(built: Path) -> None:
+    lines = [json.loads(line) for line in (built / "heldout" / "questions.jsonl").read_text().splitlines()]
+    assert {line["family"] for line in lines} == set(FAMILIES)
+    for line in lines:
+        assert (built / "heldout" / line["video"]).is_file()
+        assert len(line["options"]) == 4
+        assert 0 <= line["answer"] < 4
+
+
+def test_videos_are_h264_of_the_length_of_their_scene() -> None:
+    scene = SceneMaker(random.Random(0)).plain(2)
+    with av.open(io.BytesIO(encode(scene))) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        frames = list(container.decode(stream))
+    assert len(frames) == round(scene.duration * 4)
+
+
+def test_held_out_questions_are_held_out(tmp_path: Path) -> None:
+    assert write_heldout(tmp_path / "heldout", 1, seed=0) == len(FAMILIES)
+    for family in FAMILIES:
+        assert heldout_question(family, random.Random(1))[1].split == "heldout"
+
+
+@pytest.mark.parametrize("scale", [0, -1, 1e9])
+def test_a_scale_that_makes_no_sense_is_refused(tmp_path: Path, scale: float) -> None:
+    with pytest.raises(AuroraError, match="scale"):
+        build(tmp_path, scale=scale)

@@ -1,0 +1,127 @@
+"""Answers are checked against the drawn pixels, not against the scene that made them."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from datamodules.blocks.conversations import question_turns
+from datamodules.blocks.families import FAMILIES, Question, questions
+from datamodules.blocks.render import draw
+from datamodules.blocks.scenes import BACKGROUNDS, COLORS, Scene, SceneMaker
+
+SEEDS = range(12)
+
+
+def made(family: str, seed: int) -> tuple[Scene, Question]:
+    rng = random.Random(seed)
+    while True:
+        scene = FAMILIES[family].make(SceneMaker(rng))
+        question = FAMILIES[family].ask(scene, rng)
+        if question is not None:
+            return scene, question
+
+
+def pixels_of(scene: Scene, color: str, time: float) -> np.ndarray:
+    """[n, 2] rows and columns of the pixels of a colour."""
+    return np.argwhere((draw(scene, time) == COLORS[color]).all(-1))
+
+
+def times(scene: Scene) -> list[float]:
+    return [quarter / 4 for quarter in range(int(4 * scene.duration))]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_question_has_four_different_options(family: str) -> None:
+    for seed in SEEDS:
+        _, question = made(family, seed)
+        assert len({question.answer, *question.wrong}) == 4
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_direction_is_that_of_the_pixels(seed: int) -> None:
+    scene, question = made("moving_direction", seed)
+    color = question.subject.split()[0]
+    down, right = pixels_of(scene, color, scene.duration - 0.1).mean(0) - pixels_of(scene, color, 0.0).mean(0)
+    seen = ("right" if right > 0 else "left") if abs(right) > abs(down) else ("down" if down > 0 else "up")
+    assert question.answer == seen
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_only_the_moving_color_moves(seed: int) -> None:
+    scene, question = made("moving_attribute", seed)
+    moved = set()
+    for color in {thing.look.color for thing in scene.things}:
+        before, after = pixels_of(scene, color, 0.0), pixels_of(scene, color, scene.duration - 0.1)
+        if np.abs(before.mean(0) - after.mean(0)).max() > 10:
+            moved.add(color)
+    assert moved == {question.answer}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_first_and_the_last_to_appear_are_those_of_the_pixels(seed: int) -> None:
+    scene, question = made("action_order", seed)
+    first_seen = {}
+    for time in times(scene):
+        for thing in scene.things:
+            if str(thing.look) not in first_seen and len(pixels_of(scene, thing.look.color, time)):
+                first_seen[str(thing.look)] = time
+    order = sorted(first_seen, key=lambda look: first_seen[look])
+    assert question.answer == (order[0] if "first" in question.text else order[-1])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_background_changes_as_the_answer_says(seed: int) -> None:
+    scene, question = made("scene_transition", seed)
+    names = {color: name for name, color in BACKGROUNDS.items()}
+    corners = [names[tuple(int(value) for value in draw(scene, time)[0, 0])] for time in (0.0, scene.duration - 0.1)]
+    assert question.answer == " to ".join(corners)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_new_color_was_not_there_before(seed: int) -> None:
+    scene, question = made("state_change", seed)
+    assert not len(pixels_of(scene, question.answer, 0.0))
+    assert len(pixels_of(scene, question.answer, scene.duration - 0.1))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_hides_is_seen_first_and_gone_last(seed: int) -> None:
+    scene, question = made("object_hidden", seed)
+    gone = {str(thing.look) for thing in scene.things if not len(pixels_of(scene, thing.look.color, scene.duration))}
+    assert gone == {question.answer}
+    assert len(pixels_of(scene, question.answer.split()[0], 0.0))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_needle_is_seen_for_two_seconds_at_most(seed: int) -> None:
+    scene, question = made("needle", seed)
+    color = question.answer.split()[0]
+    assert 1.5 <= sum(len(pixels_of(scene, color, time)) > 0 for time in times(scene)) / 4 <= 2.25
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_never_asks_what_is_held_out(family: str) -> None:
+    rng = random.Random(0)
+    scenes = [FAMILIES[family].make(SceneMaker(rng)) for _ in range(60)]
+    asked = [question for scene in scenes for question in questions(scene, rng, "train")]
+    assert asked
+    assert all(question.split == "train" for question in asked)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_held_out_combinations_are_a_part_of_every_family(family: str) -> None:
+    splits = [made(family, seed)[1].split for seed in range(120)]
+    assert 0 < splits.count("heldout") < 60
+
+
+def test_every_letter_is_right_equally_often() -> None:
+    rng = random.Random(0)
+    letters = []
+    while len(letters) < 400:
+        scene = FAMILIES["attribute"].make(SceneMaker(rng))
+        letters += [turn.answer[:3] for turn in question_turns(scene, rng, "train", 4, open_share=0.0) if turn.answer]
+    counts = [letters.count(f"({letter})") / len(letters) for letter in "ABCD"]
+    assert all(0.18 < count < 0.32 for count in counts)
