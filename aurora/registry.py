@@ -116,7 +116,7 @@ class Slot(Generic[T]):
     def _load_entry_point(self, entry: EntryPoint) -> None:
         try:
             part = entry.load()
-        except ImportError as error:
+        except (ImportError, AttributeError) as error:
             raise AuroraError(f"{self.name} {entry.name!r}: the entry point {entry.value} does not import: {error}"
                               ) from error
         # The module may have called `add` itself while it was imported.

@@ -1,0 +1,374 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from aurora.cli import main, parser, split_overrides
+from aurora.commands.overriding import override
+from aurora.errors import AuroraError
+from aurora.evaluation.prompts import multiple_choice
+from aurora.inference.generation import Generation
+from aurora.inference.session import Session
+from aurora.registry import SLOTS
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ("ask", "caption", "train", "eval", "list", "info", "blocks", "version")
+SHORT = ("--max-new-tokens", "12")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    """(exit status, stdout, stderr) of a command."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def answer(model, config, question: str, *visuals: Path, **options) -> str:
+    session = Session.from_config(model, config)
+    session.watch(*visuals)
+    return "".join(session.ask(question, Generation(max_new_tokens=12, **options))).lstrip()
+
+
+def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", "aurora.cli", *map(str, arguments)], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environment})
+
+
+# ---- help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(run, command: str) -> None:
+    status, out, _ = run(command, "--help")
+    assert status == 0 and f"example:\n  aurora {command}" in out
+
+
+def test_the_help_lists_every_command(run) -> None:
+    assert all(f"    {command} " in run()[1] for command in COMMANDS)
+
+
+def test_help_imports_nothing_that_takes_time() -> None:
+    code = ("import sys; from aurora.cli import parser; parser().format_help(); "
+            "sys.stdout.write(str({'torch', 'hydra', 'rich', 'numpy'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "set()"
+
+
+def test_every_command_has_its_function() -> None:
+    import importlib
+
+    for command in COMMANDS:
+        options = parser().parse_known_args([command, *{"ask": ["v"], "caption": ["v"], "eval": ["--data", "d"],
+                                                        "blocks": ["f"]}.get(command, [])])[0]
+        assert callable(getattr(importlib.import_module(f"aurora.commands.{options.module}"), command))
+
+
+def test_what_stands_behind_two_dashes_are_overrides() -> None:
+    assert split_overrides(["ask", "v", "--", "a=1", "--", "b"]) == (["ask", "v"], ["a=1", "--", "b"])
+
+
+# ---- ask and caption
+
+
+def test_the_answer_and_nothing_else_is_on_stdout(run, model, config, model_folder, video) -> None:
+    assert run("ask", video, "What moves?", "--model", model_folder, *SHORT) == (
+        0, answer(model, config, "What moves?", video) + "\n", "")
+
+
+def test_options_may_stand_between_the_video_and_the_question(run, model, config, model_folder, video) -> None:
+    assert run("ask", video, "--model", model_folder, *SHORT, "What moves?")[:2] == (
+        0, answer(model, config, "What moves?", video) + "\n")
+
+
+def test_several_questions_are_answered_each_on_its_own(run, model, config, model_folder, video) -> None:
+    questions = ["What moves?", "Where?"]
+    out = run("ask", video, *questions, "--model", model_folder, *SHORT)[1]
+    assert out == "".join(answer(model, config, question, video) + "\n" for question in questions)
+
+
+def test_options_are_asked_as_in_the_evaluation(run, model, config, model_folder, video) -> None:
+    out = run("ask", video, "Which?", "--option", "red", "--option", "blue", "--model", model_folder, *SHORT)[1]
+    assert out == answer(model, config, multiple_choice("Which?", ["red", "blue"]), video) + "\n"
+
+
+def test_several_images_are_seen_in_their_order(run, model, config, model_folder, image, video) -> None:
+    out = run("ask", image, "What changed?", "--with", video, "--model", model_folder, *SHORT)[1]
+    assert out == answer(model, config, "What changed?", image, video) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "changes"),
+    [
+        (("--keep-ratio", "0.25"), {"keep_ratio": 0.25}),
+        (("--fps", "4"), {"sampling": {"fps": 4.0}}),
+        (("--frames", "3"), {"sampling": {"frames": 3}}),
+        (("--max-frames", "2"), {"sampling": {"fps": 2.0, "max_frames": 2}}),
+    ],
+)
+def test_flags_say_what_is_read(run, model, config, model_folder, video, flags, changes) -> None:
+    out = run("ask", video, "What moves?", "--model", model_folder, *SHORT, *flags)[1]
+    assert out == answer(model, config | changes, "What moves?", video) + "\n"
+
+
+@pytest.mark.parametrize("slot", [("prompt", "image_first"), ("merge", "pool"), ("sort", "raster")])
+def test_flags_replace_parts_without_weights(run, make_model, config, model_folder, video, slot) -> None:
+    flag, name = slot
+    out = run("ask", video, "What moves?", "--model", model_folder, *SHORT, f"--{flag}", name)[1]
+    assert out == answer(make_model(**{flag: {"name": name}}), config, "What moves?", video) + "\n"
+
+
+def test_a_temperature_draws_by_the_seed(run, model, config, model_folder, video) -> None:
+    flags = ("--temperature", "1.5", "--top-p", "0.9", "--top-k", "50", "--seed", "3")
+    out = run("ask", video, "What moves?", "--model", model_folder, *SHORT, *flags)[1]
+    assert out == answer(model, config, "What moves?", video, temperature=1.5, top_p=0.9, top_k=50, seed=3) + "\n"
+
+
+def test_a_stop_string_ends_the_answer(run, model, config, model_folder, video) -> None:
+    whole = answer(model, config, "What moves?", video)
+    out = run("ask", video, "What moves?", "--model", model_folder, *SHORT, "--stop", whole[4])[1]
+    assert out == whole.split(whole[4])[0] + "\n"
+
+
+def test_a_chat_is_one_conversation(run, model, config, model_folder, video, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Where?\n\n"))
+    out = run("ask", video, "What moves?", "--chat", "--model", model_folder, *SHORT)[1]
+    session = Session.from_config(model, config)
+    session.watch(video)
+    told = ["".join(session.ask(question, Generation(max_new_tokens=12), remember=True)).lstrip()
+            for question in ("What moves?", "Where?")]
+    assert out == "".join(text + "\n" for text in told)
+
+
+def test_a_caption_needs_no_question(run, model, config, model_folder, video, image) -> None:
+    for visual, kind in ((video, "video"), (image, "image")):
+        out = run("caption", visual, "--model", model_folder, *SHORT)[1]
+        assert out == answer(model, config, f"Describe the {kind} in detail.", visual) + "\n"
+
+
+SMALL = ("vision.image_size=32", "vision.patch_size=8", "vision.width=32", "vision.layers=2", "vision.heads=2",
+         "vision.mlp_width=32", "backbone.hidden_size=32", "backbone.layers=1", "backbone.head_size=16",
+         "tokenizer=bytes", "dtype=bfloat16")
+
+
+def test_an_untrained_model_answers_and_reports_its_parameters(run, video) -> None:
+    status, out, err = run("ask", video, "What?", "--random-weights", "--frames", "2", *SHORT, "--", *SMALL)
+    assert status == 0 and out.endswith("\n")
+    assert [line.split(":")[0] for line in err.splitlines()] == ["vision", "connector", "backbone", "all"]
+    assert "random weights" in err
+
+
+def test_the_only_trained_model_here_is_the_default(run, model_folder, video, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "give --model FOLDER" in run("ask", video, "What?")[2]
+    for number, name in enumerate(("one", "two")):
+        shutil.copytree(model_folder, tmp_path / "runs" / name / "language_video" / "model")
+        status, _, err = run("ask", video, "What?", *SHORT)
+        assert status == (0, 2)[number]
+    assert "runs/one/language_video/model, runs/two/language_video/model" in err
+
+
+# ---- errors
+
+
+@pytest.fixture
+def bad(tmp_path: Path, video: Path, image: Path) -> Path:
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.mp4").write_bytes(b"no video " * 50)
+    (tmp_path / "cut.mp4").write_bytes(video.read_bytes()[: video.stat().st_size // 3])
+    (tmp_path / "cut.png").write_bytes(image.read_bytes()[:500])
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["missing.mp4", "empty.mp4", "text.mp4", "cut.mp4", "cut.png", "."])
+def test_a_bad_file_is_one_line_and_status_2(run, model_folder, bad, name: str) -> None:
+    status, out, err = run("ask", bad / name, "What?", "--model", model_folder)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("aurora: error: ") and str(bad / name) in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--temperature", "-1"), "temperature -1.0"),
+        (("--top-p", "2"), "top_p 2.0"),
+        (("--keep-ratio", "0"), "keep_ratio 0"),
+        (("--fps", "1", "--frames", "2"), "--fps and --frames exclude each other"),
+        (("--fps", "0"), "fps 0"),
+        (("--frames", "2", "--max-frames", "1"), "max_frames 1"),
+        (("--merge", "tomme"), "Did you mean 'tome'"),
+        (("--device", "abacus"), "device 'abacus'"),
+        (("--option", "red"), "give two or more"),
+        (("--random-weights",), "exclude each other"),
+        (("--keep_ratio", "1"), "'--keep_ratio'"),
+        (("--temperature", "hot"), "'hot'"),
+        (("--", "backbone.layers=3"), "another model"),
+        (("--", "merge.shedule=floor"), "Did you mean 'schedule'"),
+        (("--", "trainer=cpu"), "no 'trainer' to override"),
+        (("--", "nonsense"), "'nonsense' is no override"),
+    ],
+)
+def test_a_bad_option_is_one_line_and_status_2(run, model_folder, video, arguments, message) -> None:
+    status, out, err = run("ask", video, "What?", "--model", model_folder, *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1) and message in err
+
+
+def test_no_question_is_an_error(run, model_folder, video) -> None:
+    assert "no question" in run("ask", video, "--model", model_folder)[2]
+
+
+def test_a_folder_that_is_no_model_is_an_error(run, video, tmp_path) -> None:
+    assert "is no model folder" in run("ask", video, "What?", "--model", tmp_path)[2]
+
+
+def test_an_unknown_command_is_one_line(run) -> None:
+    status, _, err = run("aks")
+    assert (status, err.count("\n")) == (2, 1) and "'aks'" in err
+
+
+def test_overrides_are_refused_where_there_is_nothing_to_override(run) -> None:
+    assert run("version", "--", "keep_ratio=1")[0] == 2
+
+
+def test_unsafe_loading_of_weights_is_refused(run, monkeypatch) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" in run("list")[2]
+
+
+def test_debugging_shows_the_traceback(run, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("AURORA_DEBUG", "1")
+    with pytest.raises(AuroraError):
+        run("ask", tmp_path / "missing.mp4", "What?")
+
+
+def test_an_interrupted_command_ends_with_130_and_no_traceback(model_folder, video) -> None:
+    process = start("ask", video, "What?", "--model", model_folder, "--max-new-tokens", "1000000", "--temperature", "9")
+    assert process.stdout.read(1)  # it has begun to answer
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "aurora: interrupted\n")
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(model_folder, video) -> None:
+    process = start("ask", video, "What?", "--model", model_folder, "--max-new-tokens", "1000000", "--temperature", "9")
+    process.stdout.read(1)
+    process.stdout.close()
+    process.wait(timeout=60)
+    assert (process.stderr.read(), process.returncode) == ("", 1)
+    process.stderr.close()
+
+
+# ---- list, info, version
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_a_slot_is_listed_with_its_options_and_defaults(run, slot: str) -> None:
+    listed = json.loads(run("list", slot, "--json")[1])
+    assert list(listed) == [slot] and list(listed[slot]) == SLOTS[slot].known()
+    assert not [name for name, part in listed[slot].items() if part["error"]]
+
+
+def test_defaults_and_required_options_are_told_apart(run) -> None:
+    listed = json.loads(run("list", "--json")[1])
+    assert listed["sort"]["size"]["options"]["order"]["default"] == "ascending"
+    assert listed["tokenizer"]["hf"]["options"]["path"]["required"]
+    assert "in_width" not in listed["connector"]["mlp"]["options"]
+    text = run("list")[1]
+    assert "order=ascending" in text and "path=(required)" in text
+
+
+def test_a_part_that_cannot_be_imported_is_shown_with_the_reason(run, tmp_path, monkeypatch) -> None:
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[aurora.sort]\nspiral = not_installed:Spiral\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    status, out, _ = run("list", "sort")
+    assert status == 0 and "raster" in out and "No module named 'not_installed'" in " ".join(out.split())
+
+
+def test_an_unknown_slot_is_an_error(run) -> None:
+    assert "Did you mean 'merge'" in run("list", "marge")[2]
+
+
+def test_a_saved_model_is_described(run, model, model_folder) -> None:
+    described = json.loads(run("info", "--model", model_folder, "--json")[1])
+    assert described["parameters"]["backbone"] == sum(p.numel() for p in model.backbone.parameters())
+    assert (described["patches_per_frame"], described["tokens_per_frame"]) == (16, 8)
+    assert described["state_bytes"] == sum(t.nbytes for t in model.backbone.init_state(1).values())
+
+
+def test_a_config_is_described_without_taking_its_memory(run) -> None:
+    out = run("info", "dtype=bfloat16")[1]
+    assert "1,6" in out and "576 patches, 58 tokens" in out
+
+
+def test_versions_are_told(run) -> None:
+    assert {"aurora", "python", "torch"} <= {line.split()[0] for line in run("version")[1].splitlines()}
+
+
+# ---- eval and overrides
+
+
+@pytest.fixture
+def questions(video: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "questions"
+    folder.mkdir()
+    shutil.copyfile(video, folder / "a.mp4")
+    shutil.copyfile(video, folder / "b.mp4")
+    lines = [{"id": name, "video": f"{name}.mp4", "family": "colour", "question": "Which?", "options": ["red", "blue"],
+              "answer": number} for number, name in enumerate("ab")]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_an_evaluation_writes_its_result_and_shows_a_table(run, model_folder, questions, tmp_path) -> None:
+    status, out, err = run("eval", "--model", model_folder, "--data", questions, "--output", tmp_path / "out",
+                           "keep_ratio=0.25")
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert status == 0 and "colour" in out and "result.json" in err
+    assert (result["keep_ratio"], result["n"], len(result["model"])) == (0.25, 2, 64)
+
+
+def test_an_evaluation_can_print_its_result(run, model_folder, questions, tmp_path) -> None:
+    out = run("eval", "--model", model_folder, "--data", questions, "--output", tmp_path / "out", "--json")[1]
+    assert json.loads(out) == json.loads((tmp_path / "out" / "result.json").read_text())
+
+
+def test_results_lie_beside_the_model_unless_told_otherwise(run, model_folder, questions) -> None:
+    run("eval", "--model", model_folder, "--data", questions, "--limit", "1")
+    assert (model_folder.parent / "eval" / "questions" / "result.json").is_file()
+
+
+def test_another_part_comes_with_the_options_of_its_yaml(config) -> None:
+    assert override(config, ["merge=prune", "merge.by=attention"])["merge"] == {"name": "prune", "by": "attention"}
+
+
+def test_an_override_changes_one_option_and_not_the_config_given(config) -> None:
+    assert override(config, ["sampling.fps=null", "sampling.frames=4"])["sampling"] == {"fps": None, "frames": 4}
+    assert config["sampling"] == {"fps": 2.0}
+
+
+def test_the_help_is_there_in_well_under_a_second() -> None:
+    def seconds() -> float:
+        begin = time.monotonic()
+        subprocess.run([sys.executable, "-m", "aurora.cli", "--help"], cwd=ROOT, capture_output=True, check=True)
+        return time.monotonic() - begin
+
+    assert min(seconds() for _ in range(3)) < 1
