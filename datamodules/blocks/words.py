@@ -14,8 +14,10 @@ def place_name(x: float, y: float) -> str:
 
 def image_caption(scene: Scene, time: float) -> str:
     """One sentence about what is where."""
-    told = [f"{_article(thing.color_at(time))} {thing.color_at(time)} {thing.look.shape} at the {_where(thing, scene, time)}"
-            for thing in reading_order(scene, time)]
+    told = []
+    for thing in reading_order(scene, time):
+        color = thing.color_at(time)
+        told.append(f"{_article(color)} {color} {thing.look.shape} at the {_where(thing, scene, time)}")
     if scene.wall is not None:
         told.append("a wall")
     content = _listed(told) if told else "nothing"

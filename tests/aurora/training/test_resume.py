@@ -30,8 +30,8 @@ def config(tmp_path, uninterrupted):
 
 def assert_same_run(run, uninterrupted):
     assert curve(run) == curve(uninterrupted)
-    weights = [(Path(folder) / "second" / "model" / "model.safetensors").read_bytes() for folder in (run, uninterrupted)]
-    assert weights[0] == weights[1]
+    model = Path("second", "model", "model.safetensors")
+    assert Path(run, model).read_bytes() == Path(uninterrupted, model).read_bytes()
 
 
 def wait_for_step(run, step, process):
