@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -77,10 +77,12 @@ class Checkpoints(L.Callback):
     its rows are read again.
     """
 
-    def __init__(self, *, folder: Path, every: int, fingerprint: Mapping[str, Any]) -> None:
+    def __init__(self, *, folder: Path, every: int, fingerprint: Mapping[str, Any], tell: Callable[[str], None]
+                 ) -> None:
         self.folder = folder
         self.every = every
         self.fingerprint = fingerprint
+        self.tell = tell
         self._saved = -1
 
     def on_train_batch_end(self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: PackedBatch,
@@ -96,6 +98,7 @@ class Checkpoints(L.Callback):
         gathers = isinstance(trainer.strategy, ModelParallelStrategy) and world_size() > 1
         if module.model is not None and module.step > 0 and not module.changing and not gathers:
             self.save(trainer, module)
+            self.tell(f"stopped after step {module.step}, which is saved; the same command goes on there")
 
     def save(self, trainer: L.Trainer, module: AuroraModule) -> None:
         """Writes the state after the last step, unless it is on disk already. Collective when sharded."""

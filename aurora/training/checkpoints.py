@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,15 @@ def refuse_unsafe_loading() -> None:
     """AuroraError when the environment makes torch run the code that a checkpoint may hold."""
     if os.environ.get(UNSAFE):
         raise AuroraError(f"{UNSAFE} is set: it makes torch execute code from checkpoint files. Unset it")
+
+
+def require_room(folder: Path, wanted: int) -> None:
+    """AuroraError when the disk has no room for so many bytes: better said now than at the first save."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < wanted:
+        raise AuroraError(f"{folder} is on a disk with {free / 2**30:.1f} GiB free; the stage writes up to "
+                          f"{wanted / 2**30:.1f} GiB there (checkpoints and model)")
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

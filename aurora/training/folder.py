@@ -16,8 +16,8 @@ from aurora.errors import AuroraError
 from aurora.training.logs import CURVE_FILE
 
 Fingerprint = dict[str, Any]
-READING_ONLY = ("root", "workers", "prefetch", "cache")
-"""Options of the data that change where and how fast samples are read, not which."""
+READING_ONLY = ("root", "workers", "quarantine", "max_bad_rate", "bad_rate_after")
+"""Options of the data that say where samples are read, how fast, and what is borne, but not which."""
 
 SAMPLES = 256
 SAMPLE_BYTES = 2**16

@@ -22,7 +22,7 @@ from aurora.checkpoint import load_weights
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
 from aurora.training.optim import build_optimizer, freeze_untrained, set_rate
-from aurora.training.parallel import recompute_blocks, shard, with_agreed_frames, world_size
+from aurora.training.parallel import recompute_blocks, shard, sum_over_ranks, with_agreed_frames, world_size
 from aurora.training.recipe import read_options, read_recipe
 from aurora.training.schedule import lr_factor
 from aurora.training.state import learned_weights, load_learned_weights, load_optimizer_state, optimizer_state
@@ -85,6 +85,8 @@ class AuroraModule(L.LightningModule):
         if self.resume is not None:
             self._restore(self.resume)
             self.resume = None
+        if sum_over_ranks([float(self.step)], self.device)[0] != self.step * world_size():
+            raise AuroraError("the processes found different checkpoints; all nodes must see the same folder as run=")
         self._seed_step()
         self._row_ended = self._step_ended = time.perf_counter()
 
@@ -180,7 +182,10 @@ class AuroraModule(L.LightningModule):
     def _seed_step(self) -> None:
         """Makes randomness a function of seed, step and rank, so that there is no generator to save."""
         seed = (self.config["seed"] * 1_000_003 + self.step) * 4_099 + self.global_rank
-        torch.manual_seed(seed)
+        # torch.manual_seed would also queue a call with its stack for every accelerator that is not in use
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
 

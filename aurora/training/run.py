@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from rich.console import Console
 
@@ -21,8 +22,9 @@ from aurora.assemble import build_model
 from aurora.checkpoint import read_config, save_model
 from aurora.errors import AuroraError
 from aurora.interfaces import DataModule
+from aurora.model import AuroraModel
 from aurora.training.callbacks import Checkpoints, Curves, EndOfStage, StopOnSignal
-from aurora.training.checkpoints import newest_checkpoint, refuse_unsafe_loading
+from aurora.training.checkpoints import KEPT, newest_checkpoint, refuse_unsafe_loading, require_room
 from aurora.training.data import build_data, count_samples
 from aurora.training.folder import StageFolder, base_paths, fingerprint, require_same
 from aurora.training.head import describe_stage
@@ -122,6 +124,7 @@ def _train_stage(stage: Stage, console: Console) -> None:
     data = build_data(stage.config, stage.recipe, skeleton, stage.folder.path)
     if resume is not None:
         data.load_state_dict(resume["data"])
+    require_room(stage.folder.path, _bytes_to_write(skeleton, stage.recipe))
     module = _module(stage, data, resume)
     describe_stage(console, stage=stage.name, recipe=stage.recipe, config=stage.config, model=skeleton,
                    samples=count_samples(data, stage.recipe), steps=module.total_steps,
@@ -132,6 +135,13 @@ def _train_stage(stage: Stage, console: Console) -> None:
         stage.folder.finish(now)
     barrier()
     console.print(f"{stage.name}: done, {stage.folder.model}")
+
+
+def _bytes_to_write(model: AuroraModel, recipe: Recipe) -> int:
+    """What a stage has on disk at most: checkpoints of what learns with its two moments, and the model twice."""
+    total = sum(parameter.nbytes for parameter in model.parameters())
+    learned = sum(parameter.nbytes for slot in recipe.trained for parameter in getattr(model, slot).parameters())
+    return int(3 * learned * (KEPT + 1) + 2 * total)
 
 
 def _module(stage: Stage, data: DataModule, resume: Mapping[str, Any] | None) -> AuroraModule:
@@ -149,7 +159,8 @@ def _fit(stage: Stage, module: AuroraModule, data: DataModule, now: Mapping[str,
         EndOfStage(),
         stop,
         Curves(),
-        Checkpoints(folder=stage.folder.checkpoints, every=stage.options.checkpoint_every, fingerprint=now),
+        Checkpoints(folder=stage.folder.checkpoints, every=stage.options.checkpoint_every, fingerprint=now,
+                    tell=console.print),
         ProgressDisplay(stage=stage.name, display=stage.options.progress, seconds=stage.options.progress_seconds,
                         console=console),
         *(instantiate(entry) for entry in stage.options.callbacks.values()),
@@ -168,6 +179,13 @@ def _fit(stage: Stage, module: AuroraModule, data: DataModule, now: Mapping[str,
 def build_trainer(options: TrainerOptions, *, callbacks: list[L.Callback], loggers: list[Any], folder: Path
                   ) -> L.Trainer:
     """A Lightning trainer that runs one pass over rows and leaves saving, logging and display to our callbacks."""
+    try:
+        return _trainer(options, callbacks, loggers, folder)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise AuroraError(f"trainer: {error}") from error
+
+
+def _trainer(options: TrainerOptions, callbacks: list[L.Callback], loggers: list[Any], folder: Path) -> L.Trainer:
     return L.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,

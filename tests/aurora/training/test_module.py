@@ -100,6 +100,14 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_the_good_weights_saved(tmp
     assert stored["step"] == 4 and all(torch.isfinite(tensor).all() for tensor in stored["weights"].values())
 
 
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    config = {**tiny_config(tmp_path, steps=2), "stage": "first"}
+    config["stages"]["first"].update(peak_lr=1e39, warmup_ratio=0.0)
+    with pytest.raises(AuroraError, match="not finite and were not saved"):
+        train(config)
+    assert not list(tmp_path.rglob("*.ckpt")) and not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_recomputed_activations_change_nothing(tmp_path):
     config = tiny_config(tmp_path / "kept", steps=2)
     config["stage"] = "all"

@@ -53,6 +53,15 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(config, uninterrupted, 
     assert_same_run(config["run"], uninterrupted)
 
 
+def test_ctrl_c_saves_and_says_how_to_go_on(config, start_process):
+    process = start_process(config, SECONDS_PER_ROW="0.1")
+    wait_for_step(config["run"], 1, process)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode != 0
+    assert "which is saved; the same command goes on there" in said and "Traceback" not in said
+
+
 def test_sigterm_saves_within_the_row_and_exits_143(config, uninterrupted, start_process):
     config["trainer"]["checkpoint_every"] = 1000
     process = start_process(config, SECONDS_PER_ROW="0.1")

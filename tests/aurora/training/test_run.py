@@ -1,4 +1,6 @@
+import inspect
 import json
+import shutil
 
 import pytest
 import torch
@@ -95,6 +97,21 @@ def test_a_missing_base_weights_file_is_named_before_anything_starts(tmp_path, c
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.parametrize("change", [{"accelerator": "nonsense"}, {"devices": 0}, {"devices": "x"}])
+def test_a_machine_that_is_not_there_is_one_clear_error(tmp_path, change):
+    config = config_for(tmp_path, stage="first")
+    config["trainer"].update(change)
+    with pytest.raises(AuroraError, match=r"^trainer: "):
+        train(config)
+
+
+def test_a_full_disk_is_said_before_anything_starts(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(AuroraError, match=r"0\.0 GiB free; the stage writes up to"):
+        train(config_for(tmp_path, stage="first"))
+
+
 def test_a_prompt_of_the_stage_is_for_its_data_only(tmp_path, monkeypatch):
     seen = []
     built = MadeRows.__init__
@@ -103,7 +120,7 @@ def test_a_prompt_of_the_stage_is_for_its_data_only(tmp_path, monkeypatch):
         seen.append(type(prompt).__module__.rpartition(".")[2])
         built(self, prompt=prompt, **options)
 
-    spy.__signature__ = __import__("inspect").signature(built)
+    spy.__signature__ = inspect.signature(built)
     monkeypatch.setattr(MadeRows, "__init__", spy)
     config = config_for(tmp_path, stage="first")
     config["stages"]["first"]["prompt"] = {"name": "image_first"}
