@@ -1,0 +1,67 @@
+"""Training on real shards through the real data module: the position of the rows is that of the optimizer."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_training import curve, tiny_config
+
+from aurora.errors import AuroraError
+from aurora.training.module import AuroraModule
+from aurora.training.run import train
+from datamodules._samples import ShardSample
+from datamodules._shards import write_shards
+
+WORDS = ("red", "green", "blue", "one", "two", "a square", "a circle")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Twenty-two images with a question each, in two shards."""
+    root = tmp_path_factory.mktemp("data")
+    write_shards([sample(number) for number in range(22)], root / "pictures", samples_per_shard=11)
+    return root
+
+
+def sample(number):
+    pixels = io.BytesIO()
+    Image.fromarray(np.full((16, 16, 3), number * 10, np.uint8)).save(pixels, "png")
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"},
+             {"from": "gpt", "value": f"{WORDS[number % 7]} {number}"}]
+    return ShardSample(f"{number:04d}", {"image": "png", "conversations": turns}, {"png": pixels.getvalue()})
+
+
+def config_for(run, root):
+    config = {**tiny_config(run), "stage": "first"}
+    config["data"] = {"name": "webdataset", "root": str(root), "row_tokens": 200, "row_frames": 4, "frames": 2,
+                      "workers": 0}
+    config["stages"]["first"].update(mixture={"pictures": 2}, global_batch=6, epochs=2)
+    return config
+
+
+def test_a_run_on_shards_goes_on_exactly_where_it_broke(shards, tmp_path, monkeypatch):
+    train(config_for(tmp_path / "whole", shards))
+    config = config_for(tmp_path / "broken", shards)
+    whole = curve(tmp_path / "whole", "first")
+    for step in (3, len(whole) - 2):
+        plain = AuroraModule.training_step
+
+        def break_down(self, batch, batch_idx, plain=plain, step=step):
+            if self.step == step and not batch.closes_step:
+                raise RuntimeError("power cut")
+            return plain(self, batch, batch_idx)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(AuroraModule, "training_step", break_down)
+            with pytest.raises(RuntimeError, match="power cut"):
+                train(config)
+    train(config)
+    assert curve(tmp_path / "broken", "first") == whole
+    assert [row for row, _ in whole] == list(range(1, len(whole) + 1))
+
+
+def test_a_missing_dataset_is_named_before_anything_starts(tmp_path, capfd):
+    with pytest.raises(AuroraError, match=f"no dataset folder at {tmp_path / 'pictures'}"):
+        train(config_for(tmp_path / "run", tmp_path))
+    assert capfd.readouterr().out == "" and not (tmp_path / "run").exists()
