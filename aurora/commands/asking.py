@@ -83,15 +83,15 @@ def _conversation(questions: Iterable[str]) -> Iterator[str]:
 
 
 def _model(options: Namespace) -> tuple[AuroraModel, dict[str, Any]]:
-    overrides = getattr(options, "overrides", [])
+    overrides, machine = options.overrides, {"device": options.device, "threads": options.threads}
     if options.random_weights:
         if options.model is not None:
             raise AuroraError("--random-weights and --model exclude each other")
-        model, config, sources = random_model([*overrides, *_part_overrides(options)], device=options.device)
+        model, config, sources = random_model([*overrides, *_part_overrides(options)], **machine)
         _report(model, sources)
         return model, _viewing(config, options)
     model, config = saved_model(model_folder(options.model), [*overrides, *_part_overrides(options)],
-                                device=options.device)
+                                **machine)
     return model, _viewing(config, options)
 
 

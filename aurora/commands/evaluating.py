@@ -28,7 +28,7 @@ def eval(options: Namespace) -> int:
     data, folder = Path(options.data), model_folder(options.model)
     read_questions(data)  # before a model is loaded
     output = Path(options.output) if options.output else folder.parent / "eval" / data.resolve().name
-    model, config = saved_model(folder, options.overrides)
+    model, config = saved_model(folder, options.overrides, device=options.device, threads=options.threads)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("asking")
         result = evaluate(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from aurora.assemble import build_model, load_base_weights
 from aurora.checkpoint import CONFIG_FILE, load_model, read_config
 from aurora.commands.overriding import override
@@ -29,27 +31,31 @@ def model_folder(given: str | None) -> Path:
     return found[0]
 
 
-def saved_model(folder: Path, overrides: Sequence[str], *, device: str = "cpu") -> tuple[AuroraModel, dict[str, Any]]:
+def saved_model(
+    folder: Path, overrides: Sequence[str], *, device: str = "cpu", threads: int | None = None
+) -> tuple[AuroraModel, dict[str, Any]]:
     """A saved model and its config, with overrides."""
-    check_device(device)
+    _use(device, threads)
     return load_model(folder, device=device, overrides=override(read_config(folder), overrides))
 
 
 def random_model(
-    overrides: Sequence[str], *, device: str = "cpu"
+    overrides: Sequence[str], *, device: str = "cpu", threads: int | None = None
 ) -> tuple[AuroraModel, dict[str, Any], dict[str, str]]:
     """The model that a config describes, its config, and where the weights of each slot come from."""
-    check_device(device)
+    _use(device, threads)
     config = load_config(overrides)
     model = build_model(config)
     sources = load_base_weights(model, config)
     return model.to(device).eval(), config, sources
 
 
-def check_device(device: str) -> None:
-    """AuroraError for a device that is not here."""
-    import torch
-
+def _use(device: str, threads: int | None) -> None:
+    """Sets the number of threads. AuroraError for a device that is not here."""
+    if threads is not None:
+        if threads < 1:
+            raise AuroraError(f"--threads {threads} leaves nothing to run on; give 1 or more")
+        torch.set_num_threads(threads)
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

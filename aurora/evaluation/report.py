@@ -27,8 +27,8 @@ def render(result: Mapping[str, Any]) -> RenderableType:
 
 def _choices(result: Mapping[str, Any]) -> Table:
     table = Table(title="Multiple choice")
-    table.add_column("family")
-    for column in ("questions", "accuracy", "95 % interval", "chance", "wrong video"):
+    table.add_column("family", no_wrap=True)
+    for column in ("n", "accuracy", "95 % interval", "chance", "wrong video"):
         table.add_column(column, justify="right")
     for name, row in result["families"].items():
         table.add_row(name, *_choice_cells(row))
@@ -45,8 +45,8 @@ def _choice_cells(row: Mapping[str, Any]) -> list[str]:
 
 def _opens(result: Mapping[str, Any]) -> Table:
     table = Table(title="Open questions")
-    table.add_column("family")
-    for column in ("questions", "exact match", "word F1"):
+    table.add_column("family", no_wrap=True)
+    for column in ("n", "exact match", "word F1"):
         table.add_column(column, justify="right")
     for name, row in {**result["families"], "all": result}.items():
         table.add_row(name, str(row["n"]), _percent(row["exact_match"]), _percent(row["token_f1"]))

@@ -215,6 +215,7 @@ def test_a_bad_file_is_one_line_and_status_2(run, model_folder, bad, name: str) 
         (("--frames", "2", "--max-frames", "1"), "max_frames 1"),
         (("--merge", "tomme"), "Did you mean 'tome'"),
         (("--device", "abacus"), "device 'abacus'"),
+        (("--threads", "0"), "--threads 0"),
         (("--option", "red"), "give two or more"),
         (("--random-weights",), "exclude each other"),
         (("--keep_ratio", "1"), "'--keep_ratio'"),
