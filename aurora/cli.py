@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeAlias
 
@@ -270,11 +271,15 @@ def _generation_options(parser: Parser) -> None:
 def _command(commands: Commands, name: str, module: str, summary: str, description: str, example: str
              ) -> Parser:
     parser = commands.add_parser(
-        name, help=summary, description=description, epilog=f"example:\n  {example}",
+        name, help=summary, description=_wrapped(description), epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(command=name, module=module)
     return parser
+
+
+def _wrapped(text: str) -> str:
+    return "\n\n".join(textwrap.fill(paragraph, 79) for paragraph in text.split("\n\n"))
 
 
 def _refuse_pickle() -> None:
