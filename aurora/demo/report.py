@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,15 +45,6 @@ def write_report(path: Path, *, model: AuroraModel, config: Mapping[str, Any], r
                  for answer in answers],
     )
     path.write_text(page, encoding="utf-8")
-
-
-def read_curve(folder: Path, column: str = "loss") -> list[tuple[int, float]]:
-    """(step, value) of every row of a stage's CSV log that has the column; several logs of a resumed stage join."""
-    points: dict[int, float] = {}
-    for log in sorted(folder.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime):
-        with log.open(newline="") as file:
-            points |= {int(row["step"]): float(row[column]) for row in csv.DictReader(file) if row.get(column)}
-    return sorted(points.items())
 
 
 def _patch_row(model: AuroraModel, frame: np.ndarray, keep_ratio: float) -> list[dict[str, Any]]:

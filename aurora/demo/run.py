@@ -15,7 +15,7 @@ from rich.console import Console
 
 from aurora.checkpoint import load_model, model_hash
 from aurora.config import load_config
-from aurora.demo.report import Answer, read_curve, write_report
+from aurora.demo.report import Answer, write_report
 from aurora.evaluation.prompts import option_label
 from aurora.evaluation.questions import Question, read_questions
 from aurora.evaluation.report import render
@@ -24,6 +24,7 @@ from aurora.evaluation.scoring import chosen_option
 from aurora.inference.session import Session
 from aurora.inference.visuals import frames_of
 from aurora.registry import import_part
+from aurora.training.logs import read_curve
 from aurora.training.run import train
 
 SHOWN = ("moving_direction", "state_change", "needle")
@@ -44,6 +45,7 @@ def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0,
     counts = _build_once(data, seed, scale)
     console.print(", ".join(f"{count} {dataset}" for dataset, count in counts.items()))
     config = load_config(["experiment=blocks", f"run={folder}", f"data.root={data}", f"seed={seed}", *overrides])
+    config_stages = list(config["stages"])
     trained = train(config)
     model, config = load_model(trained)
     console.rule("Evaluation")
@@ -59,7 +61,8 @@ def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0,
     }
     (folder / "result.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     stages = trained.parent.parent
-    curves = {stage: read_curve(stages / stage) for stage in load_config()["stages"] if (stages / stage).is_dir()}
+    curves = {stage: [(int(row["step"]), float(row["loss"])) for row in read_curve(stages / stage)]
+              for stage in config_stages if (stages / stage).is_dir()}
     write_report(folder / "report.html", model=model, config=config, result=result, answers=answers, curves=curves)
     console.rule()
     console.print(f"accuracy {result['accuracy']:.3f}, on wrong videos {result['wrong_video_accuracy']:.3f}, by chance "
@@ -106,5 +109,5 @@ def _answer(model: Any, config: dict[str, Any], folder: Path, question: Question
     console.print(f"  → {answer} (right: {expected})", highlight=False)
     console.print(f"  → {caption}", highlight=False)
     frames = tuple(np.asarray(frame) for frame in frames_of([str(video)], session.sampling, session.reader))
-    correct = chosen_option(answer, len(question.options)) == question.right
+    correct = chosen_option(answer, question.options) == question.right
     return Answer(question.video, question.question, question.options, expected, answer, correct, caption, frames)

@@ -1,4 +1,4 @@
-"""Scores of answers: a strict reader of letters, intervals, and word overlap for open questions."""
+"""Scores of answers: a strict reader of choices, intervals, and word overlap for open questions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import re
 import string
 from collections import Counter
+from collections.abc import Sequence
 
 # `(B)`, `(b) red`, `B)`, `B.`, `B: red`; a bare letter only when nothing follows, since "A" is also an article.
 _LETTER = re.compile(r"\((?P<braced>[A-Za-z])\)|(?P<marked>[A-Z])[.):](?=\s|$)|(?P<bare>[A-Z])$")
@@ -13,18 +14,26 @@ _LEAD = re.compile(r"(?:the )?(?:best |correct )?(?:answer|option)(?: is)?\s*:?\
 _BRACED = re.compile(r"\(([A-Za-z])\)")
 
 
-def chosen_option(answer: str, options: int) -> int | None:
-    """The index of the option that an answer names; None when it names none, several, or one that does not exist."""
+def chosen_option(answer: str, options: Sequence[str]) -> int | None:
+    """The index of the option that an answer names, by its letter or by its whole text and nothing else; None when it
+    names none, several, or one that does not exist."""
     text = answer.strip()
     lead = _LEAD.match(text)
     text = text[lead.end():] if lead else text
     match = _LETTER.match(text)
     if match is None:
-        return None
+        said = [index for index, option in enumerate(options) if _same(text, option)]
+        return said[0] if len(said) == 1 else None
     letter = next(found for found in match.groups() if found).upper()
     named = {letter, *(other.upper() for other in _BRACED.findall(text))}
     index = ord(letter) - ord("A")
-    return index if len(named) == 1 and index < options else None
+    return index if len(named) == 1 and index < len(options) else None
+
+
+def _same(text: str, option: str) -> bool:
+    """Whether two texts differ in nothing but case, white space and a closing full stop."""
+    plain, wanted = (" ".join(part.casefold().split()).removesuffix(".") for part in (text, option))
+    return plain == wanted != ""
 
 
 def wilson(right: int, asked: int, z: float = 1.959963984540054) -> tuple[float, float]:

@@ -56,11 +56,11 @@ def _opens(questions: Sequence[Question], found: Found) -> dict[str, Any]:
 
 
 def _is_right(question: Question, prediction: Prediction) -> bool:
-    return chosen_option(prediction.answer, len(question.options)) == question.right
+    return chosen_option(prediction.answer, question.options) == question.right
 
 
 def _unparsed(question: Question, prediction: Prediction) -> bool:
-    return prediction.failure is None and chosen_option(prediction.answer, len(question.options)) is None
+    return prediction.failure is None and chosen_option(prediction.answer, question.options) is None
 
 
 def _by_family(questions: Sequence[Question]) -> dict[str, list[Question]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from aurora.evaluation.prompts import multiple_choice, option_label
+from aurora.evaluation.prompts import multiple_choice
 from aurora.interfaces import Turn
 
 from .families import FAMILIES, Question, Split, questions
@@ -17,10 +17,9 @@ STILL = tuple(name for name, family in FAMILIES.items() if family.still)
 
 
 def choice_turn(question: Question, rng: random.Random) -> Turn:
-    """The question with its four options; the answer names the letter and the option."""
-    options = question.options(rng)
-    right = options.index(question.answer)
-    return Turn(multiple_choice(question.text, options), f"{option_label(right)} {question.answer}")
+    """The question with its four options; the answer is the option's text, which a model this small learns in minutes
+    where letters take it hours."""
+    return Turn(multiple_choice(question.text, question.options(rng)), question.answer)
 
 
 def open_turn(question: Question) -> Turn:

@@ -7,9 +7,17 @@ from aurora.evaluation.prompts import multiple_choice, option_label
 from aurora.evaluation.scoring import chosen_option, exact_match, token_f1, wilson
 
 
+OPTIONS = ("a ball", "red", "dog house", "The dog.")
+
+
 @pytest.mark.parametrize(
     ("answer", "chosen"),
     [
+        ("red", 1),
+        ("Red.", 1),
+        ("The answer is red", 1),
+        ("a  ball", 0),
+        ("the dog", 3),
         ("(B) red", 1),
         ("(B)", 1),
         ("(b) red", 1),
@@ -28,8 +36,8 @@ from aurora.evaluation.scoring import chosen_option, exact_match, token_f1, wils
         ("(D)", 3),
     ],
 )
-def test_a_letter_in_a_recognised_form_is_read(answer: str, chosen: int) -> None:
-    assert chosen_option(answer, 4) == chosen
+def test_a_letter_or_the_whole_text_of_an_option_is_read(answer: str, chosen: int) -> None:
+    assert chosen_option(answer, OPTIONS) == chosen
 
 
 @pytest.mark.parametrize(
@@ -38,9 +46,11 @@ def test_a_letter_in_a_recognised_form_is_read(answer: str, chosen: int) -> None
         "",
         "   ",
         "A man opens the door.",
-        "Dog",
         "The man picks up a cup",
-        "red",
+        "reddish",
+        "red ball",
+        "ball",
+        "dog",
         "b",
         "(E) none",
         "(A) or (B)",
@@ -51,7 +61,11 @@ def test_a_letter_in_a_recognised_form_is_read(answer: str, chosen: int) -> None
     ],
 )
 def test_what_names_no_single_option_is_not_read_as_one(answer: str) -> None:
-    assert chosen_option(answer, 4) is None
+    assert chosen_option(answer, OPTIONS) is None
+
+
+def test_a_text_that_two_options_share_names_neither() -> None:
+    assert chosen_option("red", ("red", "Red.", "blue")) is None
 
 
 # Values of statsmodels' proportion_confint(method="wilson")
@@ -87,7 +101,7 @@ def test_a_choice_is_put_in_the_form_of_mvbench() -> None:
 
 
 def test_every_label_is_read_as_its_option() -> None:
-    assert [chosen_option(option_label(index), 26) for index in range(26)] == list(range(26))
+    assert [chosen_option(option_label(index), [""] * 26) for index in range(26)] == list(range(26))
 
 
 def test_there_is_no_letter_after_z() -> None:

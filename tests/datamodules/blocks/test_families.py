@@ -117,11 +117,12 @@ def test_held_out_combinations_are_a_part_of_every_family(family: str) -> None:
     assert 0 < splits.count("heldout") < 60
 
 
-def test_every_letter_is_right_equally_often() -> None:
+def test_every_place_among_the_options_is_right_equally_often() -> None:
     rng = random.Random(0)
-    letters = []
-    while len(letters) < 400:
+    places = []
+    while len(places) < 400:
         scene = FAMILIES["attribute"].make(SceneMaker(rng))
-        letters += [turn.answer[:3] for turn in question_turns(scene, rng, "train", 4, open_share=0.0) if turn.answer]
-    counts = [letters.count(f"({letter})") / len(letters) for letter in "ABCD"]
-    assert all(0.18 < count < 0.32 for count in counts)
+        for turn in question_turns(scene, rng, "train", 4, open_share=0.0):
+            options = [line[4:] for line in turn.question.splitlines() if line.startswith("(")]
+            places.append(options.index(turn.answer))
+    assert all(0.18 < places.count(place) / len(places) < 0.32 for place in range(4))
