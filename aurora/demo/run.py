@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from aurora.checkpoint import load_model, model_hash
 from aurora.config import load_config
 from aurora.demo.report import Answer, write_report
-from aurora.evaluation.prompts import option_label
+from aurora.evaluation.prompts import CAPTION_VIDEO, option_label
 from aurora.evaluation.questions import Question, read_questions
 from aurora.evaluation.report import render
 from aurora.evaluation.run import evaluate
@@ -35,79 +34,90 @@ def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0,
          ) -> dict[str, Any]:
     """Everything from nothing to `report.html` and `result.json` in `folder`; returns the result.
 
-    `scale` shrinks or grows the data and with it the training; stages that a run was cut off after are not repeated.
+    `scale` shrinks or grows the data and with it the training. Data and stages that are finished are not made again.
     """
     began = time.monotonic()
-    console = Console()
+    console = Console(soft_wrap=True, highlight=False)
     folder = Path(folder)
     data = folder / "data"
     console.rule("Blocks world")
-    counts = _build_once(data, seed, scale)
+    counts = build_once(data, seed, scale)
     console.print(", ".join(f"{count} {dataset}" for dataset, count in counts.items()))
-    config = load_config(["experiment=blocks", f"run={folder}", f"data.root={data}", f"seed={seed}", *overrides])
-    config_stages = list(config["stages"])
-    trained = train(config)
-    model, config = load_model(trained)
+
+    console.rule("Training")
+    recipe = load_config(["experiment=blocks", f"run={folder}", f"data.root={data}", f"seed={seed}", *overrides])
+    trained = train(recipe)
+
     console.rule("Evaluation")
+    model, config = load_model(trained)
     result = evaluate(model, config, data / "heldout", output=folder / "eval", model_hash=model_hash(trained))
     console.print(render(result))
+
     console.rule("Answers")
-    answers = [_answer(model, config, data / "heldout", question, console)
-               for question in _shown(read_questions(data / "heldout"))]
+    answers = [answer_aloud(Session.from_config(model, config), data / "heldout", question, console)
+               for question in shown(read_questions(data / "heldout"))]
+
     result |= {
         "seconds": round(time.monotonic() - began, 1),
         "peak_memory_bytes": peak_memory_bytes(),
-        "seeds": {"data": seed, "training": seed, "wrong_videos": result["protocol"]["seed"]},
+        "seeds": {"data": seed, "training": recipe["seed"], "wrong_videos": result["protocol"]["seed"]},
     }
     (folder / "result.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    stages = trained.parent.parent
-    curves = {stage: [(int(row["step"]), float(row["loss"])) for row in read_curve(stages / stage)]
-              for stage in config_stages if (stages / stage).is_dir()}
+    curves = {stage: [(int(row["step"]), float(row["loss"])) for row in read_curve(folder / stage)]
+              for stage in recipe["stages"]}
     write_report(folder / "report.html", model=model, config=config, result=result, answers=answers, curves=curves)
     console.rule()
     console.print(f"accuracy {result['accuracy']:.3f}, on wrong videos {result['wrong_video_accuracy']:.3f}, by chance "
-                  f"{result['chance']:.3f}; {result['seconds'] / 60:.1f} minutes")
-    console.print(f"open {folder / 'report.html'}")
+                  f"{result['chance']:.3f}; {result['seconds'] / 60:.1f} minutes; open {folder / 'report.html'}")
     return result
 
 
-def peak_memory_bytes() -> int:
-    """The largest resident set of this process or of one of its children so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-
-
-def _build_once(data: Path, seed: int, scale: float) -> dict[str, int]:
-    """Builds the data unless this very data stands there."""
+def build_once(data: Path, seed: int, scale: float) -> dict[str, int]:
+    """Builds the data unless this very data stands there; gives the samples per dataset."""
     mark = data / "built.json"
     wanted = {"seed": seed, "scale": scale}
     if mark.is_file():
         built = json.loads(mark.read_text())
         if {key: built[key] for key in wanted} == wanted:
             return dict(built["counts"])
+        mark.unlink()
     counts: dict[str, int] = import_part("datamodules.blocks.build").build(data, seed=seed, scale=scale)
     mark.write_text(json.dumps({**wanted, "counts": counts}))
     return counts
 
 
-def _shown(questions: Sequence[Question]) -> list[Question]:
+def shown(questions: Sequence[Question]) -> list[Question]:
+    """The first question of each family that is asked aloud."""
     first: dict[str, Question] = {}
     for question in questions:
         first.setdefault(question.family, question)
     return [first[family] for family in SHOWN if family in first]
 
 
-def _answer(model: Any, config: dict[str, Any], folder: Path, question: Question, console: Console) -> Answer:
-    """Asks one question aloud, and for a caption."""
-    session = Session.from_config(model, config)
+def answer_aloud(session: Session, folder: Path, question: Question, console: Console) -> Answer:
+    """Asks one question about its video, and for a caption, and prints what is said."""
     video = folder / question.video
     session.watch(video)
     answer = "".join(session.ask(question.prompt)).strip()
-    caption = "".join(session.ask("Describe the video.")).strip()
-    expected = f"{option_label(question.right)} {question.answer}"
-    console.print(f"[bold]{video.name}[/] {question.question} {', '.join(question.options)}", highlight=False)
-    console.print(f"  → {answer} (right: {expected})", highlight=False)
-    console.print(f"  → {caption}", highlight=False)
-    frames = tuple(np.asarray(frame) for frame in frames_of([str(video)], session.sampling, session.reader))
-    correct = chosen_option(answer, question.options) == question.right
-    return Answer(question.video, question.question, question.options, expected, answer, correct, caption, frames)
+    caption = "".join(session.ask(CAPTION_VIDEO)).strip()
+    options = tuple(f"{option_label(index)} {option}" for index, option in enumerate(question.options))
+    # what a model says is no markup
+    console.print(f"{video}  {question.question} {' '.join(options)}", markup=False)
+    console.print(f"  → {answer}   (right: {options[question.right]})", markup=False)
+    console.print(f"  → {caption}", markup=False)
+    return Answer(
+        video=question.video,
+        question=question.question,
+        options=options,
+        expected=options[question.right],
+        answer=answer,
+        correct=chosen_option(answer, question.options) == question.right,
+        caption=caption,
+        frames=tuple(frames_of([str(video)], session.sampling, session.reader)),
+    )
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident set of this process or of one of its children so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

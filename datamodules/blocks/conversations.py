@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from aurora.evaluation.prompts import multiple_choice
+from aurora.evaluation.prompts import CAPTION_IMAGE, CAPTION_VIDEO, multiple_choice
 from aurora.interfaces import Turn
 
 from .families import FAMILIES, Question, Split, questions
@@ -41,12 +41,12 @@ def question_turns(scene: Scene, rng: random.Random, split: Split, most: int, *,
 
 def image_caption_turn(scene: Scene) -> Turn:
     """A caption of a still scene."""
-    return Turn("Describe the image.", image_caption(scene, 0.0))
+    return Turn(CAPTION_IMAGE, image_caption(scene, 0.0))
 
 
 def video_caption_turn(scene: Scene) -> Turn:
     """A caption of all that happens."""
-    return Turn("Describe the video.", video_caption(scene))
+    return Turn(CAPTION_VIDEO, video_caption(scene))
 
 
 def to_json(turns: Sequence[Turn], marker: str) -> list[dict[str, str]]:
