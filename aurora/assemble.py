@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, suggest
 from aurora.interfaces import VideoReader
 from aurora.model import AuroraModel
-from aurora.registry import BACKBONE, CONNECTOR, MERGE, PROMPT, READER, SORT, TOKENIZER, VISION, suggest
+from aurora.registry import BACKBONE, CONNECTOR, MERGE, PROMPT, READER, SORT, TOKENIZER, VISION
 
 MODEL_SLOTS = ("vision", "merge", "sort", "connector", "backbone", "tokenizer", "prompt")
 WEIGHTED_SLOTS = ("vision", "connector", "backbone")
 INJECTED = {
     "connector": ("in_width", "out_width"),
     "backbone": ("vocab_size",),
-    "data": ("layout", "tokenizer", "prompt", "reader", "mixture", "epochs", "global_batch", "seed"),
+    "data": ("layout", "tokenizer", "prompt", "reader", "mixture", "epochs", "max_steps", "global_batch", "seed",
+             "quarantine"),
 }
 """Constructor arguments that other parts know, so that no config says them."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

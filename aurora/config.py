@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from aurora.errors import AuroraError
+from aurora.assemble import INJECTED
+from aurora.errors import AuroraError, suggest
+from aurora.options import check_kind
+from aurora.registry import SLOTS
 
 _FRAME = Path(__file__).parent
 CONFIG_FOLDER = next(path for path in (_FRAME / "configs", _FRAME.parent / "configs") if path.is_dir())
 ASSET_FOLDER = _FRAME / "assets"
+_TREE = Mapping[str, Any]
+_KINDS: dict[str, Any] = {
+    "run": str, "stage": str, "init_from": str | None, "restart": bool, "seed": int, "dtype": str, "keep_ratio": float,
+    "sampling": _TREE, "stages": _TREE, "trainer": _TREE, "logger": _TREE, "base_weights": Mapping[str, _TREE],
+    **dict.fromkeys(SLOTS, _TREE),
+}
 
 OmegaConf.register_new_resolver("asset", lambda path: str(ASSET_FOLDER / path), replace=True)
 
@@ -28,26 +41,54 @@ def load_config(overrides: Sequence[str] = ()) -> dict[str, Any]:
     What a yaml leaves to the user (`???`) and nobody gave is absent: whoever needs it says so, and a command that
     does not need it works without.
     """
-    GlobalHydra.instance().clear()
-    _check_syntax(overrides)
+    parsed = [_parse(override) for override in overrides]
+    for override in parsed:
+        _check_choice(override)
     try:
-        with initialize_config_dir(config_dir=str(CONFIG_FOLDER), version_base="1.3"):
-            config = compose("aurora", overrides=list(overrides))
-            container = OmegaConf.to_container(config, resolve=True)
+        config = _given(_compose(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise AuroraError(_readable(error)) from error
-    assert isinstance(container, dict)
-    given: dict[str, Any] = _given(container)
-    return given
+        raise AuroraError(_readable(error, parsed)) from error
+    check_kinds(config)
+    return config
 
 
-def _check_syntax(overrides: Sequence[str]) -> None:
-    parser = OverridesParser.create()
-    for override in overrides:
-        try:
-            parser.parse_override(override)
-        except HydraException as error:
-            raise AuroraError(f"config: {override!r} is no override such as keep_ratio=0.5 or merge=pool") from error
+def check_kinds(config: Mapping[str, Any]) -> None:
+    """AuroraError for a value at the top of a config that is of another kind than is read there."""
+    for key, value in config.items():
+        check_kind(key, value, _KINDS.get(key, Any))
+
+
+def _compose(overrides: Sequence[str]) -> Any:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(CONFIG_FOLDER), version_base="1.3"):
+        return OmegaConf.to_container(compose("aurora", overrides=list(overrides)), resolve=True)
+
+
+def _parse(override: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise AuroraError(f"config: {override!r} is no override such as keep_ratio=0.5 or merge=pool") from error
+
+
+def _check_choice(override: Override) -> None:
+    """AuroraError for a choice that a group does not have; a part from outside needs no yaml to be chosen."""
+    group, name = override.key_or_group, override.value()
+    if not _is_group(group) or not isinstance(name, str):
+        return
+    known = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
+    if name in known:
+        return
+    slot = SLOTS.get(group)
+    if slot is None or name not in slot.known():
+        raise AuroraError(f"no {group} named {name!r}.{suggest(name, known if slot is None else slot.known())}")
+    options = {key: "???" if option.default is inspect.Parameter.empty else option.default
+               for key, option in slot.options(name).items() if key not in INJECTED.get(group, ())}
+    ConfigStore.instance().store(group=group, name=name, node={"name": name, **options})
+
+
+def _is_group(key: str) -> bool:
+    return bool(key) and (CONFIG_FOLDER / key).is_dir()
 
 
 def _given(value: Any) -> Any:
@@ -56,7 +97,18 @@ def _given(value: Any) -> Any:
     return [_given(below) for below in value] if isinstance(value, list) else value
 
 
-def _readable(error: Exception) -> str:
-    """The parts of Hydra's message that help: what was asked for and which choices exist."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "config: " + " ".join(lines)
+def _readable(error: Exception, overrides: Sequence[Override]) -> str:
+    """What is wrong and what would be right, where Hydra only says that a key cannot be overridden."""
+    unknown = re.match(r"Could not (?:override|delete) '([^'@]+)'|.*Key '([^']+)' is not in struct", str(error))
+    key = unknown and (unknown[1] or unknown[2])
+    if not key:
+        return "config: " + " ".join(str(error).split())
+    tree: Any = _compose([given.input_line or "" for given in overrides if _is_group(given.key_or_group)])
+    above: list[str] = []
+    for part in key.split("."):
+        if not isinstance(tree, dict):
+            return f"the config has no {key!r}: {'.'.join(above)} is {tree!r}, which has nothing below it"
+        if part not in tree:
+            return f"the config has no {'.'.join([*above, part])!r}.{suggest(part, tree)}"
+        above, tree = [*above, part], tree[part]
+    return "config: " + " ".join(str(error).split())

@@ -1,5 +1,18 @@
 """The one exception that speaks to the user: the command line prints it without a traceback."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class AuroraError(ValueError):
     """Something the user gave is wrong; the message says what was given, what would be right, and where."""
+
+
+def suggest(given: str, known: Iterable[str]) -> str:
+    """' Did you mean ...? Known: ...' for an error about a misspelt name."""
+    names = list(known)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{hint} Known: {', '.join(names) or 'none'}"

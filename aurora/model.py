@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from aurora.interfaces import Backbone, Connector, MergeStrategy, Prompt, Sorter, Tokenizer, VisionEncoder
 from aurora.images import VisualLayout
+from aurora.interfaces import Backbone, Connector, MergeStrategy, Prompt, Sorter, Tokenizer, VisionEncoder
 from aurora.losses import chunked_cross_entropy
 from aurora.types import Frames, PackedBatch, TokenLoss
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from aurora import interfaces
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, suggest
+from aurora.options import check_kind, kinds_of
 
 T = TypeVar("T")
 _FRAME = Path(__file__).parent
@@ -39,9 +39,9 @@ class Slot(Generic[T]):
         """Registers a class under a name. AuroraError when the name is taken or the contract is not met."""
         taken = self._classes.get(name)
         if taken is None and name in self._files() and part.__module__ != f"{self.package}.{name}":
-            taken = f"{self.folder / name}.py"
+            raise self._taken(name, f"{self.folder / name}.py", part)
         if taken is not None:
-            raise AuroraError(f"{self.name} {name!r} is taken by {taken}; {part} needs another name")
+            raise self._taken(name, taken, part)
         self._check(name, part)
         self._classes[name] = part
         return part
@@ -58,7 +58,7 @@ class Slot(Generic[T]):
 
     def options(self, name: str) -> dict[str, inspect.Parameter]:
         """The constructor's parameters: what a config may say, and what other parts inject."""
-        return {key: value for key, value in inspect.signature(self.get(name)).parameters.items()}
+        return dict(inspect.signature(self.get(name)).parameters)
 
     def build(self, config: Mapping[str, Any], **injected: Any) -> T:
         """The part that `{name: ..., **options}` describes.
@@ -67,8 +67,8 @@ class Slot(Generic[T]):
         """
         options = dict(config)
         name = options.pop("name", None)
-        if name is None:
-            raise AuroraError(f"{self.name}: the config {options} has no 'name'. Known: {', '.join(self.known())}")
+        if not isinstance(name, str):
+            raise AuroraError(f"{self.name}: the config {dict(config)} has no 'name'. Known: {', '.join(self.known())}")
         parameters = self.options(name)
         configurable = [key for key in parameters if key not in injected]
         for key in options:
@@ -79,6 +79,9 @@ class Slot(Generic[T]):
         missing = [key for key in required if key not in options]
         if missing:
             raise AuroraError(f"{self.name} {name!r} needs the option(s) {', '.join(missing)}")
+        kinds = kinds_of(self.get(name))
+        for key, value in options.items():
+            check_kind(f"{self.name} {name!r}: {key}", value, kinds.get(key, Any))
         return self.get(name)(**options, **facts)
 
     def _files(self) -> list[str]:
@@ -127,27 +130,23 @@ class Slot(Generic[T]):
         if not (inspect.isclass(part) and issubclass(part, self.contract)):
             raise AuroraError(f"{self.name} {name!r}: {part} is no {self.contract.__name__}")
         if inspect.isabstract(part):
-            missing = ", ".join(sorted(part.__abstractmethods__))
+            missing = ", ".join(sorted(getattr(part, "__abstractmethods__", ())))
             raise AuroraError(f"{self.name} {name!r}: {part.__name__} lacks {missing} of {self.contract.__name__}")
         for parameter in inspect.signature(part).parameters.values():
             if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
                 raise AuroraError(f"{self.name} {name!r}: the constructor's {str(parameter)!r} must be keyword-only; "
                                   "a catch-all would let misspelt options through")
 
+    def _taken(self, name: str, by: object, part: object) -> AuroraError:
+        return AuroraError(f"{self.name} {name!r} is taken by {by}; {part} needs another name")
+
     def _unknown_option(self, name: str, key: str, configurable: list[str]) -> str:
         return f"{self.name} {name!r} has no option {key!r}.{suggest(key, configurable)}"
 
 
 def import_part(module: str) -> ModuleType:
-    """A module of `components` or `datamodules`, by its path in the clone: the frame never imports them by statement."""
+    """A module of `components` or `datamodules` by its path in the clone: the frame never imports them by statement."""
     return importlib.import_module(_PREFIX + module)
-
-
-def suggest(given: str, known: list[str]) -> str:
-    """' Did you mean ...? Known: ...' for an error about a misspelt name."""
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{hint} Known: {', '.join(known) or 'none'}"
 
 
 VISION = Slot("vision", interfaces.VisionEncoder, "components.vision")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aurora.errors import AuroraError
-from aurora.registry import suggest
+from aurora.errors import AuroraError, suggest
 
 
 def one_of(part: str, option: str, given: Any, known: tuple[Any, ...]) -> None:

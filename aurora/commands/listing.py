@@ -15,8 +15,8 @@ from rich.text import Text
 
 from aurora.assemble import INJECTED
 from aurora.commands.overriding import configured
-from aurora.errors import AuroraError
-from aurora.registry import SLOTS, Slot, suggest
+from aurora.errors import AuroraError, suggest
+from aurora.registry import SLOTS, Slot
 
 
 def list(options: Namespace) -> int:

@@ -10,9 +10,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from aurora.checkpoint import DESCRIBED
-from aurora.config import CONFIG_FOLDER
-from aurora.errors import AuroraError
-from aurora.registry import SLOTS, suggest
+from aurora.config import CONFIG_FOLDER, check_kinds
+from aurora.errors import AuroraError, suggest
+from aurora.registry import SLOTS
 
 
 def override(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -30,6 +30,7 @@ def override(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
             changed[root] = part(root, value)
         else:
             _set(changed, key.split("."), _parse(text, value))
+    check_kinds(changed)
     return changed
 
 

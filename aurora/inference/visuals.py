@@ -10,7 +10,8 @@ import numpy as np
 
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling, VideoReader
-from aurora.registry import import_part, suggest
+from aurora.options import read_fields
+from aurora.registry import import_part
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -73,12 +74,5 @@ def check_file(path: str | Path) -> None:
 
 def sampling_from(config: Mapping[str, Any]) -> Sampling:
     """The `sampling` of a config. AuroraError unless exactly one of `fps` and `frames` is given."""
-    given = dict(config.get("sampling") or {"fps": 1.0})
-    known = {"fps": (int, float), "frames": (int,), "max_frames": (int,)}
-    for key, value in given.items():
-        if key not in known:
-            raise AuroraError(f"sampling has no option {key!r}.{suggest(key, list(known))}")
-        if value is not None and (isinstance(value, bool) or not isinstance(value, known[key])):
-            raise AuroraError(f"sampling.{key} is {value!r}; it must be {' or '.join(t.__name__ for t in known[key])}")
-    sampling = Sampling(**given)
+    sampling = read_fields(Sampling, "sampling", config.get("sampling") or {"fps": 1.0})
     return import_part("datamodules.reader._sampling").check_sampling(sampling)  # type: ignore[no-any-return]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal
 
 from aurora.assemble import WEIGHTED_SLOTS
-from aurora.errors import AuroraError
-from aurora.registry import PROMPT, suggest
+from aurora.errors import AuroraError, suggest
+from aurora.options import check_kind, read_fields
+from aurora.registry import PROMPT
 
 Strategy = Literal["auto", "ddp", "fsdp"]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 Recompute = Literal["none", "block"]
 Display = Literal["auto", "bar", "lines", "none"]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,7 @@ class TrainerOptions:
 
 def read_recipes(config: Mapping[str, Any]) -> dict[str, Recipe]:
     """Every stage's recipe, in the order in which they follow each other. AuroraError names the stage and the key."""
+    check_kind("stages", config["stages"], Mapping[str, Any])
     recipes = {name: read_recipe(name, entry) for name, entry in config["stages"].items()}
     for name, recipe in recipes.items():
         if recipe.after is not None and recipe.after not in recipes:
@@ -93,7 +94,7 @@ def selected_stages(config: Mapping[str, Any], recipes: Mapping[str, Recipe]) ->
 def read_recipe(name: str, entry: Mapping[str, Any]) -> Recipe:
     """One stage's recipe. AuroraError for anything that makes no sense."""
     where = f"stages.{name}"
-    recipe = _fill(Recipe, where, entry)
+    recipe = read_fields(Recipe, where, entry)
     if not recipe.trained:
         raise AuroraError(f"{where}.trained is empty; a stage trains some of {', '.join(WEIGHTED_SLOTS)}")
     for slot in (*recipe.trained, *recipe.lr_scale):
@@ -103,7 +104,7 @@ def read_recipe(name: str, entry: Mapping[str, Any]) -> Recipe:
     if not recipe.mixture:
         raise AuroraError(f"{where}.mixture names no dataset; it is written as {{folder: repeats}}")
     for dataset, repeats in recipe.mixture.items():
-        _require(_is_count(repeats), f"{where}.mixture.{dataset}", repeats, "a whole number ≥ 1")
+        _require(repeats >= 1, f"{where}.mixture.{dataset}", repeats, "a whole number ≥ 1")
     if recipe.prompt is not None:
         PROMPT.build(recipe.prompt)
     return recipe
@@ -111,15 +112,10 @@ def read_recipe(name: str, entry: Mapping[str, Any]) -> Recipe:
 
 def read_options(entry: Mapping[str, Any]) -> TrainerOptions:
     """The trainer's options. AuroraError for anything that makes no sense."""
-    options = _fill(TrainerOptions, "trainer", entry)
-    for key, kind in (("strategy", Strategy), ("precision", Precision), ("activation_checkpointing", Recompute),
-                      ("progress", Display)):
-        if getattr(options, key) not in get_args(kind):
-            raise AuroraError(f"trainer.{key} {getattr(options, key)!r} is unknown."
-                              f"{suggest(str(getattr(options, key)), list(get_args(kind)))}")
+    options = read_fields(TrainerOptions, "trainer", entry)
     for key in ("num_nodes", "checkpoint_every", "max_bad_steps"):
-        _require(_is_count(getattr(options, key)), f"trainer.{key}", getattr(options, key), "a whole number ≥ 1")
-    _require(options.threads is None or _is_count(options.threads), "trainer.threads", options.threads,
+        _require(getattr(options, key) >= 1, f"trainer.{key}", getattr(options, key), "a whole number ≥ 1")
+    _require(options.threads is None or options.threads >= 1, "trainer.threads", options.threads,
              "null or a whole number ≥ 1")
     return options
 
@@ -138,43 +134,20 @@ def check_datasets(config: Mapping[str, Any], stages: Mapping[str, Recipe]) -> N
 
 def _check_numbers(where: str, recipe: Recipe) -> None:
     ranges: dict[str, tuple[bool, str]] = {
-        "keep_ratio": (_is_number(recipe.keep_ratio) and 0 < recipe.keep_ratio <= 1, "above 0 and at most 1"),
-        "peak_lr": (_is_number(recipe.peak_lr) and recipe.peak_lr > 0, "above 0"),
-        "global_batch": (_is_count(recipe.global_batch), "a whole number ≥ 1"),
-        "epochs": (_is_count(recipe.epochs), "a whole number ≥ 1"),
-        "max_steps": (recipe.max_steps is None or _is_count(recipe.max_steps), "null or a whole number ≥ 1"),
-        "warmup_ratio": (_is_number(recipe.warmup_ratio) and 0 <= recipe.warmup_ratio < 1, "in [0, 1)"),
-        "warmup_start_factor": (_is_number(recipe.warmup_start_factor) and 0 <= recipe.warmup_start_factor <= 1,
-                                "in [0, 1]"),
-        "betas": (len(recipe.betas) == 2 and all(_is_number(beta) and 0 <= beta < 1 for beta in recipe.betas),
-                  "two numbers in [0, 1)"),
-        "weight_decay": (_is_number(recipe.weight_decay) and recipe.weight_decay >= 0, "0 or more"),
-        "clip": (recipe.clip is None or (_is_number(recipe.clip) and recipe.clip > 0), "null or above 0"),
-        "lr_scale": (all(_is_number(scale) and scale > 0 for scale in recipe.lr_scale.values()), "all above 0"),
+        "keep_ratio": (0 < recipe.keep_ratio <= 1, "above 0 and at most 1"),
+        "peak_lr": (recipe.peak_lr > 0, "above 0"),
+        "global_batch": (recipe.global_batch >= 1, "a whole number ≥ 1"),
+        "epochs": (recipe.epochs >= 1, "a whole number ≥ 1"),
+        "max_steps": (recipe.max_steps is None or recipe.max_steps >= 1, "null or a whole number ≥ 1"),
+        "warmup_ratio": (0 <= recipe.warmup_ratio < 1, "in [0, 1)"),
+        "warmup_start_factor": (0 <= recipe.warmup_start_factor <= 1, "in [0, 1]"),
+        "betas": (len(recipe.betas) == 2 and all(0 <= beta < 1 for beta in recipe.betas), "two numbers in [0, 1)"),
+        "weight_decay": (recipe.weight_decay >= 0, "0 or more"),
+        "clip": (recipe.clip is None or recipe.clip > 0, "null or above 0"),
+        "lr_scale": (all(scale > 0 for scale in recipe.lr_scale.values()), "all above 0"),
     }
     for key, (right, wanted) in ranges.items():
         _require(right, f"{where}.{key}", getattr(recipe, key), wanted)
-
-
-def _fill(kind: type[T], where: str, entry: Mapping[str, Any]) -> T:
-    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
-    for key in entry:
-        if key not in known:
-            raise AuroraError(f"{where} has no key {key!r}.{suggest(key, list(known))}")
-    missing = [key for key, item in known.items()
-               if key not in entry and item.default is MISSING and item.default_factory is MISSING]
-    if missing:
-        raise AuroraError(f"{where} lacks {', '.join(missing)}")
-    tuples = ("trained", "betas")
-    return kind(**{key: tuple(value) if key in tuples else value for key, value in entry.items()})
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _require(right: bool, key: str, value: Any, wanted: str) -> None:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import yaml
 
-from aurora.assemble import MODEL_SLOTS, build_model, count_parameters
+from aurora.assemble import INJECTED, MODEL_SLOTS, build_model, count_parameters
 from aurora.config import ASSET_FOLDER, CONFIG_FOLDER, load_config
 from aurora.errors import AuroraError
+from aurora.interfaces import Sorter
 from aurora.registry import SLOTS
 
 CHOICES = [(folder.name, path.stem) for folder in sorted(CONFIG_FOLDER.iterdir()) if folder.is_dir()
@@ -27,10 +29,10 @@ def test_a_config_is_made_of_plain_containers() -> None:
 
 
 @pytest.mark.parametrize(("slot", "name"), [choice for choice in CHOICES if choice[0] in SLOTS])
-def test_every_yaml_of_a_slot_says_options_that_its_part_has(slot: str, name: str) -> None:
-    config = dict(load_config([f"{slot}={name}"])[slot])
+def test_every_yaml_of_a_slot_says_all_options_that_its_part_has(slot: str, name: str) -> None:
+    config = yaml.safe_load((CONFIG_FOLDER / slot / f"{name}.yaml").read_text())
     assert config.pop("name") == name
-    assert set(config) <= set(SLOTS[slot].options(name))
+    assert set(config) == set(SLOTS[slot].options(name)) - set(INJECTED.get(slot, ()))
 
 
 @pytest.mark.parametrize("slot", SLOTS)
@@ -63,8 +65,16 @@ def test_assets_are_found_from_anywhere(tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("merge=tomme", "merge/tomme"),
-        ("keep_ration=0.5", "keep_ration"),
+        ("merge=tomme", "no merge named 'tomme'. Did you mean 'tome'? Known: none, pool, prune, random, tome"),
+        ("experiment=block", "no experiment named 'block'. Did you mean 'blocks'?"),
+        ("recipe@stages.vision=visoin", "no recipe named 'visoin'. Did you mean 'vision'?"),
+        ("keep_ration=0.5", "no 'keep_ration'. Did you mean 'keep_ratio'?"),
+        ("merge.schedul=floor", "no 'merge.schedul'. Did you mean 'schedule'? Known: name, schedule"),
+        ("stages.vison.peak_lr=1", "no 'stages.vison'. Did you mean 'vision'?"),
+        ("keep_ratio.frames=1", "keep_ratio is 0.1, which has nothing below it"),
+        ("keep_ratio=much", "keep_ratio is 'much'; it must be a number"),
+        ("sampling=5", "sampling is 5; it must be a mapping"),
+        ("seed=1.5", "seed is 1.5; it must be a whole number"),
         ("keep_ratio=[", "keep_ratio"),
         ("nonsense", "nonsense"),
     ],
@@ -78,6 +88,24 @@ def test_an_override_that_makes_no_sense_is_one_line(override: str, named: str) 
 def test_what_is_left_to_the_user_is_absent_until_it_is_given() -> None:
     assert "path" not in load_config(["tokenizer=hf"])["tokenizer"]
     assert load_config(["tokenizer=hf", "tokenizer.path=here"])["tokenizer"]["path"] == "here"
+
+
+class Reversed(Sorter):
+    """A part of another package."""
+
+    where = "final"
+
+    def __init__(self, *, step: int = 1) -> None:
+        self.step = step
+
+    def order(self, tokens):
+        raise NotImplementedError
+
+
+def test_a_part_from_outside_needs_no_yaml(monkeypatch) -> None:
+    monkeypatch.setitem(SLOTS["sort"]._classes, "reversed", Reversed)
+    assert load_config(["sort=reversed"])["sort"] == {"name": "reversed", "step": 1}
+    assert load_config(["sort=reversed", "sort.step=2"])["sort"]["step"] == 2
 
 
 def test_every_slot_of_a_model_has_a_default() -> None:

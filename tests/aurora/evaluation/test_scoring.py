@@ -6,7 +6,6 @@ from aurora.errors import AuroraError
 from aurora.evaluation.prompts import multiple_choice, option_label
 from aurora.evaluation.scoring import chosen_option, exact_match, token_f1, wilson
 
-
 OPTIONS = ("a ball", "red", "dog house", "The dog.")
 
 
