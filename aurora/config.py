@@ -45,7 +45,7 @@ def load_config(overrides: Sequence[str] = ()) -> dict[str, Any]:
     for override in parsed:
         _check_choice(override)
     try:
-        config = _given(_compose(overrides))
+        config: dict[str, Any] = _given(_compose(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise AuroraError(_readable(error, parsed)) from error
     check_kinds(config)

@@ -54,7 +54,8 @@ class AuroraModel(nn.Module):
 
     def encode(self, pixels: Tensor, keep: int) -> Tensor:
         """[N, 3, h, w] → [N, M, D]: what the backbone reads of each frame; M = `keep`."""
-        return self.connector(self.vision(pixels, merge=self.merge, sort=self.sort, keep=keep))
+        tokens: Tensor = self.connector(self.vision(pixels, merge=self.merge, sort=self.sort, keep=keep))
+        return tokens
 
     def layout(self, keep_ratio: float) -> VisualLayout:
         """How many tokens this model makes of a frame at a keep ratio."""

@@ -52,7 +52,7 @@ class TokenLoss(NamedTuple):
     """A summed loss and what it sums over: means of means would weight short rows too high."""
 
     total: Tensor  # [] float32: sum of the cross-entropies, in nats
-    count: Tensor  # [] int64: targets that were not ignored
+    count: Tensor  # type: ignore[assignment]  # [] int64: targets that were not ignored; tuples have a method count
 
 
 def map_state(change: Callable[[Tensor], Tensor], state: State) -> State:

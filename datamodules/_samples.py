@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from aurora.errors import AuroraError
 from aurora.interfaces import Turn
@@ -174,7 +174,10 @@ def image_shape(raw: bytes, limits: Limits = LIMITS) -> tuple[int, int]:
 
 
 def _open_image(raw: bytes, limits: Limits) -> Image.Image:
-    image = Image.open(io.BytesIO(raw), formats=["JPEG", "PNG", "WEBP"])
+    try:
+        image = Image.open(io.BytesIO(raw), formats=["JPEG", "PNG", "WEBP"])
+    except UnidentifiedImageError:
+        raise ValueError("it is no jpeg, png or webp") from None  # PIL names the buffer by its address
     if image.width * image.height > limits.pixels:
         raise ValueError(f"{image.width}×{image.height} pixels are more than {limits.pixels}")
     return image

@@ -20,8 +20,9 @@ from ._schedule import Position, check_position, rank_and_world
 
 @DATA.register
 class SyntheticModule(lightning.LightningDataModule, DataModule):  # type: ignore[misc]
-    """Every row holds `row_samples` samples: `frames` random frames, then `text_tokens` random tokens to be learned.
+    """Random rows, for benchmarks: nothing is read from disk.
 
+    A row holds `row_samples` samples: `frames` random frames, then `text_tokens` random tokens to be learned.
     `height` and `width` are those of the frames before preparation.
     """
 

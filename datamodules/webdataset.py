@@ -28,7 +28,7 @@ from .reader._sampling import check_sampling
 
 @DATA.register
 class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: ignore[misc]
-    """A mixture of dataset folders below `root`, packed into rows of at most `row_tokens` and `row_frames`.
+    """WebDataset shards: a mixture of the folders below `root`, in rows of at most `row_tokens` and `row_frames`.
 
     A step takes about `global_batch` samples on all ranks together. `fps` (with `max_frames`) or `frames` say which
     frames of a video are read. `mix_kinds` lets single images share rows and steps with videos and multi-image

@@ -124,7 +124,10 @@ def _latest(window: list[Tensor]) -> Tensor:
 
 @BACKBONE.register
 class Mamba2(Backbone):
-    """Mamba-2. The defaults are those of the 1.3B model; parameters are named as `transformers` names them."""
+    """Mamba-2, a linear RNN with one decay per head; defaults are those of the 1.3B model.
+
+    Parameters are named as `transformers` names them.
+    """
 
     block_class = Block
 

@@ -164,7 +164,7 @@ class Block(nn.Module):
 
 @BACKBONE.register
 class RWKV6(Backbone):
-    """RWKV-6. The defaults are those of the 1.6B model."""
+    """RWKV-6 (Finch), a linear RNN whose decay depends on what it reads; defaults are those of the 1.6B model."""
 
     block_class = Block
 

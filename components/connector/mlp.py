@@ -13,7 +13,10 @@ from .._options import whole
 
 @CONNECTOR.register
 class MlpConnector(Connector):
-    """Each token by itself through two layers; `hidden` is the width between them, by default the backbone's."""
+    """Each token by itself through two layers, as in the paper.
+
+    `hidden` is the width between them, by default the backbone's.
+    """
 
     def __init__(self, *, in_width: int, out_width: int, hidden: int | None = None) -> None:
         super().__init__()

@@ -48,7 +48,7 @@ class CrossAttention(nn.Module):
 
 @CONNECTOR.register
 class Resampler(Connector):
-    """Latents read the frame, each token reads the latents, an MLP carries it over."""
+    """Latents read the whole frame, each token reads the latents, and an MLP carries it over."""
 
     def __init__(
         self, *, in_width: int, out_width: int, latents: int = 32, heads: int = 8, hidden: int | None = None

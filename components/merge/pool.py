@@ -17,7 +17,7 @@ from ._schedule import check_keep
 
 @MERGE.register
 class Pool(MergeStrategy):
-    """Averages cells of the grid in the last block, between its attention and its MLP; any number of cells."""
+    """Average pooling: cells of the grid become one token each, in the last block; any number of cells."""
 
     # It merges after the last attention, so there is none left to be biased.
     proportional_attention = False

@@ -21,7 +21,7 @@ from ._schedule import exact, floor, floor_to, half
 
 @MERGE.register
 class TokenMerging(MergeStrategy):
-    """Bipartite soft matching on the head-averaged keys.
+    """Token merging (ToMe), the paper's: averages the most similar tokens, by bipartite matching on their keys.
 
     `schedule`: `exact` keeps exactly what the ratio asks for, `floor` removes one whole number in every block and so
     keeps a few more (the numbers of the paper's supplement).

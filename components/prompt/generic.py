@@ -13,7 +13,10 @@ from ._conversation import ConversationPrompt, tidy
 
 @PROMPT.register
 class GenericPrompt(ConversationPrompt):
-    """`User: {text}\\n` Visual `\\n{question}\\n\\nAssistant: {answer}\\n\\n`: read first, asked later."""
+    """A fixed text, then what is seen, then the question: one encoded video serves many questions.
+
+    `User: {text}\\n` Visual `\\n{question}\\n\\nAssistant: {answer}\\n\\n`.
+    """
 
     def __init__(self, *, text: str = "Look closely and remember what you see. A question follows.") -> None:
         if not text or tidy(text) != text:

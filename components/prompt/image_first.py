@@ -12,7 +12,10 @@ from ._conversation import ConversationPrompt
 
 @PROMPT.register
 class ImageFirstPrompt(ConversationPrompt):
-    """`User: ` Visual `\\n{question}\\n\\nAssistant: {answer}\\n\\n`."""
+    """What is seen, then the question: the form of the pretrain stage.
+
+    `User: ` Visual `\\n{question}\\n\\nAssistant: {answer}\\n\\n`.
+    """
 
     def before(self, turns: Sequence[Turn]) -> str:
         return ""

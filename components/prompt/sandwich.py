@@ -14,8 +14,9 @@ SHORT_ANSWER = "Answer the question using a single word or phrase."
 
 @PROMPT.register
 class SandwichPrompt(ConversationPrompt):
-    """`User: {all questions}\\n` Visual `\\n{first question}\\n\\nAssistant: {answer}\\n\\n`.
+    """The question before and after what is seen: the paper's form.
 
+    `User: {all questions}\\n` Visual `\\n{first question}\\n\\nAssistant: {answer}\\n\\n`.
     The leading copy leaves out the request for a short answer, which says nothing about what to look at.
     """
 

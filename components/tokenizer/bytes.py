@@ -11,7 +11,7 @@ from aurora.registry import TOKENIZER
 
 @TOKENIZER.register
 class Bytes(Tokenizer):
-    """Id b + 1 is the byte b of UTF-8; 0 ends a text."""
+    """Bytes of UTF-8, for tiny models: id b + 1 is the byte b, 0 ends a text."""
 
     vocab_size = 257
     end_of_text = 0

@@ -14,7 +14,7 @@ from aurora.registry import TOKENIZER
 
 @TOKENIZER.register
 class HF(Tokenizer):
-    """A tokenizer directory; nothing is fetched, and no code of the directory is run."""
+    """Any tokenizer directory of `transformers`; nothing is fetched, and no code of the directory is run."""
 
     def __init__(self, *, path: str) -> None:
         if not Path(path).is_dir():

@@ -26,7 +26,7 @@ class _Vocabulary(NamedTuple):
 
 @TOKENIZER.register
 class RWKVWorld(Tokenizer):
-    """Ids 1 to 65,529 stand for byte strings, 0 ends a text; the model's table is rounded up."""
+    """RWKV's World vocabulary: ids 1 to 65,529 stand for byte strings, 0 ends a text; the table is rounded up."""
 
     vocab_size = 65536
     end_of_text = 0

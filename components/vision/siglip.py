@@ -87,8 +87,11 @@ def size_bias(tokens: VisualTokens, merge: MergeStrategy) -> Tensor | None:
 
 @VISION.register
 class Siglip(VisionEncoder):
-    """`feature_layer` counts hidden states from the end as `transformers` does: -1 is the last one, after the final
-    layer norm; -2 is what the last block would read, so that block and the final norm do not exist here."""
+    """SigLIP's vision transformer of any size; defaults are those of SigLIP-L/16-384.
+
+    `feature_layer` counts hidden states from the end as `transformers` does: -1 is the last one, after the final
+    layer norm; -2 is what the last block would read, so that block and the final norm do not exist here.
+    """
 
     block_class = SiglipBlock
 

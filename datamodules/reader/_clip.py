@@ -88,6 +88,9 @@ def _video_stream(container: Any, source: str | bytes) -> Any:
     # A cover picture inside a music file is a video stream of one attached picture.
     streams = [stream for stream in container.streams.video
                if not stream.disposition & type(stream.disposition).attached_pic]
+    if not container.streams.video and not container.streams.audio:
+        raise AuroraError(f"{label(source)} cannot be read as a video: it holds neither picture nor sound and may be "
+                          "truncated")
     if not streams:
         raise AuroraError(f"{label(source)} has no video stream")
     return streams[0]

@@ -21,7 +21,10 @@ _BATCH = 8
 
 @READER.register
 class DecordReader(VideoReader):
-    """Samples the moments that the file's packets say, as every reader does; only decoding is decord's."""
+    """decord, for plain files: its timestamps are wrong in files cut with an edit list, MPEG-TS and the like.
+
+    The moments are those that the file's packets say, as with every reader; only decoding is decord's.
+    """
 
     def read(self, source: str | bytes, sampling: Sampling) -> Iterator[tuple[float, np.ndarray]]:
         times, clip = self._planned(source, sampling)

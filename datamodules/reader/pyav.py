@@ -17,7 +17,7 @@ from ._sampling import check_sampling, sample_times
 
 @READER.register
 class PyavReader(VideoReader):
-    """Right for B-frames, edit lists, odd start times and variable rates; rotates as the file asks."""
+    """PyAV in one pass: right for B-frames, edit lists, odd start times and variable rates; upright."""
 
     def read(self, source: str | bytes, sampling: Sampling) -> Iterator[tuple[float, np.ndarray]]:
         check_sampling(sampling)

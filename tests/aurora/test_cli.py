@@ -286,6 +286,11 @@ def test_a_slot_is_listed_with_its_options_and_defaults(run, slot: str) -> None:
     assert not [name for name, part in listed[slot].items() if part["error"]]
 
 
+def test_every_part_says_in_words_what_it_is(run) -> None:
+    listed = json.loads(run("list", "--json")[1])
+    assert not [name for parts in listed.values() for name, part in parts.items() if "`" in part["summary"][:1]]
+
+
 def test_defaults_and_required_options_are_told_apart(run) -> None:
     listed = json.loads(run("list", "--json")[1])
     assert listed["sort"]["size"]["options"]["order"]["default"] == "ascending"
@@ -362,7 +367,8 @@ def test_results_lie_beside_the_model_unless_told_otherwise(run, model_folder, q
 
 
 def test_another_part_comes_with_the_options_of_its_yaml(config) -> None:
-    assert override(config, ["merge=prune", "merge.by=attention"])["merge"] == {"name": "prune", "by": "attention"}
+    merge = override(config, ["merge=prune", "merge.by=attention"])["merge"]
+    assert merge == {"name": "prune", "by": "attention", "proportional_attention": False}
 
 
 def test_an_override_changes_one_option_and_not_the_config_given(config) -> None:

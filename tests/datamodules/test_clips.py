@@ -90,7 +90,7 @@ def test_a_video_cut_behind_its_header_is_refused(make, reader, tmp_path, share)
     data = make.video(40, picture=lambda _: noise.integers(0, 255, (48, 64, 3), np.uint8))
     moov, mdat = data.index(b"moov") - 4, data.index(b"mdat") - 4
     assert moov > mdat  # the header is last, so a cut file has none
-    with pytest.raises(AuroraError):
+    with pytest.raises(AuroraError, match="cannot be read as a video"):
         list(reader.read(data[:int(len(data) * share)], Sampling(fps=1)))
 
 
