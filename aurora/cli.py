@@ -150,8 +150,9 @@ def _train(commands: Commands) -> None:
     parser = _command(
         commands, "train", "training", "train one stage, or all of them in order",
         f"Trains the stages of a config; {OVERRIDES}. A stopped run goes on where it was when it is started again.",
-        "aurora train experiment=blocks\n"
-        "  aurora train experiment=blocks stage=vision stages.vision.peak_lr=1e-4 trainer=cpu",
+        "aurora blocks data/blocks\n"
+        "  aurora train experiment=blocks data.root=data/blocks\n"
+        "  aurora train experiment=blocks data.root=data/blocks stage=vision stages.vision.peak_lr=1e-4",
     )
     parser.set_defaults(rest="overrides")
     parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="key=value, see configs/aurora.yaml")
@@ -164,7 +165,7 @@ def _eval(commands: Commands) -> None:
         "Writes predictions.jsonl, line by line, and result.json; a stopped evaluation goes on where it was.\n\n"
         'A line is {"id", "video", "family", "question", "options": [...], "answer": index of the right one}, or '
         f'without options and with "answer": text. The model\'s {OVERRIDES}.',
-        "aurora eval --model runs/demo/language_video/model --data data/blocks/eval keep_ratio=0.5",
+        "aurora eval --model runs/demo/language_video/model --data data/blocks/heldout keep_ratio=0.5",
     )
     parser.set_defaults(rest="overrides")
     parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="key=value, of keep_ratio, sampling, merge, …")

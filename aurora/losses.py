@@ -39,8 +39,3 @@ def chunked_cross_entropy(hidden: Tensor, targets: Tensor, logits: Callable[[Ten
 
 def _summed_loss(hidden: Tensor, answers: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
     return F.cross_entropy(logits(hidden).float(), answers, reduction="sum")
-
-
-def perplexity(loss: TokenLoss) -> Tensor:
-    """[] exp of the mean loss per target."""
-    return torch.exp(loss.total / loss.count.clamp(min=1))

@@ -60,11 +60,6 @@ def map_state(change: Callable[[Tensor], Tensor], state: State) -> State:
     return {name: change(tensor) for name, tensor in state.items()}
 
 
-def detach_state(state: State) -> State:
-    """The state cut from the graph that made it (truncated backpropagation)."""
-    return map_state(Tensor.detach, state)
-
-
 def select_state(state: State, sequences: Tensor | Sequence[int]) -> State:
     """The states of some sequences, in the order asked for; repeats fork."""
     return map_state(lambda tensor: tensor[:, torch.as_tensor(sequences, device=tensor.device)], state)

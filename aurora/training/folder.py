@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from aurora.assemble import MODEL_SLOTS, WEIGHTED_SLOTS
-from aurora.checkpoint import WEIGHTS_FILE
+from aurora.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from aurora.errors import AuroraError
 from aurora.training.logs import CURVE_FILE
 
@@ -38,6 +40,12 @@ class StageFolder:
             return None
         fingerprint: Fingerprint = json.loads(self._done.read_text(encoding="utf-8"))
         return fingerprint
+
+    def describe(self, config: Mapping[str, Any]) -> None:
+        """Writes the whole composed config, as this attempt uses it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(dict(config), sort_keys=False)
+        (self.path / CONFIG_FILE).write_text(text, encoding="utf-8")
 
     def finish(self, fingerprint: Fingerprint) -> None:
         """Marks the stage as done, once its model is written."""

@@ -19,12 +19,13 @@ def describe_stage(console: Console, *, stage: str, recipe: Recipe, config: Mapp
     totals = count_parameters(model)
     parameters = "  ".join(f"{slot} {_short(totals[slot] if slot in recipe.trained else 0)}/"
                            f"{_short(totals[slot])}" for slot in WEIGHTED_SLOTS)
+    behind = f"; going on after step {done:,}" if done else ""
     read = ", ".join(name if repeats == 1 else f"{name} ×{repeats}" for name, repeats in recipe.mixture.items())
     lines = {
         "trains": f"{', '.join(recipe.trained)} (parameters trained/total: {parameters})",
         "weights": weight_sources(config, start),
         "data": f"{read}, {recipe.epochs} epoch(s)" + ("" if samples is None else f", {samples:,} samples"),
-        "steps": f"{steps:,} of {recipe.global_batch:,} samples" + (f"; going on after step {done:,}" if done else ""),
+        "steps": f"{steps:,}, each of about {recipe.global_batch:,} samples{behind}",
         "rate": f"{recipe.peak_lr:.2e} at its peak",
         "keeps": f"{recipe.keep_ratio:.0%} of the patches",
     }

@@ -25,7 +25,7 @@ from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
 from aurora.training.callbacks import Checkpoints, Curves, EndOfStage, StopOnSignal
 from aurora.training.checkpoints import KEPT, newest_checkpoint, refuse_unsafe_loading, require_room
-from aurora.training.data import build_data, count_samples
+from aurora.training.data import QUARANTINE_FILE, build_data, count_bad_samples, count_samples
 from aurora.training.folder import StageFolder, base_paths, fingerprint, require_same
 from aurora.training.head import describe_stage
 from aurora.training.instantiate import instantiate
@@ -125,11 +125,17 @@ def _train_stage(stage: Stage, console: Console) -> None:
     if resume is not None:
         data.load_state_dict(resume["data"])
     require_room(stage.folder.path, _bytes_to_write(skeleton, stage.recipe))
+    if _rank() == 0:
+        stage.folder.describe(stage.config)
     module = _module(stage, data, resume)
     describe_stage(console, stage=stage.name, recipe=stage.recipe, config=stage.config, model=skeleton,
                    samples=count_samples(data, stage.recipe), steps=module.total_steps,
                    done=0 if resume is None else resume["step"], start=stage.start)
     _fit(stage, module, data, now, console)
+    bad = count_bad_samples(data)
+    if bad:
+        console.print(f"{stage.name}: {bad} samples could not be read and were left out; "
+                      f"they are listed in {stage.folder.path / QUARANTINE_FILE}")
     _save(stage, module)
     if _rank() == 0:
         stage.folder.finish(now)

@@ -1,6 +1,7 @@
 """Training on real shards through the real data module: the position of the rows is that of the optimizer."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,6 +60,20 @@ def test_a_run_on_shards_goes_on_exactly_where_it_broke(shards, tmp_path, monkey
     train(config)
     assert curve(tmp_path / "broken", "first") == whole
     assert [row for row, _ in whole] == list(range(1, len(whole) + 1))
+
+
+def test_samples_that_could_not_be_read_are_told_of_at_the_end(tmp_path, capfd):
+    whole = [sample(number) for number in range(22)]
+    cut = replace(whole[3], media={"png": whole[3].media["png"][:50]})
+    write_shards([*whole[:3], cut, *whole[4:]], tmp_path / "data" / "pictures")
+    config = config_for(tmp_path, tmp_path / "data")
+    config["data"]["max_bad_rate"] = 0.5
+    train(config)
+    listed = tmp_path / "first" / "bad_samples.jsonl"
+    # twice per epoch, two epochs
+    told = f"first: 4 samples could not be read and were left out; they are listed in {listed}"
+    assert told in capfd.readouterr().out
+    assert len(listed.read_text().splitlines()) == 4
 
 
 def test_a_missing_dataset_is_named_before_anything_starts(tmp_path, capfd):

@@ -28,7 +28,7 @@ def test_every_stage_starts_from_the_one_before(tmp_path, capfd):
 def test_the_head_says_what_a_wrong_start_would_show(tmp_path, capfd):
     train(config_for(tmp_path, stage="first"))
     said = capfd.readouterr().out
-    for fact in ("trains  connector", "vision 0/", "2 of 8 samples", "1.00e-02", "50% of the patches"):
+    for fact in ("trains  connector", "vision 0/", "2, each of about 8 samples", "1.00e-02", "50% of the patches"):
         assert fact in said
 
 
@@ -146,6 +146,12 @@ def test_the_done_marker_is_plain_json(tmp_path):
     train(config_for(tmp_path, stage="first"))
     done = json.loads((tmp_path / "first" / "done.json").read_text())
     assert done["stages"]["first"]["peak_lr"] == 1e-2
+
+
+def test_the_whole_config_lies_beside_the_curve(tmp_path):
+    config = config_for(tmp_path, stage="first")
+    train(config)
+    assert yaml.safe_load((tmp_path / "first" / "config.yaml").read_text()) == json.loads(json.dumps(config))
 
 
 def test_tensorboard_holds_the_curve(tmp_path):
