@@ -18,7 +18,7 @@ test: $(VENV)/.installed          ## all tests
 lint: $(VENV)/.installed          ## ruff
 	$(BIN)/ruff check .
 
-types: $(VENV)/.installed         ## mypy --strict on the frame
+types: $(VENV)/.installed         ## mypy --strict on the frame and the parts
 	$(BIN)/mypy
 
 wheel: $(VENV)/.installed         ## build the wheel, install it elsewhere, run it from another folder
