@@ -15,18 +15,18 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from aurora.interfaces import Text, Turn
-from aurora.losses import chunked_cross_entropy
 from aurora.registry import BACKBONE, MERGE, PROMPT, SORT, TOKENIZER, VISION
 from aurora.types import IGNORE
-from datamodules.blocks.conversations import image_caption_turn, question_turns, video_caption_turn
+from datamodules.blocks.conversations import STILL, image_caption_turn, question_turns, video_caption_turn
 from datamodules.blocks.families import FAMILIES
 from datamodules.blocks.render import draw
 from datamodules.blocks.scenes import SceneMaker
@@ -34,28 +34,37 @@ from datamodules.blocks.words import frame_account, image_caption
 
 VISION_OPTIONS = {"image_size": 96, "patch_size": 12, "width": 128, "layers": 6, "heads": 4, "mlp_width": 384}
 BACKBONE_OPTIONS = {"hidden_size": 128, "layers": 4, "head_size": 32}
-VOCABULARY = 512
+VOCABULARY = 640
 
 
-def account(rng: random.Random) -> tuple[str, list[Turn]]:
-    """What stands in place of the visual tokens, and the conversation about it: a still or a whole video."""
+def account(rng: random.Random, still: float) -> tuple[str, list[Turn]]:
+    """What stands in place of the visual tokens, and the conversation about it: a still or a whole video.
+
+    Most questions come without options, and half of the conversations hold a caption: what is to be learned stands
+    close together, which a small recurrent model needs to learn to look things up at all.
+    """
     maker = SceneMaker(rng)
-    if rng.random() < 0.15:
+    if rng.random() < still:
         scene = maker.plain(rng.randint(1, 4))
-        return frame_account(scene, 0.0), [image_caption_turn(scene)]
-    name = rng.choice(sorted(FAMILIES))
-    scene = FAMILIES[name].make(maker)
-    told = "\n".join(frame_account(scene, float(second)) for second in range(int(scene.duration)))
-    if rng.random() < 0.1:
-        return told, [video_caption_turn(scene)]
-    turns = question_turns(scene, rng, "train", rng.randint(1, 4), first=name)
-    return told, turns or [video_caption_turn(scene)]
+        told, caption, families, first = frame_account(scene, 0.0), image_caption_turn(scene), STILL, None
+    else:
+        first = rng.choice(sorted(FAMILIES))
+        scene = FAMILIES[first].make(maker)
+        told = "\n".join(frame_account(scene, float(second)) for second in range(int(scene.duration)))
+        caption, families = video_caption_turn(scene), ()
+    turns = question_turns(scene, rng, "train", 6, families=families, first=first, open_share=0.65)
+    if not turns or rng.random() < 0.5:
+        turns.insert(rng.randint(0, len(turns)), caption)
+    return told, turns
 
 
-def document(rng: random.Random) -> list[Text]:
-    """One text of the base language model, as pieces: a prompt with the account in the place of what is seen."""
-    told, turns = account(rng)
-    prompt = PROMPT.build({"name": rng.choice(("sandwich", "generic", "image_first"))})
+def document(rng: random.Random, still: float = 0.3) -> list[Text]:
+    """One text of the base language model, as pieces: a prompt with the account in the place of what is seen.
+
+    `still` is the share of single frames, from which looking things up is learned first.
+    """
+    told, turns = account(rng, still)
+    prompt = PROMPT.build({"name": rng.choice(("sandwich", "generic", "generic", "image_first"))})
     return [piece if isinstance(piece, Text) else Text(told) for piece in prompt.layout(turns, visual=True)]
 
 
@@ -64,7 +73,12 @@ def make_tokenizer(folder: Path, seed: int) -> None:
     rng = random.Random(seed)
     texts = ["".join(piece.text for piece in document(rng)) for _ in range(4000)]
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # words, digits and signs, with the space before them; an option's letter is one token
+    words = Regex(r" ?\([A-Z]\)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(words, "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<|endoftext|>"], show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
@@ -74,7 +88,7 @@ def make_tokenizer(folder: Path, seed: int) -> None:
           f"{sum(map(len, tokenizer.encode_batch(texts))) / len(texts):.0f} a document")
 
 
-def rows(tokenizer: object, rng: random.Random, length: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def rows(tokenizer: Any, rng: random.Random, length: int, still: Callable[[], float]) -> Iterator[tuple[Tensor, ...]]:
     """Packed rows of documents: tokens, targets, where answers are, cu_seqlens."""
     while True:
         tokens: list[int] = []
@@ -82,7 +96,7 @@ def rows(tokenizer: object, rng: random.Random, length: int) -> Iterator[tuple[T
         answers: list[bool] = []
         bounds = [0]
         while len(tokens) < length:
-            pieces = document(rng)
+            pieces = document(rng, still())
             ids = [(token, piece.learned) for piece in pieces for token in tokenizer.encode(piece.text)]
             tokens += [token for token, _ in ids]
             targets += [token for token, _ in ids[1:]] + [IGNORE]
@@ -92,23 +106,26 @@ def rows(tokenizer: object, rng: random.Random, length: int) -> Iterator[tuple[T
 
 
 def train_language(folder: Path, seed: int, minutes: float) -> None:
-    """An RWKV-6 that reads accounts of scenes and answers about them."""
+    """An RWKV-6 that reads accounts of scenes and answers about them: single frames first, then ever more videos."""
     tokenizer = TOKENIZER.build({"name": "hf", "path": str(folder / "tokenizer")})
     torch.manual_seed(seed)
     model = BACKBONE.build({"name": "rwkv6", **BACKBONE_OPTIONS}, vocab_size=tokenizer.vocab_size)
-    data = rows(tokenizer, random.Random(seed), 4096)
+    progress = Progress(minutes)
+    data = rows(tokenizer, random.Random(seed), 2048, lambda: max(0.15, 0.9 - 2 * progress.share))
     print(f"language: {sum(p.numel() for p in model.parameters())} parameters")
 
     def loss() -> tuple[Tensor, str]:
         tokens, targets, answers, bounds = next(data)
         hidden, _ = model(model.embed(tokens), bounds)
-        answer = chunked_cross_entropy(hidden, targets.where(answers, IGNORE), model.logits, model.vocab_size)
-        text = chunked_cross_entropy(hidden, targets.where(~answers, IGNORE), model.logits, model.vocab_size)
-        # accounts are drawn at random: little is to be learned from predicting them, all of it early
-        answer_loss, text_loss = answer.total / answer.count, text.total / text.count
-        return answer_loss + 0.1 * text_loss, f"answers {answer_loss.item():.3f} text {text_loss.item():.3f}"
+        logits = model.logits(hidden)
+        losses = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
+        opening = answers & ~answers.roll(1)  # the first token of an answer decides it
+        right = (logits.argmax(-1) == targets)[opening].float().mean().item()
+        # accounts are drawn at random, but each frame repeats most of the one before: practice in looking things up
+        answer, text = losses[answers].mean(), losses[~answers].mean()
+        return answer + 0.5 * text, f"answers {answer.item():.3f} text {text.item():.3f} right {right:.2f}"
 
-    optimize(model, loss, minutes, peak_lr=2e-3)
+    optimize(model, loss, progress, peak_lr=3e-3)
     save_half(model, folder / "rwkv6.safetensors")
 
 
@@ -143,7 +160,7 @@ class Pool(nn.Module):
         return F.normalize(self.out(pooled.flatten(1)), dim=-1)
 
 
-def pictures(tokenizer: object, rng: random.Random, batch: int, near: int) -> tuple[Tensor, Tensor]:
+def pictures(tokenizer: Any, rng: random.Random, batch: int, near: int) -> tuple[Tensor, Tensor]:
     """Pictures and captions; each scene comes `near` times with small changes, so that captions must be read whole."""
     maker = SceneMaker(rng)
     images, captions = [], []
@@ -181,24 +198,40 @@ def train_vision(folder: Path, seed: int, minutes: float) -> None:
         right = (scores.argmax(1) == torch.arange(len(scores))).float().mean()
         return value, f"contrastive {value.item():.3f} retrieval {right.item():.2f}"
 
-    optimize(model, loss, minutes, peak_lr=1e-3)
+    optimize(model, loss, Progress(minutes), peak_lr=1e-3)
     save_half(encoder, folder / "siglip.safetensors")
 
 
-def optimize(model: nn.Module, loss: Callable[[], tuple[Tensor, str]], minutes: float, peak_lr: float) -> None:
-    """AdamW for a given time, with warm-up and a cosine over that time."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.01)
-    began = shown = time.monotonic()
+class Progress:
+    """The share of a time that has passed."""
+
+    def __init__(self, minutes: float) -> None:
+        self.began, self.seconds = time.monotonic(), 60 * minutes
+
+    @property
+    def share(self) -> float:
+        return (time.monotonic() - self.began) / self.seconds
+
+
+def optimize(model: nn.Module, loss: Callable[[], tuple[Tensor, str]], progress: Progress, peak_lr: float) -> None:
+    """Muon for the matrices inside blocks, AdamW for the rest; warm-up, and a cosine over the time that is given."""
+    inside = [p for name, p in model.named_parameters() if p.ndim == 2 and "blocks." in name and "time_" not in name]
+    chosen = {id(parameter) for parameter in inside}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    optimizers = [torch.optim.Muon(inside, lr=peak_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+                  torch.optim.AdamW(rest, lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.01)]
+    shown = time.monotonic()
     step = 0
-    while (share := (time.monotonic() - began) / (60 * minutes)) < 1:
+    while (share := progress.share) < 1:
         rate = peak_lr * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         value, told = loss()
-        optimizer.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
         step += 1
         if time.monotonic() - shown > 10:
             shown = time.monotonic()

@@ -29,12 +29,13 @@ def open_turn(question: Question) -> Turn:
 
 def question_turns(scene: Scene, rng: random.Random, split: Split, most: int, *, families: Sequence[str] = (),
                    first: str | None = None, open_share: float = 0.25) -> list[Turn]:
-    """Up to `most` turns about a scene in drawn order, one about the family `first` among them; the rest are drawn
-    from `families`."""
-    asked = questions(scene, rng, split, tuple(families) or tuple(FAMILIES))
-    rng.shuffle(asked)
-    asked.sort(key=lambda question: question.family != first)
-    chosen = asked[:most]
+    """Up to `most` different questions about a scene in drawn order, one of the family `first` among them; the rest
+    are drawn from `families`."""
+    names = tuple(families) or tuple(FAMILIES)
+    # asked twice, since a family may ask about one thing or another
+    asked = {question.text: question for _ in range(2) for question in questions(scene, rng, split, names)}
+    drawn = rng.sample(sorted(asked.values()), len(asked))
+    chosen = sorted(drawn, key=lambda question: question.family != first)[:most]
     rng.shuffle(chosen)
     return [open_turn(question) if rng.random() < open_share else choice_turn(question, rng) for question in chosen]
 

@@ -1,8 +1,9 @@
 """The task families of Blocks world, named after those of MVBench and MLVU.
 
-A family makes scenes in which its event can be seen, and asks about any scene in which the answer is plain. Its
-combination (family, subject, answer) decides whether a question belongs to training or is held out: held-out
-combinations never occur in training, though each of their words does.
+A family makes scenes in which its event can be seen, and asks about any scene in which the answer is plain. The
+combination of family, answer, objects and backgrounds decides whether a question belongs to training or is held out:
+held-out combinations never occur in training, though each of their words does. There are far more combinations than
+samples; were there few, a model would learn which ones are never right.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ class Question(NamedTuple):
     text: str
     answer: str
     wrong: tuple[str, str, str]
-    subject: str
+    combination: str
 
     @property
     def split(self) -> Split:
-        key = f"{self.family}|{self.subject}|{self.answer}".encode()
-        return "heldout" if int.from_bytes(hashlib.sha256(key).digest()[:4], "big") % HELDOUT_SHARE == 0 else "train"
+        digest = hashlib.sha256(self.combination.encode()).digest()
+        return "heldout" if int.from_bytes(digest[:4], "big") % HELDOUT_SHARE == 0 else "train"
 
     def options(self, rng: random.Random) -> list[str]:
         """The four options in a drawn order."""
@@ -63,12 +64,11 @@ def ask_moving_direction(scene: Scene, rng: random.Random) -> Question | None:
     if thing is None:
         return None
     wrong = _three(rng, ("left", "right", "up", "down"), {thing.direction})
-    return Question("moving_direction", f"In which direction does the {thing.look} move?", thing.direction, wrong,
-                    str(thing.look))
+    return _asked(scene, "moving_direction", f"In which direction does the {thing.look} move?", thing.direction, wrong)
 
 
 def make_moving_attribute(maker: SceneMaker) -> Scene:
-    return _movers(maker, things=maker.rng.randint(3, 4), movers=1)
+    return _movers(maker, things=3, movers=1)
 
 
 def ask_moving_attribute(scene: Scene, rng: random.Random) -> Question | None:
@@ -77,32 +77,31 @@ def ask_moving_attribute(scene: Scene, rng: random.Random) -> Question | None:
         return None
     color = movers[0].look.color
     resting = [thing.look.color for thing in scene.things if not thing.moves]
-    return Question("moving_attribute", "What color is the object that moves?", color,
-                    _three(rng, COLORS, {color}, first=resting), str(movers[0].look))
+    return _asked(scene, "moving_attribute", "What color is the object that moves?", color,
+                    _three(rng, COLORS, {color}, first=resting))
 
 
 def make_moving_count(maker: SceneMaker) -> Scene:
-    return _movers(maker, things=4 if maker.rng.random() < 0.7 else 3, movers=maker.rng.randint(0, 3))
+    return _movers(maker, things=3, movers=maker.rng.randint(0, 3))
 
 
 def ask_moving_count(scene: Scene, rng: random.Random) -> Question | None:
     count = sum(thing.moves for thing in scene.things)
     if count > 3 or len(scene.things) < 3 or scene.wall:
         return None
-    return Question("moving_count", "How many objects move?", str(count), _three(rng, "0123", {str(count)}),
-                    str(scene.things[0].look))
+    return _asked(scene, "moving_count", "How many objects move?", str(count), _three(rng, "0123", {str(count)}))
 
 
 def make_object_existence(maker: SceneMaker) -> Scene:
-    return _movers(maker, things=maker.rng.randint(2, 4), movers=maker.rng.randint(0, 1))
+    return _movers(maker, things=maker.rng.randint(2, 3), movers=maker.rng.randint(0, 1))
 
 
 def ask_object_existence(scene: Scene, rng: random.Random) -> Question | None:
     thing = _one(rng, (thing for thing in scene.things if not thing.new_color))
     if thing is None or any(other.new_color for other in scene.things):
         return None
-    return Question("object_existence", "Which of these objects can be seen?", str(thing.look),
-                    _absent(rng, scene, thing.look), str(thing.look))
+    return _asked(scene, "object_existence", "Which of these objects can be seen?", str(thing.look),
+                    _absent(rng, scene, thing.look))
 
 
 def make_object_count(maker: SceneMaker) -> Scene:
@@ -113,12 +112,11 @@ def ask_object_count(scene: Scene, rng: random.Random) -> Question | None:
     if not all(_stays(thing) for thing in scene.things) or scene.wall:
         return None
     count = str(len(scene.things))
-    return Question("object_count", "How many objects can be seen?", count, _three(rng, "1234", {count}),
-                    str(scene.things[0].look))
+    return _asked(scene, "object_count", "How many objects can be seen?", count, _three(rng, "1234", {count}))
 
 
 def make_action_order(maker: SceneMaker) -> Scene:
-    scene = maker.plain(maker.rng.randint(3, 4))
+    scene = maker.plain(3)
     gap = (scene.duration - 1.0) / len(scene.things)
     things = [replace(thing, appears=1.0 + gap * index + maker.rng.uniform(0, gap - 1.25))
               for index, thing in enumerate(scene.things)]
@@ -133,8 +131,8 @@ def ask_action_order(scene: Scene, rng: random.Random) -> Question | None:
     place, index = rng.choice((("first", 0), ("last", -1)))
     answer = str(things[index].look)
     others = [str(thing.look) for thing in things if str(thing.look) != answer]
-    return Question("action_order", f"Which object appears {place}?", answer,
-                    _three(rng, _all_looks(), {answer}, first=others), f"{place} {answer}")
+    return _asked(scene, "action_order", f"Which object appears {place}?", answer,
+                    _three(rng, _all_looks(), {answer}, first=others))
 
 
 def make_scene_transition(maker: SceneMaker) -> Scene:
@@ -149,12 +147,12 @@ def ask_scene_transition(scene: Scene, rng: random.Random) -> Question | None:
     answer = f"{scene.background} to {scene.new_background}"
     backwards = f"{scene.new_background} to {scene.background}"
     pairs = [f"{first} to {second}" for first in BACKGROUNDS for second in BACKGROUNDS if first != second]
-    return Question("scene_transition", "How does the background change?", answer,
-                    _three(rng, pairs, {answer}, first=[backwards]), str(scene.things[0].look))
+    return _asked(scene, "scene_transition", "How does the background change?", answer,
+                    _three(rng, pairs, {answer}, first=[backwards]))
 
 
 def make_needle(maker: SceneMaker) -> Scene:
-    scene = maker.plain(maker.rng.randint(3, 4))
+    scene = maker.plain(3)
     appears = maker.rng.uniform(1.0, scene.duration - 3.0)
     first, *rest = scene.things
     return _with_things(scene, [replace(first, appears=appears, vanishes=appears + 2.0), *rest], maker.rng)
@@ -166,8 +164,8 @@ def ask_needle(scene: Scene, rng: random.Random) -> Question | None:
         return None
     answer = str(brief[0].look)
     others = [str(thing.look) for thing in scene.things if thing is not brief[0]]
-    return Question("needle", "Which object is there only for a moment?", answer,
-                    _three(rng, _all_looks(), {answer}, first=others), answer)
+    return _asked(scene, "needle", "Which object is there only for a moment?", answer,
+                    _three(rng, _all_looks(), {answer}, first=others))
 
 
 def make_state_change(maker: SceneMaker) -> Scene:
@@ -183,8 +181,8 @@ def ask_state_change(scene: Scene, rng: random.Random) -> Question | None:
     if thing is None or thing.new_color is None:
         return None
     others = [other.look.color for other in scene.things if other is not thing]
-    return Question("state_change", f"What color does the {thing.look} turn into?", thing.new_color,
-                    _three(rng, COLORS, {thing.new_color, thing.look.color}, first=others), str(thing.look))
+    return _asked(scene, "state_change", f"What color does the {thing.look} turn into?", thing.new_color,
+                    _three(rng, COLORS, {thing.new_color, thing.look.color}, first=others))
 
 
 _PARTS = ("in the first part", "in the middle", "in the last part")
@@ -203,7 +201,7 @@ def make_action_localization(maker: SceneMaker) -> Scene:
 def ask_action_localization(scene: Scene, rng: random.Random) -> Question | None:
     third = scene.duration / 3
     passing = [thing for thing in scene.things
-               if 2.2 < thing.vanishes - thing.appears < third
+               if 1.8 < thing.vanishes - thing.appears < third
                and thing.appears // third == thing.vanishes // third]
     if len(passing) != 1:
         return None
@@ -211,8 +209,8 @@ def ask_action_localization(scene: Scene, rng: random.Random) -> Question | None
     # a quarter of the questions are about a thing that stays, so that no option can be ruled out
     asked = staying if staying is not None and rng.random() < 0.25 else passing[0]
     answer = _ALWAYS if asked is staying else _PARTS[int(asked.appears // third)]
-    return Question("action_localization", f"When can the {asked.look} be seen?", answer,
-                    _three(rng, (*_PARTS, _ALWAYS), {answer}), str(asked.look))
+    return _asked(scene, "action_localization", f"When can the {asked.look} be seen?", answer,
+                    _three(rng, (*_PARTS, _ALWAYS), {answer}))
 
 
 def make_object_hidden(maker: SceneMaker) -> Scene:
@@ -233,8 +231,8 @@ def ask_object_hidden(scene: Scene, rng: random.Random) -> Question | None:
         return None
     answer = str(scene.hidden)
     others = [str(thing.look) for thing in scene.things if thing.look != scene.hidden]
-    return Question("object_hidden", "Which object goes behind the wall and stays there?", answer,
-                    _three(rng, _all_looks(), {answer}, first=others), answer)
+    return _asked(scene, "object_hidden", "Which object goes behind the wall and stays there?", answer,
+                    _three(rng, _all_looks(), {answer}, first=others))
 
 
 def make_position(maker: SceneMaker) -> Scene:
@@ -249,12 +247,11 @@ def ask_position(scene: Scene, rng: random.Random) -> Question | None:
     answer = _corner(thing.end) or ""
     moment = " at the end" if any(other.moves for other in scene.things) else ""
     corners = ("top left", "top right", "bottom left", "bottom right")
-    return Question("position", f"Where is the {thing.look}{moment}?", answer, _three(rng, corners, {answer}),
-                    str(thing.look))
+    return _asked(scene, "position", f"Where is the {thing.look}{moment}?", answer, _three(rng, corners, {answer}))
 
 
 def make_attribute(maker: SceneMaker) -> Scene:
-    return _movers(maker, things=maker.rng.randint(2, 4), movers=maker.rng.randint(0, 1))
+    return _movers(maker, things=maker.rng.randint(2, 3), movers=maker.rng.randint(0, 1))
 
 
 def ask_attribute(scene: Scene, rng: random.Random) -> Question | None:
@@ -263,8 +260,8 @@ def ask_attribute(scene: Scene, rng: random.Random) -> Question | None:
     if thing is None:
         return None
     others = [other.look.color for other in scene.things if other is not thing]
-    return Question("attribute", f"What color is the {thing.look.shape}?", thing.look.color,
-                    _three(rng, COLORS, {thing.look.color}, first=others), str(thing.look))
+    return _asked(scene, "attribute", f"What color is the {thing.look.shape}?", thing.look.color,
+                    _three(rng, COLORS, {thing.look.color}, first=others))
 
 
 FAMILIES: dict[str, Family] = {
@@ -289,6 +286,13 @@ def questions(scene: Scene, rng: random.Random, split: Split, families: Sequence
     """Every question of a split that the scene answers, in the order of `families`."""
     asked = (FAMILIES[name].ask(scene, rng) for name in families)
     return [question for question in asked if question is not None and question.split == split]
+
+
+def _asked(scene: Scene, family: str, text: str, answer: str, wrong: tuple[str, str, str]) -> Question:
+    """The question with the combination that decides its split."""
+    shown = sorted(f"{thing.look} {thing.new_color or ''}" for thing in scene.things)
+    backgrounds = [scene.background, scene.new_background or ""]
+    return Question(family, text, answer, wrong, "|".join([family, answer, *backgrounds, *shown]))
 
 
 def _movers(maker: SceneMaker, *, things: int, movers: int) -> Scene:

@@ -69,8 +69,6 @@ def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, scene: Scene, time: floa
     shape = thing.look.shape
     if shape == "circle":
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
-    elif shape == "ring":
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=color, width=round(radius * 0.45))
     elif shape == "square":
         half = radius * 0.88
         pen.rectangle((x - half, y - half, x + half, y + half), fill=color)

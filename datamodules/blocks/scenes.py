@@ -13,10 +13,8 @@ from typing import Literal, NamedTuple
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (225, 40, 40),
-    "orange": (255, 145, 20),
     "yellow": (250, 235, 50),
     "green": (40, 175, 60),
-    "cyan": (50, 220, 230),
     "blue": (50, 90, 240),
     "purple": (160, 50, 200),
     "white": (250, 250, 250),
@@ -27,7 +25,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "navy": (16, 24, 84),
     "brown": (88, 54, 24),
 }
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+SHAPES = ("circle", "square", "triangle", "star", "cross")
 Direction = Literal["left", "right", "up", "down"]
 Axis = Literal["horizontal", "vertical"]
 BANDS = (0.14, 0.38, 0.62, 0.86)
@@ -115,7 +113,7 @@ class SceneMaker:
     """Draws scenes from a seeded source; every method gives a scene in which its event can be seen."""
 
     rng: random.Random
-    seconds: tuple[int, int] = (8, 12)
+    seconds: tuple[int, int] = (7, 9)
     used: list[Look] = field(default_factory=list)
 
     def plain(self, things: int, axis: Axis | None = None) -> Scene:

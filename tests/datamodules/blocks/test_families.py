@@ -43,7 +43,7 @@ def test_a_question_has_four_different_options(family: str) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_direction_is_that_of_the_pixels(seed: int) -> None:
     scene, question = made("moving_direction", seed)
-    color = question.subject.split()[0]
+    color = question.text.split()[-3]
     down, right = pixels_of(scene, color, scene.duration - 0.1).mean(0) - pixels_of(scene, color, 0.0).mean(0)
     seen = ("right" if right > 0 else "left") if abs(right) > abs(down) else ("down" if down > 0 else "up")
     assert question.answer == seen
