@@ -44,8 +44,12 @@ def read_questions(folder: str | Path) -> list[Question]:
     if not path.is_file():
         raise AuroraError(f"{folder} has no {QUESTIONS_FILE}; an evaluation is a folder with {QUESTIONS_FILE} and "
                           "the videos that its lines name")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise AuroraError(f"{path} is no text in UTF-8: {error}") from error
     questions: dict[str, Question] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

@@ -38,7 +38,10 @@ class StageFolder:
         """What the finished stage was trained with; None while it is unfinished."""
         if not self._done.is_file() or not (self.model / WEIGHTS_FILE).is_file():
             return None
-        fingerprint: Fingerprint = json.loads(self._done.read_text(encoding="utf-8"))
+        try:
+            fingerprint: Fingerprint = json.loads(self._done.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise AuroraError(f"{self._done} cannot be read ({error}); restart=true begins the stage again") from error
         return fingerprint
 
     def describe(self, config: Mapping[str, Any]) -> None:

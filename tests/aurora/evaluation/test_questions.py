@@ -80,6 +80,12 @@ def test_a_folder_without_questions_is_refused(tmp_path: Path) -> None:
         read_questions(tmp_path)
 
 
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "questions.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(AuroraError, match="no text in UTF-8"):
+        read_questions(tmp_path)
+
+
 def test_a_wrong_video_answers_the_same_question_otherwise() -> None:
     questions = [choice("1", "a", "red"), choice("2", "b", "red"), choice("3", "c", "blue"),
                  choice("4", "d", "green", question="Which other?")]

@@ -148,6 +148,13 @@ def test_the_done_marker_is_plain_json(tmp_path):
     assert done["stages"]["first"]["peak_lr"] == 1e-2
 
 
+def test_a_broken_done_marker_is_said_with_the_way_out(tmp_path):
+    train(config_for(tmp_path, stage="first"))
+    (tmp_path / "first" / "done.json").write_text("{")
+    with pytest.raises(AuroraError, match=r"done\.json cannot be read .*restart=true"):
+        train(config_for(tmp_path, stage="first"))
+
+
 def test_the_whole_config_lies_beside_the_curve(tmp_path):
     config = config_for(tmp_path, stage="first")
     train(config)
