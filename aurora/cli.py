@@ -149,9 +149,9 @@ def _caption(commands: Commands) -> None:
 def _train(commands: Commands) -> None:
     parser = _command(
         commands, "train", "training", "train one stage, or all of them in order",
-        f"Trains the stages of a config; {OVERRIDES}. A stopped run goes on where it was when it is started again.",
-        "aurora blocks data/blocks\n"
-        "  aurora train experiment=blocks data.root=data/blocks\n"
+        f"Trains the stages of a config; {OVERRIDES}. A stopped run goes on where it was when it is started again. "
+        "The data of experiment=blocks is made by `aurora blocks FOLDER`.",
+        "aurora train experiment=blocks data.root=data/blocks\n"
         "  aurora train experiment=blocks data.root=data/blocks stage=vision stages.vision.peak_lr=1e-4",
     )
     parser.set_defaults(rest="overrides")
