@@ -46,7 +46,7 @@ def load_config(overrides: Sequence[str] = ()) -> dict[str, Any]:
         _check_choice(override)
     try:
         config: dict[str, Any] = _given(_compose(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise AuroraError(_readable(error, parsed)) from error
     check_kinds(config)
     return config

@@ -76,6 +76,8 @@ def test_assets_are_found_from_anywhere(tmp_path, monkeypatch) -> None:
         ("sampling=5", "sampling is 5; it must be a mapping"),
         ("seed=1.5", "seed is 1.5; it must be a whole number"),
         ("keep_ratio=[", "keep_ratio"),
+        ("experiment=null", "must be a string or a list"),
+        ("run=${nope}", "nope"),
         ("nonsense", "nonsense"),
     ],
 )
