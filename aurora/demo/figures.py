@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from aurora.model import AuroraModel
 from aurora.types import VisualTokens
@@ -67,7 +67,8 @@ def draw_groups(pixels: np.ndarray, owner: Tensor, grid: tuple[int, int], side: 
     edges[1:] |= groups[1:] != groups[:-1]
     edges[:, 1:] |= groups[:, 1:] != groups[:, :-1]
     drawn[edges] = 255
-    return drawn.astype(np.uint8)
+    colored: np.ndarray = drawn.astype(np.uint8)
+    return colored
 
 
 def png(pixels: np.ndarray, scale: int = 1) -> str:
@@ -133,7 +134,7 @@ def _svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def vision_grid(model: nn.Module, pixels: Tensor) -> tuple[int, int]:
+def vision_grid(model: AuroraModel, pixels: Tensor) -> tuple[int, int]:
     """Rows and columns of patches of prepared pixels [3, h, w]."""
     side = model.vision.prepare.patch_size
     return pixels.shape[1] // side, pixels.shape[2] // side

@@ -46,10 +46,11 @@ def _choice_cells(row: Mapping[str, Any]) -> list[str]:
 def _opens(result: Mapping[str, Any]) -> Table:
     table = Table(title="Open questions")
     table.add_column("family", no_wrap=True)
-    for column in ("n", "exact match", "word F1"):
+    for column in ("n", "exact match", "word F1", "BLEU-1", "BLEU-4"):
         table.add_column(column, justify="right")
     for name, row in {**result["families"], "all": result}.items():
-        table.add_row(name, str(row["n"]), _percent(row["exact_match"]), _percent(row["token_f1"]))
+        shares = (row[key] for key in ("exact_match", "token_f1", "bleu_1", "bleu_4"))
+        table.add_row(name, str(row["n"]), *map(_percent, shares))
     return table
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from .scenes import BACKGROUNDS, COLORS, SHAPES, Look, Scene, SceneMaker, Thing, axis_of, colors_of
+from .scenes import AXES, BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Look, Scene, SceneMaker, Thing, axis_of, colors_of
 
 Split = Literal["train", "heldout"]
 HELDOUT_SHARE = 5  # one combination in so many
@@ -51,7 +51,7 @@ class Family(NamedTuple):
 
 
 def make_moving_direction(maker: SceneMaker) -> Scene:
-    direction = maker.rng.choice(("left", "right", "up", "down"))
+    direction = maker.rng.choice(DIRECTIONS)
     axis = axis_of(direction)
     scene = maker.plain(maker.rng.randint(1, 3), axis)
     first, *rest = scene.things
@@ -63,7 +63,7 @@ def ask_moving_direction(scene: Scene, rng: random.Random) -> Question | None:
     thing = _one(rng, (thing for thing in scene.things if thing.moves and _stays(thing) and scene.hidden != thing.look))
     if thing is None:
         return None
-    wrong = _three(rng, ("left", "right", "up", "down"), {thing.direction})
+    wrong = _three(rng, DIRECTIONS, {thing.direction})
     return _asked(scene, "moving_direction", f"In which direction does the {thing.look} move?", thing.direction, wrong)
 
 
@@ -297,7 +297,7 @@ def _asked(scene: Scene, family: str, text: str, answer: str, wrong: tuple[str, 
 
 def _movers(maker: SceneMaker, *, things: int, movers: int) -> Scene:
     """A scene in which `movers` of the things move along one axis."""
-    axis = maker.rng.choice(("horizontal", "vertical"))
+    axis = maker.rng.choice(AXES)
     scene = maker.plain(things, axis)
     moved = [maker.moving(thing, axis) if index < movers else thing for index, thing in enumerate(scene.things)]
     return _with_things(scene, moved, maker.rng)

@@ -28,6 +28,8 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 Direction = Literal["left", "right", "up", "down"]
 Axis = Literal["horizontal", "vertical"]
+AXES: tuple[Axis, ...] = ("horizontal", "vertical")
+DIRECTIONS: tuple[Direction, ...] = ("left", "right", "up", "down")
 BANDS = (0.14, 0.38, 0.62, 0.86)
 """Objects of a scene run in bands of their own, so that they hide each other only where the scene says so."""
 
@@ -119,12 +121,12 @@ class SceneMaker:
     def plain(self, things: int, axis: Axis | None = None) -> Scene:
         """Things at rest that are there from the beginning to the end."""
         self.used = []
-        axis = axis or self.rng.choice(("horizontal", "vertical"))
+        along = axis if axis is not None else self.rng.choice(AXES)
         bands = self.rng.sample(BANDS, things)
         return Scene(
             duration=float(self.rng.randint(*self.seconds)),
             background=self.rng.choice(sorted(BACKGROUNDS)),
-            things=tuple(self._resting(axis, band) for band in bands),
+            things=tuple(self._resting(along, band) for band in bands),
         )
 
     def look(self, color: str | None = None, shape: str | None = None) -> Look:

@@ -3,7 +3,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -56,6 +59,17 @@ def test_videos_are_h264_of_the_length_of_their_scene() -> None:
         assert stream.codec_context.name == "h264"
         frames = list(container.decode(stream))
     assert len(frames) == round(scene.duration * 4)
+
+
+def test_bytes_do_not_depend_on_what_the_memory_held() -> None:
+    code = ("import hashlib, random; from datamodules.blocks.render import encode; "
+            "from datamodules.blocks.families import FAMILIES; from datamodules.blocks.scenes import SceneMaker; "
+            "maker = SceneMaker(random.Random(0)); "
+            "print(hashlib.sha256(b''.join(encode(f.make(maker)) for f in FAMILIES.values())).hexdigest())")
+    root = Path(__file__).parents[3]
+    seen = {subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True,
+                           env={**os.environ, "MALLOC_PERTURB_": filling}).stdout for filling in ("0", "165")}
+    assert len(seen) == 1
 
 
 def test_held_out_questions_are_held_out(tmp_path: Path) -> None:
