@@ -2,7 +2,7 @@
 
 They stand for the pretrained parts that the paper starts from, so that its stages mean the same in small. The encoder
 has never seen the language model's words, and the language model has never seen a picture: it has read accounts of
-scenes, frame by frame, and answered questions about them.
+scenes, frame by frame, the words of one thing at once, and answered questions about them.
 
     python tools/train_blocks_base.py tokenizer language vision --out aurora/assets/blocks
 """
@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,15 +29,19 @@ from aurora.types import IGNORE
 from datamodules.blocks.conversations import STILL, image_caption_turn, question_turns, video_caption_turn
 from datamodules.blocks.families import FAMILIES
 from datamodules.blocks.render import draw
-from datamodules.blocks.scenes import SceneMaker
-from datamodules.blocks.words import frame_account, image_caption
+from datamodules.blocks.scenes import Scene, SceneMaker
+from datamodules.blocks.words import glances, image_caption
 
 VISION_OPTIONS = {"image_size": 96, "patch_size": 12, "width": 128, "layers": 6, "heads": 4, "mlp_width": 384}
 BACKBONE_OPTIONS = {"hidden_size": 128, "layers": 4, "head_size": 32}
 VOCABULARY = 640
 
 
-def account(rng: random.Random, still: float) -> tuple[str, list[Turn]]:
+Sight = list[str]
+"""What is read in place of visual tokens: the words of one string are read at once, as one position."""
+
+
+def account(rng: random.Random, still: float) -> tuple[Sight, list[Turn]]:
     """What stands in place of the visual tokens, and the conversation about it: a still or a whole video.
 
     Most questions come without options, and half of the conversations hold a caption: what is to be learned stands
@@ -46,32 +50,41 @@ def account(rng: random.Random, still: float) -> tuple[str, list[Turn]]:
     maker = SceneMaker(rng)
     if rng.random() < still:
         scene = maker.plain(rng.randint(1, 4))
-        told, caption, families, first = frame_account(scene, 0.0), image_caption_turn(scene), STILL, None
+        sight, caption, families, first = look(rng, scene, 0.0), image_caption_turn(scene), STILL, None
     else:
         first = rng.choice(sorted(FAMILIES))
         scene = FAMILIES[first].make(maker)
-        told = "\n".join(frame_account(scene, float(second)) for second in range(int(scene.duration)))
+        sight = [words for second in range(int(scene.duration)) for words in look(rng, scene, float(second))]
         caption, families = video_caption_turn(scene), ()
     turns = question_turns(scene, rng, "train", 6, families=families, first=first, open_share=0.65)
     if not turns or rng.random() < 0.5:
         turns.insert(rng.randint(0, len(turns)), caption)
-    return told, turns
+    return sight, turns
 
 
-def document(rng: random.Random, still: float = 0.3) -> list[Text]:
+def look(rng: random.Random, scene: Scene, time: float) -> Sight:
+    """A frame as merged tokens tell it: things before what is behind them, in any order, some more than once."""
+    *things, behind = glances(scene, time)
+    told = [words for words in things for _ in range(rng.choice((1, 1, 2)))]
+    rng.shuffle(told)
+    return [*told, *[behind] * rng.randint(1, 4)]
+
+
+def document(rng: random.Random, still: float = 0.3) -> list[Text | Sight]:
     """One text of the base language model, as pieces: a prompt with the account in the place of what is seen.
 
     `still` is the share of single frames, from which looking things up is learned first.
     """
-    told, turns = account(rng, still)
+    sight, turns = account(rng, still)
     prompt = PROMPT.build({"name": rng.choice(("sandwich", "generic", "generic", "image_first"))})
-    return [piece if isinstance(piece, Text) else Text(told) for piece in prompt.layout(turns, visual=True)]
+    return [piece if isinstance(piece, Text) else sight for piece in prompt.layout(turns, visual=True)]
 
 
 def make_tokenizer(folder: Path, seed: int) -> None:
     """A byte-level BPE of the words of Blocks world: any text can be encoded, its own text is short."""
     rng = random.Random(seed)
-    texts = ["".join(piece.text for piece in document(rng)) for _ in range(4000)]
+    texts = ["".join(piece.text if isinstance(piece, Text) else "".join(piece) for piece in document(rng))
+             for _ in range(4000)]
     tokenizer = Tokenizer(models.BPE())
     # words, digits and signs, with the space before them; an option's letter is one token
     words = Regex(r" ?\([A-Z]\)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+")
@@ -88,21 +101,37 @@ def make_tokenizer(folder: Path, seed: int) -> None:
           f"{sum(map(len, tokenizer.encode_batch(texts))) / len(texts):.0f} a document")
 
 
-def rows(tokenizer: Any, rng: random.Random, length: int, still: Callable[[], float]) -> Iterator[tuple[Tensor, ...]]:
-    """Packed rows of documents: tokens, targets, where answers are, cu_seqlens."""
+class Row(NamedTuple):
+    """Packed documents; W words are read at once where an account stands, one elsewhere."""
+
+    words: Tensor  # [T, W], -1 where there are fewer
+    targets: Tensor  # [T]
+    answers: Tensor  # [T] whether the target belongs to an answer
+    cu_seqlens: Tensor  # [S + 1]
+
+
+def rows(tokenizer: Any, rng: random.Random, length: int, still: Callable[[], float]) -> Iterator[Row]:
+    """Packed rows of documents without end."""
     while True:
-        tokens: list[int] = []
-        targets: list[int] = []
-        answers: list[bool] = []
+        words: list[list[int]] = []
+        following: list[tuple[int, bool]] = []  # of each position itself; shifted by one they are the targets
         bounds = [0]
-        while len(tokens) < length:
-            pieces = document(rng, still())
-            ids = [(token, piece.learned) for piece in pieces for token in tokenizer.encode(piece.text)]
-            tokens += [token for token, _ in ids]
-            targets += [token for token, _ in ids[1:]] + [IGNORE]
-            answers += [learned for _, learned in ids[1:]] + [False]
-            bounds.append(len(tokens))
-        yield torch.tensor(tokens), torch.tensor(targets), torch.tensor(answers), torch.tensor(bounds)
+        while len(words) < length:
+            for piece in document(rng, still()):
+                if isinstance(piece, Text):
+                    ids = tokenizer.encode(piece.text)
+                    words += [[token] for token in ids]
+                    following += [(token, piece.learned) for token in ids]
+                else:
+                    words += [tokenizer.encode(at_once) for at_once in piece]
+                    following += [(IGNORE, False)] * len(piece)
+            following[bounds[-1]] = (IGNORE, False)
+            bounds.append(len(words))
+        following = [*following[1:], (IGNORE, False)]
+        width = max(map(len, words))
+        yield Row(torch.tensor([ids + [-1] * (width - len(ids)) for ids in words]),
+                  torch.tensor([token for token, _ in following]), torch.tensor([learned for _, learned in following]),
+                  torch.tensor(bounds))
 
 
 def train_language(folder: Path, seed: int, minutes: float) -> None:
@@ -115,15 +144,15 @@ def train_language(folder: Path, seed: int, minutes: float) -> None:
     print(f"language: {sum(p.numel() for p in model.parameters())} parameters")
 
     def loss() -> tuple[Tensor, str]:
-        tokens, targets, answers, bounds = next(data)
-        hidden, _ = model(model.embed(tokens), bounds)
+        row = next(data)
+        read = (model.embed(row.words.clamp(min=0)) * (row.words >= 0).unsqueeze(-1)).sum(1)
+        hidden, _ = model(read, row.cu_seqlens)
         logits = model.logits(hidden)
-        losses = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
-        opening = answers & ~answers.roll(1)  # the first token of an answer decides it
-        right = (logits.argmax(-1) == targets)[opening].float().mean().item()
-        # accounts are drawn at random, but each frame repeats most of the one before: practice in looking things up
-        answer, text = losses[answers].mean(), losses[~answers].mean()
-        return answer + 0.5 * text, f"answers {answer.item():.3f} text {text.item():.3f} right {right:.2f}"
+        losses = F.cross_entropy(logits, row.targets, ignore_index=IGNORE, reduction="none")
+        opening = row.answers & ~row.answers.roll(1)  # the first token of an answer decides it
+        right = (logits.argmax(-1) == row.targets)[opening].float().mean().item()
+        answer, text = losses[row.answers].mean(), losses[~row.answers & (row.targets != IGNORE)].mean()
+        return answer + 0.1 * text, f"answers {answer.item():.3f} text {text.item():.3f} right {right:.2f}"
 
     optimize(model, loss, progress, peak_lr=3e-3)
     save_half(model, folder / "rwkv6.safetensors")
@@ -160,16 +189,18 @@ class Pool(nn.Module):
         return F.normalize(self.out(pooled.flatten(1)), dim=-1)
 
 
-def pictures(tokenizer: Any, rng: random.Random, batch: int, near: int) -> tuple[Tensor, Tensor]:
-    """Pictures and captions; each scene comes `near` times with small changes, so that captions must be read whole."""
+def pictures(tokenizer: Any, rng: random.Random, batch: int, alike: int) -> tuple[Tensor, Tensor]:
+    """Pictures and captions; `alike` of them have the same colours, so that shapes and places must be seen and read."""
     maker = SceneMaker(rng)
     images, captions = [], []
     while len(images) < batch:
-        scene = FAMILIES[rng.choice(sorted(FAMILIES))].make(maker)
-        for _ in range(near):
+        scene = FAMILIES[rng.choice(sorted(FAMILIES))].make(maker) if rng.random() < 0.3 else maker.plain(
+            rng.randint(1, 4))
+        for _ in range(alike):
             moment = rng.uniform(0, scene.duration - 0.1)
             images.append(torch.from_numpy(draw(scene, moment).copy()))
             captions.append(tokenizer.encode(image_caption(scene, moment)))
+            scene = maker.rearranged(scene)
     length = max(map(len, captions))
     tokens = torch.tensor([caption + [-1] * (length - len(caption)) for caption in captions])
     return torch.stack(images).permute(0, 3, 1, 2).contiguous(), tokens
@@ -189,7 +220,7 @@ def train_vision(folder: Path, seed: int, minutes: float) -> None:
     print(f"vision: {sum(p.numel() for p in encoder.parameters())} parameters")
 
     def loss() -> tuple[Tensor, str]:
-        pixels, captions = pictures(tokenizer, rng, 192, near=2)
+        pixels, captions = pictures(tokenizer, rng, 192, alike=8)
         seen = model["pool"](encoder(pixels, merge=merge, sort=sort, keep=64).features)
         read = model["text"](captions)
         scores = seen @ read.T * model.scale.exp() + model.bias

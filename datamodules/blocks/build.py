@@ -27,7 +27,7 @@ from .render import encode, picture
 from .scenes import Scene, SceneMaker
 from .words import frame_account
 
-SAMPLES = {"pretrain": 2000, "vision": 2000, "language_image": 2000, "language_video": 3000}
+SAMPLES = {"pretrain": 3000, "vision": 2500, "language_image": 1500, "language_video": 3000}
 """Samples per dataset at scale 1."""
 QUESTIONS = 24
 """Held-out questions per family at scale 1."""

@@ -129,25 +129,22 @@ class SceneMaker:
             things=tuple(self._resting(along, band) for band in bands),
         )
 
-    def look(self, color: str | None = None, shape: str | None = None) -> Look:
-        """A look that no thing of this scene has yet; colours and shapes repeat only when they must."""
-        while True:
-            look = Look(color or self.rng.choice(sorted(COLORS)), shape or self.rng.choice(SHAPES))
-            taken_colors = {used.color for used in self.used}
-            if look not in self.used and (color is not None or look.color not in taken_colors):
-                self.used.append(look)
-                return look
+    def look(self) -> Look:
+        """A look in a color that no thing of this scene has yet."""
+        taken = {used.color for used in self.used}
+        look = Look(self.rng.choice([color for color in sorted(COLORS) if color not in taken]), self.rng.choice(SHAPES))
+        self.used.append(look)
+        return look
 
-    def dressed(self, scene: Scene, which: int, look: Look) -> Scene:
-        """The scene with one thing in another look; whoever wore its colour takes a new one."""
-        self.used = [look, *(thing.look for thing in scene.things)]
+    def rearranged(self, scene: Scene) -> Scene:
+        """A scene of the same colours with other shapes in other places."""
+        axis, bands = self.rng.choice(AXES), self.rng.sample(BANDS, len(scene.things))
         things = []
-        for index, thing in enumerate(scene.things):
-            if index == which:
-                thing = replace(thing, look=look)
-            elif thing.look.color == look.color or thing.new_color == look.color:
-                thing = replace(thing, look=self.look(shape=thing.look.shape), new_color=thing.new_color)
-            things.append(thing)
+        for thing, band in zip(scene.things, bands, strict=True):
+            self.used = []
+            other = self._resting(axis, band)
+            things.append(replace(thing, look=Look(thing.look.color, self.rng.choice(SHAPES)), start=other.start,
+                                  end=other.end, radius=other.radius))
         return replace(scene, things=tuple(things))
 
     def moving(self, thing: Thing, axis: Axis, direction: Direction | None = None) -> Thing:

@@ -34,6 +34,12 @@ def video_caption(scene: Scene) -> str:
     return " ".join(told)
 
 
+def glances(scene: Scene, time: float) -> list[str]:
+    """The words of each thing that a frame shows, and of what is behind: a connector hands over as much per token."""
+    told = [f" {thing.color_at(time)} {thing.look.shape} {_where(thing, scene, time)}" for thing in scene.seen(time)]
+    return [*told, *([" wall"] if scene.wall else []), f" {scene.background_at(time)}"]
+
+
 def frame_account(scene: Scene, time: float) -> str:
     """What one frame shows, in as few words as possible: the text that stands where visual tokens will."""
     told = [f"{thing.color_at(time)} {thing.look.shape} {_where(thing, scene, time)}"
