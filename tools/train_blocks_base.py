@@ -30,7 +30,7 @@ from datamodules.blocks.conversations import STILL, image_caption_turn, question
 from datamodules.blocks.families import FAMILIES
 from datamodules.blocks.render import draw
 from datamodules.blocks.scenes import Scene, SceneMaker
-from datamodules.blocks.words import glances, image_caption
+from datamodules.blocks.words import glances
 
 VISION_OPTIONS = {"image_size": 96, "patch_size": 12, "width": 128, "layers": 6, "heads": 4, "mlp_width": 384}
 BACKBONE_OPTIONS = {"hidden_size": 128, "layers": 4, "head_size": 32}
@@ -158,78 +158,66 @@ def train_language(folder: Path, seed: int, minutes: float) -> None:
     save_half(model, folder / "rwkv6.safetensors")
 
 
-class TextTower(nn.Module):
-    """Reads a caption for the contrastive loss; not kept."""
+class PhraseTower(nn.Module):
+    """Reads a phrase as the sum of its words for the contrastive loss; not kept."""
 
     def __init__(self, vocab_size: int, width: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocab_size, width)
-        self.position = nn.Parameter(torch.randn(64, width) * 0.02)
-        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
-        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.words = nn.Embedding(vocab_size, width)
+        self.mix = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        padding = tokens < 0
-        x = self.embedding(tokens.clamp(min=0)) + self.position[: tokens.shape[1]]
-        x = self.layers(x, src_key_padding_mask=padding)
-        return F.normalize(x.masked_fill(padding.unsqueeze(-1), 0).sum(1), dim=-1)
+        """[P, W], -1 where there are fewer words → [P, width]."""
+        return F.normalize(self.mix((self.words(tokens.clamp(min=0)) * (tokens >= 0).unsqueeze(-1)).sum(1)), dim=-1)
 
 
-class Pool(nn.Module):
-    """Attention pooling of the patches for the contrastive loss; not kept."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.probe = nn.Parameter(torch.randn(1, 4, width))
-        self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
-        self.out = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        pooled, _ = self.attention(self.probe.expand(len(x), -1, -1), x, x, need_weights=False)
-        return F.normalize(self.out(pooled.flatten(1)), dim=-1)
-
-
-def pictures(tokenizer: Any, rng: random.Random, batch: int, alike: int) -> tuple[Tensor, Tensor]:
-    """Pictures and captions; `alike` of them have the same colours, so that shapes and places must be seen and read."""
+def pictures(rng: random.Random, batch: int, alike: int) -> tuple[Tensor, list[list[str]]]:
+    """Pictures and the phrases that tell them; `alike` of them have the same colours, so that shapes and places must be
+    seen and read."""
     maker = SceneMaker(rng)
-    images, captions = [], []
+    images, phrases = [], []
     while len(images) < batch:
-        scene = FAMILIES[rng.choice(sorted(FAMILIES))].make(maker) if rng.random() < 0.3 else maker.plain(
+        scene = FAMILIES[rng.choice(sorted(FAMILIES))].make(maker) if rng.random() < 0.4 else maker.plain(
             rng.randint(1, 4))
         for _ in range(alike):
             moment = rng.uniform(0, scene.duration - 0.1)
             images.append(torch.from_numpy(draw(scene, moment).copy()))
-            captions.append(tokenizer.encode(image_caption(scene, moment)))
+            phrases.append(glances(scene, moment))
             scene = maker.rearranged(scene)
-    length = max(map(len, captions))
-    tokens = torch.tensor([caption + [-1] * (length - len(caption)) for caption in captions])
-    return torch.stack(images).permute(0, 3, 1, 2).contiguous(), tokens
+    return torch.stack(images).permute(0, 3, 1, 2).contiguous(), phrases
 
 
 def train_vision(folder: Path, seed: int, minutes: float) -> None:
-    """A SigLIP by its own loss: each picture against each caption, a sigmoid for every pair (arXiv 2303.15343)."""
+    """A SigLIP by its own loss, a sigmoid for every pair of a picture and a text (arXiv 2303.15343), where a text is a
+    phrase about one thing and its score that of the patch that fits it best (late interaction, arXiv 2111.07783): so
+    each thing's color, shape and place come to stand in its own patches."""
     tokenizer = TOKENIZER.build({"name": "hf", "path": str(folder / "tokenizer")})
     torch.manual_seed(seed)
     rng = random.Random(seed)
     encoder = VISION.build({"name": "siglip", **VISION_OPTIONS, "feature_layer": -2})
     width = VISION_OPTIONS["width"]
-    model = nn.ModuleDict({"encoder": encoder, "text": TextTower(tokenizer.vocab_size, width), "pool": Pool(width)})
+    model = nn.ModuleDict({"encoder": encoder, "text": PhraseTower(tokenizer.vocab_size, width),
+                           "head": nn.Linear(width, width)})
     model.scale = nn.Parameter(torch.tensor(math.log(10.0)))
-    model.bias = nn.Parameter(torch.tensor(-6.0))
+    model.bias = nn.Parameter(torch.tensor(-8.0))
     merge, sort = MERGE.build({"name": "none"}), SORT.build({"name": "raster"})
     print(f"vision: {sum(p.numel() for p in encoder.parameters())} parameters")
 
     def loss() -> tuple[Tensor, str]:
-        pixels, captions = pictures(tokenizer, rng, 192, alike=8)
-        seen = model["pool"](encoder(pixels, merge=merge, sort=sort, keep=64).features)
-        read = model["text"](captions)
-        scores = seen @ read.T * model.scale.exp() + model.bias
-        same = (captions.unsqueeze(0) == captions.unsqueeze(1)).all(-1)
-        value = -F.logsigmoid(torch.where(same, scores, -scores)).sum(1).mean()
-        right = (scores.argmax(1) == torch.arange(len(scores))).float().mean()
-        return value, f"contrastive {value.item():.3f} retrieval {right.item():.2f}"
+        pixels, told = pictures(rng, 96, alike=4)
+        known = sorted({phrase for phrases in told for phrase in phrases})
+        ids = [tokenizer.encode(phrase) for phrase in known]
+        longest = max(map(len, ids))
+        read = model["text"](torch.tensor([phrase + [-1] * (longest - len(phrase)) for phrase in ids]))
+        seen = F.normalize(model["head"](encoder(pixels, merge=merge, sort=sort, keep=64).features), dim=-1)
+        scores = (seen.flatten(0, 1) @ read.T).view(len(pixels), -1, len(known)).amax(1)
+        logits = scores * model.scale.exp() + model.bias
+        fits = torch.tensor([[phrase in phrases for phrase in known] for phrases in told])
+        value = -F.logsigmoid(torch.where(fits, logits, -logits)).sum(1).mean()
+        found = (logits > 0)[fits].float().mean()
+        return value, f"contrastive {value.item():.3f} found {found.item():.2f}"
 
-    optimize(model, loss, Progress(minutes), peak_lr=1e-3)
+    optimize(model, loss, Progress(minutes), peak_lr=2e-3)
     save_half(encoder, folder / "siglip.safetensors")
 
 
