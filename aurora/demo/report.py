@@ -51,5 +51,6 @@ def _patch_row(model: AuroraModel, frame: np.ndarray, keep_ratio: float) -> list
     prepared = model.vision.prepare(frame)
     pixels = prepared.permute(1, 2, 0).numpy()
     grid = vision_grid(model, prepared)
-    return [{"blocks": group.blocks, "tokens": group.tokens, "image": png(draw_groups(pixels, group.owner, grid))}
+    rows = [{"blocks": group.blocks, "tokens": group.tokens, "image": png(draw_groups(pixels, group.owner, grid))}
             for group in merged_patches(model, frame, keep_ratio)]
+    return [{"blocks": None, "tokens": None, "image": png(pixels, scale=3)}, *rows]

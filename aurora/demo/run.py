@@ -46,7 +46,9 @@ def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0,
     console.print(", ".join(f"{count} {dataset}" for dataset, count in counts.items()))
 
     console.rule("Training")
-    settings = ["experiment=blocks", f"run={folder}", f"data.root={data}", f"seed={seed}", *processes(), *overrides]
+    chosen = any(override.startswith("trainer=") for override in overrides)
+    settings = ["experiment=blocks", f"run={folder}", f"data.root={data}", f"seed={seed}",
+                *([] if chosen else processes()), *overrides]
     recipe = load_config(settings)
     train_aloud(settings, console)
 
