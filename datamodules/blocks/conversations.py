@@ -17,8 +17,8 @@ STILL = tuple(name for name, family in FAMILIES.items() if family.still)
 
 
 def choice_turn(question: Question, rng: random.Random) -> Turn:
-    """The question with its four options; the answer is the option's text, which a model this small learns in minutes
-    where letters take it hours."""
+    """The question with its four options; the answer is the option's text: letters stayed at chance in the minutes that
+    were tried."""
     return Turn(multiple_choice(question.text, question.options(rng)), question.answer)
 
 

@@ -1,4 +1,4 @@
-"""Tells scenes in words: captions, and the frame-by-frame account that the small base language model learned from."""
+"""Tells scenes in words: captions, and frames told in words."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def glances(scene: Scene, time: float) -> list[str]:
 
 
 def frame_account(scene: Scene, time: float) -> str:
-    """What one frame shows, in as few words as possible: the text that stands where visual tokens will."""
+    """What one frame shows, in as few words as possible, for samples of text alone."""
     told = [f"{thing.color_at(time)} {thing.look.shape} {_where(thing, scene, time)}"
             for thing in reading_order(scene, time)]
     if scene.wall is not None:
