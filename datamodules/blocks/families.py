@@ -2,8 +2,8 @@
 
 A family makes scenes in which its event can be seen, and asks about any scene in which the answer is plain. The
 combination of family, answer, objects and backgrounds decides whether a question belongs to training or is held out:
-held-out combinations are never asked about in training, though each of their words is. There are far more combinations than
-samples; were there few, a model would learn which ones are never right.
+held-out combinations are never asked about in training, though each of their words is. There are far more
+combinations than samples; were there few, a model would learn which ones are never right.
 """
 
 from __future__ import annotations
