@@ -9,24 +9,14 @@ Per head, with a log-decay a ≤ 0 and a state s [K, V]; keys and queries are sh
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from aurora.errors import AuroraError
-
+from ._forms import Form, choose, step_by_step
+from ._forms import wide as wide_of
 from ._grid import chunk_grid, scan, sequence_lengths
 
 CHUNK = 32
-
-
-class Form(Protocol):
-    """One way to compute the operator; the state is given."""
-
-    def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, a: Tensor, lengths: tuple[int, ...], state: Tensor, /
-    ) -> tuple[Tensor, Tensor]: ...
 
 
 def ssd(
@@ -46,11 +36,11 @@ def ssd(
     Computes in float32, or float64 when v is.
     """
     lengths = sequence_lengths(cu_seqlens, len(v))
-    wide = torch.promote_types(v.dtype, torch.float32)
+    wide = wide_of(v.dtype)
     if state is None:
         state = torch.zeros(len(lengths), v.shape[1], k.shape[-1], v.shape[-1], dtype=wide, device=v.device)
-    compute = _form(form, lengths)
-    y, after = compute(q.to(wide), k.to(wide), v.to(wide), a.to(wide), lengths, state.to(wide))
+    chosen = _SINGLE if form == "auto" and max(lengths) == 1 else choose("ssd", FORMS, form, k.unsqueeze(1), v)
+    y, after = chosen.compute(q.to(wide), k.to(wide), v.to(wide), a.to(wide), lengths, state.to(wide))
     return y.to(v.dtype), after if return_state else None
 
 
@@ -69,16 +59,7 @@ def ssd_reference(
     q: Tensor, k: Tensor, v: Tensor, a: Tensor, lengths: tuple[int, ...], state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The recurrence as it is written down, one position after the other."""
-    outputs, states = [], []
-    position = 0
-    for sequence, length in enumerate(lengths):
-        s = state[sequence, None]
-        for t in range(position, position + length):
-            y, s = ssd_step(q[t, None], k[t, None], v[t, None], a[t, None], s)
-            outputs.append(y)
-        states.append(s)
-        position += length
-    return torch.cat(outputs), torch.cat(states)
+    return step_by_step(ssd_step, (q, k, v, a), lengths, state)
 
 
 def ssd_chunk(
@@ -105,13 +86,7 @@ def _single(
     return ssd_step(q, k, v, a, state)
 
 
-FORMS: dict[str, Form] = {"reference": ssd_reference, "chunk": ssd_chunk}
-"""The forms by name; `auto` picks among them."""
+_SINGLE = Form(_single)
 
-
-def _form(name: str, lengths: tuple[int, ...]) -> Form:
-    if name == "auto":
-        return _single if max(lengths) == 1 else ssd_chunk
-    if name not in FORMS:
-        raise AuroraError(f"ssd has no form {name!r}. Known: auto, {', '.join(FORMS)}")
-    return FORMS[name]
+FORMS: dict[str, Form] = {"chunk": Form(ssd_chunk), "reference": Form(ssd_reference)}
+"""The forms by name; `auto` takes the first that can."""

@@ -9,26 +9,15 @@ Per head, with the log-decay lw = -exp(w) and a state s [K, V]:
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from aurora.errors import AuroraError
-
+from ._forms import Form, choose, step_by_step, wide
 from ._grid import sequence_lengths
 from ._wkv6_chunk import wkv6_chunk
 
 # exp(-exp(10)) is 0 in every format, while the gradient of exp(-exp(w)) turns NaN from w = 89 on
 LARGEST_W = 10.0
-
-
-class Form(Protocol):
-    """One way to compute the operator; `w` is not above LARGEST_W and the state is given."""
-
-    def __call__(
-        self, r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, lengths: tuple[int, ...], state: Tensor, /
-    ) -> tuple[Tensor, Tensor]: ...
 
 
 def wkv6(
@@ -49,15 +38,15 @@ def wkv6(
     zeros. `w` is raw: the decay exp(-exp(w)) is computed here. Computes in float32, or float64 when r is.
     """
     lengths = sequence_lengths(cu_seqlens, len(r))
-    exact = torch.promote_types(r.dtype, torch.float32)
+    exact = wide(r.dtype)
     if state is None:
         state = torch.zeros(len(lengths), *k.shape[1:], v.shape[-1], dtype=exact, device=r.device)
-    compute = _form(form, lengths)
-    y, after = compute(
-        r.to(exact), k.to(exact), v.to(exact), w.to(exact).clamp(max=LARGEST_W), bonus.to(exact), lengths,
-        state.to(exact),
-    )
-    return y.to(v.dtype), after if return_state else None
+    chosen = _SINGLE if form == "auto" and max(lengths) == 1 else choose("wkv6", FORMS, form, k, v)
+    dtype = v.dtype
+    if chosen.widens:
+        r, k, v, bonus = r.to(exact), k.to(exact), v.to(exact), bonus.to(exact)
+    y, after = chosen.compute(r, k, v, w.to(exact).clamp(max=LARGEST_W), bonus, lengths, state.to(exact))
+    return y.to(dtype), after if return_state else None
 
 
 def wkv6_step(
@@ -77,16 +66,7 @@ def wkv6_reference(
     r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, lengths: tuple[int, ...], state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The recurrence as it is written down, one position after the other."""
-    outputs, states = [], []
-    position = 0
-    for sequence, length in enumerate(lengths):
-        s = state[sequence, None]
-        for t in range(position, position + length):
-            y, s = wkv6_step(r[t, None], k[t, None], v[t, None], w[t, None], bonus, s)
-            outputs.append(y)
-        states.append(s)
-        position += length
-    return torch.cat(outputs), torch.cat(states)
+    return step_by_step(lambda r, k, v, w, s: wkv6_step(r, k, v, w, bonus, s), (r, k, v, w), lengths, state)
 
 
 def _single(
@@ -95,13 +75,7 @@ def _single(
     return wkv6_step(r, k, v, w, bonus, state)
 
 
-FORMS: dict[str, Form] = {"reference": wkv6_reference, "chunk": wkv6_chunk}
-"""The forms by name; `auto` picks among them."""
+_SINGLE = Form(_single)
 
-
-def _form(name: str, lengths: tuple[int, ...]) -> Form:
-    if name == "auto":
-        return _single if max(lengths) == 1 else wkv6_chunk
-    if name not in FORMS:
-        raise AuroraError(f"wkv6 has no form {name!r}. Known: auto, {', '.join(FORMS)}")
-    return FORMS[name]
+FORMS: dict[str, Form] = {"chunk": Form(wkv6_chunk), "reference": Form(wkv6_reference)}
+"""The forms by name; `auto` takes the first that can."""

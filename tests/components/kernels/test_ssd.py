@@ -87,5 +87,5 @@ def test_a_step_of_several_sequences_equals_the_recurrence() -> None:
 
 def test_an_unknown_form_is_refused_with_the_known_ones() -> None:
     q, k, v, a, _ = inputs((5,))
-    with pytest.raises(AuroraError, match="auto, reference, chunk"):
+    with pytest.raises(AuroraError, match="auto, chunk, reference"):
         ssd(q, k, v, a, bounds((5,)), form="scan")

@@ -153,5 +153,5 @@ def test_bounds_that_do_not_fit_are_refused(cut: list[int], says: str) -> None:
 
 def test_an_unknown_form_is_refused_with_the_known_ones() -> None:
     r, k, v, w, bonus, _ = inputs((5,))
-    with pytest.raises(AuroraError, match="auto, reference, chunk"):
+    with pytest.raises(AuroraError, match="auto, chunk, reference"):
         wkv6(r, k, v, w, bonus, bounds((5,)), form="chunked")

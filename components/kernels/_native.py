@@ -1,0 +1,132 @@
+"""C++ kernels: compiled on first use for this processor, cached, called without the interpreter's lock.
+
+A source `csrc/<name>.cpp` exports plain C functions and knows nothing of torch, so it compiles in seconds and works
+with every version of torch. The instruction set is chosen here, and sources use the compiler's vector extensions, which
+exist for every set; what they need beyond that they guard with the macros of the set (`__AVX512F__`, …). OpenMP's
+threads are those of torch: its runtime is loaded already when ours asks for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+log = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).parent / "csrc"
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
+INSTRUCTION_SETS: dict[str, tuple[str, ...]] = {
+    "avx512_bf16": (*_AVX512, "-mavx512bf16", "-mavx512vnni"),
+    "avx512": _AVX512,
+    "avx2": _AVX2,
+    "plain": (),
+}
+"""The compiler's flags of every instruction set, the widest first; `AURORA_CPU` takes one of these names."""
+
+
+class NativeUnavailable(RuntimeError):
+    """There is no compiled kernel here; the message says why."""
+
+
+@cache
+def library(name: str) -> ctypes.CDLL:
+    """The compiled `csrc/<name>.cpp`. NativeUnavailable when it cannot be compiled or loaded here."""
+    try:
+        return _build(name)
+    except NativeUnavailable as error:
+        log.warning("the compiled kernel %r is not available, a slower form takes its place: %s", name, error)
+        raise
+
+
+@cache
+def missing(name: str) -> str | None:
+    """Why `library(name)` is not available here; None when it is."""
+    try:
+        library(name)
+    except NativeUnavailable as error:
+        return str(error)
+    return None
+
+
+def instruction_set() -> str:
+    """The widest instruction set of this processor, or the one that AURORA_CPU names."""
+    asked = os.environ.get("AURORA_CPU")
+    if asked:
+        if asked not in INSTRUCTION_SETS:
+            raise NativeUnavailable(f"AURORA_CPU={asked} is none of {', '.join(INSTRUCTION_SETS)}")
+        return asked
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability == "AVX512":
+        return "avx512_bf16" if torch.cpu._is_avx512_bf16_supported() else "avx512"
+    return "avx2" if capability == "AVX2" else "plain"
+
+
+def threads() -> int:
+    """How many threads a kernel should use: as many as torch does."""
+    return torch.get_num_threads()
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels lie: AURORA_CACHE, or the user's cache folder."""
+    base = os.environ.get("AURORA_CACHE")
+    if base:
+        return Path(base) / "kernels"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aurora" / "kernels"
+
+
+def _build(name: str) -> ctypes.CDLL:
+    compiler = _compiler()
+    flags = (*FLAGS, *INSTRUCTION_SETS[instruction_set()])
+    source = SOURCES / f"{name}.cpp"
+    key = hashlib.sha256()
+    for part in (*sorted(SOURCES.glob("*.h")), source):
+        key.update(part.read_bytes())
+    key.update(" ".join((_version(compiler), *flags)).encode())
+    built = cache_folder() / f"{name}-{instruction_set()}-{key.hexdigest()[:16]}.so"
+    try:
+        if not built.exists():
+            _compile(compiler, flags, source, built)
+        return ctypes.CDLL(str(built))
+    except OSError as error:
+        raise NativeUnavailable(f"{built}: {error}") from error
+
+
+def _compile(compiler: str, flags: tuple[str, ...], source: Path, built: Path) -> None:
+    """Several processes may do this at once: each writes a file of its own, and the last to finish names it."""
+    built.parent.mkdir(parents=True, exist_ok=True)
+    log.info("compiling %s for %s, once", source.name, instruction_set())
+    with tempfile.TemporaryDirectory(dir=built.parent) as folder:
+        fresh = Path(folder) / built.name
+        try:
+            done = subprocess.run([compiler, *flags, str(source), "-o", str(fresh)], capture_output=True, text=True)
+        except OSError as error:
+            raise NativeUnavailable(f"{compiler} does not run: {error}") from error
+        if done.returncode:
+            raise NativeUnavailable(f"{compiler} failed on {source.name}: {done.stderr.strip()[-500:]}")
+        os.replace(fresh, built)
+
+
+def _compiler() -> str:
+    for candidate in (os.environ.get("CXX"), "g++", "c++", "clang++"):
+        if candidate and shutil.which(candidate):
+            return candidate
+    raise NativeUnavailable("no C++ compiler was found; install g++, or name one with CXX")
+
+
+@cache
+def _version(compiler: str) -> str:
+    try:
+        return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise NativeUnavailable(f"{compiler} does not run: {error}") from error
