@@ -172,8 +172,16 @@ class Backbone(nn.Module, ABC):
         return hidden[cu_seqlens[1:] - 1], after
 
     @abstractmethod
+    def reset_parameters(self) -> None:
+        """Fills all parameters and buffers as before training: what was built on the meta device starts here."""
+
+    @abstractmethod
     def load_base(self, path: str) -> None:
-        """Reads pretrained weights from a file in the format of their makers."""
+        """Reads pretrained weights from a file or directory in the format of their makers."""
+
+    @abstractmethod
+    def save_base(self, path: str) -> None:
+        """Writes what `load_base` reads."""
 
 
 # ---- tokenizer -------------------------------------------------------------------------------------------------
