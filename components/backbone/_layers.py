@@ -1,17 +1,28 @@
-"""What linear RNNs share: an empty projection, states of layers, and the check of sizes."""
+"""What linear RNNs share: projections, gates, initial values, states of layers, and the checks of sizes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from aurora.errors import AuroraError
 from aurora.types import State
 
 LayerState = TypeVar("LayerState")
+
+# A QR decomposition costs the cube of the side. Larger matrices are drawn with independent entries of the same
+# variance, which is as orthogonal as it matters at that size.
+LARGEST_ORTHOGONAL_SIDE = 1024
+
+
+def parameter(*shape: int) -> nn.Parameter:
+    """An empty parameter."""
+    return nn.Parameter(torch.empty(*shape))
 
 
 class Linear(nn.Linear):
@@ -22,6 +33,39 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         pass
+
+
+class SwiGLU(nn.Module):
+    """The gated MLP of arXiv 2002.05202."""
+
+    def __init__(self, width: int, ffn_size: int) -> None:
+        super().__init__()
+        self.gate_proj = Linear(width, ffn_size)
+        self.up_proj = Linear(width, ffn_size)
+        self.down_proj = Linear(ffn_size, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] → [..., D]."""
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class GatedNorm(nn.RMSNorm):
+    """Normalises what each head read, then gates it."""
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        """[..., V], [..., V] → [..., V]."""
+        return super().forward(x) * F.silu(gate)
+
+
+@torch.no_grad()
+def orthogonal(weight: Tensor, gain: float) -> None:
+    """Fills a matrix with a random (semi-)orthogonal one, times the gain."""
+    if min(weight.shape) > LARGEST_ORTHOGONAL_SIDE:
+        nn.init.normal_(weight, std=gain / math.sqrt(max(weight.shape)))
+    else:
+        wide = torch.empty_like(weight, dtype=torch.float32)
+        weight.copy_(nn.init.orthogonal_(wide, gain))
 
 
 def layer_of(kind: Callable[..., LayerState], state: State, layer: int) -> LayerState:
@@ -39,3 +83,12 @@ def check_sizes(backbone: str, **sizes: int) -> None:
     for name, value in sizes.items():
         if value < 1:
             raise AuroraError(f"backbone {backbone!r}: {name} must be at least 1, not {value}")
+
+
+def check_heads(backbone: str, hidden_size: int, head_size: int) -> None:
+    """AuroraError for a width that heads do not fill."""
+    if hidden_size % head_size:
+        below = hidden_size // head_size * head_size
+        near = " and ".join(str(size) for size in (below, below + head_size) if size)
+        raise AuroraError(f"backbone {backbone!r}: hidden_size {hidden_size} is not a multiple of head_size "
+                          f"{head_size}; {near} would be")

@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# A QR decomposition costs the cube of the side. Larger matrices are drawn with independent entries of the same
-# variance, which is as orthogonal as it matters at that size.
-LARGEST_ORTHOGONAL_SIDE = 1024
+from ._layers import orthogonal
 
 
 @torch.no_grad()
@@ -78,9 +76,4 @@ def _channel_mix(ffn: Any, height: float) -> None:
 def _orthogonal(weight: Tensor, gain: float) -> None:
     """A random (semi-)orthogonal matrix times the gain and the root of how much wider its output is."""
     rows, columns = weight.shape
-    gain *= math.sqrt(max(1.0, rows / columns))
-    if min(rows, columns) > LARGEST_ORTHOGONAL_SIDE:
-        nn.init.normal_(weight, std=gain / math.sqrt(max(rows, columns)))
-    else:
-        wide = torch.empty_like(weight, dtype=torch.float32)
-        weight.copy_(nn.init.orthogonal_(wide, gain))
+    orthogonal(weight, gain * math.sqrt(max(1.0, rows / columns)))

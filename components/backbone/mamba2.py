@@ -22,6 +22,7 @@ from aurora.types import State
 
 from ..kernels.ssd import ssd, ssd_step
 from ._checkpoint import fill, read_tensors, write_tensors
+from ._conv import convolve, latest, row_window, step_window
 from ._layers import Linear, check_sizes, layer_of, stack_layers
 from ._packing import Row
 
@@ -63,7 +64,8 @@ class Mixer(nn.Module):
         """
         gate, inputs, step = torch.split(self.in_proj(x), self.splits, dim=-1)
         seen = window(inputs)
-        values, keys, queries = torch.split(self._convolve(seen), self.parts, dim=-1)
+        convolved = F.silu(convolve(seen, self.conv1d.weight, self.conv1d.bias))
+        values, keys, queries = torch.split(convolved, self.parts, dim=-1)
         values = values.reshape(len(x), self.heads, -1)
         wide = torch.promote_types(x.dtype, torch.float32)
         step = F.softplus(step.to(wide) + self.dt_bias.to(wide))  # [T, H]
@@ -71,14 +73,6 @@ class Mixer(nn.Module):
         y, state = recurrence(queries, keys, values * step.unsqueeze(-1), log_decay)
         y = (y + values * self.D.unsqueeze(-1)).to(x.dtype).flatten(-2)
         return self.out_proj(self.norm(y * F.silu(gate))), state, seen
-
-    def _convolve(self, window: list[Tensor]) -> Tensor:
-        taps = self.conv1d.weight[:, 0].flip(-1).unbind(-1)  # the first one is for the position itself
-        assert self.conv1d.bias is not None
-        total = self.conv1d.bias.expand_as(window[0])
-        for tap, x in zip(taps, window, strict=True):
-            total = torch.addcmul(total, x, tap)
-        return F.silu(total)
 
 
 class Block(nn.Module):
@@ -88,38 +82,24 @@ class Block(nn.Module):
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=NORM_EPS)
         self.mixer = Mixer(width, inner, head_size, state_size, conv_size)
-        self.reach = conv_size - 1
+        self.conv_size = conv_size
 
     def forward(
         self, x: Tensor, row: Row, state: LayerState | None, return_state: bool
     ) -> tuple[Tensor, LayerState | None]:
         """[T, D] → [T, D] and each sequence's state when asked for."""
         conv, ssm = state or (None, None)
-
-        def window(inputs: Tensor) -> list[Tensor]:
-            seen = [inputs]
-            for back in range(1, self.reach + 1):
-                seen.append(row.shift(seen[-1], None if conv is None else conv[:, -back]))
-            return seen
-
+        window = partial(row_window, row=row, before=conv, size=self.conv_size)
         read = partial(ssd, cu_seqlens=row.cu_seqlens, state=ssm, return_state=return_state)
         mixed, ssm, seen = self.mixer(self.norm(x), window, read)
-        after = None if ssm is None else LayerState(_latest([inputs[row.last] for inputs in seen]), ssm)
+        after = None if ssm is None else LayerState(latest([inputs[row.last] for inputs in seen]), ssm)
         return x + mixed, after
 
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
         """[S, D] → [S, D] and the next state."""
-
-        def window(inputs: Tensor) -> list[Tensor]:
-            return [inputs, *state.conv.to(inputs.dtype).flip(1).unbind(1)]
-
+        window = partial(step_window, before=state.conv)
         mixed, ssm, seen = self.mixer(self.norm(x), window, partial(ssd_step, state=state.ssm))
-        return x + mixed, LayerState(_latest(seen), ssm)
-
-
-def _latest(window: list[Tensor]) -> Tensor:
-    """[S, W - 1, E] of what stood 0, 1, … W - 1 positions before: the oldest drops out."""
-    return torch.stack(window[-2::-1], dim=1)
+        return x + mixed, LayerState(latest(seen), ssm)
 
 
 @BACKBONE.register
