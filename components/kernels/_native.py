@@ -26,8 +26,10 @@ SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
+_AVX512_BF16 = (*_AVX512, "-mavx512bf16", "-mavx512vnni")
 INSTRUCTION_SETS: dict[str, tuple[str, ...]] = {
-    "avx512_bf16": (*_AVX512, "-mavx512bf16", "-mavx512vnni"),
+    "amx": (*_AVX512_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+    "avx512_bf16": _AVX512_BF16,
     "avx512": _AVX512,
     "avx2": _AVX2,
     "plain": (),
@@ -68,6 +70,8 @@ def instruction_set() -> str:
         return asked
     capability = torch.backends.cpu.get_cpu_capability()
     if capability == "AVX512":
+        if torch.cpu._is_amx_tile_supported():
+            return "amx"
         return "avx512_bf16" if torch.cpu._is_avx512_bf16_supported() else "avx512"
     return "avx2" if capability == "AVX2" else "plain"
 
