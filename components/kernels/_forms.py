@@ -19,6 +19,10 @@ def fits_all(k: Tensor, v: Tensor) -> str | None:
     return None
 
 
+def always_fast(k: Tensor, lengths: Sequence[int]) -> str | None:
+    return None
+
+
 class Form(NamedTuple):
     """One way to compute an operator over packed rows."""
 
@@ -28,15 +32,19 @@ class Form(NamedTuple):
     installed here), said so that the user knows what would be right; None when it can."""
     widens: bool = True
     """Whether its inputs are widened to float32 (float64 when they are) before; otherwise it takes them as they are."""
+    slow: Callable[[Tensor, Sequence[int]], str | None] = always_fast
+    """Why `auto` should rather take a later form for keys [T, H, K] in sequences of these lengths, said as a rule
+    without the lengths themselves; None when it should not. Who names the form gets it in any case."""
 
 
-def choose(op: str, forms: Mapping[str, Form], name: str, k: Tensor, v: Tensor) -> Form:
-    """The form of that name; for `auto` the first that can take keys [T, H, K] and values [T, H, V] like these.
+def choose(op: str, forms: Mapping[str, Form], name: str, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Form:
+    """The form of that name; for `auto` the first that can take keys [T, H, K] and values [T, H, V] like these and is
+    not slow for sequences of these lengths.
 
     AuroraError when there is no such form, or it cannot.
     """
     if name == "auto":
-        return forms[_first_fit(op, forms, k, v)]
+        return forms[_first_fit(op, forms, k, v, lengths)]
     if name not in forms:
         raise AuroraError(f"{op} has no form {name!r}.{suggest(name, ['auto', *forms])}")
     reason = forms[name].unfit(k, v)
@@ -45,15 +53,26 @@ def choose(op: str, forms: Mapping[str, Form], name: str, k: Tensor, v: Tensor) 
     return forms[name]
 
 
-def _first_fit(op: str, forms: Mapping[str, Form], k: Tensor, v: Tensor) -> str:
-    passed: list[str] = []
+def _first_fit(op: str, forms: Mapping[str, Form], k: Tensor, v: Tensor, lengths: Sequence[int]) -> str:
+    passed: dict[str, str] = {}
+    able = []
     for name, form in forms.items():
         reason = form.unfit(k, v)
         if reason is None:
-            _tell(op, name, str(k.device.type), k.shape[-1], v.shape[-1], "; ".join(passed))
-            return name
-        passed.append(f"{name!r} {reason}")
-    raise AuroraError(f"{op}: no form can take keys {tuple(k.shape)} {k.dtype} on {k.device}: {'; '.join(passed)}")
+            able.append(name)
+            reason = form.slow(k, lengths)
+        if reason is None:
+            break
+        passed[name] = reason
+    if not able:
+        raise AuroraError(f"{op}: no form can take keys {tuple(k.shape)} {k.dtype} on {k.device}: {_reasons(passed)}")
+    chosen = name if reason is None else able[0]  # where all that fit are slow, the first
+    _tell(op, chosen, k.device.type, k.shape[-1], v.shape[-1], _reasons(passed))
+    return chosen
+
+
+def _reasons(passed: Mapping[str, str]) -> str:
+    return "; ".join(f"{name!r} {reason}" for name, reason in passed.items())
 
 
 @cache
@@ -61,6 +80,26 @@ def _tell(op: str, name: str, device: str, keys: int, values: int, passed: str) 
     """Says once what was chosen."""
     why = f" ({passed})" if passed else ""
     log.info("%s: form %r on %s, heads of %d × %d%s", op, name, device, keys, values, why)
+
+
+def check_inputs(op: str, inputs: Mapping[str, tuple[Tensor, str]], **sizes: int) -> None:
+    """AuroraError unless every tensor is of a floating dtype and has the shape that its letters say.
+
+    `inputs` maps names to a tensor and one letter per axis, "THK"; a letter stands for what `sizes` or the first tensor
+    that has it says.
+    """
+    device = next(iter(inputs.values()))[0].device
+    for name, (tensor, letters) in inputs.items():
+        if not tensor.is_floating_point():
+            raise AuroraError(f"{op}: {name} is of {tensor.dtype}; it has to be float32, bfloat16 or another float")
+        if tensor.device != device:
+            raise AuroraError(f"{op}: {name} is on {tensor.device}, the other tensors are on {device}")
+        shape = list(tensor.shape)
+        if len(shape) == len(letters):
+            sizes = dict(zip(letters, shape, strict=True)) | sizes
+        if shape != [sizes.get(letter) for letter in letters]:
+            right = ", ".join(f"{letter} = {sizes[letter]}" if letter in sizes else letter for letter in letters)
+            raise AuroraError(f"{op}: {name} is {shape}; it has to be [{right}]")
 
 
 def on_device(kind: str) -> Callable[[Tensor, Tensor], str | None]:

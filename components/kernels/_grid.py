@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from aurora.errors import AuroraError
+
 
 class ChunkGrid(NamedTuple):
     """Where each position and head of a packed row stands among N chunks."""
@@ -45,13 +47,17 @@ class ChunkGrid(NamedTuple):
 
 
 def sequence_lengths(cu_seqlens: Tensor, positions: int) -> tuple[int, ...]:
-    """The lengths of the sequences of a row; ValueError when they are empty or do not fill it."""
+    """The lengths of the sequences of a row; AuroraError when they are empty or do not fill it."""
+    if cu_seqlens.dim() != 1 or cu_seqlens.is_floating_point() or cu_seqlens.dtype is torch.bool:
+        raise AuroraError(
+            f"cu_seqlens is {list(cu_seqlens.shape)} of {cu_seqlens.dtype}; it has to be [S + 1] integers"
+        )
     bounds = cu_seqlens.tolist()
     lengths = tuple(end - start for start, end in pairwise(bounds))
     if not lengths or min(lengths) < 1:
-        raise ValueError(f"cu_seqlens {bounds} holds an empty sequence; every sequence needs a position")
+        raise AuroraError(f"cu_seqlens {bounds} holds an empty sequence; every sequence needs a position")
     if bounds[0] != 0 or bounds[-1] != positions:
-        raise ValueError(f"cu_seqlens runs from {bounds[0]} to {bounds[-1]}; the row has positions 0 to {positions}")
+        raise AuroraError(f"cu_seqlens runs from {bounds[0]} to {bounds[-1]}; the row has positions 0 to {positions}")
     return lengths
 
 

@@ -39,7 +39,7 @@ def ssd(
     wide = wide_of(v.dtype)
     if state is None:
         state = torch.zeros(len(lengths), v.shape[1], k.shape[-1], v.shape[-1], dtype=wide, device=v.device)
-    chosen = _SINGLE if form == "auto" and max(lengths) == 1 else choose("ssd", FORMS, form, k.unsqueeze(1), v)
+    chosen = _SINGLE if form == "auto" and max(lengths) == 1 else choose("ssd", FORMS, form, k.unsqueeze(1), v, lengths)
     y, after = chosen.compute(q.to(wide), k.to(wide), v.to(wide), a.to(wide), lengths, state.to(wide))
     return y.to(v.dtype), after if return_state else None
 

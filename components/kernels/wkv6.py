@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._forms import Form, choose, step_by_step, wide
+from ._forms import Form, check_inputs, choose, step_by_step, wide
 from ._grid import sequence_lengths
 from ._wkv6_chunk import wkv6_chunk
 
@@ -41,7 +41,9 @@ def wkv6(
     exact = wide(r.dtype)
     if state is None:
         state = torch.zeros(len(lengths), *k.shape[1:], v.shape[-1], dtype=exact, device=r.device)
-    chosen = _SINGLE if form == "auto" and max(lengths) == 1 else choose("wkv6", FORMS, form, k, v)
+    given = {"r": (r, "THK"), "k": (k, "THK"), "v": (v, "THV"), "w": (w, "THK"), "bonus": (bonus, "HK")}
+    check_inputs("wkv6", {**given, "state": (state, "SHKV")}, S=len(lengths))
+    chosen = _SINGLE if form == "auto" and max(lengths) == 1 else choose("wkv6", FORMS, form, k, v, lengths)
     dtype = v.dtype
     if chosen.widens:
         r, k, v, bonus = r.to(exact), k.to(exact), v.to(exact), bonus.to(exact)
@@ -49,9 +51,7 @@ def wkv6(
     return y.to(dtype), after if return_state else None
 
 
-def wkv6_step(
-    r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
+def wkv6_step(r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """One position of S sequences: r, k, w [S, H, K], v [S, H, V], state [S, H, K, V] → [S, H, V], next state.
 
     Computes in the dtype of the state.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -149,6 +151,24 @@ def test_bounds_that_do_not_fit_are_refused(cut: list[int], says: str) -> None:
     r, k, v, w, bonus, _ = inputs((5,))
     with pytest.raises(ValueError, match=says):
         wkv6(r, k, v, w, bonus, torch.tensor(cut))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "says"),
+    [
+        ("k", lambda x: x[..., :16], r"wkv6: k is \[5, 2, 16\]; it has to be \[T = 5, H = 2, K = 32\]"),
+        ("v", lambda x: x[:4], r"v is \[4, 2, 32\]; it has to be \[T = 5, H = 2, V = 32\]"),
+        ("w", lambda x: x.long(), "w is of torch.int64"),
+        ("bonus", lambda x: x.flatten(), r"bonus is \[64\]; it has to be \[H = 2, K = 32\]"),
+        ("state", lambda x: x.expand(2, -1, -1, -1), r"state is \[2, 2, 32, 32\]; .*S = 1"),
+        ("cu_seqlens", lambda x: x.float(), r"cu_seqlens is \[2\] of torch.float32; it has to be"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(name: str, wrong: Callable[[Tensor], Tensor], says: str) -> None:
+    given = dict(zip(("r", "k", "v", "w", "bonus", "state"), inputs((5,)), strict=True)) | {"cu_seqlens": bounds((5,))}
+    given[name] = wrong(given[name])
+    with pytest.raises(AuroraError, match=says):
+        wkv6(**given)
 
 
 def test_an_unknown_form_is_refused_with_the_known_ones() -> None:
