@@ -50,12 +50,20 @@ class SwiGLU(nn.Module):
         return out
 
 
-class GatedNorm(nn.RMSNorm):
+class GatedNorm(nn.Module):
     """Normalises what each head read, then gates it."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = parameter(width)
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         """[..., V], [..., V] → [..., V]."""
-        return super().forward(x) * F.silu(gate)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps) * F.silu(gate)
 
 
 @torch.no_grad()

@@ -1,0 +1,161 @@
+"""A stack of blocks, each a mixer that reads the past and a SwiGLU MLP; gated linear attention and its successors.
+
+Parameters are named as the models of flash-linear-attention name them, without the `model.` before most of them.
+
+Shape letters: T packed positions, S sequences, D width, L layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aurora.errors import AuroraError
+from aurora.interfaces import Backbone
+from aurora.types import State
+
+from ._checkpoint import fill, read_tensors, write_tensors
+from ._layers import GatedNorm, Linear, SwiGLU, layer_of, stack_layers
+from ._packing import Row
+
+NORM_EPS = 1e-6
+INITIAL_STD = 0.02
+
+
+class Mixer(nn.Module, ABC):
+    """How a layer reads the past."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, row: Row, state: Any | None, return_state: bool) -> tuple[Tensor, Any | None]:
+        """[T, D] → [T, D] and each sequence's state, a named tuple, when asked for."""
+
+    @abstractmethod
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """[S, D] → [S, D] and the next state."""
+
+    @abstractmethod
+    def initialise(self) -> None:
+        """Fills the parameters that are no projections and no norms."""
+
+
+class Block(nn.Module):
+    """One layer."""
+
+    def __init__(self, width: int, mixer: Mixer, ffn_size: int) -> None:
+        super().__init__()
+        self.attn_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.attn = mixer
+        self.mlp_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.mlp = SwiGLU(width, ffn_size)
+
+    def forward(self, x: Tensor, row: Row, state: Any | None, return_state: bool) -> tuple[Tensor, Any | None]:
+        """[T, D] → [T, D] and each sequence's state when asked for."""
+        mixed, after = self.attn(self.attn_norm(x), row, state, return_state)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), after
+
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """[S, D] → [S, D] and the next state."""
+        mixed, after = self.attn.step(self.attn_norm(x), state)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), after
+
+
+class Decoder(Backbone):
+    """The model around the mixers; a backbone gives its mixers and the shapes of what one layer remembers."""
+
+    block_class = Block
+    layer_state: ClassVar[Any]  # the named tuple that its mixers take and give; `kv` is kept wide
+
+    def __init__(
+        self, vocab_size: int, hidden_size: int, ffn_size: int, mixers: Sequence[Mixer],
+        state_shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.vocab_size = vocab_size
+        self.state_shapes = state_shapes
+        self.embeddings = nn.Embedding(vocab_size, hidden_size, _weight=torch.empty(vocab_size, hidden_size))
+        self.layers = nn.ModuleList(Block(hidden_size, mixer, ffn_size) for mixer in mixers)
+        self.norm = nn.RMSNorm(hidden_size, eps=NORM_EPS)
+        self.lm_head = Linear(hidden_size, vocab_size)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Fills every parameter as flash-linear-attention does before training."""
+        if self.embeddings.weight.is_meta:
+            return
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d):
+                nn.init.normal_(module.weight, std=INITIAL_STD)
+            elif isinstance(module, nn.RMSNorm | GatedNorm):
+                module.reset_parameters()
+        for block in self.layers:
+            block.attn.initialise()  # type: ignore[operator, union-attr]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.embeddings.weight)
+
+    def init_state(self, sequences: int) -> State:
+        weight = self.embeddings.weight
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        return {
+            name: weight.new_zeros(len(self.layers), sequences, *shape, dtype=wide if name == "kv" else weight.dtype)
+            for name, shape in self.state_shapes.items()
+        }
+
+    def forward(
+        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
+    ) -> tuple[Tensor, State | None]:
+        row = Row.of(cu_seqlens, x.device)
+        after = []
+        for layer, block in enumerate(self.layers):
+            before = None if state is None else layer_of(self.layer_state, state, layer)
+            x, layer_state = block(x, row, before, return_state)
+            after.append(layer_state)
+        return self.norm(x), stack_layers(after) if return_state else None
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        after = []
+        for layer, block in enumerate(self.layers):
+            assert isinstance(block, Block)
+            x, layer_state = block.step(x, layer_of(self.layer_state, state, layer))
+            after.append(layer_state)
+        return self.norm(x), stack_layers(after)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.lm_head.weight)
+
+    def load_base(self, path: str) -> None:
+        """Reads a checkpoint of flash-linear-attention, `.pth` or `.safetensors`."""
+        tensors = {_ours(name): tensor for name, tensor in read_tensors(path).items()}
+        if "layers.0.attn_norm.weight" not in tensors:
+            raise AuroraError(f"{path} is in another layout: it has no model.layers.0.attn_norm.weight. Models of "
+                              "flash-linear-attention are read, and what save_base writes")
+        # a model with tied embeddings may leave its head out
+        tensors.setdefault("lm_head.weight", tensors["embeddings.weight"])
+        fill(self, tensors, path)
+
+    def save_base(self, path: str) -> None:
+        """Writes what `load_base` reads: `.pth` or `.safetensors` by the ending of the path."""
+        write_tensors({_theirs(name): tensor for name, tensor in self.state_dict().items()}, path)
+
+
+def mlp_size(width: int) -> int:
+    """As many parameters as an MLP of four times the width without a gate has, in multiples of 256."""
+    return -(-(8 * width // 3) // 256) * 256
+
+
+def _ours(name: str) -> str:
+    # the norm goes by another name where it is not fused with its gate
+    return name.removeprefix("model.").replace(".attn.g_norm.", ".attn.g_norm_swish_gate.")
+
+
+def _theirs(name: str) -> str:
+    return name if name.startswith("lm_head.") else f"model.{name}"

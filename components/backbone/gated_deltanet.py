@@ -1,0 +1,156 @@
+"""Gated DeltaNet, arXiv 2412.06464; parameters are named as in flash-linear-attention.
+
+Shape letters: T packed positions, S sequences, D width, H heads, K key width, V value width of a head, W positions that
+a convolution sees, E = H (2 K + V) convolved channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aurora.errors import AuroraError
+from aurora.registry import BACKBONE
+
+from ..kernels.wkv7 import wkv7, wkv7_step
+from ._conv import convolve, latest, row_window, step_window
+from ._decoder import NORM_EPS, Decoder, Mixer, mlp_size
+from ._layers import GatedNorm, Linear, check_heads, check_sizes, parameter
+from ._packing import Row
+
+LENGTH_EPS = 1e-6
+
+Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
+
+
+class LayerState(NamedTuple):
+    """What one layer remembers."""
+
+    conv: Tensor  # [S, W - 1, E] inputs of the convolutions, the latest last
+    kv: Tensor  # [S, H, K, V]
+
+
+class GatedDeltaRule(Mixer):
+    """Short convolutions, then a memory that forgets, and replaces what it holds for a key by a new value.
+
+    With a retention α and a writing strength β per head, keys and queries of length one, and a state s [K, V]:
+
+        s_t = α_t (1 - β_t k_tᵀ k_t) s_{t-1} + β_t k_tᵀ v_t        y_t = q_t s_t / √K
+    """
+
+    def __init__(self, width: int, heads: int, head_size: int, value_size: int, conv_size: int) -> None:
+        super().__init__()
+        keys, values = heads * head_size, heads * value_size
+        self.heads = heads
+        self.conv_size = conv_size
+        self.parts = [keys, keys, values]
+        self.scale = head_size**-0.5
+        self.q_proj = Linear(width, keys)
+        self.k_proj = Linear(width, keys)
+        self.v_proj = Linear(width, values)
+        self.a_proj = Linear(width, heads)
+        self.b_proj = Linear(width, heads)
+        self.g_proj = Linear(width, values)
+        self.q_conv1d = nn.Conv1d(keys, keys, conv_size, groups=keys, bias=False)
+        self.k_conv1d = nn.Conv1d(keys, keys, conv_size, groups=keys, bias=False)
+        self.v_conv1d = nn.Conv1d(values, values, conv_size, groups=values, bias=False)
+        self.A_log = parameter(heads)
+        self.dt_bias = parameter(heads)
+        self.o_norm = GatedNorm(value_size, eps=NORM_EPS)
+        self.o_proj = Linear(values, width)
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """As in Mamba-2: rates up to 16, steps of 0.001 to 0.1, evenly in their logarithm."""
+        self.A_log.uniform_(0.01, 16).log_()
+        step = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+        self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus turns it into the step
+
+    def forward(
+        self, x: Tensor, row: Row, state: LayerState | None, return_state: bool
+    ) -> tuple[Tensor, LayerState | None]:
+        conv, kv = state or (None, None)
+        seen = row_window(self._convolved(x), row, conv, self.conv_size)
+        read = partial(wkv7, cu_seqlens=row.cu_seqlens, state=kv, return_state=return_state)
+        mixed, kv = self._mix(x, seen, read)
+        return mixed, None if kv is None else LayerState(latest([inputs[row.last] for inputs in seen]), kv)
+
+    def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+        seen = step_window(self._convolved(x), state.conv)
+        mixed, kv = self._mix(x, seen, partial(wkv7_step, state=state.kv))
+        assert kv is not None
+        return mixed, LayerState(latest(seen), kv)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        """[T, E]: queries, keys and values side by side, as the convolutions take them."""
+        return torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
+
+    def _mix(self, x: Tensor, seen: list[Tensor], recurrence: Recurrence) -> tuple[Tensor, Tensor | None]:
+        """[T, D] and what its convolutions see → [T, D] and the state of the recurrence."""
+        taps = torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight])
+        convolved = torch.split(F.silu(convolve(seen, taps)), self.parts, dim=-1)
+        q, k, v = (self._split(part) for part in convolved)
+        y, state = recurrence(*self._delta_rule(x, _unit(q) * self.scale, _unit(k), v))
+        return self.o_proj(self.o_norm(y, self._split(self.g_proj(x))).flatten(-2)), state
+
+    def _delta_rule(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        """What WKV-7 takes as r, w, k, v, a, b: s_t = diag(exp w) s_{t-1} + bᵀ (a s_{t-1}) + kᵀ v."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        step = F.softplus(self.a_proj(x).to(wide) + self.dt_bias.to(wide))
+        log_retention = (-self.A_log.to(wide).exp() * step).unsqueeze(-1)  # [T, H, 1]
+        strength = torch.sigmoid(self.b_proj(x).to(wide)).unsqueeze(-1)
+        written = strength * k.to(wide)
+        replaced = log_retention.exp() * written
+        return q, log_retention.expand(k.shape), written.to(x.dtype), v, -k, replaced.to(x.dtype)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), self.heads, -1)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """[T, H, K] of length one, in its dtype."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + LENGTH_EPS)).to(x.dtype)
+
+
+@BACKBONE.register
+class GatedDeltaNet(Decoder):
+    """Gated DeltaNet, a linear RNN that overwrites what it holds for a key; defaults are those of the 1.3B model."""
+
+    layer_state = LayerState
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        hidden_size: int = 2048,
+        layers: int = 21,
+        head_size: int = 256,
+        heads: int | None = None,
+        expand_v: float = 2.0,
+        ffn_size: int | None = None,
+        conv_size: int = 4,
+    ) -> None:
+        ffn_size = mlp_size(hidden_size) if ffn_size is None else ffn_size
+        check_sizes("gated_deltanet", vocab_size=vocab_size, hidden_size=hidden_size, layers=layers,
+                    head_size=head_size, ffn_size=ffn_size)
+        if heads is None:
+            check_heads("gated_deltanet", hidden_size, head_size)
+            heads = math.ceil(0.75 * hidden_size / head_size)
+        values = round(expand_v * head_size)
+        if values < 1 or values != expand_v * head_size:
+            raise AuroraError(f"backbone 'gated_deltanet': expand_v · head_size = {expand_v * head_size} (expand_v "
+                              f"{expand_v}, head_size {head_size}) is the value width of a head and must be a whole "
+                              "number above 0")
+        if conv_size < 2:
+            raise AuroraError(f"backbone 'gated_deltanet': conv_size must be at least 2, not {conv_size}")
+        check_sizes("gated_deltanet", heads=heads)
+        mixers = [GatedDeltaRule(hidden_size, heads, head_size, values, conv_size) for _ in range(layers)]
+        shapes = {"conv": (conv_size - 1, heads * (2 * head_size + values)), "kv": (heads, head_size, values)}
+        super().__init__(vocab_size, hidden_size, ffn_size, mixers, shapes)

@@ -1,0 +1,113 @@
+"""Gated linear attention, arXiv 2312.06635; parameters are named as in flash-linear-attention.
+
+Shape letters: T packed positions, S sequences, D width, H heads, K key width, V value width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aurora.errors import AuroraError
+from aurora.registry import BACKBONE
+
+from ..kernels.gla import gla, gla_step
+from ._decoder import NORM_EPS, Decoder, Mixer, mlp_size
+from ._layers import GatedNorm, Linear, check_heads, check_sizes
+from ._packing import Row
+
+# arXiv 2312.06635, section 4.4: the root of a sigmoid, so that decays start near one
+DECAY_ROOT = 16
+
+Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
+
+
+class LayerState(NamedTuple):
+    """What one layer remembers."""
+
+    kv: Tensor  # [S, H, K, V]
+
+
+class GatedLinearAttention(Mixer):
+    """Linear attention whose memory of each key decays by what is read."""
+
+    def __init__(self, width: int, key_width: int, heads: int, gate_rank: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = (key_width // heads) ** -0.5
+        self.q_proj = Linear(width, key_width)
+        self.k_proj = Linear(width, key_width)
+        self.v_proj = Linear(width, width)
+        self.g_proj = Linear(width, width)
+        self.gk_proj = nn.Sequential(Linear(width, gate_rank), nn.Linear(gate_rank, key_width))
+        self.g_norm_swish_gate = GatedNorm(width // heads, eps=NORM_EPS)
+        self.o_proj = Linear(width, width)
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        nn.init.zeros_(self.gk_proj[1].bias)  # type: ignore[arg-type]
+
+    def forward(
+        self, x: Tensor, row: Row, state: LayerState | None, return_state: bool
+    ) -> tuple[Tensor, LayerState | None]:
+        kv = None if state is None else state.kv
+        mixed, kv = self._mix(x, partial(gla, cu_seqlens=row.cu_seqlens, state=kv, return_state=return_state))
+        return mixed, None if kv is None else LayerState(kv)
+
+    def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+        mixed, kv = self._mix(x, partial(gla_step, state=state.kv))
+        assert kv is not None
+        return mixed, LayerState(kv)
+
+    def _mix(self, x: Tensor, recurrence: Recurrence) -> tuple[Tensor, Tensor | None]:
+        """[T, D] → [T, D] and the state of the recurrence."""
+        y, state = recurrence(
+            self._split(self.q_proj(x)) * self.scale,
+            self._split(self.k_proj(x)),
+            self._split(self.v_proj(x)),
+            self._split(self._log_decay(x)),
+        )
+        return self.o_proj(self.g_norm_swish_gate(y, self._split(self.g_proj(x))).flatten(-2)), state
+
+    def _log_decay(self, x: Tensor) -> Tensor:
+        """[T, H · K], wide: decays next to one would lose all in bfloat16."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.logsigmoid(self.gk_proj(x).to(wide)) / DECAY_ROOT
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(len(x), self.heads, -1)
+
+
+@BACKBONE.register
+class GLA(Decoder):
+    """Gated linear attention, a linear RNN with one decay per key; defaults are those of the 1.3B model."""
+
+    layer_state = LayerState
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        hidden_size: int = 2048,
+        layers: int = 24,
+        head_size: int = 512,
+        expand_k: float = 0.5,
+        ffn_size: int | None = None,
+        gate_rank: int = 16,
+    ) -> None:
+        ffn_size = mlp_size(hidden_size) if ffn_size is None else ffn_size
+        check_sizes("gla", vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, head_size=head_size,
+                    ffn_size=ffn_size, gate_rank=gate_rank)
+        check_heads("gla", hidden_size, head_size)
+        keys = round(expand_k * head_size)
+        if keys < 1 or keys != expand_k * head_size:
+            raise AuroraError(f"backbone 'gla': expand_k · head_size = {expand_k * head_size} (expand_k {expand_k}, "
+                              f"head_size {head_size}) is the key width of a head and must be a whole number above 0")
+        heads = hidden_size // head_size
+        mixers = [GatedLinearAttention(hidden_size, heads * keys, heads, gate_rank) for _ in range(layers)]
+        super().__init__(vocab_size, hidden_size, ffn_size, mixers, {"kv": (heads, keys, head_size)})

@@ -1,0 +1,298 @@
+"""RWKV-7 (Goose, x070), arXiv 2503.14456; parameters are named as in the authors' checkpoints.
+
+Shape letters: T packed positions, S sequences, D width, H heads, K head width, L layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aurora.errors import AuroraError
+from aurora.interfaces import Backbone
+from aurora.registry import BACKBONE
+from aurora.types import State
+
+from ..kernels.wkv7 import wkv7, wkv7_step
+from ._checkpoint import fill, read_tensors, write_tensors
+from ._layers import Linear, check_heads, check_sizes, layer_of, parameter, stack_layers
+from ._packing import Row
+from ._rwkv7_init import initialise
+
+# 1e-5 · 8²: the authors divide what is normalised by 8, whatever the head size
+GROUP_NORM_EPS = 64e-5
+# a position forgets at most exp(-exp(-1/2)), so 45 % of a channel stays
+STRONGEST_LOG_DECAY = -math.exp(-0.5)
+# the first layer's value residual: some published files hold it, no layer reads it
+UNUSED = ("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2")
+
+Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
+
+
+class LayerState(NamedTuple):
+    """What one layer remembers."""
+
+    att_shift: Tensor  # [S, D]
+    wkv: Tensor  # [S, H, K, K]: key, value
+    ffn_shift: Tensor  # [S, D]
+
+
+class Ranks(NamedTuple):
+    """The widths of what the low-rank projections pass through."""
+
+    decay: int
+    rate: int
+    value: int
+    gate: int
+
+
+class TimeMix(nn.Module):
+    """Reads the past through the WKV-7 operator, a generalised delta rule."""
+
+    def __init__(self, width: int, head_size: int, ranks: Ranks, *, first: bool) -> None:
+        super().__init__()
+        self.first = first
+        self.heads = width // head_size
+        self.x_r = parameter(1, 1, width)
+        self.x_w = parameter(1, 1, width)
+        self.x_k = parameter(1, 1, width)
+        self.x_v = parameter(1, 1, width)
+        self.x_a = parameter(1, 1, width)
+        self.x_g = parameter(1, 1, width)
+        self.w0 = parameter(1, 1, width)
+        self.w1 = parameter(width, ranks.decay)
+        self.w2 = parameter(ranks.decay, width)
+        self.a0 = parameter(1, 1, width)
+        self.a1 = parameter(width, ranks.rate)
+        self.a2 = parameter(ranks.rate, width)
+        if not first:
+            self.v0 = parameter(1, 1, width)
+            self.v1 = parameter(width, ranks.value)
+            self.v2 = parameter(ranks.value, width)
+        self.g1 = parameter(width, ranks.gate)
+        self.g2 = parameter(ranks.gate, width)
+        self.k_k = parameter(1, 1, width)
+        self.k_a = parameter(1, 1, width)
+        self.r_k = parameter(self.heads, head_size)
+        self.receptance = Linear(width, width)
+        self.key = Linear(width, width)
+        self.value = Linear(width, width)
+        self.output = Linear(width, width)
+        self.ln_x = nn.GroupNorm(self.heads, width, eps=GROUP_NORM_EPS)
+
+    def forward(
+        self, x: Tensor, before: Tensor, v_first: Tensor | None, recurrence: Recurrence
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """[T, D], what stood before each position [T, D], the values of the first layer [T, D] (none in the first
+        layer) → [T, D], those values, and the state of the recurrence."""
+        difference = before - x
+        shares = (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
+        r, w, k, v, a, g = (torch.addcmul(x, difference, share[0]) for share in shares)
+        r, w, g = self.receptance(r), self._log_decay(w), torch.sigmoid(g @ self.g1) @ self.g2
+        rate = torch.sigmoid(self.a0[0] + a @ self.a1 @ self.a2)
+        k = self.key(k)
+        v, v_first = self._value(v, v_first)
+
+        removed = F.normalize(self._split(k * self.k_k[0]), dim=-1)
+        k = k * torch.addcmul(1 - self.k_a[0], rate, self.k_a[0])
+        r, w, k, v, rate = (self._split(part) for part in (r, w, k, v, rate))
+        y, state = recurrence(r, w, k, v, -removed, removed * rate)
+        own = (r * k * self.r_k).sum(-1, keepdim=True) * v
+        return self.output((self.ln_x(y.flatten(-2)) + own.flatten(-2)) * g), v_first, state
+
+    def _value(self, x: Tensor, v_first: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Values [T, D], drawn towards those of the first layer, and those."""
+        v = self.value(x)
+        if v_first is None:
+            return v, v
+        return torch.lerp(v, v_first, torch.sigmoid(self.v0[0] + x @ self.v1 @ self.v2)), v_first
+
+    def _log_decay(self, x: Tensor) -> Tensor:
+        """[T, D], wide: decays next to one would lose all in bfloat16."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        change = torch.tanh(x @ self.w1) @ self.w2
+        return STRONGEST_LOG_DECAY * torch.sigmoid(self.w0[0].to(wide) + change.to(wide))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(len(x), self.heads, -1)
+
+
+class ChannelMix(nn.Module):
+    """Works on each position and the one before it."""
+
+    def __init__(self, width: int, ffn_size: int) -> None:
+        super().__init__()
+        self.x_k = parameter(1, 1, width)
+        self.key = Linear(width, ffn_size)
+        self.value = Linear(ffn_size, width)
+
+    def forward(self, x: Tensor, before: Tensor) -> Tensor:
+        """[T, D], what stood before each position [T, D] → [T, D]."""
+        k = torch.addcmul(x, before - x, self.x_k[0])
+        value: Tensor = self.value(torch.relu(self.key(k)).square())
+        return value
+
+
+class Block(nn.Module):
+    """One layer; the first one also normalises what enters the model, and its values are given to all others.
+
+    Those values pass through every block, given and returned, so that a block that is sharded or computed again in the
+    backward pass needs nothing but its arguments.
+    """
+
+    def __init__(self, width: int, head_size: int, ffn_size: int, ranks: Ranks, *, first: bool) -> None:
+        super().__init__()
+        if first:
+            self.ln0 = nn.LayerNorm(width)
+        self.ln1 = nn.LayerNorm(width)
+        self.ln2 = nn.LayerNorm(width)
+        self.att = TimeMix(width, head_size, ranks, first=first)
+        self.ffn = ChannelMix(width, ffn_size)
+        self.first = first
+
+    def forward(
+        self, x: Tensor, v_first: Tensor | None, row: Row, state: LayerState | None, return_state: bool
+    ) -> tuple[Tensor, Tensor, LayerState | None]:
+        """[T, D], values of the first layer → [T, D], those values, and each sequence's state when asked for."""
+        x = self._enter(x)
+        att_shift, wkv, ffn_shift = state or (None, None, None)
+        a = self.ln1(x)
+        read = partial(wkv7, cu_seqlens=row.cu_seqlens, state=wkv, return_state=return_state)
+        mixed, v_first, wkv = self.att(a, row.shift(a, att_shift), v_first, read)
+        x = x + mixed
+        f = self.ln2(x)
+        x = x + self.ffn(f, row.shift(f, ffn_shift))
+        return x, v_first, None if wkv is None else LayerState(a[row.last], wkv, f[row.last])
+
+    def step(self, x: Tensor, v_first: Tensor | None, state: LayerState) -> tuple[Tensor, Tensor, LayerState]:
+        """[S, D], values of the first layer → [S, D], those values, and the next state."""
+        x = self._enter(x)
+        a = self.ln1(x)
+        mixed, v_first, wkv = self.att(a, state.att_shift, v_first, partial(wkv7_step, state=state.wkv))
+        x = x + mixed
+        f = self.ln2(x)
+        return x + self.ffn(f, state.ffn_shift), v_first, LayerState(a, wkv, f)
+
+    def _enter(self, x: Tensor) -> Tensor:
+        return self.ln0(x) if self.first else x
+
+
+@BACKBONE.register
+class RWKV7(Backbone):
+    """RWKV-7 (Goose), a linear RNN that overwrites what it holds for a key; defaults are those of the 1.5B model."""
+
+    block_class = Block
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        hidden_size: int = 2048,
+        layers: int = 24,
+        head_size: int = 64,
+        ffn_size: int | None = None,
+        decay_rank: int | None = None,
+        rate_rank: int | None = None,
+        value_rank: int | None = None,
+        gate_rank: int | None = None,
+    ) -> None:
+        super().__init__()
+        ffn_size = 4 * hidden_size if ffn_size is None else ffn_size
+        check_sizes("rwkv7", vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, head_size=head_size,
+                    ffn_size=ffn_size)
+        check_heads("rwkv7", hidden_size, head_size)
+        usual = usual_ranks(hidden_size)
+        ranks = Ranks(
+            decay=usual.decay if decay_rank is None else decay_rank,
+            rate=usual.rate if rate_rank is None else rate_rank,
+            value=usual.value if value_rank is None else value_rank,
+            gate=usual.gate if gate_rank is None else gate_rank,
+        )
+        check_sizes("rwkv7", **{f"{name}_rank": rank for name, rank in ranks._asdict().items()})
+        self.hidden_size = hidden_size
+        self.vocab_size = vocab_size
+        self.head_size = head_size
+        self.emb = nn.Embedding(vocab_size, hidden_size, _weight=torch.empty(vocab_size, hidden_size))
+        self.blocks = nn.ModuleList(
+            Block(hidden_size, head_size, ffn_size, ranks, first=layer == 0) for layer in range(layers)
+        )
+        self.ln_out = nn.LayerNorm(hidden_size)
+        self.head = Linear(hidden_size, vocab_size)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fills every parameter as the authors do before training."""
+        initialise(self)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.emb.weight)
+
+    def init_state(self, sequences: int) -> State:
+        weight = self.emb.weight
+        shift = (len(self.blocks), sequences, self.hidden_size)
+        wkv = (len(self.blocks), sequences, self.hidden_size // self.head_size, self.head_size, self.head_size)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        return {
+            "att_shift": weight.new_zeros(shift),
+            "wkv": weight.new_zeros(wkv, dtype=wide),
+            "ffn_shift": weight.new_zeros(shift),
+        }
+
+    def forward(
+        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
+    ) -> tuple[Tensor, State | None]:
+        row = Row.of(cu_seqlens, x.device)
+        v_first, after = None, []
+        for layer, block in enumerate(self.blocks):
+            before = None if state is None else layer_of(LayerState, state, layer)
+            x, v_first, layer_state = block(x, v_first, row, before, return_state)
+            after.append(layer_state)
+        return self.ln_out(x), stack_layers(after) if return_state else None
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        v_first, after = None, []
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            x, v_first, layer_state = block.step(x, v_first, layer_of(LayerState, state, layer))
+            after.append(layer_state)
+        return self.ln_out(x), stack_layers(after)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.head.weight)
+
+    def load_base(self, path: str) -> None:
+        """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`."""
+        tensors = read_tensors(path)
+        if "blocks.0.att.r_k" not in tensors:
+            older = " but blocks.0.att.time_maa_x, as RWKV-6 has: backbone=rwkv6 reads it"
+            raise AuroraError(f"{path} is no RWKV-7 (x070) checkpoint: it has no blocks.0.att.r_k"
+                              f"{older if 'blocks.0.att.time_maa_x' in tensors else ''}")
+        tuned = [name for name in tensors if name.endswith(".time_state")]
+        if tuned:
+            raise AuroraError(f"{path} holds tuned initial states ({tuned[0]}, …), which backbone 'rwkv7' does not "
+                              "read; give the checkpoint from before state tuning")
+        fill(self, {name: tensor for name, tensor in tensors.items() if name not in UNUSED}, path)
+
+    def save_base(self, path: str) -> None:
+        """Writes what `load_base` reads: `.pth` or `.safetensors` by the ending of the path."""
+        write_tensors(self.state_dict(), path)
+
+
+def usual_ranks(width: int) -> Ranks:
+    """The ranks of the published models, which grow with the width: 64, 64, 32, 128 at 768 and 1024, 96, 96, 64, 256
+    at 2048, 96, 96, 64, 320 at 2560."""
+    root = width**0.5
+    return Ranks(
+        decay=_nearest(1.8 * root, 32), rate=_nearest(1.8 * root, 32), value=_nearest(1.3 * root, 32),
+        gate=_nearest(0.6 * width**0.8, 64),
+    )
+
+
+def _nearest(rank: float, multiple: int) -> int:
+    return max(32, round(rank / multiple) * multiple)
