@@ -183,6 +183,14 @@ class Backbone(nn.Module, ABC):
     def save_base(self, path: str) -> None:
         """Writes what `load_base` reads."""
 
+    def export_state(self, state: State) -> dict[str, Tensor]:
+        """A tuned initial state [L, 1, ...] as the backbone's makers write it; as it is where they have no form."""
+        return dict(state)
+
+    def import_state(self, tensors: Mapping[str, Tensor]) -> State:
+        """What `export_state` gives, read back. AuroraError when layers or shapes are others."""
+        return dict(tensors)
+
 
 # ---- tokenizer -------------------------------------------------------------------------------------------------
 

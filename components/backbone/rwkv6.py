@@ -6,7 +6,7 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aurora.adapters.initial_state import PREFIX as TUNED
+from aurora.adapters.initial_state import start_from, tuned_state
 from aurora.errors import AuroraError
 from aurora.interfaces import Backbone
 from aurora.registry import BACKBONE
@@ -24,6 +26,7 @@ from ._checkpoint import fill, read_tensors, write_tensors
 from ._layers import Linear, check_sizes, layer_of, stack_layers
 from ._packing import Row
 from ._rwkv6_init import initialise
+from ._time_state import from_time_states, is_time_state, to_time_states
 
 # 1e-5 · 8²: the authors divide what is normalised by 8, whatever the head size
 GROUP_NORM_EPS = 64e-5
@@ -239,14 +242,22 @@ class RWKV6(Backbone):
         return F.linear(hidden, self.head.weight)
 
     def load_base(self, path: str) -> None:
-        """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`."""
+        """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`, with or without a tuned initial
+        state."""
         tensors = read_tensors(path)
-        tuned = [name for name in tensors if name.endswith(".time_state")]
-        if tuned:
-            raise AuroraError(f"{path} holds tuned initial states ({tuned[0]}, …), which backbone 'rwkv6' does not "
-                              "read; give the checkpoint from before state tuning")
+        tuned = self.import_state({name: tensors.pop(name) for name in [*tensors] if is_time_state(name)})
         fill(self, tensors, path)
+        if tuned:
+            start_from(self, tuned)
 
     def save_base(self, path: str) -> None:
         """Writes what `load_base` reads: `.pth` or `.safetensors` by the ending of the path."""
-        write_tensors(self.state_dict(), path)
+        own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(TUNED)}
+        tuned = tuned_state(self)
+        write_tensors(own if tuned is None else own | self.export_state(dict(tuned.named_parameters())), path)
+
+    def export_state(self, state: State) -> dict[str, Tensor]:
+        return to_time_states(state)
+
+    def import_state(self, tensors: Mapping[str, Tensor]) -> State:
+        return from_time_states(tensors, self.init_state(1)["wkv"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aurora.errors import AuroraError
@@ -71,8 +71,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def authors(checkpoint: Path) -> Any:
+def load_authors(checkpoint: Path) -> Any:
     """The authors' model. Their package reads its settings when it is imported."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -81,6 +80,11 @@ def authors(checkpoint: Path) -> Any:
         from rwkv.model import RWKV
 
         return RWKV(model=str(checkpoint.with_suffix("")), strategy="cpu fp32", verbose=False)
+
+
+@pytest.fixture(scope="module")
+def authors(checkpoint: Path) -> Any:
+    return load_authors(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -210,9 +214,39 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     assert torch.equal(model.head.weight, before)
 
 
-def test_tuned_initial_states_are_refused(tmp_path: Path) -> None:
+def tuned_weights() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    states = {f"blocks.{i}.att.time_state": torch.randn(HEADS, HEAD, HEAD, generator=generator) for i in range(LAYERS)}
+    return {**random_weights(), **states}
+
+
+def test_a_tuned_initial_state_gives_the_authors_logits(tmp_path: Path, expected: tuple[Tensor, State]) -> None:
+    torch.save(tuned_weights(), tmp_path / "model.pth")
+    with torch.no_grad():
+        wanted, state = load_authors(tmp_path / "model.pth").forward(TOKENS.tolist(), None, full_output=True)
+        model = build()
+        model.load_base(str(tmp_path / "model.pth"))
+        bounds = torch.tensor([0, len(TOKENS)])
+        hidden, after = model(model.embed(TOKENS), bounds, return_state=True)
+    assert_close(model.logits(hidden), wanted)
+    assert after is not None
+    assert_close(after["wkv"], as_ours(state)["wkv"])
+    assert (wanted - expected[0]).abs().max() > 0.1 * wanted.abs().max()  # the state matters
+
+
+def test_a_tuned_initial_state_is_written_as_it_was_read(tmp_path: Path) -> None:
+    torch.save(tuned_weights(), tmp_path / "model.pth")
+    model = build()
+    model.load_base(str(tmp_path / "model.pth"))
+    model.save_base(str(tmp_path / "again.safetensors"))
+    again = load_file(tmp_path / "again.safetensors")
+    assert again.keys() == tuned_weights().keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in tuned_weights().items())
+
+
+def test_tuned_initial_states_of_some_layers_are_refused(tmp_path: Path) -> None:
     torch.save({**random_weights(), "blocks.0.att.time_state": torch.zeros(HEADS, HEAD, HEAD)}, tmp_path / "m.pth")
-    with pytest.raises(AuroraError, match="tuned initial states"):
+    with pytest.raises(AuroraError, match=r"1 tuned initial states .* do not fit: this backbone has 3 layers"):
         build().load_base(str(tmp_path / "m.pth"))
 
 

@@ -1,0 +1,111 @@
+"""State tuning: the state that a sequence starts from, as learned parameters of a backbone.
+
+Shape letters: L layers, S sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aurora.errors import AuroraError, suggest
+from aurora.interfaces import Backbone
+from aurora.types import State
+
+ATTRIBUTE = "initial_state"
+PREFIX = f"{ATTRIBUTE}."
+
+
+class InitialState(nn.Module):
+    """Parameters [L, 1, ...] that stand in for the zeros of the states of their names."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        for name, tensor in state.items():
+            wide = torch.promote_types(tensor.dtype, torch.float32)
+            self.register_parameter(name, nn.Parameter(tensor.detach().to(wide)))
+
+    def forward(self, blank: State) -> State:
+        """The state of S sequences that have read nothing, from the backbone's own; gradients reach the parameters.
+
+        A copy: what a caller does with its state must not reach the parameters.
+        """
+        tuned = dict(self.named_parameters())
+        return {name: tuned[name].expand_as(tensor).to(tensor.dtype, copy=True) if name in tuned else tensor
+                for name, tensor in blank.items()}
+
+
+def tuned_state(backbone: nn.Module) -> InitialState | None:
+    """The backbone's tuned initial state, if it has one."""
+    found = getattr(backbone, ATTRIBUTE, None)
+    return found if isinstance(found, InitialState) else None
+
+
+def tune_state(where: str, backbone: Backbone, names: Sequence[str] | None = None) -> None:
+    """Makes the initial values of the named states parameters, starting from what they are.
+
+    None names the largest state, which is the memory of the recurrence. AuroraError for a state that the backbone
+    does not have, or that cannot be learned.
+    """
+    if not backbone.constant_state:
+        raise AuroraError(f"{where}: the memory of {type(backbone).__name__} grows with what is read; there is no "
+                          "initial state to tune")
+    blank = backbone.init_state(1)
+    learnable = {name: tensor for name, tensor in blank.items() if tensor.is_floating_point()}
+    if names is None:
+        names = [max(learnable, key=lambda name: learnable[name].numel())]
+    for name in names:
+        if name not in learnable:
+            raise AuroraError(f"{where}: {type(backbone).__name__} has no state {name!r}.{suggest(name, learnable)}")
+    before = tuned_state(backbone)
+    kept = {} if before is None else dict(before.named_parameters())
+    start_from(backbone, {**kept, **{name: learnable[name] for name in names}})
+
+
+def start_from(backbone: Backbone, state: Mapping[str, Tensor]) -> None:
+    """Lets every sequence that is given no state start from these values [L, 1, ...]. AuroraError when they do not
+    fit the backbone's own."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in backbone.init_state(1).items()}
+    for name, tensor in state.items():
+        if tuple(tensor.shape) != wanted.get(name):
+            raise AuroraError(f"the initial state {name} {tuple(tensor.shape)} does not fit {type(backbone).__name__}, "
+                              f"whose states are {', '.join(f'{key} {shape}' for key, shape in wanted.items())}")
+    fresh = tuned_state(backbone) is None
+    setattr(backbone, ATTRIBUTE, InitialState(dict(state)))
+    if fresh:
+        untuned = backbone.init_state
+        backbone.init_state = partial(_init_state, backbone, untuned)  # type: ignore[method-assign]
+        backbone.register_forward_pre_hook(partial(_begin, untuned), with_kwargs=True)
+
+
+def start_like(backbone: Backbone, weights: Mapping[str, tuple[int, ...]]) -> None:
+    """Makes room for the initial state that saved weights hold beside the backbone's own, given as name → shape."""
+    shapes = {name.removeprefix(PREFIX): shape for name, shape in weights.items() if name.startswith(PREFIX)}
+    if shapes:
+        device = next(backbone.parameters()).device
+        start_from(backbone, {name: torch.zeros(shape, device=device) for name, shape in shapes.items()})
+
+
+@torch.no_grad()
+def _init_state(backbone: Backbone, untuned: Any, sequences: int) -> State:
+    """Takes the place of a backbone's `init_state`: what is read with it is not learned from."""
+    tuned = tuned_state(backbone)
+    assert tuned is not None
+    state: State = tuned(untuned(sequences))
+    return state
+
+
+def _begin(untuned: Any, backbone: Backbone, given: tuple[Any, ...], named: dict[str, Any]
+           ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Runs before a backbone's `forward(x, cu_seqlens, state)`: no state given means the tuned one."""
+    state = given[2] if len(given) > 2 else named.get("state")
+    if state is not None:
+        return None
+    cu_seqlens = given[1] if len(given) > 1 else named["cu_seqlens"]
+    tuned = tuned_state(backbone)
+    assert tuned is not None
+    return given[:2], {**named, "state": tuned(untuned(len(cu_seqlens) - 1))}
