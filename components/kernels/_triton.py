@@ -1,0 +1,110 @@
+"""What the Triton forms share outside their kernels: whether they can run, and how a row is cut among programs.
+
+Imports no Triton: the operators look here first, and a kernel's file is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+CHUNK = 32
+LEVELS = 5  # log2 of it
+HEAD_SIZES = (16, 32, 64, 128)
+SHORTEST_SEGMENT = 256
+PROGRAMS_PER_PROCESSOR = 2
+"""How many programs a multiprocessor holds at once, by the registers that they take."""
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on any device: TRITON_INTERPRET=1 before Triton is imported."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def unfit(k: Tensor, v: Tensor) -> str | None:
+    """Why the Triton forms cannot take keys [T, H, K] and values [T, H, V] like these."""
+    if find_spec("triton") is None:
+        return "needs Triton, pip install triton"
+    if not interpreted():
+        if k.device.type != "cuda":
+            return f"takes tensors on cuda, not on {k.device.type}"
+        if torch.version.hip is not None or torch.cuda.get_device_capability(k.device) < (8, 0):
+            return "needs an NVIDIA GPU of compute capability 8.0 or above"
+    for x in (k, v):
+        if x.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+            return f"takes bfloat16, float16 and float32, not {str(x.dtype).removeprefix('torch.')}"
+        if x.shape[-1] not in HEAD_SIZES:
+            return f"takes heads of {', '.join(map(str, HEAD_SIZES))}, not {k.shape[-1]} × {v.shape[-1]}"
+    return None
+
+
+def late(module: str, name: str) -> Callable[..., Any]:
+    """The function `name` of a sibling module that imports Triton, which is imported when it is called."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(import_module(f".{module}", __package__), name)(*arguments)
+
+    return call
+
+
+class Segments(NamedTuple):
+    """Pieces of the sequences of a row, each for one program per head; none reaches over a sequence's end."""
+
+    table: Tensor  # [G, 5] int32: first position, end, first chunk, sequence that it opens, that it closes (or -1)
+    bounds: Tensor  # [S + 1] int32: where each sequence's segments begin
+    chunks: int  # of all segments
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def split(self) -> bool:
+        """Whether a sequence has more than one."""
+        return len(self.table) > len(self.bounds) - 1
+
+
+@lru_cache(maxsize=32)
+def segments(lengths: tuple[int, ...], heads: int, device: torch.device) -> Segments:
+    """As few segments as fill the device: a sequence that is cut has to be read once more.
+
+    Remembered, because every layer of a model asks for the same ones.
+    """
+    wanted = max(sum(lengths) * heads / (PROGRAMS_PER_PROCESSOR * _processors(device)), SHORTEST_SEGMENT)
+    rows: list[tuple[int, int, int, int, int]] = []
+    bounds = [0]
+    start = chunks = 0
+    for sequence, length in enumerate(lengths):
+        pieces = max(round(length / wanted), 1)
+        size = -(-length // (pieces * CHUNK)) * CHUNK
+        for begin in range(0, length, size):
+            end = min(begin + size, length)
+            opens, closes = sequence if begin == 0 else -1, sequence if end == length else -1
+            rows.append((start + begin, start + end, chunks, opens, closes))
+            chunks += -(-(end - begin) // CHUNK)
+        start += length
+        bounds.append(len(rows))
+    table = torch.tensor(rows, dtype=torch.int32)
+    return Segments(table.to(device), torch.tensor(bounds, dtype=torch.int32).to(device), chunks)
+
+
+@lru_cache(maxsize=32)
+def positions(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """[S + 1] int32: where the sequences begin."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device)
+
+
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def warps(keys: int, values: int) -> int:
+    """How many warps hold a state of this size in their registers."""
+    return 8 if keys * values > 64 * 64 else 4
