@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from aurora.errors import AuroraError
 from aurora.registry import BACKBONE
 
-from ..kernels.wkv7 import wkv7, wkv7_step
+from ..kernels.gated_delta import gated_delta, gated_delta_step
 from ._conv import convolve, latest, row_window, step_window
 from ._decoder import NORM_EPS, Decoder, Mixer, mlp_size
 from ._layers import GatedNorm, Linear, check_heads, check_sizes, parameter
@@ -26,7 +26,7 @@ from ._packing import Row
 
 LENGTH_EPS = 1e-6
 
-Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
+Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
 
 
 class LayerState(NamedTuple):
@@ -37,12 +37,7 @@ class LayerState(NamedTuple):
 
 
 class GatedDeltaRule(Mixer):
-    """Short convolutions, then a memory that forgets, and replaces what it holds for a key by a new value.
-
-    With a retention α and a writing strength β per head, keys and queries of length one, and a state s [K, V]:
-
-        s_t = α_t (1 - β_t k_tᵀ k_t) s_{t-1} + β_t k_tᵀ v_t        y_t = q_t s_t / √K
-    """
+    """Short convolutions, then a memory that forgets, and replaces what it holds for a key by a new value."""
 
     def __init__(self, width: int, heads: int, head_size: int, value_size: int, conv_size: int) -> None:
         super().__init__()
@@ -77,13 +72,13 @@ class GatedDeltaRule(Mixer):
     ) -> tuple[Tensor, LayerState | None]:
         conv, kv = state or (None, None)
         seen = row_window(self._convolved(x), row, conv, self.conv_size)
-        read = partial(wkv7, cu_seqlens=row.cu_seqlens, state=kv, return_state=return_state)
+        read = partial(gated_delta, cu_seqlens=row.cu_seqlens, state=kv, return_state=return_state)
         mixed, kv = self._mix(x, seen, read)
         return mixed, None if kv is None else LayerState(latest([inputs[row.last] for inputs in seen]), kv)
 
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
         seen = step_window(self._convolved(x), state.conv)
-        mixed, kv = self._mix(x, seen, partial(wkv7_step, state=state.kv))
+        mixed, kv = self._mix(x, seen, partial(gated_delta_step, state=state.kv))
         assert kv is not None
         return mixed, LayerState(latest(seen), kv)
 
@@ -96,18 +91,14 @@ class GatedDeltaRule(Mixer):
         taps = torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight])
         convolved = torch.split(F.silu(convolve(seen, taps)), self.parts, dim=-1)
         q, k, v = (self._split(part) for part in convolved)
-        y, state = recurrence(*self._delta_rule(x, _unit(q) * self.scale, _unit(k), v))
+        y, state = recurrence(_unit(q) * self.scale, _unit(k), v, self._log_decay(x), torch.sigmoid(self.b_proj(x)))
         return self.o_proj(self.o_norm(y, self._split(self.g_proj(x))).flatten(-2)), state
 
-    def _delta_rule(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-        """What WKV-7 takes as r, w, k, v, a, b: s_t = diag(exp w) s_{t-1} + bᵀ (a s_{t-1}) + kᵀ v."""
+    def _log_decay(self, x: Tensor) -> Tensor:
+        """[T, H], wide: decays next to one would lose all in bfloat16."""
         wide = torch.promote_types(x.dtype, torch.float32)
         step = F.softplus(self.a_proj(x).to(wide) + self.dt_bias.to(wide))
-        log_retention = (-self.A_log.to(wide).exp() * step).unsqueeze(-1)  # [T, H, 1]
-        strength = torch.sigmoid(self.b_proj(x).to(wide)).unsqueeze(-1)
-        written = strength * k.to(wide)
-        replaced = log_retention.exp() * written
-        return q, log_retention.expand(k.shape), written.to(x.dtype), v, -k, replaced.to(x.dtype)
+        return -self.A_log.to(wide).exp() * step
 
     def _split(self, x: Tensor) -> Tensor:
         return x.reshape(len(x), self.heads, -1)
