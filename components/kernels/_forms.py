@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, reduce
 from typing import NamedTuple
 
 import torch
@@ -114,6 +114,12 @@ def on_device(kind: str) -> Callable[[Tensor, Tensor], str | None]:
 def wide(dtype: torch.dtype) -> torch.dtype:
     """What recurrences are computed in: float32, or float64 when that is asked for."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def as_one_dtype(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in the smallest dtype that holds them all."""
+    dtype = reduce(torch.promote_types, (x.dtype for x in tensors))
+    return [x.to(dtype) for x in tensors]
 
 
 def step_by_step(

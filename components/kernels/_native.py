@@ -15,10 +15,13 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +77,45 @@ def instruction_set() -> str:
             return "amx"
         return "avx512_bf16" if torch.cpu._is_avx512_bf16_supported() else "avx512"
     return "avx2" if capability == "AVX2" else "plain"
+
+
+def serves(name: str, *tensors: Tensor) -> bool:
+    """Whether the compiled kernel `name` may take these: float32 or bfloat16 on a CPU, no gradient wanted."""
+    first = tensors[0]
+    if first.device.type != "cpu" or first.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if any(x.dtype != first.dtype or x.stride(-1) != 1 for x in tensors):
+        return False
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+        return False
+    return missing(name) is None
+
+
+def pointer(x: Tensor | None) -> ctypes.c_void_p | None:
+    return None if x is None else ctypes.c_void_p(x.data_ptr())
+
+
+def unfit(name: str, k: Tensor) -> str | None:
+    """Why a kernel of `csrc/<name>.cpp` cannot take a tensor like this; None when it can."""
+    if k.device.type != "cpu":
+        return f"takes tensors on cpu, not on {k.device.type}"
+    if k.dtype not in (torch.float32, torch.bfloat16):
+        return f"takes float32 and bfloat16, not {str(k.dtype).removeprefix('torch.')}"
+    if torch.compiler.is_compiling():
+        return "is not for torch.compile"
+    reason = missing(name)
+    return None if reason is None else f"is not available: {reason}"
+
+
+def arguments(kinds: str) -> list[type]:
+    """The argument types of a C function: p a pointer, l an int64, i an int, f a float; spaces are for the eye."""
+    types = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
+    return [types[kind] for kind in kinds.replace(" ", "")]
+
+
+def bounds(lengths: Sequence[int]) -> Tensor:
+    """Where each sequence starts, and the end: [S + 1] int64."""
+    return torch.tensor([0, *accumulate(lengths)])
 
 
 def threads() -> int:

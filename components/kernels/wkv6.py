@@ -12,9 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._forms import Form, check_inputs, choose, step_by_step, wide
+from ._forms import Form, as_one_dtype, check_inputs, choose, step_by_step, wide
 from ._grid import sequence_lengths
 from ._wkv6_chunk import wkv6_chunk
+from ._wkv6_cpu import unfit as cpu_unfit
+from ._wkv6_cpu import wkv6_cpu
 
 # exp(-exp(10)) is 0 in every format, while the gradient of exp(-exp(w)) turns NaN from w = 89 on
 LARGEST_W = 10.0
@@ -38,16 +40,19 @@ def wkv6(
     zeros. `w` is raw: the decay exp(-exp(w)) is computed here. Computes in float32, or float64 when r is.
     """
     lengths = sequence_lengths(cu_seqlens, len(r))
+    dtype = v.dtype
+    if not r.dtype == k.dtype == v.dtype:
+        r, k, v = as_one_dtype(r, k, v)
     exact = wide(r.dtype)
     if state is None:
         state = torch.zeros(len(lengths), *k.shape[1:], v.shape[-1], dtype=exact, device=r.device)
     given = {"r": (r, "THK"), "k": (k, "THK"), "v": (v, "THV"), "w": (w, "THK"), "bonus": (bonus, "HK")}
     check_inputs("wkv6", {**given, "state": (state, "SHKV")}, S=len(lengths))
     chosen = _SINGLE if form == "auto" and max(lengths) == 1 else choose("wkv6", FORMS, form, k, v, lengths)
-    dtype = v.dtype
     if chosen.widens:
-        r, k, v, bonus = r.to(exact), k.to(exact), v.to(exact), bonus.to(exact)
-    y, after = chosen.compute(r, k, v, w.to(exact).clamp(max=LARGEST_W), bonus, lengths, state.to(exact))
+        r, k, v, w, bonus = (x.to(exact) for x in (r, k, v, w, bonus))
+        w = w.clamp(max=LARGEST_W)
+    y, after = chosen.compute(r, k, v, w, bonus, lengths, state.to(exact))
     return y.to(dtype), after if return_state else None
 
 
@@ -77,5 +82,9 @@ def _single(
 
 _SINGLE = Form(_single)
 
-FORMS: dict[str, Form] = {"chunk": Form(wkv6_chunk), "reference": Form(wkv6_reference)}
+FORMS: dict[str, Form] = {
+    "cpu": Form(wkv6_cpu, cpu_unfit, widens=False),
+    "chunk": Form(wkv6_chunk),
+    "reference": Form(wkv6_reference),
+}
 """The forms by name; `auto` takes the first that can."""

@@ -1,0 +1,222 @@
+// Vectors of the widest set of the processor, rows of float32 or bfloat16, and the division of packed rows among threads.
+//
+// The vectors are those of the compiler (GCC, clang), so one source serves every instruction set.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace aurora {
+
+#if defined(__AVX512F__)
+constexpr int W = 16;
+#elif defined(__AVX2__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+
+typedef float vec __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef uint32_t uvec __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef uint16_t hvec __attribute__((vector_size(2 * W), aligned(2), may_alias));
+
+INLINE vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
+INLINE void store(float* p, vec x) { *reinterpret_cast<vec*>(p) = x; }
+INLINE vec splat(float x) { return x - vec{}; }
+constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// e^x for x <= 88, to one unit in the last place; 0 where the result would be below the smallest normal number.
+INLINE vec exp(vec x) {
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which lies in the lowest bits
+    vec low = splat(-87.0f);
+    vec bounded = x < low ? low : x;
+    vec shifted = bounded * 1.44269504f + magic;
+    vec n = shifted - magic;
+    vec r = bounded - n * 0.693359375f;  // ln 2 in two parts: the first has few bits, so that its product is exact
+    r = r + n * 2.12194440e-4f;
+    vec p = splat(1.0f / 5040);
+    p = p * r + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    ivec exponent = (((ivec)shifted - (ivec)splat(magic)) + 127) << 23;
+    vec y = p * (vec)exponent;
+    return x < low ? vec{} : y;
+}
+
+template <int... I>
+INLINE vec interleave_low(vec a, vec b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, (I / 2 + I % 2 * W)...);
+}
+
+template <int... I>
+INLINE vec interleave_high(vec a, vec b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, (W / 2 + I / 2 + I % 2 * W)...);
+}
+
+// Lane i of the result is the sum of all lanes of x[i]; x is used up.
+INLINE vec sum_lanes(vec* x) {
+    constexpr std::make_integer_sequence<int, W> lanes{};
+#pragma GCC unroll 4
+    for (int n = W / 2; n > 0; n /= 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i < n; ++i)
+            x[i] = interleave_low(x[i], x[i + n], lanes) + interleave_high(x[i], x[i + n], lanes);
+    }
+    return x[0];
+}
+
+INLINE float sum(vec x) {
+    float lanes[W];
+    store(lanes, x);
+    for (int n = W / 2; n > 0; n /= 2)
+        for (int i = 0; i < n; ++i) lanes[i] += lanes[i + n];
+    return lanes[0];
+}
+
+INLINE float dot(const float* a, const float* b, int64_t padded) {
+    vec total{};
+    for (int64_t i = 0; i < padded; i += W) total += load(a + i) * load(b + i);
+    return sum(total);
+}
+
+// to [columns][rows] = from [rows][columns]; strides in elements.
+INLINE void transpose(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows, int64_t columns) {
+    constexpr int64_t block = 16;
+    for (int64_t i0 = 0; i0 < rows; i0 += block)
+        for (int64_t j = 0; j < columns; ++j)
+            for (int64_t i = i0; i < std::min(rows, i0 + block); ++i) to[j * to_stride + i] = from[i * from_stride + j];
+}
+
+struct bf16 {
+    uint16_t bits;
+};
+
+INLINE float widen(float x) { return x; }
+INLINE float widen(bf16 x) {
+    uint32_t bits = uint32_t(x.bits) << 16;
+    float y;
+    std::memcpy(&y, &bits, 4);
+    return y;
+}
+INLINE vec load_wide(const float* p) { return load(p); }
+INLINE vec load_wide(const bf16* p) {
+    return (vec)(__builtin_convertvector(*reinterpret_cast<const hvec*>(p), uvec) << 16);
+}
+INLINE void narrow(float x, float* to) { *to = x; }
+INLINE void narrow(float x, bf16* to) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    to->bits = uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);  // to the nearest, ties to even
+}
+INLINE void store_narrow(float* p, vec x) { store(p, x); }
+INLINE void store_narrow(bf16* p, vec x) {
+    uvec bits = (uvec)x;
+    *reinterpret_cast<hvec*>(p) = __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, hvec);
+}
+
+template <class E>
+INLINE void read_row(float* to, const E* from, int64_t n) {
+    int64_t i = 0;
+    for (; i + W <= n; i += W) store(to + i, load_wide(from + i));
+    for (; i < n; ++i) to[i] = widen(from[i]);
+}
+
+template <class E>
+INLINE void write_row(E* to, const float* from, int64_t n) {
+    int64_t i = 0;
+    for (; i + W <= n; i += W) store_narrow(to + i, load(from + i));
+    for (; i < n; ++i) narrow(from[i], to + i);
+}
+
+template <class E>
+INLINE void prefetch_row(const E* row, int64_t n) {
+    for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(E))) __builtin_prefetch(row + i);
+}
+
+// A state or gradient that fades away ends in subnormal numbers, which are a hundred times slower than others.
+struct FlushSubnormals {
+#if defined(__SSE2__)
+    unsigned before = _mm_getcsr();
+    FlushSubnormals() { _mm_setcsr(before | 0x8040); }
+    ~FlushSubnormals() { _mm_setcsr(before); }
+#endif
+};
+
+// Zeroed memory of a thread, kept between calls: `take` hands out pieces of it.
+class Scratch {
+  public:
+    explicit Scratch(int64_t floats) {
+        static thread_local std::vector<float> memory;
+        if (int64_t(memory.size()) < floats + 16) memory.resize(floats + 16);
+        next_ = reinterpret_cast<float*>(round_up(reinterpret_cast<int64_t>(memory.data()), 64));
+        std::memset(next_, 0, floats * sizeof(float));
+    }
+    float* take(int64_t floats) {
+        float* taken = next_;
+        next_ += floats;
+        return taken;
+    }
+
+  private:
+    float* next_;
+};
+
+// A packed row: S sequences, bounds [S + 1], H heads, each divided into parts where there are too few for the threads.
+struct Row {
+    const int64_t* bounds;
+    int64_t sequences, heads, K, V;
+    int threads;
+
+    int64_t length(int64_t sequence) const { return bounds[sequence + 1] - bounds[sequence]; }
+
+    struct Cuts {
+        int64_t count, size;
+    };
+
+    // The parts, whole units, that a width is cut into: as few as give every thread work.
+    Cuts cuts(int64_t width, int64_t unit) const {
+        int64_t longest = 0, count = 1;
+        for (int64_t s = 0; s < sequences; ++s) longest = std::max(longest, length(s));
+        const int64_t most = (width + unit - 1) / unit;
+        // the longest sequence must not take much longer than an even share of all
+        while (count < most && 4 * longest * threads > 5 * count * bounds[sequences] * heads) ++count;
+        const int64_t size = round_up((width + count - 1) / count, unit);
+        return {(width + size - 1) / size, size};
+    }
+
+    // work(sequence, head, first, end, part) for every part [first, end) of the width, the longest sequences first.
+    template <class Work>
+    void share(int64_t width, int64_t unit, Work work) const {
+        const Cuts cut = cuts(width, unit);
+        std::vector<int64_t> order(sequences);
+        std::iota(order.begin(), order.end(), 0);
+        std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return length(a) > length(b); });
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+        for (int64_t item = 0; item < sequences * heads * cut.count; ++item) {
+            const FlushSubnormals flush;
+            const int64_t part = item % cut.count, head = item / cut.count % heads;
+            const int64_t first = part * cut.size;
+            work(order[item / cut.count / heads], head, first, std::min(width, first + cut.size), part);
+        }
+    }
+};
+
+}  // namespace aurora

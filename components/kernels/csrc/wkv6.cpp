@@ -1,0 +1,428 @@
+// WKV-6 on a CPU: the recurrence itself, forward and backward.
+//
+// Shape letters: T packed positions, S sequences, H heads, K key width, V value width; P positions per chunk.
+//
+// Per head, with lw = -exp(min(w, 10)) and a state s [K][V]:
+//     y_t = r_t (s + diag(bonus) k_t^T v_t)        s <- diag(exp lw_t) s + k_t^T v_t
+//
+// A head is worked on in chunks of P positions. A tile of the state that fits the registers is carried through a whole
+// chunk before the next tile is taken up, so that the state is read and written once per chunk.
+// Forward, values lie across the lanes, so that y is a sum over registers; heads may be cut along the values.
+// Backward, keys lie across the lanes, so that the gradients of r, k and w are sums over registers; heads may be cut
+// along the keys, and each cut gives a share of the gradient of v.
+
+#include "common.h"
+
+using namespace aurora;
+
+namespace {
+
+constexpr int64_t P = 16;
+constexpr int64_t INTERVAL = 64;  // positions between two states that the forward pass keeps for the backward pass
+constexpr float LARGEST_W = 10.0f;
+
+// The decay exp(-exp w) of a row, and where `slope` is given its derivative by w.
+INLINE void decay_row(float* decay, float* slope, const float* w, int64_t n, float* padded) {
+    std::memcpy(padded, w, n * sizeof(float));
+    for (int64_t i = 0; i < n; i += W) {
+        vec x = load(padded + i), most = splat(LARGEST_W);
+        vec log_decay = -aurora::exp(x > most ? most : x);
+        vec d = aurora::exp(log_decay);
+        store(decay + i, d);
+        if (slope) store(slope + i, d * log_decay);
+    }
+}
+
+// ---------------------------------------------------------------- forward
+
+struct Forward {
+    const float* r;  // [P][K]
+    const float* k;
+    const float* decay;
+    const float* v;  // [P][V]
+    float* y;
+    float* state;  // [K][V]
+    int64_t K, V;  // padded
+};
+
+template <int KR, int VC>
+INLINE void forward_tile(const Forward& c, int64_t i0, int64_t j0, int64_t n) {
+    vec s[KR][VC];
+#pragma GCC unroll 8
+    for (int i = 0; i < KR; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < VC; ++j) s[i][j] = load(c.state + (i0 + i) * c.V + j0 + j * W);
+    for (int64_t t = 0; t < n; ++t) {
+        const float *r = c.r + t * c.K + i0, *k = c.k + t * c.K + i0, *decay = c.decay + t * c.K + i0;
+        vec v[VC], y[VC];
+#pragma GCC unroll 4
+        for (int j = 0; j < VC; ++j) {
+            v[j] = load(c.v + t * c.V + j0 + j * W);
+            y[j] = load(c.y + t * c.V + j0 + j * W);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < KR; ++i)
+#pragma GCC unroll 4
+            for (int j = 0; j < VC; ++j) {
+                y[j] += r[i] * s[i][j];
+                s[i][j] = decay[i] * s[i][j] + k[i] * v[j];
+            }
+#pragma GCC unroll 4
+        for (int j = 0; j < VC; ++j) store(c.y + t * c.V + j0 + j * W, y[j]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < KR; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < VC; ++j) store(c.state + (i0 + i) * c.V + j0 + j * W, s[i][j]);
+}
+
+constexpr int KR = 4;  // keys of a tile
+
+template <class Prefetch>
+void forward_chunk(const Forward& c, int64_t n, Prefetch prefetch) {
+    for (int64_t i0 = 0; i0 < c.K; i0 += KR) {
+        prefetch(i0 / KR);
+        int64_t j0 = 0;
+        for (; j0 + 4 * W <= c.V; j0 += 4 * W) forward_tile<KR, 4>(c, i0, j0, n);
+        for (; j0 < c.V; j0 += W) forward_tile<KR, 1>(c, i0, j0, n);
+    }
+}
+
+template <class E>
+struct Inputs {
+    const E *r, *k, *v;
+    const float *w, *bonus, *state;
+};
+
+template <class E>
+void forward_part(const Row& row, const Inputs<E>& in, E* y, float* after, float* kept, int64_t sequence, int64_t head,
+                  int64_t first, int64_t end) {
+    const int64_t K = row.K, V = row.V, H = row.heads, columns = end - first;
+    const int64_t Kp = round_up(K, W), Vp = round_up(columns, W);
+    Scratch scratch(P * (3 * Kp + 2 * Vp) + Kp * Vp + 2 * Kp);
+    float *r = scratch.take(P * Kp), *k = scratch.take(P * Kp), *decay = scratch.take(P * Kp);
+    float *v = scratch.take(P * Vp), *out = scratch.take(P * Vp), *state = scratch.take(Kp * Vp);
+    float *bonus = scratch.take(Kp), *padded = scratch.take(Kp);
+    read_row(bonus, in.bonus + head * K, K);
+    const int64_t offset = (sequence * H + head) * K * V + first;
+    if (in.state)
+        for (int64_t i = 0; i < K; ++i) read_row(state + i * Vp, in.state + offset + i * V, columns);
+    const Forward chunk{r, k, decay, v, out, state, Kp, Vp};
+    const int64_t start = row.bounds[sequence], stop = row.bounds[sequence + 1];
+    for (int64_t t0 = start; t0 < stop; t0 += P) {
+        const int64_t n = std::min(P, stop - t0), done = t0 - start;
+        if (kept && done && done % INTERVAL == 0) {
+            float* to = kept + (start / INTERVAL + sequence + done / INTERVAL) * H * K * V + head * K * V + first;
+            for (int64_t i = 0; i < K; ++i) write_row(to + i * V, state + i * Vp, columns);
+        }
+        for (int64_t t = 0; t < n; ++t) {
+            const int64_t key = ((t0 + t) * H + head) * K, value = ((t0 + t) * H + head) * V + first;
+            read_row(r + t * Kp, in.r + key, K);
+            read_row(k + t * Kp, in.k + key, K);
+            read_row(v + t * Vp, in.v + value, columns);
+            decay_row(decay + t * Kp, nullptr, in.w + key, K, padded);
+            vec own{};
+            for (int64_t i = 0; i < Kp; i += W) own += load(r + t * Kp + i) * load(k + t * Kp + i) * load(bonus + i);
+            const float weight = sum(own);
+            for (int64_t j = 0; j < Vp; j += W) store(out + t * Vp + j, weight * load(v + t * Vp + j));
+        }
+        forward_chunk(chunk, n, [&](int64_t block) {
+            for (int64_t t = t0 + P + block * P * KR / Kp; t < std::min(stop, t0 + P + (block + 1) * P * KR / Kp); ++t) {
+                const int64_t key = (t * H + head) * K;
+                prefetch_row(in.r + key, K);
+                prefetch_row(in.k + key, K);
+                prefetch_row(in.w + key, K);
+                prefetch_row(in.v + (t * H + head) * V + first, columns);
+            }
+        });
+        for (int64_t t = 0; t < n; ++t) write_row(y + ((t0 + t) * H + head) * V + first, out + t * Vp, columns);
+    }
+    for (int64_t i = 0; i < K; ++i) write_row(after + offset + i * V, state + i * Vp, columns);
+}
+
+// ---------------------------------------------------------------- backward
+
+struct Backward {
+    const float* r;  // [P][K]
+    const float* k;
+    const float* decay;
+    const float* v;  // [P][V]
+    const float* grad_y;
+    float* grad_r;  // [P][K], added to
+    float* grad_k;
+    float* grad_decay;
+    float* grad_v;        // [P][V], added to
+    const float* before;  // [V][K]: the state before the chunk
+    float* grad_state;    // [V][K]: gradient of the state after the chunk, made that of the state before it
+    int64_t K, V;         // padded
+};
+
+constexpr int VR = 4;  // values of a tile
+
+template <int KC>
+using Tile = vec[VR][KC];
+
+template <int KC>
+INLINE void load_tile(Tile<KC>& s, const float* state, int64_t K) {
+#pragma GCC unroll 4
+    for (int j = 0; j < VR; ++j)
+#pragma GCC unroll 4
+        for (int b = 0; b < KC; ++b) s[j][b] = load(state + j * K + b * W);
+}
+
+template <int KC>
+INLINE void store_tile(float* state, const Tile<KC>& s, int64_t K) {
+#pragma GCC unroll 4
+    for (int j = 0; j < VR; ++j)
+#pragma GCC unroll 4
+        for (int b = 0; b < KC; ++b) store(state + j * K + b * W, s[j][b]);
+}
+
+template <int KC>
+INLINE void load_keys(vec (&x)[KC], const float* row) {
+#pragma GCC unroll 4
+    for (int b = 0; b < KC; ++b) x[b] = load(row + b * W);
+}
+
+template <int KC>
+INLINE void store_keys(float* row, const vec (&x)[KC]) {
+#pragma GCC unroll 4
+    for (int b = 0; b < KC; ++b) store(row + b * W, x[b]);
+}
+
+// The state after n positions.
+template <int KC>
+INLINE void advance_tile(const Backward& c, float* after, int64_t i0, int64_t j0, int64_t n) {
+    Tile<KC> s;
+    load_tile<KC>(s, c.before + j0 * c.K + i0, c.K);
+    for (int64_t t = 0; t < n; ++t) {
+        vec k[KC], decay[KC];
+        load_keys(k, c.k + t * c.K + i0);
+        load_keys(decay, c.decay + t * c.K + i0);
+        const float* v = c.v + t * c.V + j0;
+#pragma GCC unroll 4
+        for (int j = 0; j < VR; ++j)
+#pragma GCC unroll 4
+            for (int b = 0; b < KC; ++b) s[j][b] = decay[b] * s[j][b] + k[b] * v[j];
+    }
+    store_tile<KC>(after + j0 * c.K + i0, s, c.K);
+}
+
+template <int KC>
+INLINE void backward_tile(const Backward& c, int64_t i0, int64_t j0, int64_t n) {
+    Tile<KC> history[P], s;
+    vec shares[P * VR];  // of the gradient of v, still spread over the lanes
+    load_tile<KC>(s, c.before + j0 * c.K + i0, c.K);
+    for (int64_t t = 0; t < n; ++t) {
+        vec k[KC], decay[KC], grad_r[KC];
+        load_keys(k, c.k + t * c.K + i0);
+        load_keys(decay, c.decay + t * c.K + i0);
+        load_keys(grad_r, c.grad_r + t * c.K + i0);
+        const float *v = c.v + t * c.V + j0, *grad_y = c.grad_y + t * c.V + j0;
+#pragma GCC unroll 4
+        for (int j = 0; j < VR; ++j)
+#pragma GCC unroll 4
+            for (int b = 0; b < KC; ++b) {
+                history[t][j][b] = s[j][b];
+                grad_r[b] += s[j][b] * grad_y[j];
+                s[j][b] = decay[b] * s[j][b] + k[b] * v[j];
+            }
+        store_keys(c.grad_r + t * c.K + i0, grad_r);
+    }
+    load_tile<KC>(s, c.grad_state + j0 * c.K + i0, c.K);
+    for (int64_t t = n - 1; t >= 0; --t) {
+        vec r[KC], k[KC], decay[KC], grad_k[KC], grad_decay[KC];
+        load_keys(r, c.r + t * c.K + i0);
+        load_keys(k, c.k + t * c.K + i0);
+        load_keys(decay, c.decay + t * c.K + i0);
+        load_keys(grad_k, c.grad_k + t * c.K + i0);
+        load_keys(grad_decay, c.grad_decay + t * c.K + i0);
+        const float *v = c.v + t * c.V + j0, *grad_y = c.grad_y + t * c.V + j0;
+#pragma GCC unroll 4
+        for (int j = 0; j < VR; ++j) {
+            vec share{};
+#pragma GCC unroll 4
+            for (int b = 0; b < KC; ++b) {
+                share += s[j][b] * k[b];
+                grad_k[b] += s[j][b] * v[j];
+                grad_decay[b] += s[j][b] * history[t][j][b];
+                s[j][b] = decay[b] * s[j][b] + r[b] * grad_y[j];
+            }
+            shares[t * VR + j] = share;
+        }
+        store_keys(c.grad_k + t * c.K + i0, grad_k);
+        store_keys(c.grad_decay + t * c.K + i0, grad_decay);
+    }
+    store_tile<KC>(c.grad_state + j0 * c.K + i0, s, c.K);
+    for (int64_t t = 0; t < n; t += W / VR) {
+        const vec sums = sum_lanes(shares + t * VR);
+        for (int64_t u = t; u < std::min(n, t + W / VR); ++u)
+            for (int j = 0; j < VR; ++j) c.grad_v[u * c.V + j0 + j] += sums[(u - t) * VR + j];
+    }
+}
+
+constexpr int KC = 2;  // registers of keys of a tile
+
+void advance_chunk(const Backward& c, float* after, int64_t n) {
+    for (int64_t j0 = 0; j0 < c.V; j0 += VR) {
+        int64_t i0 = 0;
+        for (; i0 + KC * W <= c.K; i0 += KC * W) advance_tile<KC>(c, after, i0, j0, n);
+        for (; i0 < c.K; i0 += W) advance_tile<1>(c, after, i0, j0, n);
+    }
+}
+
+template <class Prefetch>
+void backward_chunk(const Backward& c, int64_t n, Prefetch prefetch) {
+    for (int64_t j0 = 0; j0 < c.V; j0 += VR) {
+        prefetch(j0 / VR);
+        int64_t i0 = 0;
+        for (; i0 + KC * W <= c.K; i0 += KC * W) backward_tile<KC>(c, i0, j0, n);
+        for (; i0 < c.K; i0 += W) backward_tile<1>(c, i0, j0, n);
+    }
+}
+
+template <class E>
+struct Gradients {
+    E *r, *k, *v;  // v [parts][T][H][V]: shares, to be summed
+    float *w, *bonus, *state;  // bonus [S][H][K]: shares
+};
+
+template <class E>
+void backward_part(const Row& row, const Inputs<E>& in, const float* kept, const E* grad_y, const float* grad_after,
+                   const Gradients<E>& grad, int64_t sequence, int64_t head, int64_t first, int64_t end, int64_t part) {
+    const int64_t K = row.K, V = row.V, H = row.heads, keys = end - first;
+    const int64_t Kp = round_up(keys, W), Vp = round_up(V, W), chunks = INTERVAL / P;
+    Scratch scratch(INTERVAL * (4 * Kp + 2 * Vp) + P * (3 * Kp + Vp) + (chunks + 1) * Vp * Kp + 3 * Kp);
+    float *r = scratch.take(INTERVAL * Kp), *k = scratch.take(INTERVAL * Kp), *decay = scratch.take(INTERVAL * Kp);
+    float *slope = scratch.take(INTERVAL * Kp), *v = scratch.take(INTERVAL * Vp), *gy = scratch.take(INTERVAL * Vp);
+    float *grad_r = scratch.take(P * Kp), *grad_k = scratch.take(P * Kp), *grad_decay = scratch.take(P * Kp);
+    float *grad_v = scratch.take(P * Vp), *states = scratch.take(chunks * Vp * Kp), *grad_state = scratch.take(Vp * Kp);
+    float *bonus = scratch.take(Kp), *grad_bonus = scratch.take(Kp), *padded = scratch.take(Kp);
+    read_row(bonus, in.bonus + head * K + first, keys);
+    const int64_t offset = ((sequence * H + head) * K + first) * V;
+    E* const shares = grad.v + part * row.bounds[row.sequences] * H * V;
+    if (grad_after) transpose(grad_after + offset, V, grad_state, Kp, keys, V);
+    const int64_t start = row.bounds[sequence], stop = row.bounds[sequence + 1];
+    for (int64_t done = (stop - start - 1) / INTERVAL * INTERVAL; done >= 0; done -= INTERVAL) {
+        const int64_t t0 = start + done, n = std::min(INTERVAL, stop - t0);
+        for (int64_t t = 0; t < n; ++t) {
+            const int64_t key = ((t0 + t) * H + head) * K + first, value = ((t0 + t) * H + head) * V;
+            read_row(r + t * Kp, in.r + key, keys);
+            read_row(k + t * Kp, in.k + key, keys);
+            read_row(v + t * Vp, in.v + value, V);
+            read_row(gy + t * Vp, grad_y + value, V);
+            decay_row(decay + t * Kp, slope + t * Kp, in.w + key, keys, padded);
+        }
+        if (done)
+            transpose(kept + (start / INTERVAL + sequence + done / INTERVAL) * H * K * V + (head * K + first) * V, V,
+                      states, Kp, keys, V);
+        else if (in.state)
+            transpose(in.state + offset, V, states, Kp, keys, V);
+        else
+            std::memset(states, 0, Vp * Kp * sizeof(float));
+        const auto chunk = [&](int64_t c) {
+            const int64_t key = c * P * Kp, value = c * P * Vp;
+            return Backward{r + key, k + key, decay + key, v + value, gy + value, grad_r, grad_k, grad_decay, grad_v,
+                            states + c * Vp * Kp, grad_state, Kp, Vp};
+        };
+        const int64_t last = (n - 1) / P;
+        for (int64_t c = 0; c < last; ++c) advance_chunk(chunk(c), states + (c + 1) * Vp * Kp, P);
+        for (int64_t c = last; c >= 0; --c) {
+            const Backward here = chunk(c);
+            const int64_t m = std::min(P, n - c * P);
+            for (int64_t t = 0; t < m; ++t) {
+                const float *rt = here.r + t * Kp, *kt = here.k + t * Kp;
+                const float from_bonus = dot(here.v + t * Vp, here.grad_y + t * Vp, Vp);
+                vec own{};
+                for (int64_t i = 0; i < Kp; i += W) {
+                    const vec u = load(bonus + i), rk = load(rt + i) * load(kt + i);
+                    own += u * rk;
+                    store(grad_r + t * Kp + i, u * load(kt + i) * from_bonus);
+                    store(grad_k + t * Kp + i, u * load(rt + i) * from_bonus);
+                    store(grad_decay + t * Kp + i, vec{});
+                    store(grad_bonus + i, load(grad_bonus + i) + rk * from_bonus);
+                }
+                const float weight = sum(own);
+                for (int64_t j = 0; j < Vp; j += W) store(grad_v + t * Vp + j, weight * load(here.grad_y + t * Vp + j));
+            }
+            backward_chunk(here, m, [&](int64_t block) {
+                const int64_t ahead = t0 - INTERVAL + c * P, blocks = Vp / VR;
+                if (ahead < start) return;
+                for (int64_t t = ahead + block * P / blocks; t < ahead + (block + 1) * P / blocks; ++t) {
+                    const int64_t key = (t * H + head) * K + first, value = (t * H + head) * V;
+                    prefetch_row(in.r + key, keys);
+                    prefetch_row(in.k + key, keys);
+                    prefetch_row(in.w + key, keys);
+                    prefetch_row(in.v + value, V);
+                    prefetch_row(grad_y + value, V);
+                }
+            });
+            for (int64_t t = 0; t < m; ++t) {
+                const int64_t position = t0 + c * P + t, key = (position * H + head) * K + first;
+                for (int64_t i = 0; i < Kp; i += W)
+                    store(grad_decay + t * Kp + i, load(grad_decay + t * Kp + i) * load(slope + (c * P + t) * Kp + i));
+                write_row(grad.r + key, grad_r + t * Kp, keys);
+                write_row(grad.k + key, grad_k + t * Kp, keys);
+                write_row(grad.w + key, grad_decay + t * Kp, keys);
+                write_row(shares + (position * H + head) * V, grad_v + t * Vp, V);
+            }
+        }
+    }
+    transpose(grad_state, Kp, grad.state + offset, V, V, keys);
+    write_row(grad.bonus + (sequence * H + head) * K + first, grad_bonus, keys);
+}
+
+template <class E>
+void forward(const Row& row, const Inputs<E>& in, E* y, float* after, float* kept) {
+    row.share(row.V, W, [&](int64_t sequence, int64_t head, int64_t first, int64_t end, int64_t) {
+        forward_part(row, in, y, after, kept, sequence, head, first, end);
+    });
+}
+
+template <class E>
+void backward(const Row& row, const Inputs<E>& in, const float* kept, const E* grad_y, const float* grad_after,
+              const Gradients<E>& grad) {
+    row.share(row.K, W, [&](int64_t sequence, int64_t head, int64_t first, int64_t end, int64_t part) {
+        backward_part(row, in, kept, grad_y, grad_after, grad, sequence, head, first, end, part);
+    });
+}
+
+}  // namespace
+
+extern "C" {
+
+// Positions between two states of `kept`, which holds [T / interval + S][H][K][V] of them.
+int64_t wkv6_interval() { return INTERVAL; }
+
+// How many shares of the gradient of v there will be.
+int64_t wkv6_shares(const int64_t* bounds, int64_t S, int64_t H, int64_t K, int64_t V, int threads) {
+    return Row{bounds, S, H, K, V, threads}.cuts(K, W).count;
+}
+
+// r, k, v and y are float32, or all bfloat16 where `half`; state and kept may be null.
+void wkv6_forward(int half, const void* r, const void* k, const void* v, const float* w, const float* bonus,
+                  const float* state, const int64_t* bounds, int64_t S, int64_t H, int64_t K, int64_t V, int threads,
+                  void* y, float* after, float* kept) {
+    const auto run = [&](auto element) {
+        using E = decltype(element);
+        const Inputs<E> in{(const E*)r, (const E*)k, (const E*)v, w, bonus, state};
+        forward<E>(Row{bounds, S, H, K, V, threads}, in, (E*)y, after, kept);
+    };
+    half ? run(bf16{}) : run(float{});
+}
+
+// grad_r, grad_k, grad_v [shares][T][H][V] in the dtype of r; grad_w, grad_bonus [S][H][K] and grad_state in float32.
+// grad_after may be null.
+void wkv6_backward(int half, const void* r, const void* k, const void* v, const float* w, const float* bonus,
+                   const float* state, const int64_t* bounds, int64_t S, int64_t H, int64_t K, int64_t V, int threads,
+                   const float* kept, const void* grad_y, const float* grad_after, void* grad_r, void* grad_k,
+                   void* grad_v, float* grad_w, float* grad_bonus, float* grad_state) {
+    const auto run = [&](auto element) {
+        using E = decltype(element);
+        const Inputs<E> in{(const E*)r, (const E*)k, (const E*)v, w, bonus, state};
+        const Gradients<E> grad{(E*)grad_r, (E*)grad_k, (E*)grad_v, grad_w, grad_bonus, grad_state};
+        backward<E>(Row{bounds, S, H, K, V, threads}, in, kept, (const E*)grad_y, grad_after, grad);
+    };
+    half ? run(bf16{}) : run(float{});
+}
+}
