@@ -63,7 +63,7 @@ class GatedNorm(nn.Module):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         """[..., V], [..., V] → [..., V]."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps) * F.silu(gate)
+        return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps) * F.silu(gate)
 
 
 @torch.no_grad()

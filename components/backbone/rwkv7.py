@@ -94,15 +94,14 @@ class TimeMix(nn.Module):
         difference = before - x
         shares = (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
         r, w, k, v, a, g = (torch.addcmul(x, difference, share[0]) for share in shares)
-        r, w, g = self.receptance(r), self._log_decay(w), torch.sigmoid(g @ self.g1) @ self.g2
-        rate = torch.sigmoid(self.a0[0] + a @ self.a1 @ self.a2)
-        k = self.key(k)
+        r, w, k, g = self.receptance(r), self._log_decay(w), self.key(k), torch.sigmoid(g @ self.g1) @ self.g2
         v, v_first = self._value(v, v_first)
-
-        removed = F.normalize(self._split(k * self.k_k[0]), dim=-1)
+        rate = torch.sigmoid(self.a0[0] + a @ self.a1 @ self.a2)
+        removed = F.normalize(self._split(k * self.k_k[0]), dim=-1).flatten(-2)
         k = k * torch.addcmul(1 - self.k_a[0], rate, self.k_a[0])
-        r, w, k, v, rate = (self._split(part) for part in (r, w, k, v, rate))
-        y, state = recurrence(r, w, k, v, -removed, removed * rate)
+        # under autocast some of these are wider than others; the operator takes them alike, but for the decay
+        r, k, v, taken, given = (self._split(part.to(r.dtype)) for part in (r, k, v, -removed, removed * rate))
+        y, state = recurrence(r, self._split(w), k, v, taken, given)
         own = (r * k * self.r_k).sum(-1, keepdim=True) * v
         return self.output((self.ln_x(y.flatten(-2)) + own.flatten(-2)) * g), v_first, state
 
@@ -111,7 +110,8 @@ class TimeMix(nn.Module):
         v = self.value(x)
         if v_first is None:
             return v, v
-        return torch.lerp(v, v_first, torch.sigmoid(self.v0[0] + x @ self.v1 @ self.v2)), v_first
+        share = torch.sigmoid(self.v0[0] + x @ self.v1 @ self.v2)
+        return torch.addcmul(v, v_first - v, share), v_first
 
     def _log_decay(self, x: Tensor) -> Tensor:
         """[T, D], wide: decays next to one would lose all in bfloat16."""
