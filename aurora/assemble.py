@@ -77,9 +77,10 @@ def load_base_weights(model: AuroraModel, config: Mapping[str, Any]) -> dict[str
     return sources
 
 
-def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Parameters per weighted slot."""
-    return {slot: sum(p.numel() for p in getattr(model, slot).parameters()) for slot in WEIGHTED_SLOTS}
+def count_parameters(model: nn.Module, *, learned: bool = False) -> dict[str, int]:
+    """Parameters per weighted slot; with `learned` only those that take a gradient."""
+    return {slot: sum(p.numel() for p in getattr(model, slot).parameters() if p.requires_grad or not learned)
+            for slot in WEIGHTED_SLOTS}
 
 
 @contextmanager

@@ -82,12 +82,13 @@ def start_from(backbone: Backbone, state: Mapping[str, Tensor]) -> None:
         backbone.register_forward_pre_hook(partial(_begin, untuned), with_kwargs=True)
 
 
-def start_like(backbone: Backbone, weights: Mapping[str, tuple[int, ...]]) -> None:
-    """Makes room for the initial state that saved weights hold beside the backbone's own, given as name → shape."""
-    shapes = {name.removeprefix(PREFIX): shape for name, shape in weights.items() if name.startswith(PREFIX)}
+def start_like(backbone: Backbone, weights: Mapping[str, Sequence[int]]) -> None:
+    """Makes room for the initial state that a model's saved weights hold, given by their names and shapes."""
+    above = f"backbone.{PREFIX}"
+    shapes = {name.removeprefix(above): shape for name, shape in weights.items() if name.startswith(above)}
     if shapes:
         device = next(backbone.parameters()).device
-        start_from(backbone, {name: torch.zeros(shape, device=device) for name, shape in shapes.items()})
+        start_from(backbone, {name: torch.zeros(*shape, device=device) for name, shape in shapes.items()})
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from aurora.adapters.attach import describe_adapters
 from aurora.assemble import WEIGHTED_SLOTS, count_parameters
 from aurora.model import AuroraModel
 from aurora.training.folder import base_paths
@@ -16,13 +17,13 @@ from aurora.training.recipe import Recipe
 def describe_stage(console: Console, *, stage: str, recipe: Recipe, config: Mapping[str, Any], model: AuroraModel,
                    samples: int | None, steps: int, done: int, start: str | None) -> None:
     """Prints what is trained, from where, on what and how."""
-    totals = count_parameters(model)
-    parameters = "  ".join(f"{slot} {_short(totals[slot] if slot in recipe.trained else 0)}/"
-                           f"{_short(totals[slot])}" for slot in WEIGHTED_SLOTS)
+    totals, learned = count_parameters(model), count_parameters(model, learned=True)
+    parameters = "  ".join(f"{slot} {_short(learned[slot])}/{_short(totals[slot])}" for slot in WEIGHTED_SLOTS)
     behind = f"; going on after step {done:,}" if done else ""
     read = ", ".join(name if repeats == 1 else f"{name} ×{repeats}" for name, repeats in recipe.mixture.items())
     lines = {
-        "trains": f"{', '.join(recipe.trained)} (parameters trained/total: {parameters})",
+        "trains": f"{', '.join([*recipe.trained, *describe_adapters(model, recipe.adapters)])} "
+                  f"(parameters trained/total: {parameters})",
         "weights": weight_sources(config, start),
         "data": f"{read}, {recipe.epochs} epoch(s)" + ("" if samples is None else f", {samples:,} samples"),
         "steps": f"{steps:,}, each of about {recipe.global_batch:,} samples{behind}",

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
+from aurora.adapters.attach import attach_adapters
 from aurora.assemble import build_model, load_base_weights
 from aurora.checkpoint import load_weights
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
-from aurora.training.optim import build_optimizer, freeze_untrained, set_rate
+from aurora.training.optim import build_optimizer, choose_learned, set_rate
 from aurora.training.parallel import recompute_blocks, shard, sum_over_ranks, with_agreed_frames, world_size
 from aurora.training.recipe import read_options, read_recipe
 from aurora.training.schedule import lr_factor
@@ -31,7 +32,7 @@ from aurora.types import PackedBatch
 
 
 class AuroraModule(L.LightningModule):
-    """Trains the slots that a stage names.
+    """Trains the slots and adapters that a stage names.
 
     Every row adds the gradient of its summed loss; the row that closes a step divides by the number of targets of the
     whole step, over all rows and ranks, so that every target counts alike. A step whose loss or gradient is not
@@ -45,6 +46,7 @@ class AuroraModule(L.LightningModule):
         super().__init__()
         self.save_hyperparameters({"config": dict(config), "stage": stage, "start": start}, logger=False)
         self.config = config
+        self.stage = stage
         self.recipe = read_recipe(stage, config["stages"][stage])
         self.options = read_options(config["trainer"])
         self.total_steps = total_steps
@@ -70,7 +72,8 @@ class AuroraModule(L.LightningModule):
             load_base_weights(model, self.config)
         else:
             load_weights(model, self.start, self.config)
-        freeze_untrained(model, self.recipe.trained)
+        attach_adapters(f"stages.{self.stage}.adapters", model, self.recipe.adapters)
+        choose_learned(model, self.recipe)
         if self.options.activation_checkpointing == "block":
             recompute_blocks(model)
         if isinstance(self._strategy, ModelParallelStrategy):
@@ -81,7 +84,7 @@ class AuroraModule(L.LightningModule):
         return build_optimizer(self.net, self.recipe, fused=not isinstance(self._strategy, ModelParallelStrategy))
 
     def on_fit_start(self) -> None:
-        freeze_untrained(self.net, self.recipe.trained)
+        choose_learned(self.net, self.recipe)
         if self.resume is not None:
             self._restore(self.resume)
             self.resume = None

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 from torch.optim import AdamW
 
+from aurora.adapters.attach import is_state, let_adapters_learn, lr_scale
 from aurora.assemble import WEIGHTED_SLOTS
+from aurora.model import AuroraModel
 from aurora.training.recipe import Recipe
+
+
+def choose_learned(model: AuroraModel, recipe: Recipe) -> None:
+    """Lets exactly the slots and the adapters of the recipe learn."""
+    freeze_untrained(model, recipe.trained)
+    let_adapters_learn(model, recipe.adapters)
 
 
 def freeze_untrained(model: nn.Module, trained: Sequence[str]) -> None:
@@ -22,16 +31,17 @@ def freeze_untrained(model: nn.Module, trained: Sequence[str]) -> None:
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """AdamW groups by slot, each with the `scale` of its rate; vectors and scalars are never decayed."""
-    groups = []
+    """AdamW groups by rate and decay, each with the `scale` of its rate; vectors, scalars and initial states are never
+    decayed."""
+    groups: dict[tuple[str, float, float], list[nn.Parameter]] = defaultdict(list)
     for slot in WEIGHTED_SLOTS:
-        learned = [parameter for parameter in getattr(model, slot).parameters() if parameter.requires_grad]
-        matrices = [parameter for parameter in learned if _is_matrix(parameter)]
-        vectors = [parameter for parameter in learned if not _is_matrix(parameter)]
-        for parameters, decay in ((matrices, recipe.weight_decay), (vectors, 0.0)):
-            if parameters:
-                groups.append({"params": parameters, "weight_decay": decay, "scale": recipe.scale(slot)})
-    return groups
+        for name, parameter in getattr(model, slot).named_parameters():
+            if parameter.requires_grad:
+                scale = lr_scale(recipe.adapters, slot, name, recipe.scale(slot))
+                decay = recipe.weight_decay if _is_matrix(parameter) and not is_state(name) else 0.0
+                groups[slot, scale, decay].append(parameter)
+    return [{"params": parameters, "weight_decay": decay, "scale": scale}
+            for (_, scale, decay), parameters in groups.items()]
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
+from aurora.adapters.attach import sharded_alone
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
 from aurora.training.recipe import TrainerOptions
@@ -38,8 +39,8 @@ def blocks(model: AuroraModel) -> Iterator[nn.Module]:
 
 def shard(model: AuroraModel, mesh: DeviceMesh) -> None:
     """FSDP2 over every block and the rest; embeddings and head belong to the root, whose forward gathers them."""
-    for block in blocks(model):
-        fully_shard(block, mesh=mesh)
+    for unit in (*blocks(model), *sharded_alone(model)):
+        fully_shard(unit, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
 

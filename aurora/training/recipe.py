@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from aurora.adapters.spec import Adapters, read_adapters
 from aurora.assemble import WEIGHTED_SLOTS
 from aurora.errors import AuroraError, suggest
 from aurora.options import check_kind, read_fields
@@ -37,6 +38,7 @@ class Recipe:
     weight_decay: float = 0.0
     clip: float | None = 1.0
     lr_scale: Mapping[str, float] = field(default_factory=dict)
+    adapters: Adapters = field(default_factory=dict)  # by slot; read by read_adapters
 
     def scale(self, slot: str) -> float:
         """What the rate of a slot is multiplied with."""
@@ -95,8 +97,9 @@ def read_recipe(name: str, entry: Mapping[str, Any]) -> Recipe:
     """One stage's recipe. AuroraError for anything that makes no sense."""
     where = f"stages.{name}"
     recipe = read_fields(Recipe, where, entry)
-    if not recipe.trained:
-        raise AuroraError(f"{where}.trained is empty; a stage trains some of {', '.join(WEIGHTED_SLOTS)}")
+    recipe = replace(recipe, adapters=read_adapters(f"{where}.adapters", entry.get("adapters", {}), recipe.trained))
+    if not recipe.trained and not recipe.adapters:
+        raise AuroraError(f"{where}.trained is empty; a stage trains some of {', '.join(WEIGHTED_SLOTS)}, or adapters")
     for slot in (*recipe.trained, *recipe.lr_scale):
         if slot not in WEIGHTED_SLOTS:
             raise AuroraError(f"{where}: {slot!r} is no slot with weights.{suggest(slot, list(WEIGHTED_SLOTS))}")

@@ -18,6 +18,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from rich.console import Console
 
+from aurora.adapters.attach import attach_adapters, merge_adapters
+from aurora.adapters.folder import save_adapter
+from aurora.adapters.initial_state import start_like
 from aurora.assemble import build_model
 from aurora.checkpoint import read_config, save_model
 from aurora.errors import AuroraError
@@ -31,12 +34,15 @@ from aurora.training.head import describe_stage
 from aurora.training.instantiate import instantiate
 from aurora.training.logs import build_loggers
 from aurora.training.module import AuroraModule
+from aurora.training.optim import choose_learned
 from aurora.training.parallel import barrier, build_strategy
+from aurora.training.precision import precision
 from aurora.training.progress import ProgressDisplay
 from aurora.training.recipe import Recipe, TrainerOptions, check_datasets, read_options, read_recipes, selected_stages
 from aurora.training.state import all_weights
 
 SIGTERM_EXIT = 143
+ADAPTER_FOLDER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -74,14 +80,13 @@ def plan_stages(config: Mapping[str, Any]) -> list[Stage]:
     config = {**config, "dtype": "bfloat16"} if options.precision == "bf16-true" else config
     names = selected_stages(config, recipes)
     check_datasets(config, {name: recipes[name] for name in names})
-    with torch.device("meta"):
-        build_model(config)
     stages = []
     for name in names:
         given = config.get("init_from") if name == names[0] else None
         start = given or _model_before(config["run"], name, recipes[name].after, names)
         _check_start(config, given, start)
         stages.append(Stage(name, config, recipes[name], options, StageFolder(config["run"], name), start))
+        _skeleton(stages[-1])
     return stages
 
 
@@ -119,12 +124,11 @@ def _train_stage(stage: Stage, console: Console) -> None:
     resume = newest_checkpoint(stage.folder.checkpoints, console.print)
     if resume is not None:
         require_same(stage.name, resume["fingerprint"], now, "begun")
-    with torch.device("meta"):
-        skeleton = build_model(stage.config)
+    skeleton = _skeleton(stage)
     data = build_data(stage.config, stage.recipe, skeleton, stage.folder.path)
     if resume is not None:
         data.load_state_dict(resume["data"])
-    require_room(stage.folder.path, _bytes_to_write(skeleton, stage.recipe))
+    require_room(stage.folder.path, _bytes_to_write(skeleton))
     if _rank() == 0:
         stage.folder.describe(stage.config)
     module = _module(stage, data, resume)
@@ -143,10 +147,19 @@ def _train_stage(stage: Stage, console: Console) -> None:
     console.print(f"{stage.name}: done, {stage.folder.model}")
 
 
-def _bytes_to_write(model: AuroraModel, recipe: Recipe) -> int:
+def _skeleton(stage: Stage) -> AuroraModel:
+    """The model of a stage as it is trained, without memory."""
+    with torch.device("meta"):
+        model = build_model(stage.config)
+        attach_adapters(f"stages.{stage.name}.adapters", model, stage.recipe.adapters)
+    choose_learned(model, stage.recipe)
+    return model
+
+
+def _bytes_to_write(model: AuroraModel) -> int:
     """What a stage has on disk at most: checkpoints of what learns with its two moments, and the model twice."""
     total = sum(parameter.nbytes for parameter in model.parameters())
-    learned = sum(parameter.nbytes for slot in recipe.trained for parameter in getattr(model, slot).parameters())
+    learned = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     return int(3 * learned * (KEPT + 1) + 2 * total)
 
 
@@ -197,7 +210,7 @@ def _trainer(options: TrainerOptions, callbacks: list[L.Callback], loggers: list
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=build_strategy(options),
-        precision=options.precision,
+        **precision(options),
         callbacks=callbacks,
         logger=loggers or False,
         default_root_dir=str(folder),
@@ -213,14 +226,19 @@ def _trainer(options: TrainerOptions, callbacks: list[L.Callback], loggers: list
 
 
 def _save(stage: Stage, module: AuroraModule) -> None:
-    """Writes the model of the stage; the config beside it is the one it is used with, not the stage's."""
+    """Writes the model of the stage, its adapters merged, and the adapters alone; the config beside the model is the
+    one it is used with, not the stage's."""
     rank = module.global_rank
     weights = all_weights(module.net, keep=rank == 0)
     if rank == 0:
         stage.folder.path.mkdir(parents=True, exist_ok=True)
-        with torch.device("meta"):
-            whole = build_model(stage.config)
+        whole = _skeleton(stage)
+        start_like(whole.backbone, {name: tensor.shape for name, tensor in weights.items()})
         whole.load_state_dict(weights, assign=True)
+        if stage.recipe.adapters:
+            save_adapter(whole, stage.folder.path / ADAPTER_FOLDER, config=stage.config, adapters=stage.recipe.adapters,
+                         trained=stage.recipe.trained, start=stage.start or "base weights")
+            merge_adapters(whole)
         save_model(whole, stage.config, stage.folder.model)
 
 
