@@ -34,6 +34,9 @@ LENGTHS = (19, 1, 33, 4)
 Options = Mapping[str, Any]
 """A backbone's name and small sizes, as a config says them."""
 
+Tolerance = Mapping[str, Any]
+"""`rtol` and `atol` of comparisons; empty for those of float64."""
+
 
 def build(options: Options) -> Backbone:
     """A backbone in float64, disturbed so that no branch starts out silent."""
@@ -60,30 +63,38 @@ def some_state(backbone: Backbone, sequences: int) -> State:
     return backbone.prefill(row(backbone, 9 * sequences).flip(0), bounds(*[9] * sequences))[1]
 
 
-def assert_states_equal(actual: State, expected: State) -> None:
-    """The same names and, up to rounding, the same values."""
+def assert_states_equal(actual: State, expected: State, tolerance: Tolerance) -> None:
+    """The same names and shapes and, up to rounding, the same values."""
     assert actual.keys() == expected.keys()
     for name in expected:
         assert actual[name].shape == expected[name].shape, name
-        torch.testing.assert_close(actual[name], expected[name], msg=partial("{}: {}".format, name))
+        torch.testing.assert_close(actual[name], expected[name], msg=partial("{}: {}".format, name), **tolerance)
 
 
 class BackboneContract:
     """One property per test; `options` is a fixture of the file that inherits them."""
 
+    without_gradient: tuple[str, ...] = ()
+    """Tensors of the state that the tests' sequences pass no gradient to, because a bound holds there."""
+
     @pytest.fixture
     def backbone(self, options: Options) -> Backbone:
         return build(options)
 
+    @pytest.fixture
+    def tolerance(self) -> Tolerance:
+        """Overridden where something inside computes in float32 whatever it is given."""
+        return {}
+
     @torch.no_grad()
-    def test_packing_changes_nothing(self, backbone: Backbone) -> None:
+    def test_packing_changes_nothing(self, backbone: Backbone, tolerance: Tolerance) -> None:
         x = row(backbone)
         packed, _ = backbone(x, bounds(*LENGTHS))
         alone = [backbone(part, bounds(len(part)))[0] for part in torch.split(x, [*LENGTHS])]
-        torch.testing.assert_close(packed, torch.cat(alone))
+        torch.testing.assert_close(packed, torch.cat(alone), **tolerance)
 
     @torch.no_grad()
-    def test_step_equals_forward(self, backbone: Backbone) -> None:
+    def test_step_equals_forward(self, backbone: Backbone, tolerance: Tolerance) -> None:
         x = row(backbone, 12).view(3, 4, -1)  # three sequences of four positions
         whole, end = backbone(x.flatten(0, 1), bounds(4, 4, 4), some_state(backbone, 3), return_state=True)
         state = some_state(backbone, 3)
@@ -91,21 +102,23 @@ class BackboneContract:
         for t in range(4):
             hidden, state = backbone.step(x[:, t], state)
             steps.append(hidden)
-        torch.testing.assert_close(torch.stack(steps, dim=1).flatten(0, 1), whole)
-        assert_states_equal(state, end)
+        torch.testing.assert_close(torch.stack(steps, dim=1).flatten(0, 1), whole, **tolerance)
+        assert_states_equal(state, end, tolerance)
 
     @pytest.mark.parametrize("cut", [1, 7, 16, 29])
     @torch.no_grad()
-    def test_a_prefill_may_be_cut_anywhere(self, backbone: Backbone, cut: int) -> None:
+    def test_a_prefill_may_be_cut_anywhere(self, backbone: Backbone, cut: int, tolerance: Tolerance) -> None:
         x = row(backbone, 30)
         last, end = backbone.prefill(x, bounds(30))
         _, state = backbone.prefill(x[:cut], bounds(cut))
         hidden, state = backbone.prefill(x[cut:], bounds(30 - cut), state)
-        torch.testing.assert_close(hidden, last)
-        assert_states_equal(state, end)
+        torch.testing.assert_close(hidden, last, **tolerance)
+        assert_states_equal(state, end, tolerance)
 
     @torch.no_grad()
-    def test_a_continuation_of_several_packed_sequences_equals_the_whole(self, backbone: Backbone) -> None:
+    def test_a_continuation_of_several_packed_sequences_equals_the_whole(
+        self, backbone: Backbone, tolerance: Tolerance
+    ) -> None:
         sequences = [*torch.split(row(backbone), [*LENGTHS])]
         cuts = (5, 1, 17, 1)  # the second one ends at its cut, and goes on with other text
         sequences = [sequences[0], torch.cat([sequences[1]] * 3), *sequences[2:]]
@@ -115,11 +128,11 @@ class BackboneContract:
         rest, end = backbone(torch.cat(tails), bounds(*map(len, tails)), state, return_state=True)
         whole, whole_end = backbone(torch.cat(sequences), bounds(*map(len, sequences)), return_state=True)
         expected = [part[cut:] for part, cut in zip(torch.split(whole, [len(x) for x in sequences]), cuts, strict=True)]
-        torch.testing.assert_close(rest, torch.cat(expected))
-        assert_states_equal(end, whole_end)
+        torch.testing.assert_close(rest, torch.cat(expected), **tolerance)
+        assert_states_equal(end, whole_end, tolerance)
 
     @torch.no_grad()
-    def test_states_of_packed_sequences_are_their_own(self, backbone: Backbone) -> None:
+    def test_states_of_packed_sequences_are_their_own(self, backbone: Backbone, tolerance: Tolerance) -> None:
         x = row(backbone)
         given = some_state(backbone, len(LENGTHS))
         _, packed = backbone(x, bounds(*LENGTHS), given, return_state=True)
@@ -127,15 +140,15 @@ class BackboneContract:
             backbone(part, bounds(len(part)), select_state(given, [s]), return_state=True)[1]
             for s, part in enumerate(torch.split(x, [*LENGTHS]))
         ]
-        assert_states_equal(packed, join_states(alone))
+        assert_states_equal(packed, join_states(alone), tolerance)
 
     @torch.no_grad()
-    def test_no_state_means_the_initial_one(self, backbone: Backbone) -> None:
+    def test_no_state_means_the_initial_one(self, backbone: Backbone, tolerance: Tolerance) -> None:
         x, cut = row(backbone), bounds(*LENGTHS)
         given, end = backbone(x, cut, backbone.init_state(len(LENGTHS)), return_state=True)
         none, none_end = backbone(x, cut, return_state=True)
-        torch.testing.assert_close(given, none)
-        assert_states_equal(end, none_end)
+        torch.testing.assert_close(given, none, **tolerance)
+        assert_states_equal(end, none_end, tolerance)
 
     @torch.no_grad()
     def test_state_size_does_not_depend_on_length_unless_the_backbone_says_so(self, backbone: Backbone) -> None:
@@ -167,7 +180,7 @@ class BackboneContract:
         assert touched[own].all() and touched.sum() == LENGTHS[2]
         for name, gradient in zip(floating, gradients[1:], strict=True):
             reached = gradient.abs().flatten(2).sum((0, 2)) > 0
-            assert reached.tolist() == [False, False, True, False], name
+            assert reached.tolist() == [False, False, name not in self.without_gradient, False], name
 
     def test_a_later_position_never_reaches_an_earlier_one(self, backbone: Backbone) -> None:
         x = row(backbone, 20).requires_grad_()

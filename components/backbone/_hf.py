@@ -1,0 +1,192 @@
+"""A causal language model of `transformers` inside our contract: its embeddings, blocks, head and files.
+
+Shape letters: T packed positions, S sequences, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from aurora.errors import AuroraError
+from aurora.interfaces import Backbone
+
+from ._checkpoint import fill, read_tensors, write_tensors
+from ._hf_config import read_folder
+
+
+class Hosted(Backbone):
+    """What `hf` and `transformer` share. The model's parts are `body` (embeddings and blocks) and `head`, which is
+    None when the embeddings are the head."""
+
+    def __init__(self, config: Any, *, name: str, vocab_size: int, attention: str | None) -> None:
+        super().__init__()
+        causal = build(config, name, attention)
+        head = causal.get_output_embeddings()
+        if head is None:
+            raise AuroraError(f"backbone {name!r}: transformers' {type(causal).__name__} has no head that gives logits")
+        self.name = name
+        self.config = causal.config
+        self.hidden_size = config.hidden_size
+        self.vocab_size = vocab_size
+        self.body = causal.base_model
+        self.head = None if head.weight is causal.get_input_embeddings().weight else head
+        self.block_class = block_class(self.body, config)
+        self._prefix = causal.base_model_prefix
+        self._head_name = next(path for path, module in causal.named_modules() if module is head)
+        # what the model does around its head (caps, scales) stays its own; in a tuple it is no submodule
+        self._around_head = (_hollow(causal, self.body, tied=self.head is None),)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        embedded: Tensor = self.body.get_input_embeddings()(tokens)
+        return embedded
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        rows = hidden.reshape(1, -1, hidden.shape[-1])
+        logits: Tensor = self._around_head[0](inputs_embeds=rows, use_cache=False).logits
+        return logits[0, :, : self.vocab_size].view(*hidden.shape[:-1], -1)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Fills every parameter and buffer as `transformers` does before training."""
+        if any(tensor.is_meta for tensor in self.parameters()):
+            return
+        for part in (self.body, self.head):
+            if part is not None:
+                part.apply(self.body._init_weights)
+
+    def load_base(self, path: str) -> None:
+        """Reads a folder that `save_pretrained` wrote, or one file of its weights (`.safetensors`, `.pth`)."""
+        tensors = self._read_folder(path) if Path(path).is_dir() else read_tensors(path)
+        own = {self._own_name(name): tensor for name, tensor in tensors.items()}
+        if self.head is None and "head.weight" in own:
+            embeddings = _name_of(self.body, self.body.get_input_embeddings())
+            if not torch.equal(own.pop("head.weight"), own.get(f"body.{embeddings}.weight", torch.empty(0))):
+                raise AuroraError(f"{path} has a head of its own, but this backbone {self.name!r} is configured with "
+                                  "tied embeddings (tie_word_embeddings)")
+        fill(self, own, path)
+
+    def save_base(self, path: str) -> None:
+        """Writes what `load_base` reads: one file (`.safetensors`, `.pth`), or else a folder with its config.json."""
+        tensors = {self._their_name(name): tensor for name, tensor in self.state_dict().items()}
+        if Path(path).suffix and not Path(path).is_dir():
+            write_tensors(tensors, path)
+            return
+        self.config.save_pretrained(path)
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, Path(path) / "model.safetensors", metadata={"format": "pt"})
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Hosted:
+        # rotary frequencies are buffers that no file holds; in bfloat16 they would turn to other angles
+        kept = [(module, name, buffer) for module in self.body.modules()
+                for name, buffer in module.named_buffers(recurse=False) if name in module._non_persistent_buffers_set]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for module, name, before in kept:
+            now = module._buffers[name]
+            if now is not None and now.dtype is not before.dtype:
+                module._buffers[name] = before.to(now.device)
+        return self
+
+    def _read_folder(self, path: str) -> Mapping[str, Tensor]:
+        """The tensors of a folder, with whatever conversion `transformers` does for older files."""
+        theirs = read_folder(path, self.name)
+        if theirs.model_type != self.config.model_type:
+            raise AuroraError(f"{path} holds a {theirs.model_type}; this backbone {self.name!r} is a "
+                              f"{self.config.model_type}")
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False, output_loading_info=True,
+                dtype=next(self.parameters()).dtype,
+            )
+        except Exception as error:
+            raise AuroraError(f"{path} holds no weights that transformers reads: {' '.join(str(error).split())}"
+                              ) from error
+        for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if report.get(fault):
+                listed = ", ".join(map(str, sorted(report[fault], key=str)[:3]))
+                raise AuroraError(f"{path} does not hold the whole {theirs.model_type}: {fault.replace('_', ' ')} "
+                                  f"{listed}")
+        tensors: Mapping[str, Tensor] = model.state_dict()
+        return tensors
+
+    def _own_name(self, theirs: str) -> str:
+        if theirs.startswith(f"{self._head_name}."):
+            return "head." + theirs.removeprefix(f"{self._head_name}.")
+        return "body." + theirs.removeprefix(f"{self._prefix}.")
+
+    def _their_name(self, own: str) -> str:
+        part, _, rest = own.partition(".")
+        return f"{self._prefix if part == 'body' else self._head_name}.{rest}"
+
+
+def build(config: Any, backbone: str, attention: str | None) -> Any:
+    """The model that a config of `transformers` describes, in torch's default dtype, with fresh weights."""
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=torch.get_default_dtype(), attn_implementation=attention,
+                                                trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).partition("Model type should be one of")[0].split())
+        raise AuroraError(f"backbone {backbone!r}: transformers builds no causal language model of "
+                          f"{config.model_type!r}: {reason}") from error
+
+
+def block_class(body: nn.Module, config: Any) -> type[nn.Module]:
+    """The class of the model's layers; what they have in common when there are several."""
+    stacks = [module for module in body.modules()
+              if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers]
+    kinds = {type(block) for block in stacks[0]} if stacks else set()
+    return kinds.pop() if len(kinds) == 1 else GradientCheckpointingLayer
+
+
+class _Given(BaseModelOutputWithPast):  # type: ignore[misc]
+    """The output of a body; a field that only some models have is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _Passing(nn.Module):
+    """Stands where a body was and gives back what it is given."""
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _Given:
+        return _Given(last_hidden_state=inputs_embeds)
+
+
+class _TiedHead(nn.Module):
+    """A head whose weights are the embeddings of a body."""
+
+    def __init__(self, body: Any) -> None:
+        super().__init__()
+        self._body = (body,)
+
+    @property
+    def weight(self) -> Tensor:
+        """[V, D]."""
+        weight: Tensor = self._body[0].get_input_embeddings().weight
+        return weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.weight)
+
+
+def _hollow(causal: Any, body: Any, *, tied: bool) -> Any:
+    """The causal model with nothing left of its body."""
+    setattr(causal, causal.base_model_prefix, _Passing())
+    if tied:
+        causal.set_output_embeddings(_TiedHead(body))
+    return causal
+
+
+def _name_of(body: nn.Module, wanted: nn.Module) -> str:
+    names: dict[nn.Module, str] = {module: name for name, module in body.named_modules()}
+    return names[wanted]

@@ -1,0 +1,97 @@
+"""Recurrent language models of `transformers`.
+
+Shape letters: T packed positions, S sequences, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from aurora.errors import AuroraError
+from aurora.registry import BACKBONE
+from aurora.types import State
+
+from ._hf import Hosted
+from ._hf_config import Wanted, model_config
+from ._hf_memory import FAMILIES
+from ._hf_rows import read_batches, read_steps
+from ._packing import Row
+
+DEFAULT = "mamba2"
+
+
+@BACKBONE.register
+class HF(Hosted):
+    """Any recurrent LM of `transformers` whose memory is constant: Mamba, Mamba-2, Falcon-Mamba, RecurrentGemma, xLSTM.
+
+    Its architecture is that of the folder `path` (weights are read by `base_weights.backbone.hf`, which is the same
+    folder unless something else is said), or of `model_type` with our three sizes and any option of its own in
+    `config`. Families without heads take no notice of `head_size`.
+
+    Exact, not fast: these models read batches, not packed rows. Sequences of a row are read in batches of like
+    lengths, padded by at most the half, or of equal lengths when their states are asked for. Mamba, Falcon-Mamba and
+    RecurrentGemma cannot read several positions from a state; what follows one is read position by position.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        path: str | None = None,
+        model_type: str | None = None,
+        hidden_size: int | None = None,
+        layers: int | None = None,
+        head_size: int | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        wanted = Wanted("hf", path, model_type, hidden_size, layers, head_size, config, vocab_size)
+        described = model_config(wanted, DEFAULT)
+        _check_constant(described)
+        super().__init__(described, name="hf", vocab_size=vocab_size, attention=None)
+        self.memory = FAMILIES[described.model_type](self.body)
+
+    def init_state(self, sequences: int) -> State:
+        return self.memory.empty(sequences)
+
+    def forward(
+        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
+    ) -> tuple[Tensor, State | None]:
+        lengths = Row.of(cu_seqlens, x.device).cu_seqlens.diff().tolist()
+        if min(lengths) < 1:
+            raise ValueError(f"sequences of lengths {lengths}: empty sequences cannot be read")
+        if state is not None and not self.memory.continues:
+            if not _is_initial(state):
+                hidden, after = read_steps(self.memory, x, lengths, state)
+                return hidden.to(x.dtype), after if return_state else None
+            state = None
+        hidden, ended = read_batches(self.memory, x, lengths, state, return_state)
+        return hidden.to(x.dtype), ended
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        hidden, after = self.memory.read(x.unsqueeze(1), state, True)
+        assert after is not None
+        return hidden.squeeze(1).to(x.dtype), after
+
+
+def _is_initial(state: State) -> bool:
+    """Whether nothing was read yet; a state that is learned counts as read from the start."""
+    return not any(tensor.requires_grad or bool(tensor.any()) for tensor in state.values())
+
+
+def _check_constant(config: Any) -> None:
+    """AuroraError for a model whose memory is not constant, or that is none of the families."""
+    if config.model_type in FAMILIES:
+        return
+    known = ", ".join(FAMILIES)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if "linear_attention" in kinds or "hybrid" in kinds or "mamba" in kinds:
+        raise AuroraError(f"backbone 'hf': {config.model_type} mixes recurrent layers with attention, so its memory "
+                          f"grows with what it reads; constant are {known}")
+    if config.model_type == "rwkv":
+        raise AuroraError("backbone 'hf': RWKV-4 of transformers is not read; take backbone=rwkv6 or rwkv7, or one of "
+                          f"{known}")
+    raise AuroraError(f"backbone 'hf': {config.model_type} is not recurrent; take backbone=transformer for it, or one "
+                      f"of {known}")
