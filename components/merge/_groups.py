@@ -6,18 +6,18 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from aurora.interfaces import BlockView, Merge
 
 from .._rows import add_to, take
+from ..kernels.vision import mean_direction, merge_means
 
 Reduce = Literal["sum", "mean", "amax"]
 
 
 def similarity_metric(view: BlockView) -> Tensor:
     """[N, M, K] of length one: the mean over the heads of the keys, whose products are cosine similarities."""
-    return F.normalize(view.keys.detach().float().mean(1), dim=-1)
+    return mean_direction(view.keys.detach())
 
 
 def similarity(some: Tensor, others: Tensor) -> Tensor:
@@ -64,3 +64,6 @@ class Absorption(Merge):
         if reduce == "sum":
             return add_to(kept, self.into, merged)
         return kept.scatter_reduce(1, self.into.unsqueeze(-1).expand_as(merged), merged, reduce)
+
+    def features(self, x: Tensor, size: Tensor) -> Tensor:
+        return merge_means(x, size, self.survivors, self.sources, self.into)

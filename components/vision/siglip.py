@@ -18,10 +18,19 @@ from aurora.registry import VISION
 from aurora.types import VisualTokens
 
 from .._options import whole
+from ..kernels.attention import attention
+from ..kernels.vision import affine, gelu_tanh
 from ._base_weights import PREFIX, copy_into, count_blocks, read_tower, write_tower
 from ._tokens import fresh, reorder
 
 EPS = 1e-6  # of SigLIP's layer norms
+
+
+class Linear(nn.Linear):
+    """A linear layer whose product is chosen by the device."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return affine(input, self.weight, self.bias)
 
 
 class Attention(nn.Module):
@@ -30,16 +39,14 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """[N, M, W] and what is added to each key's scores [N, 1, 1, M] → [N, M, W], queries, keys [N, H, M, K]."""
-        parts = self.qkv(x).view(*x.shape[:2], 3, self.heads, -1)
-        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        bias = None if bias is None else bias.to(query.dtype)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        return self.out(mixed.transpose(1, 2).flatten(2)), query, key
+        """[N, M, W] and what is added to each key's scores [N, M] → [N, M, W], queries, keys [N, H, M, K]."""
+        query, key, value = self.qkv(x).view(*x.shape[:2], 3, self.heads, -1).unbind(2)
+        mixed: Tensor = self.out(attention(query, key, value, bias))
+        return mixed, query.transpose(1, 2), key.transpose(1, 2)
 
 
 class Mlp(nn.Module):
@@ -47,11 +54,11 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
+        mixed: Tensor = self.down(gelu_tanh(self.up(x)))
         return mixed
 
 
@@ -78,11 +85,11 @@ class SiglipBlock(nn.Module):
 
 
 def size_bias(tokens: VisualTokens, merge: MergeStrategy) -> Tensor | None:
-    """[N, 1, 1, M]: log(size), so that a token of s patches draws the attention of s; None while all sizes are 1."""
-    # Sizes are 1 as long as there are as many tokens as patches. Without a bias the fastest kernels apply.
+    """[N, M]: log(size), so that a token of s patches draws the attention of s; None while all sizes are 1."""
+    # sizes are 1 as long as there are as many tokens as patches; without a bias torch's fastest kernels apply
     if not merge.proportional_attention or tokens.size.shape == tokens.owner.shape:
         return None
-    return tokens.size.log()[:, None, None]
+    return tokens.size.log()
 
 
 @VISION.register

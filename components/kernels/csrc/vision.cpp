@@ -1,0 +1,176 @@
+// What stands between the matrix products of a vision transformer, each in one pass over its memory.
+// Shape letters: N frames, M tokens before a merge, G after it, H heads, K head width, W width.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr int LANES = 16;
+typedef float Floats __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2)));
+using bf16 = uint16_t;
+
+inline Floats all(float x) { return Floats{} + x; }
+
+inline Floats load(const float* x) { return *(const Floats*)x; }
+inline Floats load(const bf16* x) { return (Floats)(__builtin_convertvector(*(const Halves*)x, Words) << 16); }
+
+inline void store(float* to, Floats x) { *(Floats*)to = x; }
+inline void store(bf16* to, Floats x) {
+    const Words bits = (Words)x;
+    const Words rounded = bits + (((bits >> 16) & 1u) + 0x7fffu);
+    const Words nan = (Words)(x != x);  // rounding must not turn one into infinity
+    *(Halves*)to = __builtin_convertvector(((rounded & ~nan) | ((bits | 0x400000u) & nan)) >> 16, Halves);
+}
+
+// 2^x for |x| ≤ 126, relative error 2e-7
+inline Floats exp2_of(Floats x) {
+    const Floats magic = all(12582912.0f);  // 1.5 · 2^23: adding it rounds to a whole number
+    const Floats n = (x + magic) - magic;
+    const Floats r = x - n;
+    Floats p = all(1.5403530e-4f);
+    for (float c : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f}) p = p * r + c;
+    return p * (Floats)((__builtin_convertvector(n, Ints) + 127) << 23);
+}
+
+inline Floats limited(Floats x, float low, float high) {
+    x = x < low ? all(low) : x;
+    return x > high ? all(high) : x;  // comparisons with a NaN are false, so it stays
+}
+
+// GELU by its tanh approximation: x · sigmoid(2 √(2/π) (x + 0.044715 x³))
+inline Floats gelu(Floats x) {
+    const float scale = 2 * 0.7978845608f * 1.44269504f;
+    const Floats u = x * (scale + (scale * 0.044715f) * x * x);
+    return x / (1.0f + exp2_of(limited(-u, -126.0f, 126.0f)));
+}
+
+template <class T>
+void gelu_rows(T* x, int64_t count, int threads) {
+    const int64_t piece = 4096;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t start = 0; start < count; start += piece) {
+        const int64_t end = start + piece < count ? start + piece : count;
+        int64_t i = start;
+        for (; i + LANES <= end; i += LANES) store(x + i, gelu(load(x + i)));
+        if (i < end) {
+            T tail[LANES] = {};
+            std::memcpy(tail, x + i, sizeof(T) * (end - i));
+            store(tail, gelu(load(tail)));
+            std::memcpy(x + i, tail, sizeof(T) * (end - i));
+        }
+    }
+}
+
+template <class T>
+void merge_rows(const T* x, const float* size, const int64_t* survivors, const int64_t* sources, const int64_t* into,
+                T* out, int64_t frames, int64_t tokens, int64_t kept, int64_t removed, int64_t width, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<int64_t> first(kept), next(removed);  // the sources of every survivor, as lists
+        std::vector<float> sum(width + LANES);
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t n = 0; n < frames; ++n)
+        for (int64_t part = 0; part < threads; ++part) {  // of the survivors, so that one frame occupies all threads
+            const T* from = x + n * tokens * width;
+            const float* weight = size + n * tokens;
+            std::fill(first.begin(), first.end(), -1);
+            for (int64_t s = removed - 1; s >= 0; --s) {
+                next[s] = first[into[n * removed + s]];
+                first[into[n * removed + s]] = s;
+            }
+            for (int64_t g = kept * part / threads; g < kept * (part + 1) / threads; ++g) {
+                const int64_t own = survivors[n * kept + g];
+                T* to = out + (n * kept + g) * width;
+                if (first[g] < 0) {
+                    std::memcpy(to, from + own * width, sizeof(T) * width);
+                    continue;
+                }
+                float total = weight[own];
+                for (int64_t s = first[g]; s >= 0; s = next[s]) total += weight[sources[n * removed + s]];
+                auto add = [&](int64_t token, bool begin) {
+                    const T* row = from + token * width;
+                    const float share = weight[token] / total;
+                    for (int64_t c = 0; c + LANES <= width; c += LANES)
+                        store(&sum[c], (begin ? all(0) : load(&sum[c])) + share * load(row + c));
+                    for (int64_t c = width / LANES * LANES; c < width; ++c) {
+                        T tail[LANES] = {row[c]};
+                        sum[c] = (begin ? 0 : sum[c]) + share * load(tail)[0];
+                    }
+                };
+                add(own, true);
+                for (int64_t s = first[g]; s >= 0; s = next[s]) add(sources[n * removed + s], false);
+                int64_t c = 0;
+                for (; c + LANES <= width; c += LANES) store(to + c, load(&sum[c]));
+                T tail[LANES];
+                store(tail, load(&sum[c]));
+                std::memcpy(to + c, tail, sizeof(T) * (width - c));
+            }
+        }
+    }
+}
+
+template <class T>
+void head_mean(const T* keys, int64_t frame, int64_t token, int64_t head, float* out, int64_t frames, int64_t tokens,
+               int64_t heads, int64_t width, int threads) {
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
+    for (int64_t n = 0; n < frames; ++n)
+        for (int64_t m = 0; m < tokens; ++m) {
+            const T* from = keys + n * frame + m * token;
+            float* to = out + (n * tokens + m) * width;
+            float square = 0;
+            for (int64_t c = 0; c < width; c += LANES) {
+                const int64_t lanes = width - c < LANES ? width - c : LANES;
+                Floats sum = {};
+                for (int64_t h = 0; h < heads; ++h) {
+                    if (lanes == LANES) {
+                        sum += load(from + h * head + c);
+                    } else {
+                        T tail[LANES] = {};
+                        std::memcpy(tail, from + h * head + c, sizeof(T) * lanes);
+                        sum += load(tail);
+                    }
+                }
+                for (int64_t j = 0; j < lanes; ++j) {
+                    to[c + j] = sum[j] / heads;
+                    square += to[c + j] * to[c + j];
+                }
+            }
+            const float length = std::sqrt(square);
+            const float scale = 1.0f / (length > 1e-12f ? length : 1e-12f);
+            for (int64_t c = 0; c < width; ++c) to[c] *= scale;
+        }
+}
+
+}  // namespace
+
+// in place
+extern "C" void gelu_tanh(void* x, int64_t count, int narrow, int threads) {
+    narrow ? gelu_rows((bf16*)x, count, threads) : gelu_rows((float*)x, count, threads);
+}
+
+// [N, M, W], sizes [N, M], survivors [N, G], sources and into [N, M - G] → the size-weighted means [N, G, W]
+extern "C" void merge_means(const void* x, const float* size, const int64_t* survivors, const int64_t* sources,
+                            const int64_t* into, void* out, int64_t frames, int64_t tokens, int64_t kept,
+                            int64_t width, int narrow, int threads) {
+    if (narrow)
+        merge_rows((const bf16*)x, size, survivors, sources, into, (bf16*)out, frames, tokens, kept, tokens - kept,
+                   width, threads);
+    else
+        merge_rows((const float*)x, size, survivors, sources, into, (float*)out, frames, tokens, kept, tokens - kept,
+                   width, threads);
+}
+
+// [N, M, H, K] by its strides → [N, M, K]: the mean over the heads, of length one
+extern "C" void mean_direction(const void* keys, int64_t frame, int64_t token, int64_t head, float* out,
+                               int64_t frames, int64_t tokens, int64_t heads, int64_t width, int narrow, int threads) {
+    if (narrow)
+        head_mean((const bf16*)keys, frame, token, head, out, frames, tokens, heads, width, threads);
+    else
+        head_mean((const float*)keys, frame, token, head, out, frames, tokens, heads, width, threads);
+}
