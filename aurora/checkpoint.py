@@ -1,5 +1,7 @@
 """A model on disk: a folder with `config.yaml`, `model.safetensors` and the tokenizer's files, read without pickle.
 
+`aurora export` writes shards and their index in place of `model.safetensors`; both are read.
+
 The folder holds all that the model needs, so that it can be moved. Training may add `metrics.json`.
 """
 
@@ -10,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from aurora.adapters.initial_state import start_like
 from aurora.assemble import MODEL_SLOTS, WEIGHTED_SLOTS, build_model
+from aurora.conversion.reading import INDEX_FILE, weight_files
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
 
@@ -41,10 +46,10 @@ def save_model(model: AuroraModel, config: Mapping[str, Any], folder: str | Path
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     described = {key: config[key] for key in DESCRIBED if key in config}
-    described["tokenizer"] = _with_files(described["tokenizer"], partial / TOKENIZER_FOLDER)
+    described["tokenizer"] = copy_tokenizer(described["tokenizer"], partial / TOKENIZER_FOLDER)
     (partial / CONFIG_FILE).write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
     # One entry only: the order of several would differ from run to run, and the file's hash with it.
-    save_file(tensors, partial / WEIGHTS_FILE, metadata={"parts": json.dumps(_part_names(config))})
+    save_file(tensors, partial / WEIGHTS_FILE, metadata={"parts": json.dumps(part_names(config))})
     _flush(partial)
     if folder.exists():
         os.replace(folder, old)
@@ -92,16 +97,19 @@ def load_weights(model: AuroraModel, folder: str | Path, config: Mapping[str, An
 
     A model without memory (on the meta device) takes the read tensors as its own.
     """
-    path = Path(folder) / WEIGHTS_FILE
-    if not path.is_file():
-        raise AuroraError(f"{folder} has no {WEIGHTS_FILE}")
-    wanted = model.state_dict()
+    paths = weight_paths(folder)
+    path = paths[0] if len(paths) == 1 else Path(folder)
     try:
-        with safe_open(path, framework="pt") as file:
-            parts = json.loads((file.metadata() or {}).get("parts", "{}"))
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
-            _check_same_model(path, parts, config, wanted, shapes)
-            tensors = {name: _as_wanted(path, name, file.get_tensor(name), wanted[name]) for name in shapes}
+        with ExitStack() as opened:
+            files = [opened.enter_context(safe_open(each, framework="pt")) for each in paths]
+            parts = json.loads((files[0].metadata() or {}).get("parts", "{}"))
+            held = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - no dict
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in held.items()}
+            start_like(model.backbone, shapes)
+            wanted = model.state_dict()
+            check_same_model(path, parts, config, wanted, shapes)
+            tensors = {name: _as_wanted(path, name, file.get_tensor(name), wanted[name])
+                       for name, file in held.items()}
     except (SafetensorError, OSError, ValueError) as error:
         if isinstance(error, AuroraError):
             raise
@@ -110,11 +118,19 @@ def load_weights(model: AuroraModel, folder: str | Path, config: Mapping[str, An
     model.load_state_dict(tensors, assign=on_meta)
 
 
+def weight_paths(folder: str | Path) -> list[Path]:
+    """`model.safetensors`, or the shards that the index in the folder names. AuroraError when neither is there."""
+    folder = Path(folder)
+    if not (folder / WEIGHTS_FILE).is_file() and not (folder / INDEX_FILE).is_file():
+        raise AuroraError(f"{folder} has no {WEIGHTS_FILE}")
+    return weight_files(folder)
+
+
 def model_hash(folder: str | Path) -> str:
     """SHA-256 over what makes the model what it is: config, weights and tokenizer files, not its metrics."""
     folder = Path(folder)
     digest = hashlib.sha256()
-    paths = [folder / CONFIG_FILE, folder / WEIGHTS_FILE, *sorted((folder / TOKENIZER_FOLDER).rglob("*"))]
+    paths = [folder / CONFIG_FILE, *weight_paths(folder), *sorted((folder / TOKENIZER_FOLDER).rglob("*"))]
     for path in paths:
         if path.is_file():
             digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
@@ -136,7 +152,7 @@ def _savable(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _with_files(tokenizer: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def copy_tokenizer(tokenizer: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The tokenizer's config with the files that its `path` names copied to `folder`, next to the config."""
     source = Path(tokenizer["path"]) if isinstance(tokenizer.get("path"), str) else None
     if source is None or not source.exists():
@@ -172,7 +188,8 @@ def _fill_unsaved_buffers(model: AuroraModel, config: Mapping[str, Any]) -> None
         setattr(model.get_submodule(owner), last, fresh[name])
 
 
-def _part_names(config: Mapping[str, Any]) -> dict[str, str]:
+def part_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """The parts that hold weights, as the header of a weight file names them."""
     return {slot: config[slot]["name"] for slot in WEIGHTED_SLOTS}
 
 
@@ -182,9 +199,10 @@ def _as_wanted(path: Path, name: str, tensor: Tensor, wanted: Tensor) -> Tensor:
     return tensor.to(wanted.dtype)
 
 
-def _check_same_model(path: Path, parts: Mapping[str, str], config: Mapping[str, Any],
-                      wanted: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]]) -> None:
-    for slot, name in _part_names(config).items():
+def check_same_model(path: Path, parts: Mapping[str, str], config: Mapping[str, Any],
+                     wanted: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]]) -> None:
+    """AuroraError when a file's parts, names or shapes are not those of the model that its config describes."""
+    for slot, name in part_names(config).items():
         if parts.get(slot, name) != name:
             raise AuroraError(f"{path} holds a model with {slot} {parts[slot]!r}, the config asks for {name!r}")
     missing = sorted(wanted.keys() - found.keys())

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -200,6 +201,7 @@ class Tokenizer(ABC):
 
     vocab_size: int
     end_of_text: int  # the id that ends a document
+    files: ClassVar[tuple[Path, ...]] = ()  # of its own, for those who read an exported model without Aurora
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:

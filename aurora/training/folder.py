@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from aurora.assemble import MODEL_SLOTS, WEIGHTED_SLOTS
-from aurora.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from aurora.checkpoint import CONFIG_FILE, WEIGHTS_FILE, weight_paths
 from aurora.errors import AuroraError
 from aurora.training.logs import CURVE_FILE
 
@@ -97,7 +97,7 @@ def require_same(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], 
 
 def _start_identity(config: Mapping[str, Any], start: str | None) -> dict[str, str]:
     if start is not None:
-        return {"model": _sampled_hash(Path(start) / WEIGHTS_FILE)}
+        return {"model": "".join(map(_sampled_hash, weight_paths(start)))}
     return {slot: path or "random" for slot, path in base_paths(config).items()}
 
 

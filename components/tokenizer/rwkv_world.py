@@ -30,6 +30,7 @@ class RWKVWorld(Tokenizer):
 
     vocab_size = 65536
     end_of_text = 0
+    files = (VOCABULARY,)
 
     def __init__(self) -> None:
         self._tokens, self._ids, self._lengths = _read(VOCABULARY)

@@ -1,0 +1,67 @@
+"""What the layouts of linear RNNs share: pairs of names, and sizes read from shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from aurora.conversion.layouts import Bond, Shapes, View, same
+from aurora.errors import AuroraError
+
+from ._time_state import to_time_states
+
+TIME_STATE = r"blocks\.\d+\.att\.time_state"
+_TUNED = "initial_state.wkv"
+
+
+def pair(ours: str, theirs: str, forth: View = same, back: View = same) -> Bond:
+    """One tensor under two names."""
+    return Bond((ours,), (theirs,), forth, back)
+
+
+def pairs(names: Mapping[str, str], kinds: Iterable[str] = ("weight",)) -> list[Bond]:
+    """The parameters of these kinds of modules that go by two names."""
+    kinds = tuple(kinds)
+    return [pair(f"{ours}.{kind}", f"{theirs}.{kind}") for ours, theirs in names.items() for kind in kinds]
+
+
+def below(ours: str, theirs: str, bonds: Iterable[Bond]) -> list[Bond]:
+    """Bonds between the names that stand below two prefixes."""
+    return [Bond(tuple(ours + name for name in bond.ours), tuple(theirs + name for name in bond.theirs), bond.forth,
+                 bond.back) for bond in bonds]
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """[A, B] → [B, A]."""
+    return tensor.t()
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """[1, 1, C] → [C]."""
+    return tensor.view(-1)
+
+
+def deep(tensor: Tensor) -> Tensor:
+    """[C] or [1, C] → [1, 1, C]."""
+    return tensor.view(1, 1, -1)
+
+
+def size(shapes: Shapes, name: str, axis: int) -> int:
+    """A dimension of a tensor. AuroraError when it is not there: the sizes of the model are read from it."""
+    if name not in shapes:
+        raise AuroraError(f"the weights lack {name}, from which the model's sizes are read")
+    if axis >= len(shapes[name]):
+        raise AuroraError(f"{name} has the shape {shapes[name]}, which is of no model of this family")
+    return shapes[name][axis]
+
+
+def depth(shapes: Shapes, prefix: str) -> int:
+    """How many layers there are."""
+    return 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith(prefix))
+
+
+def unpack_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model's tuned initial state, one tensor per layer as RWKV's authors have it; the rest as it is."""
+    tuned = {"wkv": tensors[_TUNED]} if _TUNED in tensors else {}
+    return {name: tensor for name, tensor in tensors.items() if name != _TUNED} | to_time_states(tuned)

@@ -1,0 +1,139 @@
+"""RWKV-6 weights: the authors' names, which are ours, and those of flash-linear-attention's `RWKV6ForCausalLM`.
+
+Shape letters: C width, H heads, N head size, R rank of the mixing, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from aurora.conversion.layouts import Bond, Family, Layout, Shapes
+from aurora.errors import AuroraError
+
+from ._layouts import TIME_STATE, below, deep, depth, flat, pair, pairs, size, transposed, unpack_state
+
+# the authors mix in the order w, k, v, r, g, flash-linear-attention in the order r, w, k, v, g
+TO_FLA = [3, 0, 1, 2, 4]
+TO_AUTHORS = [1, 2, 3, 0, 4]
+
+
+def _mix_in_forth(w1: Tensor) -> Tensor:
+    """[C, 5R] → [5R, C]."""
+    return w1.view(len(w1), 5, -1)[:, TO_FLA].flatten(1).t()
+
+
+def _mix_in_back(weight: Tensor) -> Tensor:
+    """[5R, C] → [C, 5R]."""
+    return weight.view(5, -1, weight.shape[1])[TO_AUTHORS].flatten(0, 1).t()
+
+
+def _mix_out_forth(w2: Tensor) -> Tensor:
+    """[5, R, C] → [C, 5R]."""
+    return w2[TO_FLA].permute(2, 0, 1).flatten(1)
+
+
+def _mix_out_back(weight: Tensor) -> Tensor:
+    """[C, 5R] → [5, R, C]."""
+    return weight.view(len(weight), 5, -1).permute(1, 2, 0)[TO_AUTHORS]
+
+
+def _row(tensor: Tensor) -> Tensor:
+    """[1, 1, C] → [1, C]."""
+    return tensor.view(1, -1)
+
+
+BLOCK = [
+    *pairs({"ln1": "attn_norm", "ln2": "ffn_norm", "att.ln_x": "attn.g_norm"}, ("weight", "bias")),
+    *pairs({
+        "att.receptance": "attn.r_proj.linear", "att.key": "attn.k_proj.linear", "att.value": "attn.v_proj.linear",
+        "att.gate": "attn.g_proj.linear", "att.output": "attn.o_proj",
+        "ffn.key": "ffn.key.linear", "ffn.receptance": "ffn.receptance.linear", "ffn.value": "ffn.value",
+    }),
+    pair("att.time_faaaa", "attn.bonus"),
+    pair("att.time_decay", "attn.w_proj.linear.lora.2.bias", flat, deep),
+    pair("att.time_decay_w1", "attn.w_proj.linear.lora.0.weight", transposed, transposed),
+    pair("att.time_decay_w2", "attn.w_proj.linear.lora.2.weight", transposed, transposed),
+    pair("att.time_maa_x", "attn.x_proj.0.mu", flat, deep),
+    pair("att.time_maa_w1", "attn.x_proj.0.linear.weight", _mix_in_forth, _mix_in_back),
+    pair("att.time_maa_w2", "attn.x_proj.2.weight", _mix_out_forth, _mix_out_back),
+    Bond(tuple(f"att.time_maa_{letter}" for letter in "rwkvg"), ("attn.x_bias",), _row, deep),
+    pair("ffn.time_maa_k", "ffn.key.mu", flat, deep),
+    pair("ffn.time_maa_r", "ffn.receptance.mu", flat, deep),
+]
+
+
+def _bonds(layers: int) -> list[Bond]:
+    bonds = pairs({"emb": "model.embeddings", "head": "lm_head"})
+    bonds += pairs({"blocks.0.ln0": "model.layers.0.pre_norm", "ln_out": "model.norm"}, ("weight", "bias"))
+    for layer in range(layers):
+        bonds += below(f"blocks.{layer}.", f"model.layers.{layer}.", BLOCK)
+    return bonds
+
+
+def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "vocab_size": size(shapes, "emb.weight", 0),
+        "hidden_size": size(shapes, "emb.weight", 1),
+        "layers": depth(shapes, "blocks."),
+        "head_size": size(shapes, "blocks.0.att.time_faaaa", 1),
+        "ffn_size": size(shapes, "blocks.0.ffn.key.weight", 0),
+        "mix_rank": size(shapes, "blocks.0.att.time_maa_w1", 1) // 5,
+        "decay_rank": size(shapes, "blocks.0.att.time_decay_w1", 1),
+    }
+
+
+def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    return {
+        "architectures": ["RWKV6ForCausalLM"],
+        "model_type": "rwkv6",
+        "vocab_size": options["vocab_size"],
+        "hidden_size": options["hidden_size"],
+        "num_hidden_layers": options["layers"],
+        "num_heads": options["hidden_size"] // options["head_size"],
+        "expand_k": 1.0,
+        "expand_v": 1.0,
+        "hidden_ratio": 3.5,
+        "intermediate_size": options["ffn_size"],
+        "proj_low_rank_dim": options["mix_rank"],
+        "gate_low_rank_dim": options["decay_rank"],
+        "hidden_act": "sqrelu",
+        "norm_first": True,
+        "norm_bias": True,
+        "norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "dtype": dtype,
+    }
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    needed = {"model_type": "rwkv6", "hidden_act": "sqrelu", "norm_first": True, "norm_bias": True, "attn": None,
+              "expand_k": 1.0, "expand_v": 1.0, "tie_word_embeddings": False}
+    for key, value in needed.items():
+        if config.get(key, value) != value:
+            raise AuroraError(f"config.json says {key} {config[key]!r}; backbone 'rwkv6' has {value!r}")
+
+
+AUTHORS = Layout(
+    name="authors",
+    told="the authors' names (x060)",
+    marks=(r"^blocks\.\d+\.att\.time_maa_", r"^blocks\.\d+\.att\.time_faaaa$"),
+    layer=r"blocks\.(\d+)\.",
+    carried=(TIME_STATE,),
+)
+FLA = Layout(
+    name="fla",
+    told="flash-linear-attention's RWKV6ForCausalLM",
+    marks=(r"^model\.layers\.\d+\.attn\.x_proj\.", r"^model\.layers\.\d+\.attn\.x_bias$"),
+    bonds=_bonds,
+    layer=r"model\.layers\.(\d+)\.",
+    configure=_configure,
+    check=_check,
+    notes=("flash-linear-attention takes the eps of the group norm from norm_eps (1e-5); the authors' is 64e-5. After "
+           "loading, set layer.attn.g_norm.eps = 64e-5 in every layer, or its logits are 1e-3 off",),
+)
+FAMILY = Family(slot="backbone", part="rwkv6", layouts=(AUTHORS, FLA), options=_options, unpack=unpack_state)

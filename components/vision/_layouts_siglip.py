@@ -1,0 +1,129 @@
+"""SigLIP weights: the vision tower of transformers, and our names, where query, key and value are one projection.
+
+Shape letters: W width, p patch side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from aurora.conversion.layouts import Bond, Family, Layout, Shapes
+from aurora.errors import AuroraError
+
+from ._base_weights import PREFIX
+
+# what SiglipVisionConfig means where a config.json leaves it out
+DEFAULT_HEADS = 12
+
+
+def _flat_patch(weight: Tensor) -> Tensor:
+    """[W, 3, p, p] → [W, 3pp]."""
+    return weight.flatten(1)
+
+
+def _square_patch(weight: Tensor) -> Tensor:
+    """[W, 3pp] → [W, 3, p, p]."""
+    side = math.isqrt(weight.shape[1] // 3)
+    return weight.view(len(weight), 3, side, side)
+
+
+def _bonds(layers: int, prefix: str) -> list[Bond]:
+    embeddings = f"{prefix}embeddings."
+    bonds = [
+        Bond(("patch.weight",), (f"{embeddings}patch_embedding.weight",), _square_patch, _flat_patch),
+        Bond(("patch.bias",), (f"{embeddings}patch_embedding.bias",)),
+        Bond(("position",), (f"{embeddings}position_embedding.weight",)),
+    ]
+    modules = {"norm": f"{prefix}post_layernorm"}
+    for layer in range(layers):
+        ours, theirs = f"blocks.{layer}.", f"{prefix}encoder.layers.{layer}."
+        modules |= {ours + "norm_attention": theirs + "layer_norm1", ours + "norm_mlp": theirs + "layer_norm2",
+                    ours + "attention.out": theirs + "self_attn.out_proj", ours + "mlp.up": theirs + "mlp.fc1",
+                    ours + "mlp.down": theirs + "mlp.fc2"}
+        bonds += [Bond((f"{ours}attention.qkv.{kind}",),
+                       tuple(f"{theirs}self_attn.{letter}_proj.{kind}" for letter in "qkv"))
+                  for kind in ("weight", "bias")]
+    return bonds + [Bond((f"{ours}.{kind}",), (f"{theirs}.{kind}",)) for ours, theirs in modules.items()
+                    for kind in ("weight", "bias")]
+
+
+def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+    for name, dimensions in (("patch.weight", 2), ("position", 2), ("blocks.0.mlp.up.weight", 2)):
+        if len(shapes.get(name, ())) != dimensions:
+            raise AuroraError(f"the weights lack {name} (in our names), from which the tower's sizes are read")
+    if not config:
+        raise AuroraError("no config.json lies beside the weights, and the number of attention heads is not in their "
+                          "shapes; give the whole directory")
+    if "heads" in config:  # of a model folder: the options themselves
+        return dict(config)
+    width, inputs = shapes["patch.weight"]
+    patch = math.isqrt(inputs // 3)
+    depth = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
+    whole = "norm.weight" in shapes  # else a tower that was cut below its last block
+    return {
+        "image_size": math.isqrt(shapes["position"][0]) * patch,
+        "patch_size": patch,
+        "width": width,
+        "layers": depth if whole else depth + 1,
+        "heads": int(config.get("vision_config", config).get("num_attention_heads", DEFAULT_HEADS)),
+        "mlp_width": shapes["blocks.0.mlp.up.weight"][0],
+        "feature_layer": -1 if whole else -2,
+    }
+
+
+def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    return {
+        "architectures": ["SiglipVisionModel"],
+        "model_type": "siglip_vision_model",
+        "vision_use_head": False,
+        "image_size": options["image_size"],
+        "patch_size": options["patch_size"],
+        "hidden_size": options["width"],
+        "num_hidden_layers": options["layers"] + 1 + options["feature_layer"],
+        "num_attention_heads": options["heads"],
+        "intermediate_size": options["mlp_width"],
+        "layer_norm_eps": 1e-6,
+        "hidden_act": "gelu_pytorch_tanh",
+        "dtype": dtype,
+    }
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    vision = config.get("vision_config", config)
+    needed = {"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"}
+    for key, value in needed.items():
+        if vision.get(key, value) != value:
+            raise AuroraError(f"config.json says {key} {vision[key]!r}; vision 'siglip' has {value!r}")
+
+
+def _transformers(name: str, told: str, prefix: str) -> Layout:
+    escaped = prefix.replace(".", r"\.")
+    return Layout(
+        name=name,
+        told=told,
+        marks=(rf"^{escaped}embeddings\.patch_embedding\.weight$",),
+        bonds=partial(_bonds, prefix=prefix),
+        layer=rf"{escaped}encoder\.layers\.(\d+)\.",
+        left_out=(r"text_model\..*", r"logit_(scale|bias)", rf"{escaped}head\..*",
+                  rf"{escaped}embeddings\.position_ids"),
+        configure=_configure,
+        check=_check,
+    )
+
+
+OURS = Layout(name="aurora", told="our own names", marks=(r"^blocks\.\d+\.attention\.qkv\.",), layer=r"blocks\.(\d+)\.")
+FAMILY = Family(
+    slot="vision",
+    part="siglip",
+    layouts=(
+        _transformers("transformers", "the vision tower of transformers' SigLIP", PREFIX),
+        _transformers("transformers-bare", "the same without vision_model. in front of each name", ""),
+        OURS,
+    ),
+    options=_options,
+)
