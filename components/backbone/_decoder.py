@@ -138,8 +138,6 @@ class Decoder(Backbone):
         if "layers.0.attn_norm.weight" not in tensors:
             raise AuroraError(f"{path} is in another layout: it has no model.layers.0.attn_norm.weight. Models of "
                               "flash-linear-attention are read, and what save_base writes")
-        # a model with tied embeddings may leave its head out
-        tensors.setdefault("lm_head.weight", tensors["embeddings.weight"])
         fill(self, tensors, path)
 
     def save_base(self, path: str) -> None:
