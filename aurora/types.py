@@ -17,7 +17,8 @@ IGNORE = -100
 
 State = Mapping[str, Tensor]
 """The memory of a backbone: named tensors [L, S, ...]. Given and returned, never written into; no dimension depends
-on the length read."""
+on the length read. A transformer kept as a baseline is the exception: its keys and values are [L, S, C, ...], where C
+is the longest sequence's length, and a tensor of its own says the length of each."""
 
 
 class VisualTokens(NamedTuple):
@@ -66,10 +67,20 @@ def select_state(state: State, sequences: Tensor | Sequence[int]) -> State:
 
 
 def join_states(states: Sequence[State]) -> State:
-    """States of several calls side by side, along the sequence dimension."""
-    return {name: torch.cat([state[name] for state in states], dim=1) for name in states[0]}
+    """States of several calls side by side, along the sequence dimension; memory that grows is filled up with zeros."""
+    return {name: torch.cat(_as_long([state[name] for state in states]), dim=1) for name in states[0]}
 
 
 def state_bytes(state: State) -> int:
     """Bytes that the state takes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+
+
+def _as_long(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """[L, S, C, ...] each, with zeros behind the shorter ones up to the longest C."""
+    longest = max(tensor.shape[2] if tensor.dim() > 2 else 0 for tensor in tensors)
+    return [
+        torch.cat([tensor, tensor.new_zeros(*tensor.shape[:2], longest - tensor.shape[2], *tensor.shape[3:])], dim=2)
+        if tensor.dim() > 2 and tensor.shape[2] < longest else tensor
+        for tensor in tensors
+    ]
