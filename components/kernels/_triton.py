@@ -1,13 +1,14 @@
-"""What the Triton forms share outside their kernels: whether they can run, and how a row is cut among programs.
+"""What the forms for GPUs share outside their kernels: whether they can run, and how a row is cut among programs.
 
-Imports no Triton: the operators look here first, and a kernel's file is imported when it is called.
+Imports neither Triton nor flash-linear-attention: the operators look here first, and a form's file is imported when it
+is called.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import accumulate
@@ -31,19 +32,43 @@ def interpreted() -> bool:
 
 def unfit(k: Tensor, v: Tensor) -> str | None:
     """Why the Triton forms cannot take keys [T, H, K] and values [T, H, V] like these."""
-    if find_spec("triton") is None:
+    if not _installed("triton"):
         return "needs Triton, pip install triton"
     if not interpreted():
         if k.device.type != "cuda":
             return f"takes tensors on cuda, not on {k.device.type}"
-        if torch.version.hip is not None or torch.cuda.get_device_capability(k.device) < (8, 0):
+        if not _multiplies_bfloat16(k.device):
             return "needs an NVIDIA GPU of compute capability 8.0 or above"
-    for x in (k, v):
-        if x.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-            return f"takes bfloat16, float16 and float32, not {str(x.dtype).removeprefix('torch.')}"
-        if x.shape[-1] not in HEAD_SIZES:
-            return f"takes heads of {', '.join(map(str, HEAD_SIZES))}, not {k.shape[-1]} × {v.shape[-1]}"
-    return None
+    sizes = k.shape[-1], v.shape[-1]
+    if not set(sizes) <= set(HEAD_SIZES):
+        return f"takes heads of {', '.join(map(str, HEAD_SIZES))}, not of {sizes[0]} × {sizes[1]}"
+    return _no_double(k, v)
+
+
+def fla_unfit(k: Tensor, v: Tensor) -> str | None:
+    """Why flash-linear-attention's operators cannot."""
+    if not _installed("fla"):
+        return "needs flash-linear-attention, pip install 'auroralong[fla]'"
+    if k.device.type != "cuda":
+        return f"takes tensors on cuda, not on {k.device.type}"
+    if k.shape[-1] > 256:
+        return f"takes heads of at most 256, not of {k.shape[-1]}"
+    return _no_double(k, v)
+
+
+def _no_double(k: Tensor, v: Tensor) -> str | None:
+    wrong = {x.dtype for x in (k, v)} - {torch.bfloat16, torch.float16, torch.float32}
+    return f"takes bfloat16, float16 and float32, not {str(wrong.pop()).removeprefix('torch.')}" if wrong else None
+
+
+@cache
+def _installed(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+@cache
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def late(module: str, name: str) -> Callable[..., Any]:
@@ -60,7 +85,7 @@ class Segments(NamedTuple):
 
     table: Tensor  # [G, 5] int32: first position, end, first chunk, sequence that it opens, that it closes (or -1)
     bounds: Tensor  # [S + 1] int32: where each sequence's segments begin
-    chunks: int  # of all segments
+    chunks: Tensor  # [N, 2] int32: first position and end of every segment's chunks
 
     def __len__(self) -> int:
         return len(self.table)
@@ -80,19 +105,19 @@ def segments(lengths: tuple[int, ...], heads: int, device: torch.device) -> Segm
     wanted = max(sum(lengths) * heads / (PROGRAMS_PER_PROCESSOR * _processors(device)), SHORTEST_SEGMENT)
     rows: list[tuple[int, int, int, int, int]] = []
     bounds = [0]
-    start = chunks = 0
+    chunks: list[tuple[int, int]] = []
+    start = 0
     for sequence, length in enumerate(lengths):
         pieces = max(round(length / wanted), 1)
         size = -(-length // (pieces * CHUNK)) * CHUNK
         for begin in range(0, length, size):
             end = min(begin + size, length)
             opens, closes = sequence if begin == 0 else -1, sequence if end == length else -1
-            rows.append((start + begin, start + end, chunks, opens, closes))
-            chunks += -(-(end - begin) // CHUNK)
+            rows.append((start + begin, start + end, len(chunks), opens, closes))
+            chunks += [(start + at, start + min(at + CHUNK, end)) for at in range(begin, end, CHUNK)]
         start += length
         bounds.append(len(rows))
-    table = torch.tensor(rows, dtype=torch.int32)
-    return Segments(table.to(device), torch.tensor(bounds, dtype=torch.int32).to(device), chunks)
+    return Segments(*(torch.tensor(x, dtype=torch.int32).to(device) for x in (rows, bounds, chunks)))
 
 
 @lru_cache(maxsize=32)

@@ -49,7 +49,7 @@ class _Fused(torch.autograd.Function):
         parts = segments(lengths, r.shape[1], r.device)
         start, total = state, None
         if parts.split:
-            local, total = _advance(k, v, w, None, parts, backward=False)
+            local, total = _advance(k, v, w, parts, backward=False)
             start = _link(state, local, total, parts, backward=False)
         heads, keys, values = state.shape[1:]
         kernels.forward[(len(parts) * heads,)](
@@ -67,21 +67,20 @@ class _Fused(torch.autograd.Function):
         dy = torch.zeros_like(v) if dy is None else dy.contiguous()
         dfinal = None if dfinal is None else dfinal.float().contiguous()
         if total is None and parts.split:  # the forward pass was the recurrence
-            local, total = _advance(k, v, w, None, parts, backward=False)
+            local, total = _advance(k, v, w, parts, backward=False)
             start = _link(start, local, total, parts, backward=False)
-        states = _states(k, v, w, start, parts)
+        end = dfinal
         if total is not None:
-            local, _ = _advance(r, dy, w, None, parts, backward=True)
+            local, _ = _advance(r, dy, w, parts, backward=True)
             end = _link(dfinal, local, total, parts, backward=True)
-        else:
-            end = torch.zeros_like(start) if dfinal is None else dfinal
+        states, _ = _states(k, v, w, start, parts, backward=False)
+        dstates, dstate = _states(r, dy, w, end, parts, backward=True)
         heads, keys, values = start.shape[1:]
         dr, dk, dv, dw = (torch.empty_like(x) for x in (r, k, v, w))
-        dbonus = torch.empty(len(parts), heads, keys, dtype=torch.float32, device=r.device)
-        dstate = torch.empty(len(ctx.lengths), heads, keys, values, dtype=torch.float32, device=r.device)
-        kernels.backward[(len(parts) * heads,)](
-            r, k, v, w, bonus, dy, states, end, dr, dk, dv, dw, dbonus, dstate, parts.table,
-            heads, keys, values, CHUNK, LEVELS, *_precision(v.dtype), num_warps=warps(keys, values),
+        dbonus = torch.empty(len(parts.chunks), heads, keys, dtype=torch.float32, device=r.device)
+        kernels.backward[(len(parts.chunks) * heads,)](
+            r, k, v, w, bonus, dy, states, dstates, dr, dk, dv, dw, dbonus, parts.chunks,
+            heads, keys, values, CHUNK, LEVELS, *_precision(v.dtype), num_warps=warps(keys, values), num_stages=1,
         )
         return dr, dk, dv, dw, dbonus.sum(0).to(bonus.dtype), dstate, None
 
@@ -98,9 +97,7 @@ def _recur(
     )
 
 
-def _advance(
-    a: Tensor, x: Tensor, w: Tensor, start: Tensor | None, parts: Segments, backward: bool
-) -> tuple[Tensor, Tensor]:
+def _advance(a: Tensor, x: Tensor, w: Tensor, parts: Segments, backward: bool) -> tuple[Tensor, Tensor]:
     """What every segment adds to a state [G, H, K, V] and its sum of log-decays [G, H, K]."""
     heads, keys, values = *a.shape[1:], x.shape[-1]
     end = torch.empty(len(parts), heads, keys, values, dtype=torch.float32, device=a.device)
@@ -112,17 +109,20 @@ def _advance(
     return end, total
 
 
-def _states(k: Tensor, v: Tensor, w: Tensor, start: Tensor, parts: Segments) -> Tensor:
-    """The states before every chunk [N, H, K, V], in what they are multiplied in."""
-    heads, keys, values = start.shape[1:]
-    dot, _ = _precision(v.dtype)
-    dtype = torch.bfloat16 if dot is tl.bfloat16 else torch.float32
-    states = torch.empty(parts.chunks, heads, keys, values, dtype=dtype, device=k.device)
+def _states(
+    a: Tensor, x: Tensor, w: Tensor, start: Tensor | None, parts: Segments, backward: bool
+) -> tuple[Tensor, Tensor]:
+    """The states before every chunk [N, H, K, V], in what they are multiplied in; backward, those are gradients, and
+    with them come the ones before every sequence [S, H, K, V]."""
+    heads, keys, values = *a.shape[1:], x.shape[-1]
+    dtype = torch.bfloat16 if x.dtype is torch.bfloat16 else torch.float32
+    states = torch.empty(len(parts.chunks), heads, keys, values, dtype=dtype, device=a.device)
+    outer = torch.empty(len(parts.bounds) - 1, heads, keys, values, dtype=torch.float32, device=a.device)
     kernels.advance[(len(parts) * heads,)](
-        k, v, w, start, states, None, None, parts.table, heads, keys, values, CHUNK,
-        False, True, True, *_precision(v.dtype), num_warps=warps(keys, values),
+        a, x, w, start, states, outer, None, parts.table, heads, keys, values, CHUNK,
+        backward, start is not None, True, *_precision(x.dtype), num_warps=warps(keys, values),
     )
-    return states
+    return states, outer
 
 
 def _link(outer: Tensor | None, local: Tensor, total: Tensor, parts: Segments, backward: bool) -> Tensor:
@@ -136,14 +136,14 @@ def _link(outer: Tensor | None, local: Tensor, total: Tensor, parts: Segments, b
     return states
 
 
-def _precision(dtype: torch.dtype) -> tuple[tl.dtype, str]:
-    """What products of matrices multiply in, and how.
+def _precision(dtype: torch.dtype) -> tuple[tl.dtype, str, bool]:
+    """What products of matrices multiply in, how, and whether sums are exact.
 
     float16 inputs are multiplied in tf32, which has their mantissa and cannot overflow, since states and scores are no
     more bounded than a sum of products is. For float32 tf32 alone would be 1e-3 off; three products make up for it.
     """
     if interpreted():  # its product of bfloat16 is garbage
-        return tl.float32, "ieee"
+        return tl.float32, "ieee", True
     if dtype is torch.bfloat16:
-        return tl.bfloat16, "ieee"
-    return tl.float32, "tf32" if dtype is torch.float16 else "tf32x3"
+        return tl.bfloat16, "ieee", False
+    return tl.float32, "tf32" if dtype is torch.float16 else "tf32x3", True

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ._forms import Form, as_one_dtype, check_inputs, choose, step_by_step, wide
 from ._grid import sequence_lengths
+from ._triton import fla_unfit, late
+from ._triton import unfit as triton_unfit
 from ._wkv6_chunk import wkv6_chunk
 from ._wkv6_cpu import unfit as cpu_unfit
 from ._wkv6_cpu import wkv6_cpu
@@ -61,6 +63,13 @@ def wkv6_step(r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, state: 
 
     Computes in the dtype of the state.
     """
+    fused = FORMS["triton"]
+    if state.dtype is torch.float32 and fused.unfit(k, v) is None:
+        return fused.compute(r, k, v, w, bonus, (1,) * len(k), state)
+    return _step(r, k, v, w, bonus, state)
+
+
+def _step(r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     decay = torch.exp(-torch.exp(w.to(state.dtype).clamp(max=LARGEST_W)))
     outer = k.to(state.dtype).unsqueeze(-1) * v.to(state.dtype).unsqueeze(-2)
     y = r.to(state.dtype).unsqueeze(-2) @ torch.addcmul(state, bonus.to(state.dtype).unsqueeze(-1), outer)
@@ -71,7 +80,7 @@ def wkv6_reference(
     r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, lengths: tuple[int, ...], state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The recurrence as it is written down, one position after the other."""
-    return step_by_step(lambda r, k, v, w, s: wkv6_step(r, k, v, w, bonus, s), (r, k, v, w), lengths, state)
+    return step_by_step(lambda r, k, v, w, s: _step(r, k, v, w, bonus, s), (r, k, v, w), lengths, state)
 
 
 def _single(
@@ -80,9 +89,11 @@ def _single(
     return wkv6_step(r, k, v, w, bonus, state)
 
 
-_SINGLE = Form(_single)
+_SINGLE = Form(_single, widens=False)
 
 FORMS: dict[str, Form] = {
+    "triton": Form(late("_wkv6_triton", "wkv6_triton"), triton_unfit, widens=False),
+    "fla": Form(late("_fla", "wkv6_fla"), fla_unfit, widens=False),
     "cpu": Form(wkv6_cpu, cpu_unfit, widens=False),
     "chunk": Form(wkv6_chunk),
     "reference": Form(wkv6_reference),
