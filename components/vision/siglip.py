@@ -77,10 +77,10 @@ class SiglipBlock(nn.Module):
         self, tokens: VisualTokens, merge: MergeStrategy, sort: Sorter, remove: int, grid: tuple[int, int]
     ) -> VisualTokens:
         mixed, queries, keys = self.attention(self.norm_attention(tokens.features), size_bias(tokens, merge))
-        tokens = tokens._replace(features=tokens.features + mixed)
+        tokens = tokens._replace(features=mixed.add_(tokens.features))  # the product's own memory serves again
         if remove:
             tokens = merge.match(BlockView(tokens, queries, keys, grid), remove).apply(tokens)
-        tokens = tokens._replace(features=tokens.features + self.mlp(self.norm_mlp(tokens.features)))
+        tokens = tokens._replace(features=self.mlp(self.norm_mlp(tokens.features)).add_(tokens.features))
         return reorder(tokens, sort.order(tokens)) if remove and sort.where == "layer" else tokens
 
 
