@@ -97,12 +97,12 @@ def _parts(model: AuroraModel, config: Mapping[str, Any]) -> str:
 
 def _options(part: Mapping[str, Any]) -> Iterator[str]:
     for key, value in part.items():
-        if key not in ("name", "path"):
+        if key not in ("name", "path") and value is not None:
             yield f"{key} {value}"
 
 
 def _use(config: Mapping[str, Any]) -> str:
-    return ("## Use\n\n```bash\npip install auroralong\naurora ask clip.mp4 \"What happens?\" --model FOLDER\n```\n\n"
+    return ("## Use\n\n```bash\naurora ask clip.mp4 \"What happens?\" --model FOLDER\n```\n\n"
             "`aurora.checkpoint.load_model(FOLDER)` gives the model in Python. No file here is a pickle, and no code "
             f"of this folder is run. Tokenizer: `{config['tokenizer']['name']}`.\n")
 

@@ -163,8 +163,10 @@ def _open_pickled(file: Path) -> dict[str, Tensor]:
         # files from before torch 1.6 are no zip archives and cannot be mapped
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except pickle.UnpicklingError as error:
-        raise AuroraError(f"{file} is not read: it holds more than tensors, and a pickle can run code when it is "
-                          f"opened ({_reason(error)})") from error
+        # torch's own words end in advice to trust the file
+        found = _reason(error).partition(" was not an allowed")[0]
+        raise AuroraError(f"{file} is not a readable file of weights: it holds more than tensors ({found}), and a "
+                          "pickle can run code when it is opened") from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
         raise AuroraError(f"{file} is not a readable file of weights ({_reason(error)}); it may be truncated"
                           ) from error

@@ -58,7 +58,8 @@ class Output(NamedTuple):
         return Output(tuple(tensor.shape), dtype or tensor.dtype, lambda: iter((tensor,)))
 
 
-def write_safetensors(file: Path, outputs: Mapping[str, Output], metadata: Mapping[str, str], told: Told) -> None:
+def write_safetensors(file: Path, outputs: Mapping[str, Output], metadata: Mapping[str, str],
+                      told: Told = lambda written: None) -> None:
     """Writes one safetensors file, byte for byte as the format's own library does, and waits until it is on disk."""
     # the library's order: wide types first, so that every tensor is aligned
     order = sorted(outputs, key=lambda name: (-_rank(outputs[name].dtype), name))
@@ -108,7 +109,7 @@ def plan_shards(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
     return shards
 
 
-def write_pth(file: Path, outputs: Mapping[str, Output], told: Told) -> None:
+def write_pth(file: Path, outputs: Mapping[str, Output], told: Told = lambda written: None) -> None:
     """Writes a `.pth` file as `torch.save` does for a dictionary of tensors, and waits until it is on disk."""
     odd = [f"{name} ({output.dtype})" for name, output in outputs.items() if output.dtype not in _STORAGES]
     if odd:
