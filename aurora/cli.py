@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from aurora import __version__
-from aurora.commands import weight_options
+from aurora.commands import bench_options, weight_options
 from aurora.errors import AuroraError
 
 OVERRIDES = """settings are changed with Hydra's overrides, such as keep_ratio=0.5, merge=pool or sampling.fps=2"""
@@ -91,7 +91,7 @@ def parser() -> Parser:
     top.set_defaults(command=None)
     top.add_argument("--version", action="version", version=f"aurora {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
-    for add in (_demo, _ask, _caption, _train, _eval, _convert, _export, _list, _info, _blocks, _version):
+    for add in (_demo, _ask, _caption, _train, _eval, _bench, _convert, _export, _list, _info, _blocks, _version):
         add(commands)
     return top
 
@@ -183,6 +183,13 @@ def _eval(commands: Commands) -> None:
                         help="of answers to open questions (default %(default)s)")
     parser.add_argument("--restart", action="store_true", help="throw away the predictions that are there")
     parser.add_argument("--json", action="store_true", help="the result on standard output instead of a table")
+    _machine_options(parser)
+
+
+def _bench(commands: Commands) -> None:
+    parser = _command(commands, "bench", "benching", "measure speed and memory beside other implementations",
+                      bench_options.BENCH, bench_options.EXAMPLE)
+    bench_options.bench(parser)
     _machine_options(parser)
 
 

@@ -35,7 +35,7 @@ def saved_model(
     folder: Path, overrides: Sequence[str], *, device: str = "cpu", threads: int | None = None
 ) -> tuple[AuroraModel, dict[str, Any]]:
     """A saved model and its config, with overrides."""
-    _use(device, threads)
+    use(device, threads)
     return load_model(folder, device=device, overrides=override(read_config(folder), overrides))
 
 
@@ -43,14 +43,14 @@ def random_model(
     overrides: Sequence[str], *, device: str = "cpu", threads: int | None = None
 ) -> tuple[AuroraModel, dict[str, Any], dict[str, str]]:
     """The model that a config describes, its config, and where the weights of each slot come from."""
-    _use(device, threads)
+    use(device, threads)
     config = load_config(overrides)
     model = build_model(config)
     sources = load_base_weights(model, config)
     return model.to(device).eval(), config, sources
 
 
-def _use(device: str, threads: int | None) -> None:
+def use(device: str, threads: int | None) -> None:
     """Sets the number of threads. AuroraError for a device that is not here."""
     if threads is not None:
         if threads < 1:

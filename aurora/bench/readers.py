@@ -1,0 +1,124 @@
+"""Language models that read ids: ours and its peers behind two functions.
+
+Shape letters: S sequences, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from aurora.bench.ceilings import DTYPES
+from aurora.bench.weights import Size
+from aurora.interfaces import Backbone
+from aurora.registry import BACKBONE
+from aurora.types import State
+
+
+class Reader(Protocol):
+    """A language model with the memory of what it has read."""
+
+    def forget(self) -> None:
+        """The next token is the first one."""
+
+    def read(self, tokens: Sequence[int]) -> Tensor:
+        """The logits [V] after the last of these tokens, which continue those before."""
+
+
+def load_backbone(path: Path, size: Size, dtype: str, device: str) -> Backbone:
+    """Our RWKV-6 with the weights of a `.pth`, for inference."""
+    with torch.device("meta"):
+        model = BACKBONE.build(size.config, vocab_size=size.vocab_size)
+    model = model.to(DTYPES[dtype]).to_empty(device=device)
+    model.load_base(str(path))
+    return model.eval().requires_grad_(False)
+
+
+class Aurora:
+    """Our backbone; S sequences read the same tokens."""
+
+    def __init__(self, model: Backbone, *, sequences: int = 1) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.sequences = sequences
+        self.state: State = model.init_state(sequences)
+
+    def forget(self) -> None:
+        self.state = self.model.init_state(self.sequences)
+
+    @torch.inference_mode()
+    def read(self, tokens: Sequence[int]) -> Tensor:
+        ids = torch.tensor(tokens, device=self.device)
+        if len(tokens) == 1:
+            hidden, self.state = self.model.step(self.model.embed(ids.expand(self.sequences)), self.state)
+        else:
+            bounds = torch.arange(self.sequences + 1) * len(tokens)
+            hidden, self.state = self.model.prefill(self.model.embed(ids.repeat(self.sequences)), bounds, self.state)
+        return self.model.logits(hidden)[0]
+
+
+class AuroraGraph(Aurora):
+    """The same on CUDA, every step replayed from one graph."""
+
+    def __init__(self, model: Backbone, *, sequences: int = 1) -> None:
+        super().__init__(model, sequences=sequences)
+        self._token = torch.zeros(sequences, dtype=torch.int64, device=self.device)
+        self._memory = dict(self.state)
+        self._graph = self._capture()
+
+    def forget(self) -> None:
+        for tensor in self._memory.values():
+            tensor.zero_()
+
+    @torch.inference_mode()
+    def read(self, tokens: Sequence[int]) -> Tensor:
+        for token in tokens:
+            self._token.fill_(token)
+            self._graph.replay()
+        return self._logits[0]
+
+    @torch.inference_mode()
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # what is compiled or chosen on first use must not be captured
+                self._step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._logits = self._step()
+        self.forget()
+        return graph
+
+    def _step(self) -> Tensor:
+        hidden, after = self.model.step(self.model.embed(self._token), self._memory)
+        for name, tensor in after.items():
+            self._memory[name].copy_(tensor)
+        return self.model.logits(hidden)
+
+
+class Authors:
+    """The `rwkv` package."""
+
+    def __init__(self, path: Path, dtype: str, device: str) -> None:
+        # read when the package is imported; its scripted form is slower on a CPU
+        os.environ["RWKV_JIT_ON"] = "0"
+        os.environ.pop("RWKV_V7_ON", None)
+        from rwkv.model import RWKV
+
+        strategy = f"{device} {'bf16' if dtype == 'bfloat16' else 'fp32'}"
+        self.model: Any = RWKV(model=str(path.with_suffix("")), strategy=strategy, verbose=False)
+        self.state: Any = None
+
+    def forget(self) -> None:
+        self.state = None
+
+    def read(self, tokens: Sequence[int]) -> Tensor:
+        logits, self.state = self.model.forward(list(tokens), self.state)
+        return logits  # type: ignore[no-any-return]
