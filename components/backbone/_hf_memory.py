@@ -90,19 +90,38 @@ class Memory(ABC):
 
 
 class _CarriedLayer(LinearAttentionLayer):  # type: ignore[misc]
-    """A layer of a cache that replaces its tensors where that of `transformers` overwrites them."""
+    """A layer of a cache that keeps what it was given beside what it comes to, so that a block can be computed again.
+    """
+
+    def __init__(self, conv: Tensor | None = None, recurrent: Tensor | None = None) -> None:
+        super().__init__()
+        self.after: dict[str, Tensor] = {}
+        if conv is not None and recurrent is not None:
+            self.conv_states[0], self.recurrent_states[0] = note(conv), note(recurrent)
+            self.has_previous_state[0] = True
 
     def update_conv_state(self, conv_states: Tensor, state_idx: int = 0, conv_kernel_size: int | None = None,
                           **_: Any) -> Tensor:
         before = self.conv_states[state_idx]
         full = conv_states if before is None else torch.cat([before, conv_states], dim=-1)
-        size = full.shape[-1] if conv_kernel_size is None else conv_kernel_size
-        self.conv_states[state_idx] = F.pad(full, (max(0, size - full.shape[-1]), 0))[..., -size:]
+        self.after["conv"] = _last(full, full.shape[-1] if conv_kernel_size is None else conv_kernel_size)
         return full
 
     def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
-        self.recurrent_states[state_idx] = recurrent_states
+        self.after["recurrent"] = recurrent_states
         return recurrent_states
+
+    def left(self, name: str) -> Tensor:
+        """What the model came to: told by an update, or else written into what was given."""
+        given: Tensor = (self.conv_states if name == "conv" else self.recurrent_states)[0]
+        return self.after[name] if name in self.after else noted(given)
+
+
+def _last(x: Tensor, size: int, dim: int = -1) -> Tensor:
+    """The last entries along a dimension, with zeros before them when there are not enough."""
+    missing = max(0, size - x.shape[dim])
+    padded = F.pad(x, (0, 0) * (-1 - dim) + (missing, 0))
+    return padded.narrow(dim, padded.shape[dim] - size, size)
 
 
 class MambaMemory(Memory):
@@ -125,40 +144,54 @@ class MambaMemory(Memory):
     def read(self, x: Tensor, state: State | None, keep: bool) -> tuple[Tensor, State | None]:
         cache = None
         if keep or state is not None:
-            cache = Cache(layers=[self._layer(state, i) for i in range(len(self.body[0].layers))])
+            given = [()] * len(self.body[0].layers) if state is None else zip(
+                state["conv"], state["recurrent"], strict=True)
+            cache = Cache(layers=[_CarriedLayer(*tensors) for tensors in given])
         hidden = self.body[0](inputs_embeds=x, cache_params=cache, use_cache=cache is not None).last_hidden_state
         if cache is None or not keep:
             return hidden, None
-        conv = [noted(layer.conv_states[0]) for layer in cache.layers]
-        return hidden, self.gathered(
-            {"conv": conv, "recurrent": [noted(layer.recurrent_states[0]) for layer in cache.layers]}
-        )
-
-    def _layer(self, state: State | None, index: int) -> _CarriedLayer:
-        layer = _CarriedLayer()
-        if state is not None:
-            layer.conv_states[0] = note(state["conv"][index])
-            layer.recurrent_states[0] = note(state["recurrent"][index])
-            layer.has_previous_state[0] = True
-        return layer
+        return hidden, self.gathered({name: [layer.left(name) for layer in cache.layers] for name in self.shapes()})
 
 
 class _Window(DynamicSlidingWindowLayer):  # type: ignore[misc]
     """Keys and values of the last W - 1 positions; the unused ones stand first and are masked."""
 
-    def __init__(self, window: int, keys: Tensor | None, values: Tensor | None) -> None:
+    def __init__(self, window: int, before: tuple[Tensor, Tensor] | None) -> None:
         super().__init__(sliding_window=window)
-        self.before = None if keys is None or values is None else (keys, values)
+        self.before = before
+        self.after: tuple[Tensor, ...] = ()
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        new = (key_states, value_states)
-        full = new if self.before is None else tuple(
-            torch.cat(pair, dim=-2) for pair in zip(self.before, new, strict=True))
-        size = self.sliding_window - 1
-        self.keys, self.values = (
-            F.pad(x, (0, 0, max(0, size - x.shape[-2]), 0))[..., max(0, x.shape[-2] - size):, :] for x in full
-        )
-        return full[0], full[1]
+        keys, values = key_states, value_states
+        if self.before is not None:
+            keys, values = torch.cat([self.before[0], keys], dim=-2), torch.cat([self.before[1], values], dim=-2)
+        self.after = tuple(_last(x, self.sliding_window - 1, dim=-2) for x in (keys, values))
+        return keys, values
+
+
+class _Recurrent:
+    """What a recurrent block of RecurrentGemma is given, and what it comes to: convolution, recurrence."""
+
+    def __init__(self, before: tuple[Tensor, Tensor] | None) -> None:
+        self.before = before
+        self.after: tuple[Tensor, ...] = ()
+
+
+def _enter(block: Any, _: Any, kwargs: dict[str, Any]) -> None:
+    """Before a recurrent block: its state, which it looks for on itself."""
+    before = _held(block, kwargs).before
+    block.conv1d_state, block.rg_lru.recurrent_states = before or (None, None)
+
+
+def _leave(block: Any, _: Any, kwargs: dict[str, Any], __: Any) -> None:
+    """After it: the state goes back, and with it the graph that it hangs on."""
+    _held(block, kwargs).after = (block.conv1d_state, block.rg_lru.recurrent_states)
+    block.conv1d_state = block.rg_lru.recurrent_states = None
+
+
+def _held(block: Any, kwargs: dict[str, Any]) -> _Recurrent:
+    held: _Recurrent = kwargs["past_key_values"].layers[block.layer]
+    return held
 
 
 class GriffinMemory(Memory):
@@ -172,6 +205,11 @@ class GriffinMemory(Memory):
         kinds = body.config.layer_types
         self.recurrent = [i for i, kind in enumerate(kinds) if kind == "linear_attention"]
         self.attending = [i for i, kind in enumerate(kinds) if kind != "linear_attention"]
+        for layer in self.recurrent:
+            block = body.layers[layer].temporal_block
+            block.layer = layer
+            block.register_forward_pre_hook(_enter, with_kwargs=True)
+            block.register_forward_hook(_leave, with_kwargs=True)
 
     def shapes(self) -> dict[str, tuple[int, Sequence[int], torch.dtype]]:
         config = self.body[0].config
@@ -191,55 +229,34 @@ class GriffinMemory(Memory):
         # one position is computed as a step, which needs what came before it
         carried = self.empty(sequences) if state is None and length == 1 else state
         positions = before[:, None] + torch.arange(length, device=x.device)
-        window = self.body[0].config.sliding_window
-        cache = Cache(layers=self._windows(window, carried))
-        self._enter(carried)
-        try:
-            hidden = self.body[0](
-                inputs_embeds=x, position_ids=positions, past_key_values=cache, use_cache=keep or carried is not None,
-                attention_mask={"sliding_attention": self._mask(positions, window, carried is not None)},
-            ).last_hidden_state
-            return hidden, self._leave(cache, before + length) if keep else None
-        finally:
-            self._clear()
+        cache = Cache(layers=[self._layer(carried, layer) for layer in range(len(self.body[0].layers))])
+        hidden = self.body[0](
+            inputs_embeds=x, position_ids=positions, past_key_values=cache, use_cache=keep or carried is not None,
+            attention_mask={"sliding_attention": self._mask(positions, carried is not None)},
+        ).last_hidden_state
+        return hidden, self._after(cache.layers, before + length) if keep else None
 
-    def _mask(self, positions: Tensor, window: int, carried: bool) -> Tensor:
+    def _mask(self, positions: Tensor, carried: bool) -> Tensor:
         """[B, 1, n, m] boolean: which of the m keys each position sees; those before the text's start are unused."""
-        first = positions[:, :1]
+        window = self.body[0].config.sliding_window
         kept = window - 1 if carried else 0
-        keys = first + torch.arange(-kept, positions.shape[1], device=positions.device)
+        keys = positions[:, :1] + torch.arange(-kept, positions.shape[1], device=positions.device)
         apart = positions[:, :, None] - keys[:, None, :]
         return ((apart >= 0) & (apart < window) & (keys >= 0)[:, None, :]).unsqueeze(1)
 
-    def _windows(self, window: int, state: State | None) -> list[Any]:
-        windows = []
-        for index in range(len(self.body[0].layers)):
-            given = None if state is None or index not in self.attending else self.attending.index(index)
-            keys, values = (None, None) if given is None or state is None else (state["key"][given],
-                                                                                state["value"][given])
-            windows.append(_Window(window, keys, values))
-        return windows
+    def _layer(self, state: State | None, layer: int) -> Any:
+        names, own = (("conv", "recurrent"), self.recurrent) if layer in self.recurrent else (
+            ("key", "value"), self.attending)
+        first, second = names
+        given = None if state is None else (state[first][own.index(layer)], state[second][own.index(layer)])
+        return _Recurrent(given) if own is self.recurrent else _Window(self.body[0].config.sliding_window, given)
 
-    def _enter(self, state: State | None) -> None:
-        for place, layer in enumerate(self.recurrent):
-            block = self.body[0].layers[layer].temporal_block
-            block.conv1d_state = None if state is None else state["conv"][place]
-            block.rg_lru.recurrent_states = None if state is None else state["recurrent"][place]
-
-    def _leave(self, cache: Any, read: Tensor) -> State:
-        blocks = [self.body[0].layers[layer].temporal_block for layer in self.recurrent]
+    def _after(self, layers: Sequence[Any], read: Tensor) -> State:
         found = {"read": [read]}
-        found["conv"] = [block.conv1d_state for block in blocks]
-        found["recurrent"] = [block.rg_lru.recurrent_states for block in blocks]
-        found["key"] = [cache.layers[layer].keys for layer in self.attending]
-        found["value"] = [cache.layers[layer].values for layer in self.attending]
+        for names, own in ((("conv", "recurrent"), self.recurrent), (("key", "value"), self.attending)):
+            for place, name in enumerate(names):
+                found[name] = [layers[layer].after[place] for layer in own]
         return self.gathered(found)
-
-    def _clear(self) -> None:
-        """Takes the last call's tensors, and with them its graph, off the modules."""
-        for layer in self.recurrent:
-            block = self.body[0].layers[layer].temporal_block
-            block.conv1d_state = block.rg_lru.recurrent_states = None
 
 
 class XlstmMemory(Memory):

@@ -52,9 +52,9 @@ class Transformer(Hosted):
         wanted = Wanted("transformer", path, model_type, hidden_size, layers, head_size, config, vocab_size)
         described = model_config(wanted, DEFAULT)
         _check_attention(described)
-        self_shapes = _shapes(described)
+        shapes = _shapes(described)
         super().__init__(described, name="transformer", vocab_size=vocab_size, attention=NAME)
-        self.state_shapes = self_shapes
+        self.state_shapes = shapes
 
     def init_state(self, sequences: int) -> State:
         weight = self.body.get_input_embeddings().weight
@@ -80,7 +80,8 @@ class Transformer(Hosted):
 def _read(body: Any, x: Tensor, packed: Packed) -> Tensor:
     hidden: Tensor = body(inputs_embeds=x[None], position_ids=packed.positions[None], past_key_values=packed,
                           use_cache=True, packed=packed).last_hidden_state
-    return hidden[0].to(x.dtype)
+    # sharding hangs its hooks on what is returned, which a view would lose
+    return hidden[0].to(x.dtype, copy=True)
 
 
 def _check_attention(config: Any) -> None:
