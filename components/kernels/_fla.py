@@ -40,6 +40,6 @@ def wkv7_fla(
 def _batched(lengths: tuple[int, ...], **tensors: Tensor) -> dict[str, Any]:
     """[T, ...] → [B, L, ...] where all sequences have one length, otherwise [1, T, ...] with their bounds."""
     if len(set(lengths)) == 1:
-        return {name: x.unflatten(0, (len(lengths), -1)) for name, x in tensors.items()}
+        return {name: x.view(len(lengths), -1, *x.shape[1:]) for name, x in tensors.items()}
     bounds = positions(lengths, next(iter(tensors.values())).device).long()
     return {name: x.unsqueeze(0) for name, x in tensors.items()} | {"cu_seqlens": bounds}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._triton_tree import LOG2_E, after, before, is_right, parted, sums, to_middle, from_middle
+from ._triton_tree import LOG2_E, after, before, from_middle, is_right, parted, sums, to_middle
 
 
 @triton.jit
@@ -31,7 +31,8 @@ def log_decay(w: tl.tensor, keep: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def advance(
-    a: tl.tensor, x: tl.tensor, w: tl.tensor, start: tl.tensor, states: tl.tensor, end: tl.tensor, total: tl.tensor, segments: tl.tensor,
+    a: tl.tensor, x: tl.tensor, w: tl.tensor, start: tl.tensor,
+    states: tl.tensor, end: tl.tensor, total: tl.tensor, segments: tl.tensor,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
     BACKWARD: tl.constexpr, STARTS: tl.constexpr, STORES: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
@@ -49,10 +50,7 @@ def advance(
     at_keys, at_values = rows[:, None] * (H * K) + keys[None, :], rows[:, None] * (H * V) + values[None, :]
     tile = keys[:, None] * V + values[None, :]
     here = (segment * H + head).to(tl.int64)
-    if STARTS:
-        s = tl.load(start + here * (K * V) + tile)
-    else:
-        s = tl.zeros([K, V], tl.float32)
+    s = tl.load(start + here * (K * V) + tile) if STARTS else tl.zeros([K, V], tl.float32)
     passed = tl.zeros([K], tl.float32)
     chunks = tl.cdiv(last - first, C)
     place = (wide(segments + 5 * segment + 2) * H + head) * (K * V)
@@ -82,7 +80,8 @@ def advance(
 
 @triton.jit
 def forward(
-    r: tl.tensor, k: tl.tensor, v: tl.tensor, w: tl.tensor, bonus: tl.tensor, start: tl.tensor, y: tl.tensor, final: tl.tensor, segments: tl.tensor,
+    r: tl.tensor, k: tl.tensor, v: tl.tensor, w: tl.tensor, bonus: tl.tensor,
+    start: tl.tensor, y: tl.tensor, final: tl.tensor, segments: tl.tensor,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ) -> None:
@@ -231,7 +230,8 @@ def link(
 
 @triton.jit
 def recurrent(
-    r: tl.tensor, k: tl.tensor, v: tl.tensor, w: tl.tensor, bonus: tl.tensor, start: tl.tensor, y: tl.tensor, final: tl.tensor, bounds: tl.tensor,
+    r: tl.tensor, k: tl.tensor, v: tl.tensor, w: tl.tensor, bonus: tl.tensor,
+    start: tl.tensor, y: tl.tensor, final: tl.tensor, bounds: tl.tensor,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
 ) -> None:
     """Position after position, for short sequences: one program per sequence, head and COLUMNS of the values.
