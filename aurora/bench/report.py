@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -22,10 +21,17 @@ COLUMNS = ("contestant", "median (quartiles)", "rate", "× the first", "of the l
 """`× the first`: how many times longer than the first contestant in the same rounds, with quartiles."""
 
 
+class Result(NamedTuple):
+    """What came out of one case."""
+
+    case: str
+    rows: list[Row]
+    ceilings: Ceilings
+
+
 def cells(row: Row) -> list[str]:
-    """A row as text, in the order of COLUMNS; after the name of a contestant that has no figures, why."""
-    if row.seconds is None:
-        return [row.contestant, *[""] * (len(COLUMNS) - 1)]
+    """A measured row as text, in the order of COLUMNS."""
+    assert row.seconds is not None
     return [
         row.contestant,
         durations(row.seconds),
@@ -37,31 +43,32 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def console_table(case: str, rows: Sequence[Row]) -> Group:
-    """One case; below it, who could not take part and why."""
-    table = Table(title=case, title_justify="left", box=SIMPLE_HEAD)
+def console_table(result: Result) -> Group:
+    """One case; below it, what the machine could do, and who could not take part and why."""
+    table = Table(title=result.case, title_justify="left", box=SIMPLE_HEAD)
     for number, column in enumerate(COLUMNS):
         table.add_column(column, justify="right" if number else "left")
-    for row in rows:
+    for row in result.rows:
         if row.status == "ok":
             table.add_row(*cells(row))
     notes = [Text(f" {row.contestant}: {row.note}", style="red" if row.status == "failed" else "dim")
-             for row in rows if row.status != "ok"]
-    return Group(*([table] if table.row_count else [Text(case, style="italic")]), *notes, "")
+             for row in result.rows if row.status != "ok"]
+    return Group(table if table.row_count else Text(result.case, style="italic"), *notes,
+                 Text(f" limit: {ceilings_told(result.ceilings)}\n", style="dim"))
 
 
-def write_results(folder: Path, machine: dict[str, Any], ceilings: Ceilings, rows: Sequence[Row]) -> None:
+def write_results(folder: Path, machine: dict[str, Any], results: Sequence[Result]) -> None:
     """`results.json`, `results.md` and `results.png`."""
     from aurora.bench.plot import plot
 
-    plain = [{**_plain(row), "of_limit": row.of_limit} for row in rows]
-    content = {**machine, "ceilings": ceilings._asdict(), "rows": plain}
-    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    (folder / "results.md").write_text(markdown(machine, ceilings, rows), encoding="utf-8")
-    plot(rows, folder / "results.png")
+    plain = [{"case": result.case, "ceilings": result.ceilings._asdict(),
+              "rows": [{**_plain(row), "of_limit": row.of_limit} for row in result.rows]} for result in results]
+    (folder / "results.json").write_text(json.dumps({**machine, "cases": plain}, indent=2) + "\n", encoding="utf-8")
+    (folder / "results.md").write_text(markdown(machine, results), encoding="utf-8")
+    plot([row for result in results for row in result.rows], folder / "results.png")
 
 
-def markdown(machine: dict[str, Any], ceilings: Ceilings, rows: Sequence[Row]) -> str:
+def markdown(machine: dict[str, Any], results: Sequence[Result]) -> str:
     """The whole run as a page."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [
@@ -70,25 +77,21 @@ def markdown(machine: dict[str, Any], ceilings: Ceilings, rows: Sequence[Row]) -
         f"{machine['date']}, {machine['device']}, {machine['threads']} threads ({machine['cpu_capability']}). "
         f"{versions}.",
         "",
-        ceilings_told(ceilings),
-        "",
     ]
-    for case, of_case in by_case(rows):
-        lines += [f"### {case}", "", "| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
-        lines += ["| " + " | ".join(_markdown_cells(row)) + " |" for row in of_case]
+    for result in results:
+        lines += [f"### {result.case}", "", "| " + " | ".join(COLUMNS) + " |",
+                  "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
+        lines += ["| " + " | ".join(cells(row)) + " |" for row in result.rows if row.status == "ok"]
         lines.append("")
+        lines += [f"- {row.contestant}: {row.note}" for row in result.rows if row.status != "ok"]
+        lines += [f"- limit: {ceilings_told(result.ceilings)}", ""]
     return "\n".join(lines)
 
 
 def ceilings_told(ceilings: Ceilings) -> str:
     """The measured limits in a sentence."""
-    products = ", ".join(f"{name} {figure(value / 1e9)} GFLOP/s" for name, value in ceilings.flops.items())
-    return f"Measured ceilings: matrix products {products}; reading {figure(ceilings.read / 1e9)} GB/s."
-
-
-def by_case(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
-    """The rows of every case, in order."""
-    return [(case, list(of_case)) for case, of_case in groupby(rows, key=lambda row: row.case)]
+    products = ", ".join(f"{figure(value / 1e9)} GFLOP/s in {name}" for name, value in ceilings.flops.items())
+    return f"matrix products {products}, reading {figure(ceilings.read / 1e9)} GB/s"
 
 
 def durations(seconds: Spread) -> str:
@@ -101,12 +104,6 @@ def durations(seconds: Spread) -> str:
 def figure(value: float) -> str:
     """Three figures, never in powers of ten."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _markdown_cells(row: Row) -> list[str]:
-    first, *others = cells(row)
-    return [first, *others] if row.status == "ok" else [first, f"{row.status}: {row.note}".replace("|", "/"),
-                                                        *others[1:]]
 
 
 def _plain(value: Any) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import importlib
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from aurora.bench.case import Case, Contestant, Outcome, Row, Settings
-from aurora.bench.ceilings import Ceilings
+from aurora.bench.ceilings import Ceilings, measure_ceilings
 from aurora.bench.memory import peak_bytes
 from aurora.bench.parity import difference
 from aurora.bench.timing import Clock, Spread, Work, clock_of, interleave, ratios, spread
@@ -30,13 +31,14 @@ def cases_of(bench: str, settings: Settings) -> list[Case]:
     return getattr(importlib.import_module(f"aurora.bench.{BENCHES[bench]}"), bench)(settings)  # type: ignore[no-any-return]
 
 
-def run_case(bench: str, case: Case, settings: Settings, ceilings: Ceilings) -> list[Row]:
-    """A row for every contestant, those that cannot take part included."""
+def run_case(bench: str, case: Case, settings: Settings) -> tuple[list[Row], Ceilings]:
+    """A row for every contestant, those that cannot take part included, and what the machine could do just then."""
+    ceilings = measure_ceilings(settings.device, quick=settings.quick)
     present = [contestant for contestant in case.contestants if contestant.missing is None]
     course = _Course(bench, case, settings)
     for group in _groups(present, case.heavy):
         course.run(group)
-    return [_row(contestant, course, ceilings) for contestant in case.contestants]
+    return [_row(contestant, course, ceilings) for contestant in case.contestants], ceilings
 
 
 @dataclass
@@ -49,6 +51,7 @@ class _Course:
     lead: str = ""
     right: dict[str, Outcome] = field(default_factory=dict)
     works: dict[str, Work] = field(default_factory=dict)
+    first: dict[str, float] = field(default_factory=dict)
     samples: dict[str, list[float]] = field(default_factory=dict)
     slower: dict[str, Spread] = field(default_factory=dict)
     differences: dict[str, float] = field(default_factory=dict)
@@ -74,7 +77,10 @@ class _Course:
                 # first, because a contestant that brings its process down does so there
                 self.peaks[contestant.name] = peak_bytes(self.bench, self.case.name, contestant.name, self.settings)
             work = contestant.build()
-            self._check(contestant, work())
+            start = time.perf_counter()
+            outcome = work()
+            self.first[contestant.name] = time.perf_counter() - start
+            self._check(contestant, outcome)
         # a contestant that breaks must not end an unattended run; its row says what happened
         except Exception as error:
             self.faults[contestant.name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -95,7 +101,7 @@ class _Course:
     def _time(self, works: Mapping[str, Work]) -> None:
         clock: Clock = clock_of(self.settings.device)
         rounds = QUICK_ROUNDS if self.settings.quick else ROUNDS
-        taken = interleave(works, clock, rounds=rounds, seconds=SECONDS)
+        taken = interleave(works, clock, first=self.first, rounds=rounds, seconds=SECONDS)
         for name, samples in taken.items():
             self.samples.setdefault(name, []).extend(samples)
             if name != self.lead and self.lead in taken:

@@ -15,8 +15,12 @@ Clock = Callable[[Work], float]
 """Runs a work once and says how many seconds it took."""
 
 REPEAT_SECONDS = 0.02
+WARM_SECONDS = 2.0
+"""A first run of that length has warmed up what there is to warm up."""
 MOST_REPEATS = 50
 FEWEST_ROUNDS = 3
+LONG_SECONDS = 20.0
+"""Of a round, from which on two are enough: what takes so long is far from what it is compared with."""
 # more than the last-level cache of any GPU of today
 _FLUSHED_BYTES = 256 * 2**20
 
@@ -43,14 +47,20 @@ def ratios(samples: Sequence[float], lead: Sequence[float]) -> Spread:
     return spread([own / of_lead for own, of_lead in zip(samples, lead, strict=True)])
 
 
-def interleave(works: Mapping[str, Work], clock: Clock, *, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds of every work in each of `rounds` rounds A B C, A B C, …; at least 3 rounds, no further ones once
-    `seconds` have passed. A short work is repeated within a round, whose sample is then the median."""
-    repeats = {name: _repeats(clock(work)) for name, work in works.items()}
+def interleave(
+    works: Mapping[str, Work], clock: Clock, *, first: Mapping[str, float], rounds: int, seconds: float
+) -> dict[str, list[float]]:
+    """Seconds of every work in each of `rounds` rounds A B C, A B C, …; at least 3 rounds (2 of long ones), no further
+    ones once `seconds` have passed. A short work is repeated within a round, whose sample is then the median.
+
+    Every work has run once before; `first` says how long that took.
+    """
+    repeats = {name: _repeats(work, clock, first[name]) for name, work in works.items()}
     samples: dict[str, list[float]] = {name: [] for name in works}
-    end = time.perf_counter() + seconds
+    start = time.perf_counter()
     for finished in range(rounds):
-        if finished >= FEWEST_ROUNDS and time.perf_counter() > end:
+        taken = time.perf_counter() - start
+        if finished >= (2 if taken > 2 * LONG_SECONDS else FEWEST_ROUNDS) and taken > seconds:
             break
         for name, work in works.items():
             samples[name].append(statistics.median(clock(work) for _ in range(repeats[name])))
@@ -62,8 +72,10 @@ def clock_of(device: str) -> Clock:
     return _cuda_clock(torch.device(device)) if device.startswith("cuda") else _cpu_clock
 
 
-def _repeats(first: float) -> int:
-    return max(1, min(MOST_REPEATS, int(REPEAT_SECONDS / max(first, 1e-9))))
+def _repeats(work: Work, clock: Clock, first: float) -> int:
+    """How often a work is run within a round; told from a second run, unless the first one was long."""
+    warm = first if first > WARM_SECONDS else clock(work)
+    return max(1, min(MOST_REPEATS, int(REPEAT_SECONDS / max(warm, 1e-9))))
 
 
 def _cpu_clock(work: Work) -> float:

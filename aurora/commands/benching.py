@@ -23,30 +23,27 @@ def bench(options: Namespace) -> int:
     """Measures, shows every case when it is done, and writes the results; 1 when a contestant failed."""
     from rich.console import Console
 
-    from aurora.bench.ceilings import measure_ceilings
     from aurora.bench.machine import describe
-    from aurora.bench.report import ceilings_told, console_table, write_results
+    from aurora.bench.report import Result, console_table, write_results
     from aurora.bench.run import BENCHES, cases_of, run_case
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
     out = Path(options.out)
-    rows = []
     with _settings(options, out) as settings:
         benches = [*BENCHES] if options.what == "all" else [options.what]
         planned = [(name, case) for name in benches for case in cases_of(name, settings)]
         if not planned:
             raise AuroraError(f"{options.what} has no work in {' or '.join(settings.dtypes)}; leave --dtype away")
         machine = describe(settings.device, shlex.join(["aurora", *sys.argv[1:]]))
-        ceilings = measure_ceilings(settings.device, quick=settings.quick)
-        console.print(f"{machine['device']}, {machine['threads']} threads. {ceilings_told(ceilings)}")
+        console.print(f"{machine['device']}, {machine['threads']} threads")
+        results = []
         for name, case in planned:
-            found = run_case(name, case, settings, ceilings)
-            console.print(console_table(case.name, found))
-            rows += found
+            results.append(Result(case.name, *run_case(name, case, settings)))
+            console.print(console_table(results[-1]))
             # written again after every case: what is measured is kept when the run is stopped
-            write_results(out, machine, ceilings, rows)
+            write_results(out, machine, results)
     console.print(f"{out}/results.json, results.md, results.png")
-    return 1 if any(row.status == "failed" for row in rows) else 0
+    return 1 if any(row.status == "failed" for result in results for row in result.rows) else 0
 
 
 @contextlib.contextmanager
