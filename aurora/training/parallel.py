@@ -38,10 +38,23 @@ def blocks(model: AuroraModel) -> Iterator[nn.Module]:
 
 
 def shard(model: AuroraModel, mesh: DeviceMesh) -> None:
-    """FSDP2 over every block and the rest; embeddings and head belong to the root, whose forward gathers them."""
-    for unit in (*blocks(model), *sharded_alone(model)):
+    """FSDP2 over every block, the connector, a tuned initial state and the rest; embeddings and head belong to the
+    root, whose forward gathers them."""
+    units = [*blocks(model), model.connector, *sharded_alone(model)]
+    _require_one_dtype(model, units)
+    for unit in units:
         fully_shard(unit, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def _require_one_dtype(model: AuroraModel, units: list[nn.Module]) -> None:
+    """AuroraError when what learns outside of the units is of several dtypes, which FSDP2 does not shard together."""
+    inside = {parameter for unit in units for parameter in unit.parameters()}
+    learned = {parameter.dtype for parameter in model.parameters()
+               if parameter.requires_grad and parameter not in inside}
+    if len(learned) > 1:
+        raise AuroraError("strategy fsdp with precision bf16-true cannot train a slot whole beside a float32 LoRA on "
+                          "layers outside of the blocks; leave those layers out, or take precision bf16-mixed")
 
 
 def recompute_blocks(model: AuroraModel) -> None:
