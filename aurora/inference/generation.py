@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from aurora.errors import AuroraError
-from aurora.inference.reading import Memory, fork
+from aurora.inference.reading import Memory
+from aurora.inference.steps import Steps
 from aurora.interfaces import Tokenizer
 from aurora.model import AuroraModel
 
@@ -148,27 +149,29 @@ def complete(model: AuroraModel, memory: Memory, options: Generation) -> list[st
     answers = [""] * memory.sequences
     generators = [_generator(options) for _ in texts]
     active = list(range(memory.sequences))
+    steps = Steps(model.backbone, memory)
     for produced in count(1):
-        logits = model.backbone.logits(memory.last_hidden())
-        tokens = next_tokens(logits, options, [generators[s] for s in active])
+        tokens = next_tokens(steps.logits, options, [generators[s] for s in active])
         for s, token in zip(active, tokens.tolist(), strict=True):
             answers[s] += texts[s].push(token)
         going = [row for row, s in enumerate(active) if not texts[s].stopped]
         if not going or produced == options.max_new_tokens:
             break
         if len(going) < len(active):
-            memory, tokens = fork(memory, going), tokens[going]
+            steps.keep(going)
+            tokens = tokens[going]
             active = [active[row] for row in going]
-        memory = Memory(*model.backbone.step(model.backbone.embed(tokens), memory.state))
+        steps.read(tokens)
     return [answer + text.finish() for answer, text in zip(answers, texts, strict=True)]
 
 
 def _tokens(model: AuroraModel, memory: Memory, options: Generation) -> Iterator[Tensor]:
     generators = [_generator(options)]
+    steps = Steps(model.backbone, memory)
     while True:
-        token = next_tokens(model.backbone.logits(memory.last_hidden()), options, generators)
+        token = next_tokens(steps.logits, options, generators)
         yield token
-        memory = Memory(*model.backbone.step(model.backbone.embed(token), memory.state))
+        steps.read(token)
 
 
 def _generator(options: Generation) -> torch.Generator:
