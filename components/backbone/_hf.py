@@ -128,12 +128,13 @@ class Hosted(Backbone):
         return f"{self._prefix if part == 'body' else self._head_name}.{rest}"
 
 
-def build(config: Any, backbone: str, attention: str | None) -> Any:
-    """The model that a config of `transformers` describes, in torch's default dtype, with fresh weights."""
+def build(config: Any, backbone: str, attention: str | None, dtype: torch.dtype | None = None) -> Any:
+    """The model that a config of `transformers` describes, in torch's default dtype if no other is given, with fresh
+    weights."""
     try:
-        return AutoModelForCausalLM.from_config(config, dtype=torch.get_default_dtype(), attn_implementation=attention,
-                                                trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype or torch.get_default_dtype(),
+                                                attn_implementation=attention, trust_remote_code=False)
+    except Exception as error:
         reason = " ".join(str(error).partition("Model type should be one of")[0].split())
         raise AuroraError(f"backbone {backbone!r}: transformers builds no causal language model of "
                           f"{config.model_type!r}: {reason}") from error
@@ -164,6 +165,8 @@ class _Passing(nn.Module):
 
 class _TiedHead(nn.Module):
     """A head whose weights are the embeddings of a body."""
+
+    bias = None
 
     def __init__(self, body: Any) -> None:
         super().__init__()

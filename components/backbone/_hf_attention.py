@@ -42,6 +42,7 @@ class Packed(Cache):  # type: ignore[misc]
         self.positions = (torch.arange(len(sequence), device="cpu") - (starts - past)[sequence]).to(device)  # [T]
         self.ends = (past + new).to(device)  # [S]
         self.found: dict[str, dict[int, Tensor]] = {"key": {}, "value": {}}
+        self.attended: set[int] = set()  # layers whose attention was ours
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
                ) -> tuple[Tensor, Tensor]:
@@ -77,10 +78,13 @@ def packed_attention(
     sliding_window: int | None = None, softcap: float | None = None, **others: Any,
 ) -> tuple[Tensor, None]:
     """[1, H, T, K] queries over what `Packed.update` gave → [1, T, H, K]. No position sees another sequence's."""
+    if not getattr(module, "is_causal", True):
+        raise AuroraError("backbone 'transformer': this model type is an encoder, which looks ahead")
     if packed is None or attention_mask is not None:
         raise AuroraError("backbone 'transformer': this model type hides packed rows from its attention")
     if others.get("s_aux") is not None or others.get("position_bias") is not None:
         raise AuroraError("backbone 'transformer': attention with sinks or position biases is not read")
+    packed.attended.add(module.layer_idx)  # type: ignore[arg-type]
     settings = {"scale": scaling, "dropout_p": dropout}
     queries = query[0].transpose(0, 1)  # [T, H, K]
     carried = key.shape[0] == len(packed.lengths) and key.dim() == 4 and (packed.state is not None or packed.keep)

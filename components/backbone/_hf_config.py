@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from aurora.errors import AuroraError, suggest
 
@@ -45,8 +45,12 @@ def model_config(wanted: Wanted, default: str) -> Any:
         if getattr(wanted, name) is not None:
             whole(f"backbone {wanted.backbone!r}", name, getattr(wanted, name))
     config = _from_sizes(wanted, wanted.model_type or default) if wanted.path is None else _from_folder(wanted)
-    # nn.Embedding would leave the padding token without a gradient; rows are packed, so no token is padding
-    config.pad_token_id = None
+    where = f"backbone {wanted.backbone!r}"
+    try:
+        # nn.Embedding would leave the padding token without a gradient; rows are packed, so no token is padding
+        config.pad_token_id = None
+    except Exception as error:
+        raise AuroraError(f"{where}: a {config.model_type} cannot do without a padding token") from error
     return config
 
 
@@ -70,6 +74,7 @@ def _from_folder(wanted: Wanted) -> Any:
         raise AuroraError(f"backbone {wanted.backbone!r}: give either path or config; {wanted.path}/config.json says "
                           "everything that config could")
     config = read_folder(wanted.path, wanted.backbone)
+    _check_single(f"backbone {wanted.backbone!r}", config)
     if wanted.model_type not in (None, config.model_type):
         raise AuroraError(f"backbone {wanted.backbone!r}: {wanted.path} holds a {config.model_type}, not a "
                           f"{wanted.model_type}; leave model_type out when a path is given")
@@ -90,7 +95,10 @@ def _from_sizes(wanted: Wanted, model_type: str) -> Any:
         raise AuroraError(f"{where}: transformers {transformers.__version__} has no model_type {model_type!r}."
                           f"{_near(model_type)}")
     kind = CONFIG_MAPPING[model_type]
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise AuroraError(f"{where}: {model_type!r} is no causal language model of transformers")
     defaults = kind()
+    _check_single(where, defaults)
     given = dict(wanted.config or {})
     for key in given:
         if key not in (known := {*defaults.to_dict(), *defaults.attribute_map}):
@@ -142,6 +150,13 @@ def _heads(wanted: Wanted, defaults: Any, width: int) -> dict[str, Any]:
     if "n_groups" in known:
         values["n_groups"] = math.gcd(defaults.n_groups, heads)
     return values
+
+
+def _check_single(where: str, config: Any) -> None:
+    """AuroraError for a model that sees or hears by parts of its own."""
+    if (text := config.get_text_config(decoder=True)) is not config:
+        raise AuroraError(f"{where}: a {config.model_type} has several parts; only a language model by itself is "
+                          f"taken, here a {text.model_type}")
 
 
 def _near(model_type: str) -> str:

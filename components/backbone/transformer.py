@@ -5,6 +5,7 @@ Shape letters: T packed positions, S sequences, D width, L layers, C capacity of
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -99,10 +100,15 @@ def _shapes(config: Any) -> dict[str, tuple[int, tuple[int, ...]]]:
     AuroraError when its attention cannot be shown where a sequence ends.
     """
     with torch.device("meta"):
-        body = build(config, "transformer", NAME).base_model
+        # experts are multiplied in bfloat16 on every device
+        body = build(config, "transformer", NAME, torch.bfloat16).base_model
         packed = Packed([1, 1], None, True, torch.device("meta"))
         try:
-            _read(body, torch.zeros(2, config.hidden_size, dtype=torch.get_default_dtype()), packed)
+            _read(body, torch.zeros(2, config.hidden_size, dtype=torch.bfloat16), packed)
+            if "position_ids" not in inspect.signature(body.forward).parameters:
+                raise ValueError("it takes no position_ids")
+            if packed.attended != set(packed.found["key"]) or len(packed.attended) != config.num_hidden_layers:
+                raise ValueError("its layers compute attention in a way of their own")
             found = {name: torch.stack(list(layers.values())) for name, layers in packed.found.items()}
         except Exception as error:
             raise AuroraError(f"backbone 'transformer': {config.model_type} cannot read packed rows: "
