@@ -27,7 +27,7 @@ from aurora.checkpoint import (
 )
 from aurora.conversion.card import describe_prompt, model_card, results_of, training_of
 from aurora.conversion.plan import DTYPES
-from aurora.conversion.reading import forget, open_tensors, read_metadata
+from aurora.conversion.reading import are_mapped, open_tensors, read_metadata
 from aurora.conversion.replacing import replacing, require_free, require_room
 from aurora.conversion.run import SHARD_BYTES, Told
 from aurora.conversion.writing import Output, write_shards
@@ -53,7 +53,8 @@ def export(
     model = _skeleton(folder, config, tensors)
     card = model_card(model, config, name=name or target.resolve().name, licence=licence,
                       training=training_of(folder), results=results_of(folder, model_hash(folder), results))
-    outputs = {key: _output(tensor, DTYPES[config["dtype"]] if dtype else None) for key, tensor in tensors.items()}
+    wanted, mapped = DTYPES[config["dtype"]] if dtype else None, are_mapped(folder)
+    outputs = {key: _output(tensor, wanted, mapped) for key, tensor in tensors.items()}
     all_bytes = sum(output.nbytes for output in outputs.values())
     require_room(target, all_bytes + _SPARE_BYTES)
     with replacing(target, folder=True) as place:
@@ -85,13 +86,9 @@ def _skeleton(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
     return model
 
 
-def _output(tensor: Tensor, dtype: torch.dtype | None) -> Output:
-    def pieces() -> Any:
-        yield tensor
-        forget(tensor)
-
+def _output(tensor: Tensor, dtype: torch.dtype | None, mapped: bool) -> Output:
     kept = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype
-    return Output(tuple(tensor.shape), kept, pieces)
+    return Output.of(tensor, kept)._replace(mapped=mapped)
 
 
 def _summed(told: Told, all_bytes: int) -> Callable[[int], None]:

@@ -14,7 +14,7 @@ from aurora.conversion.layouts import Family, Layout, Piece, Shapes, Table, View
 from aurora.conversion.reading import forget
 from aurora.conversion.report import Mapped, Report, some
 from aurora.conversion.source import Source, layout_of
-from aurora.conversion.writing import Output, blocks
+from aurora.conversion.writing import Output, slices
 from aurora.errors import AuroraError, suggest
 from aurora.registry import SLOTS
 
@@ -137,8 +137,9 @@ def _twice(first: View, then: View, tensor: Tensor) -> Tensor:
 
 
 def _shape(pieces: tuple[Piece, ...], shapes: Shapes) -> tuple[int, ...]:
-    seen = [piece.view(torch.empty(shapes[piece.name], device="meta")) for piece in pieces]
-    return tuple(torch.cat(seen).shape) if len(seen) > 1 else tuple(seen[0].shape)
+    # one number seen from everywhere; on the meta device, views would load hundreds of megabytes of torch
+    seen = [tuple(piece.view(torch.zeros(()).expand(shapes[piece.name])).shape) for piece in pieces]
+    return seen[0] if len(seen) == 1 else (sum(shape[0] for shape in seen), *seen[0][1:])
 
 
 def _check_shapes(source: Source, family: Family, expected: Shapes, shapes: Shapes) -> None:
@@ -171,26 +172,31 @@ def _output(source: Source, pieces: tuple[Piece, ...], dtype: str | None) -> Out
     def read() -> Iterator[Tensor]:
         for piece, tensor in zip(pieces, tensors, strict=True):
             yield piece.view(tensor)
-            forget(tensor)
+            if source.mapped:
+                forget(tensor)
 
-    return Output(_shape(pieces, shapes), DTYPES[dtype] if dtype and own.is_floating_point else own, read)
+    return Output(_shape(pieces, shapes), DTYPES[dtype] if dtype and own.is_floating_point else own, read, mapped=source.mapped)
 
 
 def _check_copies(source: Source, layout: Layout) -> None:
     """AuroraError when what should repeat another tensor differs from it."""
     for name, of in layout.copies.items():
-        if name in source.tensors and of in source.tensors and not _equal(source.tensors[name], source.tensors[of]):
+        if name in source.tensors and of in source.tensors and not _equal(source, name, of):
             raise AuroraError(f"{source.path} has {name} of its own, other than {of}; only models whose embeddings "
                               "are tied are read")
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def _equal(source: Source, name: str, of: str) -> bool:
+    one, other = source.tensors[name], source.tensors[of]
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    equal = all(torch.equal(a, b) for a, b in zip(blocks(one, one.dtype), blocks(other, other.dtype), strict=True))
-    forget(one)
-    forget(other)
-    return equal
+    for a, b in zip(slices(one), slices(other), strict=True):
+        if not torch.equal(a, b):
+            return False
+        if source.mapped:
+            forget(a)
+            forget(b)
+    return True
 
 
 def _dtype_name(outputs: Mapping[str, Output]) -> str:

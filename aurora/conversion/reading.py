@@ -84,8 +84,16 @@ def read_json(file: Path) -> dict[str, Any]:
     return read
 
 
+def are_mapped(path: str | Path) -> bool:
+    """Whether all that `open_tensors` gives are views of mapped files."""
+    return all(file.suffix == SAFETENSORS or is_zipfile(file) for file in weight_files(Path(path)))
+
+
 def forget(tensor: Tensor) -> None:
-    """Gives the memory of a mapped tensor back: its whole pages are read from the file again if they are needed."""
+    """Gives the memory of a mapped tensor back: its whole pages are read from the file again if they are needed.
+
+    Any other tensor would lose its values.
+    """
     page = mmap.PAGESIZE
     start = -(-tensor.data_ptr() // page) * page
     length = (tensor.data_ptr() + tensor.nbytes) // page * page - start

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aurora.checkpoint import read_config
 from aurora.conversion.layouts import Family, Layout
-from aurora.conversion.reading import open_tensors, read_json
+from aurora.conversion.reading import are_mapped, open_tensors, read_json
 from aurora.conversion.report import some
 from aurora.errors import AuroraError, suggest
 from aurora.registry import SLOTS, import_part
@@ -24,6 +24,7 @@ class Source(NamedTuple):
     tensors: dict[str, Tensor]
     config: dict[str, Any]  # of config.json, or the part's options of a model folder
     layout: Layout | None = None  # where it is known: in a model folder
+    mapped: bool = True  # whether the tensors are views of files
 
 
 def find_family(slot: str, part: str) -> Family:
@@ -47,7 +48,7 @@ def open_source(path: Path, family: Family) -> Source:
     if (path / "config.yaml").is_file():
         return _open_model(path, family)
     beside = (path if path.is_dir() else path.parent) / CONFIG_JSON
-    return Source(path, open_tensors(path), read_json(beside) if beside.is_file() else {})
+    return Source(path, open_tensors(path), read_json(beside) if beside.is_file() else {}, mapped=are_mapped(path))
 
 
 def layout_of(source: Source, family: Family) -> Layout:

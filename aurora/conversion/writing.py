@@ -20,10 +20,10 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from aurora.conversion.reading import DTYPE_NAMES, INDEX_FILE, SINGLE_FILE
+from aurora.conversion.reading import DTYPE_NAMES, INDEX_FILE, SINGLE_FILE, forget
 from aurora.errors import AuroraError
 
-BLOCK_BYTES = 2**24
+BLOCK_BYTES = 2**22
 _NAMES = {dtype: name for name, dtype in DTYPE_NAMES.items()}
 _ORDER = ("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "F16", "BF16", "I32", "F32", "F64", "I64")
 """Types as the format's library sorts them, the last one first."""
@@ -41,11 +41,15 @@ Told = Callable[[int], None]
 
 
 class Output(NamedTuple):
-    """A tensor to be written: what it is, and what gives it, piece after piece."""
+    """A tensor to be written: what it is, and what gives it, piece after piece.
+
+    `mapped` pieces are views of files, whose memory is given back as they are written.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     pieces: Callable[[], Iterator[Tensor]]
+    mapped: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -128,24 +132,27 @@ def write_pth(file: Path, outputs: Mapping[str, Output], told: Told = lambda wri
 def _write_data(file: Any, name: str, output: Output, told: Told) -> None:
     written = 0
     for piece in output.pieces():
-        for block in blocks(piece, output.dtype):
+        for part in slices(piece):
+            block = part.to(output.dtype).contiguous().view(-1)
             if output.dtype == torch.float16 and not torch.isfinite(block).all():
                 raise AuroraError(f"{name} has values that float16 cannot hold; bfloat16 can")
             data = block.view(torch.uint8).numpy().data
             file.write(data)
             written += len(data)
             told(len(data))
+            if output.mapped:
+                forget(part)
     assert written == output.nbytes, name
 
 
-def blocks(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """The values of a tensor in order, as contiguous pieces of one dimension and the given dtype."""
+def slices(tensor: Tensor) -> Iterator[Tensor]:
+    """The values of a tensor in order, in views of about one block."""
     if tensor.is_contiguous():
         tensor = tensor.detach().view(-1)
     elements = math.prod(tensor.shape[1:])
     step = max(1, BLOCK_BYTES // max(1, elements * tensor.itemsize))
     for start in range(0, len(tensor), step):
-        yield tensor[start : start + step].to(dtype).contiguous().view(-1)
+        yield tensor[start : start + step]
 
 
 def _rank(dtype: torch.dtype) -> int:

@@ -9,8 +9,6 @@ from torch import Tensor
 from aurora.conversion.layouts import Bond, Shapes, View, same
 from aurora.errors import AuroraError
 
-from ._time_state import to_time_states
-
 TIME_STATE = r"blocks\.\d+\.att\.time_state"
 _TUNED = "initial_state.wkv"
 
@@ -62,6 +60,7 @@ def depth(shapes: Shapes, prefix: str) -> int:
 
 
 def unpack_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A model's tuned initial state, one tensor per layer as RWKV's authors have it; the rest as it is."""
-    tuned = {"wkv": tensors[_TUNED]} if _TUNED in tensors else {}
-    return {name: tensor for name, tensor in tensors.items() if name != _TUNED} | to_time_states(tuned)
+    """A model's tuned initial state [L, 1, H, K, K] (key, value) as RWKV's authors have it: one tensor (value, key)
+    [H, K, K] per layer; the rest as it is. All are views."""
+    tuned = {f"blocks.{layer}.att.time_state": state[0].mT for layer, state in enumerate(tensors.get(_TUNED, ()))}
+    return {name: tensor for name, tensor in tensors.items() if name != _TUNED} | tuned
