@@ -119,7 +119,9 @@ class AuroraModule(L.LightningModule):
             loss = self.net(with_agreed_frames(batch, self.net))
             # a row of text reaches nothing that learns while only the encoder or the connector does
             if loss.total.requires_grad:
-                self.manual_backward(loss.total)
+                # in the dtypes that the forward pass chose: autocast would narrow what it kept wide
+                with torch.autocast(self.device.type, enabled=False):
+                    self.manual_backward(loss.total)
         self._tally.add(batch, loss)
         if batch.closes_step:
             self._close_step(batch.position)

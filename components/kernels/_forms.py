@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, reduce
-from typing import NamedTuple
+from functools import cache, reduce, wraps
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch import Tensor
 from aurora.errors import AuroraError, suggest
 
 log = logging.getLogger(__name__)
+
+Inputs = ParamSpec("Inputs")
+Outputs = TypeVar("Outputs")
 
 
 def fits_all(k: Tensor, v: Tensor) -> str | None:
@@ -120,6 +123,20 @@ def as_one_dtype(*tensors: Tensor) -> list[Tensor]:
     """The tensors in the smallest dtype that holds them all."""
     dtype = reduce(torch.promote_types, (x.dtype for x in tensors))
     return [x.to(dtype) for x in tensors]
+
+
+def without_autocast(op: Callable[Inputs, Outputs]) -> Callable[Inputs, Outputs]:
+    """Keeps autocast out of an operator on tensors: it would narrow the products inside."""
+
+    @wraps(op)
+    def guarded(*inputs: Inputs.args, **options: Inputs.kwargs) -> Outputs:
+        device = next(x.device.type for x in (*inputs, *options.values()) if isinstance(x, Tensor))
+        if not torch.is_autocast_enabled(device):
+            return op(*inputs, **options)
+        with torch.autocast(device, enabled=False):
+            return op(*inputs, **options)
+
+    return guarded
 
 
 def step_by_step(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._forms import wide
+from ._forms import wide, without_autocast
 from .wkv6 import wkv6
 
 # exp(-1e-20) is 1 in every format, while the logarithm of a decay rate of 0 has no gradient
@@ -47,6 +47,7 @@ def gla(
     return (past.to(exact) + own).to(v.dtype), after
 
 
+@without_autocast
 def gla_step(q: Tensor, k: Tensor, v: Tensor, a: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """One position of S sequences: q, k, a [S, H, K], v [S, H, V], state [S, H, K, V] → [S, H, V], next state.
 

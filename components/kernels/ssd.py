@@ -12,13 +12,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._forms import Form, choose, step_by_step
+from ._forms import Form, choose, step_by_step, without_autocast
 from ._forms import wide as wide_of
 from ._grid import chunk_grid, scan, sequence_lengths
 
 CHUNK = 32
 
 
+@without_autocast
 def ssd(
     q: Tensor,
     k: Tensor,
@@ -44,6 +45,7 @@ def ssd(
     return y.to(v.dtype), after if return_state else None
 
 
+@without_autocast
 def ssd_step(q: Tensor, k: Tensor, v: Tensor, a: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """One position of S sequences: q, k [S, K], v [S, H, V], a [S, H], state [S, H, K, V] → [S, H, V], next state.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._forms import Form, as_one_dtype, check_inputs, choose, step_by_step, wide
+from ._forms import Form, as_one_dtype, check_inputs, choose, step_by_step, wide, without_autocast
 from ._grid import sequence_lengths
 from ._triton import fla_unfit, late
 from ._triton import unfit as triton_unfit
@@ -24,6 +24,7 @@ from ._wkv6_cpu import wkv6_cpu
 LARGEST_W = 10.0
 
 
+@without_autocast
 def wkv6(
     r: Tensor,
     k: Tensor,
@@ -58,6 +59,7 @@ def wkv6(
     return y.to(dtype), after if return_state else None
 
 
+@without_autocast
 def wkv6_step(r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """One position of S sequences: r, k, w [S, H, K], v [S, H, V], state [S, H, K, V] → [S, H, V], next state.
 

@@ -9,6 +9,7 @@ from aurora.assemble import build_model
 from aurora.checkpoint import load_model
 from aurora.errors import AuroraError
 from aurora.training.logs import read_curve
+from aurora.training.module import AuroraModule
 from aurora.training.optim import freeze_untrained, parameter_groups
 from aurora.training.recipe import read_recipe
 from aurora.training.run import train
@@ -128,6 +129,20 @@ def test_half_precision_trains_and_saves_its_dtype(tmp_path, precision, dtype):
     saved = train(config)
     assert yaml.safe_load((saved / "config.yaml").read_text())["dtype"] == dtype
     assert {str(tensor.dtype) for tensor in weights(saved).values()} == {f"torch.{dtype}"}
+
+
+def test_mixed_precision_narrows_no_backward_pass(tmp_path, monkeypatch):
+    narrowed = []
+
+    def backward(self, loss):
+        narrowed.append(torch.is_autocast_enabled("cpu"))
+        loss.backward()
+
+    monkeypatch.setattr(AuroraModule, "manual_backward", backward)
+    config = {**tiny_config(tmp_path, steps=2), "stage": "first"}
+    config["trainer"]["precision"] = "bf16-mixed"
+    train(config)
+    assert narrowed and not any(narrowed)
 
 
 def test_text_alone_reaches_a_connector_not_at_all(tmp_path):
