@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK = 32
-LEVELS = 5  # log2 of it
 HEAD_SIZES = (16, 32, 64, 128)
 SHORTEST_SEGMENT = 256
 PROGRAMS_PER_PROCESSOR = 2
@@ -97,7 +95,7 @@ class Segments(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-def segments(lengths: tuple[int, ...], heads: int, device: torch.device) -> Segments:
+def segments(lengths: tuple[int, ...], chunk: int, heads: int, device: torch.device) -> Segments:
     """As few segments as fill the device: a sequence that is cut has to be read once more.
 
     Remembered, because every layer of a model asks for the same ones.
@@ -109,12 +107,12 @@ def segments(lengths: tuple[int, ...], heads: int, device: torch.device) -> Segm
     start = 0
     for sequence, length in enumerate(lengths):
         pieces = max(round(length / wanted), 1)
-        size = -(-length // (pieces * CHUNK)) * CHUNK
+        size = -(-length // (pieces * chunk)) * chunk
         for begin in range(0, length, size):
             end = min(begin + size, length)
             opens, closes = sequence if begin == 0 else -1, sequence if end == length else -1
             rows.append((start + begin, start + end, len(chunks), opens, closes))
-            chunks += [(start + at, start + min(at + CHUNK, end)) for at in range(begin, end, CHUNK)]
+            chunks += [(start + at, start + min(at + chunk, end)) for at in range(begin, end, chunk)]
         start += length
         bounds.append(len(rows))
     return Segments(*(torch.tensor(x, dtype=torch.int32).to(device) for x in (rows, bounds, chunks)))
@@ -128,8 +126,3 @@ def positions(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-def warps(keys: int, values: int) -> int:
-    """How many warps hold a state of this size in their registers."""
-    return 8 if keys * values > 64 * 64 else 4

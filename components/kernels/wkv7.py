@@ -15,10 +15,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._forms import Form, check_inputs, choose, step_by_step, wide
+from ._forms import Form, check_inputs, choose, step_by_step, wide, without_autocast
 from ._grid import sequence_lengths
+from ._triton import fla_unfit, late
+from ._triton import unfit as triton_unfit
 
 
+@without_autocast
 def wkv7(
     r: Tensor,
     w: Tensor,
@@ -51,11 +54,19 @@ def wkv7(
     return y.to(dtype), after if return_state else None
 
 
+@without_autocast
 def wkv7_step(r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """One position of S sequences: r, w, k, a, b [S, H, K], v [S, H, V], state [S, H, K, V] → [S, H, V], next state.
 
     Computes in the dtype of the state.
     """
+    fused = FORMS["triton"]
+    if state.dtype is torch.float32 and fused.unfit(k, v) is None:
+        return fused.compute(r, w, k, v, a, b, (1,) * len(k), state)
+    return _step(r, w, k, v, a, b, state)
+
+
+def _step(r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     dtype = v.dtype
     r, w, k, v, a, b = (x.to(state.dtype) for x in (r, w, k, v, a, b))
     read = a.unsqueeze(-2) @ state  # [S, H, 1, V]
@@ -68,7 +79,7 @@ def wkv7_reference(
     r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, lengths: tuple[int, ...], state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The recurrence as it is written down, one position after the other."""
-    return step_by_step(wkv7_step, (r, w, k, v, a, b), lengths, state)
+    return step_by_step(_step, (r, w, k, v, a, b), lengths, state)
 
 
 def _single(
@@ -77,7 +88,11 @@ def _single(
     return wkv7_step(r, w, k, v, a, b, state)
 
 
-_SINGLE = Form(_single)
+_SINGLE = Form(_single, widens=False)
 
-FORMS: dict[str, Form] = {"reference": Form(wkv7_reference)}
+FORMS: dict[str, Form] = {
+    "triton": Form(late("_wkv7_triton", "wkv7_triton"), triton_unfit, widens=False),
+    "fla": Form(late("_fla", "wkv7_fla"), fla_unfit, widens=False),
+    "reference": Form(wkv7_reference),
+}
 """The forms by name; `auto` takes the first that can."""

@@ -1,4 +1,4 @@
-"""WKV-6 in Triton against the recurrence in float64: on the GPU where there is one, otherwise by Triton's interpreter."""
+"""WKV-6 in Triton against the recurrence in float64: on a GPU where there is one, otherwise by the interpreter."""
 
 from __future__ import annotations
 
@@ -161,14 +161,16 @@ def test_views_are_taken_as_they_lie() -> None:
     r, k, v, w, bonus, state = narrowed(inputs((20,)), torch.float32)
     want, _ = wkv6(r, k, v, w, bonus, torch.tensor([0, 20]), state, form="triton")
     strided = torch.stack([r, k, w], -1)
-    got, _ = wkv6(strided[..., 0], strided[..., 1], v, strided[..., 2], bonus, torch.tensor([0, 20]), state.mT.clone().mT,
-                  form="triton")
+    r, k, w = strided.unbind(-1)
+    got, _ = wkv6(r, k, v, w, bonus, torch.tensor([0, 20]), state.mT.clone().mT, form="triton")
     torch.testing.assert_close(got, want)
 
 
 @runs
-@pytest.mark.parametrize(("width", "dtype", "says"), [(48, torch.float32, "16, 32, 64, 128, not of 48 × 48"),
-                                                      (32, torch.float64, "not float64")])
+@pytest.mark.parametrize(
+    ("width", "dtype", "says"),
+    [(48, torch.float32, "16, 32, 64, 128, not of 48 × 48"), (32, torch.float64, "not float64")],
+)
 def test_what_the_kernels_cannot_take_is_refused(width: int, dtype: torch.dtype, says: str) -> None:
     r, k, v, w, bonus, state = (x.to(dtype) for x in inputs((20,), width, width))
     with pytest.raises(AuroraError, match=says):
