@@ -20,15 +20,15 @@ from ._wkv7_kernels import log_decay, products
 @triton.jit
 def retreat(
     r: tl.tensor, w: tl.tensor, a: tl.tensor, b: tl.tensor, dy: tl.tensor,
-    start: tl.tensor, end: tl.tensor, states: tl.tensor, segments: tl.tensor,
+    start: tl.tensor, end: tl.tensor, states: tl.tensor, du: tl.tensor, segments: tl.tensor,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr,
     STARTS: tl.constexpr, STORES: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr, INVERSE: tl.constexpr,
 ) -> None:
     """Carries the gradient of a state back through every segment, from `start` [G, H, K, V] if STARTS.
 
-    STORES: writes those after every chunk to `states` [N, H, K, V], and to `end` [S, H, K, V] those before the
-    sequences; otherwise those before every segment to `end` [G, H, K, V].
+    STORES: writes those after every chunk to `states` [N, H, K, V], dW to `du` [T, H, V], and those before the
+    sequences to `end` [S, H, K, V]; otherwise those before every segment to `end` [G, H, K, V].
     """
     segment, head = tl.program_id(0) // H, tl.program_id(0) % H
     first, last = wide(segments + 5 * segment), wide(segments + 5 * segment + 1)
@@ -61,6 +61,8 @@ def retreat(
         used_gradient = tl.dot((write * decay).to(DOT), ds.to(DOT), input_precision=PRECISION)
         used_gradient = tl.dot(tl.trans(query_write), dout, used_gradient, input_precision=PRECISION)
         used_gradient = tl.dot(tl.trans(inverse), used_gradient, input_precision=INVERSE).to(DOT)
+        if STORES:
+            tl.store(du + offset * V + at_values, used_gradient.to(du.dtype.element_ty), mask=keep)
         decay = tl.exp2(sums(before(C), lw, EXACT))
         ds = ds * tl.exp2(tl.sum(lw, axis=0))[:, None]
         ds = tl.dot(tl.trans((read * decay).to(DOT)), used_gradient, ds, input_precision=PRECISION)
@@ -87,12 +89,13 @@ def mirrored(
 @triton.jit
 def backward(
     r: tl.tensor, w: tl.tensor, k: tl.tensor, v: tl.tensor, a: tl.tensor, b: tl.tensor, dy: tl.tensor,
-    states: tl.tensor, dstates: tl.tensor, dr: tl.tensor, dw: tl.tensor, dk: tl.tensor, dv: tl.tensor,
-    da: tl.tensor, db: tl.tensor, chunks: tl.tensor,
+    states: tl.tensor, dstates: tl.tensor, u: tl.tensor, du: tl.tensor,
+    dr: tl.tensor, dw: tl.tensor, dk: tl.tensor, dv: tl.tensor, da: tl.tensor, db: tl.tensor, chunks: tl.tensor,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr, INVERSE: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ) -> None:
-    """All gradients of one chunk, from the state before it and the gradient of that after it, both [N, H, K, V].
+    """All gradients of one chunk, from the state before it and the gradient of that after it, both [N, H, K, V], and
+    from U and dW [T, H, V].
 
     `chunks` [N, 2] int32: first position and end.
     """
@@ -112,28 +115,12 @@ def backward(
     dout = tl.load(dy + offset * V + at_values, mask=keep, other=0).to(DOT)
     s, ds = tl.load(states + tile).to(DOT), tl.load(dstates + tile).to(DOT)
     query = plain * tl.exp2(lw)
-    inverse, read_key, query_write, query_key = products(
-        query, key, read, write, lw, C, LEVELS, DOT, PRECISION, EXACT, INVERSE, True, True
-    )
-    same = rows[:, None] == rows[None, :]
-    query_write = tl.where(same, tl.sum(plain * write, axis=1)[:, None], query_write).to(DOT)
-    query_key = tl.where(same, tl.sum(plain * key, axis=1)[:, None], query_key).to(DOT)
-
-    # what was read and written back, and its gradient
-    decay = tl.exp2(sums(before(C), lw, EXACT))
-    used = tl.dot((read * decay).to(DOT), s, input_precision=PRECISION)
-    used = tl.dot(read_key.to(DOT), value, used, input_precision=PRECISION)
-    used = tl.dot(inverse, used, input_precision=INVERSE).to(DOT)
-    to_end = tl.exp2(sums(after(C), lw, EXACT))
-    dused = tl.dot((write * to_end).to(DOT), ds, input_precision=PRECISION)
-    dused = tl.dot(tl.trans(query_write), dout, dused, input_precision=PRECISION)
-    dused = tl.dot(tl.trans(inverse), dused, input_precision=INVERSE).to(DOT)
-    value_gradient = tl.dot((key * to_end).to(DOT), ds, input_precision=PRECISION)
-    value_gradient = tl.dot(tl.trans(query_key), dout, value_gradient, input_precision=PRECISION)
-    value_gradient = tl.dot(tl.trans(read_key.to(DOT)), dused, value_gradient, input_precision=PRECISION)
-    tl.store(dv + offset * V + at_values, value_gradient.to(dv.dtype.element_ty), mask=keep)
+    used = tl.load(u + offset * V + at_values, mask=keep, other=0).to(DOT)
+    dused = tl.load(du + offset * V + at_values, mask=keep, other=0).to(DOT)
 
     # what went through the states
+    decay, to_end = tl.exp2(sums(before(C), lw, EXACT)), tl.exp2(sums(after(C), lw, EXACT))
+    value_gradient = tl.dot((key * to_end).to(DOT), ds, input_precision=PRECISION)
     read_gradient = tl.dot(dused, tl.trans(s), input_precision=PRECISION) * decay
     query_gradient = tl.dot(dout, tl.trans(s), input_precision=PRECISION) * decay
     write_gradient = tl.dot(used, tl.trans(ds), input_precision=PRECISION) * to_end
@@ -150,15 +137,19 @@ def backward(
     of_xz = mirrored(dused, value, used, dout, C, PRECISION)
     of_zx = mirrored(dout, used, value, dused, C, PRECISION)
     of_zz = mirrored(dout, value, value, dout, C, PRECISION)
+    key_query, key_read = tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32)
     for level in range(0, LEVELS):
         size = 1 << level
         right, pair = is_right(C, size), parted(C, size)
         decay = tl.exp2(sums(to_middle(C, size), lw, EXACT))
         x, z = tl.where(right, read, write) * decay, tl.where(right, query, key) * decay
-        of_x = tl.dot(tl.where(pair, of_xx, 0.0).to(DOT), x.to(DOT), input_precision=PRECISION)
-        of_x = tl.dot(tl.where(pair, of_xz, 0.0).to(DOT), z.to(DOT), of_x, input_precision=PRECISION)
-        of_z = tl.dot(tl.where(pair, of_zx, 0.0).to(DOT), x.to(DOT), input_precision=PRECISION)
-        of_z = tl.dot(tl.where(pair, of_zz, 0.0).to(DOT), z.to(DOT), of_z, input_precision=PRECISION)
+        x_, z_ = x.to(DOT), z.to(DOT)
+        of_x = tl.dot(tl.where(pair, of_xx, 0.0).to(DOT), x_, input_precision=PRECISION)
+        of_x = tl.dot(tl.where(pair, of_xz, 0.0).to(DOT), z_, of_x, input_precision=PRECISION)
+        of_z = tl.dot(tl.where(pair, of_zx, 0.0).to(DOT), x_, input_precision=PRECISION)
+        of_z = tl.dot(tl.where(pair, of_zz, 0.0).to(DOT), z_, of_z, input_precision=PRECISION)
+        key_query = tl.where(pair, tl.dot(z_, tl.trans(z_), input_precision=PRECISION), key_query)
+        key_read = tl.where(pair, tl.dot(z_, tl.trans(x_), input_precision=PRECISION), key_read)
         ones = from_middle(C, size).to(DOT)
         log_gradient = tl.dot(ones, (of_x * x + of_z * z).to(DOT), log_gradient, input_precision=PRECISION)
         of_x, of_z = of_x * decay, of_z * decay
@@ -166,6 +157,14 @@ def backward(
         write_gradient += tl.where(right, 0.0, of_x)
         query_gradient += tl.where(right, of_z, 0.0)
         key_gradient += tl.where(right, 0.0, of_z)
+
+    # by the later positions that have read them
+    same = rows[:, None] == rows[None, :]
+    key_query = tl.where(after(C), key_query, tl.where(same, tl.sum(plain * key, axis=1)[:, None], 0.0))
+    value_gradient = tl.dot(key_query.to(DOT), dout, value_gradient, input_precision=PRECISION)
+    key_read = tl.where(after(C), key_read, 0.0).to(DOT)
+    value_gradient = tl.dot(key_read, dused, value_gradient, input_precision=PRECISION)
+    tl.store(dv + offset * V + at_values, value_gradient.to(dv.dtype.element_ty), mask=keep)
 
     # each position's own: its decay in `query`, and what it reads of what it has just written
     log_gradient += query * query_gradient

@@ -67,7 +67,7 @@ def products(
 @triton.jit
 def forward(
     r: tl.tensor, w: tl.tensor, k: tl.tensor, v: tl.tensor, a: tl.tensor, b: tl.tensor,
-    start: tl.tensor, y: tl.tensor, end: tl.tensor, states: tl.tensor, segments: tl.tensor,
+    start: tl.tensor, y: tl.tensor, end: tl.tensor, states: tl.tensor, u: tl.tensor, segments: tl.tensor,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr,
     OUTPUT: tl.constexpr, STORES: tl.constexpr, IDENTITY: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr, INVERSE: tl.constexpr,
@@ -75,7 +75,7 @@ def forward(
     """Carries a state through every segment.
 
     OUTPUT: from `start` [G, H, K, V], y [T, H, V] and, in `end` [S, H, K, V], the states after the sequences. STORES:
-    from `start`, the states before every chunk in `states` [N, H, K, V]. Otherwise from zeros, or IDENTITY: from the
+    from `start`, the states before every chunk in `states` [N, H, K, V] and U in `u` [T, H, V]. Otherwise from zeros, or IDENTITY: from the
     identity and without values (V is then K), the states after every segment in `end` [G, H, K, V].
     """
     segment, head = tl.program_id(0) // H, tl.program_id(0) % H
@@ -114,6 +114,8 @@ def forward(
             value = tl.load(v + offset * V + at_values, mask=keep, other=0).to(DOT)
             used = tl.dot(read_key.to(DOT), value, used, input_precision=PRECISION)
         used = tl.dot(inverse, used, input_precision=INVERSE).to(DOT)
+        if STORES:
+            tl.store(u + offset * V + at_values, used.to(u.dtype.element_ty), mask=keep)
         if OUTPUT:
             # a position reads what it has written itself, without a decay
             same = rows[:, None] == rows[None, :]

@@ -52,8 +52,8 @@ class _Fused(torch.autograd.Function):
                 local, maps = _alone(w, k, v, a, b, row)
                 start = _link(state, local, maps, row, backward=False)
             kernels.forward[row.segments](
-                r, w, k, v, a, b, start, y, final, None, row.parts.table, *row.sizes, row.levels, True, False, False,
-                *row.numbers, _inverse(), **row.through,
+                r, w, k, v, a, b, start, y, final, None, None, row.parts.table, *row.sizes, row.levels, True, False, False,
+                *row.numbers, _inverse(row), **row.through,
             )
         ctx.save_for_backward(r, w, k, v, a, b, start, maps)
         return y, final
@@ -68,20 +68,21 @@ class _Fused(torch.autograd.Function):
             end = None if dfinal is None else dfinal.contiguous()
             if maps is not None:
                 local = row.states(len(row.parts))
-                _retreat(r, w, a, b, dy, None, local, None, row)
+                _retreat(r, w, a, b, dy, None, local, None, None, row)
                 end = _link(end, local, maps, row, backward=True)
             chunks = len(row.parts.chunks)
             states, dstates = row.states(chunks, row.narrow), row.states(chunks, row.narrow)
             dstate = row.states(len(ctx.lengths))
+            u, du = torch.empty_like(v, dtype=row.narrow), torch.empty_like(v, dtype=row.narrow)
             kernels.forward[row.segments](
-                None, w, k, v, a, b, start, None, None, states, row.parts.table, *row.sizes, row.levels,
-                False, True, False, *row.numbers, _inverse(), **row.through,
+                None, w, k, v, a, b, start, None, None, states, u, row.parts.table, *row.sizes, row.levels,
+                False, True, False, *row.numbers, _inverse(row), **row.through,
             )
-            _retreat(r, w, a, b, dy, end, dstate, dstates, row)
+            _retreat(r, w, a, b, dy, end, dstate, dstates, du, row)
             dr, dw, dk, dv, da, db = (torch.empty_like(x) for x in (r, w, k, v, a, b))
             gradients.backward[row.chunks](
-                r, w, k, v, a, b, dy, states, dstates, dr, dw, dk, dv, da, db, row.parts.chunks,
-                *row.sizes, row.levels, *row.numbers, _inverse(), **row.once,
+                r, w, k, v, a, b, dy, states, dstates, u, du, dr, dw, dk, dv, da, db, row.parts.chunks,
+                *row.sizes, row.levels, *row.numbers, **row.once,
             )
         return dr, dw, dk, dv, da, db, dstate, None
 
@@ -105,19 +106,19 @@ def _alone(w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, row: Plan) -> 
     maps = local.new_empty(len(row.parts), heads, keys, keys)
     for end, width, identity in ((local, row.sizes[2], False), (maps, keys, True)):
         kernels.forward[row.segments](
-            None, w, k, v, a, b, None, None, end, None, row.parts.table, heads, keys, width, chunk, row.levels,
-            False, False, identity, *row.numbers, _inverse(), **row.through,
+            None, w, k, v, a, b, None, None, end, None, None, row.parts.table, heads, keys, width, chunk, row.levels,
+            False, False, identity, *row.numbers, _inverse(row), **row.through,
         )
     return local, maps
 
 
 def _retreat(
     r: Tensor, w: Tensor, a: Tensor, b: Tensor, dy: Tensor, start: Tensor | None, end: Tensor, states: Tensor | None,
-    row: Plan,
+    du: Tensor | None, row: Plan,
 ) -> None:
     gradients.retreat[row.segments](
-        r, w, a, b, dy, start, end, states, row.parts.table, *row.sizes, row.levels,
-        start is not None, states is not None, *row.numbers, _inverse(), **row.through,
+        r, w, a, b, dy, start, end, states, du, row.parts.table, *row.sizes, row.levels,
+        start is not None, states is not None, *row.numbers, _inverse(row), **row.through,
     )
 
 
@@ -128,11 +129,11 @@ def _link(outer: Tensor | None, local: Tensor, maps: Tensor, row: Plan, backward
     columns = 16
     kernels.link[((len(row.parts.bounds) - 1) * heads * (values // columns),)](
         outer, local, maps, states, row.parts.bounds, heads, keys, values, columns, backward, outer is not None,
-        _inverse(),
+        "ieee" if interpreted() else "tf32x3",
     )
     return states
 
 
-def _inverse() -> str:
-    """How inverses and maps are multiplied: nearly as float32 does, because their errors multiply."""
-    return "ieee" if interpreted() else "tf32x3"
+def _inverse(row: Plan) -> str:
+    """How inverses are multiplied: in bfloat16 the errors of its levels would add up."""
+    return "tf32" if row.narrow is torch.bfloat16 and not interpreted() else row.numbers[1]
