@@ -46,6 +46,7 @@ def load_config(overrides: Sequence[str] = ()) -> dict[str, Any]:
         _check_choice(override)
     try:
         config: dict[str, Any] = _given(_compose(overrides))
+        _drop_of_other_parts(config, parsed)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise AuroraError(_readable(error, parsed)) from error
     check_kinds(config)
@@ -62,6 +63,24 @@ def _compose(overrides: Sequence[str]) -> Any:
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(CONFIG_FOLDER), version_base="1.3"):
         return OmegaConf.to_container(compose("aurora", overrides=list(overrides)), resolve=True)
+
+
+def _drop_of_other_parts(config: dict[str, Any], overrides: Sequence[Override]) -> None:
+    """Takes out what an experiment says of the part that it names, where another part is chosen that has no such
+    option: its head_size is nothing to a backbone without heads."""
+    chosen = {given.key_or_group: given.value() for given in overrides
+              if given.key_or_group in SLOTS and isinstance(given.value(), str)}
+    if not chosen or all(given.key_or_group != "experiment" for given in overrides):
+        return
+    groups = [given.input_line or "" for given in overrides if _is_group(given.key_or_group)]
+    before = _compose([line for line in groups if line.partition("=")[0] not in chosen])
+    asked = {given.key_or_group for given in overrides}
+    for slot, name in chosen.items():
+        former = before[slot]["name"]
+        others = set(SLOTS[slot].options(former)) - set(SLOTS[slot].options(name)) if former != name else set()
+        for key in others & config[slot].keys():
+            if f"{slot}.{key}" not in asked:
+                del config[slot][key]
 
 
 def _parse(override: str) -> Override:

@@ -110,5 +110,23 @@ def test_a_part_from_outside_needs_no_yaml(monkeypatch) -> None:
     assert load_config(["sort=reversed", "sort.step=2"])["sort"]["step"] == 2
 
 
+def test_what_an_experiment_says_of_its_part_is_nothing_to_another_that_has_no_such_option(monkeypatch) -> None:
+    class Headless(SLOTS["backbone"].get("rwkv6")):
+        def __init__(self, *, vocab_size: int, hidden_size: int = 64, layers: int = 2) -> None:
+            raise NotImplementedError
+
+    monkeypatch.setitem(SLOTS["backbone"]._classes, "headless", Headless)
+    config = load_config(["experiment=blocks", "backbone=headless"])
+    assert config["backbone"] == {"name": "headless", "hidden_size": 128, "layers": 4}
+    asked = load_config(["experiment=blocks", "backbone=headless", "+backbone.head_size=8"])
+    assert asked["backbone"]["head_size"] == 8
+
+
+def test_a_folder_of_a_backbone_is_where_its_base_weights_are() -> None:
+    config = load_config(["backbone=hf", "backbone.path=models/mamba"])
+    assert config["base_weights"]["backbone"]["hf"] == "models/mamba"
+    assert load_config()["base_weights"]["backbone"]["hf"] is None
+
+
 def test_every_slot_of_a_model_has_a_default() -> None:
     assert set(MODEL_SLOTS) <= set(load_config())
