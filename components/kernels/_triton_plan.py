@@ -43,26 +43,25 @@ class Plan(NamedTuple):
     @property
     def once(self) -> dict[str, Any]:
         """Options of the kernels that take one chunk each."""
-        _, keys, values, _ = self.sizes
-        wide = self.numbers[1] == "tf32x3" and keys * values > 64 * 64
-        return {"num_warps": 16 if wide else self.through["num_warps"], "num_stages": 1}
+        more = 2 if self.numbers[1] == "tf32x3" else 1
+        return {"num_warps": more * self.through["num_warps"], "num_stages": 1}
 
     def states(self, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """[count, H, K, V], empty."""
         return torch.empty(count, *self.sizes[:3], dtype=dtype, device=self.parts.table.device)
 
 
-def plan(lengths: tuple[int, ...], v: Tensor, *keys: Tensor) -> Plan:
+def plan(lengths: tuple[int, ...], v: Tensor, *keys: Tensor, narrow_levels: int = 5) -> Plan:
     """For values [T, H, V] and tensors [T, H, K].
 
-    Chunks are of 32 positions in bfloat16 and of 16 in wider numbers, by what fits in the registers. float16 is
-    multiplied in tf32, which has its mantissa and cannot overflow: states are no more bounded than sums of products are.
-    For float32 tf32 alone would be 1e-3 off; three products make up for that.
+    Chunks have `narrow_levels` in bfloat16 and four in wider numbers, by what fits in the registers. float16 is
+    multiplied in tf32, which has its mantissa and cannot overflow, since states are no more bounded than sums of
+    products are. For float32 tf32 alone would be 1e-3 off; three products make up for that.
     """
     dtype = v.dtype
     for x in keys:
         dtype = torch.promote_types(dtype, x.dtype)
-    levels = 5 if dtype is torch.bfloat16 else 4
+    levels = narrow_levels if dtype is torch.bfloat16 else 4
     heads, width = keys[0].shape[1:]
     return Plan(
         parts=segments(lengths, 1 << levels, heads, v.device),

@@ -84,10 +84,10 @@ def _recur(
     lengths: tuple[int, ...],
 ) -> None:
     sequences, heads, keys, values = state.shape
-    columns = 16
+    columns, step = 16, max(lengths) == 1
+    bounds = None if step else positions(lengths, r.device)
     kernels.recurrent[(sequences * heads * (values // columns),)](
-        r, k, v, w, bonus, state, y, final, positions(lengths, r.device), heads, keys, values, columns,
-        max(lengths) == 1, num_warps=1,
+        r, k, v, w, bonus, state, y, final, bounds, heads, keys, values, columns, step, num_warps=1
     )
 
 

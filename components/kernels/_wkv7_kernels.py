@@ -75,8 +75,9 @@ def forward(
     """Carries a state through every segment.
 
     OUTPUT: from `start` [G, H, K, V], y [T, H, V] and, in `end` [S, H, K, V], the states after the sequences. STORES:
-    from `start`, the states before every chunk in `states` [N, H, K, V] and U in `u` [T, H, V]. Otherwise from zeros, or IDENTITY: from the
-    identity and without values (V is then K), the states after every segment in `end` [G, H, K, V].
+    from `start`, the states before every chunk in `states` [N, H, K, V] and U in `u` [T, H, V]. Otherwise from zeros,
+    or IDENTITY: from the identity and without values (V is then K), the states after every segment in `end`
+    [G, H, K, V].
     """
     segment, head = tl.program_id(0) // H, tl.program_id(0) % H
     first, last = wide(segments + 5 * segment), wide(segments + 5 * segment + 1)

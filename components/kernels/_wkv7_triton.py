@@ -22,6 +22,8 @@ from ._triton_plan import Plan, plan
 
 SHORT = 8
 """Up to this length the recurrence is used."""
+LEVELS = 4
+"""Chunks of 16 positions: with 32 the products of a chunk do not fit in the registers."""
 
 
 def wkv7_triton(
@@ -47,13 +49,13 @@ class _Fused(torch.autograd.Function):
         if max(lengths) <= SHORT:
             _recur(r, w, k, v, a, b, state, y, final, lengths)
         else:
-            row = plan(lengths, v, r, k, a, b)
+            row = plan(lengths, v, r, k, a, b, narrow_levels=LEVELS)
             if row.parts.split:
                 local, maps = _alone(w, k, v, a, b, row)
                 start = _link(state, local, maps, row, backward=False)
             kernels.forward[row.segments](
-                r, w, k, v, a, b, start, y, final, None, None, row.parts.table, *row.sizes, row.levels, True, False, False,
-                *row.numbers, _inverse(row), **row.through,
+                r, w, k, v, a, b, start, y, final, None, None, row.parts.table, *row.sizes, row.levels,
+                True, False, False, *row.numbers, _inverse(row), **row.through,
             )
         ctx.save_for_backward(r, w, k, v, a, b, start, maps)
         return y, final
@@ -63,7 +65,7 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
         r, w, k, v, a, b, start, maps = ctx.saved_tensors
         with torch.cuda.device_of(v):
-            row = plan(ctx.lengths, v, r, k, a, b)
+            row = plan(ctx.lengths, v, r, k, a, b, narrow_levels=LEVELS)
             dy = torch.zeros_like(v) if dy is None else dy.contiguous()
             end = None if dfinal is None else dfinal.contiguous()
             if maps is not None:
@@ -92,10 +94,10 @@ def _recur(
     lengths: tuple[int, ...],
 ) -> None:
     sequences, heads, keys, values = state.shape
-    columns = 16
+    columns, step = 16, max(lengths) == 1
+    bounds = None if step else positions(lengths, r.device)
     kernels.recurrent[(sequences * heads * (values // columns),)](
-        r, w, k, v, a, b, state, y, final, positions(lengths, r.device), heads, keys, values, columns,
-        max(lengths) == 1, num_warps=1,
+        r, w, k, v, a, b, state, y, final, bounds, heads, keys, values, columns, step, num_warps=1
     )
 
 
