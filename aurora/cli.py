@@ -171,6 +171,7 @@ def _eval(commands: Commands) -> None:
     parser.set_defaults(rest="overrides")
     parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="key=value, of keep_ratio, sampling, merge, …")
     parser.add_argument("--model", metavar="FOLDER", help=MODEL_HELP)
+    _adapter_options(parser)
     parser.add_argument("--data", metavar="FOLDER", required=True, help="the folder that holds questions.jsonl")
     parser.add_argument("--output", metavar="FOLDER", help="where results go; by default beside the model, "
                         "as eval/NAME OF THE DATA FOLDER")
@@ -260,6 +261,7 @@ def _visual_options(parser: Parser) -> None:
 def _model_options(parser: Parser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model", metavar="FOLDER", help=MODEL_HELP)
+    _adapter_options(group)
     group.add_argument("--random-weights", action="store_true",
                        help="no saved model: the one that a config describes, untrained; OVERRIDES after `--` choose "
                             "it as for `aurora train`")
@@ -267,6 +269,14 @@ def _model_options(parser: Parser) -> None:
         group.add_argument(f"--{slot}", metavar="NAME", help=f"another {slot} than the model's, see `aurora list`")
     group.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and activations")
     _machine_options(group)
+
+
+def _adapter_options(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--adapter", metavar="PATH",
+                       help="RUN/STAGE/adapter of a stage that trained adapters on this model, a folder of peft for "
+                            "its backbone, or a file with a tuned initial state")
+    group.add_argument("--any-base", action="store_true",
+                       help="apply the adapter although it was trained on another model")
 
 
 def _machine_options(group: argparse._ActionsContainer) -> None:

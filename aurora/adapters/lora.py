@@ -96,7 +96,14 @@ def _inject(part: nn.Module, config: LoraConfig) -> None:
     if lora_layers(part):
         raise AuroraError(f"{type(part).__name__} has a LoRA already; merge it before another one is added")
     config._register_custom_module({nn.Linear: AdaptedLinear})
-    inject_adapter_in_model(config, part, adapter_name=_NAME)
+    # given a model of transformers, peft refuses what that model's kernels would read past; ours do not
+    plain = nn.Module()
+    for name, child in part.named_children():
+        plain.add_module(name, child)
+    inject_adapter_in_model(config, plain, adapter_name=_NAME)
+    for name, child in plain.named_children():
+        setattr(part, name, child)
+    part.peft_config = plain.peft_config
     for module in lora_layers(part).values():
         for name in module.adapter_layer_names:
             layers = getattr(module, name)
@@ -109,7 +116,8 @@ def _tensors(part: nn.Module) -> dict[str, Tensor]:
     for name, layer in lora_layers(part).items():
         for key, tensor in layer.state_dict(keep_vars=True).items():
             if not key.startswith("base_layer."):
-                tensors[f"{name}.{key.replace(f'.{_NAME}', '', 1)}"] = tensor
+                short = key.replace(f".{_NAME}", "", 1).replace("magnitude_vector.weight", "magnitude_vector")
+                tensors[f"{name}.{short}"] = tensor
     return tensors
 
 

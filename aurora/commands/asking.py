@@ -83,7 +83,8 @@ def _conversation(questions: Iterable[str]) -> Iterator[str]:
 
 
 def _model(options: Namespace) -> tuple[AuroraModel, dict[str, Any]]:
-    overrides, machine = options.overrides, {"device": options.device, "threads": options.threads}
+    overrides = options.overrides
+    machine = {key: getattr(options, key) for key in ("device", "threads", "adapter", "any_base")}
     if options.random_weights:
         if options.model is not None:
             raise AuroraError("--random-weights and --model exclude each other")

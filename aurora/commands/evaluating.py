@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from aurora.adapters.folder import adapter_hash
 from aurora.checkpoint import model_hash
 from aurora.commands.finding import model_folder, saved_model
 from aurora.errors import AuroraError
@@ -28,11 +29,13 @@ def eval(options: Namespace) -> int:
     data, folder = Path(options.data), model_folder(options.model)
     read_questions(data)  # before a model is loaded
     output = Path(options.output) if options.output else folder.parent / "eval" / data.resolve().name
-    model, config = saved_model(folder, options.overrides, device=options.device, threads=options.threads)
+    model, config = saved_model(folder, options.overrides, device=options.device, threads=options.threads,
+                                adapter=options.adapter, any_base=options.any_base)
+    identity = model_hash(folder) + ("" if options.adapter is None else f"+{adapter_hash(options.adapter)}")
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("asking")
         result = evaluate(
-            model, config, data, output=output, protocol=protocol, model_hash=model_hash(folder), limit=options.limit,
+            model, config, data, output=output, protocol=protocol, model_hash=identity, limit=options.limit,
             parallel=options.parallel, restart=options.restart,
             on_progress=lambda done, all: progress.update(bar, completed=done, total=all),
         )

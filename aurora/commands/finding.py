@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from aurora.adapters.folder import apply_adapter
 from aurora.assemble import build_model, load_base_weights
 from aurora.checkpoint import CONFIG_FILE, load_model, read_config
 from aurora.commands.overriding import override
@@ -32,21 +33,29 @@ def model_folder(given: str | None) -> Path:
 
 
 def saved_model(
-    folder: Path, overrides: Sequence[str], *, device: str = "cpu", threads: int | None = None
+    folder: Path, overrides: Sequence[str], *, device: str = "cpu", threads: int | None = None,
+    adapter: str | None = None, any_base: bool = False
 ) -> tuple[AuroraModel, dict[str, Any]]:
-    """A saved model and its config, with overrides."""
+    """A saved model and its config, with overrides; `adapter` is merged into it."""
     use(device, threads)
-    return load_model(folder, device=device, overrides=override(read_config(folder), overrides))
+    model, config = load_model(folder, device=device, overrides=override(read_config(folder), overrides))
+    if adapter is not None:
+        apply_adapter(model, adapter, config, any_base=any_base)
+    return model, config
 
 
 def random_model(
-    overrides: Sequence[str], *, device: str = "cpu", threads: int | None = None
+    overrides: Sequence[str], *, device: str = "cpu", threads: int | None = None, adapter: str | None = None,
+    any_base: bool = False
 ) -> tuple[AuroraModel, dict[str, Any], dict[str, str]]:
-    """The model that a config describes, its config, and where the weights of each slot come from."""
+    """The model that a config describes, its config, and where the weights of each slot come from; `adapter` is merged
+    into it."""
     use(device, threads)
     config = load_config(overrides)
     model = build_model(config)
     sources = load_base_weights(model, config)
+    if adapter is not None:
+        apply_adapter(model, adapter, config, any_base=any_base)
     return model.to(device).eval(), config, sources
 
 

@@ -44,7 +44,7 @@ class Hosted(Backbone):
         self._prefix = causal.base_model_prefix
         self._head_name = next(path for path, module in causal.named_modules() if module is head)
         # what the model does around its head (caps, scales) stays its own; in a tuple it is no submodule
-        self._around_head = (_hollow(causal, self.body, tied=self.head is None),)
+        self._around_head = (_hollow(causal, self),)
 
     def embed(self, tokens: Tensor) -> Tensor:
         embedded: Tensor = self.body.get_input_embeddings()(tokens)
@@ -163,30 +163,32 @@ class _Passing(nn.Module):
         return _Given(last_hidden_state=inputs_embeds)
 
 
-class _TiedHead(nn.Module):
-    """A head whose weights are the embeddings of a body."""
+class _Head(nn.Module):
+    """Stands where a causal model looks for its head: the owner's, whatever wraps it by now, or its embeddings."""
 
     bias = None
 
-    def __init__(self, body: Any) -> None:
+    def __init__(self, owner: Hosted) -> None:
         super().__init__()
-        self._body = (body,)
+        self._owner = (owner,)
 
     @property
     def weight(self) -> Tensor:
         """[V, D]."""
-        weight: Tensor = self._body[0].get_input_embeddings().weight
+        owner = self._owner[0]
+        weight: Tensor = (owner.head or owner.body.get_input_embeddings()).weight
         return weight
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.weight)
+        head = self._owner[0].head
+        logits: Tensor = F.linear(hidden, self.weight) if head is None else head(hidden)
+        return logits
 
 
-def _hollow(causal: Any, body: Any, *, tied: bool) -> Any:
-    """The causal model with nothing left of its body."""
+def _hollow(causal: Any, owner: Hosted) -> Any:
+    """The causal model with nothing left of its body, and the head of its owner."""
     setattr(causal, causal.base_model_prefix, _Passing())
-    if tied:
-        causal.set_output_embeddings(_TiedHead(body))
+    causal.set_output_embeddings(_Head(owner))
     return causal
 
 
