@@ -175,7 +175,8 @@ def _output(source: Source, pieces: tuple[Piece, ...], dtype: str | None) -> Out
             if source.mapped:
                 forget(tensor)
 
-    return Output(_shape(pieces, shapes), DTYPES[dtype] if dtype and own.is_floating_point else own, read, mapped=source.mapped)
+    kept = DTYPES[dtype] if dtype and own.is_floating_point else own
+    return Output(_shape(pieces, shapes), kept, read, source.mapped)
 
 
 def _check_copies(source: Source, layout: Layout) -> None:

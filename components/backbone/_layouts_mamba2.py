@@ -79,8 +79,13 @@ def _check(config: Mapping[str, Any]) -> None:
         if config.get(key, value) != value:
             raise AuroraError(f"config.json says {key} {config[key]!r}; backbone 'mamba2' has {value!r}")
     low, high = config.get("time_step_limit") or (0.0, math.inf)
-    if float(low) > 0 or float(high) < math.inf:
+    if _number(low) > 0 or _number(high) < math.inf:
         raise AuroraError(f"config.json says time_step_limit {[low, high]}; backbone 'mamba2' does not limit steps")
+
+
+def _number(value: Any) -> float:
+    """A number of a config.json, where transformers writes infinity as {"__float__": "Infinity"}."""
+    return float(value["__float__"] if isinstance(value, Mapping) else value)
 
 
 def _configure_authors(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
