@@ -118,7 +118,7 @@ def test_what_an_experiment_says_of_its_part_is_nothing_to_another_that_has_no_s
     monkeypatch.setitem(SLOTS["backbone"]._classes, "headless", Headless)
     config = load_config(["experiment=blocks", "backbone=headless"])
     assert config["backbone"] == {"name": "headless", "hidden_size": 128, "layers": 4}
-    asked = load_config(["experiment=blocks", "backbone=headless", "+backbone.head_size=8"])
+    asked = load_config(["experiment=blocks", "backbone=headless", "backbone.head_size=8"])
     assert asked["backbone"]["head_size"] == 8
 
 
