@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,28 +16,18 @@ from components.kernels import _triton
 from components.kernels.wkv6 import FORMS, wkv6, wkv6_step
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.usefixtures("small_segments")
 GPU = torch.cuda.is_available()
 INTERPRETED = _triton.interpreted()
 DEVICE = torch.device("cuda" if GPU else "cpu")
-# the interpreter multiplies in float32; what is left there of the narrow types is the rounding of results
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2} if GPU else {torch.float32: 3e-6}
+NARROW = {torch.float16: 4e-3, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 1e-5, **NARROW} if GPU else {torch.float32: 3e-6}
 LENGTHS = [(1,), (15,), (16,), (17,), (65,), (100, 3, 40), (8, 1, 5)]
 # log(-log(decay)): decays from e^-1e-4 to e^-50
 REGIMES = {"near one": (-9.3, -7.0), "near zero": (1.5, 3.9), "mixed": (-9.3, 3.9)}
 NAMES = ("y", "final state", "dr", "dk", "dv", "dw", "dbonus", "dstate")
 
 runs = pytest.mark.skipif(not (GPU or INTERPRETED), reason="needs a GPU or TRITON_INTERPRET=1")
-
-
-@pytest.fixture(autouse=True)
-def small_segments(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Sequences of 65 and of 100 are cut, as long ones are on a GPU."""
-    monkeypatch.setattr(_triton, "SHORTEST_SEGMENT", 32)
-    monkeypatch.setattr(_triton, "PROGRAMS_PER_PROCESSOR", 4)
-    monkeypatch.setattr(_triton, "_processors", lambda device: 1)
-    _triton.segments.cache_clear()
-    yield
-    _triton.segments.cache_clear()
 
 
 def inputs(lengths: tuple[int, ...], keys: int = 32, values: int = 32, regime: str = "mixed") -> list[Tensor]:
@@ -101,12 +90,14 @@ def test_the_kernels_take_heads_of_several_sizes(keys: int, values: int, dtype: 
     assert_equal(results(narrowed(tensors, dtype), (37,), "triton"), expected, TOLERANCE[dtype])
 
 
-@runs
-def test_inputs_in_bfloat16_come_back_in_bfloat16() -> None:
-    tensors = narrowed(inputs((40, 9)), torch.bfloat16)
+@pytest.mark.skipif(not INTERPRETED, reason="on a GPU every test runs in these dtypes")
+@pytest.mark.usefixtures("numbers_of_a_gpu")
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_narrow_inputs_are_multiplied_as_a_gpu_does(dtype: torch.dtype) -> None:
+    tensors = narrowed(inputs((40, 9)), dtype)
     actual = results(tensors, (40, 9), "triton")
     assert [x.dtype for x in actual] == [x.dtype for x in (tensors[2], tensors[5], *tensors)]
-    assert_equal(actual, results([x.double() for x in tensors], (40, 9), "reference"), 2e-2)
+    assert_equal(actual, results([x.double() for x in tensors], (40, 9), "reference"), NARROW[dtype])
 
 
 @runs
