@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ._layers import orthogonal
 
@@ -22,7 +22,7 @@ def initialise(model: Any) -> None:
         return
     nn.init.uniform_(model.emb.weight, -1e-4, 1e-4)
     vocab, width = model.head.weight.shape
-    _orthogonal(model.head.weight, 0.5 * math.sqrt(vocab / width) if vocab > width else 0.5)
+    orthogonal(model.head.weight, 0.5 * math.sqrt(max(1.0, vocab / width)))
     model.ln_out.reset_parameters()
     layers = len(model.blocks)
     for layer, block in enumerate(model.blocks):
@@ -55,10 +55,10 @@ def _time_mix(att: Any, depth: float, height: float) -> None:
     zigzag = 0.1 * ((channel + 1) % 3 - 1)
     att.time_faaaa.copy_((depth * (1 - along) + zigzag).view_as(att.time_faaaa))
 
-    _orthogonal(att.receptance.weight, 1.0)
-    _orthogonal(att.key.weight, 0.1)
-    _orthogonal(att.value.weight, 1.0)
-    _orthogonal(att.gate.weight, 0.1)
+    orthogonal(att.receptance.weight, 1.0)
+    orthogonal(att.key.weight, 0.1)
+    orthogonal(att.value.weight, 1.0)
+    orthogonal(att.gate.weight, 0.1)
     nn.init.zeros_(att.output.weight)
     nn.init.zeros_(att.ln_x.bias)
 
@@ -68,12 +68,6 @@ def _channel_mix(ffn: Any, height: float) -> None:
     share = torch.arange(width, device=ffn.time_maa_k.device) / width
     for maa in (ffn.time_maa_k, ffn.time_maa_r):
         maa.copy_(1 - share**height)
-    _orthogonal(ffn.key.weight, 1.0)
+    orthogonal(ffn.key.weight, 1.0)
     nn.init.zeros_(ffn.receptance.weight)
     nn.init.zeros_(ffn.value.weight)
-
-
-def _orthogonal(weight: Tensor, gain: float) -> None:
-    """A random (semi-)orthogonal matrix times the gain and the root of how much wider its output is."""
-    rows, columns = weight.shape
-    orthogonal(weight, gain * math.sqrt(max(1.0, rows / columns)))

@@ -276,3 +276,12 @@ def test_what_is_no_file_of_weights_is_named(tmp_path: Path, name: str) -> None:
 def test_a_width_between_heads_is_refused_with_the_widths_that_fit() -> None:
     with pytest.raises(AuroraError, match="64 and 128 would be"):
         BACKBONE.build({"name": "rwkv6", "hidden_size": 100}, vocab_size=VOCAB)
+
+
+def test_initial_matrices_are_orthogonal_with_the_authors_gains() -> None:
+    model = build()
+    att, ffn = model.blocks[1].att, model.blocks[1].ffn
+    gains = ((att.receptance, 1.0), (att.key, 0.1), (att.gate, 0.1), (ffn.key, 1.0), (model.head, 0.5))
+    for layer, gain in gains:
+        weight = layer.weight if len(layer.weight) >= layer.weight.shape[1] else layer.weight.T
+        torch.testing.assert_close(weight.T @ weight, gain**2 * torch.eye(weight.shape[1]), rtol=0, atol=1e-5)
