@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -57,6 +58,11 @@ def fla_unfit(k: Tensor, v: Tensor) -> str | None:
 def _no_double(k: Tensor, v: Tensor) -> str | None:
     wrong = {x.dtype for x in (k, v)} - {torch.bfloat16, torch.float16, torch.float32}
     return f"takes bfloat16, float16 and float32, not {str(wrong.pop()).removeprefix('torch.')}" if wrong else None
+
+
+def device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Launches go to the device of x, which may not be the current one."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 @cache

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import _wkv6_kernels as kernels
-from ._triton import positions
+from ._triton import device_of, positions
 from ._triton_plan import Plan, plan
 
 SHORT = 8
@@ -30,7 +30,7 @@ def wkv6_triton(
 ) -> tuple[Tensor, Tensor]:
     """r, k, w [T, H, K], v [T, H, V], bonus [H, K], state [S, H, K, V] float32 → [T, H, V], [S, H, K, V] float32."""
     apply: Callable[..., tuple[Tensor, Tensor]] = _Fused.apply
-    with torch.cuda.device_of(v):
+    with device_of(v):
         return apply(r, k, v, w, bonus, state, lengths)
 
 
@@ -61,7 +61,7 @@ class _Fused(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
         r, k, v, w, bonus, start, total = ctx.saved_tensors
-        with torch.cuda.device_of(v):
+        with device_of(v):
             row = plan(ctx.lengths, v, r, k)
             dy = torch.zeros_like(v) if dy is None else dy.contiguous()
             end = None if dfinal is None else dfinal.contiguous()

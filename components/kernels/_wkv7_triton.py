@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from . import _wkv7_backward as gradients
 from . import _wkv7_kernels as kernels
-from ._triton import interpreted, positions
+from ._triton import device_of, interpreted, positions
 from ._triton_plan import Plan, plan
 
 SHORT = 8
@@ -31,7 +31,7 @@ def wkv7_triton(
 ) -> tuple[Tensor, Tensor]:
     """r, w, k, a, b [T, H, K], v [T, H, V], state [S, H, K, V] float32 → [T, H, V], [S, H, K, V] float32."""
     apply: Callable[..., tuple[Tensor, Tensor]] = _Fused.apply
-    with torch.cuda.device_of(v):
+    with device_of(v):
         return apply(r, w, k, v, a, b, state, lengths)
 
 
@@ -64,7 +64,7 @@ class _Fused(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
         r, w, k, v, a, b, start, maps = ctx.saved_tensors
-        with torch.cuda.device_of(v):
+        with device_of(v):
             row = plan(ctx.lengths, v, r, k, a, b, narrow_levels=LEVELS)
             dy = torch.zeros_like(v) if dy is None else dy.contiguous()
             end = None if dfinal is None else dfinal.contiguous()
