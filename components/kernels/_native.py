@@ -91,7 +91,13 @@ def serves(name: str, *tensors: Tensor) -> bool:
     return missing(name) is None
 
 
+def address(x: Tensor | None) -> int | None:
+    """Where a tensor lies, for a function whose argument types are declared."""
+    return None if x is None else x.data_ptr()
+
+
 def pointer(x: Tensor | None) -> ctypes.c_void_p | None:
+    """The same for a function whose argument types are not."""
     return None if x is None else ctypes.c_void_p(x.data_ptr())
 
 

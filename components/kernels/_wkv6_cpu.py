@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import _native
-from ._native import pointer
+from ._native import address
 
 
 def unfit(k: Tensor, v: Tensor) -> str | None:
@@ -58,7 +58,7 @@ class _Recurrence(torch.autograd.Function):
             kept = after.new_empty(len(r) // library.wkv6_interval() + len(lengths), *state.shape[1:])
             ctx.save_for_backward(*inputs, bounds, kept)
             ctx.set_materialize_grads(False)
-        library.wkv6_forward(*_shared(inputs, bounds), pointer(y), pointer(after), pointer(kept))
+        library.wkv6_forward(*_shared(inputs, bounds), address(y), address(after), address(kept))
         return y, after
 
     @staticmethod
@@ -73,7 +73,7 @@ class _Recurrence(torch.autograd.Function):
         grad_r, grad_k, grad_w, grad_state = (torch.empty_like(x) for x in (r, k, w, state))
         grad_v, grad_bonus = v.new_empty(shares, *v.shape), w.new_empty(len(state), *bonus.shape)
         gradients = (grad_r, grad_k, grad_v, grad_w, grad_bonus, grad_state)
-        _library().wkv6_backward(*shared, *(pointer(x) for x in (kept, grad_y, grad_after, *gradients)))
+        _library().wkv6_backward(*shared, *(address(x) for x in (kept, grad_y, grad_after, *gradients)))
         whole = grad_v[0] if shares == 1 else grad_v.sum(0)
         return grad_r, grad_k, whole, grad_w, grad_bonus.sum(0), grad_state, None
 
@@ -81,4 +81,4 @@ class _Recurrence(torch.autograd.Function):
 def _shared(inputs: list[Tensor], bounds: Tensor) -> tuple[Any, ...]:
     """What both passes are told first: the inputs, the bounds, the sizes S, H, K, V, and the threads."""
     half = inputs[0].dtype is torch.bfloat16
-    return (int(half), *(pointer(x) for x in (*inputs, bounds)), *inputs[5].shape, _native.threads())
+    return (int(half), *(address(x) for x in (*inputs, bounds)), *inputs[5].shape, _native.threads())

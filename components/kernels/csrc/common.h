@@ -1,4 +1,4 @@
-// Vectors of the widest set of the processor, rows of float32 or bfloat16, and the division of packed rows among threads.
+// Vectors of the processor's widest set, rows of float32 or bfloat16, and the division of packed rows among threads.
 //
 // The vectors are those of the compiler (GCC, clang), so one source serves every instruction set.
 
@@ -98,7 +98,8 @@ INLINE float dot(const float* a, const float* b, int64_t padded) {
 }
 
 // to [columns][rows] = from [rows][columns]; strides in elements.
-INLINE void transpose(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows, int64_t columns) {
+INLINE void transpose(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows,
+                      int64_t columns) {
     constexpr int64_t block = 16;
     for (int64_t i0 = 0; i0 < rows; i0 += block)
         for (int64_t j = 0; j < columns; ++j)
@@ -146,9 +147,44 @@ INLINE void write_row(E* to, const float* from, int64_t n) {
     for (; i < n; ++i) narrow(from[i], to + i);
 }
 
+// Stores past the caches, for results that are larger than these: no line is read only to be overwritten.
+#if defined(__AVX512F__)
+INLINE void stream(float* p, vec x) { _mm512_stream_ps(p, (__m512)x); }
+#elif defined(__AVX2__)
+INLINE void stream(float* p, vec x) { _mm256_stream_ps(p, (__m256)x); }
+#elif defined(__SSE2__)
+INLINE void stream(float* p, vec x) { _mm_stream_ps(p, (__m128)x); }
+#else
+INLINE void stream(float* p, vec x) { store(p, x); }
+#endif
+#if defined(__AVX512F__)
+INLINE void stream(bf16* p, vec x) {
+    bf16 narrowed[W];
+    store_narrow(narrowed, x);
+    __m256i bits;
+    std::memcpy(&bits, narrowed, sizeof bits);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bits);
+}
+#else
+INLINE void stream(bf16* p, vec x) { store_narrow(p, x); }
+#endif
+
+constexpr int64_t LARGE = 4 << 20;  // bytes
+
+template <class E>
+INLINE void write_large(E* to, const float* from, int64_t n, int64_t elements) {
+    const bool aligned = reinterpret_cast<uintptr_t>(to) % (W * sizeof(E)) == 0;
+    if (n % W || !aligned || elements * int64_t(sizeof(E)) < LARGE) return write_row(to, from, n);
+    for (int64_t i = 0; i < n; i += W) stream(to + i, load(from + i));
+}
+
+// Into the second cache: positions lie a power of two apart and would push each other out of the first.
 template <class E>
 INLINE void prefetch_row(const E* row, int64_t n) {
-    for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(E))) __builtin_prefetch(row + i);
+    for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(E))) {
+        __builtin_prefetch(row + i, 0, 2);
+        asm volatile("");  // else GCC takes a function that only prefetches for one without effect, and drops it
+    }
 }
 
 // A state or gradient that fades away ends in subnormal numbers, which are a hundred times slower than others.
@@ -179,12 +215,20 @@ class Scratch {
     float* next_;
 };
 
-// A packed row: S sequences, bounds [S + 1], H heads, each divided into parts where there are too few for the threads.
+// What one thread works on: neighbouring heads of a sequence, and of each the part [first, end) of a width.
+struct Piece {
+    int64_t start, stop;  // positions
+    int64_t sequence, head, heads;
+    int64_t first, end, part;
+};
+
+// A packed row: S sequences, bounds [S + 1], H heads, each cut into parts where there are too few for the threads.
 struct Row {
     const int64_t* bounds;
     int64_t sequences, heads, K, V;
     int threads;
 
+    int64_t positions() const { return bounds[sequences]; }
     int64_t length(int64_t sequence) const { return bounds[sequence + 1] - bounds[sequence]; }
 
     struct Cuts {
@@ -197,24 +241,31 @@ struct Row {
         for (int64_t s = 0; s < sequences; ++s) longest = std::max(longest, length(s));
         const int64_t most = (width + unit - 1) / unit;
         // the longest sequence must not take much longer than an even share of all
-        while (count < most && 4 * longest * threads > 5 * count * bounds[sequences] * heads) ++count;
+        while (count < most && 4 * longest * threads > 5 * count * positions() * heads) ++count;
         const int64_t size = round_up((width + count - 1) / count, unit);
         return {(width + size - 1) / size, size};
     }
 
-    // work(sequence, head, first, end, part) for every part [first, end) of the width, the longest sequences first.
+    // work(piece) for all of them, the longest sequences first. Heads are taken together because positions lie pages
+    // apart: each chunk of positions looks up its pages once for all the heads of a piece.
     template <class Work>
     void share(int64_t width, int64_t unit, Work work) const {
         const Cuts cut = cuts(width, unit);
+        const int64_t group = std::max<int64_t>(1, std::min<int64_t>(8, sequences * heads / (4 * threads)));
+        const int64_t groups = (heads + group - 1) / group;
         std::vector<int64_t> order(sequences);
         std::iota(order.begin(), order.end(), 0);
         std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return length(a) > length(b); });
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-        for (int64_t item = 0; item < sequences * heads * cut.count; ++item) {
+        for (int64_t item = 0; item < sequences * groups * cut.count; ++item) {
             const FlushSubnormals flush;
-            const int64_t part = item % cut.count, head = item / cut.count % heads;
-            const int64_t first = part * cut.size;
-            work(order[item / cut.count / heads], head, first, std::min(width, first + cut.size), part);
+            const int64_t part = item % cut.count, head = item / cut.count % groups * group;
+            const int64_t sequence = order[item / cut.count / groups], first = part * cut.size;
+            work(Piece{bounds[sequence], bounds[sequence + 1], sequence, head, std::min(group, heads - head), first,
+                       std::min(width, first + cut.size), part});
+#if defined(__SSE2__)
+            _mm_sfence();  // streamed results are seen by whoever reads them next
+#endif
         }
     }
 };

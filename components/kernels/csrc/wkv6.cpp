@@ -18,7 +18,7 @@ using namespace aurora;
 namespace {
 
 constexpr int64_t P = 16;
-constexpr int64_t INTERVAL = 64;  // positions between two states that the forward pass keeps for the backward pass
+constexpr int64_t INTERVAL = 128;  // positions between two states that the forward pass keeps for the backward pass
 constexpr float LARGEST_W = 10.0f;
 
 // The decay exp(-exp w) of a row, and where `slope` is given its derivative by w.
@@ -31,6 +31,11 @@ INLINE void decay_row(float* decay, float* slope, const float* w, int64_t n, flo
         store(decay + i, d);
         if (slope) store(slope + i, d * log_decay);
     }
+}
+
+// Where `kept` has the state of a piece after `done` positions.
+INLINE int64_t slot(const Piece& piece, int64_t done) {
+    return piece.start / INTERVAL + piece.sequence + done / INTERVAL;
 }
 
 // ---------------------------------------------------------------- forward
@@ -95,49 +100,58 @@ struct Inputs {
 };
 
 template <class E>
-void forward_part(const Row& row, const Inputs<E>& in, E* y, float* after, float* kept, int64_t sequence, int64_t head,
-                  int64_t first, int64_t end) {
-    const int64_t K = row.K, V = row.V, H = row.heads, columns = end - first;
+void forward_piece(const Row& row, const Piece& piece, const Inputs<E>& in, E* y, float* after, float* kept) {
+    const int64_t K = row.K, V = row.V, H = row.heads, first = piece.first, columns = piece.end - first;
     const int64_t Kp = round_up(K, W), Vp = round_up(columns, W);
-    Scratch scratch(P * (3 * Kp + 2 * Vp) + Kp * Vp + 2 * Kp);
+    Scratch scratch(P * (3 * Kp + 2 * Vp) + piece.heads * (Kp * Vp + Kp) + Kp + W * W);
     float *r = scratch.take(P * Kp), *k = scratch.take(P * Kp), *decay = scratch.take(P * Kp);
-    float *v = scratch.take(P * Vp), *out = scratch.take(P * Vp), *state = scratch.take(Kp * Vp);
-    float *bonus = scratch.take(Kp), *padded = scratch.take(Kp);
-    read_row(bonus, in.bonus + head * K, K);
-    const int64_t offset = (sequence * H + head) * K * V + first;
-    if (in.state)
-        for (int64_t i = 0; i < K; ++i) read_row(state + i * Vp, in.state + offset + i * V, columns);
-    const Forward chunk{r, k, decay, v, out, state, Kp, Vp};
-    const int64_t start = row.bounds[sequence], stop = row.bounds[sequence + 1];
-    for (int64_t t0 = start; t0 < stop; t0 += P) {
-        const int64_t n = std::min(P, stop - t0), done = t0 - start;
-        if (kept && done && done % INTERVAL == 0) {
-            float* to = kept + (start / INTERVAL + sequence + done / INTERVAL) * H * K * V + head * K * V + first;
-            for (int64_t i = 0; i < K; ++i) write_row(to + i * V, state + i * Vp, columns);
-        }
-        for (int64_t t = 0; t < n; ++t) {
-            const int64_t key = ((t0 + t) * H + head) * K, value = ((t0 + t) * H + head) * V + first;
-            read_row(r + t * Kp, in.r + key, K);
-            read_row(k + t * Kp, in.k + key, K);
-            read_row(v + t * Vp, in.v + value, columns);
-            decay_row(decay + t * Kp, nullptr, in.w + key, K, padded);
-            vec own{};
-            for (int64_t i = 0; i < Kp; i += W) own += load(r + t * Kp + i) * load(k + t * Kp + i) * load(bonus + i);
-            const float weight = sum(own);
-            for (int64_t j = 0; j < Vp; j += W) store(out + t * Vp + j, weight * load(v + t * Vp + j));
-        }
-        forward_chunk(chunk, n, [&](int64_t block) {
-            for (int64_t t = t0 + P + block * P * KR / Kp; t < std::min(stop, t0 + P + (block + 1) * P * KR / Kp); ++t) {
-                const int64_t key = (t * H + head) * K;
-                prefetch_row(in.r + key, K);
-                prefetch_row(in.k + key, K);
-                prefetch_row(in.w + key, K);
-                prefetch_row(in.v + (t * H + head) * V + first, columns);
-            }
-        });
-        for (int64_t t = 0; t < n; ++t) write_row(y + ((t0 + t) * H + head) * V + first, out + t * Vp, columns);
+    float *v = scratch.take(P * Vp), *out = scratch.take(P * Vp);
+    float *states = scratch.take(piece.heads * Kp * Vp), *bonuses = scratch.take(piece.heads * Kp);
+    float* padded = scratch.take(Kp);
+    const int64_t base = piece.sequence * H + piece.head, size = row.positions() * H * K;
+    for (int64_t h = 0; h < piece.heads; ++h) {
+        read_row(bonuses + h * Kp, in.bonus + (piece.head + h) * K, K);
+        if (in.state)
+            for (int64_t i = 0; i < K; ++i)
+                read_row(states + (h * Kp + i) * Vp, in.state + ((base + h) * K + i) * V + first, columns);
     }
-    for (int64_t i = 0; i < K; ++i) write_row(after + offset + i * V, state + i * Vp, columns);
+    for (int64_t t0 = piece.start; t0 < piece.stop; t0 += P) {
+        const int64_t n = std::min(P, piece.stop - t0), done = t0 - piece.start;
+        for (int64_t h = 0; h < piece.heads; ++h) {
+            const int64_t head = piece.head + h;
+            float *state = states + h * Kp * Vp, *bonus = bonuses + h * Kp;
+            if (kept && done && done % INTERVAL == 0) {
+                float* to = kept + (slot(piece, done) * H + head) * K * V + first;
+                for (int64_t i = 0; i < K; ++i) write_large(to + i * V, state + i * Vp, columns, size);
+            }
+            for (int64_t t = 0; t < n; ++t) {
+                const int64_t key = ((t0 + t) * H + head) * K, value = ((t0 + t) * H + head) * V + first;
+                read_row(r + t * Kp, in.r + key, K);
+                read_row(k + t * Kp, in.k + key, K);
+                read_row(v + t * Vp, in.v + value, columns);
+                decay_row(decay + t * Kp, nullptr, in.w + key, K, padded);
+                vec own{};
+                for (int64_t i = 0; i < Kp; i += W) own += load(r + t * Kp + i) * load(k + t * Kp + i) * load(bonus + i);
+                const float weight = sum(own);
+                for (int64_t j = 0; j < Vp; j += W) store(out + t * Vp + j, weight * load(v + t * Vp + j));
+            }
+            const int64_t ahead = h + 1 < piece.heads ? t0 : t0 + P, next = h + 1 < piece.heads ? head + 1 : piece.head;
+            forward_chunk(Forward{r, k, decay, v, out, state, Kp, Vp}, n, [&](int64_t block) {
+                const int64_t end = std::min(piece.stop, ahead + (block + 1) * P * KR / Kp);
+                for (int64_t t = ahead + block * P * KR / Kp; t < end; ++t) {
+                    const int64_t key = (t * H + next) * K;
+                    prefetch_row(in.r + key, K);
+                    prefetch_row(in.k + key, K);
+                    prefetch_row(in.w + key, K);
+                    prefetch_row(in.v + (t * H + next) * V + first, columns);
+                }
+            });
+            for (int64_t t = 0; t < n; ++t) write_large(y + ((t0 + t) * H + head) * V + first, out + t * Vp, columns, size);
+        }
+    }
+    for (int64_t h = 0; h < piece.heads; ++h)
+        for (int64_t i = 0; i < K; ++i)
+            write_row(after + ((base + h) * K + i) * V + first, states + (h * Kp + i) * Vp, columns);
 }
 
 // ---------------------------------------------------------------- backward
@@ -288,103 +302,113 @@ struct Gradients {
 };
 
 template <class E>
-void backward_part(const Row& row, const Inputs<E>& in, const float* kept, const E* grad_y, const float* grad_after,
-                   const Gradients<E>& grad, int64_t sequence, int64_t head, int64_t first, int64_t end, int64_t part) {
-    const int64_t K = row.K, V = row.V, H = row.heads, keys = end - first;
-    const int64_t Kp = round_up(keys, W), Vp = round_up(V, W), chunks = INTERVAL / P;
-    Scratch scratch(INTERVAL * (4 * Kp + 2 * Vp) + P * (3 * Kp + Vp) + (chunks + 1) * Vp * Kp + 3 * Kp);
+void backward_piece(const Row& row, const Piece& piece, const Inputs<E>& in, const float* kept, const E* grad_y,
+                    const float* grad_after, const Gradients<E>& grad) {
+    const int64_t K = row.K, V = row.V, H = row.heads, first = piece.first, keys = piece.end - first;
+    const int64_t Kp = round_up(keys, W), Vp = round_up(V, W), area = Vp * Kp, chunks = INTERVAL / P;
+    Scratch scratch(INTERVAL * (4 * Kp + 2 * Vp) + P * (3 * Kp + Vp) + (chunks + piece.heads) * area +
+                    (2 * piece.heads + 1) * Kp);
     float *r = scratch.take(INTERVAL * Kp), *k = scratch.take(INTERVAL * Kp), *decay = scratch.take(INTERVAL * Kp);
     float *slope = scratch.take(INTERVAL * Kp), *v = scratch.take(INTERVAL * Vp), *gy = scratch.take(INTERVAL * Vp);
     float *grad_r = scratch.take(P * Kp), *grad_k = scratch.take(P * Kp), *grad_decay = scratch.take(P * Kp);
-    float *grad_v = scratch.take(P * Vp), *states = scratch.take(chunks * Vp * Kp), *grad_state = scratch.take(Vp * Kp);
-    float *bonus = scratch.take(Kp), *grad_bonus = scratch.take(Kp), *padded = scratch.take(Kp);
-    read_row(bonus, in.bonus + head * K + first, keys);
-    const int64_t offset = ((sequence * H + head) * K + first) * V;
-    E* const shares = grad.v + part * row.bounds[row.sequences] * H * V;
-    if (grad_after) transpose(grad_after + offset, V, grad_state, Kp, keys, V);
-    const int64_t start = row.bounds[sequence], stop = row.bounds[sequence + 1];
-    for (int64_t done = (stop - start - 1) / INTERVAL * INTERVAL; done >= 0; done -= INTERVAL) {
-        const int64_t t0 = start + done, n = std::min(INTERVAL, stop - t0);
-        for (int64_t t = 0; t < n; ++t) {
-            const int64_t key = ((t0 + t) * H + head) * K + first, value = ((t0 + t) * H + head) * V;
-            read_row(r + t * Kp, in.r + key, keys);
-            read_row(k + t * Kp, in.k + key, keys);
-            read_row(v + t * Vp, in.v + value, V);
-            read_row(gy + t * Vp, grad_y + value, V);
-            decay_row(decay + t * Kp, slope + t * Kp, in.w + key, keys, padded);
-        }
-        if (done)
-            transpose(kept + (start / INTERVAL + sequence + done / INTERVAL) * H * K * V + (head * K + first) * V, V,
-                      states, Kp, keys, V);
-        else if (in.state)
-            transpose(in.state + offset, V, states, Kp, keys, V);
-        else
-            std::memset(states, 0, Vp * Kp * sizeof(float));
-        const auto chunk = [&](int64_t c) {
-            const int64_t key = c * P * Kp, value = c * P * Vp;
-            return Backward{r + key, k + key, decay + key, v + value, gy + value, grad_r, grad_k, grad_decay, grad_v,
-                            states + c * Vp * Kp, grad_state, Kp, Vp};
-        };
-        const int64_t last = (n - 1) / P;
-        for (int64_t c = 0; c < last; ++c) advance_chunk(chunk(c), states + (c + 1) * Vp * Kp, P);
-        for (int64_t c = last; c >= 0; --c) {
-            const Backward here = chunk(c);
-            const int64_t m = std::min(P, n - c * P);
-            for (int64_t t = 0; t < m; ++t) {
-                const float *rt = here.r + t * Kp, *kt = here.k + t * Kp;
-                const float from_bonus = dot(here.v + t * Vp, here.grad_y + t * Vp, Vp);
-                vec own{};
-                for (int64_t i = 0; i < Kp; i += W) {
-                    const vec u = load(bonus + i), rk = load(rt + i) * load(kt + i);
-                    own += u * rk;
-                    store(grad_r + t * Kp + i, u * load(kt + i) * from_bonus);
-                    store(grad_k + t * Kp + i, u * load(rt + i) * from_bonus);
-                    store(grad_decay + t * Kp + i, vec{});
-                    store(grad_bonus + i, load(grad_bonus + i) + rk * from_bonus);
-                }
-                const float weight = sum(own);
-                for (int64_t j = 0; j < Vp; j += W) store(grad_v + t * Vp + j, weight * load(here.grad_y + t * Vp + j));
+    float *grad_v = scratch.take(P * Vp), *states = scratch.take(chunks * area);
+    float *grad_states = scratch.take(piece.heads * area), *bonuses = scratch.take(piece.heads * Kp);
+    float *grad_bonuses = scratch.take(piece.heads * Kp), *padded = scratch.take(Kp);
+    E* const shares = grad.v + piece.part * row.positions() * H * V;
+    const int64_t base = piece.sequence * H + piece.head, size = row.positions() * H * K;
+    for (int64_t h = 0; h < piece.heads; ++h) {
+        read_row(bonuses + h * Kp, in.bonus + (piece.head + h) * K + first, keys);
+        if (grad_after)
+            transpose(grad_after + ((base + h) * K + first) * V, V, grad_states + h * area, Kp, keys, V);
+    }
+    const int64_t length = piece.stop - piece.start;
+    for (int64_t done = (length - 1) / INTERVAL * INTERVAL; done >= 0; done -= INTERVAL) {
+        const int64_t t0 = piece.start + done, n = std::min(INTERVAL, piece.stop - t0);
+        for (int64_t h = 0; h < piece.heads; ++h) {
+            const int64_t head = piece.head + h;
+            const float* bonus = bonuses + h * Kp;
+            float* grad_bonus = grad_bonuses + h * Kp;
+            for (int64_t t = 0; t < n; ++t) {
+                const int64_t key = ((t0 + t) * H + head) * K + first, value = ((t0 + t) * H + head) * V;
+                read_row(r + t * Kp, in.r + key, keys);
+                read_row(k + t * Kp, in.k + key, keys);
+                read_row(v + t * Vp, in.v + value, V);
+                read_row(gy + t * Vp, grad_y + value, V);
+                decay_row(decay + t * Kp, slope + t * Kp, in.w + key, keys, padded);
             }
-            backward_chunk(here, m, [&](int64_t block) {
-                const int64_t ahead = t0 - INTERVAL + c * P, blocks = Vp / VR;
-                if (ahead < start) return;
-                for (int64_t t = ahead + block * P / blocks; t < ahead + (block + 1) * P / blocks; ++t) {
-                    const int64_t key = (t * H + head) * K + first, value = (t * H + head) * V;
-                    prefetch_row(in.r + key, keys);
-                    prefetch_row(in.k + key, keys);
-                    prefetch_row(in.w + key, keys);
-                    prefetch_row(in.v + value, V);
-                    prefetch_row(grad_y + value, V);
+            if (done)
+                transpose(kept + (slot(piece, done) * H + head) * K * V + first * V, V, states, Kp, keys, V);
+            else if (in.state)
+                transpose(in.state + ((base + h) * K + first) * V, V, states, Kp, keys, V);
+            else
+                std::memset(states, 0, area * sizeof(float));
+            const auto chunk = [&](int64_t c) {
+                const int64_t key = c * P * Kp, value = c * P * Vp;
+                return Backward{r + key,     k + key,    decay + key,       v + value,
+                                gy + value,  grad_r,     grad_k,            grad_decay,
+                                grad_v,      states + c * area, grad_states + h * area, Kp, Vp};
+            };
+            const int64_t last = (n - 1) / P;
+            for (int64_t c = 0; c < last; ++c) advance_chunk(chunk(c), states + (c + 1) * area, P);
+            for (int64_t c = last; c >= 0; --c) {
+                const Backward here = chunk(c);
+                const int64_t m = std::min(P, n - c * P);
+                for (int64_t t = 0; t < m; ++t) {
+                    const float *rt = here.r + t * Kp, *kt = here.k + t * Kp;
+                    const float from_bonus = dot(here.v + t * Vp, here.grad_y + t * Vp, Vp);
+                    vec own{};
+                    for (int64_t i = 0; i < Kp; i += W) {
+                        const vec u = load(bonus + i), rk = load(rt + i) * load(kt + i);
+                        own += u * rk;
+                        store(grad_r + t * Kp + i, u * load(kt + i) * from_bonus);
+                        store(grad_k + t * Kp + i, u * load(rt + i) * from_bonus);
+                        store(grad_decay + t * Kp + i, vec{});
+                        store(grad_bonus + i, load(grad_bonus + i) + rk * from_bonus);
+                    }
+                    const float weight = sum(own);
+                    for (int64_t j = 0; j < Vp; j += W) store(grad_v + t * Vp + j, weight * load(here.grad_y + t * Vp + j));
                 }
-            });
-            for (int64_t t = 0; t < m; ++t) {
-                const int64_t position = t0 + c * P + t, key = (position * H + head) * K + first;
-                for (int64_t i = 0; i < Kp; i += W)
-                    store(grad_decay + t * Kp + i, load(grad_decay + t * Kp + i) * load(slope + (c * P + t) * Kp + i));
-                write_row(grad.r + key, grad_r + t * Kp, keys);
-                write_row(grad.k + key, grad_k + t * Kp, keys);
-                write_row(grad.w + key, grad_decay + t * Kp, keys);
-                write_row(shares + (position * H + head) * V, grad_v + t * Vp, V);
+                const int64_t next = h + 1 < piece.heads ? head + 1 : piece.head;
+                const int64_t ahead = (h + 1 < piece.heads ? t0 : t0 - INTERVAL) + c * P;
+                backward_chunk(here, m, [&](int64_t block) {
+                    const int64_t blocks = Vp / VR;
+                    if (ahead < piece.start) return;
+                    for (int64_t t = ahead + block * P / blocks; t < std::min(piece.stop, ahead + (block + 1) * P / blocks); ++t) {
+                        const int64_t key = (t * H + next) * K + first, value = (t * H + next) * V;
+                        prefetch_row(in.r + key, keys);
+                        prefetch_row(in.k + key, keys);
+                        prefetch_row(in.w + key, keys);
+                        prefetch_row(in.v + value, V);
+                        prefetch_row(grad_y + value, V);
+                    }
+                });
+                for (int64_t t = 0; t < m; ++t) {
+                    const int64_t position = t0 + c * P + t, key = (position * H + head) * K + first;
+                    for (int64_t i = 0; i < Kp; i += W)
+                        store(grad_decay + t * Kp + i, load(grad_decay + t * Kp + i) * load(slope + (c * P + t) * Kp + i));
+                    write_large(grad.r + key, grad_r + t * Kp, keys, size);
+                    write_large(grad.k + key, grad_k + t * Kp, keys, size);
+                    write_large(grad.w + key, grad_decay + t * Kp, keys, size);
+                    write_large(shares + (position * H + head) * V, grad_v + t * Vp, V, size);
+                }
             }
         }
     }
-    transpose(grad_state, Kp, grad.state + offset, V, V, keys);
-    write_row(grad.bonus + (sequence * H + head) * K + first, grad_bonus, keys);
+    for (int64_t h = 0; h < piece.heads; ++h) {
+        transpose(grad_states + h * area, Kp, grad.state + ((base + h) * K + first) * V, V, V, keys);
+        write_row(grad.bonus + (base + h) * K + first, grad_bonuses + h * Kp, keys);
+    }
 }
 
 template <class E>
 void forward(const Row& row, const Inputs<E>& in, E* y, float* after, float* kept) {
-    row.share(row.V, W, [&](int64_t sequence, int64_t head, int64_t first, int64_t end, int64_t) {
-        forward_part(row, in, y, after, kept, sequence, head, first, end);
-    });
+    row.share(row.V, W, [&](const Piece& piece) { forward_piece(row, piece, in, y, after, kept); });
 }
 
 template <class E>
 void backward(const Row& row, const Inputs<E>& in, const float* kept, const E* grad_y, const float* grad_after,
               const Gradients<E>& grad) {
-    row.share(row.K, W, [&](int64_t sequence, int64_t head, int64_t first, int64_t end, int64_t part) {
-        backward_part(row, in, kept, grad_y, grad_after, grad, sequence, head, first, end, part);
-    });
+    row.share(row.K, W, [&](const Piece& piece) { backward_piece(row, piece, in, kept, grad_y, grad_after, grad); });
 }
 
 }  // namespace
