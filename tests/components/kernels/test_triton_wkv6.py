@@ -1,11 +1,7 @@
-"""WKV-6 in Triton against the recurrence in float64: on a GPU where there is one, otherwise by the interpreter."""
+"""WKV-6 in Triton against the recurrence in float64: on a GPU where there is one, otherwise by
+Triton's interpreter, which `test_triton_interpreted.py` starts."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +18,7 @@ INTERPRETED = _triton.interpreted()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 NARROW = {torch.float16: 4e-3, torch.bfloat16: 2e-2}
 TOLERANCE = {torch.float32: 1e-5, **NARROW} if GPU else {torch.float32: 3e-6}
-LENGTHS = [(1,), (15,), (16,), (17,), (65,), (100, 3, 40), (8, 1, 5)]
+LENGTHS = [(1,), (15,), (16,), (17,), (65,), (66, 3, 17), (8, 1, 5)]
 # log(-log(decay)): decays from e^-1e-4 to e^-50
 REGIMES = {"near one": (-9.3, -7.0), "near zero": (1.5, 3.9), "mixed": (-9.3, 3.9)}
 NAMES = ("y", "final state", "dr", "dk", "dv", "dw", "dbonus", "dstate")
@@ -85,9 +81,9 @@ def test_the_kernels_are_stable_for_every_decay(regime: str, dtype: torch.dtype)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize(("keys", "values"), [(16, 32), (64, 64), (32, 128), (128, 128)])
 def test_the_kernels_take_heads_of_several_sizes(keys: int, values: int, dtype: torch.dtype) -> None:
-    tensors = inputs((37,), keys, values)
-    expected = results(tensors, (37,), "reference")
-    assert_equal(results(narrowed(tensors, dtype), (37,), "triton"), expected, TOLERANCE[dtype])
+    tensors = inputs((18,), keys, values)
+    expected = results(tensors, (18,), "reference")
+    assert_equal(results(narrowed(tensors, dtype), (18,), "triton"), expected, TOLERANCE[dtype])
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="on a GPU every test runs in these dtypes")
@@ -105,9 +101,9 @@ def test_narrow_inputs_are_multiplied_as_a_gpu_does(dtype: torch.dtype) -> None:
 def test_each_result_alone_carries_gradients(part: int) -> None:
     gradients = []
     for form, dtype in (("triton", torch.float32), ("reference", torch.float64)):
-        leaves = [x.to(dtype).requires_grad_() for x in inputs((70, 3))]
+        leaves = [x.to(dtype).requires_grad_() for x in inputs((36, 3))]
         r, k, v, w, bonus, state = leaves
-        out = wkv6(r, k, v, w, bonus, torch.tensor([0, 70, 73]), state, form=form)[part]
+        out = wkv6(r, k, v, w, bonus, torch.tensor([0, 36, 39]), state, form=form)[part]
         found = torch.autograd.grad(out.square().sum(), leaves, allow_unused=True, materialize_grads=True)
         gradients.append([x.double() for x in found])
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
@@ -166,14 +162,6 @@ def test_what_the_kernels_cannot_take_is_refused(width: int, dtype: torch.dtype,
     r, k, v, w, bonus, state = (x.to(dtype) for x in inputs((20,), width, width))
     with pytest.raises(AuroraError, match=says):
         wkv6(r, k, v, w, bonus, torch.tensor([0, 20]), state, form="triton")
-
-
-@pytest.mark.skipif(GPU or INTERPRETED, reason="the tests above run here")
-def test_by_the_interpreter() -> None:
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(Path(__file__))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter takes them")

@@ -1,11 +1,7 @@
-"""WKV-7 in Triton against the recurrence in float64: on a GPU where there is one, otherwise by the interpreter."""
+"""WKV-7 in Triton against the recurrence in float64: on a GPU where there is one, otherwise by
+Triton's interpreter, which `test_triton_interpreted.py` starts."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -137,14 +133,6 @@ def test_a_step_is_one_kernel_and_has_gradients() -> None:
     y, after = wkv7_step(*leaves)
     assert "_Fused" in type(y.grad_fn).__name__
     assert_equal([y, after, *torch.autograd.grad(loss_of(y, after), leaves)], expected, 1e-5)
-
-
-@pytest.mark.skipif(GPU or INTERPRETED, reason="the tests above run here")
-def test_by_the_interpreter() -> None:
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(Path(__file__))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter takes them")
