@@ -62,6 +62,7 @@ def sequence_lengths(cu_seqlens: Tensor, positions: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(mode=False)  # what is remembered from answering has to serve training too
 def chunk_grid(lengths: tuple[int, ...], chunk: int, heads: int, device: torch.device) -> ChunkGrid:
     """The grid of sequences of these lengths; remembered, because every layer of a model asks for the same one."""
     length = torch.tensor(lengths)

@@ -165,3 +165,49 @@ def test_every_floating_state_can_be_tuned(plain, tolerance):
     hidden, _ = backbone(row(backbone), bounds(*LENGTHS))
     expected, _ = plain(row(plain), bounds(*LENGTHS), backbone.init_state(len(LENGTHS)))
     assert_close({"hidden": hidden}, {"hidden": expected}, tolerance)
+
+
+def test_fast_forms_read_what_was_merged_and_tuned(plain):
+    """In float32, which kernels of their own serve, and after the weights were read once as they were before."""
+    backbone = with_lora(plain, silent=False)
+    fast = copy.deepcopy(plain).float().eval()
+    if plain.constant_state:
+        for model in (backbone, fast):
+            tune_state("t", model)
+    tokens = torch.arange(sum(LENGTHS)) % VOCAB
+
+    def logits(model):
+        hidden, state = model.prefill(model.embed(tokens), bounds(*LENGTHS))
+        stepped, _ = model.step(model.embed(tokens[: len(LENGTHS)]), state)
+        return torch.cat([model.logits(hidden), model.logits(stepped)]).double()
+
+    with torch.inference_mode():
+        before = logits(fast)
+    with torch.no_grad():
+        if plain.constant_state:
+            randomise(backbone)
+            randomise(fast)
+        wanted = logits(backbone)
+        add_lora(fast, Lora(rank=2, alpha=3.0), find_targets("t", fast, r".*"))
+        for name, layer in lora_layers(fast).items():
+            for key, parameter in layer.named_parameters():
+                if "lora_" in key:
+                    parameter.copy_(backbone.get_parameter(f"{name}.{key}"))
+        merge_lora(fast)
+    with torch.inference_mode():
+        merged = logits(fast)
+    near = 1e-2 * float(wanted.abs().max())
+    assert (merged - wanted).abs().max() < near < (before - wanted).abs().max()
+
+
+def test_the_gradient_of_the_initial_state_is_the_same_in_float32(plain):
+    backbone = tuned(plain)
+    randomise(backbone)
+    single = copy.deepcopy(backbone).float()
+    for model in (backbone, single):
+        model.requires_grad_(False)
+        tuned_state(model).requires_grad_(True)
+        model(row(plain).to(model.embed(torch.tensor([0])).dtype), bounds(*LENGTHS))[0].square().sum().backward()
+    for name, parameter in tuned_state(backbone).named_parameters():
+        found = dict(tuned_state(single).named_parameters())[name].grad
+        assert (found - parameter.grad).abs().max() < 1e-3 * parameter.grad.abs().max()
