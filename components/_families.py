@@ -23,7 +23,7 @@ _MARKS = (
     (r"layers\.\d+\.temporal_block\.", "RecurrentGemma"),
     (r"layers\.\d+\.block_sparse_moe\.", "Mixtral"),
     (r"layers\.\d+\.self_attn\.q_norm\.", "Qwen 3"),
-    (r"layers\.\d+\.self_attn\.q_proj\.bias$(?<!encoder)", "Qwen 2, CLIP or SigLIP"),
+    (r"^model\.layers\.\d+\.self_attn\.q_proj\.bias$", "Qwen 2"),
     (r"model\.layers\.\d+\.self_attn\.", "a transformer such as Llama"),
     (r"h\.\d+\.attn\.c_attn\.", "GPT-2"),
     (r"gpt_neox\.layers\.", "GPT-NeoX"),

@@ -36,7 +36,8 @@ def x060(width: int, layers: int, ffn: int, mix: int, decay: int) -> Shapes:
         }
         shapes |= {f"{att}.{name}.weight": (width, width) for name in ("receptance", "key", "value", "gate", "output")}
         shapes |= {
-            f"{ffn_}.time_maa_k": (1, 1, width), f"{ffn_}.time_maa_r": (1, 1, width), f"{ffn_}.key.weight": (ffn, width),
+            f"{ffn_}.time_maa_k": (1, 1, width), f"{ffn_}.time_maa_r": (1, 1, width),
+            f"{ffn_}.key.weight": (ffn, width),
             f"{ffn_}.receptance.weight": (width, width), f"{ffn_}.value.weight": (width, ffn),
         }
     return shapes
