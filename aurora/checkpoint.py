@@ -47,6 +47,7 @@ def save_model(model: AuroraModel, config: Mapping[str, Any], folder: str | Path
     partial.mkdir(parents=True)
     described = {key: config[key] for key in DESCRIBED if key in config}
     described["tokenizer"] = copy_tokenizer(described["tokenizer"], partial / TOKENIZER_FOLDER)
+    described["backbone"] = dict(model.backbone.portable(described["backbone"]))
     (partial / CONFIG_FILE).write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
     # One entry only: the order of several would differ from run to run, and the file's hash with it.
     save_file(tensors, partial / WEIGHTS_FILE, metadata={"parts": json.dumps(part_names(config))})

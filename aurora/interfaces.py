@@ -176,6 +176,10 @@ class Backbone(nn.Module, ABC):
     def reset_parameters(self) -> None:
         """Fills all parameters and buffers as before training: what was built on the meta device starts here."""
 
+    def portable(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The options with which a saved model builds this backbone again: no file beside its folder is needed."""
+        return options
+
     @abstractmethod
     def load_base(self, path: str) -> None:
         """Reads pretrained weights from a file or directory in the format of their makers."""

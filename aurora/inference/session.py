@@ -28,6 +28,7 @@ from aurora.inference.reading import (
 from aurora.inference.visuals import frames_of, sampling_from
 from aurora.interfaces import Sampling, Turn, VideoReader
 from aurora.model import AuroraModel
+from aurora.types import State
 
 DEFAULT_READER = {"name": "pyav"}
 
@@ -112,7 +113,8 @@ class Session:
         return copy(self)
 
     def save(self, path: str | Path) -> None:
-        """Writes what was seen and said; its size does not depend on the length of the video."""
+        """Writes what was seen and said; its size does not depend on the length of the video, unless the backbone is a
+        transformer."""
         if self.seen is None:
             raise AuroraError("the session has seen nothing to save; ask a question first")
         about = {"leading": self.seen.leading, "frames": self.seen.frames, "sources": self.sources, "turns": self.turns}
@@ -131,7 +133,7 @@ class Session:
             raise AuroraError(f"{path} is no saved session: {error}") from error
         wanted = blank(self.model, 1).state
         state = {name.removeprefix("state."): tensor for name, tensor in tensors.items() if name != "hidden"}
-        if {name: t.shape for name, t in state.items()} != {name: t.shape for name, t in wanted.items()}:
+        if self._shapes(state) != self._shapes(wanted):
             raise AuroraError(f"{path} is a session of another model: its state has other names or shapes")
         state = {name: tensor.to(wanted[name]) for name, tensor in state.items()}
         hidden = tensors.get("hidden")
@@ -140,6 +142,11 @@ class Session:
         self.seen = Seen(tuple(about["leading"]), memory, about["frames"])
         self.sources = tuple(about["sources"])
         self.turns = tuple(Turn(*turn) for turn in about["turns"])
+
+    def _shapes(self, state: State) -> dict[str, tuple[int, ...]]:
+        """The shapes that any state of the model has; memory that grows does so in its third dimension."""
+        grows = not self.model.backbone.constant_state
+        return {name: (*t.shape[:2], *t.shape[3:]) if grows else tuple(t.shape) for name, t in state.items()}
 
     def _read(self, turns: Sequence[Turn]) -> Memory:
         visual = bool(self.sources)

@@ -21,7 +21,7 @@ from aurora.errors import AuroraError
 from aurora.interfaces import Backbone
 
 from ._checkpoint import fill, read_tensors, write_tensors
-from ._hf_config import read_folder
+from ._hf_config import plain_config, read_folder
 
 
 class Hosted(Backbone):
@@ -54,6 +54,11 @@ class Hosted(Backbone):
         rows = hidden.reshape(1, -1, hidden.shape[-1])
         logits: Tensor = self._around_head[0](inputs_embeds=rows, use_cache=False).logits
         return logits[0, :, : self.vocab_size].view(*hidden.shape[:-1], -1)
+
+    def portable(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        if options.get("path") is None:
+            return options
+        return {**options, "path": None, "model_type": self.config.model_type, "config": plain_config(self.config)}
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

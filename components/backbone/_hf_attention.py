@@ -8,6 +8,7 @@ values, K head width, C capacity of the cache (the longest sequence).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,12 +86,13 @@ def packed_attention(
     if others.get("s_aux") is not None or others.get("position_bias") is not None:
         raise AuroraError("backbone 'transformer': attention with sinks or position biases is not read")
     packed.attended.add(module.layer_idx)  # type: ignore[arg-type]
-    settings = {"scale": scaling, "dropout_p": dropout}
+    attend = partial(_attend, softcap=softcap, scale=scaling, dropout_p=dropout)
     queries = query[0].transpose(0, 1)  # [T, H, K]
     carried = key.shape[0] == len(packed.lengths) and key.dim() == 4 and (packed.state is not None or packed.keep)
+    seen: Tensor | None
     if carried and set(packed.lengths) == {1}:
         seen = _seen(packed.positions, packed.capacity, sliding_window)[:, None, None]  # [S, 1, 1, C]
-        out = _attend(queries.unsqueeze(2), key.transpose(1, 2), value.transpose(1, 2), seen, softcap, **settings)
+        out = attend(queries.unsqueeze(2), key.transpose(1, 2), value.transpose(1, 2), seen)
         return out.squeeze(2).unsqueeze(0), None
     outs = []
     place = 0
@@ -100,7 +102,7 @@ def packed_attention(
         values = value[s, : before + length].transpose(0, 1) if carried else value[0, :, own]
         plain = before == 0 and sliding_window is None and softcap is None
         seen = None if plain else _seen(packed.positions[own], before + length, sliding_window)
-        out = _attend(queries[own].transpose(0, 1)[None], keys[None], values[None], seen, softcap, **settings)
+        out = attend(queries[own].transpose(0, 1)[None], keys[None], values[None], seen)
         outs.append(out[0].transpose(0, 1))
         place += length
     return torch.cat(outs).unsqueeze(0), None
@@ -112,7 +114,7 @@ def _seen(positions: Tensor, keys: int, window: int | None) -> Tensor:
     return apart >= 0 if window is None else (apart >= 0) & (apart < window)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, softcap: float | None, *, scale: float | None,
+def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, *, softcap: float | None, scale: float | None,
             dropout_p: float) -> Tensor:
     """[B, H, n, K] over [B, Hk, m, K] → [B, H, n, K]; without `seen` each of n = m positions sees those up to it."""
     if softcap is None:

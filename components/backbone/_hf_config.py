@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,6 +69,15 @@ def read_folder(path: str, backbone: str) -> Any:
                           ) from error
 
 
+def plain_config(config: Any) -> dict[str, Any]:
+    """What `model_config` builds the same config from, in plain containers."""
+    defaults = CONFIG_MAPPING[config.model_type]()
+    apart = json.loads(json.dumps(config.to_diff_dict(), default=str))
+    left_out = {"model_type", "architectures", "transformers_version", "dtype", "pad_token_id", "_name_or_path"}
+    known = {*defaults.to_dict(), *defaults.attribute_map} - left_out
+    return {key: value for key, value in apart.items() if key in known}
+
+
 def _from_folder(wanted: Wanted) -> Any:
     assert wanted.path is not None
     if wanted.config:
@@ -103,10 +113,10 @@ def _from_sizes(wanted: Wanted, model_type: str) -> Any:
     for key in given:
         if key not in (known := {*defaults.to_dict(), *defaults.attribute_map}):
             raise AuroraError(f"{where}: config has no key {key!r} for model_type {model_type!r}.{suggest(key, known)}")
-    if given.get("vocab_size", wanted.vocab_size) != wanted.vocab_size:
-        raise AuroraError(f"{where}: config.vocab_size is {given['vocab_size']}, the tokenizer has "
+    values = {"vocab_size": wanted.vocab_size, **_sizes(wanted, defaults), **given}
+    if values["vocab_size"] < wanted.vocab_size:
+        raise AuroraError(f"{where}: config.vocab_size is {values['vocab_size']}, the tokenizer has "
                           f"{wanted.vocab_size} tokens; leave it out")
-    values = {**_sizes(wanted, defaults), **given, "vocab_size": wanted.vocab_size}
     try:
         return kind(**{defaults.attribute_map.get(key, key): value for key, value in values.items()})
     except Exception as error:

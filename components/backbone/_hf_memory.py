@@ -213,13 +213,12 @@ class GriffinMemory(Memory):
 
     def shapes(self) -> dict[str, tuple[int, Sequence[int], torch.dtype]]:
         config = self.body[0].config
-        window = (config.num_key_value_heads, config.sliding_window - 1, config.head_dim)
         shapes: dict[str, tuple[int, Sequence[int], torch.dtype]] = {"read": (1, (), torch.int64)}
         if self.recurrent:
-            conv = (config.lru_width, config.conv1d_width - 1)
-            shapes["conv"] = (len(self.recurrent), conv, self.dtype)
+            shapes["conv"] = (len(self.recurrent), (config.lru_width, config.conv1d_width - 1), self.dtype)
             shapes["recurrent"] = (len(self.recurrent), (config.lru_width,), torch.float32)
         if self.attending:
+            window = (config.num_key_value_heads, config.sliding_window - 1, config.head_dim)
             shapes["key"] = shapes["value"] = (len(self.attending), window, self.dtype)
         return shapes
 
@@ -242,14 +241,15 @@ class GriffinMemory(Memory):
         kept = window - 1 if carried else 0
         keys = positions[:, :1] + torch.arange(-kept, positions.shape[1], device=positions.device)
         apart = positions[:, :, None] - keys[:, None, :]
-        return ((apart >= 0) & (apart < window) & (keys >= 0)[:, None, :]).unsqueeze(1)
+        seen: Tensor = (apart >= 0) & (apart < window) & (keys >= 0)[:, None, :]
+        return seen.unsqueeze(1)
 
     def _layer(self, state: State | None, layer: int) -> Any:
-        names, own = (("conv", "recurrent"), self.recurrent) if layer in self.recurrent else (
-            ("key", "value"), self.attending)
-        first, second = names
+        recurrent = layer in self.recurrent
+        own = self.recurrent if recurrent else self.attending
+        first, second = ("conv", "recurrent") if recurrent else ("key", "value")
         given = None if state is None else (state[first][own.index(layer)], state[second][own.index(layer)])
-        return _Recurrent(given) if own is self.recurrent else _Window(self.body[0].config.sliding_window, given)
+        return _Recurrent(given) if recurrent else _Window(self.body[0].config.sliding_window, given)
 
     def _after(self, layers: Sequence[Any], read: Tensor) -> State:
         found = {"read": [read]}

@@ -1,0 +1,80 @@
+"""Models of transformers inside the whole model: sessions over memory that grows, and folders that can be moved."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from aurora.checkpoint import load_model, save_model
+from aurora.errors import AuroraError
+from aurora.inference.generation import Generation
+from aurora.inference.session import Session
+from aurora.interfaces import Sampling
+from aurora.model import AuroraModel
+
+SHORT = Generation(max_new_tokens=8)
+QUESTIONS = ["What?", "What moves in the video, and where to?"]
+HOSTED = [{"name": "transformer", "hidden_size": 32, "layers": 2, "head_size": 16},
+          {"name": "hf", "model_type": "recurrent_gemma", "hidden_size": 32, "layers": 3, "head_size": 16,
+           "config": {"attention_window_size": 8}}]
+
+
+def watching(model: AuroraModel, video: Path) -> Session:
+    session = Session(model, keep_ratio=0.5, sampling=Sampling(fps=2.0))
+    session.watch(video)
+    return session
+
+
+@pytest.fixture(scope="module", params=HOSTED, ids=lambda backbone: backbone["name"])
+def model(request: pytest.FixtureRequest, make_model: Callable[..., AuroraModel]) -> AuroraModel:
+    return make_model(backbone=request.param)
+
+
+def test_questions_of_unequal_lengths_are_answered_side_by_side_as_one_by_one(model: AuroraModel, video: Path) -> None:
+    together = watching(model, video).answer_all(QUESTIONS, SHORT)
+    assert together == ["".join(watching(model, video).ask(question, SHORT)) for question in QUESTIONS]
+
+
+def test_a_session_is_saved_and_goes_on(model: AuroraModel, video: Path, tmp_path: Path) -> None:
+    first, second = watching(model, video), Session(model, keep_ratio=0.5)
+    expected = "".join(first.ask(QUESTIONS[0], SHORT))
+    first.save(tmp_path / "session")
+    second.load(tmp_path / "session")
+    assert "".join(second.ask(QUESTIONS[0], SHORT)) == expected
+
+
+def test_a_session_of_another_transformer_is_refused(
+    make_model: Callable[..., AuroraModel], video: Path, tmp_path: Path
+) -> None:
+    one = watching(make_model(backbone=HOSTED[0]), video)
+    list(one.ask(QUESTIONS[0], SHORT))
+    one.save(tmp_path / "session")
+    with pytest.raises(AuroraError, match="a session of another model"):
+        Session(make_model(backbone={**HOSTED[0], "head_size": 8})).load(tmp_path / "session")
+
+
+@pytest.mark.parametrize(("name", "model_type"), [("hf", "falcon_mamba"), ("transformer", "qwen2")])
+def test_a_saved_model_does_without_the_folder_that_it_was_built_from(
+    name: str, model_type: str, make_config: Callable[..., dict[str, Any]], make_model: Callable[..., AuroraModel],
+    tmp_path: Path,
+) -> None:
+    more = {} if name == "hf" else {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    theirs = AutoConfig.for_model(model_type, vocab_size=300, hidden_size=32, num_hidden_layers=2, **more)
+    AutoModelForCausalLM.from_config(theirs).save_pretrained(tmp_path / "theirs")
+    backbone = {"name": name, "path": str(tmp_path / "theirs")}
+    model = make_model(backbone=backbone)
+    save_model(model, make_config(backbone=backbone), tmp_path / "ours")
+    shutil.rmtree(tmp_path / "theirs")
+    shutil.move(tmp_path / "ours", tmp_path / "elsewhere")
+    again, _ = load_model(tmp_path / "elsewhere")
+    tokens = torch.arange(20)
+    expected, _ = model.backbone(model.backbone.embed(tokens), torch.tensor([0, 20]))
+    hidden, _ = again.backbone(again.backbone.embed(tokens), torch.tensor([0, 20]))
+    torch.testing.assert_close(again.backbone.logits(hidden), model.backbone.logits(expected), rtol=0, atol=0)
+    assert len(list(again.backbone.parameters())) == len(list(model.backbone.parameters()))
