@@ -5,10 +5,10 @@ Shape letters: T packed positions, S sequences, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from aurora.errors import AuroraError
 from aurora.registry import BACKBONE
@@ -16,11 +16,20 @@ from aurora.types import State
 
 from ._hf import Hosted
 from ._hf_config import Wanted, model_config
-from ._hf_memory import FAMILIES
+from ._hf_griffin import GriffinMemory
+from ._hf_memory import MambaMemory, Memory, XlstmMemory
 from ._hf_rows import read_batches, read_steps
 from ._packing import Row
 
 DEFAULT = "mamba2"
+FAMILIES: Mapping[str, Callable[[nn.Module], Memory]] = {
+    "falcon_mamba": MambaMemory,
+    "mamba": MambaMemory,
+    "mamba2": MambaMemory,
+    "recurrent_gemma": GriffinMemory,
+    "xlstm": XlstmMemory,
+}
+"""Model types whose whole memory is of constant size."""
 
 
 @BACKBONE.register
