@@ -15,7 +15,7 @@ from aurora.bench.timing import Work
 
 SHAPES = (Shape(1, 2048, 32),)
 GPU_SHAPES = (Shape(8, 4096, 32), Shape(1, 16384, 32), Shape(1, 65536, 32))
-QUICK_SHAPES = (Shape(2, 40, 2),)
+QUICK_SHAPES = (Shape(2, 20, 2),)
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
 EXACT = "chunk", "reference"
 """The form that gives, in float64, what is right: the first that there is. The tests hold the one to the other."""

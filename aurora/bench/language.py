@@ -109,7 +109,7 @@ def _ours(settings: Settings, dtype: str, name: str, reader: Callable[..., Reade
     def make() -> Reader:
         return reader(load_backbone(weights_file(settings, dtype), size_of(settings), dtype, settings.device))
 
-    return Entry(name, make)
+    return Entry(name, make, missing("torchao") if dtype == "int8" else None)
 
 
 def _case(name: str, settings: Settings, dtype: str, entries: list[Entry], doing: Callable[[Reader, int], Work],
@@ -137,16 +137,9 @@ def _read(reader: Reader, vocab: int, *, tokens: int) -> Work:
 def _continue(reader: Reader, vocab: int) -> Work:
     """Every run goes on where the last one ended; all contestants read the same ids."""
     reader.forget()
-    for token in _ids(BEFORE, vocab):
-        reader.read([token])
+    reader.decode(_ids(BEFORE, vocab))
     following = cycle(_ids(1000, vocab))
-
-    def work() -> torch.Tensor:
-        for _ in range(AT_ONCE):
-            logits = reader.read([next(following)])
-        return logits
-
-    return work
+    return lambda: reader.decode([next(following) for _ in range(AT_ONCE)])
 
 
 def _ids(count: int, vocab: int) -> list[int]:

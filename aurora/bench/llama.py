@@ -1,79 +1,86 @@
-"""llama.cpp as a contestant, through the C functions that `llama-cpp-python` brings."""
+"""llama.cpp as a contestant, in a process of its own.
+
+Shape letters: V vocabulary.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from aurora.errors import AuroraError
 
 
-@cache
-def api() -> Any:
-    """The functions, told to keep quiet."""
-    import llama_cpp
-
-    llama_cpp.llama_log_set(_quiet(), ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
-    return llama_cpp
-
-
-@cache
-def _quiet() -> Any:
-    """What llama.cpp calls with its messages; remembered, because it must live as long as that may happen."""
-    import llama_cpp
-
-    return llama_cpp.llama_log_callback(lambda level, text, data: None)
-
-
-def quantize(source: Path, target: Path, *, threads: int) -> None:
-    """A GGUF with its large matrices in q8_0, as llama.cpp's own tool makes it."""
-    options = api().llama_model_quantize_default_params()
-    options.ftype, options.nthread = api().LLAMA_FTYPE_MOSTLY_Q8_0, threads
-    if api().llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(options)):
-        raise AuroraError(f"llama.cpp could not quantize {source}")
-
-
 class Llama:
     """A GGUF model with the memory of one sequence."""
 
     def __init__(self, path: Path, *, threads: int, most_tokens: int, gpu: bool) -> None:
-        llama_cpp = self._api = api()
-        options = llama_cpp.llama_model_default_params()
-        options.n_gpu_layers = 999 if gpu else 0
-        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
-        if not self._model:
-            raise AuroraError(f"llama.cpp cannot read {path}")
-        context = llama_cpp.llama_context_default_params()
-        context.n_ctx = context.n_batch = context.n_ubatch = most_tokens
-        context.n_threads = context.n_threads_batch = threads
-        self._context = llama_cpp.llama_init_from_model(self._model, context)
-        if not self._context:
-            raise AuroraError(f"llama.cpp cannot make room for {most_tokens} tokens of {path}")
-        self._vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
+        options = {"path": str(path), "threads": threads, "most_tokens": most_tokens, "gpu": gpu}
+        # by its path: what `-m` would import on the way is not needed there
+        server = Path(__file__).with_name("llama_server.py")
+        self._process = subprocess.Popen([sys.executable, str(server), json.dumps(options)], stdin=subprocess.PIPE,
+                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self._answer()
 
     def forget(self) -> None:
         """The next token is the first one."""
-        self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
+        self._ask(forget=True)
 
     def read(self, tokens: Sequence[int]) -> Tensor:
         """The logits [V] after the last of these tokens, which continue those before."""
-        ids = (ctypes.c_int32 * len(tokens))(*tokens)
-        status = self._api.llama_decode(self._context, self._api.llama_batch_get_one(ids, len(tokens)))
-        if status:
-            raise AuroraError(f"llama.cpp failed on {len(tokens)} tokens with status {status}")
-        logits = self._api.llama_get_logits_ith(self._context, -1)
-        return torch.from_numpy(np.ctypeslib.as_array(logits, shape=(self._vocab,)).copy())
+        return self._ask(tokens=list(tokens), each=False)
+
+    def decode(self, tokens: Sequence[int]) -> Tensor:
+        """The same, read one by one."""
+        return self._ask(tokens=list(tokens), each=True)
+
+    def _ask(self, **request: Any) -> Tensor:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
+        return self._answer()
+
+    def _answer(self) -> Tensor:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._ended()
+        told = json.loads(line)
+        if told["error"] is not None:
+            raise AuroraError(told["error"])
+        logits = self._process.stdout.read(4 * told["logits"])
+        return torch.frombuffer(bytearray(logits), dtype=torch.float32) if logits else torch.empty(0)
+
+    def _ended(self) -> AuroraError:
+        return AuroraError(f"llama.cpp's process ended with status {self._process.wait()}")
 
     def __del__(self) -> None:
-        if getattr(self, "_context", None):
-            self._api.llama_free(self._context)
-        if getattr(self, "_model", None):
-            self._api.llama_model_free(self._model)
+        if hasattr(self, "_process"):
+            self._process.kill()
+            self._process.communicate()
+
+
+def quantize(source: Path, target: Path, *, threads: int) -> None:
+    """A GGUF with its large matrices in q8_0, as llama.cpp's own tool makes it."""
+    import llama_cpp
+
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype, options.nthread = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, threads
+    # it reports every tensor on standard error, and what it calls back must live as long as it may do so
+    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+    status = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(options))
+    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), ctypes.c_void_p(0))
+    if status:
+        raise AuroraError(f"llama.cpp could not quantize {source}")

@@ -15,9 +15,10 @@ import torch
 from aurora import __version__
 
 PEERS = {"rwkv": "rwkv", "transformers": "transformers", "fla": "flash-linear-attention",
-         "llama_cpp": "llama-cpp-python", "mamba_ssm": "mamba-ssm", "gguf": "gguf"}
+         "llama_cpp": "llama-cpp-python", "mamba_ssm": "mamba-ssm", "gguf": "gguf",
+         "torchao": "torchao"}
 """Distributions by the module that they bring."""
-SHOWN = ("torch", "triton", "torchao", *PEERS.values())
+SHOWN = ("torch", "triton", *PEERS.values())
 
 
 def describe(device: str, command: str) -> dict[str, Any]:

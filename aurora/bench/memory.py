@@ -19,8 +19,8 @@ SECONDS = 300
 
 
 def peak_bytes(bench: str, case: str, contestant: str, settings: Settings) -> int | None:
-    """What building the contestant and one run add at most to a process that has imported torch; on CUDA the device's
-    memory. None where the system does not say."""
+    """What building the contestant and one run add at most to a process that has imported torch, with all that the
+    processes which it starts take; on CUDA the device's memory. None where the system does not say."""
     request = {"bench": bench, "case": case, "contestant": contestant, "settings": asdict(settings)}
     done = subprocess.run([sys.executable, "-m", "aurora.bench.memory"], input=json.dumps(request, default=str),
                           capture_output=True, text=True, timeout=SECONDS)
@@ -70,15 +70,18 @@ def _peak(settings: Settings, before: int | None) -> int | None:
         import torch
 
         return torch.cuda.max_memory_allocated(settings.device)
-    return None if before is None else _status("VmHWM") - before
+    if before is None:
+        return None
+    children = [child for path in Path("/proc/self/task").glob("*/children") for child in path.read_text().split()]
+    return _status("VmHWM") - before + sum(_status("VmHWM", child) for child in children)
 
 
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+def _status(field: str, process: str = "self") -> int:
+    for line in Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines():
         name, _, value = line.partition(":")
         if name == field:
             return int(value.split()[0]) * 1024
-    raise OSError(f"/proc/self/status has no {field}")
+    raise OSError(f"/proc/{process}/status has no {field}")
 
 
 if __name__ == "__main__":

@@ -29,14 +29,22 @@ class Reader(Protocol):
     def read(self, tokens: Sequence[int]) -> Tensor:
         """The logits [V] after the last of these tokens, which continue those before."""
 
+    def decode(self, tokens: Sequence[int]) -> Tensor:
+        """The same, read one by one as when they are generated."""
+
 
 def load_backbone(path: Path, size: Size, dtype: str, device: str) -> Backbone:
-    """Our RWKV-6 with the weights of a `.pth`, for inference."""
+    """Our RWKV-6 with the weights of a `.pth`, for inference; int8 is that of the matrices, beside bfloat16."""
     with torch.device("meta"):
         model = BACKBONE.build(size.config, vocab_size=size.vocab_size)
-    model = model.to(DTYPES[dtype]).to_empty(device=device)
+    model = model.to(DTYPES["bfloat16" if dtype == "int8" else dtype]).to_empty(device=device)
     model.load_base(str(path))
-    return model.eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False)
+    if dtype == "int8":
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        quantize_(model, Int8WeightOnlyConfig())
+    return model
 
 
 class Aurora:
@@ -53,13 +61,17 @@ class Aurora:
 
     @torch.inference_mode()
     def read(self, tokens: Sequence[int]) -> Tensor:
-        ids = torch.tensor(tokens, device=self.device)
-        if len(tokens) == 1:
-            hidden, self.state = self.model.step(self.model.embed(ids.expand(self.sequences)), self.state)
-        else:
-            bounds = torch.arange(self.sequences + 1) * len(tokens)
-            hidden, self.state = self.model.prefill(self.model.embed(ids.repeat(self.sequences)), bounds, self.state)
+        ids, bounds = torch.tensor(tokens, device=self.device), torch.arange(self.sequences + 1) * len(tokens)
+        hidden, self.state = self.model.prefill(self.model.embed(ids.repeat(self.sequences)), bounds, self.state)
         return self.model.logits(hidden)[0]
+
+    @torch.inference_mode()
+    def decode(self, tokens: Sequence[int]) -> Tensor:
+        for token in tokens:
+            ids = torch.full((self.sequences,), token, device=self.device)
+            hidden, self.state = self.model.step(self.model.embed(ids), self.state)
+            logits = self.model.logits(hidden)
+        return logits[0]
 
 
 class AuroraGraph(Aurora):
@@ -76,7 +88,7 @@ class AuroraGraph(Aurora):
             tensor.zero_()
 
     @torch.inference_mode()
-    def read(self, tokens: Sequence[int]) -> Tensor:
+    def decode(self, tokens: Sequence[int]) -> Tensor:
         for token in tokens:
             self._token.fill_(token)
             self._graph.replay()
@@ -107,8 +119,8 @@ class Authors:
     """The `rwkv` package."""
 
     def __init__(self, path: Path, dtype: str, device: str) -> None:
-        # read when the package is imported; its scripted form is slower on a CPU
-        os.environ["RWKV_JIT_ON"] = "0"
+        # read when the package is imported, the second one whenever it runs; its scripted form is slower on a CPU
+        os.environ["RWKV_JIT_ON"] = os.environ["RWKV_CUDA_ON"] = "0"
         os.environ.pop("RWKV_V7_ON", None)
         from rwkv.model import RWKV
 
@@ -122,3 +134,6 @@ class Authors:
     def read(self, tokens: Sequence[int]) -> Tensor:
         logits, self.state = self.model.forward(list(tokens), self.state)
         return logits  # type: ignore[no-any-return]
+
+    def decode(self, tokens: Sequence[int]) -> Tensor:
+        return [self.read([token]) for token in tokens][-1]

@@ -47,7 +47,7 @@ def console_table(result: Result) -> Group:
     """One case; below it, what the machine could do, and who could not take part and why."""
     table = Table(title=result.case, title_justify="left", box=SIMPLE_HEAD)
     for number, column in enumerate(COLUMNS):
-        table.add_column(column, justify="right" if number else "left")
+        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
     for row in result.rows:
         if row.status == "ok":
             table.add_row(*cells(row))

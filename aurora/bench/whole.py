@@ -34,7 +34,7 @@ def case(settings: Settings, tower: TowerSize, frames: int, ratio: float, dtype:
             Contestant(f"aurora, tome {ratio}", partial(build, ratio), result=str(ratio),
                        cost=_cost(settings, tower, frames, dtype, ratio)),
             Contestant("aurora, unmerged", partial(build, 1.0), result="1.0"),
-            Contestant("transformers eager + rwkv, unmerged", partial(_theirs, settings, tower, frames, dtype),
+            Contestant("transformers + rwkv, unmerged", partial(_theirs, settings, tower, frames, dtype),
                        missing("transformers") or missing("rwkv"), result="1.0"),
         ],
         _cost(settings, tower, frames, dtype, 1.0), TOLERANCE, partial(_right, settings, tower, frames, dtype),
