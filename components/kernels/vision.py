@@ -59,7 +59,7 @@ def mean_direction(keys: Tensor) -> Tensor:
     if not serves("vision", keys):
         return F.normalize(keys.float().mean(1), dim=-1)
     frames, heads, tokens, width = keys.shape
-    out = torch.empty(frames, tokens, width)
+    out = torch.empty(frames, tokens, width, dtype=torch.float32)
     library("vision").mean_direction(
         pointer(keys), *(ctypes.c_int64(keys.stride(axis)) for axis in (0, 2, 1)), pointer(out),
         *map(ctypes.c_int64, (frames, tokens, heads, width)), int(keys.dtype == torch.bfloat16), threads(),

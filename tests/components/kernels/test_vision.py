@@ -68,3 +68,14 @@ def test_the_mean_of_the_heads_has_length_one(width: int, dtype: torch.dtype) ->
     expected = F.normalize(keys.double().mean(1), dim=-1)
     torch.testing.assert_close(mean_direction(keys).double(), expected, atol=1e-6, rtol=0)
     assert mean_direction(torch.zeros(1, 2, 3, width).to(dtype)).eq(0).all()
+
+
+def test_the_default_dtype_decides_nothing() -> None:
+    keys = torch.randn(2, 3, 9, 4).bfloat16()
+    expected = mean_direction(keys)
+    torch.set_default_dtype(torch.bfloat16)  # as training in pure bfloat16 does
+    try:
+        own = mean_direction(keys)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert own.dtype is torch.float32 and torch.equal(own, expected)
