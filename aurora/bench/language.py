@@ -98,7 +98,7 @@ def size_of(settings: Settings) -> Size:
 def _entries(settings: Settings, dtype: str) -> list[Entry]:
     llama = Entry(
         f"llama.cpp {'q8_0' if dtype == 'int8' else 'bf16'}",
-        lambda: Llama(gguf_file(settings, dtype), threads=settings.threads, most_tokens=4096, gpu=settings.gpu),
+        lambda: Llama(gguf_file(settings, dtype), threads=settings.threads, most_tokens=GPU_PROMPT, gpu=settings.gpu),
         missing("llama_cpp") or missing("gguf"))
     authors = Entry("rwkv", lambda: Authors(weights_file(settings, dtype), dtype, settings.device), missing("rwkv"))
     peers = {"float32": [authors], "bfloat16": [authors, llama], "int8": [llama]}

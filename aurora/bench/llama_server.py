@@ -28,7 +28,7 @@ class Model:
         if not model:
             raise RuntimeError(f"llama.cpp cannot read {path}")
         context = llama_cpp.llama_context_default_params()
-        context.n_ctx = context.n_batch = context.n_ubatch = most_tokens
+        context.n_ctx = context.n_batch = most_tokens
         context.n_threads = context.n_threads_batch = threads
         self.context: Any = llama_cpp.llama_init_from_model(model, context)
         if not self.context:
