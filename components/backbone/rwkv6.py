@@ -21,7 +21,9 @@ from aurora.interfaces import Backbone
 from aurora.registry import BACKBONE
 from aurora.types import State
 
+from ..kernels.linear import linear
 from ..kernels.wkv6 import wkv6, wkv6_step
+from . import _rwkv6_native
 from ._checkpoint import fill, read_tensors, write_tensors
 from ._layers import Linear, check_sizes, layer_of, stack_layers
 from ._packing import Row
@@ -224,6 +226,8 @@ class RWKV6(Backbone):
         self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
     ) -> tuple[Tensor, State | None]:
         row = Row.of(cu_seqlens, x.device)
+        if _rwkv6_native.plan_of(self, x) is not None:
+            return _rwkv6_native.forward(self, x, row, state, return_state)
         after = []
         for layer, block in enumerate(self.blocks):
             x, layer_state = block(x, row, None if state is None else layer_of(LayerState, state, layer), return_state)
@@ -231,6 +235,9 @@ class RWKV6(Backbone):
         return self.ln_out(x), stack_layers(after) if return_state else None
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        plan = _rwkv6_native.plan_of(self, x)
+        if plan is not None and _rwkv6_native.can_step(plan, x, state):
+            return _rwkv6_native.step(plan, x, state)
         after = []
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -239,7 +246,7 @@ class RWKV6(Backbone):
         return self.ln_out(x), stack_layers(after)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.head.weight)
+        return linear(hidden, self.head.weight)
 
     def load_base(self, path: str) -> None:
         """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`, with or without a tuned initial

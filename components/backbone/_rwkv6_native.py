@@ -1,0 +1,199 @@
+"""RWKV-6 on a CPU by our own kernels, where no gradient is wanted: the same as the modules compute, in fewer passes.
+
+Shape letters: T packed positions, S sequences, D width, H heads, K head width, L layers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from aurora.types import State
+
+from ..kernels._native import arguments, library, missing, pointer, threads
+from ..kernels.linear import linear
+from ..kernels.rwkv6_mix import mix_five, norm_gate, norm_shift
+from ..kernels.wkv6 import wkv6
+from ._layers import Linear
+from ._packing import Row
+
+MOST_SEQUENCES = 8
+"""How many sequences one call can step."""
+
+SMALL = (
+    "ln1.weight", "ln1.bias", "ln2.weight", "ln2.bias", "att.time_maa_x", "att.time_maa_w", "att.time_maa_k",
+    "att.time_maa_v", "att.time_maa_r", "att.time_maa_g", "att.time_maa_w1", "att.time_maa_w2", "att.time_decay",
+    "att.time_decay_w1", "att.time_decay_w2", "att.time_faaaa", "att.ln_x.weight", "att.ln_x.bias", "ffn.time_maa_k",
+    "ffn.time_maa_r",
+)
+MATRICES = (
+    "att.receptance", "att.key", "att.value", "att.gate", "att.output", "ffn.key", "ffn.receptance", "ffn.value",
+)
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+class Plan:
+    """Where the weights of a model lie, as long as they lie there."""
+
+    def __init__(self, model: Any) -> None:
+        self.dtype = model.emb.weight.dtype
+        self.modules = [model, *(module for module in model.modules() if module is not model)]
+        self.fit = _fits(model, self.modules)
+        if self.fit:
+            for block in model.blocks:
+                _transpose(block.ffn.value)
+        self.places = list(_places(self.modules))
+        if self.fit:
+            self._gather(model)
+
+    def holds(self) -> bool:
+        """Whether every module and parameter is still what and where it was."""
+        return all(
+            held.get(name) is value and (place is None or value.data_ptr() == place)
+            for held, name, value, place in self.places
+        ) and not any(module._forward_hooks or module._forward_pre_hooks for module in self.modules)
+
+    def _gather(self, model: Any) -> None:
+        table = []
+        for block in model.blocks:
+            table += [block.get_parameter(name).data_ptr() for name in SMALL]
+            table += [block.get_submodule(name).weight.data_ptr() for name in MATRICES]
+            table += [0] * len(MATRICES)
+        ends = (model.blocks[0].ln0, model.ln_out)
+        self.pointers = (ctypes.c_void_p * len(table))(*table)
+        self.ends = (ctypes.c_void_p * 4)(*(p.data_ptr() for norm in ends for p in _pair(norm)))
+        first = model.blocks[0]
+        rank = first.att.time_maa_w2.shape[1], first.att.time_decay_w1.shape[1]
+        self.width, self.heads = model.hidden_size, first.att.heads
+        sizes = (len(model.blocks), self.width, self.heads, first.ffn.key.weight.shape[0], *rank, 1)
+        self.sizes = (ctypes.c_int64 * len(sizes))(*sizes)
+        self.eps = first.att.ln_x.eps
+        self.step = library("rwkv6").rwkv6_step
+        self.step.argtypes = arguments("pfpp pppp pppp liii")
+        self.step.restype = None
+
+
+_plans: WeakKeyDictionary[nn.Module, Plan] = WeakKeyDictionary()
+
+
+def plan_of(model: nn.Module, x: Tensor) -> Plan | None:
+    """How our kernels read this model for inputs like x; None where they cannot."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return None
+    if x.device.type != "cpu" or x.dtype not in DTYPES or model.training or missing("rwkv6") is not None:
+        return None
+    plan = _plans.get(model)
+    if plan is None or not plan.holds():
+        with torch.inference_mode(False), torch.no_grad():
+            plan = _plans[model] = Plan(model)
+    return plan if plan.fit and plan.dtype is x.dtype else None
+
+
+def forward(model: Any, x: Tensor, row: Row, state: State | None, return_state: bool) -> tuple[Tensor, State | None]:
+    """[T, D] → the hidden states [T, D], and each sequence's state when asked for."""
+    x = model.blocks[0].ln0(x.contiguous())
+    after: dict[str, list[Tensor]] = {"att_shift": [], "wkv": [], "ffn_shift": []}
+    delta = gate = None
+    for layer, block in enumerate(model.blocks):
+        given = {name: None if state is None else state[name][layer].contiguous() for name in after}
+        sum_, a, (x_mix,) = norm_shift(
+            x, _pair(block.ln1), [block.att.time_maa_x], row.cu_seqlens, given["att_shift"], delta=delta, gate=gate
+        )
+        mixed, wkv = _time_mix(block.att, a, x_mix, row, given["att_shift"], given["wkv"], return_state)
+        x, f, (k, r) = norm_shift(
+            sum_, _pair(block.ln2), [block.ffn.time_maa_k, block.ffn.time_maa_r], row.cu_seqlens, given["ffn_shift"],
+            delta=mixed,
+        )
+        delta = project(project(k, block.ffn.key, activation="squared_relu"), block.ffn.value)
+        gate = project(r, block.ffn.receptance)
+        if return_state:
+            for name, tensor in zip(after, (a[row.last], wkv, f[row.last]), strict=True):
+                assert tensor is not None
+                after[name].append(tensor)
+    _, hidden, _ = norm_shift(x, _pair(model.ln_out), [], row.cu_seqlens, delta=delta, gate=gate)
+    return hidden, {name: torch.stack(tensors) for name, tensors in after.items()} if return_state else None
+
+
+def _time_mix(
+    att: Any, a: Tensor, x_mix: Tensor, row: Row, before: Tensor | None, wkv: Tensor | None, return_state: bool
+) -> tuple[Tensor, Tensor | None]:
+    hidden = torch.tanh(x_mix @ att.time_maa_w1)
+    ratios = hidden.view(len(a), 5, -1).transpose(0, 1) @ att.time_maa_w2
+    constants = (att.time_maa_w, att.time_maa_k, att.time_maa_v, att.time_maa_r, att.time_maa_g)
+    w, k, v, r, g = mix_five(a, ratios, constants, row.cu_seqlens, before)
+    heads = (len(a), att.heads, -1)
+    y, after = wkv6(
+        project(r, att.receptance).view(heads), project(k, att.key).view(heads), project(v, att.value).view(heads),
+        att._decay(w).view(heads), att.time_faaaa, row.cu_seqlens, wkv, return_state=return_state,
+    )
+    gated = norm_gate(y.flatten(-2), project(g, att.gate), _pair(att.ln_x), att.heads, att.ln_x.eps)
+    return project(gated, att.output), after
+
+
+def project(x: Tensor, module: Linear, *, activation: str | None = None) -> Tensor:
+    """[T, K] → [T, N]."""
+    return linear(x, module.weight, activation=activation)
+
+
+def _pair(norm: Any) -> tuple[Tensor, Tensor]:
+    return norm.weight, norm.bias
+
+
+def step(plan: Plan, x: Tensor, state: State) -> tuple[Tensor, State]:
+    """[S, D] → [S, D] and the next state."""
+    given = {name: tensor.contiguous() for name, tensor in state.items()}
+    after = {name: torch.empty_like(tensor) for name, tensor in given.items()}
+    x, hidden = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+    plan.step(
+        plan.sizes, plan.eps, plan.pointers, plan.ends, pointer(x), pointer(given["att_shift"]), pointer(given["wkv"]),
+        pointer(given["ffn_shift"]), pointer(hidden), pointer(after["att_shift"]), pointer(after["wkv"]),
+        pointer(after["ffn_shift"]), len(x), x.dtype is torch.bfloat16, False, threads(),
+    )
+    return hidden, after
+
+
+def can_step(plan: Plan | None, x: Tensor, state: State) -> bool:
+    """Whether these sequences can be stepped by one call."""
+    return (
+        plan is not None and 1 <= len(x) <= MOST_SEQUENCES and x.shape[1] == plan.width
+        and state["att_shift"].dtype is state["ffn_shift"].dtype is x.dtype and state["wkv"].dtype is torch.float32
+        and all(tensor.device.type == "cpu" for tensor in state.values())
+        and state["att_shift"].shape == state["ffn_shift"].shape == (plan.sizes[0], len(x), plan.width)
+        and state["wkv"].shape[:3] == (plan.sizes[0], len(x), plan.heads)
+    )
+
+
+def _fits(model: Any, modules: list[nn.Module]) -> bool:
+    from .rwkv6 import RWKV6, Block, ChannelMix, TimeMix
+
+    plain = {RWKV6, Block, TimeMix, ChannelMix, Linear, nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.ModuleList}
+    return (
+        {type(module) for module in modules} <= plain
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+        and all(
+            type(p) is nn.Parameter and p.dtype is model.emb.weight.dtype and p.device.type == "cpu"
+            and (p.is_contiguous() or name.endswith("ffn.value.weight"))
+            for name, p in model.named_parameters()
+        )
+    )
+
+
+def _transpose(value: Linear) -> None:
+    """Lays the weights of each hidden unit side by side, so that those of silent ones need not be read."""
+    weight = value.weight
+    if not weight.t().is_contiguous():
+        weight.data = weight.data.t().contiguous().t()
+
+
+def _places(modules: list[nn.Module]) -> Iterator[tuple[dict[str, Any], str, Any, int | None]]:
+    for module in modules:
+        for name, child in module._modules.items():
+            yield module._modules, name, child, None
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                yield module._parameters, name, parameter, parameter.data_ptr()

@@ -1,0 +1,323 @@
+// RWKV-6 on a CPU: one position of a few sequences through all layers in one call.
+//
+// Weights are read once, by threads that meet seven times per layer; everything between the weights is float32.
+// Shape letters: S sequences, L layers, C width, H heads, N head width, F width of the channel mix.
+
+#include <omp.h>
+
+#include <cmath>
+
+#include "gemv.h"
+
+namespace {
+
+using namespace aurora;
+
+constexpr float LAYER_NORM_EPS = 1e-5f, LARGEST_W = 10.0f;
+
+// What a layer points to, in the order in which its pointers are given; matrices may be int8, the rest is of type E.
+enum Field {
+    LN1_WEIGHT, LN1_BIAS, LN2_WEIGHT, LN2_BIAS,                                           // [C]
+    MAA_X, MAA_W, MAA_K, MAA_V, MAA_R, MAA_G,                                             // [C]
+    MAA_W1, MAA_W2,                                                                       // [C, 5 rank], [5, rank, C]
+    DECAY, DECAY_W1, DECAY_W2, BONUS,                                                     // [C], [C, rank], [rank, C], [H, N]
+    LN_X_WEIGHT, LN_X_BIAS, FFN_MAA_K, FFN_MAA_R,                                         // [C]
+    RECEPTANCE, KEY, VALUE, GATE, OUTPUT, FFN_KEY, FFN_RECEPTANCE, FFN_VALUE, MATRICES_END,  // [outputs, inputs]
+    FIELDS = MATRICES_END + MATRICES_END - RECEPTANCE,                                    // then the matrices' scales
+};
+
+struct Sizes {
+    int64_t layers, width, heads, ffn, mix_rank, decay_rank;
+    int64_t value_transposed;  // whether FFN_VALUE lies in memory as [F, C]
+    float group_norm_eps;
+};
+
+struct Call {
+    const void* const* pointers;  // [L][FIELDS]
+    const void* const* ends;      // weight and bias [C] of the norms that enter and leave the model
+    const void *x;                                                 // [S, C]
+    const void *att_shift, *ffn_shift;                             // [L, S, C]
+    const float* wkv;                                              // [L, S, H, N, N]: key, value
+    void *hidden, *att_shift_after, *ffn_shift_after;
+    float* wkv_after;
+    int64_t S;
+    int threads;
+};
+
+INLINE float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
+
+template <class E>
+void layer_norm(const float* x, const E* weight, const E* bias, float* y, int64_t C) {
+    float total = 0, squares = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t c = 0; c < C; ++c) total += x[c];
+    const float mean = total / C;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t c = 0; c < C; ++c) squares += (x[c] - mean) * (x[c] - mean);
+    const float factor = 1.0f / std::sqrt(squares / C + LAYER_NORM_EPS);
+#pragma omp simd
+    for (int64_t c = 0; c < C; ++c) y[c] = (x[c] - mean) * factor * widen(weight[c]) + widen(bias[c]);
+}
+
+struct Span {
+    int64_t first, end;
+};
+
+// The share of a thread in n things, in whole units.
+INLINE Span share(int64_t n, int64_t unit, int thread, int threads) {
+    const int64_t units = (n + unit - 1) / unit;
+    return {std::min(n, units * thread / threads * unit), std::min(n, units * (thread + 1) / threads * unit)};
+}
+
+// Floats of all threads and of each thread: rows of vectors, zeroed.
+class Floats {
+  public:
+    float* rows(int64_t count, int64_t width) {
+        auto& piece = pieces_[used_++];
+        piece.assign(count * width, 0.0f);
+        return piece.data();
+    }
+    void reset() { used_ = 0; }
+
+  private:
+    std::vector<float> pieces_[16];
+    int used_ = 0;
+};
+
+template <class E, class M>
+struct Step {
+    const Sizes& size;
+    const Call& call;
+    const int64_t C = size.width, F = size.ffn, H = size.heads, N = C / H, hidden = 5 * size.mix_rank;
+    const int64_t S = padded_vectors(call.S);
+    // of all threads, [S][...]
+    float *x, *mix_hidden, *mixed, *decay_hidden, *projected, *read, *inner, *gate;
+
+    const E* small(int64_t layer, int field) const { return (const E*)call.pointers[layer * FIELDS + field]; }
+    Matrix<M> matrix(int64_t layer, int field) const {
+        const int64_t outputs = field == FFN_KEY ? F : C, inputs = field == FFN_VALUE ? F : C;
+        const bool transposed = field == FFN_VALUE && size.value_transposed;
+        return {(const M*)call.pointers[layer * FIELDS + field],
+                (const float*)call.pointers[layer * FIELDS + field + MATRICES_END - RECEPTANCE], outputs, inputs,
+                transposed ? outputs : inputs};
+    }
+
+    // What one thread keeps for itself.
+    struct Own {
+        float *normal, *before, *first, *second, *out;  // [S][...]
+        std::vector<int32_t> used;
+    };
+
+    // normal = layer norm of x, before = what the state remembers; the state remembers normal from now on
+    void look_back(const E* weight, const E* bias, const E* shift, E* after, Own& own, Span columns) const {
+        for (int64_t s = 0; s < call.S; ++s) {
+            layer_norm(x + s * C, weight, bias, own.normal + s * C, C);
+            read_row(own.before + s * C, shift + s * C, C);
+            write_row(after + s * C + columns.first, own.normal + s * C + columns.first, columns.end - columns.first);
+        }
+    }
+
+    void interpolate(const Own& own, const E* ratio, float* to) const {
+        for (int64_t s = 0; s < call.S; ++s) {
+            const float *a = own.normal + s * C, *b = own.before + s * C;
+            float* out = to + s * C;
+#pragma omp simd
+            for (int64_t c = 0; c < C; ++c) out[c] = a[c] + (b[c] - a[c]) * widen(ratio[c]);
+        }
+    }
+
+    void all_columns(const E* w, int64_t K, int64_t outputs, const float* from, int64_t stride, Span columns, float* to,
+                     Own& own) const {
+        own.used.resize(K);
+        std::iota(own.used.begin(), own.used.end(), 0);
+        times_columns(Matrix<E>{w, nullptr, outputs, K, outputs}, from, stride, call.S, own.used, columns.first,
+                      columns.end, to, outputs);
+    }
+
+    void mix_ratios(int64_t layer, Own& own, Span columns) const {
+        all_columns(small(layer, MAA_W1), C, hidden, own.first, C, columns, mix_hidden, own);
+        for (int64_t s = 0; s < call.S; ++s)
+            for (int64_t i = columns.first; i < columns.end; ++i)
+                mix_hidden[s * hidden + i] = std::tanh(mix_hidden[s * hidden + i]);
+    }
+
+    void mix_five(int64_t layer, Own& own, Span columns) const {
+        for (int i = 0; i < 5; ++i) {
+            const E *w = small(layer, MAA_W2) + i * size.mix_rank * C, *constant = small(layer, MAA_W + i);
+            all_columns(w, size.mix_rank, C, mix_hidden + i * size.mix_rank, hidden, columns, own.out, own);
+            for (int64_t s = 0; s < call.S; ++s) {
+                const float *a = own.normal + s * C, *b = own.before + s * C, *ratio = own.out + s * C;
+                float* to = mixed + (i * S + s) * C;
+#pragma omp simd
+                for (int64_t c = columns.first; c < columns.end; ++c)
+                    to[c] = a[c] + (b[c] - a[c]) * (widen(constant[c]) + ratio[c]);
+            }
+        }
+    }
+
+    void project(int64_t layer, Own& own, Span rows, Span decay_columns) const {
+        constexpr struct { int field, input; } ORDER[4] = {{RECEPTANCE, 3}, {KEY, 1}, {VALUE, 2}, {GATE, 4}};
+        for (int i = 0; i < 4; ++i) {
+            times_rows(matrix(layer, ORDER[i].field), mixed + ORDER[i].input * S * C, C, call.S, rows.first, rows.end,
+                       projected + i * S * C, C);
+        }
+        all_columns(small(layer, DECAY_W1), C, size.decay_rank, mixed, C, decay_columns, decay_hidden, own);
+        for (int64_t s = 0; s < call.S; ++s)
+            for (int64_t i = decay_columns.first; i < decay_columns.end; ++i)
+                decay_hidden[s * size.decay_rank + i] = std::tanh(decay_hidden[s * size.decay_rank + i]);
+    }
+
+    // One head of one sequence: the decay, the WKV operator, the norm and the gate
+    void recur(int64_t layer, int64_t s, int64_t head, float* decay) const {
+        const int64_t at = head * N;
+        const E *constant = small(layer, DECAY) + at, *w2 = small(layer, DECAY_W2) + at;
+        for (int64_t n = 0; n < N; ++n) decay[n] = widen(constant[n]);
+        for (int64_t i = 0; i < size.decay_rank; ++i) {
+            const float h = decay_hidden[s * size.decay_rank + i];
+#pragma omp simd
+            for (int64_t n = 0; n < N; ++n) decay[n] += h * widen(w2[i * C + n]);
+        }
+        for (int64_t n = 0; n < N; ++n) decay[n] = std::exp(-std::exp(std::min(decay[n], LARGEST_W)));
+
+        const E* bonus = small(layer, BONUS) + at;
+        const float *r = projected + s * C + at, *k = r + S * C, *v = k + S * C, *g = v + S * C;
+        const int64_t place = ((layer * call.S + s) * H + head) * N * N;
+        const float* state = call.wkv + place;
+        float *after = call.wkv_after + place, *y = read + s * C + at;
+        std::fill(y, y + N, 0.0f);
+        for (int64_t i = 0; i < N; ++i, state += N, after += N) {
+            const float own = r[i] * widen(bonus[i]) * k[i];
+#pragma omp simd
+            for (int64_t n = 0; n < N; ++n) {
+                y[n] += r[i] * state[n] + own * v[n];
+                after[n] = decay[i] * state[n] + k[i] * v[n];
+            }
+        }
+        float total = 0, squares = 0;
+#pragma omp simd reduction(+ : total)
+        for (int64_t n = 0; n < N; ++n) total += y[n];
+        const float mean = total / N;
+#pragma omp simd reduction(+ : squares)
+        for (int64_t n = 0; n < N; ++n) squares += (y[n] - mean) * (y[n] - mean);
+        const float factor = 1.0f / std::sqrt(squares / N + size.group_norm_eps);
+        const E *weight = small(layer, LN_X_WEIGHT) + at, *bias = small(layer, LN_X_BIAS) + at;
+        for (int64_t n = 0; n < N; ++n)
+            y[n] = ((y[n] - mean) * factor * widen(weight[n]) + widen(bias[n])) * (g[n] * sigmoid(g[n]));
+    }
+
+    void channel_inner(int64_t layer, const Own& own, Span inner_rows, Span rows) const {
+        times_rows(matrix(layer, FFN_KEY), own.first, C, call.S, inner_rows.first, inner_rows.end, inner, F);
+        times_rows(matrix(layer, FFN_RECEPTANCE), own.second, C, call.S, rows.first, rows.end, gate, C);
+        for (int64_t s = 0; s < call.S; ++s) {
+            for (int64_t i = s * F + inner_rows.first; i < s * F + inner_rows.end; ++i)
+                inner[i] = inner[i] < 0 ? 0 : inner[i] * inner[i];
+            for (int64_t i = s * C + rows.first; i < s * C + rows.end; ++i) gate[i] = sigmoid(gate[i]);
+        }
+    }
+
+    // Hidden units that are zero in every sequence have weights that need not be read, where those lie together.
+    void channel_value(int64_t layer, Own& own, Span columns) const {
+        const Matrix<M> w = matrix(layer, FFN_VALUE);
+        if (size.value_transposed) {
+            own.used.clear();
+            for (int64_t i = 0; i < F; ++i)
+                if (any_used(i)) own.used.push_back(int32_t(i));
+            times_columns(w, inner, F, call.S, own.used, columns.first, columns.end, own.out, C);
+        } else {
+            times_rows(w, inner, F, call.S, columns.first, columns.end, own.out, C);
+        }
+        for (int64_t s = 0; s < call.S; ++s)
+            for (int64_t i = s * C + columns.first; i < s * C + columns.end; ++i) x[i] += gate[i] * own.out[i];
+    }
+
+    bool any_used(int64_t i) const {
+        for (int64_t s = 0; s < call.S; ++s)
+            if (!(inner[s * F + i] == 0)) return true;  // a NaN is none
+        return false;
+    }
+
+    void layer(int64_t l, Own& own, int thread, int threads) const {
+        const int64_t shifts = l * call.S * C;
+        const Span columns = share(C, 32, thread, threads);
+        look_back(small(l, LN1_WEIGHT), small(l, LN1_BIAS), (const E*)call.att_shift + shifts,
+                  (E*)call.att_shift_after + shifts, own, columns);
+        interpolate(own, small(l, MAA_X), own.first);
+        mix_ratios(l, own, share(hidden, W, thread, threads));
+#pragma omp barrier
+        mix_five(l, own, columns);
+#pragma omp barrier
+        project(l, own, columns, share(size.decay_rank, W, thread, threads));
+#pragma omp barrier
+        const Span heads = share(call.S * H, 1, thread, threads);
+        for (int64_t i = heads.first; i < heads.end; ++i) recur(l, i / H, i % H, own.out);
+#pragma omp barrier
+        times_rows(matrix(l, OUTPUT), read, C, call.S, columns.first, columns.end, own.out, C);
+        for (int64_t s = 0; s < call.S; ++s)
+            for (int64_t i = s * C + columns.first; i < s * C + columns.end; ++i) x[i] += own.out[i];
+#pragma omp barrier
+        look_back(small(l, LN2_WEIGHT), small(l, LN2_BIAS), (const E*)call.ffn_shift + shifts,
+                  (E*)call.ffn_shift_after + shifts, own, columns);
+        interpolate(own, small(l, FFN_MAA_K), own.first);
+        interpolate(own, small(l, FFN_MAA_R), own.second);
+        channel_inner(l, own, share(F, 4, thread, threads), columns);
+#pragma omp barrier
+        channel_value(l, own, columns);
+#pragma omp barrier
+    }
+
+    void run() {
+        static thread_local Floats shared, private_floats;
+        shared.reset();
+        x = shared.rows(S, C);
+        mix_hidden = shared.rows(S, hidden);
+        mixed = shared.rows(5 * S, C);
+        decay_hidden = shared.rows(S, size.decay_rank);
+        projected = shared.rows(4 * S, C);
+        read = shared.rows(S, C);
+        inner = shared.rows(S, F);
+        gate = shared.rows(S, C);
+        const E* const* ends = (const E* const*)call.ends;
+        for (int64_t s = 0; s < call.S; ++s) {
+            std::vector<float> given(C);
+            read_row(given.data(), (const E*)call.x + s * C, C);
+            layer_norm(given.data(), ends[0], ends[1], x + s * C, C);
+        }
+#pragma omp parallel num_threads(call.threads)
+        {
+            const FlushSubnormals flush;
+            private_floats.reset();
+            Own own{private_floats.rows(S, C), private_floats.rows(S, C), private_floats.rows(S, C),
+                    private_floats.rows(S, C), private_floats.rows(S, std::max(C, N)), {}};
+            for (int64_t l = 0; l < size.layers; ++l) layer(l, own, omp_get_thread_num(), omp_get_num_threads());
+        }
+        std::vector<float> out(C);
+        for (int64_t s = 0; s < call.S; ++s) {
+            layer_norm(x + s * C, ends[2], ends[3], out.data(), C);
+            write_row((E*)call.hidden + s * C, out.data(), C);
+        }
+    }
+};
+
+template <class E, class M>
+void step(const Sizes& size, const Call& call) {
+    Step<E, M>{size, call}.run();
+}
+
+}  // namespace
+
+extern "C" int rwkv6_fields() { return FIELDS; }
+
+// One position of at most 8 sequences. sizes: layers, width, heads, ffn, mix rank, decay rank, whether FFN_VALUE is
+// transposed.
+extern "C" void rwkv6_step(const int64_t* sizes, float group_norm_eps, const void* const* pointers,
+                           const void* const* ends, const void* x, const void* att_shift, const float* wkv,
+                           const void* ffn_shift, void* hidden, void* att_shift_after, float* wkv_after,
+                           void* ffn_shift_after, int64_t sequences, int is_bf16, int is_int8, int threads) {
+    const Sizes size{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], group_norm_eps};
+    const Call call{pointers, ends, x, att_shift, ffn_shift, wkv, hidden, att_shift_after, ffn_shift_after, wkv_after,
+                    sequences, threads};
+    if (is_bf16)
+        is_int8 ? step<bf16, int8_t>(size, call) : step<bf16, bf16>(size, call);
+    else
+        is_int8 ? step<float, int8_t>(size, call) : step<float, float>(size, call);
+}

@@ -1,0 +1,94 @@
+"""x · wᵀ where no gradient is wanted: on a CPU by our own kernels, elsewhere by torch.
+
+Shape letters: T positions, K inputs, N outputs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._native import arguments, library, missing, pointer, threads
+
+ACTIVATIONS = {None: 0, "squared_relu": 1}
+FEW = 8
+"""Up to so many positions memory is the limit, and weights are read once for all of them."""
+
+
+def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+    """[..., N]: x [..., K] times weight [N, K] transposed, through the activation: none or "squared_relu".
+
+    The weight has the type of x, or is int8 with one scale per output: float32 [N].
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if _serves(rows, weight, scale):
+        out = _few(rows, weight, scale) if len(rows) <= FEW else _many(rows, weight, scale, ACTIVATIONS[activation])
+        if out is not None:
+            return (_activate(out, activation) if len(rows) <= FEW else out).view(*x.shape[:-1], -1)
+    return linear_reference(x, weight, scale, activation=activation)
+
+
+def linear_reference(
+    x: Tensor, weight: Tensor, scale: Tensor | None = None, *, activation: str | None = None
+) -> Tensor:
+    """The same by torch."""
+    if scale is None:
+        return _activate(F.linear(x, weight), activation)
+    return _activate((F.linear(x, weight.to(x.dtype)) * scale).to(x.dtype), activation)
+
+
+def _activate(x: Tensor, activation: str | None) -> Tensor:
+    return x if activation is None else torch.relu(x).square()
+
+
+def _serves(x: Tensor, weight: Tensor, scale: Tensor | None) -> bool:
+    tensors = [x, weight] if scale is None else [x, weight, scale]
+    return (
+        x.dtype in (torch.float32, torch.bfloat16)
+        and weight.dtype is (x.dtype if scale is None else torch.int8)
+        and all(type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu" for tensor in tensors)
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        and not torch.compiler.is_compiling()
+        and x.numel() > 0 and (weight.is_contiguous() or weight.t().is_contiguous())
+        and missing("linear") is None
+    )
+
+
+def _few(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    x, out = x.contiguous(), x.new_empty(len(x), len(weight))
+    _library().gemv(
+        *map(pointer, (x, weight, scale, out)), len(x), *weight.shape, x.dtype is torch.bfloat16, scale is not None,
+        not weight.is_contiguous(), threads(),
+    )
+    return out
+
+
+def _many(x: Tensor, weight: Tensor, scale: Tensor | None, activation: int) -> Tensor | None:
+    if not _tiles():
+        return None
+    x, out = x.contiguous(), x.new_empty(len(x), len(weight))
+    transposed = not weight.is_contiguous()
+    _library().linear(
+        *map(pointer, (x, weight, scale, None, out)), len(x), *weight.shape, x.shape[1],
+        weight.stride(1) if transposed else weight.stride(0), len(weight), x.dtype is torch.bfloat16, scale is not None,
+        transposed, activation, threads(),
+    )
+    return out
+
+
+@cache
+def _tiles() -> bool:
+    """Whether this process may use the tile unit (AMX)."""
+    return bool(_library().linear_supported())
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    loaded = library("linear")
+    loaded.gemv.argtypes = arguments("pppp lll iiii")
+    loaded.linear.argtypes = arguments("ppppp lll lll iiiii")
+    return loaded
