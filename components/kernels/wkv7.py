@@ -15,10 +15,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._forms import Form, check_inputs, choose, step_by_step, wide, without_autocast
+from ._forms import Form, as_one_dtype, check_inputs, choose, step_by_step, wide, without_autocast
 from ._grid import sequence_lengths
 from ._triton import fla_unfit, late
 from ._triton import unfit as triton_unfit
+from ._wkv7_chunk import wkv7_chunk
+from ._wkv7_cpu import unfit as cpu_unfit
+from ._wkv7_cpu import wkv7_cpu
 
 
 @without_autocast
@@ -41,13 +44,15 @@ def wkv7(
     the log-decay itself, ≤ 0, and better not of less than float32. Computes in float32, or float64 when r is.
     """
     lengths = sequence_lengths(cu_seqlens, len(r))
+    dtype = v.dtype
+    if not r.dtype == k.dtype == v.dtype == a.dtype == b.dtype:
+        r, k, v, a, b = as_one_dtype(r, k, v, a, b)
     exact = wide(r.dtype)
     if state is None:
         state = torch.zeros(len(lengths), *k.shape[1:], v.shape[-1], dtype=exact, device=r.device)
     given = {name: (x, "THK") for name, x in (("r", r), ("w", w), ("k", k), ("a", a), ("b", b))}
     check_inputs("wkv7", {**given, "v": (v, "THV"), "state": (state, "SHKV")}, S=len(lengths))
     chosen = _SINGLE if form == "auto" and max(lengths) == 1 else choose("wkv7", FORMS, form, k, v, lengths)
-    dtype = v.dtype
     if chosen.widens:
         r, w, k, v, a, b = (x.to(exact) for x in (r, w, k, v, a, b))
     y, after = chosen.compute(r, w, k, v, a, b, lengths, state.to(exact))
@@ -93,6 +98,8 @@ _SINGLE = Form(_single, widens=False)
 FORMS: dict[str, Form] = {
     "triton": Form(late("_wkv7_triton", "wkv7_triton"), triton_unfit, widens=False),
     "fla": Form(late("_fla", "wkv7_fla"), fla_unfit, widens=False),
+    "cpu": Form(wkv7_cpu, cpu_unfit, widens=False),
+    "chunk": Form(wkv7_chunk),
     "reference": Form(wkv7_reference),
 }
 """The forms by name; `auto` takes the first that can."""

@@ -106,6 +106,40 @@ INLINE void transpose(const float* from, int64_t from_stride, float* to, int64_t
             for (int64_t i = i0; i < std::min(rows, i0 + block); ++i) to[j * to_stride + i] = from[i * from_stride + j];
 }
 
+// A tile of a state [V][K] in registers: VR values, and keys across the lanes of KC registers.
+constexpr int VR = 4, KC = 2;
+
+template <int C>
+using Tile = vec[VR][C];
+
+template <int C>
+INLINE void load_tile(Tile<C>& s, const float* state, int64_t K) {
+#pragma GCC unroll 4
+    for (int j = 0; j < VR; ++j)
+#pragma GCC unroll 4
+        for (int b = 0; b < C; ++b) s[j][b] = load(state + j * K + b * W);
+}
+
+template <int C>
+INLINE void store_tile(float* state, const Tile<C>& s, int64_t K) {
+#pragma GCC unroll 4
+    for (int j = 0; j < VR; ++j)
+#pragma GCC unroll 4
+        for (int b = 0; b < C; ++b) store(state + j * K + b * W, s[j][b]);
+}
+
+template <int C>
+INLINE void load_keys(vec (&x)[C], const float* row) {
+#pragma GCC unroll 4
+    for (int b = 0; b < C; ++b) x[b] = load(row + b * W);
+}
+
+template <int C>
+INLINE void store_keys(float* row, const vec (&x)[C]) {
+#pragma GCC unroll 4
+    for (int b = 0; b < C; ++b) store(row + b * W, x[b]);
+}
+
 struct bf16 {
     uint16_t bits;
 };

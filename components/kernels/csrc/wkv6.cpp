@@ -171,39 +171,6 @@ struct Backward {
     int64_t K, V;         // padded
 };
 
-constexpr int VR = 4;  // values of a tile
-
-template <int KC>
-using Tile = vec[VR][KC];
-
-template <int KC>
-INLINE void load_tile(Tile<KC>& s, const float* state, int64_t K) {
-#pragma GCC unroll 4
-    for (int j = 0; j < VR; ++j)
-#pragma GCC unroll 4
-        for (int b = 0; b < KC; ++b) s[j][b] = load(state + j * K + b * W);
-}
-
-template <int KC>
-INLINE void store_tile(float* state, const Tile<KC>& s, int64_t K) {
-#pragma GCC unroll 4
-    for (int j = 0; j < VR; ++j)
-#pragma GCC unroll 4
-        for (int b = 0; b < KC; ++b) store(state + j * K + b * W, s[j][b]);
-}
-
-template <int KC>
-INLINE void load_keys(vec (&x)[KC], const float* row) {
-#pragma GCC unroll 4
-    for (int b = 0; b < KC; ++b) x[b] = load(row + b * W);
-}
-
-template <int KC>
-INLINE void store_keys(float* row, const vec (&x)[KC]) {
-#pragma GCC unroll 4
-    for (int b = 0; b < KC; ++b) store(row + b * W, x[b]);
-}
-
 // The state after n positions.
 template <int KC>
 INLINE void advance_tile(const Backward& c, float* after, int64_t i0, int64_t j0, int64_t n) {
@@ -274,8 +241,6 @@ INLINE void backward_tile(const Backward& c, int64_t i0, int64_t j0, int64_t n) 
             for (int j = 0; j < VR; ++j) c.grad_v[u * c.V + j0 + j] += sums[(u - t) * VR + j];
     }
 }
-
-constexpr int KC = 2;  // registers of keys of a tile
 
 void advance_chunk(const Backward& c, float* after, int64_t n) {
     for (int64_t j0 = 0; j0 < c.V; j0 += VR) {

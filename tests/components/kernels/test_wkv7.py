@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -13,17 +14,25 @@ from components.kernels import wkv7 as operator
 from components.kernels.wkv7 import wkv7, wkv7_step
 
 FORMS = [name for name in operator.FORMS if name not in ("triton", "fla")]  # these have tests of their own
+FAST = [name for name in FORMS if name != "reference"]
+EXACT = [name for name in FORMS if name != "cpu"]  # those that take float64
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
+FORM_AND_DTYPE = [(form, dtype) for form in FAST for dtype in TOLERANCE if form in EXACT or dtype is not torch.float64]
+LENGTHS = [(1,), (15,), (16,), (17,), (65,), (257,), (3, 1, 40), (1, 1, 1), (17, 64, 5, 1, 33, 16, 8)]
+# log-decays: a model's, close to none, and from e^-1e-4 to e^-50 side by side
+REGIMES = {"model": (-0.6065, -2e-4), "near one": (-1e-3, -1e-4), "mixed": (-50.0, -1e-4)}
 NAMES = ("r", "w", "k", "v", "a", "b", "state")
 
 
-def inputs(lengths: tuple[int, ...], width: int = 32, values: int | None = None) -> list[Tensor]:
+def inputs(lengths: tuple[int, ...], width: int = 32, values: int | None = None, regime: str = "model") -> list[Tensor]:
     """r, w, k, v, a, b, state in float64, representable in float32; transitions that do not grow, like a model's."""
     generator = torch.Generator().manual_seed(sum(lengths) + width)
     heads, values = 2, values or width
     r, w, k, a, gate = (torch.randn(sum(lengths), heads, width, generator=generator) for _ in range(5))
     v = torch.randn(sum(lengths), heads, values, generator=generator)
     state = torch.randn(len(lengths), heads, width, values, generator=generator)
-    w = -(2e-4 + 0.6 * w.sigmoid())
+    low, high = REGIMES[regime]
+    w = -torch.exp(math.log(-low) + math.log(high / low) * w.sigmoid())  # evenly spread on a logarithmic scale
     a = -torch.nn.functional.normalize(a, dim=-1)
     return [x.double() for x in (r, w, k, v, a, -a * gate.sigmoid(), state)]
 
@@ -59,6 +68,68 @@ def results(tensors: list[Tensor], lengths: tuple[int, ...], form: str) -> list[
     return [y, after, *torch.autograd.grad(loss, leaves)]
 
 
+def assert_equal(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    for name, got, want in zip(("y", "final state", *NAMES), actual, expected, strict=True):
+        error = (got.double() - want).abs().max() / want.abs().max().clamp(min=1.0)
+        assert error <= tolerance, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize(("form", "dtype"), FORM_AND_DTYPE)
+def test_a_form_equals_the_recurrence(form: str, dtype: torch.dtype, lengths: tuple[int, ...]) -> None:
+    tensors = inputs(lengths)
+    expected = results(tensors, lengths, "reference")
+    assert_equal(results([x.to(dtype) for x in tensors], lengths, form), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("width", [32, 64, 128])
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize(("form", "dtype"), FORM_AND_DTYPE)
+def test_a_form_is_stable_for_every_decay(form: str, dtype: torch.dtype, regime: str, width: int) -> None:
+    tensors = inputs((50, 23), width, regime=regime)
+    expected = results(tensors, (50, 23), "reference")
+    assert_equal(results([x.to(dtype) for x in tensors], (50, 23), form), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("form", "dtype"), FORM_AND_DTYPE)
+def test_keys_and_values_may_differ_in_width(form: str, dtype: torch.dtype) -> None:
+    tensors = inputs((19, 4), 16, values=24)
+    expected = results(tensors, (19, 4), "reference")
+    assert_equal(results([x.to(dtype) for x in tensors], (19, 4), form), expected, TOLERANCE[dtype])
+
+
+def test_the_gradients_of_chunks_are_those_of_finite_differences() -> None:
+    leaves = [x.requires_grad_() for x in inputs((19, 2), 3, values=2)]
+
+    def run(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        return wkv7(*tensors[:6], bounds((19, 2)), tensors[6], form="chunk")
+
+    assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("form", FAST)
+@pytest.mark.parametrize("part", [0, 1], ids=["output", "final state"])
+def test_each_result_alone_carries_gradients(form: str, part: int) -> None:
+    gradients = []
+    for name, dtype in ((form, torch.float32), ("reference", torch.float64)):
+        *row, state = leaves = [x.to(dtype).requires_grad_() for x in inputs((20, 3))]
+        out = wkv7(*row, bounds((20, 3)), state, form=name)[part]
+        gradients.append(torch.autograd.grad(out.square().sum(), leaves, allow_unused=True, materialize_grads=True))
+    for name, got, want in zip(NAMES, *gradients, strict=True):
+        assert (got.double() - want).abs().max() <= 1e-5 * want.abs().max(), name
+
+
+def test_bfloat16_inputs_are_computed_wide() -> None:
+    tensors = [x.bfloat16() for x in inputs((33, 7))]
+    narrow = results(
+        [x.float() if n in ("w", "state") else x for n, x in zip(NAMES, tensors, strict=True)], (33, 7), "cpu"
+    )
+    wide = results([x.double() for x in tensors], (33, 7), "reference")
+    assert narrow[0].dtype is torch.bfloat16 and narrow[1].dtype is torch.float32
+    assert (narrow[1].double() - wide[1]).abs().max() <= 3e-6 * wide[1].abs().max()
+    assert_equal(narrow, wide, 2**-7)
+
+
 @pytest.mark.parametrize("lengths", [(1,), (20,), (3, 1, 11)], ids=str)
 def test_the_recurrence_equals_products_of_transition_matrices(lengths: tuple[int, ...]) -> None:
     tensors = inputs(lengths, 8, values=5)
@@ -90,19 +161,19 @@ def test_the_gated_delta_rule_is_a_case_of_it() -> None:
 
 @pytest.mark.parametrize("form", ["auto", *FORMS])
 def test_a_row_continued_from_its_state_equals_the_whole(form: str) -> None:
-    *row, state = inputs((41,))
+    *row, state = (x.float() for x in inputs((41,)))
     whole, end = wkv7(*row, bounds((41,)), state, form=form)
     pieces = []
     for part in (slice(0, 18), slice(18, 19), slice(19, 41)):
         y, state = wkv7(*(x[part] for x in row), bounds((part.stop - part.start,)), state, form=form)
         pieces.append(y)
-    torch.testing.assert_close(torch.cat(pieces), whole)
-    torch.testing.assert_close(state, end)
+    torch.testing.assert_close(torch.cat(pieces), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state, end, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_given_state_is_left_alone(form: str) -> None:
-    *row, state = inputs((20, 1))
+    *row, state = (x.float() for x in inputs((20, 1)))
     before = state.clone()
     wkv7(*row, bounds((20, 1)), state, form=form)
     assert torch.equal(state, before)
