@@ -4,20 +4,45 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from aurora.checkpoint import save_model
 from aurora.commands.converting import bytes_shown, size_in_bytes
+from aurora.commands.finding import random_model
 from aurora.conversion.export import export as run
+from aurora.conversion.replacing import require_free
 from aurora.errors import AuroraError
 
 
 def export(options: Namespace) -> int:
     """Writes the folder."""
-    folder, target = Path(options.folder), Path(options.target)
-    if folder.exists() and target.resolve().is_relative_to(folder.resolve()):
-        raise AuroraError(f"{target} lies in the model that is exported; give another target")
-    with bytes_shown("writing") as told:
+    target, shard_bytes = Path(options.target), size_in_bytes(options.shard_size)
+    require_free(target, folder=True, force=options.force)
+    with _model(options, target) as (folder, sources), bytes_shown("writing") as told:
         run(folder, target, name=options.name, licence=options.license, dtype=options.dtype, results=options.results,
-            force=options.force, shard_bytes=size_in_bytes(options.shard_size), told=told)
+            sources=sources, force=options.force, shard_bytes=shard_bytes, told=told)
     sys.stdout.write(f"written to {target}\n")
     return 0
+
+
+@contextmanager
+def _model(options: Namespace, target: Path) -> Iterator[tuple[Path, Mapping[str, str] | None]]:
+    """The model's folder; with --from-parts one that is there for as long as it is needed, and its weights' sources."""
+    if options.from_parts == (options.folder is not None):
+        raise AuroraError("give either MODEL_FOLDER or --from-parts: aurora export MODEL_FOLDER TARGET")
+    if options.folder is not None:
+        if options.overrides:
+            raise AuroraError(f"{options.overrides[0]!r} goes with --from-parts; a saved model is exported as it is")
+        if Path(options.folder).exists() and target.resolve().is_relative_to(Path(options.folder).resolve()):
+            raise AuroraError(f"{target} lies in the model that is exported; give another target")
+        yield Path(options.folder), None
+        return
+    model, config, sources = random_model(options.overrides)
+    target.resolve().parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".parts-", dir=target.resolve().parent) as scratch:
+        save_model(model, config, Path(scratch, "model"))
+        del model
+        yield Path(scratch, "model"), sources

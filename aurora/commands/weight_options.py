@@ -20,9 +20,16 @@ CONVERT_EXAMPLE = (
 EXPORT = (
     "Writes a model folder as one to give away: weights in shards, config, tokenizer, prompt, and a model card with "
     "the parts, the stages it was trained in and the results that were measured on it. `--model TARGET` takes it "
-    "wherever a model folder is taken."
+    "wherever a model folder is taken.\n\n"
+    "With --from-parts there is no model yet: the one that a config describes is made of its base weights, the "
+    "connector of random ones; OVERRIDES after `--` choose it as for `aurora train`."
 )
-EXPORT_EXAMPLE = "aurora export runs/demo/language_video/model exports/blocks --license apache-2.0"
+EXPORT_EXAMPLE = (
+    "aurora export runs/demo/language_video/model exports/blocks --license apache-2.0\n"
+    "  aurora export --from-parts exports/untrained -- dtype=bfloat16 \\\n"
+    "    base_weights.vision.siglip=siglip-large-patch16-384 \\\n"
+    "    base_weights.backbone.rwkv6=RWKV-x060-World-1B6-v2.1-20240328-ctx4096.pth"
+)
 
 
 def convert(parser: ArgumentParser) -> None:
@@ -44,8 +51,10 @@ def convert(parser: ArgumentParser) -> None:
 
 def export(parser: ArgumentParser) -> None:
     """The arguments of `aurora export`."""
-    parser.add_argument("folder", metavar="MODEL_FOLDER", help="as training writes it, RUN/STAGE/model")
+    parser.add_argument("folder", metavar="MODEL_FOLDER", nargs="?", help="as training writes it, RUN/STAGE/model")
     parser.add_argument("target", metavar="TARGET", help="the folder to write")
+    parser.set_defaults(overrides=[])
+    parser.add_argument("--from-parts", action="store_true", help="instead of MODEL_FOLDER: a model of base weights")
     parser.add_argument("--name", metavar="TEXT", help="title of the model card; by default the name of TARGET")
     parser.add_argument("--license", metavar="ID", help="of the model card, such as apache-2.0; none by default")
     parser.add_argument("--results", metavar="FILE", action="append", default=[],

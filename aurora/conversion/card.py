@@ -61,7 +61,8 @@ def results_of(folder: Path, model_hash: str, given: Sequence[str]) -> list[dict
 
 
 def model_card(model: AuroraModel, config: Mapping[str, Any], *, name: str, licence: str | None,
-               training: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> str:
+               training: Sequence[Mapping[str, Any]], sources: Mapping[str, str] | None,
+               results: Sequence[Mapping[str, Any]]) -> str:
     """README.md with its front matter."""
     front = {
         **({"license": licence} if licence else {}),
@@ -74,7 +75,8 @@ def model_card(model: AuroraModel, config: Mapping[str, Any], *, name: str, lice
         f"# {name}\n",
         "A video language model that reads frames into a memory of constant size. It was exported by "
         f"Aurora {aurora.__version__}.\n",
-        _licence(licence), _parts(model, config), _use(config), _prompt(model), _training(training), _results(results),
+        _licence(licence), _parts(model, config), _use(config), _prompt(model), _training(training, sources),
+        _results(results),
     ]
     return "\n".join(sections)
 
@@ -112,16 +114,21 @@ def _prompt(model: AuroraModel) -> str:
     return f"## Prompt\n\n```\n{shown.rstrip()}\n```\n\nAn answer ends with {model.prompt.stop!r}; see `prompt.json`.\n"
 
 
-def _training(stages: Sequence[Mapping[str, Any]]) -> str:
+def _training(stages: Sequence[Mapping[str, Any]], sources: Mapping[str, str] | None) -> str:
+    if sources is not None:
+        return f"## Training\n\nThis model was not trained as a whole. Its weights: {_named(sources)}.\n"
     if not stages:
         return "## Training\n\nNothing is recorded about it.\n"
     rows = [(each["stage"], ", ".join(each["recipe"].get("trained", ())), ", ".join(each["recipe"].get("mixture", {})),
              *(str(each["recipe"].get(key, "")) for key in ("keep_ratio", "peak_lr", "global_batch", "epochs")),
              str(each["precision"]), str(each["seed"])) for each in stages]
     columns = ("stage", "trained", "data", "keep ratio", "peak rate", "global batch", "epochs", "precision", "seed")
+    return f"## Training\n\n{_table(columns, rows)}\nThe first stage started from {_named(stages[0]['start'])}.\n"
+
+
+def _named(sources: Mapping[str, str]) -> str:
     # only the names: where files lay is nobody's business
-    start = ", ".join(f"{slot}: {Path(str(path)).name}" for slot, path in stages[0]["start"].items())
-    return f"## Training\n\n{_table(columns, rows)}\nThe first stage started from {start}.\n"
+    return ", ".join(f"{slot}: {Path(str(path)).name}" for slot, path in sources.items())
 
 
 def _results(results: Sequence[Mapping[str, Any]]) -> str:

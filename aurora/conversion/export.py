@@ -41,18 +41,22 @@ _SPARE_BYTES = 2**26  # for what lies beside the weights
 
 def export(
     folder: Path, target: Path, *, name: str | None = None, licence: str | None = None, dtype: str | None = None,
-    results: Sequence[str] = (), force: bool = False, shard_bytes: int = SHARD_BYTES,
-    told: Told = lambda done, all: None,
+    results: Sequence[str] = (), sources: Mapping[str, str] | None = None, force: bool = False,
+    shard_bytes: int = SHARD_BYTES, told: Told = lambda done, all: None,
 ) -> None:
     """Writes the model in `folder` to the folder `target`, which `load_model` reads as well. Streamed; whole or not at
-    all. AuroraError for a model that is broken or not the one that its config describes."""
+    all. AuroraError for a model that is broken or not the one that its config describes.
+
+    `sources` says of a model that was not trained yet where the weights of its slots come from.
+    """
     require_free(target, folder=True, force=force)
     config = read_config(folder)
     config["dtype"] = _dtype(dtype or config.get("dtype", "float32"))
     tensors = open_tensors(folder) if weight_paths(folder) else {}
     model = _skeleton(folder, config, tensors)
+    measured = results_of(folder, model_hash(folder), results)
     card = model_card(model, config, name=name or target.resolve().name, licence=licence,
-                      training=training_of(folder), results=results_of(folder, model_hash(folder), results))
+                      training=training_of(folder), sources=sources, results=measured)
     wanted, mapped = DTYPES[config["dtype"]] if dtype else None, are_mapped(folder)
     outputs = {key: _output(tensor, wanted, mapped) for key, tensor in tensors.items()}
     all_bytes = sum(output.nbytes for output in outputs.values())

@@ -21,7 +21,7 @@ from aurora.inference.session import Session
 from aurora.registry import SLOTS
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("ask", "caption", "train", "eval", "list", "info", "blocks", "version")
+COMMANDS = ("ask", "caption", "train", "eval", "convert", "export", "list", "info", "blocks", "version")
 SHORT = ("--max-new-tokens", "12")
 
 
@@ -76,7 +76,8 @@ def test_every_command_has_its_function() -> None:
 
     for command in COMMANDS:
         options = parser().parse_known_args([command, *{"ask": ["v"], "caption": ["v"], "eval": ["--data", "d"],
-                                                        "blocks": ["f"]}.get(command, [])])[0]
+                                                        "convert": ["s", "t", "--backbone", "rwkv6"],
+                                                        "export": ["m", "t"], "blocks": ["f"]}.get(command, [])])[0]
         assert callable(getattr(importlib.import_module(f"aurora.commands.{options.module}"), command))
 
 

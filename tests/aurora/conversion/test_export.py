@@ -159,6 +159,45 @@ def test_results_of_these_weights_are_shown_and_those_of_others_refused(run, exp
     assert status == 2 and "measured on another model" in err and not (tmp_path / "other").exists()
 
 
+# ---- from parts
+
+SMALL = ("vision.image_size=32", "vision.patch_size=8", "vision.width=32", "vision.layers=2", "vision.heads=2",
+         "vision.mlp_width=64", "backbone.hidden_size=32", "backbone.layers=2", "backbone.head_size=16",
+         "tokenizer=bytes", "keep_ratio=0.5")
+
+
+def test_a_model_is_made_of_a_siglip_folder_and_an_rwkv_file(run, make_model, make_config, video, tmp_path) -> None:
+    parts = make_model(vision=make_config()["vision"] | {"layers": 2})
+    parts.vision.save_base(str(tmp_path / "tower"))
+    parts.backbone.save_base(str(tmp_path / "finch.pth"))
+    assert run("convert", tmp_path / "finch.pth", tmp_path / "fla", "--backbone", "rwkv6", "--to", "fla")[0] == 0
+    assert run("convert", tmp_path / "fla", tmp_path / "shards", "--backbone", "rwkv6", "--shard-size", "20KB")[0] == 0
+    status, _, err = run("export", "--from-parts", tmp_path / "out", "--", *SMALL,
+                         f"base_weights.vision.siglip={tmp_path / 'tower'}",
+                         f"base_weights.backbone.rwkv6={tmp_path / 'shards'}")
+    assert (status, err) == (0, "") and not list(tmp_path.glob(".*"))
+    loaded, _ = load_model(tmp_path / "out")
+    for slot in ("vision", "backbone"):
+        for name, tensor in getattr(parts, slot).state_dict().items():
+            assert torch.equal(getattr(loaded, slot).state_dict()[name], tensor), name
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "not trained as a whole. Its weights: vision: tower, connector: random, backbone: shards" in card
+    assert run("ask", video, "What?", "--model", tmp_path / "out", "--max-new-tokens", "4")[0] == 0
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("{out}",), "give either MODEL_FOLDER or --from-parts"),
+    (("{model}", "{out}", "--from-parts"), "give either MODEL_FOLDER or --from-parts"),
+    (("{model}", "{out}", "--", "dtype=bfloat16"), "'dtype=bfloat16' goes with --from-parts"),
+    (("{out}", "--from-parts", "--", "base_weights.vision.siglip=nowhere"), "nowhere does not exist"),
+])
+def test_parts_and_a_model_are_not_given_together(run, model_folder, tmp_path, arguments, message) -> None:
+    places = {"out": tmp_path / "out", "model": model_folder}
+    small = SMALL if "nowhere" in message else ()
+    status, _, err = run("export", *(argument.format(**places) for argument in arguments), *small)
+    assert (status, err.count("\n")) == (2, 1) and message in err and not (tmp_path / "out").exists()
+
+
 # ---- errors
 
 
