@@ -31,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not hasattr(options, "overrides"):
             return _fail(f"error: `aurora {options.command}` takes no overrides, but was given {overrides[0]!r}", 2)
         options.overrides += overrides
-    # Threads that spin while they wait made a small model 30 times slower on cores that others use too. What is measured
-    # has the cores for itself, and other implementations are not run so.
+    # Threads that spin while they wait made a small model 30 times slower on cores that others use too. A bench has the
+    # cores for itself, and other implementations are not run so.
     if options.command != "bench":
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:

@@ -45,6 +45,8 @@ class Contestant:
     """Makes everything ready; the first run gives what is compared."""
     missing: str | None = None
     """Why it cannot take part here, and what would change that."""
+    files: Callable[[], object] | None = None
+    """Makes the files that it reads, where they are not there: before its memory is measured."""
     cost: Cost | None = None
     """Where it does other work than the case says."""
     result: str = ""

@@ -32,6 +32,7 @@ class Entry(NamedTuple):
 
     name: str
     make: Callable[[], Reader]
+    files: Callable[[], object]
     missing: str | None = None
 
 
@@ -99,8 +100,9 @@ def _entries(settings: Settings, dtype: str) -> list[Entry]:
     llama = Entry(
         f"llama.cpp {'q8_0' if dtype == 'int8' else 'bf16'}",
         lambda: Llama(gguf_file(settings, dtype), threads=settings.threads, most_tokens=GPU_PROMPT, gpu=settings.gpu),
-        missing("llama_cpp") or missing("gguf"))
-    authors = Entry("rwkv", lambda: Authors(weights_file(settings, dtype), dtype, settings.device), missing("rwkv"))
+        partial(gguf_file, settings, dtype), missing("llama_cpp") or missing("gguf"))
+    files = partial(weights_file, settings, dtype)
+    authors = Entry("rwkv", lambda: Authors(files(), dtype, settings.device), files, missing("rwkv"))
     peers = {"float32": [authors], "bfloat16": [authors, llama], "int8": [llama]}
     return [_ours(settings, dtype, "aurora", Aurora), *peers[dtype]]
 
@@ -109,13 +111,13 @@ def _ours(settings: Settings, dtype: str, name: str, reader: Callable[..., Reade
     def make() -> Reader:
         return reader(load_backbone(weights_file(settings, dtype), size_of(settings), dtype, settings.device))
 
-    return Entry(name, make, missing("torchao") if dtype == "int8" else None)
+    return Entry(name, make, partial(weights_file, settings, dtype), missing("torchao") if dtype == "int8" else None)
 
 
 def _case(name: str, settings: Settings, dtype: str, entries: list[Entry], doing: Callable[[Reader, int], Work],
           needed: Cost, items: int) -> Case:
     vocab = size_of(settings).vocab_size
-    contestants = [Contestant(entry.name, partial(_build, entry.make, doing, vocab), entry.missing)
+    contestants = [Contestant(entry.name, partial(_build, entry.make, doing, vocab), entry.missing, entry.files)
                    for entry in entries]
     return Case(name, contestants, needed, TOLERANCE[dtype], items=items, heavy=True)
 

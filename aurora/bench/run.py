@@ -73,6 +73,8 @@ class _Course:
     def _enter(self, contestant: Contestant) -> None:
         log.info("%s: %s", self.case.name, contestant.name)
         try:
+            if contestant.files is not None:
+                contestant.files()
             if self.case.heavy and not self.settings.quick:
                 # first, because a contestant that brings its process down does so there
                 self.peaks[contestant.name] = peak_bytes(self.bench, self.case.name, contestant.name, self.settings)

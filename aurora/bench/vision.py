@@ -29,21 +29,21 @@ def vision(settings: Settings) -> list[Case]:
 
 
 def _unmerged(settings: Settings, size: TowerSize, frames: int, dtype: str) -> Case:
+    ours = partial(_contestant, settings, size, frames, dtype)
+
     def peer(attention: str) -> Contestant:
         return Contestant(f"transformers {attention}", lambda: _theirs(settings, size, frames, dtype, attention),
-                          missing("transformers"))
+                          missing("transformers"), partial(towers.random_tower, settings.folder, size), result="1.0")
 
     return Case(
         f"SigLIP-L/16-384 unmerged, {frames} frames, {dtype}",
-        [Contestant("aurora", partial(_ours, settings, size, frames, dtype, 1.0)), peer("eager"), peer("sdpa")],
+        [ours("aurora", 1.0), peer("eager"), peer("sdpa")],
         towers.cost(size, frames, dtype), TOLERANCE[dtype], items=frames, unit="frames", heavy=True,
     )
 
 
 def _merged(settings: Settings, size: TowerSize, frames: int, dtype: str) -> Case:
-    def ours(name: str, ratio: float, cost: Cost | None = None) -> Contestant:
-        return Contestant(name, partial(_ours, settings, size, frames, dtype, ratio), cost=cost, result=str(ratio))
-
+    ours = partial(_contestant, settings, size, frames, dtype)
     less = towers.cost(size, frames, dtype, towers.merged_tokens(size, RATIO))
     return Case(
         f"SigLIP-L/16-384 keeping {RATIO}, {frames} frames, {dtype}",
@@ -51,6 +51,12 @@ def _merged(settings: Settings, size: TowerSize, frames: int, dtype: str) -> Cas
         towers.cost(size, frames, dtype), TOLERANCE[dtype], partial(_exact, settings, size, frames), items=frames,
         unit="frames", heavy=True,
     )
+
+
+def _contestant(settings: Settings, size: TowerSize, frames: int, dtype: str, name: str, ratio: float,
+                cost: Cost | None = None) -> Contestant:
+    return Contestant(name, partial(_ours, settings, size, frames, dtype, ratio), None,
+                      partial(towers.random_tower, settings.folder, size), cost, result=str(ratio))
 
 
 def _ours(settings: Settings, size: TowerSize, frames: int, dtype: str, ratio: float) -> Work:

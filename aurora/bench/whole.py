@@ -28,18 +28,24 @@ TOLERANCE = 8e-2
 def case(settings: Settings, tower: TowerSize, frames: int, ratio: float, dtype: str) -> Case:
     """Ours with merged tokens, ours with all of them, and the towers of others, which cannot merge."""
     build = partial(_ours, settings, tower, frames, dtype)
+    files = partial(_files, settings, tower, dtype)
     return Case(
         f"whole model, {frames} frames, {dtype}",
         [
-            Contestant(f"aurora, tome {ratio}", partial(build, ratio), result=str(ratio),
+            Contestant(f"aurora, tome {ratio}", partial(build, ratio), None, files, result=str(ratio),
                        cost=_cost(settings, tower, frames, dtype, ratio)),
-            Contestant("aurora, unmerged", partial(build, 1.0), result="1.0"),
+            Contestant("aurora, unmerged", partial(build, 1.0), None, files, result="1.0"),
             Contestant("transformers + rwkv, unmerged", partial(_theirs, settings, tower, frames, dtype),
-                       missing("transformers") or missing("rwkv"), result="1.0"),
+                       missing("transformers") or missing("rwkv"), files, result="1.0"),
         ],
         _cost(settings, tower, frames, dtype, 1.0), TOLERANCE, partial(_right, settings, tower, frames, dtype),
         items=frames, unit="frames", heavy=True,
     )
+
+
+def _files(settings: Settings, tower: TowerSize, dtype: str) -> None:
+    towers.random_tower(settings.folder, tower)
+    language.weights_file(settings, dtype)
 
 
 def _ours(settings: Settings, tower: TowerSize, frames: int, dtype: str, ratio: float) -> Work:
