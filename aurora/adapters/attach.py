@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -93,6 +94,9 @@ def describe_adapters(model: AuroraModel, adapters: Adapters) -> list[str]:
 
 def lora_module() -> ModuleType:
     """What needs `peft`. AuroraError when that is not installed."""
+    before = logging.root.manager.disable
+    # peft imports what else is installed, and that may log what it does not find
+    logging.disable(logging.WARNING)
     try:
         return importlib.import_module("aurora.adapters.lora")
     except ModuleNotFoundError as error:
@@ -100,3 +104,5 @@ def lora_module() -> ModuleType:
             raise
         raise AuroraError("a LoRA needs the package 'peft', which is not installed; "
                           "try: pip install 'auroralong[lora]'") from error
+    finally:
+        logging.disable(before)

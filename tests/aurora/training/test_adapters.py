@@ -134,24 +134,21 @@ def test_recomputed_activations_change_nothing(base, tmp_path):
     assert (kept / "model.safetensors").read_bytes() == (train(config) / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(("strategy", "precision"), [("ddp", "32-true"), ("fsdp", "bf16-true")])
-def test_two_processes_learn_what_one_does(strategy, precision, base, tmp_path, start_process):
-    for run, devices in (("one", 1), ("two", 2)):
-        config = stage_config(tmp_path / run, base, EVERYTHING, trained=["connector"], steps=2)
-        config["trainer"].update(precision=precision, activation_checkpointing="block")
-        if devices == 1:
-            train(config)
-            continue
-        config["trainer"].update(strategy=strategy, devices=2, accelerator="cpu")
-        process = start_process(config)
-        said = process.communicate(timeout=120)[0]
-        assert process.returncode == 0, said
+def test_two_processes_with_sharded_bfloat16_weights_learn_what_one_does(base, tmp_path, start_process):
+    config = stage_config(tmp_path / "one", base, EVERYTHING, trained=["connector"], steps=2)
+    config["trainer"].update(precision="bf16-true", activation_checkpointing="block")
+    train(config)
+    config = {**config, "run": str(tmp_path / "two")}
+    config["trainer"].update(strategy="fsdp", devices=2, accelerator="cpu")
+    process = start_process(config)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
     one, two = (torch.load(tmp_path / run / "tuned/checkpoints/step-2.ckpt", weights_only=True)["weights"]
                 for run in ("one", "two"))
     before = weights(base)
     for name, tensor in one.items():
         # the rates of two steps sum to 3e-2, which AdamW moves everything by
-        assert (two[name] - tensor).abs().mean() < (1e-5 if precision == "32-true" else 5e-3), name
+        assert (two[name] - tensor).abs().mean() < 5e-3, name
         assert two[name].dtype == tensor.dtype
         if name in before:
             assert (tensor - before[name]).abs().mean() > 1e-2
