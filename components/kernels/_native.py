@@ -3,19 +3,22 @@
 A source `csrc/<name>.cpp` exports plain C functions and knows nothing of torch, so it compiles in seconds and works
 with every version of torch. The instruction set is chosen here, and sources use the compiler's vector extensions, which
 exist for every set; what they need beyond that they guard with the macros of the set (`__AVX512F__`, …). OpenMP's
-threads are those of torch: its runtime is loaded already when ours asks for it.
+threads are those of torch: kernels are linked with the runtime that torch has loaded.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
@@ -23,10 +26,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from aurora.errors import AuroraError
+
 log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc"
-FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
+TIMEOUT_SECONDS = 300
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
 _AVX512_BF16 = (*_AVX512, "-mavx512bf16", "-mavx512vnni")
@@ -65,12 +71,19 @@ def missing(name: str) -> str | None:
 
 
 def instruction_set() -> str:
-    """The widest instruction set of this processor, or the one that AURORA_CPU names."""
+    """The widest instruction set of this processor, or a narrower one that AURORA_CPU names; AuroraError if it names
+    another."""
     asked = os.environ.get("AURORA_CPU")
-    if asked:
-        if asked not in INSTRUCTION_SETS:
-            raise NativeUnavailable(f"AURORA_CPU={asked} is none of {', '.join(INSTRUCTION_SETS)}")
-        return asked
+    widest = _widest_set()
+    known = list(INSTRUCTION_SETS)
+    here = known[known.index(widest) :]
+    if asked and asked not in here:
+        raise AuroraError(f"AURORA_CPU={asked}: this processor has {', '.join(here)}")
+    return asked or widest
+
+
+@cache
+def _widest_set() -> str:
     capability = torch.backends.cpu.get_cpu_capability()
     if capability == "AVX512":
         if torch.cpu._is_amx_tile_supported():
@@ -138,35 +151,90 @@ def cache_folder() -> Path:
 
 
 def _build(name: str) -> ctypes.CDLL:
-    compiler = _compiler()
-    flags = (*FLAGS, *INSTRUCTION_SETS[instruction_set()])
-    source = SOURCES / f"{name}.cpp"
-    key = hashlib.sha256()
+    """Loads what was compiled before; compiles anew where there is nothing, or what there is does not load."""
+    source, chosen = SOURCES / f"{name}.cpp", instruction_set()
+    runtime = _openmp_runtime()
+    key = hashlib.sha256(" ".join((*FLAGS, *INSTRUCTION_SETS[chosen], Path(runtime or "").name)).encode())
     for part in (*sorted(SOURCES.glob("*.h")), source):
         key.update(part.read_bytes())
-    key.update(" ".join((_version(compiler), *flags)).encode())
-    built = cache_folder() / f"{name}-{instruction_set()}-{key.hexdigest()[:16]}.so"
+    file = f"{name}-{platform.machine()}-{chosen}-{key.hexdigest()[:16]}.so"
+    with suppress(OSError):
+        return ctypes.CDLL(str(cache_folder() / file))
+    log.info("compiling %s for %s, once", source.name, chosen)
+    built = _writable_folder() / file
+    _compile(source, built, chosen, runtime)
     try:
-        if not built.exists():
-            _compile(compiler, flags, source, built)
         return ctypes.CDLL(str(built))
     except OSError as error:
-        raise NativeUnavailable(f"{built}: {error}") from error
+        raise NativeUnavailable(f"{built} does not load: {error}") from error
 
 
-def _compile(compiler: str, flags: tuple[str, ...], source: Path, built: Path) -> None:
+def _writable_folder() -> Path:
+    """The cache folder; where that cannot be written, a folder that goes when this process ends."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        log.warning(
+            "compiled kernels cannot be kept, every process compiles them anew: %s; AURORA_CACHE may name "
+            "a folder that can be written",
+            error,
+        )
+        return _passing_folder()
+
+
+@cache
+def _passing_folder() -> Path:
+    # of this process alone: from a folder that others can write, a library of theirs might be loaded
+    folder = Path(tempfile.mkdtemp(prefix="aurora-kernels-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _compile(source: Path, built: Path, instructions: str, runtime: str | None) -> None:
     """Several processes may do this at once: each writes a file of its own, and the last to finish names it."""
-    built.parent.mkdir(parents=True, exist_ok=True)
-    log.info("compiling %s for %s, once", source.name, instruction_set())
+    compiler = _compiler()
+    known = list(INSTRUCTION_SETS)
     with tempfile.TemporaryDirectory(dir=built.parent) as folder:
         fresh = Path(folder) / built.name
-        try:
-            done = subprocess.run([compiler, *flags, str(source), "-o", str(fresh)], capture_output=True, text=True)
-        except OSError as error:
-            raise NativeUnavailable(f"{compiler} does not run: {error}") from error
-        if done.returncode:
-            raise NativeUnavailable(f"{compiler} failed on {source.name}: {done.stderr.strip()[-500:]}")
+        for flags in map(INSTRUCTION_SETS.__getitem__, known[known.index(instructions) :]):
+            failure = _try(compiler, flags, source, fresh, runtime)
+            if not any(flag in failure for flag in flags):  # else the compiler is older than the processor
+                break
+        if failure:
+            raise NativeUnavailable(f"{compiler} failed on {source.name}: {failure.strip()[-500:]}")
         os.replace(fresh, built)
+
+
+def _try(compiler: str, flags: tuple[str, ...], source: Path, built: Path, runtime: str | None) -> str:
+    """What the compiler says if it fails, else nothing."""
+    command = [compiler, *FLAGS, *flags, str(source), "-o", str(built)]
+    # the first runtime that has what is needed is linked with; the compiler's own comes last
+    shared = ["-Wl,--as-needed", runtime] if runtime else []
+    failure = _run([*command, "-fopenmp", *shared])
+    # Apple's clang has no OpenMP: one thread is better than no kernel
+    return _run(command) if "openmp" in failure.lower() else failure
+
+
+def _run(command: list[str]) -> str:
+    """What a command says if it fails, else nothing."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return "" if done.returncode == 0 else done.stderr or f"exit status {done.returncode}"
+
+
+def _openmp_runtime() -> str | None:
+    """The file of GNU's OpenMP that this process has loaded. Wheels of torch bring one under a name of its own, and
+    a second one would be a second set of threads."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    return next((path for line in lines if "libgomp" in (path := line.rpartition(" ")[2])), None)
 
 
 def _compiler() -> str:
@@ -174,11 +242,3 @@ def _compiler() -> str:
         if candidate and shutil.which(candidate):
             return candidate
     raise NativeUnavailable("no C++ compiler was found; install g++, or name one with CXX")
-
-
-@cache
-def _version(compiler: str) -> str:
-    try:
-        return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise NativeUnavailable(f"{compiler} does not run: {error}") from error
