@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,11 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None, *, activation
     return linear_reference(x, weight, scale, activation=activation)
 
 
+def project(x: Tensor, module: Any, *, activation: str | None = None) -> Tensor:
+    """[..., N]: x through a linear layer without bias, whose weight may be int8."""
+    return linear(x, module.weight, getattr(module, "scale", None), activation=activation)
+
+
 def linear_reference(
     x: Tensor, weight: Tensor, scale: Tensor | None = None, *, activation: str | None = None
 ) -> Tensor:
@@ -52,8 +58,8 @@ def _serves(x: Tensor, weight: Tensor, scale: Tensor | None) -> bool:
         and weight.dtype is (x.dtype if scale is None else torch.int8)
         and all(type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu" for tensor in tensors)
         and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-        and not torch.compiler.is_compiling()
-        and x.numel() > 0 and (weight.is_contiguous() or weight.t().is_contiguous())
+        and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
+        and x.numel() > 0 and (weight.is_contiguous() or weight.stride() == (1, len(weight)))
         and missing("linear") is None
     )
 
