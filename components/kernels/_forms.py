@@ -105,6 +105,14 @@ def check_inputs(op: str, inputs: Mapping[str, tuple[Tensor, str]], **sizes: int
             raise AuroraError(f"{op}: {name} is {shape}; it has to be [{right}]")
 
 
+def of_one_step(forms: Mapping[str, Form], state: Tensor, *row: Tensor) -> Form | None:
+    """The form that computes one position of each sequence in one pass over the state, where a kernel can; `row` is
+    what has to be of one dtype, keys first, values last."""
+    if state.dtype is not torch.float32 or any(x.dtype != row[0].dtype for x in row):
+        return None
+    return next((forms[name] for name in ("triton", "cpu") if forms[name].unfit(row[0], row[-1]) is None), None)
+
+
 def on_device(kind: str) -> Callable[[Tensor, Tensor], str | None]:
     """A form that takes tensors of one kind of device only."""
 

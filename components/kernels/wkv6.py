@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._forms import Form, as_one_dtype, check_inputs, choose, step_by_step, wide, without_autocast
+from ._forms import Form, as_one_dtype, check_inputs, choose, of_one_step, step_by_step, wide, without_autocast
 from ._grid import sequence_lengths
 from ._triton import fla_unfit, late
 from ._triton import unfit as triton_unfit
@@ -65,8 +65,10 @@ def wkv6_step(r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, state: 
 
     Computes in the dtype of the state.
     """
-    fused = FORMS["triton"]
-    if state.dtype is torch.float32 and fused.unfit(k, v) is None:
+    fused = of_one_step(FORMS, state, k, r, v)
+    if fused is not None:
+        given = {"r": (r, "SHK"), "k": (k, "SHK"), "v": (v, "SHV"), "w": (w, "SHK"), "bonus": (bonus, "HK")}
+        check_inputs("wkv6_step", {**given, "state": (state, "SHKV")})
         return fused.compute(r, k, v, w, bonus, (1,) * len(k), state)
     return _step(r, k, v, w, bonus, state)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._forms import Form, as_one_dtype, check_inputs, choose, step_by_step, wide, without_autocast
+from ._forms import Form, as_one_dtype, check_inputs, choose, of_one_step, step_by_step, wide, without_autocast
 from ._grid import sequence_lengths
 from ._triton import fla_unfit, late
 from ._triton import unfit as triton_unfit
@@ -65,8 +65,10 @@ def wkv7_step(r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, 
 
     Computes in the dtype of the state.
     """
-    fused = FORMS["triton"]
-    if state.dtype is torch.float32 and fused.unfit(k, v) is None:
+    fused = of_one_step(FORMS, state, k, r, a, b, v)
+    if fused is not None:
+        given = {name: (x, "SHK") for name, x in (("r", r), ("w", w), ("k", k), ("a", a), ("b", b))}
+        check_inputs("wkv7_step", {**given, "v": (v, "SHV"), "state": (state, "SHKV")})
         return fused.compute(r, w, k, v, a, b, (1,) * len(k), state)
     return _step(r, w, k, v, a, b, state)
 

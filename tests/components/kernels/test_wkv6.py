@@ -125,12 +125,20 @@ def test_a_row_continued_from_its_state_equals_the_whole(form: str) -> None:
     torch.testing.assert_close(state, end, **CLOSE[dtype_of(form)])
 
 
-def test_a_step_of_several_sequences_equals_the_recurrence() -> None:
-    r, k, v, w, bonus, state = inputs((1, 1, 1))
-    y, after = wkv6_step(r, k, v, w, bonus, state)
-    want_y, want_after = wkv6(r, k, v, w, bonus, bounds((1, 1, 1)), state, form="reference")
-    torch.testing.assert_close(y, want_y)
-    torch.testing.assert_close(after, want_after)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_step_of_several_sequences_equals_the_recurrence(dtype: torch.dtype) -> None:
+    tensors = inputs((1, 1, 1))
+    y, after = wkv6_step(*(x.to(dtype) for x in tensors))
+    want_y, want_after = wkv6(*tensors[:5], bounds((1, 1, 1)), tensors[5], form="reference")
+    assert y.dtype is after.dtype is dtype
+    torch.testing.assert_close(y.double(), want_y, rtol=0, atol=TOLERANCE[dtype])
+    torch.testing.assert_close(after.double(), want_after, rtol=0, atol=TOLERANCE[dtype])
+
+
+def test_a_step_refuses_what_does_not_fit() -> None:
+    *tensors, state = (x.float() for x in inputs((1, 1, 1)))
+    with pytest.raises(AuroraError, match=r"wkv6_step: state is \[3, 2, 32, 16\]"):
+        wkv6_step(*tensors, state[..., :16])
 
 
 @pytest.mark.parametrize("form", FORMS)

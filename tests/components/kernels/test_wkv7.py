@@ -136,12 +136,20 @@ def test_the_recurrence_equals_products_of_transition_matrices(lengths: tuple[in
     torch.testing.assert_close(results(tensors, lengths, "reference"), results(tensors, lengths, "matrices"))
 
 
-def test_a_step_of_several_sequences_equals_the_recurrence() -> None:
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_step_of_several_sequences_equals_the_recurrence(dtype: torch.dtype) -> None:
     tensors = inputs((1, 1, 1))
-    y, after = wkv7_step(*tensors)
+    y, after = wkv7_step(*(x.to(dtype) for x in tensors))
     want_y, want_after = wkv7(*tensors[:6], bounds((1, 1, 1)), tensors[6], form="reference")
-    torch.testing.assert_close(y, want_y)
-    torch.testing.assert_close(after, want_after)
+    assert y.dtype is after.dtype is dtype
+    torch.testing.assert_close(y.double(), want_y, rtol=0, atol=TOLERANCE[dtype])
+    torch.testing.assert_close(after.double(), want_after, rtol=0, atol=TOLERANCE[dtype])
+
+
+def test_a_step_refuses_what_does_not_fit() -> None:
+    *tensors, state = (x.float() for x in inputs((1, 1, 1)))
+    with pytest.raises(AuroraError, match=r"wkv7_step: state is \[3, 2, 32, 16\]"):
+        wkv7_step(*tensors, state[..., :16])
 
 
 def test_the_gated_delta_rule_is_a_case_of_it() -> None:
