@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, reduce, wraps
+from itertools import islice
 from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -155,12 +156,11 @@ def step_by_step(
     inputs [T, ...], state [S, ...] → [T, ...], [S, ...].
     """
     outputs, states = [], []
-    position = 0
+    positions = zip(*(x.split(1) for x in inputs), strict=True)
     for sequence, length in enumerate(lengths):
         s = state[sequence, None]
-        for t in range(position, position + length):
-            y, s = step(*(x[t, None] for x in inputs), s)
+        for position in islice(positions, length):
+            y, s = step(*position, s)
             outputs.append(y)
         states.append(s)
-        position += length
     return torch.cat(outputs), torch.cat(states)

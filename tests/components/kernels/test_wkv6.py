@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ EXACT = [name for name in FORMS if name != "cpu"]  # those that take float64
 CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-4}, torch.float64: {"rtol": 1e-7, "atol": 1e-7}}
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-11}
 FORM_AND_DTYPE = [(form, dtype) for form in FAST for dtype in TOLERANCE if form in EXACT or dtype is not torch.float64]
-LENGTHS = [(1,), (15,), (16,), (17,), (63,), (65,), (257,), (3, 1, 40), (1, 1, 1), (17, 64, 5, 1, 33, 16, 8)]
+LENGTHS = [(1,), (15,), (16,), (17,), (63,), (65,), (4097,), (3, 1, 40), (1, 1, 1), tuple(range(64, 0, -1))]
 # log(-log(decay)): decays from e^-1e-4 to e^-50
 REGIMES = {"near one": (-9.3, -7.0), "near zero": (1.5, 3.9), "mixed": (-9.3, 3.9)}
 
@@ -54,6 +55,12 @@ def results(tensors: list[Tensor], lengths: tuple[int, ...], form: str) -> list[
     return [y, after, *torch.autograd.grad(loss, leaves)]
 
 
+@cache
+def truth(lengths: tuple[int, ...], width: int = 32, regime: str = "mixed") -> list[Tensor]:
+    """The results of the recurrence in float64."""
+    return results(inputs(lengths, width, regime), lengths, "reference")
+
+
 def assert_equal(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
     names = ("y", "final state", "dr", "dk", "dv", "dw", "dbonus", "dstate")
     for name, got, want in zip(names, actual, expected, strict=True):
@@ -62,22 +69,20 @@ def assert_equal(actual: list[Tensor], expected: list[Tensor], tolerance: float)
         assert error <= tolerance, f"{name}: {error:.1e}"
 
 
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=lambda x: str(x)[:12])
 @pytest.mark.parametrize(("form", "dtype"), FORM_AND_DTYPE)
 def test_a_form_equals_the_recurrence(form: str, lengths: tuple[int, ...], dtype: torch.dtype) -> None:
-    tensors = inputs(lengths)
-    expected = results(tensors, lengths, "reference")
-    assert_equal(results([x.to(dtype) for x in tensors], lengths, form), expected, TOLERANCE[dtype])
+    tensors = [x.to(dtype) for x in inputs(lengths)]
+    assert_equal(results(tensors, lengths, form), truth(lengths), TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("width", [32, 64])
+@pytest.mark.parametrize("width", [32, 64, 128])
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize(("form", "dtype"), FORM_AND_DTYPE)
 def test_a_form_is_stable_for_every_decay(form: str, regime: str, width: int, dtype: torch.dtype) -> None:
-    tensors = inputs((50, 23), width, regime)
-    expected = results(tensors, (50, 23), "reference")
+    tensors = [x.to(dtype) for x in inputs((50, 23), width, regime)]
     # w's gradient is a difference times the log-decay, which magnifies its rounding by up to 20
-    assert_equal(results([x.to(dtype) for x in tensors], (50, 23), form), expected, 5 * TOLERANCE[dtype])
+    assert_equal(results(tensors, (50, 23), form), truth((50, 23), width, regime), 5 * TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("form", FAST)
@@ -139,6 +144,18 @@ def test_a_step_refuses_what_does_not_fit() -> None:
     *tensors, state = (x.float() for x in inputs((1, 1, 1)))
     with pytest.raises(AuroraError, match=r"wkv6_step: state is \[3, 2, 32, 16\]"):
         wkv6_step(*tensors, state[..., :16])
+
+
+def test_a_state_carried_over_a_million_positions_does_not_drift() -> None:
+    generator = torch.Generator().manual_seed(0)
+    r, k, v, w = torch.randn(4, 1 << 20, 1, 8, generator=generator)
+    w, bonus = 2 * w.sigmoid() - 9.2, torch.randn(1, 8, generator=generator)  # decays from e^-1e-4 on
+    state, row = None, list(zip(*(x.split(1 << 17) for x in (r, k, v, w)), strict=True))
+    for part in row:
+        y, state = wkv6(*part, bonus, bounds((1 << 17,)), state, form="cpu")
+    want_y, want = wkv6(*(x.double() for x in (r, k, v, w, bonus)), bounds((1 << 20,)), form="chunk")
+    assert (state - want).abs().max() <= 1e-5 * want.abs().max()
+    assert (y - want_y[-len(y) :]).abs().max() <= 1e-5 * want_y.abs().max()
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ FAST = [name for name in FORMS if name != "reference"]
 EXACT = [name for name in FORMS if name != "cpu"]  # those that take float64
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 FORM_AND_DTYPE = [(form, dtype) for form in FAST for dtype in TOLERANCE if form in EXACT or dtype is not torch.float64]
-LENGTHS = [(1,), (15,), (16,), (17,), (65,), (257,), (3, 1, 40), (1, 1, 1), (17, 64, 5, 1, 33, 16, 8)]
+LENGTHS = [(1,), (15,), (16,), (17,), (63,), (65,), (4097,), (3, 1, 40), (1, 1, 1), tuple(range(64, 0, -1))]
 # log-decays: a model's, close to none, and from e^-1e-4 to e^-50 side by side
 REGIMES = {"model": (-0.6065, -2e-4), "near one": (-1e-3, -1e-4), "mixed": (-50.0, -1e-4)}
 NAMES = ("r", "w", "k", "v", "a", "b", "state")
@@ -68,27 +69,31 @@ def results(tensors: list[Tensor], lengths: tuple[int, ...], form: str) -> list[
     return [y, after, *torch.autograd.grad(loss, leaves)]
 
 
+@cache
+def truth(lengths: tuple[int, ...], width: int = 32, regime: str = "model") -> list[Tensor]:
+    """The results of the recurrence in float64."""
+    return results(inputs(lengths, width, regime=regime), lengths, "reference")
+
+
 def assert_equal(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
     for name, got, want in zip(("y", "final state", *NAMES), actual, expected, strict=True):
         error = (got.double() - want).abs().max() / want.abs().max().clamp(min=1.0)
         assert error <= tolerance, f"{name}: {error:.1e}"
 
 
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=lambda x: str(x)[:12])
 @pytest.mark.parametrize(("form", "dtype"), FORM_AND_DTYPE)
 def test_a_form_equals_the_recurrence(form: str, dtype: torch.dtype, lengths: tuple[int, ...]) -> None:
-    tensors = inputs(lengths)
-    expected = results(tensors, lengths, "reference")
-    assert_equal(results([x.to(dtype) for x in tensors], lengths, form), expected, TOLERANCE[dtype])
+    tensors = [x.to(dtype) for x in inputs(lengths)]
+    assert_equal(results(tensors, lengths, form), truth(lengths), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("width", [32, 64, 128])
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize(("form", "dtype"), FORM_AND_DTYPE)
 def test_a_form_is_stable_for_every_decay(form: str, dtype: torch.dtype, regime: str, width: int) -> None:
-    tensors = inputs((50, 23), width, regime=regime)
-    expected = results(tensors, (50, 23), "reference")
-    assert_equal(results([x.to(dtype) for x in tensors], (50, 23), form), expected, TOLERANCE[dtype])
+    tensors = [x.to(dtype) for x in inputs((50, 23), width, regime=regime)]
+    assert_equal(results(tensors, (50, 23), form), truth((50, 23), width, regime), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize(("form", "dtype"), FORM_AND_DTYPE)
@@ -177,6 +182,18 @@ def test_a_row_continued_from_its_state_equals_the_whole(form: str) -> None:
         pieces.append(y)
     torch.testing.assert_close(torch.cat(pieces), whole, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(state, end, rtol=1e-4, atol=1e-5)
+
+
+def test_a_state_carried_far_does_not_drift() -> None:
+    generator = torch.Generator().manual_seed(0)
+    r, k, v, w, a = torch.randn(5, 1 << 18, 1, 8, generator=generator)
+    w, a = -torch.exp(2 * w.sigmoid() - 9.2), torch.nn.functional.normalize(a, dim=-1)
+    state, row = None, list(zip(*(x.split(1 << 15) for x in (r, w, k, v, a, -a / 100)), strict=True))
+    for part in row:
+        y, state = wkv7(*part, bounds((1 << 15,)), state, form="cpu")
+    want_y, want = wkv7(*(x.double() for x in (r, w, k, v, a, -a / 100)), bounds((1 << 18,)), form="chunk")
+    assert (state - want).abs().max() <= 1e-5 * want.abs().max()
+    assert (y - want_y[-len(y) :]).abs().max() <= 1e-5 * want_y.abs().max()
 
 
 @pytest.mark.parametrize("form", FORMS)
