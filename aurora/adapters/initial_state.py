@@ -27,7 +27,7 @@ class InitialState(nn.Module):
         super().__init__()
         for name, tensor in state.items():
             wide = torch.promote_types(tensor.dtype, torch.float32)
-            self.register_parameter(name, nn.Parameter(tensor.detach().to(wide)))
+            self.register_parameter(name, nn.Parameter(tensor.detach().to(wide, copy=True)))
 
     def forward(self, blank: State) -> State:
         """The state of S sequences that have read nothing, from the backbone's own; gradients reach the parameters.
@@ -69,13 +69,14 @@ def tune_state(where: str, backbone: Backbone, names: Sequence[str] | None = Non
 def start_from(backbone: Backbone, state: Mapping[str, Tensor]) -> None:
     """Lets every sequence that is given no state start from these values [L, 1, ...]. AuroraError when they do not
     fit the backbone's own."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in backbone.init_state(1).items()}
+    blank = backbone.init_state(1)
+    wanted = {name: tuple(tensor.shape) for name, tensor in blank.items()}
     for name, tensor in state.items():
         if tuple(tensor.shape) != wanted.get(name):
             raise AuroraError(f"the initial state {name} {tuple(tensor.shape)} does not fit {type(backbone).__name__}, "
                               f"whose states are {', '.join(f'{key} {shape}' for key, shape in wanted.items())}")
     fresh = tuned_state(backbone) is None
-    setattr(backbone, ATTRIBUTE, InitialState(dict(state)))
+    setattr(backbone, ATTRIBUTE, InitialState({name: tensor.to(blank[name].device) for name, tensor in state.items()}))
     if fresh:
         untuned = backbone.init_state
         backbone.init_state = partial(_init_state, backbone, untuned)  # type: ignore[method-assign]

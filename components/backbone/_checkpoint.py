@@ -7,10 +7,13 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from aurora.adapters.initial_state import PREFIX as TUNED
+from aurora.adapters.initial_state import start_from
 from aurora.conversion.reading import PICKLED, SAFETENSORS, open_tensors
 from aurora.conversion.replacing import replacing
 from aurora.conversion.writing import Output, write_pth, write_safetensors
 from aurora.errors import AuroraError
+from aurora.interfaces import Backbone
 
 from .._families import looks_like
 
@@ -37,11 +40,14 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str) -> None:
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copies tensors into a module of the same keys and shapes, in the module's dtype; all or nothing.
+    """Copies tensors into a module of the same keys and shapes, in the module's dtype; all or nothing. A backbone takes
+    its tuned initial state along, where the tensors hold one.
 
     AuroraError that names what is missing, unexpected or of another shape.
     """
-    own = module.state_dict()
+    own = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(TUNED)}
+    tuned = {name.removeprefix(TUNED): tensor for name, tensor in tensors.items() if name.startswith(TUNED)}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(TUNED)}
     faults = [
         *_fault("missing", (name for name in own if name not in tensors)),
         *_fault("unexpected", (name for name in tensors if name not in own)),
@@ -59,7 +65,10 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
                           f"{_advice(own, tensors)}")
     if any(tensor.is_meta for tensor in own.values()):
         raise AuroraError(f"{type(module).__name__} stands on the meta device; give it memory before reading {source}")
-    module.load_state_dict(tensors)
+    if tuned:
+        assert isinstance(module, Backbone)
+        start_from(module, tuned)
+    module.load_state_dict(tensors, strict=False)  # all that may be missing is a tuned initial state
 
 
 def _fault(kind: str, names: Iterable[str]) -> list[str]:

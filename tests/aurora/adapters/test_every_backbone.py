@@ -144,6 +144,18 @@ def test_the_gradient_of_the_initial_state_sums_over_the_sequences(plain, tolera
     plain.zero_grad()
 
 
+def test_a_tuned_state_is_saved_with_the_weights_and_read_back(plain, tmp_path):
+    backbone = tuned(plain)
+    randomise(backbone)
+    backbone.save_base(str(tmp_path / "tuned.safetensors"))
+    again = copy.deepcopy(plain)
+    again.load_base(str(tmp_path / "tuned.safetensors"))
+    for name, parameter in tuned_state(backbone).named_parameters():
+        found = dict(tuned_state(again).named_parameters())[name]
+        torch.testing.assert_close(found, parameter, check_dtype=False)
+    again.load_base(str(tmp_path / "tuned.safetensors"))  # over a state that is there
+
+
 def test_what_is_read_into_a_state_does_not_reach_the_parameters(plain):
     backbone = tuned(plain)
     state = backbone.init_state(2)
