@@ -5,7 +5,8 @@ Shape letters: T packed positions, S sequences, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import logging
 
+from aurora.adapters.initial_state import PREFIX as TUNED
 from aurora.errors import AuroraError
 from aurora.interfaces import Backbone
 
@@ -108,10 +111,11 @@ class Hosted(Backbone):
             raise AuroraError(f"{path} holds a {theirs.model_type}; this backbone {self.name!r} is a "
                               f"{self.config.model_type}")
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False, output_loading_info=True,
-                dtype=next(self.parameters()).dtype,
-            )
+            with quiet():
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    path, local_files_only=True, trust_remote_code=False, output_loading_info=True,
+                    dtype=next(self.parameters()).dtype,
+                )
         except Exception as error:
             raise AuroraError(f"{path} holds no weights that transformers reads: {' '.join(str(error).split())}"
                               ) from error
@@ -124,11 +128,15 @@ class Hosted(Backbone):
         return tensors
 
     def _own_name(self, theirs: str) -> str:
+        if theirs.startswith(TUNED):
+            return theirs
         if theirs.startswith(f"{self._head_name}."):
             return "head." + theirs.removeprefix(f"{self._head_name}.")
         return "body." + theirs.removeprefix(f"{self._prefix}.")
 
     def _their_name(self, own: str) -> str:
+        if own.startswith(TUNED):
+            return own
         part, _, rest = own.partition(".")
         return f"{self._prefix if part == 'body' else self._head_name}.{rest}"
 
@@ -143,6 +151,18 @@ def build(config: Any, backbone: str, attention: str | None, dtype: torch.dtype 
         reason = " ".join(str(error).partition("Model type should be one of")[0].split())
         raise AuroraError(f"backbone {backbone!r}: transformers builds no causal language model of "
                           f"{config.model_type!r}: {reason}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bar of `transformers` while it reads."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def block_class(body: nn.Module, config: Any) -> type[nn.Module]:
