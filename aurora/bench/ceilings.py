@@ -33,6 +33,11 @@ class Ceilings(NamedTuple):
         """Seconds that the work takes at least."""
         return max(cost.flops / self.flops[cost.dtype], cost.bytes / self.read)
 
+    def best(self, other: Ceilings) -> Ceilings:
+        """The higher of each of two measurements: what the machine can do at most was disturbed in the lower one."""
+        return Ceilings({name: max(rate, other.flops[name]) for name, rate in self.flops.items()},
+                        max(self.read, other.read))
+
 
 def measure_ceilings(device: str, *, quick: bool = False) -> Ceilings:
     """The best of several tries of each; `quick` uses small operands, which say less."""

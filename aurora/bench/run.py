@@ -32,12 +32,13 @@ def cases_of(bench: str, settings: Settings) -> list[Case]:
 
 
 def run_case(bench: str, case: Case, settings: Settings) -> tuple[list[Row], Ceilings]:
-    """A row for every contestant, those that cannot take part included, and what the machine could do just then."""
-    ceilings = measure_ceilings(settings.device, quick=settings.quick)
+    """A row for every contestant, those that cannot take part included, and what the machine could do at that time."""
+    before = measure_ceilings(settings.device, quick=settings.quick)
     present = [contestant for contestant in case.contestants if contestant.missing is None]
     course = _Course(bench, case, settings)
     for group in _groups(present, case.heavy):
         course.run(group)
+    ceilings = before.best(measure_ceilings(settings.device, quick=settings.quick))
     return [_row(contestant, course, ceilings) for contestant in case.contestants], ceilings
 
 
