@@ -31,7 +31,7 @@ from aurora.model import AuroraModel
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FOLDER = "tokenizer"
-DESCRIBED = (*MODEL_SLOTS, "reader", "dtype", "keep_ratio", "sampling")
+DESCRIBED = (*MODEL_SLOTS, "reader", "dtype", "quantize", "keep_ratio", "sampling")
 """The keys of a config that describe the model and how it is used."""
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".gguf", ".onnx", ".msgpack")

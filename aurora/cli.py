@@ -270,6 +270,8 @@ def _model_options(parser: Parser) -> None:
     for slot in ("merge", "sort", "prompt"):
         group.add_argument(f"--{slot}", metavar="NAME", help=f"another {slot} than the model's, see `aurora list`")
     group.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and activations")
+    group.add_argument("--quantize", choices=("int8",), help="round the language model's matrices: less memory, faster "
+                                                             "answers")
     _machine_options(group)
 
 

@@ -27,8 +27,9 @@ CONFIG_FOLDER = next(path for path in (_FRAME / "configs", _FRAME.parent / "conf
 ASSET_FOLDER = _FRAME / "assets"
 _TREE = Mapping[str, Any]
 _KINDS: dict[str, Any] = {
-    "run": str, "stage": str, "init_from": str | None, "restart": bool, "seed": int, "dtype": str, "keep_ratio": float,
-    "sampling": _TREE, "stages": _TREE, "trainer": _TREE, "logger": _TREE, "base_weights": Mapping[str, _TREE],
+    "run": str, "stage": str, "init_from": str | None, "restart": bool, "seed": int, "dtype": str,
+    "quantize": str | None, "keep_ratio": float, "sampling": _TREE, "stages": _TREE,
+    "trainer": _TREE, "logger": _TREE, "base_weights": Mapping[str, _TREE],
     **dict.fromkeys(SLOTS, _TREE),
 }
 

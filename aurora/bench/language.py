@@ -23,7 +23,8 @@ PROMPT, QUICK_PROMPT, GPU_PROMPT = 512, 24, 4096
 BEFORE = 16  # tokens that are read before decoding starts
 AT_ONCE = 8  # tokens that are decoded in one run; the rounds add up to more than 64
 BATCH = 128  # sequences that a GPU decodes side by side
-TOLERANCE = {"float32": 1e-3, "bfloat16": 6e-2, "int8": 6e-2}
+# two ways to round to eight bits differ by what both lose
+TOLERANCE = {"float32": 1e-3, "bfloat16": 6e-2, "int8": 1.5e-1}
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
@@ -111,7 +112,7 @@ def _ours(settings: Settings, dtype: str, name: str, reader: Callable[..., Reade
     def make() -> Reader:
         return reader(load_backbone(weights_file(settings, dtype), size_of(settings), dtype, settings.device))
 
-    return Entry(name, make, partial(weights_file, settings, dtype), missing("torchao") if dtype == "int8" else None)
+    return Entry(name, make, partial(weights_file, settings, dtype), None)
 
 
 def _case(name: str, settings: Settings, dtype: str, entries: list[Entry], doing: Callable[[Reader, int], Work],

@@ -16,6 +16,7 @@ from torch import Tensor
 from aurora.bench.ceilings import DTYPES
 from aurora.bench.weights import Size
 from aurora.interfaces import Backbone
+from aurora.precision import quantize
 from aurora.registry import BACKBONE
 from aurora.types import State
 
@@ -41,9 +42,7 @@ def load_backbone(path: Path, size: Size, dtype: str, device: str) -> Backbone:
     model.load_base(str(path))
     model = model.eval().requires_grad_(False)
     if dtype == "int8":
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-        quantize_(model, Int8WeightOnlyConfig())
+        quantize(model, "int8")
     return model
 
 

@@ -97,7 +97,7 @@ def _model(options: Namespace) -> tuple[AuroraModel, dict[str, Any]]:
 
 
 def _part_overrides(options: Namespace) -> list[str]:
-    return [f"{key}={value}" for key in ("merge", "sort", "prompt", "dtype")
+    return [f"{key}={value}" for key in ("merge", "sort", "prompt", "dtype", "quantize")
             if (value := getattr(options, key)) is not None]
 
 

@@ -15,6 +15,7 @@ from aurora.commands.overriding import override
 from aurora.config import load_config
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
+from aurora.precision import quantize
 
 TRAINED = f"runs/*/language_video/model/{CONFIG_FILE}"
 
@@ -41,6 +42,7 @@ def saved_model(
     model, config = load_model(folder, device=device, overrides=override(read_config(folder), overrides))
     if adapter is not None:
         apply_adapter(model, adapter, config, any_base=any_base)
+    quantize(model.backbone, config.get("quantize"))
     return model, config
 
 
@@ -56,6 +58,7 @@ def random_model(
     sources = load_base_weights(model, config)
     if adapter is not None:
         apply_adapter(model, adapter, config, any_base=any_base)
+    quantize(model.backbone, config.get("quantize"))
     return model.to(device).eval(), config, sources
 
 

@@ -119,7 +119,7 @@ def _predict(session: Session, folder: Path, tasks: Sequence[Task], questions: M
 def _settings(config: Mapping[str, Any], folder: str | Path, protocol: Protocol, model_hash: str | None
               ) -> dict[str, Any]:
     questions = (Path(folder) / QUESTIONS_FILE).read_bytes()
-    used = ("keep_ratio", "sampling", "prompt", "merge", "sort", "reader", "dtype")
+    used = ("keep_ratio", "sampling", "prompt", "merge", "sort", "reader", "dtype", "quantize")
     return {
         "model": model_hash,
         "questions": hashlib.sha256(questions).hexdigest(),

@@ -19,6 +19,7 @@ from aurora.errors import AuroraError
 from aurora.interfaces import Backbone
 from aurora.types import State
 
+from ..kernels.linear import project
 from ._checkpoint import fill, read_tensors, write_tensors
 from ._layers import GatedNorm, Linear, SwiGLU, layer_of, stack_layers
 from ._packing import Row
@@ -130,7 +131,7 @@ class Decoder(Backbone):
         return self.norm(x), stack_layers(after)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.lm_head.weight)
+        return project(hidden, self.lm_head)
 
     def load_base(self, path: str) -> None:
         """Reads a checkpoint of flash-linear-attention, `.pth` or `.safetensors`."""

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from aurora.errors import AuroraError
 from aurora.types import State
 
+from ..kernels.linear import linear
+
 LayerState = TypeVar("LayerState")
 
 # A QR decomposition costs the cube of the side. Larger matrices are drawn with independent entries of the same
@@ -33,6 +35,10 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] → [..., outputs]."""
+        return linear(x, self.weight)
 
 
 class SwiGLU(nn.Module):

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from aurora.types import State
 
 from ..kernels._native import arguments, library, missing, pointer, threads
-from ..kernels.linear import linear
+from ..kernels.int8 import Int8Linear
+from ..kernels.linear import project
 from ..kernels.rwkv6_mix import mix_five, norm_gate, norm_shift
 from ..kernels.wkv6 import wkv6
 from ._layers import Linear
@@ -37,42 +38,50 @@ MATRICES = (
 DTYPES = (torch.float32, torch.bfloat16)
 
 
+Place = tuple[dict[str, Any], str, Any, "int | None"]
+"""A module's dictionary, a name in it, what that names, and where it lies in memory if it is a tensor."""
+
+
 class Plan:
     """Where the weights of a model lie, as long as they lie there."""
 
     def __init__(self, model: Any) -> None:
         self.dtype = model.emb.weight.dtype
-        self.modules = [model, *(module for module in model.modules() if module is not model)]
-        self.fit = _fits(model, self.modules)
+        modules = list(model.modules())
+        # the model itself is not held: it lives as long as others hold it
+        self.modules = [module for module in modules if module is not model]
+        self.fit = _fits(model, modules)
         if self.fit:
             for block in model.blocks:
                 _transpose(block.ffn.value)
-        self.places = list(_places(self.modules))
+        self.places: list[Place] = list(_places(modules))
         if self.fit:
             self._gather(model)
 
-    def holds(self) -> bool:
-        """Whether every module and parameter is still what and where it was."""
+    def holds(self, model: nn.Module) -> bool:
+        """Whether every module and tensor of the model is still what and where it was."""
         return all(
-            held.get(name) is value and (place is None or value.data_ptr() == place)
+            name in held and held[name] is value and (place is None or value.data_ptr() == place)
             for held, name, value, place in self.places
-        ) and not any(module._forward_hooks or module._forward_pre_hooks for module in self.modules)
+        ) and not any(_hooked(module) for module in (model, *self.modules))
 
     def _gather(self, model: Any) -> None:
         table = []
         for block in model.blocks:
             table += [block.get_parameter(name).data_ptr() for name in SMALL]
             table += [block.get_submodule(name).weight.data_ptr() for name in MATRICES]
-            table += [0] * len(MATRICES)
+            scales = [getattr(block.get_submodule(name), "scale", None) for name in MATRICES]
+            table += [0 if scale is None else scale.data_ptr() for scale in scales]
         ends = (model.blocks[0].ln0, model.ln_out)
         self.pointers = (ctypes.c_void_p * len(table))(*table)
-        self.ends = (ctypes.c_void_p * 4)(*(p.data_ptr() for norm in ends for p in _pair(norm)))
+        self.ends = (ctypes.c_void_p * 4)(*(tensor.data_ptr() for norm in ends for tensor in _pair(norm)))
         first = model.blocks[0]
         rank = first.att.time_maa_w2.shape[1], first.att.time_decay_w1.shape[1]
         self.width, self.heads = model.hidden_size, first.att.heads
         sizes = (len(model.blocks), self.width, self.heads, first.ffn.key.weight.shape[0], *rank, 1)
         self.sizes = (ctypes.c_int64 * len(sizes))(*sizes)
         self.eps = first.att.ln_x.eps
+        self.is_int8 = isinstance(first.att.key, Int8Linear)
         self.step = library("rwkv6").rwkv6_step
         self.step.argtypes = arguments("pfpp pppp pppp liii")
         self.step.restype = None
@@ -88,7 +97,7 @@ def plan_of(model: nn.Module, x: Tensor) -> Plan | None:
     if x.device.type != "cpu" or x.dtype not in DTYPES or model.training or missing("rwkv6") is not None:
         return None
     plan = _plans.get(model)
-    if plan is None or not plan.holds():
+    if plan is None or not plan.holds(model):
         with torch.inference_mode(False), torch.no_grad():
             plan = _plans[model] = Plan(model)
     return plan if plan.fit and plan.dtype is x.dtype else None
@@ -135,11 +144,6 @@ def _time_mix(
     return project(gated, att.output), after
 
 
-def project(x: Tensor, module: Linear, *, activation: str | None = None) -> Tensor:
-    """[T, K] → [T, N]."""
-    return linear(x, module.weight, activation=activation)
-
-
 def _pair(norm: Any) -> tuple[Tensor, Tensor]:
     return norm.weight, norm.bias
 
@@ -152,7 +156,7 @@ def step(plan: Plan, x: Tensor, state: State) -> tuple[Tensor, State]:
     plan.step(
         plan.sizes, plan.eps, plan.pointers, plan.ends, pointer(x), pointer(given["att_shift"]), pointer(given["wkv"]),
         pointer(given["ffn_shift"]), pointer(hidden), pointer(after["att_shift"]), pointer(after["wkv"]),
-        pointer(after["ffn_shift"]), len(x), x.dtype is torch.bfloat16, False, threads(),
+        pointer(after["ffn_shift"]), len(x), x.dtype is torch.bfloat16, plan.is_int8, threads(),
     )
     return hidden, after
 
@@ -172,28 +176,37 @@ def _fits(model: Any, modules: list[nn.Module]) -> bool:
     from .rwkv6 import RWKV6, Block, ChannelMix, TimeMix
 
     plain = {RWKV6, Block, TimeMix, ChannelMix, Linear, nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.ModuleList}
+    matrices = {type(block.get_submodule(name)) for block in model.blocks for name in MATRICES}
     return (
-        {type(module) for module in modules} <= plain
-        and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+        {type(module) for module in modules} <= plain | {Int8Linear} and len(matrices) == 1
+        and not any(map(_hooked, modules))
         and all(
             type(p) is nn.Parameter and p.dtype is model.emb.weight.dtype and p.device.type == "cpu"
             and (p.is_contiguous() or name.endswith("ffn.value.weight"))
             for name, p in model.named_parameters()
         )
+        and all(
+            b.device.type == "cpu" and (b.dtype is torch.float32 or name.endswith(".weight"))
+            for name, b in model.named_buffers()
+        )
     )
 
 
-def _transpose(value: Linear) -> None:
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _transpose(value: Linear | Int8Linear) -> None:
     """Lays the weights of each hidden unit side by side, so that those of silent ones need not be read."""
     weight = value.weight
     if not weight.t().is_contiguous():
         weight.data = weight.data.t().contiguous().t()
 
 
-def _places(modules: list[nn.Module]) -> Iterator[tuple[dict[str, Any], str, Any, int | None]]:
+def _places(modules: list[nn.Module]) -> Iterator[Place]:
     for module in modules:
         for name, child in module._modules.items():
             yield module._modules, name, child, None
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                yield module._parameters, name, parameter, parameter.data_ptr()
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                yield tensors, name, tensor, None if tensor is None else tensor.data_ptr()

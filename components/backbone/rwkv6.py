@@ -21,7 +21,7 @@ from aurora.interfaces import Backbone
 from aurora.registry import BACKBONE
 from aurora.types import State
 
-from ..kernels.linear import linear
+from ..kernels.linear import project
 from ..kernels.wkv6 import wkv6, wkv6_step
 from . import _rwkv6_native
 from ._checkpoint import fill, read_tensors, write_tensors
@@ -246,7 +246,7 @@ class RWKV6(Backbone):
         return self.ln_out(x), stack_layers(after)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return linear(hidden, self.head.weight)
+        return project(hidden, self.head)
 
     def load_base(self, path: str) -> None:
         """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`, with or without a tuned initial

@@ -19,6 +19,7 @@ from aurora.interfaces import Backbone
 from aurora.registry import BACKBONE
 from aurora.types import State
 
+from ..kernels.linear import project
 from ..kernels.wkv7 import wkv7, wkv7_step
 from ._checkpoint import fill, read_tensors, write_tensors
 from ._layers import Linear, check_heads, check_sizes, layer_of, parameter, stack_layers
@@ -264,7 +265,7 @@ class RWKV7(Backbone):
         return self.ln_out(x), stack_layers(after)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.head.weight)
+        return project(hidden, self.head)
 
     def load_base(self, path: str) -> None:
         """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`."""
