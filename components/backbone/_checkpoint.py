@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from aurora.adapters.initial_state import PREFIX as TUNED
 from aurora.adapters.initial_state import start_from
-from aurora.conversion.reading import PICKLED, SAFETENSORS, open_tensors
+from aurora.conversion.reading import PICKLED, SAFETENSORS, are_mapped, forget, open_tensors
 from aurora.conversion.replacing import replacing
 from aurora.conversion.writing import Output, write_pth, write_safetensors
 from aurora.errors import AuroraError
@@ -18,6 +18,7 @@ from aurora.interfaces import Backbone
 from .._families import looks_like
 
 _LISTED = 8
+_PART = 2**28
 
 
 def read_tensors(path: str) -> dict[str, Tensor]:
@@ -68,7 +69,23 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     if tuned:
         assert isinstance(module, Backbone)
         start_from(module, tuned)
-    module.load_state_dict(tensors, strict=False)  # all that may be missing is a tuned initial state
+    mapped = are_mapped(source)
+    for part in _parts(tensors):
+        module.load_state_dict(part, strict=False)  # all that may be missing is a tuned initial state
+        if mapped:  # what was read is given back, so that reading takes little more memory than the module
+            for tensor in part.values():
+                forget(tensor)
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The tensors in parts of little over _PART bytes."""
+    part: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        part[name] = tensor
+        if sum(tensor.nbytes for tensor in part.values()) >= _PART:
+            yield part
+            part = {}
+    yield part
 
 
 def _fault(kind: str, names: Iterable[str]) -> list[str]:
