@@ -47,7 +47,8 @@ def save_adapter(model: AuroraModel, folder: Path, *, config: Mapping[str, Any],
         (partial / slot).mkdir(parents=True)
         part = getattr(model, slot)
         if slot in trained:
-            save_file(_own_weights(part), partial / slot / WHOLE_FILE)
+            whole = {name: tensor.cpu().contiguous() for name, tensor in _own_weights(part).items()}
+            save_file(whole, partial / slot / WHOLE_FILE)
         if slot in adapters and adapters[slot].lora is not None:
             lora_module().save_lora(part, partial / slot)
         state = tuned_state(part)
@@ -104,7 +105,7 @@ def base_hash(part: nn.Module) -> str:
     for name, tensor in sorted(_own_weights(part).items()):
         flat = tensor.flatten()
         places = torch.linspace(0, max(0, len(flat) - 1), min(SAMPLES, len(flat)), dtype=torch.float64).long()
-        values = flat[places].to(torch.bfloat16).view(torch.int16)
+        values = flat[places.to(flat.device)].cpu().to(torch.bfloat16).view(torch.int16)
         digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode() + values.numpy().tobytes())
     return digest.hexdigest()
 
@@ -139,8 +140,8 @@ def _about(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _own_weights(part: nn.Module) -> dict[str, Tensor]:
-    """The weights without adapters, under the names that they have without them, on the CPU."""
-    return {name.replace(".base_layer.", "."): tensor.detach().cpu().contiguous()
+    """The weights without adapters, under the names that they have without them."""
+    return {name.replace(".base_layer.", "."): tensor.detach()
             for name, tensor in part.state_dict().items() if not is_lora(name) and not is_state(name)}
 
 

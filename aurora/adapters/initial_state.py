@@ -5,9 +5,8 @@ Shape letters: L layers, S sequences.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,9 @@ from aurora.types import State
 
 ATTRIBUTE = "initial_state"
 PREFIX = f"{ATTRIBUTE}."
+
+_Blank = Callable[[int], State]
+_Read = tuple[Tensor, "State | None"]
 
 
 class InitialState(nn.Module):
@@ -78,9 +80,9 @@ def start_from(backbone: Backbone, state: Mapping[str, Tensor]) -> None:
     fresh = tuned_state(backbone) is None
     setattr(backbone, ATTRIBUTE, InitialState({name: tensor.to(blank[name].device) for name, tensor in state.items()}))
     if fresh:
-        untuned = backbone.init_state
+        untuned, forward = backbone.init_state, backbone.forward
         backbone.init_state = partial(_init_state, backbone, untuned)  # type: ignore[method-assign]
-        backbone.register_forward_pre_hook(partial(_begin, untuned), with_kwargs=True)
+        backbone.forward = partial(_forward, backbone, untuned, forward)  # type: ignore[method-assign]
 
 
 def start_like(backbone: Backbone, weights: Mapping[str, Sequence[int]]) -> None:
@@ -93,21 +95,19 @@ def start_like(backbone: Backbone, weights: Mapping[str, Sequence[int]]) -> None
 
 
 @torch.no_grad()
-def _init_state(backbone: Backbone, untuned: Any, sequences: int) -> State:
+def _init_state(backbone: Backbone, untuned: _Blank, sequences: int) -> State:
     """Takes the place of a backbone's `init_state`: what is read with it is not learned from."""
+    return _tuned(backbone, untuned, sequences)
+
+
+def _forward(backbone: Backbone, untuned: _Blank, forward: Callable[..., _Read], x: Tensor, cu_seqlens: Tensor,
+             state: State | None = None, **options: bool) -> _Read:
+    """Takes the place of a backbone's `forward`: no state given means the tuned one, which is learned from."""
+    return forward(x, cu_seqlens, _tuned(backbone, untuned, len(cu_seqlens) - 1) if state is None else state, **options)
+
+
+def _tuned(backbone: Backbone, untuned: _Blank, sequences: int) -> State:
     tuned = tuned_state(backbone)
     assert tuned is not None
     state: State = tuned(untuned(sequences))
     return state
-
-
-def _begin(untuned: Any, backbone: Backbone, given: tuple[Any, ...], named: dict[str, Any]
-           ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Runs before a backbone's `forward(x, cu_seqlens, state)`: no state given means the tuned one."""
-    state = given[2] if len(given) > 2 else named.get("state")
-    if state is not None:
-        return None
-    cu_seqlens = given[1] if len(given) > 1 else named["cu_seqlens"]
-    tuned = tuned_state(backbone)
-    assert tuned is not None
-    return given[:2], {**named, "state": tuned(untuned(len(cu_seqlens) - 1))}
