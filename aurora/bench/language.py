@@ -24,7 +24,7 @@ BEFORE = 16  # tokens that are read before decoding starts
 AT_ONCE = 8  # tokens that are decoded in one run; the rounds add up to more than 64
 BATCH = 128  # sequences that a GPU decodes side by side
 TOLERANCE = {"float32": 1e-3, "bfloat16": 6e-2, "int8": 0.15}
-"""Of logits behind 24 layers, which make ten times as much of a difference. Weights of 8 bits are compared with the same
+"""Of logits behind 24 layers, which make a difference ten times larger. Weights of 8 bits are compared with the same
 model in bfloat16, because there are several ways to round them."""
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
