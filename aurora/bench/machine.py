@@ -15,8 +15,7 @@ import torch
 from aurora import __version__
 
 PEERS = {"rwkv": "rwkv", "transformers": "transformers", "fla": "flash-linear-attention",
-         "llama_cpp": "llama-cpp-python", "mamba_ssm": "mamba-ssm", "gguf": "gguf",
-         "torchao": "torchao"}
+         "llama_cpp": "llama-cpp-python", "mamba_ssm": "mamba-ssm", "gguf": "gguf"}
 """Distributions by the module that they bring."""
 SHOWN = ("torch", "triton", *PEERS.values())
 
