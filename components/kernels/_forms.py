@@ -156,7 +156,7 @@ def step_by_step(
     inputs [T, ...], state [S, ...] → [T, ...], [S, ...].
     """
     outputs, states = [], []
-    positions = zip(*(x.split(1) for x in inputs), strict=True)
+    positions = zip(*(torch.split(x, 1) for x in inputs), strict=True)
     for sequence, length in enumerate(lengths):
         s = state[sequence, None]
         for position in islice(positions, length):

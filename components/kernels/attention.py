@@ -27,7 +27,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = N
 def attention_reference(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
     """The same by torch."""
     mask = None if bias is None else bias[:, None, None].to(query.dtype)
-    mixed = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)), attn_mask=mask)
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return mixed.transpose(1, 2).flatten(2)
 
 
