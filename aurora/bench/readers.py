@@ -15,6 +15,7 @@ from torch import Tensor
 
 from aurora.bench.ceilings import DTYPES
 from aurora.bench.weights import Size
+from aurora.inference.steps import StepGraph
 from aurora.interfaces import Backbone
 from aurora.precision import quantize
 from aurora.registry import BACKBONE
@@ -74,44 +75,29 @@ class Aurora:
 
 
 class AuroraGraph(Aurora):
-    """The same on CUDA, every step replayed from one graph."""
+    """The same on CUDA, where generation replays every step from one graph."""
 
     def __init__(self, model: Backbone, *, sequences: int = 1) -> None:
         super().__init__(model, sequences=sequences)
-        self._token = torch.zeros(sequences, dtype=torch.int64, device=self.device)
-        self._memory = dict(self.state)
-        self._graph = self._capture()
+        with torch.inference_mode():
+            self._graph = StepGraph(model, sequences)
 
+    @torch.inference_mode()
     def forget(self) -> None:
-        for tensor in self._memory.values():
-            tensor.zero_()
+        super().forget()
+        self._graph.load(self.state)
+
+    @torch.inference_mode()
+    def read(self, tokens: Sequence[int]) -> Tensor:
+        logits = super().read(tokens)
+        self._graph.load(self.state)
+        return logits
 
     @torch.inference_mode()
     def decode(self, tokens: Sequence[int]) -> Tensor:
         for token in tokens:
-            self._token.fill_(token)
-            self._graph.replay()
-        return self._logits[0]
-
-    @torch.inference_mode()
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # what is compiled or chosen on first use must not be captured
-                self._step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._logits = self._step()
-        self.forget()
-        return graph
-
-    def _step(self) -> Tensor:
-        hidden, after = self.model.step(self.model.embed(self._token), self._memory)
-        for name, tensor in after.items():
-            self._memory[name].copy_(tensor)
-        return self.model.logits(hidden)
+            _, logits = self._graph.read(torch.full((self.sequences,), token, device=self.device))
+        return logits[0].clone()  # the next step overwrites it
 
 
 class Authors:
