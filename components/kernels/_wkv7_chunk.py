@@ -16,7 +16,6 @@ strong, and none that is weak is lost beside one that is strong.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -84,11 +83,10 @@ def _scan(transition: Tensor, update: Tensor, initial: Tensor, grid: ChunkGrid) 
     """The state before every chunk [N, H, K, V] and after every sequence [S, H, K, V], where a chunk turns a state s
     into transition · s + update; `transition` [N, H, K, K], `update` [N, H, K, V], `initial` [S, H, K, V]."""
     states = [initial[grid.order]]
-    start = 0
-    for width, alive in pairwise(grid.widths):
-        here = slice(start, start + alive)
-        states.append(transition[here] @ states[-1][:alive] + update[here])
-        start += width
+    widths = list(grid.widths)
+    steps = zip(torch.split(transition, widths), torch.split(update, widths), widths[1:], strict=False)
+    for through, added, alive in steps:
+        states.append(through[:alive] @ states[-1][:alive] + added[:alive])
     before = torch.cat(states)
     last = grid.last
     return before, transition[last] @ before[last] + update[last]
