@@ -18,7 +18,11 @@ def find_targets(where: str, part: nn.Module, targets: Sequence[str] | str | Non
     """
     linear = [name for name, module in part.named_modules() if isinstance(module, nn.Linear)]
     if targets is None:
-        return _in_blocks(part, linear)
+        found = _in_blocks(part, linear)
+        if not found:
+            raise AuroraError(f"{where}: {type(part).__name__} has no linear layer that a LoRA could change by itself; "
+                              f"name some. Known: {', '.join(linear) or 'none'}")
+        return found
     if isinstance(targets, str):
         found = [name for name in linear if _matches(where, targets, name)]
         if not found:

@@ -1,4 +1,5 @@
 import pytest
+from torch import nn
 
 from aurora.adapters.spec import Lora, SlotAdapters, TunedState, read_adapters
 from aurora.adapters.targets import find_targets
@@ -62,6 +63,11 @@ def test_no_targets_mean_every_linear_layer_of_the_blocks(model) -> None:
     found = find_targets("t", model.backbone, None)
     assert len(found) == 16 and all(name.startswith("blocks.") for name in found)
     assert find_targets("t", model.connector, None) == ["project.0", "project.2"]
+
+
+def test_a_part_without_linear_layers_takes_no_lora() -> None:
+    with pytest.raises(AuroraError, match="Sequential has no linear layer that a LoRA could change"):
+        find_targets("t", nn.Sequential(nn.LayerNorm(4)), None)
 
 
 @pytest.mark.parametrize(
