@@ -16,6 +16,9 @@
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -212,14 +215,39 @@ INLINE void write_large(E* to, const float* from, int64_t n, int64_t elements) {
     for (int64_t i = 0; i < n; i += W) stream(to + i, load(from + i));
 }
 
-// Into the second cache: positions lie a power of two apart and would push each other out of the first.
+// Asks for large pages below a result that has not been written yet: handing out a page costs as much as filling it.
 template <class E>
-INLINE void prefetch_row(const E* row, int64_t n) {
-    for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(E))) {
-        __builtin_prefetch(row + i, 0, 2);
-        asm volatile("");  // else GCC takes a function that only prefetches for one without effect, and drops it
-    }
+void prepare(E* result, int64_t elements) {
+#if defined(__linux__)
+    const int64_t page = 2 << 20, start = round_up(reinterpret_cast<int64_t>(result), page);
+    const int64_t end = reinterpret_cast<int64_t>(result + elements) / page * page;
+    if (result && end - start >= LARGE) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
+#endif
 }
+
+// The cache lines that will be wanted next. They are fetched one by one between computations: a processor waits for few
+// lines at a time. They go into the second cache: positions lie a power of two apart, and would push each other out of
+// the first.
+class Ahead {
+  public:
+    template <class E>
+    void add(const E* row, int64_t n) {
+        for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(E))) lines_.push_back(row + i);
+    }
+    INLINE void fetch() {
+        if (next_ == lines_.size()) return;
+        __builtin_prefetch(lines_[next_++], 0, 2);
+    }
+    void clear() {
+        while (next_ < lines_.size()) fetch();
+        lines_.clear();
+        next_ = 0;
+    }
+
+  private:
+    std::vector<const void*> lines_;
+    size_t next_ = 0;
+};
 
 // A state or gradient that fades away ends in subnormal numbers, which are a hundred times slower than others.
 struct FlushSubnormals {

@@ -51,13 +51,14 @@ struct Forward {
 };
 
 template <int KR, int VC>
-INLINE void forward_tile(const Forward& c, int64_t i0, int64_t j0, int64_t n) {
+INLINE void forward_tile(const Forward& c, int64_t i0, int64_t j0, int64_t n, Ahead& ahead) {
     vec s[KR][VC];
 #pragma GCC unroll 8
     for (int i = 0; i < KR; ++i)
 #pragma GCC unroll 4
         for (int j = 0; j < VC; ++j) s[i][j] = load(c.state + (i0 + i) * c.V + j0 + j * W);
     for (int64_t t = 0; t < n; ++t) {
+        ahead.fetch();
         const float *r = c.r + t * c.K + i0, *k = c.k + t * c.K + i0, *decay = c.decay + t * c.K + i0;
         vec v[VC], y[VC];
 #pragma GCC unroll 4
@@ -83,13 +84,11 @@ INLINE void forward_tile(const Forward& c, int64_t i0, int64_t j0, int64_t n) {
 
 constexpr int KR = 4;  // keys of a tile
 
-template <class Prefetch>
-void forward_chunk(const Forward& c, int64_t n, Prefetch prefetch) {
+void forward_chunk(const Forward& c, int64_t n, Ahead& ahead) {
     for (int64_t i0 = 0; i0 < c.K; i0 += KR) {
-        prefetch(i0 / KR);
         int64_t j0 = 0;
-        for (; j0 + 4 * W <= c.V; j0 += 4 * W) forward_tile<KR, 4>(c, i0, j0, n);
-        for (; j0 < c.V; j0 += W) forward_tile<KR, 1>(c, i0, j0, n);
+        for (; j0 + 4 * W <= c.V; j0 += 4 * W) forward_tile<KR, 4>(c, i0, j0, n, ahead);
+        for (; j0 < c.V; j0 += W) forward_tile<KR, 1>(c, i0, j0, n, ahead);
     }
 }
 
@@ -115,6 +114,7 @@ void forward_piece(const Row& row, const Piece& piece, const Inputs<E>& in, E* y
             for (int64_t i = 0; i < K; ++i)
                 read_row(states + (h * Kp + i) * Vp, in.state + ((base + h) * K + i) * V + first, columns);
     }
+    Ahead ahead;
     for (int64_t t0 = piece.start; t0 < piece.stop; t0 += P) {
         const int64_t n = std::min(P, piece.stop - t0), done = t0 - piece.start;
         for (int64_t h = 0; h < piece.heads; ++h) {
@@ -135,17 +135,16 @@ void forward_piece(const Row& row, const Piece& piece, const Inputs<E>& in, E* y
                 const float weight = sum(own);
                 for (int64_t j = 0; j < Vp; j += W) store(out + t * Vp + j, weight * load(v + t * Vp + j));
             }
-            const int64_t ahead = h + 1 < piece.heads ? t0 : t0 + P, next = h + 1 < piece.heads ? head + 1 : piece.head;
-            forward_chunk(Forward{r, k, decay, v, out, state, Kp, Vp}, n, [&](int64_t block) {
-                const int64_t end = std::min(piece.stop, ahead + (block + 1) * P * KR / Kp);
-                for (int64_t t = ahead + block * P * KR / Kp; t < end; ++t) {
-                    const int64_t key = (t * H + next) * K;
-                    prefetch_row(in.r + key, K);
-                    prefetch_row(in.k + key, K);
-                    prefetch_row(in.w + key, K);
-                    prefetch_row(in.v + (t * H + next) * V + first, columns);
-                }
-            });
+            const int64_t next = h + 1 < piece.heads ? head + 1 : piece.head;
+            const int64_t from = h + 1 < piece.heads ? t0 : t0 + P;
+            ahead.clear();
+            for (int64_t t = from; t < std::min(piece.stop, from + P); ++t) {
+                ahead.add(in.r + (t * H + next) * K, K);
+                ahead.add(in.k + (t * H + next) * K, K);
+                ahead.add(in.w + (t * H + next) * K, K);
+                ahead.add(in.v + (t * H + next) * V + first, columns);
+            }
+            forward_chunk(Forward{r, k, decay, v, out, state, Kp, Vp}, n, ahead);
             for (int64_t t = 0; t < n; ++t) write_large(y + ((t0 + t) * H + head) * V + first, out + t * Vp, columns, size);
         }
     }
@@ -190,7 +189,7 @@ INLINE void advance_tile(const Backward& c, float* after, int64_t i0, int64_t j0
 }
 
 template <int KC>
-INLINE void backward_tile(const Backward& c, int64_t i0, int64_t j0, int64_t n) {
+INLINE void backward_tile(const Backward& c, int64_t i0, int64_t j0, int64_t n, Ahead& ahead) {
     Tile<KC> history[P], s;
     vec shares[P * VR];  // of the gradient of v, still spread over the lanes
     load_tile<KC>(s, c.before + j0 * c.K + i0, c.K);
@@ -212,6 +211,7 @@ INLINE void backward_tile(const Backward& c, int64_t i0, int64_t j0, int64_t n) 
     }
     load_tile<KC>(s, c.grad_state + j0 * c.K + i0, c.K);
     for (int64_t t = n - 1; t >= 0; --t) {
+        ahead.fetch();
         vec r[KC], k[KC], decay[KC], grad_k[KC], grad_decay[KC];
         load_keys(r, c.r + t * c.K + i0);
         load_keys(k, c.k + t * c.K + i0);
@@ -250,13 +250,11 @@ void advance_chunk(const Backward& c, float* after, int64_t n) {
     }
 }
 
-template <class Prefetch>
-void backward_chunk(const Backward& c, int64_t n, Prefetch prefetch) {
+void backward_chunk(const Backward& c, int64_t n, Ahead& ahead) {
     for (int64_t j0 = 0; j0 < c.V; j0 += VR) {
-        prefetch(j0 / VR);
         int64_t i0 = 0;
-        for (; i0 + KC * W <= c.K; i0 += KC * W) backward_tile<KC>(c, i0, j0, n);
-        for (; i0 < c.K; i0 += W) backward_tile<1>(c, i0, j0, n);
+        for (; i0 + KC * W <= c.K; i0 += KC * W) backward_tile<KC>(c, i0, j0, n, ahead);
+        for (; i0 < c.K; i0 += W) backward_tile<1>(c, i0, j0, n, ahead);
     }
 }
 
@@ -286,6 +284,7 @@ void backward_piece(const Row& row, const Piece& piece, const Inputs<E>& in, con
         if (grad_after)
             transpose(grad_after + ((base + h) * K + first) * V, V, grad_states + h * area, Kp, keys, V);
     }
+    Ahead ahead;
     const int64_t length = piece.stop - piece.start;
     for (int64_t done = (length - 1) / INTERVAL * INTERVAL; done >= 0; done -= INTERVAL) {
         const int64_t t0 = piece.start + done, n = std::min(INTERVAL, piece.stop - t0);
@@ -334,19 +333,16 @@ void backward_piece(const Row& row, const Piece& piece, const Inputs<E>& in, con
                     for (int64_t j = 0; j < Vp; j += W) store(grad_v + t * Vp + j, weight * load(here.grad_y + t * Vp + j));
                 }
                 const int64_t next = h + 1 < piece.heads ? head + 1 : piece.head;
-                const int64_t ahead = (h + 1 < piece.heads ? t0 : t0 - INTERVAL) + c * P;
-                backward_chunk(here, m, [&](int64_t block) {
-                    const int64_t blocks = Vp / VR;
-                    if (ahead < piece.start) return;
-                    for (int64_t t = ahead + block * P / blocks; t < std::min(piece.stop, ahead + (block + 1) * P / blocks); ++t) {
-                        const int64_t key = (t * H + next) * K + first, value = (t * H + next) * V;
-                        prefetch_row(in.r + key, keys);
-                        prefetch_row(in.k + key, keys);
-                        prefetch_row(in.w + key, keys);
-                        prefetch_row(in.v + value, V);
-                        prefetch_row(grad_y + value, V);
-                    }
-                });
+                const int64_t from = (h + 1 < piece.heads ? t0 : t0 - INTERVAL) + c * P;
+                ahead.clear();
+                for (int64_t t = from; t >= piece.start && t < std::min(piece.stop, from + P); ++t) {
+                    ahead.add(in.r + (t * H + next) * K + first, keys);
+                    ahead.add(in.k + (t * H + next) * K + first, keys);
+                    ahead.add(in.w + (t * H + next) * K + first, keys);
+                    ahead.add(in.v + (t * H + next) * V, V);
+                    ahead.add(grad_y + (t * H + next) * V, V);
+                }
+                backward_chunk(here, m, ahead);
                 for (int64_t t = 0; t < m; ++t) {
                     const int64_t position = t0 + c * P + t, key = (position * H + head) * K + first;
                     for (int64_t i = 0; i < Kp; i += W)
@@ -367,12 +363,20 @@ void backward_piece(const Row& row, const Piece& piece, const Inputs<E>& in, con
 
 template <class E>
 void forward(const Row& row, const Inputs<E>& in, E* y, float* after, float* kept) {
+    const int64_t states = row.positions() / INTERVAL + row.sequences;
+    prepare(y, row.positions() * row.heads * row.V);
+    prepare(kept, states * row.heads * row.K * row.V);
     row.share(row.V, W, [&](const Piece& piece) { forward_piece(row, piece, in, y, after, kept); });
 }
 
 template <class E>
 void backward(const Row& row, const Inputs<E>& in, const float* kept, const E* grad_y, const float* grad_after,
               const Gradients<E>& grad) {
+    const int64_t keys = row.positions() * row.heads * row.K;
+    prepare(grad.r, keys);
+    prepare(grad.k, keys);
+    prepare(grad.w, keys);
+    prepare(grad.v, row.positions() * row.heads * row.V * row.cuts(row.K, W).count);
     row.share(row.K, W, [&](const Piece& piece) { backward_piece(row, piece, in, kept, grad_y, grad_after, grad); });
 }
 

@@ -52,7 +52,7 @@ struct Forward {
 };
 
 template <int C>
-INLINE void forward_columns(const Forward& c, int64_t j0, int64_t n) {
+INLINE void forward_columns(const Forward& c, int64_t j0, int64_t n, Ahead& ahead) {
     vec read[C]{};
     for (int64_t i = 0; i < c.K; ++i)
 #pragma GCC unroll 4
@@ -66,7 +66,8 @@ INLINE void forward_columns(const Forward& c, int64_t j0, int64_t n) {
             v[j] = load(c.v + t * c.V + j0 + j * W);
             store(c.read + t * c.V + j0 + j * W, read[j]);
         }
-        for (int64_t i = 0; i < c.K; ++i)
+        for (int64_t i = 0; i < c.K; ++i) {
+            if (i % 2) ahead.fetch();
 #pragma GCC unroll 4
             for (int j = 0; j < C; ++j) {
                 float* at = c.state + i * c.V + j0 + j * W;
@@ -75,6 +76,7 @@ INLINE void forward_columns(const Forward& c, int64_t j0, int64_t n) {
                 y[j] += r[i] * s;
                 next[j] += next_a[i] * s;
             }
+        }
 #pragma GCC unroll 4
         for (int j = 0; j < C; ++j) {
             store(c.y + t * c.V + j0 + j * W, y[j]);
@@ -97,6 +99,7 @@ void forward_piece(const Row& row, const Piece& piece, const Inputs<E>& in, E* y
         for (int64_t h = 0; h < piece.heads; ++h)
             for (int64_t i = 0; i < K; ++i)
                 read_row(states + h * area + i * Vp, in.state + ((base + h) * K + i) * V + first, columns);
+    Ahead ahead;
     for (int64_t t0 = piece.start; t0 < piece.stop; t0 += P) {
         const int64_t n = std::min(P, piece.stop - t0), done = t0 - piece.start;
         for (int64_t h = 0; h < piece.heads; ++h) {
@@ -116,20 +119,18 @@ void forward_piece(const Row& row, const Piece& piece, const Inputs<E>& in, E* y
                 decay_row(decay + t * Kp, in.w + key, K, padded);
             }
             const int64_t next = h + 1 < piece.heads ? head + 1 : piece.head;
-            const int64_t ahead = h + 1 < piece.heads ? t0 : t0 + P;
-            for (int64_t t = ahead; t < std::min(piece.stop, ahead + P); ++t) {
+            const int64_t from = h + 1 < piece.heads ? t0 : t0 + P;
+            ahead.clear();
+            for (int64_t t = from; t < std::min(piece.stop, from + P); ++t) {
                 const int64_t key = (t * H + next) * K;
-                prefetch_row(in.r + key, K);
-                prefetch_row(in.k + key, K);
-                prefetch_row(in.w + key, K);
-                prefetch_row(in.a + key, K);
-                prefetch_row(in.b + key, K);
-                prefetch_row(in.v + (t * H + next) * V + first, columns);
+                for (const E* x : {in.r, in.k, in.a, in.b}) ahead.add(x + key, K);
+                ahead.add(in.w + key, K);
+                ahead.add(in.v + (t * H + next) * V + first, columns);
             }
             const Forward chunk{r, k, a, b, decay, v, out, read, state, Kp, Vp};
             int64_t j0 = 0;
-            for (; j0 + 4 * W <= Vp; j0 += 4 * W) forward_columns<4>(chunk, j0, n);
-            for (; j0 < Vp; j0 += W) forward_columns<1>(chunk, j0, n);
+            for (; j0 + 4 * W <= Vp; j0 += 4 * W) forward_columns<4>(chunk, j0, n, ahead);
+            for (; j0 < Vp; j0 += W) forward_columns<1>(chunk, j0, n, ahead);
             for (int64_t t = 0; t < n; ++t) {
                 const int64_t value = ((t0 + t) * H + head) * V + first;
                 write_large(y + value, out + t * Vp, columns, size);
@@ -255,10 +256,11 @@ INLINE void spread(const Backward& c, int64_t t, int64_t i0, int64_t j0, const f
     store_keys(c.grad_decay + t * c.K + i0, grad_decay);
 }
 
-void backward_chunk(const Backward& c, int64_t n) {
+void backward_chunk(const Backward& c, int64_t n, Ahead& ahead) {
     for (int64_t j0 = 0; j0 < c.V; j0 += BLOCK) {
         advance_block<true>(c, nullptr, j0, n);
         for (int64_t t = n - 1; t >= 0; --t) {
+            for (int line = 0; line < 4; ++line) ahead.fetch();
             float grad_read[BLOCK];
             gather(c, t, j0, grad_read);
             int64_t i0 = 0;
@@ -294,6 +296,7 @@ void backward_piece(const Row& row, const Piece& piece, const Inputs<E>& in, con
     if (grad_after)
         for (int64_t h = 0; h < piece.heads; ++h)
             transpose(grad_after + (base + h) * K * V + first, V, grad_states + h * area, Kp, K, columns);
+    Ahead ahead;
     const int64_t length = piece.stop - piece.start;
     for (int64_t done = (length - 1) / INTERVAL * INTERVAL; done >= 0; done -= INTERVAL) {
         const int64_t t0 = piece.start + done, n = std::min(INTERVAL, piece.stop - t0);
@@ -330,7 +333,17 @@ void backward_piece(const Row& row, const Piece& piece, const Inputs<E>& in, con
                 const int64_t m = std::min(P, n - c * P);
                 for (float* zeroed : {grad_r, grad_k, grad_a, grad_b, grad_decay})
                     std::memset(zeroed, 0, m * Kp * sizeof(float));
-                backward_chunk(chunk(c), m);
+                const int64_t next = h + 1 < piece.heads ? head + 1 : piece.head;
+                const int64_t from = (h + 1 < piece.heads ? t0 : t0 - INTERVAL) + c * P;
+                ahead.clear();
+                for (int64_t t = from; t >= piece.start && t < std::min(piece.stop, from + P); ++t) {
+                    const int64_t key = (t * H + next) * K, value = (t * H + next) * V + first;
+                    for (const E* x : {in.r, in.k, in.a, in.b}) ahead.add(x + key, K);
+                    ahead.add(in.w + key, K);
+                    ahead.add(reads + value, columns);
+                    for (const E* x : {in.v, grad_y}) ahead.add(x + value, columns);
+                }
+                backward_chunk(chunk(c), m, ahead);
                 for (int64_t t = 0; t < m; ++t) {
                     const int64_t at = (t0 + c * P + t) * H + head, key = at * K, from = t * Kp;
                     for (int64_t i = 0; i < Kp; i += W)
@@ -369,6 +382,9 @@ void wkv7_forward(int half, const void* r, const float* w, const void* k, const 
     const auto run = [&](auto element) {
         using E = decltype(element);
         const Inputs<E> in{(const E*)r, (const E*)k, (const E*)v, (const E*)a, (const E*)b, w, state};
+        prepare((E*)y, row.positions() * H * V);
+        prepare(reads, row.positions() * H * V);
+        prepare(kept, (row.positions() / INTERVAL + S) * H * K * V);
         row.share(V, W, [&](const Piece& piece) { forward_piece<E>(row, piece, in, (E*)y, after, kept, reads); });
     };
     half ? run(bf16{}) : run(float{});
@@ -384,6 +400,10 @@ void wkv7_backward(int half, const void* r, const float* w, const void* k, const
         using E = decltype(element);
         const Inputs<E> in{(const E*)r, (const E*)k, (const E*)v, (const E*)a, (const E*)b, w, state};
         const Gradients<E> grad{(E*)grad_r, (E*)grad_k, (E*)grad_v, (E*)grad_a, (E*)grad_b, grad_w, grad_state};
+        const int64_t keys = row.positions() * H * K * row.cuts(V, W).count;
+        for (E* x : {grad.r, grad.k, grad.a, grad.b}) prepare(x, keys);
+        prepare(grad.w, keys);
+        prepare(grad.v, row.positions() * H * V);
         row.share(V, W, [&](const Piece& piece) {
             backward_piece<E>(row, piece, in, kept, reads, (const E*)grad_y, grad_after, grad);
         });
