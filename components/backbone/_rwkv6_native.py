@@ -13,6 +13,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from aurora.adapters.initial_state import PREFIX as TUNED
+from aurora.adapters.initial_state import InitialState
 from aurora.types import State
 
 from ..kernels._native import arguments, library, missing, pointer, threads
@@ -47,7 +49,8 @@ class Plan:
 
     def __init__(self, model: Any) -> None:
         self.dtype = model.emb.weight.dtype
-        modules = list(model.modules())
+        # a tuned initial state is no weight: it comes in as a state
+        modules = [module for module in model.modules() if not isinstance(module, InitialState)]
         # the model itself is not held: it lives as long as others hold it
         self.modules = [module for module in modules if module is not model]
         self.fit = _fits(model, modules)
@@ -183,7 +186,7 @@ def _fits(model: Any, modules: list[nn.Module]) -> bool:
         and all(
             type(p) is nn.Parameter and p.dtype is model.emb.weight.dtype and p.device.type == "cpu"
             and (p.is_contiguous() or name.endswith("ffn.value.weight"))
-            for name, p in model.named_parameters()
+            for name, p in model.named_parameters() if not name.startswith(TUNED)
         )
         and all(
             b.device.type == "cpu" and (b.dtype is torch.float32 or name.endswith(".weight"))
