@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from aurora.bench.ceilings import Cost
+from aurora.bench.ceilings import Ceilings, Cost
 from aurora.bench.timing import Spread, Work
 
 Outcome = Tensor | Sequence[Tensor]
@@ -90,3 +90,13 @@ class Row(NamedTuple):
     def of_limit(self) -> float | None:
         """The share of the machine's limit that was reached."""
         return None if self.limit is None or self.seconds is None else self.limit / self.seconds.median
+
+
+class Result(NamedTuple):
+    """What came out of one case."""
+
+    case: str
+    rows: list[Row]
+    ceilings: Ceilings
+    others: float | None
+    """Cores that other processes kept busy meanwhile; none where the system does not say."""

@@ -5,28 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from aurora.bench.case import Row
+from aurora.bench.case import Result, Row
 from aurora.bench.ceilings import Ceilings
+from aurora.bench.neighbours import warning
 from aurora.bench.timing import Spread
 
 UNITS = ((1.0, "s"), (1e3, "ms"), (1e6, "µs"))
 COLUMNS = ("contestant", "median (quartiles)", "rate", "× the first", "of the limit", "difference", "peak memory")
 """`× the first`: how many times longer than the first contestant in the same rounds, with quartiles."""
-
-
-class Result(NamedTuple):
-    """What came out of one case."""
-
-    case: str
-    rows: list[Row]
-    ceilings: Ceilings
 
 
 def cells(row: Row) -> list[str]:
@@ -53,15 +46,18 @@ def console_table(result: Result) -> Group:
             table.add_row(*cells(row))
     notes = [Text(f" {row.contestant}: {row.note}", style="red" if row.status == "failed" else "dim")
              for row in result.rows if row.status != "ok"]
-    return Group(table if table.row_count else Text(result.case, style="italic"), *notes,
-                 Text(f" limit: {ceilings_told(result.ceilings)}\n", style="dim"))
+    notes.append(Text(f" limit: {ceilings_told(result.ceilings)}", style="dim"))
+    disturbed = warning(result.others)
+    if disturbed is not None:
+        notes.append(Text(f" {disturbed}", style="red"))
+    return Group(table if table.row_count else Text(result.case, style="italic"), *notes, "")
 
 
 def write_results(folder: Path, machine: dict[str, Any], results: Sequence[Result]) -> None:
     """`results.json`, `results.md` and `results.png`."""
     from aurora.bench.plot import plot
 
-    plain = [{"case": result.case, "ceilings": result.ceilings._asdict(),
+    plain = [{"case": result.case, "ceilings": result.ceilings._asdict(), "other_processes_cores": result.others,
               "rows": [{**_plain(row), "of_limit": row.of_limit} for row in result.rows]} for result in results]
     (folder / "results.json").write_text(json.dumps({**machine, "cases": plain}, indent=2) + "\n", encoding="utf-8")
     (folder / "results.md").write_text(markdown(machine, results), encoding="utf-8")
@@ -84,7 +80,9 @@ def markdown(machine: dict[str, Any], results: Sequence[Result]) -> str:
         lines += ["| " + " | ".join(cells(row)) + " |" for row in result.rows if row.status == "ok"]
         lines.append("")
         lines += [f"- {row.contestant}: {row.note}" for row in result.rows if row.status != "ok"]
-        lines += [f"- limit: {ceilings_told(result.ceilings)}", ""]
+        lines.append(f"- limit: {ceilings_told(result.ceilings)}")
+        disturbed = warning(result.others)
+        lines += [*([] if disturbed is None else [f"- {disturbed}"]), ""]
     return "\n".join(lines)
 
 

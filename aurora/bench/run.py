@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from aurora.bench.case import Case, Contestant, Outcome, Row, Settings
+from aurora.bench.case import Case, Contestant, Outcome, Result, Row, Settings
 from aurora.bench.ceilings import Ceilings, measure_ceilings
 from aurora.bench.memory import peak_bytes
+from aurora.bench.neighbours import Neighbours
 from aurora.bench.parity import difference
 from aurora.bench.timing import Clock, Spread, Work, clock_of, interleave, ratios, spread
 from aurora.errors import AuroraError
@@ -31,15 +32,17 @@ def cases_of(bench: str, settings: Settings) -> list[Case]:
     return getattr(importlib.import_module(f"aurora.bench.{BENCHES[bench]}"), bench)(settings)  # type: ignore[no-any-return]
 
 
-def run_case(bench: str, case: Case, settings: Settings) -> tuple[list[Row], Ceilings]:
+def run_case(bench: str, case: Case, settings: Settings) -> Result:
     """A row for every contestant, those that cannot take part included, and what the machine could do at that time."""
+    neighbours = Neighbours()
     before = measure_ceilings(settings.device, quick=settings.quick)
     present = [contestant for contestant in case.contestants if contestant.missing is None]
     course = _Course(bench, case, settings)
     for group in _groups(present, case.heavy):
         course.run(group)
     ceilings = before.best(measure_ceilings(settings.device, quick=settings.quick))
-    return [_row(contestant, course, ceilings) for contestant in case.contestants], ceilings
+    rows = [_row(contestant, course, ceilings) for contestant in case.contestants]
+    return Result(case.name, rows, ceilings, neighbours.cores())
 
 
 @dataclass

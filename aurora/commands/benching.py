@@ -24,7 +24,7 @@ def bench(options: Namespace) -> int:
     from rich.console import Console
 
     from aurora.bench.machine import describe
-    from aurora.bench.report import Result, console_table, write_results
+    from aurora.bench.report import console_table, write_results
     from aurora.bench.run import BENCHES, cases_of, run_case
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
@@ -38,7 +38,7 @@ def bench(options: Namespace) -> int:
         console.print(f"{machine['device']}, {machine['threads']} threads")
         results = []
         for name, case in planned:
-            results.append(Result(case.name, *run_case(name, case, settings)))
+            results.append(run_case(name, case, settings))
             console.print(console_table(results[-1]))
             # written again after every case: what is measured is kept when the run is stopped
             write_results(out, machine, results)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from aurora.bench import memory, run
+from aurora.bench import memory, neighbours, run
 from aurora.bench.case import Case, Contestant, Row, Settings
 from aurora.bench.ceilings import Cost
 from aurora.bench.parity import difference
@@ -26,7 +28,7 @@ def contestant(name: str, outcome: Tensor = RIGHT, **options: object) -> Contest
 
 def rows_of(*contestants: Contestant, **options: object) -> dict[str, Row]:
     case = Case("a case", contestants, Cost(1e6, 1e6), 1e-3, **options)
-    rows, _ = run.run_case("kernels", case, QUICK)
+    rows = run.run_case("kernels", case, QUICK).rows
     assert [row.contestant for row in rows] == [one.name for one in contestants]
     return {row.contestant: row for row in rows}
 
@@ -109,8 +111,25 @@ def test_no_more_than_two_heavy_contestants_are_held() -> None:
     assert all(rows[name].slower is not None for name in "bcd")
 
 
-def small(build: Callable[[], Work]) -> Callable[[Settings], list[Case]]:
-    return lambda settings: [Case("a case", [Contestant("one", build)], Cost(1.0, 1.0), 1e-3)]
+def test_the_processor_time_of_others_is_told_and_ours_is_not() -> None:
+    """The other process counts as ours only after it has ended."""
+    work = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    alone, beside = neighbours.Neighbours(), neighbours.Neighbours()
+    if alone.cores() is None:
+        pytest.skip("the system does not say how busy it is")
+    other = subprocess.Popen([sys.executable, "-c", work])
+    time.sleep(0.2)
+    while Path(f"/proc/{other.pid}/stat").read_text().split()[2] != "Z":
+        time.sleep(0.01)
+    during = beside.cores()
+    other.wait()
+    after = alone.cores()
+    assert during is not None and after is not None and during > after
+
+
+def test_only_a_busy_machine_is_warned_about() -> None:
+    assert neighbours.warning(0.05) is None and neighbours.warning(None) is None
+    assert "used 1.5 of" in str(neighbours.warning(1.5))
 
 
 def test_the_peak_is_what_one_run_adds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
