@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from aurora import __version__
-from aurora.commands import bench_options, weight_options
+from aurora.commands import bench_options, shard_options, weight_options
 from aurora.errors import AuroraError
 
 OVERRIDES = """settings are changed with Hydra's overrides, such as keep_ratio=0.5, merge=pool or sampling.fps=2"""
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _refuse_pickle()
         command = importlib.import_module(f"aurora.commands.{options.module}")
-        status: int = getattr(command, options.command)(options)
+        status: int = getattr(command, options.function)(options)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -93,7 +93,8 @@ def parser() -> Parser:
     top.set_defaults(command=None)
     top.add_argument("--version", action="version", version=f"aurora {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
-    for add in (_demo, _ask, _caption, _train, _eval, _bench, _convert, _export, _list, _info, _blocks, _version):
+    for add in (_demo, _ask, _caption, _train, _eval, _bench, _convert, _export, _shards, _list, _info, _blocks,
+                _version):
         add(commands)
     return top
 
@@ -206,6 +207,15 @@ def _export(commands: Commands) -> None:
                                    weight_options.EXPORT, weight_options.EXPORT_EXAMPLE))
 
 
+def _shards(commands: Commands) -> None:
+    below = _command(commands, "shards", "sharding", "turn datasets into shards, check them, look at them",
+                     shard_options.SHARDS, shard_options.EXAMPLE).add_subparsers(metavar="WHAT", required=True)
+    for name, (module, summary, description, example, add) in shard_options.WHAT.items():
+        parser = _command(below, name, module, summary, description, example)
+        parser.set_defaults(command=f"shards {name}")
+        add(parser)
+
+
 def _list(commands: Commands) -> None:
     parser = _command(
         commands, "list", "listing", "list slots, their parts, options and defaults",
@@ -307,7 +317,7 @@ def _command(commands: Commands, name: str, module: str, summary: str, descripti
         name, help=summary, description=_wrapped(description), epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(command=name, module=module)
+    parser.set_defaults(command=name, module=module, function=name)
     return parser
 
 

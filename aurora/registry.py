@@ -158,7 +158,10 @@ TOKENIZER = Slot("tokenizer", interfaces.Tokenizer, "components.tokenizer")
 PROMPT = Slot("prompt", interfaces.Prompt, "components.prompt")
 READER = Slot("reader", interfaces.VideoReader, "datamodules.reader")
 DATA = Slot("data", interfaces.DataModule, "datamodules")
+SOURCE = Slot("source", interfaces.Source, "datamodules.source")
+EXECUTOR = Slot("executor", interfaces.Executor, "datamodules.executor")
 
 SLOTS: dict[str, Slot[Any]] = {
-    slot.name: slot for slot in (VISION, MERGE, SORT, CONNECTOR, BACKBONE, TOKENIZER, PROMPT, READER, DATA)
+    slot.name: slot for slot in (VISION, MERGE, SORT, CONNECTOR, BACKBONE, TOKENIZER, PROMPT, READER, DATA, SOURCE,
+                                EXECUTOR)
 }

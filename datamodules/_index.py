@@ -124,7 +124,7 @@ def _check_shards(folder: Path, shards: tuple[dict[str, Any], ...]) -> None:
 
 
 def _mend(folder: Path) -> str:
-    return f"write the shards again, or index those that are there: python -m {__package__}._shards {folder}"
+    return f"write the shards again, or index those that are there: aurora shards index {folder}"
 
 
 def index_shard(tar: Path, limits: Limits = LIMITS) -> dict[str, Any]:

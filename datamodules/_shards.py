@@ -10,7 +10,6 @@ import io
 import itertools
 import json
 import os
-import sys
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -179,7 +178,3 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     member.mode = 0o644
     archive.addfile(member, io.BytesIO(data))
 
-
-if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        sys.stdout.write(f"{name}: {len(write_index(name))} samples\n")

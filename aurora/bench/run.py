@@ -21,7 +21,8 @@ from aurora.errors import AuroraError
 
 log = logging.getLogger(__name__)
 
-BENCHES = {"kernels": "kernels", "prefill": "language", "decode": "language", "vision": "vision", "train": "train"}
+BENCHES = {"kernels": "kernels", "prefill": "language", "decode": "language", "vision": "vision", "train": "train",
+           "data": "data"}
 """The file of `aurora.bench` that holds the function of each bench's name, which gives its cases."""
 ROUNDS, QUICK_ROUNDS = 12, 3
 SECONDS = 12.0  # per group of contestants, once the fewest rounds are done

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 
-BENCHES = ("kernels", "prefill", "decode", "vision", "train")
+BENCHES = ("kernels", "prefill", "decode", "vision", "train", "data")
 BENCH = (
     "Does a work in Aurora and in whatever else can do it here, in turns, after checking that the results agree. Shows "
     "medians and quartiles, how many times longer the others take, and which share of what the machine was measured "
     "to be able to was reached. Writes results.json, results.md and results.png.\n\n"
     "kernels: the operators under the backbones. prefill, decode: RWKV-6 1.6B. vision: SigLIP-L/16-384, and a whole "
-    "model. train: a training step. all: one after the other. docs/benchmarks/ says how to read the results."
+    "model. train: a training step. data: building shards, reading them, decoding videos. all: one after the other. "
+    "docs/benchmarks/ says how to read the results."
 )
 EXAMPLE = "aurora bench kernels --quick\n  aurora bench decode --dtype bfloat16 --out runs/bench/decode"
 

@@ -126,7 +126,7 @@ def test_a_failed_writer_leaves_no_index(make, tmp_path):
 def test_a_missing_shard_is_named(make, tmp_path):
     write_shards(make.mixed(4), tmp_path, samples_per_shard=2)
     shard_path(tmp_path, 1).unlink()
-    with pytest.raises(AuroraError, match=r"000001\.tar is missing; write the shards again.*_shards"):
+    with pytest.raises(AuroraError, match=r"000001\.tar is missing; write the shards again.*aurora shards index"):
         load_index(tmp_path)
 
 

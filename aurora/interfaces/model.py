@@ -1,4 +1,4 @@
-"""The contracts of the slots. This file knows no implementation.
+"""The contracts of the model's slots. This file knows no implementation.
 
 Shape letters: N frames, P patches per frame, M tokens kept per frame, Dv vision width, D backbone width, H heads,
 K head width, T packed positions, S sequences, L layers, V vocabulary, C any width.
@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
 from torch import Tensor, nn
 
-from aurora.types import PackedBatch, State, VisualTokens
+from aurora.types import State, VisualTokens
 
 if TYPE_CHECKING:
     from aurora.images import ImagePreparation
@@ -249,68 +247,3 @@ class Prompt(ABC):
 
         A last turn without an answer ends where the model is to speak.
         """
-
-
-# ---- reader ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Which frames of a video are read: `fps` per second, or `frames` spread evenly, the last one included.
-
-    Exactly one of the two is given; `max_frames` caps `fps` by spreading that many evenly instead.
-    """
-
-    fps: float | None = None
-    frames: int | None = None
-    max_frames: int | None = None
-
-
-class VideoReader(ABC):
-    """Reads chosen frames of a video file in one pass, in time order."""
-
-    @abstractmethod
-    def read(self, source: str | bytes, sampling: Sampling) -> Iterator[tuple[float, np.ndarray]]:
-        """(seconds, [H, W, 3] uint8) of the frame shown at each sampled moment, streamed.
-
-        `source` is a path or the bytes of a file. AuroraError for anything that holds no readable video.
-        """
-
-    @abstractmethod
-    def times(self, source: str | bytes, sampling: Sampling) -> list[float]:
-        """The moments in seconds that `read` will sample; their number is the number of frames."""
-
-
-# ---- data ------------------------------------------------------------------------------------------------------
-
-
-class DataModule(ABC):
-    """A source of packed rows for training.
-
-    The order of samples depends neither on the number of ranks nor on that of loader workers. Every rank is given
-    the same number of rows in every optimizer step. The constructor may ask for the facts that other parts know:
-    `tokenizer`, `prompt`, `layout` (VisualLayout) and `reader`.
-    """
-
-    position: tuple[int, int, int]
-    """Where training goes on, as in PackedBatch; whoever trains sets it to that of the row it has finished."""
-
-    @abstractmethod
-    def train_dataloader(self) -> Iterable[PackedBatch]:
-        """The rows of this rank from `position` to the end of the last epoch, in one pass."""
-
-    @abstractmethod
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of one epoch."""
-
-    @abstractmethod
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole training, those before `position` included."""
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """The position, and what it is a position in."""
-
-    @abstractmethod
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Goes to a saved position. AuroraError when it was saved by another plan."""

@@ -1,0 +1,122 @@
+"""The contracts of the slots that data comes through. This file knows no implementation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from aurora.types import PackedBatch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+# ---- reader ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames of a video are read: `fps` per second, or `frames` spread evenly, the last one included.
+
+    Exactly one of the two is given; `max_frames` caps `fps` by spreading that many evenly instead.
+    """
+
+    fps: float | None = None
+    frames: int | None = None
+    max_frames: int | None = None
+
+
+class VideoReader(ABC):
+    """Reads chosen frames of a video file in one pass, in time order."""
+
+    @abstractmethod
+    def read(self, source: str | bytes, sampling: Sampling) -> Iterator[tuple[float, np.ndarray]]:
+        """(seconds, [H, W, 3] uint8) of the frame shown at each sampled moment, streamed.
+
+        `source` is a path or the bytes of a file. AuroraError for anything that holds no readable video.
+        """
+
+    @abstractmethod
+    def times(self, source: str | bytes, sampling: Sampling) -> list[float]:
+        """The moments in seconds that `read` will sample; their number is the number of frames."""
+
+
+# ---- data ------------------------------------------------------------------------------------------------------
+
+
+class DataModule(ABC):
+    """A source of packed rows for training.
+
+    The order of samples depends neither on the number of ranks nor on that of loader workers. Every rank is given
+    the same number of rows in every optimizer step. The constructor may ask for the facts that other parts know:
+    `tokenizer`, `prompt`, `layout` (VisualLayout) and `reader`.
+    """
+
+    position: tuple[int, int, int]
+    """Where training goes on, as in PackedBatch; whoever trains sets it to that of the row it has finished."""
+
+    @abstractmethod
+    def train_dataloader(self) -> Iterable[PackedBatch]:
+        """The rows of this rank from `position` to the end of the last epoch, in one pass."""
+
+    @abstractmethod
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch."""
+
+    @abstractmethod
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training, those before `position` included."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what it is a position in."""
+
+    @abstractmethod
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes to a saved position. AuroraError when it was saved by another plan."""
+
+
+# ---- source ----------------------------------------------------------------------------------------------------
+
+
+Entry = Mapping[str, Any]
+"""What a source says of one sample before any medium is read: JSON that can be written down and read back."""
+
+
+class Source(ABC):
+    """A dataset in the layout of its makers, told as samples. Options are paths below `folder` and what to ask.
+
+    The constructor is given `folder`, the dataset's own.
+    """
+
+    @abstractmethod
+    def entries(self) -> Iterator[Entry]:
+        """Every sample in the order of the annotations, streamed in constant memory; no medium is opened.
+
+        An entry that makes no sense is yielded as it is: `sample` says what is wrong with it, and it is counted.
+        """
+
+    @abstractmethod
+    def sample(self, entry: Entry) -> Any:
+        """The `ShardSample` (datamodules._samples) of an entry; the same entry always gives the same.
+
+        BadSample with a reason and a detail that names the entry where it cannot be used.
+        """
+
+
+# ---- executor --------------------------------------------------------------------------------------------------
+
+
+class Executor(ABC):
+    """Runs independent tasks somewhere. What they write depends neither on who runs them nor on the order."""
+
+    @abstractmethod
+    def run(self, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """What `work` gives for every task, as it comes. `work` is a function of a module, tasks can be pickled.
+
+        A task that raises ends the run with its error once those that are running have ended.
+        """
