@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -67,7 +67,7 @@ def build_corpus(
     kinds = np.concatenate([np.asarray(index.samples["kind"]) for index in datasets])
     if layout is None and (kinds != TEXT).any():
         raise AuroraError("data: the mixture holds images or videos, but the model sees nothing")
-    parts = [_visual(index, layout, sampling) for index in datasets]
+    parts = [visual_lengths(index, layout, sampling) for index in datasets]
     frames, each, visual = (np.concatenate(column) for column in zip(*parts, strict=True))
     fewer = _fewer(kinds, text, frames, each, budget) if too_long == "shrink" else frames
     visual = np.where(fewer < frames, fewer * each, visual)
@@ -96,13 +96,19 @@ def blank_tokens(layout: VisualLayout | None) -> int:
     return 0 if layout is None else layout.tokens(layout.prepare.size, layout.prepare.size)
 
 
-def _visual(
-    index: DatasetIndex, layout: VisualLayout | None, sampling: Sampling
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Frames, tokens of the first medium's frame, and visual tokens of every sample: 3 × [S] int64."""
+class VisualLengths(NamedTuple):
+    """What the media of every sample take: 3 × [S] int64."""
+
+    frames: np.ndarray
+    each: np.ndarray  # tokens of a frame of the first medium
+    tokens: np.ndarray
+
+
+def visual_lengths(index: DatasetIndex, layout: VisualLayout | None, sampling: Sampling) -> VisualLengths:
+    """The lengths of a dataset's samples; 0 where nothing is seen."""
     media, samples = np.asarray(index.media), np.asarray(index.samples)
     if layout is None or not len(media):
-        return np.zeros(len(samples), np.int64), np.zeros(len(samples), np.int64), np.zeros(len(samples), np.int64)
+        return VisualLengths(*np.zeros((3, len(samples)), np.int64))
     sides = np.stack([media["height"], media["width"]], 1)
     shapes, which = np.unique(sides, axis=0, return_inverse=True)
     of_shape = np.array([layout.tokens(int(h), int(w)) if h else blank_tokens(layout) for h, w in shapes])
@@ -113,7 +119,7 @@ def _visual(
     frames = np.bincount(owner, count, len(samples)).astype(np.int64)
     visual = np.bincount(owner, count * each, len(samples)).astype(np.int64)
     first = np.minimum(samples["media"].astype(np.int64), len(media) - 1)
-    return frames, np.where(samples["count"] > 0, each[first], 0), visual
+    return VisualLengths(frames, np.where(samples["count"] > 0, each[first], 0), visual)
 
 
 def _fewer(kinds: np.ndarray, text: np.ndarray, frames: np.ndarray, each: np.ndarray, budget: Budget) -> np.ndarray:

@@ -90,6 +90,13 @@ def sidecar(tar: Path, suffix: str) -> Path:
 
 def load_index(folder: str | Path) -> DatasetIndex:
     """The index of a folder, once every shard was found whole in size. AuroraError that says how to mend it."""
+    index = open_index(folder)
+    _check_shards(index.folder, index.shards)
+    return index
+
+
+def open_index(folder: str | Path) -> DatasetIndex:
+    """The index of a folder, whatever became of its shards. AuroraError that says how to mend it."""
     if re.match(r"[a-zA-Z0-9+.-]{2,}:", str(folder)):
         raise AuroraError(f"{folder} is no folder on this machine; other schemes are refused, pipe: would run a shell")
     folder = Path(folder)
@@ -104,7 +111,6 @@ def load_index(folder: str | Path) -> DatasetIndex:
             raise ValueError("its arrays do not belong to it")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AuroraError(f"{folder} has no usable index ({error}); {_mend(folder)}") from error
-    _check_shards(folder, shards)
     digest = hashlib.sha256("".join(row["sha256"] for row in shards).encode()).hexdigest()
     return DatasetIndex(folder, shards, samples, media, digest)
 
