@@ -96,7 +96,7 @@ def _counts(index: DatasetIndex) -> dict[str, Any]:
         "samples": len(index),
         "shards": len(index.shards),
         "bytes": sum(int(shard["bytes"]) for shard in index.shards),
-        "kinds": {name: int(count) for name, count in zip(KINDS, kinds, strict=True) if count},
+        "kinds": {name: int(count) for name, count in zip(KINDS, kinds, strict=True)},
         "media": len(media),
         "broken_media": int((media["height"] == 0).sum()),
         "seconds": _spread(media["duration"][media["duration"] > 0]),
