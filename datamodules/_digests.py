@@ -93,7 +93,7 @@ def _kept(path: Path, sha256: str) -> Digests | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return Digests(*(arrays[name] for name in Digests._fields)) if str(arrays["sha256"]) == sha256 else None
-    except (OSError, ValueError, KeyError, BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
 
 

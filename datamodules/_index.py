@@ -109,7 +109,7 @@ def open_index(folder: str | Path) -> DatasetIndex:
         media = np.load(folder / "index.media.npy", mmap_mode="r", allow_pickle=False)
         if samples.dtype != SAMPLE or media.dtype != MEDIA or len(samples) != sum(row["samples"] for row in shards):
             raise ValueError("its arrays do not belong to it")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise AuroraError(f"{folder} has no usable index ({error}); {_mend(folder)}") from error
     digest = hashlib.sha256("".join(row["sha256"] for row in shards).encode()).hexdigest()
     return DatasetIndex(folder, shards, samples, media, digest)

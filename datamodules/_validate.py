@@ -114,7 +114,7 @@ def _rows(tar: Path, number: int, index: DatasetIndex) -> Iterator[tuple[str, st
     try:
         with np.load(sidecar(tar, "index.npz"), allow_pickle=False) as arrays:
             samples, media = arrays["samples"].astype(SAMPLE), arrays["media"].astype(MEDIA)
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         yield "index", f"{sidecar(tar, 'index.npz').name} cannot be read: {error}"
         return
     mine = np.array(index.samples[np.asarray(index.samples["shard"]) == number])
