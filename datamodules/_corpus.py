@@ -16,7 +16,8 @@ from aurora.interfaces import Prompt, Sampling, Tokenizer
 
 from ._index import DatasetIndex, load_index
 from ._lengths import text_lengths
-from ._plan import Budget, Members
+from ._packing import Budget
+from ._plan import Members
 from ._samples import IMAGE, IMAGES, TEXT, VIDEO
 from .reader._sampling import sample_counts
 

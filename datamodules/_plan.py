@@ -7,27 +7,17 @@ nothing but its number, so that resuming costs one window, and nothing here know
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ._packing import Budget, pack_rows
+
 CHUNK = 256
 WINDOW_CHUNKS = 64
-# How many rows, from the fullest that could take a sample, are asked before a new one is opened.
-_TRIES = 64
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a row may hold."""
-
-    tokens: int
-    frames: int
-    blank: int = 0  # tokens of the blank frame that a row without frames is given
+BatchUnit = Literal["samples", "tokens"]
 
 
 class Window(NamedTuple):
@@ -38,9 +28,9 @@ class Window(NamedTuple):
 
 
 class Members(NamedTuple):
-    """The samples of one dataset, and how often each is read per epoch."""
+    """Samples of one dataset, and how often each is read per epoch."""
 
-    samples: np.ndarray  # [S] int64
+    samples: np.ndarray  # [S] integers
     repeats: int
 
 
@@ -49,24 +39,23 @@ class Plan:
 
     def __init__(
         self, members: Sequence[Members], *, tokens: np.ndarray, frames: np.ndarray, group: np.ndarray,
-        budget: Budget, global_batch: int, seed: int,
+        budget: Budget, global_batch: int, seed: int, batch_unit: BatchUnit = "samples",
     ) -> None:
         """`tokens`, `frames`, `group` are [S] by sample number; samples of different groups share no row and no step.
 
-        A step holds about `global_batch` samples: the rows of a group in a window are divided into that many steps of
-        equal sample counts as comes nearest, for whatever number of ranks.
+        A step holds about `global_batch` samples, or tokens: the rows of a group in a window are divided into that
+        many steps of equal sums as comes nearest, for whatever number of ranks. A step of tokens holds one row or more.
         """
         self._members, self._tokens, self._frames, self._group = members, tokens, frames, group
-        self._budget, self._global_batch, self._seed = budget, global_batch, seed
+        self._budget, self._global_batch, self._seed, self._unit = budget, global_batch, seed, batch_unit
         self._groups = int(group.max(initial=0)) + 1
-        # At least four steps in a window, or its steps could not come near the batch that was asked for.
-        self._span = max(WINDOW_CHUNKS, -(-4 * global_batch // CHUNK))
-        self._chunks = np.array([
-            (number, start) for number, dataset in enumerate(members) for _ in range(dataset.repeats)
-            for start in range(0, len(dataset.samples), CHUNK)
-        ], np.int64).reshape(-1, 2)
+        self._chunks = _chunks(members)
         self._steps: dict[int, np.ndarray] = {}
-        self._counts = self._chunk_counts()
+        sums = [np.tile(self._chunk_sums(dataset.samples), (dataset.repeats, 1)) for dataset in members]
+        self._sums = np.concatenate([np.zeros((0, self._groups), np.int64), *sums])
+        # At least four steps in a window, or its steps could not come near the batch that was asked for.
+        average = max(1.0, self._sums.sum() / max(1, self.samples))  # of a sample, in units of the batch
+        self._span = max(WINDOW_CHUNKS, int(-(-4 * global_batch // (CHUNK * average))))
 
     @property
     def windows(self) -> int:
@@ -76,7 +65,7 @@ class Plan:
     @property
     def samples(self) -> int:
         """Samples per epoch, repeats included."""
-        return int(self._counts.sum())
+        return sum(len(dataset.samples) * dataset.repeats for dataset in self._members)
 
     def steps_before(self, epoch: int, window: int) -> int:
         """Optimizer steps of all that comes before a window."""
@@ -87,21 +76,37 @@ class Plan:
         """The rows and steps of a window."""
         rng = np.random.default_rng([self._seed, epoch, window + 1])
         ids = np.concatenate([self._samples_of(chunk) for chunk in self._window_chunks(epoch, window)])
-        ids = rng.permutation(ids)
+        ids = rng.permutation(ids.astype(np.int64))
         steps = [step for group in range(self._groups)
                  for step in self._steps_of(ids[self._group[ids] == group], rng)]
         steps = [steps[index] for index in rng.permutation(len(steps))]
         bounds = np.concatenate([[0], np.cumsum([len(step) for step in steps])]).astype(np.int64)
         return Window([pack for step in steps for pack in step], bounds)
 
+    def fill(self, epoch: int, window: int) -> tuple[float, float]:
+        """Share of the token and of the frame budget of a window's rows that its samples take."""
+        packs = self.window(epoch, window).packs
+        ids, rows = np.concatenate(packs), len(packs)
+        return (float(self._tokens[ids].sum(dtype=np.int64) / (rows * self._budget.tokens)),
+                float(self._frames[ids].sum(dtype=np.int64) / (rows * self._budget.frames)))
+
     def _steps_of(self, ids: np.ndarray, rng: np.random.Generator) -> list[list[np.ndarray]]:
         """The packs of some samples, divided into steps."""
         if not len(ids):
             return []
-        steps = int(_step_count(np.array(len(ids)), self._global_batch))
-        # No pack is larger than a step's share, so that there is a pack for every step.
-        rows = best_fit(self._tokens[ids], self._frames[ids], self._budget, len(ids) // steps)
-        return balanced([ids[rows[index]] for index in rng.permutation(len(rows))], steps)
+        weights = self._weights(ids)
+        steps = int(_step_count(weights.sum(), self._global_batch))
+        # A pack of no more samples than a step's share, so that there is a pack for every step; of tokens a row has no
+        # more than a step, which says the same.
+        most = len(ids) // steps if self._unit == "samples" else len(ids)
+        rows = pack_rows(self._tokens[ids], self._frames[ids], self._budget, most)
+        rows = [rows[index] for index in rng.permutation(len(rows))]
+        return [[ids[rows[index]] for index in step]
+                for step in balanced([int(weights[row].sum()) for row in rows], steps)]
+
+    def _weights(self, samples: np.ndarray) -> np.ndarray:
+        """[S] int64: what each sample counts for in a step."""
+        return np.ones(len(samples), np.int64) if self._unit == "samples" else self._tokens[samples].astype(np.int64)
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self._seed, epoch, 0]).permutation(len(self._chunks))
@@ -114,86 +119,44 @@ class Plan:
         number, start = chunk
         return np.asarray(self._members[number].samples[start:start + CHUNK])
 
-    def _chunk_counts(self) -> np.ndarray:
-        """[C, G]: samples of each group in each chunk."""
-        counts = np.zeros((len(self._chunks), self._groups), np.int64)
-        for row, chunk in enumerate(self._chunks):
-            counts[row] = np.bincount(self._group[self._samples_of(chunk)], minlength=self._groups)
-        return counts
+    def _chunk_sums(self, samples: np.ndarray) -> np.ndarray:
+        """[C, G] int64: what the samples of each group in each chunk of a dataset count for."""
+        chunks = -(-len(samples) // CHUNK)
+        cells = np.arange(len(samples)) // CHUNK * self._groups + self._group[samples]
+        sums = np.bincount(cells, self._weights(samples), chunks * self._groups)
+        return sums.astype(np.int64).reshape(chunks, self._groups)
 
     def _window_steps(self, epoch: int) -> np.ndarray:
         """[W]: steps of each window of an epoch."""
         if epoch not in self._steps:
             starts = np.arange(0, len(self._chunks), self._span)
-            counts = np.add.reduceat(self._counts[self._order(epoch)], starts, axis=0)
-            self._steps[epoch] = _step_count(counts, self._global_batch).sum(1)
+            sums = np.add.reduceat(self._sums[self._order(epoch)], starts, axis=0)
+            self._steps[epoch] = _step_count(sums, self._global_batch).sum(1)
         return self._steps[epoch]
 
 
-def _step_count(samples: np.ndarray, global_batch: int) -> np.ndarray:
+def _chunks(members: Sequence[Members]) -> np.ndarray:
+    """[C, 2] int64: dataset and first sample of every chunk, repeats included."""
+    parts = [np.zeros((0, 2), np.int64)]
+    for number, dataset in enumerate(members):
+        starts = np.arange(0, len(dataset.samples), CHUNK)
+        chunks = np.stack([np.full(len(starts), number), starts], 1)
+        parts += [chunks] * dataset.repeats
+    return np.concatenate(parts)
+
+
+def _step_count(sums: np.ndarray, global_batch: int) -> np.ndarray:
     """How many steps of about `global_batch` some samples make: at least one where there are any."""
-    nearest = np.maximum(1, (samples + global_batch // 2) // global_batch)
-    return np.where(samples > 0, nearest, 0)
+    nearest = np.maximum(1, (sums + global_batch // 2) // global_batch)
+    return np.where(sums > 0, nearest, 0)
 
 
-def balanced(packs: Sequence[np.ndarray], steps: int) -> list[list[np.ndarray]]:
-    """Divides packs into steps of nearly equal sample counts: the largest first, each to the step that has least."""
+def balanced(weights: Sequence[int], steps: int) -> list[list[int]]:
+    """Divides packs into steps of nearly equal sums: the heaviest first, each to the step that has least."""
     chosen: list[list[int]] = [[] for _ in range(steps)]
     least = [(0, step) for step in range(steps)]
-    for pack in sorted(range(len(packs)), key=lambda index: -len(packs[index])):
-        count, step = heappop(least)
+    for pack in sorted(range(len(weights)), key=lambda index: -weights[index]):
+        total, step = heappop(least)
         chosen[step].append(pack)
-        heappush(least, (count + len(packs[pack]), step))
-    return [[packs[index] for index in sorted(step)] for step in chosen]
-
-
-def best_fit(tokens: np.ndarray, frames: np.ndarray, budget: Budget, most: int) -> list[np.ndarray]:
-    """Packs samples into rows of at most `most`: the largest first, each into the fullest row that has room.
-
-    "Full" is measured in the resource that runs out first. Samples without frames come last and fill the gaps.
-    """
-    scarce = frames.sum() * budget.tokens > tokens.sum() * budget.frames
-    rows = _Rows(budget, most)
-    visual, text = np.flatnonzero(frames), np.flatnonzero(frames == 0)
-    rows.fill(visual, frames if scarce else tokens, tokens if scarce else frames, by_frames=bool(scarce))
-    rows.fill(text, tokens, frames, by_frames=False)
-    return [np.array(row, np.int64) for row in rows.members]
-
-
-class _Rows:
-    """Rows being filled: what each holds and how much room it has left."""
-
-    def __init__(self, budget: Budget, most: int) -> None:
-        self.budget, self.most = budget, most
-        self.members: list[list[int]] = []
-        self.room: list[tuple[int, int]] = []  # tokens, frames
-
-    def fill(self, samples: np.ndarray, needed: np.ndarray, also: np.ndarray, *, by_frames: bool) -> None:
-        """Puts every sample somewhere. `needed` is what rows are ordered by, `also` the other resource."""
-        order = samples[np.argsort(-needed[samples], kind="stable")]
-        key = int(by_frames)
-        ordered = sorted((room[key], row) for row, room in enumerate(self.room) if len(self.members[row]) < self.most)
-        for sample in order.tolist():
-            first, second = int(needed[sample]), int(also[sample])
-            row = self._take(ordered, first, second, key)
-            if row is None:
-                row = self._open(visual=bool(by_frames or second))
-            room = (self.room[row][key] - first, self.room[row][1 - key] - second)
-            self.room[row] = room if key == 0 else (room[1], room[0])
-            self.members[row].append(sample)
-            if len(self.members[row]) < self.most:
-                insort(ordered, (room[0], row))
-
-    def _take(self, ordered: list[tuple[int, int]], first: int, second: int, key: int) -> int | None:
-        """Removes and returns the fullest row with room, else the emptiest one if it has."""
-        start = bisect_left(ordered, (first, -1))
-        for place in [*range(start, min(start + _TRIES, len(ordered))), len(ordered) - 1]:
-            if place >= start and self.room[ordered[place][1]][1 - key] >= second:
-                return ordered.pop(place)[1]
-        return None
-
-    def _open(self, *, visual: bool) -> int:
-        self.members.append([])
-        reserved = 0 if visual else self.budget.blank
-        self.room.append((self.budget.tokens - reserved, self.budget.frames))
-        return len(self.members) - 1
+        heappush(least, (total + weights[pack], step))
+    return [sorted(step) for step in chosen]

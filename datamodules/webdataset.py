@@ -20,7 +20,8 @@ from aurora.registry import DATA
 from ._corpus import Corpus, TooLong, blank_tokens, build_corpus, kind_groups, open_datasets
 from ._lengths import text_lengths
 from ._loader import BadSamples, RowDataset, RowLoader, Share
-from ._plan import Budget, Plan
+from ._packing import Budget
+from ._plan import Plan
 from ._rows import RowBuilder
 from ._schedule import Position, check_position, rank_and_world
 from .reader._sampling import check_sampling

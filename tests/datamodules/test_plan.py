@@ -3,19 +3,21 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from datamodules._plan import CHUNK, WINDOW_CHUNKS, Budget, Members, Plan, best_fit
+from datamodules._packing import Budget
+from datamodules._plan import CHUNK, WINDOW_CHUNKS, Members, Plan
 from datamodules._schedule import schedule
 
 BUDGET = Budget(4096, 24, 58)
 
 
-def plan(samples=1500, repeats=(1,), groups=1, global_batch=32, seed=0, budget=BUDGET):
+def plan(samples=1500, repeats=(1,), groups=1, global_batch=32, seed=0, budget=BUDGET, **options):
     rng = np.random.default_rng(1)
     frames = rng.choice([0, 1, 1, 8], samples)
     parts = np.array_split(np.arange(samples), len(repeats))
     return Plan([Members(part, repeat) for part, repeat in zip(parts, repeats, strict=True)],
                 tokens=rng.integers(20, 400, samples) + 58 * frames, frames=frames,
-                group=(frames > 1).astype(np.uint8) % groups, budget=budget, global_batch=global_batch, seed=seed)
+                group=(frames > 1).astype(np.uint8) % groups, budget=budget,
+                global_batch=global_batch, seed=seed, **options)
 
 
 def turns(layout_plan, world=1, **options):
@@ -76,31 +78,6 @@ def test_the_order_of_a_window_does_not_depend_on_what_was_planned_before():
     assert [pack.tolist() for pack in used.window(1, 0).packs] == [pack.tolist() for pack in plan().window(1, 0).packs]
 
 
-@pytest.mark.parametrize("budget", [Budget(4096, 24, 58), Budget(900, 8, 58), Budget(4096, 9, 0), Budget(10**6, 10**6)])
-def test_no_row_is_over_its_budgets(budget):
-    whole = plan(budget=budget)
-    for pack in whole.window(0, 0).packs:
-        tokens, frames = whole._tokens[pack].sum(), whole._frames[pack].sum()
-        assert tokens <= budget.tokens - (0 if frames else budget.blank) and frames <= budget.frames
-
-
-def test_rows_are_nearly_full():
-    whole = plan(4000, budget=Budget(4096, 1000), global_batch=512)
-    packs = whole.window(0, 0).packs
-    assert sum(whole._tokens[pack].sum() for pack in packs) / (4096 * len(packs)) > 0.97
-
-
-def test_frames_can_be_what_fills_a_row():
-    frames = np.full(400, 8)
-    packs = best_fit(np.full(400, 10), frames, Budget(4096, 32), 400)
-    assert [len(pack) for pack in packs] == [4] * 100
-
-
-def test_text_fills_the_gaps_of_rows_that_have_no_frame_left():
-    tokens, frames = np.array([50] * 8 + [40] * 8), np.array([8] * 8 + [0] * 8)
-    assert len(best_fit(tokens, frames, Budget(100, 8), 100)) == 8
-
-
 def test_groups_share_no_step():
     whole = plan(groups=2)
     for step in steps(turns(whole)):
@@ -133,3 +110,27 @@ def test_training_ends_after_the_most_steps_wherever_it_started():
     middle = first[len(first) // 2][0].position
     rest = turns(whole, 3, max_steps=10, position=middle)
     assert steps(rest) == steps(first)[-len(steps(rest)):]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("batch", [4096, 20_000, 10**7])
+def test_the_number_of_steps_of_so_many_tokens_is_known_before_they_are_planned(groups, batch):
+    whole = plan(groups=groups, global_batch=batch, batch_unit="tokens", repeats=(2, 1))
+    assert len(steps(turns(whole, epochs=2))) == whole.steps_before(2, 0)
+
+
+def test_a_step_holds_about_so_many_tokens():
+    whole = plan(6000, global_batch=60_000, batch_unit="tokens")
+    sizes = [sum(int(whole._tokens[pack].sum()) for pack in step) for step in steps(turns(whole))]
+    assert min(sizes) > 56_000 and max(sizes) < 64_000
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_steps_of_tokens_hold_the_same_rows_on_every_number_of_ranks(world):
+    whole = plan(global_batch=30_000, batch_unit="tokens")
+    assert steps(turns(whole, world)) == steps(turns(whole))
+
+
+def test_a_window_is_as_wide_as_steps_of_many_tokens_need():
+    whole = plan(40_000, global_batch=8_000_000, batch_unit="tokens")
+    assert whole.windows == 1 and len(steps(turns(whole))) > 1
