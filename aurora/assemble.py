@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ INJECTED = {
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def build_model(config: Mapping[str, Any]) -> AuroraModel:
+def build_model(config: Mapping[str, Any], *, empty_backbone: bool = False) -> AuroraModel:
     """The model that a config describes, with the weights that its initialisation gives.
 
     `config` holds one `{name, **options}` per model slot, and `dtype`. Built under `torch.device("meta")` it takes no
-    memory.
+    memory; so does an `empty_backbone`, whose weights are loaded next.
     """
     missing = [slot for slot in MODEL_SLOTS if slot not in config]
     if missing:
@@ -39,7 +39,8 @@ def build_model(config: Mapping[str, Any]) -> AuroraModel:
     with _default_dtype(config.get("dtype", "float32")):
         tokenizer = TOKENIZER.build(config["tokenizer"])
         vision = VISION.build(config["vision"])
-        backbone = BACKBONE.build(config["backbone"], vocab_size=tokenizer.vocab_size)
+        with torch.device("meta") if empty_backbone else nullcontext():
+            backbone = BACKBONE.build(config["backbone"], vocab_size=tokenizer.vocab_size)
         connector = CONNECTOR.build(config["connector"], in_width=vision.width, out_width=backbone.hidden_size)
     return AuroraModel(
         vision=vision,
@@ -63,18 +64,22 @@ def load_base_weights(model: AuroraModel, config: Mapping[str, Any]) -> dict[str
     Gives for each weighted slot where its weights come from, to be shown: a part without an entry starts from random
     weights, which is right for a connector and worth knowing for the others.
     """
-    base = config.get("base_weights") or {}
     sources = {}
     for slot in WEIGHTED_SLOTS:
-        name = config[slot]["name"]
-        path = (base.get(slot) or {}).get(name)
+        path = base_weights(config, slot)
         sources[slot] = path or "random"
         if path is None:
             continue
         if not Path(path).exists():
-            raise AuroraError(f"base_weights.{slot}.{name}: {path} does not exist")
+            raise AuroraError(f"base_weights.{slot}.{config[slot]['name']}: {path} does not exist")
         getattr(model, slot).load_base(path)
     return sources
+
+
+def base_weights(config: Mapping[str, Any], slot: str) -> str | None:
+    """What a config gives for a slot's part to start from, if anything."""
+    path: str | None = ((config.get("base_weights") or {}).get(slot) or {}).get(config[slot]["name"])
+    return path
 
 
 def count_parameters(model: nn.Module, *, learned: bool = False) -> dict[str, int]:

@@ -12,21 +12,21 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from aurora.adapters.initial_state import start_like
 from aurora.assemble import MODEL_SLOTS, WEIGHTED_SLOTS, build_model
-from aurora.conversion.reading import INDEX_FILE, weight_files
+from aurora.conversion.loading import load_parts
+from aurora.conversion.reading import INDEX_FILE, open_tensors, read_metadata, weight_files
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
+from aurora.precision import quantize
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = "model.safetensors"
@@ -83,13 +83,15 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu", overri
                ) -> tuple[AuroraModel, dict[str, Any]]:
     """A saved model in evaluation mode, and its config.
 
-    `overrides` replace parts that hold no weights (merge, sort, prompt) or the dtype.
+    `overrides` replace parts that hold no weights (merge, sort, prompt), the dtype, or what it is rounded to
+    (`quantize`).
     """
     config = {**read_config(folder), **(overrides or {})}
     with torch.device("meta"):
         model = build_model(config)
+    quantize(model.backbone, config.get("quantize"))
     load_weights(model, folder, config)
-    _fill_unsaved_buffers(model, config)
+    fill_unsaved_buffers(model, config)
     return model.to(device).eval(), config
 
 
@@ -101,22 +103,19 @@ def load_weights(model: AuroraModel, folder: str | Path, config: Mapping[str, An
     paths = weight_paths(folder)
     path = paths[0] if len(paths) == 1 else Path(folder)
     try:
-        with ExitStack() as opened:
-            files = [opened.enter_context(safe_open(each, framework="pt")) for each in paths]
-            parts = json.loads((files[0].metadata() or {}).get("parts", "{}"))
-            held = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - no dict
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in held.items()}
-            start_like(model.backbone, shapes)
-            wanted = model.state_dict()
-            check_same_model(path, parts, config, wanted, shapes)
-            tensors = {name: _as_wanted(path, name, file.get_tensor(name), wanted[name])
-                       for name, file in held.items()}
-    except (SafetensorError, OSError, ValueError) as error:
+        tensors, parts = open_tensors(folder), json.loads(read_metadata(paths[0]).get("parts", "{}"))
+    except (OSError, ValueError) as error:
         if isinstance(error, AuroraError):
             raise
         raise AuroraError(f"{path} cannot be read ({error}); it may be truncated") from error
-    on_meta = any(tensor.is_meta for tensor in wanted.values())
-    model.load_state_dict(tensors, assign=on_meta)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    start_like(model.backbone, shapes)
+    wanted = model.state_dict()
+    check_same_model(path, parts, config, wanted, shapes)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != wanted[name].is_floating_point():
+            raise AuroraError(f"{path}: {name} is {tensor.dtype} in the file; the model needs {wanted[name].dtype}")
+    load_parts(model, tensors, mapped=True)
 
 
 def weight_paths(folder: str | Path) -> list[Path]:
@@ -178,7 +177,7 @@ def _flush(folder: Path) -> None:
             os.close(handle)
 
 
-def _fill_unsaved_buffers(model: AuroraModel, config: Mapping[str, Any]) -> None:
+def fill_unsaved_buffers(model: AuroraModel, config: Mapping[str, Any]) -> None:
     """Gives the buffers that no checkpoint holds the values that their constructors compute."""
     empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     if not empty:
@@ -192,12 +191,6 @@ def _fill_unsaved_buffers(model: AuroraModel, config: Mapping[str, Any]) -> None
 def part_names(config: Mapping[str, Any]) -> dict[str, str]:
     """The parts that hold weights, as the header of a weight file names them."""
     return {slot: config[slot]["name"] for slot in WEIGHTED_SLOTS}
-
-
-def _as_wanted(path: Path, name: str, tensor: Tensor, wanted: Tensor) -> Tensor:
-    if tensor.is_floating_point() != wanted.is_floating_point():
-        raise AuroraError(f"{path}: {name} is {tensor.dtype} in the file; the model needs {wanted.dtype}")
-    return tensor.to(wanted.dtype)
 
 
 def check_same_model(path: Path, parts: Mapping[str, str], config: Mapping[str, Any],

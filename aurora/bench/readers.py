@@ -39,12 +39,13 @@ def load_backbone(path: Path, size: Size, dtype: str, device: str) -> Backbone:
     """Our RWKV-6 with the weights of a `.pth`, for inference; int8 is that of the matrices, beside bfloat16."""
     with torch.device("meta"):
         model = BACKBONE.build(size.config, vocab_size=size.vocab_size)
-    model = model.to(DTYPES["bfloat16" if dtype == "int8" else dtype]).to_empty(device=device)
-    model.load_base(str(path))
-    model = model.eval().requires_grad_(False)
+    model = model.to(DTYPES["bfloat16" if dtype == "int8" else dtype])
     if dtype == "int8":
         quantize(model, "int8")
-    return model
+    else:
+        model = model.to_empty(device=device)
+    model.load_base(str(path))
+    return model.to(device).eval().requires_grad_(False)
 
 
 class Aurora:

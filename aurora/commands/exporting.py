@@ -40,7 +40,7 @@ def _model(options: Namespace, target: Path) -> Iterator[tuple[Path, Mapping[str
             raise AuroraError(f"{target} lies in the model that is exported; give another target")
         yield Path(options.folder), None
         return
-    model, config, sources = random_model(options.overrides)
+    model, config, sources = random_model(options.overrides, rounded=False)
     target.resolve().parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".parts-", dir=target.resolve().parent) as scratch:
         save_model(model, config, Path(scratch, "model"))

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from aurora.adapters.folder import apply_adapter
-from aurora.assemble import build_model, load_base_weights
-from aurora.checkpoint import CONFIG_FILE, load_model, read_config
+from aurora.assemble import base_weights, build_model, load_base_weights
+from aurora.checkpoint import CONFIG_FILE, fill_unsaved_buffers, load_model, read_config
 from aurora.commands.overriding import override
 from aurora.config import load_config
 from aurora.errors import AuroraError
@@ -39,26 +39,35 @@ def saved_model(
 ) -> tuple[AuroraModel, dict[str, Any]]:
     """A saved model and its config, with overrides; `adapter` is merged into it."""
     use(device, threads)
-    model, config = load_model(folder, device=device, overrides=override(read_config(folder), overrides))
-    if adapter is not None:
-        apply_adapter(model, adapter, config, any_base=any_base)
+    config = override(read_config(folder), overrides)
+    if adapter is None:
+        return load_model(folder, device=device, overrides=config)
+    # it is merged into matrices, which are rounded afterwards
+    model, _ = load_model(folder, device=device, overrides={**config, "quantize": None})
+    apply_adapter(model, adapter, config, any_base=any_base)
     quantize(model.backbone, config.get("quantize"))
     return model, config
 
 
 def random_model(
     overrides: Sequence[str], *, device: str = "cpu", threads: int | None = None, adapter: str | None = None,
-    any_base: bool = False
+    any_base: bool = False, rounded: bool = True
 ) -> tuple[AuroraModel, dict[str, Any], dict[str, str]]:
     """The model that a config describes, its config, and where the weights of each slot come from; `adapter` is merged
-    into it."""
+    into it. To be saved, it is not `rounded`: the config says how it is used."""
     use(device, threads)
     config = load_config(overrides)
-    model = build_model(config)
+    kind = config.get("quantize") if rounded else None
+    while_reading = kind is not None and adapter is None and base_weights(config, "backbone") is not None
+    model = build_model(config, empty_backbone=while_reading)
+    if while_reading:
+        quantize(model.backbone, kind)
     sources = load_base_weights(model, config)
+    fill_unsaved_buffers(model, config)
     if adapter is not None:
         apply_adapter(model, adapter, config, any_base=any_base)
-    quantize(model.backbone, config.get("quantize"))
+    if not while_reading:
+        quantize(model.backbone, kind)
     return model.to(device).eval(), config, sources
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from aurora.adapters.initial_state import PREFIX as TUNED
 from aurora.adapters.initial_state import start_from
-from aurora.conversion.reading import PICKLED, SAFETENSORS, are_mapped, forget, open_tensors
+from aurora.conversion.loading import load_parts
+from aurora.conversion.reading import PICKLED, SAFETENSORS, are_mapped, open_tensors
 from aurora.conversion.replacing import replacing
 from aurora.conversion.writing import Output, write_pth, write_safetensors
 from aurora.errors import AuroraError
@@ -18,7 +19,6 @@ from aurora.interfaces import Backbone
 from .._families import looks_like
 
 _LISTED = 8
-_PART = 2**28
 
 
 def read_tensors(path: str) -> dict[str, Tensor]:
@@ -41,8 +41,8 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str) -> None:
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copies tensors into a module of the same keys and shapes, in the module's dtype; all or nothing. A backbone takes
-    its tuned initial state along, where the tensors hold one.
+    """Gives a module tensors of its keys and shapes, in its dtype; all or nothing. On the meta device it takes them as
+    its own, else it copies them. A backbone takes its tuned initial state along, where the tensors hold one.
 
     AuroraError that names what is missing, unexpected or of another shape.
     """
@@ -64,28 +64,10 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     if faults:
         raise AuroraError(f"{source} does not fit {type(module).__name__}: {'; '.join(faults)}. "
                           f"{_advice(own, tensors)}")
-    if any(tensor.is_meta for tensor in own.values()):
-        raise AuroraError(f"{type(module).__name__} stands on the meta device; give it memory before reading {source}")
     if tuned:
         assert isinstance(module, Backbone)
         start_from(module, tuned)
-    mapped = are_mapped(source)
-    for part in _parts(tensors):
-        module.load_state_dict(part, strict=False)  # all that may be missing is a tuned initial state
-        if mapped:  # what was read is given back, so that reading takes little more memory than the module
-            for tensor in part.values():
-                forget(tensor)
-
-
-def _parts(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The tensors in parts of little over _PART bytes."""
-    part: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        part[name] = tensor
-        if sum(tensor.nbytes for tensor in part.values()) >= _PART:
-            yield part
-            part = {}
-    yield part
+    load_parts(module, tensors, mapped=are_mapped(source))
 
 
 def _fault(kind: str, names: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .linear import linear
 
 LARGEST = 127
-ROWS_AT_ONCE = 2048
+ROWS_AT_ONCE = 64
 """So many outputs are widened to float32 at a time."""
 
 
@@ -48,12 +48,12 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def quantize_linears(model: nn.Module, kind: type[nn.Linear]) -> int:
-    """Replaces every linear layer of a kind below `model`, one after the other, so that memory only ever shrinks. How
-    many there were."""
+    """Replaces the linear layers of a kind below `model` that have memory, one after the other, so that memory only
+    ever shrinks. How many there were."""
     replaced = 0
     for module in [*model.modules()]:
         for name, child in [*module.named_children()]:
-            if isinstance(child, kind):
+            if isinstance(child, kind) and not child.weight.is_meta:
                 bias = None if child.bias is None else child.bias.detach()
                 setattr(module, name, Int8Linear(*quantize(child.weight.detach()), bias))
                 replaced += 1

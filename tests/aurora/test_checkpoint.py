@@ -92,7 +92,7 @@ def test_weights_that_are_not_finite_are_never_saved(make_model, config, tmp_pat
 def test_a_truncated_file_is_refused(copy, share) -> None:
     path = copy / "model.safetensors"
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(AuroraError, match="may be truncated"):
+    with pytest.raises(AuroraError, match="truncated"):
         load_model(copy)
 
 

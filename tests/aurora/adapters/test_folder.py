@@ -11,9 +11,11 @@ from aurora.adapters.attach import attach_adapters, merge_adapters
 from aurora.adapters.folder import adapter_hash, apply_adapter, base_hash, save_adapter
 from aurora.adapters.spec import read_adapters
 from aurora.checkpoint import load_model, save_model
+from aurora.commands.finding import saved_model
 from aurora.errors import AuroraError
 from aurora.inference.reading import blank, read_texts
 from aurora.interfaces import Backbone
+from aurora.precision import quantize
 
 ADAPTERS = read_adapters("a", {
     "backbone": {"lora": {"rank": 3, "alpha": 5, "targets": ["key", "head"]}, "state": {}},
@@ -56,6 +58,17 @@ def test_an_applied_adapter_computes_what_was_trained(model, adapted, folder, co
     apply_adapter(fresh, folder, config)
     torch.testing.assert_close(outputs(fresh), outputs(adapted), rtol=1e-3, atol=1e-3)
     assert all((one - other).abs().max() > 1e-2 for one, other in zip(outputs(fresh), outputs(model), strict=True))
+
+
+def test_a_lora_is_merged_before_matrices_are_rounded(model, folder, config, tmp_path):
+    save_model(model, config, tmp_path / "model")
+    found, told = saved_model(tmp_path / "model", ["quantize=int8"], adapter=str(folder))
+    expected = copy.deepcopy(model)
+    apply_adapter(expected, folder, config)
+    quantize(expected.backbone, "int8")
+    assert told["quantize"] == "int8"
+    for name, tensor in expected.backbone.state_dict().items():
+        assert torch.equal(found.backbone.state_dict()[name], tensor), name
 
 
 def test_a_merged_model_is_saved_and_loaded_with_its_state(adapted, config, tmp_path):
