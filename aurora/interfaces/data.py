@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -94,17 +95,27 @@ class Source(ABC):
     """
 
     @abstractmethod
+    def annotations(self) -> Sequence[Path]:
+        """The files that `entries` reads: when one of them changes, the entries may be others."""
+
+    @abstractmethod
     def entries(self) -> Iterator[Entry]:
         """Every sample in the order of the annotations, streamed in constant memory; no medium is opened.
 
         An entry that makes no sense is yielded as it is: `sample` says what is wrong with it, and it is counted.
+        AuroraError when the rest of a file cannot be read, after what stands before it.
         """
 
     @abstractmethod
-    def sample(self, entry: Entry) -> Any:
-        """The `ShardSample` (datamodules._samples) of an entry; the same entry always gives the same.
+    def size(self, entry: Entry) -> int:
+        """About how many bytes the media of an entry have; 0 for what is not there."""
 
-        BadSample with a reason and a detail that names the entry where it cannot be used.
+    @abstractmethod
+    def sample(self, entry: Entry, key: str) -> Any:
+        """The `ShardSample` (datamodules._samples) of an entry under a key; the same for the same arguments.
+
+        Media stand under the extension of what they are (jpg, gif, mp4, avi, …), whatever their files are called.
+        BadSample with a reason and a detail where it cannot be used.
         """
 
 

@@ -1,0 +1,167 @@
+"""Records of annotation files, streamed: JSON arrays, JSON lines, CSV, TSV and Parquet.
+
+A record is an object of JSON. What cannot be read as one is given as a `fault`, so that it is counted where the others
+are used; a JSON array that breaks off in the middle raises AnnotationsBroken after what stands before.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import importlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+import ijson
+
+from aurora.errors import AuroraError
+from aurora.interfaces import Entry
+
+_BLOCK = 1 << 16
+_FAULT = "$fault"
+_PLACE = "$place"
+
+
+class AnnotationsBroken(AuroraError):
+    """A file of annotations whose rest cannot be read; what stands before was given."""
+
+
+def fault(detail: str) -> Entry:
+    """The entry of a record that cannot be read."""
+    return {_FAULT: detail}
+
+
+def fault_of(entry: Entry) -> str | None:
+    """Why the entry's record cannot be read; None where it can."""
+    return entry.get(_FAULT)
+
+
+def place_of(entry: Entry) -> Any | None:
+    """Where the entry's record stands, for `record_at`; None where the entry is the record."""
+    return entry.get(_PLACE)
+
+
+def entries(path: Path, name: str, *, by_place: bool = False) -> Iterator[Entry]:
+    """The records of a file, or where they stand if they carry their media: rows of Parquet with a column of bytes,
+    and with `by_place` lines of JSON. AuroraError for a file of another kind.
+    """
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        parquet = _parquet()
+        return ({_PLACE: [name, *place]} for place in parquet.places(path)) if parquet.holds_bytes(path) else (
+            parquet.rows(path))
+    if kind in (".csv", ".tsv"):
+        return _rows(path, "," if kind == ".csv" else "\t")
+    if kind in (".jsonl", ".ndjson"):
+        return _lines(path, name, by_place)
+    if kind == ".json":
+        return _lines(path, name, by_place) if _is_lines(path) else items(path, "item")
+    raise AuroraError(f"{path}: annotations are .json, .jsonl, .ndjson, .csv, .tsv or .parquet files")
+
+
+def record_at(folder: Path, place: Sequence[Any]) -> Any:
+    """The record at a place. AuroraError when the file is not what it was."""
+    name, *where = place
+    if Path(name).suffix.lower() == ".parquet":
+        return _parquet().row(folder / name, *where)
+    with folder.joinpath(name).open("rb") as file:
+        file.seek(where[0])
+        return json.loads(file.read(where[1]))
+
+
+def weight_of(folder: Path, place: Sequence[Any]) -> int:
+    """About how many bytes the record at a place has, media included."""
+    name, *where = place
+    return _parquet().weight(folder / name, where[0]) if Path(name).suffix.lower() == ".parquet" else int(where[1])
+
+
+def items(path: Path, prefix: str) -> Iterator[Entry]:
+    """What a JSON file holds below a prefix, such as "item" (of the array that it is) or "annotations.item"."""
+    count = 0
+    with path.open("rb") as file:
+        _skip_mark(file)
+        try:
+            for item in ijson.items(file, prefix, use_float=True, buf_size=_BLOCK):
+                count += 1
+                yield item if isinstance(item, dict) else fault(f"{str(item)[:80]!r} is no object")
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            byte = _broken_at(file, file.tell())
+            why = str(error).strip().partition("\n")[0]
+            raise AnnotationsBroken(f"{path} is no whole JSON: {why}, at byte {byte} after entry {count}; "
+                                    f"{count} entries before it were read") from error
+
+
+def _lines(path: Path, name: str, by_place: bool) -> Iterator[Entry]:
+    at = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield {_PLACE: [name, at, len(line)]} if by_place else _parsed(line, f"line {number}")
+            at += len(line)
+
+
+def _parsed(line: bytes, where: str) -> Entry:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return fault(f"{where}: {error}")
+    return record if isinstance(record, dict) else fault(f"{where}: {str(record)[:80]!r} is no object")
+
+
+def _rows(path: Path, delimiter: str) -> Iterator[Entry]:
+    # A cell may hold a long caption or a serialised list.
+    csv.field_size_limit(1 << 24)
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        rows = csv.DictReader(file, delimiter=delimiter, restkey=_FAULT)
+        for row in rows:
+            extra: Mapping[Any, Any] = row
+            yield fault(f"line {rows.line_num}: more cells than columns") if extra.get(_FAULT) else row
+
+
+def _is_lines(path: Path) -> bool:
+    """Whether a .json file is lines of JSON, as some are."""
+    with path.open("rb") as file:
+        _skip_mark(file)
+        while (first := file.read(1)).isspace():
+            pass
+    return first == b"{"
+
+
+def _skip_mark(file: BinaryIO) -> None:
+    """Goes behind the mark that some editors put before UTF-8."""
+    if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+        file.seek(0)
+
+
+def _broken_at(file: BinaryIO, read: int) -> int:
+    """The first byte that cannot belong to JSON, among the last block of those read; their number if the end came."""
+    file.seek(0)
+    _skip_mark(file)
+    parser = ijson.basic_parse_coro(_Nobody())
+    try:
+        while file.tell() + _BLOCK < read:
+            parser.send(file.read(_BLOCK))
+        for byte in range(file.tell(), read):
+            at = byte
+            parser.send(file.read(1))
+    except (ijson.JSONError, UnicodeDecodeError):
+        return at
+    return read
+
+
+class _Nobody:
+    """Takes events and does nothing with them."""
+
+    send: Callable[[Any], None] = staticmethod(lambda event: None)
+    close: Callable[[], None] = staticmethod(lambda: None)
+
+
+def _parquet() -> ModuleType:
+    try:
+        return importlib.import_module("._parquet", __package__)
+    except ModuleNotFoundError as error:
+        raise AuroraError("reading Parquet needs the package 'pyarrow', which is not installed; "
+                          "try: pip install 'auroralong[parquet]'") from error

@@ -1,0 +1,111 @@
+"""Media that annotations name: files below the dataset's folder or bytes beside the text, told by their content."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .._samples import BadSample
+
+_HEAD = 64
+_MOST_PICTURES = 4096  # of a folder that stands for a video
+
+Medium = bytes | Path
+
+
+def find(folder: Path, below: str, name: Any) -> Path:
+    """The file or folder that annotations name. BadSample when it is missing or does not lie below `folder`."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise BadSample("path", f"{name!r} is no path")
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
+        raise BadSample("path", f"{name!r} does not stay below the dataset's folder")
+    path = folder / below / name
+    root = _real(folder)
+    try:
+        # Links are followed once per folder; only a file that is itself a link is asked again.
+        real = os.path.realpath(path) if path.is_symlink() else os.path.join(_real(path.parent), path.name)
+        there = path.exists()
+    except OSError as error:
+        raise BadSample("missing", f"{name!r}: {error.strerror}") from error
+    if not there:
+        raise BadSample("missing", f"no file {os.path.join(below, name)!r}")
+    if not real.startswith(root + os.sep):
+        raise BadSample("path", f"{name!r} leads out of the dataset's folder")
+    return path
+
+
+def size_of(folder: Path, below: str, name: Any) -> int:
+    """Bytes of what annotations name; 0 for what is not there."""
+    try:
+        path = find(folder, below, name)
+        return sum(entry.stat().st_size for entry in os.scandir(path)) if path.is_dir() else path.stat().st_size
+    except (BadSample, OSError):
+        return 0
+
+
+def medium(folder: Path, below: str, told: Any) -> Path | bytes:
+    """A medium told as a path, as bytes, or as both in a mapping ({"bytes", "path"}, as Hugging Face's datasets do)."""
+    if isinstance(told, Mapping):
+        told = told.get("bytes") or told.get("path")
+    if isinstance(told, (bytes, bytearray)):
+        return bytes(told)
+    return find(folder, below, told)
+
+
+def pictures(path: Path) -> list[Path]:
+    """The files of a folder that holds the frames of a video, in the order of the numbers in their names."""
+    found = sorted((entry for entry in path.iterdir() if entry.is_file()), key=lambda file: _natural(file.name))
+    if not 0 < len(found) <= _MOST_PICTURES:
+        raise BadSample("missing", f"the folder {path.name!r} holds {len(found)} files, not 1 to {_MOST_PICTURES} "
+                                   "frames")
+    return found
+
+
+def content(told: Medium) -> str:
+    """What a medium is by its first bytes: "jpg", "mp4", …; also of kinds that no shard holds ("gif", "avi", "ts").
+
+    BadSample for anything else.
+    """
+    head = told[:_HEAD] if isinstance(told, bytes) else _head(told)
+    for found, extension in ((head.startswith(b"\xff\xd8\xff"), "jpg"), (head.startswith(b"\x89PNG\r\n"), "png"),
+                             (_riff(head, b"WEBP"), "webp"), (head.startswith(b"GIF8"), "gif"),
+                             (head.startswith((b"II*\0", b"MM\0*")), "tiff"), (head.startswith(b"BM"), "bmp"),
+                             (head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"), "mp4"),
+                             (head.startswith(b"\x1aE\xdf\xa3"), "webm" if b"webm" in head else "mkv"),
+                             (_riff(head, b"AVI "), "avi"), (head.startswith(b"FLV"), "flv"),
+                             (head.startswith(b"\x30\x26\xb2\x75"), "wmv"), (head.startswith(b"\0\0\x01\xba"), "mpg"),
+                             (head[:1] == b"G" and len(head) == _HEAD, "ts"), (head.startswith(b"OggS"), "ogv")):
+        if found:
+            return extension
+    raise BadSample("content", f"{_name(told)} begins with {head[:8]!r}: no known image or video" if head else
+                    f"{_name(told)} is empty")
+
+
+def _name(told: Medium) -> str:
+    return "the medium" if isinstance(told, bytes) else repr(told.name)
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEAD)
+    except OSError as error:
+        raise BadSample("missing", f"{path.name!r}: {error.strerror}") from error
+
+
+def _riff(head: bytes, kind: bytes) -> bool:
+    return head[:4] == b"RIFF" and head[8:12] == kind
+
+
+@lru_cache(maxsize=4096)
+def _real(folder: Path) -> str:
+    return os.path.realpath(folder)
+
+
+def _natural(name: str) -> tuple[int, str]:
+    digits = "".join(letter for letter in name if letter.isdigit())
+    return int(digits or 0), name

@@ -1,0 +1,63 @@
+"""Rows of Parquet files, by row group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from aurora.errors import AuroraError
+
+
+def places(path: Path) -> Iterator[tuple[int, int]]:
+    """Row group and row of every record."""
+    for group in range(_file(path).num_row_groups):
+        for row in range(_file(path).metadata.row_group(group).num_rows):
+            yield group, row
+
+
+def rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Every record."""
+    for batch in _file(path).iter_batches():
+        yield from batch.to_pylist()
+
+
+def holds_bytes(path: Path) -> bool:
+    """Whether a column holds media, and not only text and numbers."""
+    return any(_of_bytes(field.type) for field in _file(path).schema_arrow)
+
+
+def weight(path: Path, group: int) -> int:
+    """Bytes of a row of a group on average."""
+    told = _file(path).metadata.row_group(group)
+    return int(told.total_byte_size // max(1, told.num_rows))
+
+
+def row(path: Path, group: int, number: int) -> dict[str, Any]:
+    """A record."""
+    return _group(path, group).slice(number, 1).to_pylist()[0]  # type: ignore[no-any-return]
+
+
+def _of_bytes(kind: Any) -> bool:
+    inside = [kind.field(number).type for number in range(kind.num_fields)]
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or any(map(_of_bytes, inside))
+
+
+@lru_cache(maxsize=4)
+def _file(path: Path) -> Any:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise AuroraError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def _group(path: Path, group: int) -> Any:
+    try:
+        return _file(path).read_row_group(group)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise AuroraError(f"{path}: row group {group} cannot be read: {error}") from error

@@ -1,0 +1,116 @@
+"""What sources have in common whose annotations are records that name media, or hold them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aurora.errors import AuroraError
+from aurora.interfaces import Entry, Source
+
+from .._samples import BadSample, ShardSample
+from ._lines import entries, fault_of, place_of, record_at, weight_of
+from ._media import Medium, content, find, medium, pictures, size_of
+from ._turns import Conversation
+
+
+class Told(NamedTuple):
+    """What a record says: media as paths, bytes, or mappings with either."""
+
+    turns: Conversation
+    images: Sequence[Any] = ()
+    video: Any = None
+    span: tuple[float, float] | None = None
+    """Seconds of the video that are meant."""
+
+
+class RecordSource(Source):
+    """Streams records; a part says in `tell` what each means."""
+
+    by_place = False
+    """Whether lines of JSON hold the media too, and are told by where they stand."""
+
+    def __init__(self, folder: Path, annotations: str | Sequence[str], images: str = ".", videos: str = ".") -> None:
+        self._folder, self._images, self._videos = folder, images, videos
+        self._names = [annotations] if isinstance(annotations, str) else list(annotations)
+        self._files = [annotation_file(folder, name) for name in self._names]
+
+    def annotations(self) -> Sequence[Path]:
+        return self._files
+
+    def entries(self) -> Iterator[Entry]:
+        for name, path in zip(self._names, self._files, strict=True):
+            yield from entries(path, name, by_place=self.by_place)
+
+    def size(self, entry: Entry) -> int:
+        place = place_of(entry)
+        if place is not None:
+            return weight_of(self._folder, place)
+        try:
+            told = self.tell(self._record(entry), "")
+        except BadSample:
+            return 0
+        sizes = [size_of(self._folder, self._images, image) for image in told.images]
+        return sum(sizes) + (size_of(self._folder, self._videos, told.video) if told.video is not None else 0)
+
+    def sample(self, entry: Entry, key: str) -> ShardSample:
+        record = self._record(entry)
+        told = self.tell(record, key)
+        told_id = record.get("id")
+        base = {"id": key if told_id is None else str(told_id), "conversations": told.turns}
+        return with_media(key, base, self._media(told), told.span)
+
+    @abstractmethod
+    def tell(self, record: Mapping[str, Any], key: str) -> Told:
+        """What a record means. BadSample when it makes no sense."""
+
+    def _record(self, entry: Entry) -> Mapping[str, Any]:
+        place = place_of(entry)
+        try:
+            record = entry if place is None else record_at(self._folder, place)
+        except ValueError as error:
+            raise BadSample("json", f"{place}: {error}") from error
+        if not isinstance(record, Mapping):
+            raise BadSample("json", f"{place}: no object")
+        wrong = fault_of(record)
+        if wrong is not None:
+            raise BadSample("json", wrong)
+        return record
+
+    def _media(self, told: Told) -> Sequence[Medium] | Path | bytes:
+        """Pictures, or a video; a folder that stands for a video is the pictures in it."""
+        if told.video is None:
+            return [medium(self._folder, self._images, image) for image in told.images]
+        video = medium(self._folder, self._videos, told.video)
+        return pictures(video) if isinstance(video, Path) and video.is_dir() else video
+
+
+def annotation_file(folder: Path, name: str) -> Path:
+    """A file of annotations below the dataset's folder. AuroraError when it is not there."""
+    try:
+        path = find(folder, ".", name)
+    except BadSample as error:
+        raise AuroraError(f"annotations: {error.detail} below {folder}") from error
+    if not path.is_file():
+        raise AuroraError(f"annotations: {path} is no file")
+    return path
+
+
+def with_media(
+    key: str, record: Mapping[str, Any], media: Sequence[Medium] | Path | bytes,
+    span: tuple[float, float] | None = None,
+) -> ShardSample:
+    """The sample of a record and its pictures, or its video, with extensions that say what they hold."""
+    if isinstance(media, (Path, bytes)):
+        extension = content(media)
+        ranged = {} if span is None else {"range": list(span)}
+        return ShardSample(key, {**record, "video": extension, **ranged}, {extension: media})
+    extensions = [content(picture) for picture in media]
+    if len(extensions) == 1:
+        return ShardSample(key, {**record, "image": extensions[0]}, {extensions[0]: media[0]})
+    if not extensions:
+        return ShardSample(key, record)
+    names = [f"{number}.{extension}" for number, extension in enumerate(extensions)]
+    return ShardSample(key, {**record, "image": names}, dict(zip(names, media, strict=True)))

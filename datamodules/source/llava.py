@@ -1,0 +1,42 @@
+"""Conversations about images and videos in the form of LLaVA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aurora.registry import SOURCE
+
+from .._samples import BadSample
+from ._records import RecordSource, Told
+from ._turns import conversation
+
+
+@SOURCE.register
+class LlavaSource(RecordSource):
+    """Records of {"id", "image" | "images" | "video", "conversations"}, as LLaVA and most that follow it have.
+
+    `annotations` are one or several files (.json, .jsonl, .parquet) below the dataset's folder, `images` and `videos`
+    the folders that paths in them start from. A record without image and video is text; several images are a list.
+    A video that is a folder is the pictures in it. Speakers may be human and gpt, or user and assistant; what a
+    system says is put before the next question.
+    """
+
+    def __init__(
+        self, *, folder: Path, annotations: str | Sequence[str], images: str = ".", videos: str = "."
+    ) -> None:
+        super().__init__(folder, annotations, images, videos)
+
+    def tell(self, record: Mapping[str, Any], key: str) -> Told:
+        images, videos = _several(record, "image", "images"), _several(record, "video", "videos")
+        if len(videos) > 1 or (images and videos):
+            raise BadSample("media", f"{len(images)} images and {len(videos)} videos in one sample")
+        turns = conversation(record.get("conversations", record.get("messages")))
+        return Told(turns, images, videos[0] if videos else None)
+
+
+def _several(record: Mapping[str, Any], *fields: str) -> list[Any]:
+    """The media that a record names in one of its fields; "" and null name none."""
+    told: Any = next((record[field] for field in fields if record.get(field)), [])
+    return [one for one in told if one] if isinstance(told, list) else [told]
