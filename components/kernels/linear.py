@@ -1,4 +1,4 @@
-"""x · wᵀ where no gradient is wanted: on a CPU by our own kernels, elsewhere by torch.
+"""x · wᵀ where no gradient is wanted: on a CPU by our own kernels or the faster library, elsewhere by torch.
 
 Shape letters: T positions, K inputs, N outputs.
 """
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._dense import dense
 from ._native import arguments, library, missing, pointer, threads
 
 ACTIVATIONS = {None: 0, "squared_relu": 1}
@@ -30,6 +31,8 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None, *, activation
         out = _few(rows, weight, scale) if len(rows) <= FEW else _many(rows, weight, scale, ACTIVATIONS[activation])
         if out is not None:
             return (_activate(out, activation) if len(rows) <= FEW else out).view(*x.shape[:-1], -1)
+    if scale is None:
+        return _activate(dense(x, weight), activation)
     return linear_reference(x, weight, scale, activation=activation)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._rows import add_to, take
+from ._dense import dense, onednn
 from ._native import library, pointer, serves, threads
 
 
@@ -20,11 +21,11 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """[..., W] → [..., F]: x · weightᵀ + bias.
 
     In bfloat16 on a CPU by oneDNN's product with the bias in it: 7 % less than torch's, which lays the bias out first.
+    In float32 by the faster library.
     """
     if x.dtype == torch.bfloat16 and serves("vision", x, weight, bias) and torch._C._has_mkldnn:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return product
-    return F.linear(x, weight, bias)
+        return onednn(x, weight, bias)
+    return dense(x, weight, bias)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
