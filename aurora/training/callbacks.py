@@ -10,13 +10,12 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.strategies import ModelParallelStrategy
 
 from aurora.errors import AuroraError
-from aurora.training.checkpoints import checkpoint_path, write_checkpoint
+from aurora.training.checkpoints import Saver, checkpoint_path, is_committed, sweep
 from aurora.training.data import count_bad_samples
 from aurora.training.module import AuroraModule
-from aurora.training.parallel import sum_over_ranks, world_size
+from aurora.training.parallel import barrier, shared_group, sum_over_ranks, world_size
 from aurora.training.state import all_finite
 from aurora.types import PackedBatch
 
@@ -36,7 +35,7 @@ class EndOfStage(L.Callback):
     """Ends the stage after its last step, which a resumed run may have taken already."""
 
     def on_fit_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
-        done = module.step if module.resume is None else module.resume["step"]
+        done = module.step if module.resume is None else module.resume.step
         trainer.should_stop = done >= module.total_steps
 
     def on_train_batch_end(self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: PackedBatch,
@@ -71,10 +70,10 @@ class StopOnSignal(L.Callback):
 
 
 class Checkpoints(L.Callback):
-    """Saves every `every` steps, at the end, and when something goes wrong.
+    """Saves before the first step, every `every` steps, at the end, and when something goes wrong.
 
-    Between two steps only gradients change, so what is saved in the middle of a step is the end of the step before:
-    its rows are read again.
+    Training waits for a copy of the weights in memory, not for the disk. Between two steps only gradients change, so
+    what is saved in the middle of a step is the end of the step before: its rows are read again.
     """
 
     def __init__(self, *, folder: Path, every: int, fingerprint: Mapping[str, Any], tell: Callable[[str], None]
@@ -83,7 +82,19 @@ class Checkpoints(L.Callback):
         self.every = every
         self.fingerprint = fingerprint
         self.tell = tell
+        self._saver: Saver | None = None
         self._saved = -1
+
+    def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
+        """Sweeps what a killed save left. A trial save shows before the first step that the disk takes it."""
+        group = shared_group() if module.sharded else None
+        if module.global_rank == 0:
+            sweep(self.folder)
+        barrier()
+        self._saver = Saver(self.folder, group=group, tell=self.tell)
+        self._saved = module.step if is_committed(checkpoint_path(self.folder, module.step)) else -1
+        self.save(trainer, module)
+        self._saver.finish()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: PackedBatch,
                            batch_idx: int) -> None:
@@ -92,28 +103,32 @@ class Checkpoints(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: AuroraModule) -> None:
         self.save(trainer, module)
+        if self._saver is not None:
+            self._saver.finish()
 
     def on_exception(self, trainer: L.Trainer, module: AuroraModule, exception: BaseException) -> None:
-        # Gathering shards needs every rank, and the others may be anywhere when one fails.
-        gathers = isinstance(trainer.strategy, ModelParallelStrategy) and world_size() > 1
-        if module.model is not None and module.step > 0 and not module.changing and not gathers:
+        if self._saver is None:
+            return
+        # Every rank writes its own shards, and the others may be anywhere when one fails.
+        if not module.changing and not module.sharded:
             self.save(trainer, module)
             self.tell(f"stopped after step {module.step}, which is saved; the same command goes on there")
+        self._saver.wait()
 
     def save(self, trainer: L.Trainer, module: AuroraModule) -> None:
-        """Writes the state after the last step, unless it is on disk already. Collective when sharded."""
-        if module.step == self._saved or (module.step == 0):
+        """Begins to write the state after the last step, unless that was done. Collective when sharded."""
+        if module.step == self._saved or self._saver is None:
             return
-        state = module.training_state(keep=module.global_rank == 0)
         self._saved = module.step
-        if module.global_rank != 0:
+        if not module.sharded and module.global_rank != 0:
             return
-        if not all_finite(state["weights"]):
+        tensors = module.tensors()
+        bad = float(not all_finite(tensors))
+        if (sum_over_ranks([bad], module.device)[0] if module.sharded else bad) > 0:
             raise AuroraError(f"the weights after step {module.step} are not finite and were not saved; the last good "
                               f"checkpoint is in {self.folder}")
-        if not checkpoint_path(self.folder, module.step).exists():
-            write_checkpoint(self.folder, module.step, {**state, "data": trainer.datamodule.state_dict(),
-                                                        "fingerprint": dict(self.fingerprint)})
+        self._saver.save(module.step, tensors, {**module.counters(), "data": trainer.datamodule.state_dict(),
+                                                "fingerprint": dict(self.fingerprint)})
 
 
 def _data_metrics(trainer: L.Trainer) -> dict[str, float]:

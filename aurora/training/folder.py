@@ -15,6 +15,7 @@ import yaml
 from aurora.assemble import MODEL_SLOTS, WEIGHTED_SLOTS
 from aurora.checkpoint import CONFIG_FILE, WEIGHTS_FILE, weight_paths
 from aurora.errors import AuroraError
+from aurora.training.checkpoints import CHECKPOINTS
 from aurora.training.logs import CURVE_FILE
 
 Fingerprint = dict[str, Any]
@@ -31,7 +32,7 @@ class StageFolder:
     def __init__(self, run: str | Path, stage: str) -> None:
         self.path = Path(run) / stage
         self.model = self.path / "model"
-        self.checkpoints = self.path / "checkpoints"
+        self.checkpoints = self.path / CHECKPOINTS
         self._done = self.path / "done.json"
 
     def finished(self) -> Fingerprint | None:

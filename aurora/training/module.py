@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -22,11 +23,19 @@ from aurora.assemble import build_model, load_base_weights
 from aurora.checkpoint import load_weights
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
+from aurora.training.checkpoints import CHECKPOINTS, Checkpoint, checkpoint_at
 from aurora.training.optim import build_optimizer, choose_learned, set_rate
-from aurora.training.parallel import recompute_blocks, shard, sum_over_ranks, with_agreed_frames, world_size
+from aurora.training.parallel import (
+    from_first_rank,
+    recompute_blocks,
+    shard,
+    shared_group,
+    with_agreed_frames,
+    world_size,
+)
 from aurora.training.recipe import read_options, read_recipe
 from aurora.training.schedule import lr_factor
-from aurora.training.state import learned_weights, load_learned_weights, load_optimizer_state, optimizer_state
+from aurora.training.state import learned_tensors, optimizer_scalars, restore
 from aurora.training.tally import StepReport, Tally
 from aurora.types import PackedBatch
 
@@ -52,7 +61,7 @@ class AuroraModule(L.LightningModule):
         self.total_steps = total_steps
         self.start = start
         self.model: AuroraModel | None = None
-        self.resume: Mapping[str, Any] | None = None
+        self.resume: Checkpoint | None = None
         self.step = 0
         self.skipped = 0
         self.skipped_in_a_row = 0
@@ -85,11 +94,7 @@ class AuroraModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         choose_learned(self.net, self.recipe)
-        if self.resume is not None:
-            self._restore(self.resume)
-            self.resume = None
-        if sum_over_ranks([float(self.step)], self.device)[0] != self.step * world_size():
-            raise AuroraError("the processes found different checkpoints; all nodes must see the same folder as run=")
+        self._resume()
         self._seed_step()
         self._row_ended = self._step_ended = time.perf_counter()
 
@@ -196,22 +201,33 @@ class AuroraModule(L.LightningModule):
 
     # ---- state ----
 
-    def training_state(self, *, keep: bool = True) -> dict[str, Any]:
-        """Everything that continues the run exactly. Collective when sharded; only ranks with `keep` get tensors."""
-        return {
-            "step": self.step,
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
-            "weights": learned_weights(self.net, keep=keep),
-            "optimizer": optimizer_state(self.net, self.optimizer, keep=keep),
-        }
+    @property
+    def sharded(self) -> bool:
+        """Whether every process holds a part of the weights only."""
+        return isinstance(self._strategy, ModelParallelStrategy) and world_size() > 1
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        load_learned_weights(self.net, state["weights"])
-        load_optimizer_state(self.net, self.optimizer, state["optimizer"])
-        self.step = state["step"]
-        self.skipped = state["skipped"]
-        self.skipped_in_a_row = state["skipped_in_a_row"]
+    def tensors(self) -> dict[str, Tensor]:
+        """What learns and what the optimizer keeps of it, as they are: sharded, and changed by the next step."""
+        return learned_tensors(self.net, self.optimizer)
+
+    def counters(self) -> dict[str, Any]:
+        """The rest of what continues the run exactly, in plain values."""
+        return {"step": self.step, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row,
+                "optimizer": optimizer_scalars(self.net, self.optimizer)}
+
+    def _resume(self) -> None:
+        """Goes on from a checkpoint: the one that the first rank found whole."""
+        step = from_first_rank(-1 if self.resume is None else self.resume.step)
+        if step < 0:
+            return
+        if self.resume is None or self.resume.step != step:
+            self.resume = checkpoint_at(Path(self.config["run"]) / self.stage / CHECKPOINTS, step)
+            self.trainer.datamodule.load_state_dict(self.resume.state["data"])
+        restore(self.net, self.optimizer, self.resume, shared_group() if self.sharded else None)
+        self.step = self.resume.state["step"]
+        self.skipped = self.resume.state["skipped"]
+        self.skipped_in_a_row = self.resume.state["skipped_in_a_row"]
+        self.resume = None
 
     @property
     def _strategy(self) -> Any:

@@ -78,6 +78,32 @@ def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
     return [float(value) for value in total.tolist()]
 
 
+def from_first_rank(number: int) -> int:
+    """The number of rank 0, on every rank. Collective."""
+    if world_size() == 1:
+        return number
+    box: list[Any] = [number]
+    dist.broadcast_object_list(box, src=0)
+    return int(box[0])
+
+
+@functools.lru_cache(maxsize=1)
+def _groups() -> dict[str, dist.ProcessGroup]:
+    return {}
+
+
+def shared_group(name: str = "checkpoints") -> dist.ProcessGroup | None:
+    """A group of all processes that works on the CPU, for what runs beside training; None with one process.
+
+    Collective the first time that a name is asked for.
+    """
+    if world_size() == 1:
+        return None
+    if name not in _groups():
+        _groups()[name] = dist.new_group(backend="gloo")
+    return _groups()[name]
+
+
 def barrier() -> None:
     """Waits until every rank is here."""
     if dist.is_initialized():

@@ -27,7 +27,7 @@ from aurora.errors import AuroraError
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
 from aurora.training.callbacks import Checkpoints, Curves, EndOfStage, StopOnSignal
-from aurora.training.checkpoints import KEPT, newest_checkpoint, refuse_unsafe_loading, require_room
+from aurora.training.checkpoints import KEPT, Checkpoint, newest_checkpoint, refuse_unsafe_loading, require_room
 from aurora.training.data import QUARANTINE_FILE, build_data, count_bad_samples, count_samples
 from aurora.training.folder import StageFolder, base_paths, fingerprint, require_same
 from aurora.training.head import describe_stage
@@ -121,20 +121,20 @@ def _train_stage(stage: Stage, console: Console) -> None:
         require_same(stage.name, done, now, "finished")
         console.print(f"{stage.name}: finished before, {stage.folder.model}; restart=true trains it again")
         return
-    resume = newest_checkpoint(stage.folder.checkpoints, console.print)
+    resume = newest_checkpoint(stage.folder.checkpoints, console.print, verify=_rank() == 0)
     if resume is not None:
-        require_same(stage.name, resume["fingerprint"], now, "begun")
+        require_same(stage.name, resume.state["fingerprint"], now, "begun")
     skeleton = _skeleton(stage)
     data = build_data(stage.config, stage.recipe, skeleton, stage.folder.path)
     if resume is not None:
-        data.load_state_dict(resume["data"])
+        data.load_state_dict(resume.state["data"])
     require_room(stage.folder.path, _bytes_to_write(skeleton))
     if _rank() == 0:
         stage.folder.describe(stage.config)
     module = _module(stage, data, resume)
     describe_stage(console, stage=stage.name, recipe=stage.recipe, config=stage.config, model=skeleton,
                    samples=count_samples(data, stage.recipe), steps=module.total_steps,
-                   done=0 if resume is None else resume["step"], start=stage.start)
+                   done=0 if resume is None else resume.step, start=stage.start)
     _fit(stage, module, data, now, console)
     bad = count_bad_samples(data)
     if bad:
@@ -163,7 +163,7 @@ def _bytes_to_write(model: AuroraModel) -> int:
     return int(3 * learned * (KEPT + 1) + 2 * total)
 
 
-def _module(stage: Stage, data: DataModule, resume: Mapping[str, Any] | None) -> AuroraModule:
+def _module(stage: Stage, data: DataModule, resume: Checkpoint | None) -> AuroraModule:
     total, most = data.total_steps(), stage.recipe.max_steps
     module = AuroraModule(config=stage.config, stage=stage.name, start=stage.start,
                           total_steps=total if most is None else min(total, most))
@@ -172,7 +172,7 @@ def _module(stage: Stage, data: DataModule, resume: Mapping[str, Any] | None) ->
 
 
 def _fit(stage: Stage, module: AuroraModule, data: DataModule, now: Mapping[str, Any], console: Console) -> None:
-    done = 0 if module.resume is None else int(module.resume["step"])
+    done = 0 if module.resume is None else module.resume.step
     stop = StopOnSignal()
     callbacks = [
         EndOfStage(),

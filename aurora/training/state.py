@@ -1,6 +1,6 @@
-"""What a checkpoint holds of the learned weights and the optimizer, by parameter name and whole.
+"""What a checkpoint holds of the learned weights and the optimizer, by parameter name.
 
-Sharded tensors are gathered and cut again, so that a checkpoint fits any number of processes.
+Tensors stay sharded as they are: torch's distributed checkpoint cuts them anew for another number of processes.
 """
 
 from __future__ import annotations
@@ -9,55 +9,69 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from aurora.errors import AuroraError
+from aurora.training.checkpoints import Checkpoint
 
 Named = dict[str, Tensor]
+WEIGHTS, OPTIMIZER = "weights.", "optimizer."
 
 
-def learned_weights(model: nn.Module, *, keep: bool = True) -> Named:
-    """The parameters that learn, whole and on the CPU. Collective: every rank calls it, those with `keep` get them."""
-    found = {name: whole(parameter) for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return found if keep else {}
+def learned_tensors(model: nn.Module, optimizer: Optimizer) -> Named:
+    """`weights.NAME` of all that learns and `optimizer.KEY.NAME` of the optimizer's memory of it."""
+    found = {f"{WEIGHTS}{name}": parameter.detach() for name, parameter in _learned(model).items()}
+    for name, parameter in _learned(model).items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if value.shape == parameter.shape and value.dim():
+                found[f"{OPTIMIZER}{key}.{name}"] = value.detach()
+    return found
+
+
+def optimizer_scalars(model: nn.Module, optimizer: Optimizer) -> dict[str, dict[str, float]]:
+    """What the optimizer keeps of each parameter as a number: how often it was changed."""
+    return {name: {key: float(value) for key, value in optimizer.state[parameter].items()
+                   if not (value.shape == parameter.shape and value.dim())}
+            for name, parameter in _learned(model).items() if parameter in optimizer.state}
+
+
+def restore(
+    model: nn.Module, optimizer: Optimizer, checkpoint: Checkpoint, group: dist.ProcessGroup | None
+) -> None:
+    """Puts weights and optimizer back as they were. Collective with a `group`, which sharded tensors need.
+
+    AuroraError when the checkpoint is of other parameters.
+    """
+    learned, there = _learned(model), checkpoint.names()
+    weights = {name.removeprefix(WEIGHTS) for name in there if name.startswith(WEIGHTS)}
+    if learned.keys() != weights:
+        raise AuroraError("the checkpoint holds other parameters than this stage trains: "
+                          f"{', '.join(sorted(learned.keys() ^ weights)[:3])}")
+    tensors = {f"{WEIGHTS}{name}": parameter.detach() for name, parameter in learned.items()}
+    memory: dict[str, dict[str, Any]] = {name: {key: torch.tensor(value) for key, value in scalars.items()}
+                                         for name, scalars in checkpoint.state["optimizer"].items()}
+    for name in there:
+        if name.startswith(OPTIMIZER):
+            key, _, parameter = name.removeprefix(OPTIMIZER).partition(".")
+            tensors[name] = memory[parameter][key] = torch.zeros_like(learned[parameter].detach())
+    checkpoint.load(tensors, group)
+    flat = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names = {parameter: name for name, parameter in learned.items()}
+    numbered = {index: memory[names[parameter]] for index, parameter in enumerate(flat) if names[parameter] in memory}
+    optimizer.load_state_dict({"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _learned(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def all_weights(model: nn.Module, *, keep: bool = True) -> Named:
-    """The whole state dict on the CPU. Collective, like `learned_weights`."""
+    """The whole state dict on the CPU. Collective: every rank calls it, those with `keep` get it."""
     found = {name: whole(tensor) for name, tensor in model.state_dict().items()}
     return found if keep else {}
-
-
-def load_learned_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Puts the parameters of a checkpoint in place."""
-    learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if learned.keys() != weights.keys():
-        raise AuroraError("the checkpoint holds other parameters than this stage trains: "
-                          f"{', '.join(sorted(learned.keys() ^ weights.keys())[:3])}")
-    with torch.no_grad():
-        for name, parameter in learned.items():
-            parameter.copy_(like(weights[name], parameter))
-
-
-def optimizer_state(model: nn.Module, optimizer: Optimizer, *, keep: bool = True) -> dict[str, Named]:
-    """The optimizer's tensors by parameter name, whole and on the CPU. Collective, like `learned_weights`."""
-    state = {name: {key: whole(value) for key, value in optimizer.state[parameter].items()}
-             for name, parameter in model.named_parameters() if parameter in optimizer.state}
-    return state if keep else {}
-
-
-def load_optimizer_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str, Named]) -> None:
-    """Puts an optimizer's state in place."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    flat = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    numbered: dict[int, dict[str, Any]] = {}
-    for index, parameter in enumerate(flat):
-        stored = state.get(names[parameter])
-        if stored is not None:
-            numbered[index] = {key: like(value, parameter) for key, value in stored.items()}
-    optimizer.load_state_dict({"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -68,13 +82,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.to("cpu", copy=True)
 
 
-def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """The value sharded as the parameter is; scalars such as step counts stay whole."""
-    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-    return value
-
-
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether no tensor holds a NaN or an infinity."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+    """Whether nothing that this rank holds of some tensors is NaN or infinite."""
+    return all(bool(torch.isfinite(local(tensor)).all()) for tensor in tensors.values())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, or the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

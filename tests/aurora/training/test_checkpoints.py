@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,12 +10,15 @@ import pytest
 import torch
 
 from aurora.errors import AuroraError
+from aurora.training import checkpoints
 from aurora.training.checkpoints import (
+    Saver,
+    checkpoint_at,
     checkpoint_path,
     newest_checkpoint,
     problem,
     refuse_unsafe_loading,
-    write_checkpoint,
+    sweep,
 )
 
 
@@ -21,66 +26,134 @@ def silent(message):
     raise AssertionError(message)
 
 
+def tensors(step):
+    return {"weights.w": torch.full((1000,), float(step)), "optimizer.exp_avg.w": torch.ones(10, 2).bfloat16() * step}
+
+
 def write(folder, *steps):
+    saver = Saver(folder, group=None, tell=silent)
     for step in steps:
-        write_checkpoint(folder, step, {"step": step, "weights": {"w": torch.full((1000,), float(step))}})
+        saver.save(step, tensors(step), {"step": step})
+    saver.finish()
+
+
+def weights(checkpoint):
+    found = {"weights.w": torch.zeros(1000), "optimizer.exp_avg.w": torch.zeros(10, 2).bfloat16()}
+    checkpoint.load(found, None)
+    return found
+
+
+def shard(folder, step):
+    return next(checkpoint_path(folder, step).glob("shard-*"))
 
 
 def test_the_newest_checkpoint_is_read_back(tmp_path):
     write(tmp_path, 9, 10)
     found = newest_checkpoint(tmp_path, silent)
-    assert found["step"] == 10 and found["weights"]["w"].eq(10).all()
+    assert (found.step, (tmp_path / "newest").read_text()) == (10, "step-10")
+    assert all(torch.equal(tensor, tensors(10)[name]) for name, tensor in weights(found).items())
+    assert found.names() == set(tensors(0))
+    assert checkpoint_at(tmp_path, 9).step == 9
 
 
 def test_two_checkpoints_are_kept(tmp_path):
     write(tmp_path, 1, 2, 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2.ckpt", "step-3.ckpt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["newest", "step-2", "step-3"]
+
+
+def test_what_is_saved_is_what_the_tensors_were_when_it_was_asked_for(tmp_path):
+    saver, given = Saver(tmp_path, group=None, tell=silent), tensors(1)
+    saver.save(1, given, {"step": 1})
+    given["weights.w"].fill_(99)
+    saver.finish()
+    assert weights(newest_checkpoint(tmp_path, silent))["weights.w"].eq(1).all()
+
+
+def test_large_checkpoints_are_cut_into_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "FILE_BYTES", 3000)
+    write(tmp_path, 1)
+    assert len(list(checkpoint_path(tmp_path, 1).glob("shard-*"))) == 2
+    assert weights(newest_checkpoint(tmp_path, silent))["weights.w"].eq(1).all()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
-def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, share):
+def test_a_truncated_file_falls_back_to_the_checkpoint_before(tmp_path, share):
     write(tmp_path, 1, 2)
-    path = checkpoint_path(tmp_path, 2)
+    path = shard(tmp_path, 2)
     os.truncate(path, int(path.stat().st_size * share))
     told = []
-    assert newest_checkpoint(tmp_path, told.append)["step"] == 1
-    assert "step-2.ckpt is broken" in told[0]
+    assert newest_checkpoint(tmp_path, told.append).step == 1
+    assert "step-2 is broken" in told[0] and "bytes, not" in told[0]
 
 
-def test_a_flipped_bit_falls_back_to_the_one_before(tmp_path):
+@pytest.mark.parametrize("name", ["shard", "state.json"])
+def test_a_flipped_bit_falls_back_to_the_checkpoint_before(tmp_path, name):
     write(tmp_path, 1, 2)
-    path = checkpoint_path(tmp_path, 2)
+    path = shard(tmp_path, 2) if name == "shard" else checkpoint_path(tmp_path, 2) / name
     raw = bytearray(path.read_bytes())
-    raw[raw.index(torch.tensor(2.0).numpy().tobytes() * 4) + 40] ^= 1
+    raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
-    assert newest_checkpoint(tmp_path, lambda _: None)["step"] == 1
+    assert newest_checkpoint(tmp_path, lambda _: None).step == 1
+    assert newest_checkpoint(tmp_path, silent, verify=False).path.name == "step-2"  # only the first rank reads it all
 
 
-def test_a_broken_newer_checkpoint_keeps_the_older_ones(tmp_path, monkeypatch):
+@pytest.mark.parametrize("lost", ["shard", "state.json", "COMMITTED"])
+def test_a_checkpoint_that_is_half_deleted_is_none(tmp_path, lost):
     write(tmp_path, 1, 2)
-    monkeypatch.setattr("aurora.training.checkpoints.problem", lambda path: "no room")
-    write(tmp_path, 3)
-    assert checkpoint_path(tmp_path, 1).exists() and checkpoint_path(tmp_path, 2).exists()
+    (shard(tmp_path, 2) if lost == "shard" else checkpoint_path(tmp_path, 2) / lost).unlink()
+    assert newest_checkpoint(tmp_path, lambda _: None).step == 1
+
+
+def test_a_checkpoint_that_reads_back_wrong_keeps_the_older_ones(tmp_path, monkeypatch):
+    write(tmp_path, 1, 2)
+    commit = checkpoints._commit
+
+    def damaging(path, files):
+        commit(path, files)
+        shard(tmp_path, 3).write_bytes(b"x" * shard(tmp_path, 3).stat().st_size)
+
+    monkeypatch.setattr(checkpoints, "_commit", damaging)
+    told = []
+    saver = Saver(tmp_path, group=None, tell=told.append)
+    saver.save(3, tensors(3), {"step": 3})
+    with pytest.raises(AuroraError, match="is not what was written"):
+        saver.finish()
+    assert "step 3 could not be written" in told[0]
+    assert newest_checkpoint(tmp_path, lambda _: None).step == 2 and checkpoint_path(tmp_path, 1).exists()
 
 
 def test_only_broken_checkpoints_are_an_error(tmp_path):
-    checkpoint_path(tmp_path, 1).write_bytes(b"nothing")
+    write(tmp_path, 1)
+    shard(tmp_path, 1).write_bytes(b"nothing")
     with pytest.raises(AuroraError, match="none of the checkpoints"):
         newest_checkpoint(tmp_path, lambda _: None)
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path):
-    assert newest_checkpoint(tmp_path, silent) is None
+    assert newest_checkpoint(tmp_path / "none", silent) is None
+    with pytest.raises(AuroraError, match="same folder"):
+        checkpoint_at(tmp_path, 3)
 
 
-def test_code_in_a_checkpoint_is_not_run(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "ran"),)
+def test_what_a_killed_save_left_is_swept_and_nothing_else(tmp_path):
+    write(tmp_path, 1)
+    shutil.copytree(checkpoint_path(tmp_path, 1), checkpoint_path(tmp_path, 2))
+    (checkpoint_path(tmp_path, 2) / "COMMITTED").unlink()
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["newest", "step-1"]
 
-    torch.save({"step": Evil()}, checkpoint_path(tmp_path, 1))
+
+def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path):
+    write(tmp_path, 1)
+    files = {path.name for path in checkpoint_path(tmp_path, 1).iterdir()}
+    assert files == {"COMMITTED", "state.json", "shard-00001-model-00001-of-00001.safetensors"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"shard": 1}', '{"../../x": [1, "y"]}'])
+def test_a_damaged_marker_is_a_broken_checkpoint(tmp_path, text):
+    write(tmp_path, 1)
+    (checkpoint_path(tmp_path, 1) / "COMMITTED").write_text(text)
     assert problem(checkpoint_path(tmp_path, 1)) is not None
-    assert not (tmp_path / "ran").exists()
 
 
 def test_unsafe_loading_is_refused(monkeypatch):
@@ -89,20 +162,48 @@ def test_unsafe_loading_is_refused(monkeypatch):
         refuse_unsafe_loading()
 
 
-def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
-    checkpoint_path(tmp_path, 1).mkdir()
-    with pytest.raises(AuroraError, match="could not be written"):
-        write(tmp_path, 1)
-    assert not list(tmp_path.glob(".*.tmp"))
+def test_training_bears_one_save_that_fails_and_stops_at_the_second(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    told = []
+    saver = Saver(tmp_path / "file", group=None, tell=told.append)
+    saver.save(1, tensors(1), {"step": 1})
+    saver.save(2, tensors(2), {"step": 2})
+    with pytest.raises(AuroraError, match="2 checkpoints in a row could not be written"):
+        saver.save(3, tensors(3), {"step": 3})
+    assert len(told) == 2
+    (tmp_path / "file").unlink()
+
+
+@pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="needs a full device")
+def test_a_full_disk_is_told_and_leaves_the_older_checkpoint(tmp_path):
+    write(tmp_path, 1)
+    told = []
+    saver = Saver(tmp_path, group=None, tell=told.append)
+    path = checkpoint_path(tmp_path, 2)
+    begin = checkpoints._begin
+
+    def full(folder, state):
+        begin(folder, state)
+        (path / "shard-00001-model-00001-of-00001.safetensors").symlink_to("/dev/full")
+
+    checkpoints._begin = full
+    try:
+        saver.save(2, tensors(2), {"step": 2})
+        with pytest.raises(AuroraError, match="No space left"):
+            saver.finish()
+    finally:
+        checkpoints._begin = begin
+    assert "No space left" in told[0] and newest_checkpoint(tmp_path, silent).step == 1
 
 
 def test_a_kill_in_the_middle_of_saving_leaves_a_readable_checkpoint(tmp_path):
     code = f"""
 from pathlib import Path
 import torch
-from aurora.training.checkpoints import write_checkpoint
+from aurora.training.checkpoints import Saver
+saver = Saver(Path({str(tmp_path)!r}), group=None, tell=print)
 for step in range(1, 100_000):
-    write_checkpoint(Path({str(tmp_path)!r}), step, {{"step": step, "w": torch.full((400_000,), float(step))}})
+    saver.save(step, {{"weights.w": torch.full((400_000,), float(step))}}, {{"step": step}})
 """
     for pause in (0.003, 0.017):
         process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -113,9 +214,11 @@ for step in range(1, 100_000):
         process.send_signal(signal.SIGKILL)
         process.wait()
         found = newest_checkpoint(tmp_path, silent)
-        assert found["w"].eq(found["step"]).all()
-        assert not list(tmp_path.glob(".*.tmp"))
+        tensor = {"weights.w": torch.zeros(400_000)}
+        found.load(tensor, None)
+        assert tensor["weights.w"].eq(found.step).all()
+        assert json.loads((found.path / "COMMITTED").read_text())
 
 
 def newest_step(folder):
-    return max((int(path.stem[5:]) for path in folder.glob("step-*.ckpt")), default=0)
+    return max((int(path.parent.name[5:]) for path in folder.glob("step-*/COMMITTED")), default=0)
