@@ -22,6 +22,7 @@ INJECTED = {
     "backbone": ("vocab_size",),
     "data": ("layout", "tokenizer", "prompt", "reader", "mixture", "epochs", "max_steps", "global_batch", "seed",
              "quarantine"),
+    "source": ("folder",),
 }
 """Constructor arguments that other parts know, so that no config says them."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -12,16 +12,17 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from aurora.errors import AuroraError
 
-from ._samples import LIMITS, TEXT, VIDEO, BadSample, Limits, image_shape, parse_record, split_name
+from ._samples import KINDS, LIMITS, TEXT, VIDEO, BadSample, Limits, image_shape, parse_record, split_name
 from .reader._clip import measure
 from .reader._shape import video_shape
 
@@ -138,24 +139,61 @@ def index_shard(tar: Path, limits: Limits = LIMITS) -> dict[str, Any]:
 
     Media that cannot be measured stay in the index and are listed as "bad" in the manifest.
     """
-    samples: list[tuple[Any, ...]] = []
-    media: list[tuple[Any, ...]] = []
-    bad: list[dict[str, str]] = []
+    rows = ShardRows()
     with tar.open("rb") as file:
         for key, members in _runs(tar):
-            rows, kind = _measured(file, key, members, limits, bad)
-            at, size = members["json"]
-            samples.append((0, kind, len(rows), size, at, len(media)))
-            media += rows
+            rows.add(measure_sample(key, members, partial(_slice, file, limits=limits), limits))
         file.seek(0)
         digest = file_digest(file)
-    buffer = io.BytesIO()
-    np.savez(buffer, samples=np.array(samples, SAMPLE), media=np.array(media, MEDIA))
-    replace_file(sidecar(tar, "index.npz"), buffer.getvalue())
-    manifest = {"version": VERSION, "name": tar.name, "bytes": tar.stat().st_size, "sha256": digest,
-                "samples": len(samples), "bad": bad}
-    replace_file(sidecar(tar, "manifest.json"), json.dumps(manifest, indent=1).encode())
-    return manifest
+    return rows.write(tar, digest)
+
+
+Place = tuple[int, int]
+"""Offset of a member's data in the tar, and its size."""
+
+
+class MeasuredSample(NamedTuple):
+    """What a sample adds to the index of its shard."""
+
+    json: Place
+    kind: int
+    media: list[tuple[Any, ...]]  # MEDIA rows
+    text_bytes: int  # of what is asked and answered
+    bad: list[dict[str, str]]  # key, reason, detail
+
+
+class ShardRows:
+    """The index of a shard, gathered sample by sample."""
+
+    def __init__(self) -> None:
+        self._samples: list[tuple[Any, ...]] = []
+        self._media: list[tuple[Any, ...]] = []
+        self._bad: list[dict[str, str]] = []
+        self._text_bytes = 0
+
+    def add(self, sample: MeasuredSample) -> None:
+        """Takes the next sample of the tar."""
+        at, size = sample.json
+        self._samples.append((0, sample.kind, len(sample.media), size, at, len(self._media)))
+        self._media += sample.media
+        self._bad += sample.bad
+        self._text_bytes += sample.text_bytes
+
+    def write(self, tar: Path, digest: str) -> dict[str, Any]:
+        """Writes the index and, last, the manifest, which is returned."""
+        samples, media = np.array(self._samples, SAMPLE), np.array(self._media, MEDIA)
+        buffer = io.BytesIO()
+        np.savez(buffer, samples=samples, media=media)
+        replace_file(sidecar(tar, "index.npz"), buffer.getvalue())
+        kinds = np.bincount(samples["kind"], minlength=len(KINDS))
+        manifest = {
+            "version": VERSION, "name": tar.name, "bytes": tar.stat().st_size, "sha256": digest,
+            "samples": len(samples), "kinds": dict(zip(KINDS, kinds.tolist(), strict=True)),
+            "media_bytes": int(media["size"].sum()), "frames": int(media["frames"].sum()),
+            "seconds": round(float(media["duration"].sum()), 3), "text_bytes": self._text_bytes, "bad": self._bad,
+        }
+        replace_file(sidecar(tar, "manifest.json"), json.dumps(manifest, indent=1).encode())
+        return manifest
 
 
 def file_digest(file: io.BufferedReader) -> str:
@@ -196,30 +234,35 @@ def _whole(tar: Path, key: str, members: dict[str, tuple[int, int]]) -> tuple[st
     return key, members
 
 
-def _measured(
-    file: io.BufferedReader, key: str, members: dict[str, tuple[int, int]], limits: Limits, bad: list[dict[str, str]]
-) -> tuple[list[tuple[Any, ...]], int]:
-    """The MEDIA rows of a sample and its kind; what is wrong with it is added to `bad`."""
+def measure_sample(
+    key: str, members: Mapping[str, Place], read: Callable[[Place], bytes], limits: Limits = LIMITS
+) -> MeasuredSample:
+    """Measures the members of a sample, which stand at places by their extension."""
+    bad: list[dict[str, str]] = []
     try:
-        record = parse_record(_slice(file, members["json"], limits))
+        record = parse_record(read(members["json"]))
     except BadSample as error:
-        bad.append({"key": key, "reason": error.reason, "detail": error.detail})
-        return [], TEXT
+        return MeasuredSample(members["json"], TEXT, [], 0, [_found(key, error)])
     rows: list[tuple[Any, ...]] = []
     for extension in record.media:
         at, size = members.get(extension, (0, 0))
         try:
             if not at:
                 raise BadSample("missing", f"no member {key}.{extension}")
-            facts = _facts(_slice(file, (at, size), limits), record.kind, limits)
+            facts = _facts(read((at, size)), record.kind, limits)
         except BadSample as error:
-            bad.append({"key": key, "reason": error.reason, "detail": error.detail})
+            bad.append(_found(key, error))
             facts = (0, 0, 0, 0.0, 0.0, 0.0)
         rows.append((at, size, *facts))
-    return rows, record.kind
+    said = sum(len(turn.question.encode()) + len((turn.answer or "").encode()) for turn in record.turns)
+    return MeasuredSample(members["json"], record.kind, rows, said, bad)
 
 
-def _slice(file: io.BufferedReader, place: tuple[int, int], limits: Limits) -> bytes:
+def _found(key: str, error: BadSample) -> dict[str, str]:
+    return {"key": key, "reason": error.reason, "detail": error.detail}
+
+
+def _slice(file: io.BufferedReader, place: Place, limits: Limits) -> bytes:
     if place[1] > limits.member_bytes:
         raise BadSample("limits", f"{place[1]} bytes are more than {limits.member_bytes}")
     file.seek(place[0])

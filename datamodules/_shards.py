@@ -6,12 +6,12 @@ finished, and every function may be run again.
 
 from __future__ import annotations
 
-import io
+import hashlib
 import itertools
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,18 @@ from ._index import (
     SAMPLE,
     VERSION,
     DatasetIndex,
+    MeasuredSample,
+    Place,
+    ShardRows,
     file_digest,
     index_shard,
     load_index,
+    measure_sample,
     npy_bytes,
     replace_file,
     sidecar,
 )
-from ._samples import BadSample, ShardSample, check_key, parse_record, split_name
+from ._samples import LIMITS, BadSample, ShardSample, check_key, parse_record, split_name
 
 
 def write_shards(
@@ -73,23 +77,38 @@ def shard_is_done(tar: str | Path) -> bool:
         return False
 
 
-def write_shard(samples: Iterable[ShardSample], tar: str | Path) -> dict[str, Any]:
-    """Writes and measures one shard and returns its manifest; one task of a pool. `write_index` joins them."""
+def write_shard(
+    samples: Iterable[ShardSample], tar: str | Path, *, skip: Callable[[ShardSample, BadSample], None] | None = None
+) -> dict[str, Any]:
+    """Writes and measures one shard and returns its manifest; one task of a pool. `write_index` joins them.
+
+    A sample whose media cannot be measured is left out and given to `skip`; without `skip` it stays, and the manifest
+    lists it as "bad". The tar is hashed while it is written and never read again.
+    """
     tar = Path(tar)
     sidecar(tar, "manifest.json").unlink(missing_ok=True)
     partial = tar.with_name(tar.name + ".tmp")
-    seen: set[str] = set()
-    with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for sample in samples:
-            if sample.key in seen:
-                raise AuroraError(f"{tar}: the key {sample.key!r} is there twice")
-            seen.add(sample.key)
-            for name, data in _members(sample):
-                _add(archive, name, data)
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
+    rows, seen = ShardRows(), set[str]()
+    try:
+        with _TarWriter(partial) as archive:
+            for sample in samples:
+                if sample.key in seen:
+                    raise AuroraError(f"{tar}: the key {sample.key!r} is there twice")
+                try:
+                    measured = archive.add(sample, keep_bad=skip is None)
+                except BadSample as error:
+                    if skip is None:
+                        raise AuroraError(f"{tar}: sample {sample.key!r}: {error.detail}") from error
+                    skip(sample, error)
+                    continue
+                seen.add(sample.key)
+                rows.add(measured)
+    except OSError:
+        # A disk that is full is left with the room that there was.
+        partial.unlink(missing_ok=True)
+        raise
     os.replace(partial, tar)
-    return index_shard(tar)
+    return rows.write(tar, archive.digest)
 
 
 def write_index(folder: str | Path) -> DatasetIndex:
@@ -146,7 +165,7 @@ class _Cut:
 
 
 def _members(sample: ShardSample) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of every member, the record first. AuroraError for a sample outside the format."""
+    """Extension and bytes of every member, the record first. AuroraError for a sample outside the format."""
     check_key(sample.key)
     raw = _json(sample)
     try:
@@ -156,12 +175,21 @@ def _members(sample: ShardSample) -> Iterator[tuple[str, bytes]]:
     if set(record.media) != set(sample.media):
         raise AuroraError(f"sample {sample.key!r}: the record names the media {sorted(record.media)}, "
                           f"given are {sorted(sample.media)}")
-    yield f"{sample.key}.json", raw
+    yield "json", raw
     for extension in record.media:
         data = sample.media[extension]
-        name = f"{sample.key}.{extension}"
-        split_name(name)
-        yield name, data.read_bytes() if isinstance(data, Path) else data
+        split_name(f"{sample.key}.{extension}")
+        yield extension, _bytes(data)
+
+
+def _bytes(data: bytes | Path) -> bytes:
+    try:
+        size = data.stat().st_size if isinstance(data, Path) else len(data)
+        if size > LIMITS.member_bytes:
+            raise BadSample("limits", f"a member of {size} bytes is larger than {LIMITS.member_bytes}")
+        return data.read_bytes() if isinstance(data, Path) else data
+    except OSError as error:
+        raise BadSample("missing", f"{error.filename}: {error.strerror}") from error
 
 
 def _json(sample: ShardSample) -> bytes:
@@ -172,9 +200,54 @@ def _json(sample: ShardSample) -> bytes:
         raise AuroraError(f"sample {sample.key!r}: the record is no JSON: {error}") from error
 
 
-def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    member.mode = 0o644
-    archive.addfile(member, io.BytesIO(data))
+class _TarWriter:
+    """Writes the members of samples, and hashes and measures them meanwhile."""
 
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._hash = hashlib.sha256()
+        self._at = 0
+        self.digest = ""
+
+    def __enter__(self) -> _TarWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with self._file:
+            if kind is None:
+                # Two blocks of zeros end a tar, and a whole record is written, as by tarfile.
+                ended = self._at + 2 * tarfile.BLOCKSIZE
+                self._write(bytes(-ended % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE))
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self.digest = self._hash.hexdigest()
+
+    def add(self, sample: ShardSample, *, keep_bad: bool) -> MeasuredSample:
+        """Writes a sample. BadSample, and nothing written, when it cannot be measured, unless `keep_bad`."""
+        places: dict[str, Place] = {}
+        data: dict[Place, bytes] = {}
+        at = self._at
+        for extension, content in _members(sample):
+            places[extension] = (at + tarfile.BLOCKSIZE, len(content))
+            data[places[extension]] = content
+            at += tarfile.BLOCKSIZE + len(content) + -len(content) % tarfile.BLOCKSIZE
+        measured = measure_sample(sample.key, places, data.__getitem__)
+        if measured.bad and not keep_bad:
+            raise BadSample(measured.bad[0]["reason"], measured.bad[0]["detail"])
+        for extension, place in places.items():
+            self._write(_header(f"{sample.key}.{extension}", place[1]))
+            self._write(data[place])
+            self._write(bytes(-place[1] % tarfile.BLOCKSIZE))
+        return measured
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self._at += len(data)
+
+
+def _header(name: str, size: int) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    member.mode = 0o644
+    return member.tobuf(tarfile.USTAR_FORMAT)

@@ -131,3 +131,15 @@ class Executor(ABC):
 
         A task that raises ends the run with its error once those that are running have ended.
         """
+
+
+class ShellTask(ABC):
+    """A task that a shell on another machine can be told, and that leaves what it gave in a file."""
+
+    @abstractmethod
+    def command(self) -> Sequence[str]:
+        """The words behind `aurora` that do it."""
+
+    @abstractmethod
+    def result(self) -> Any | None:
+        """What the task gave, whoever did it; None while it is not done."""

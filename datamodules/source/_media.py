@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ _HEAD = 64
 _MOST_PICTURES = 4096  # of a folder that stands for a video
 
 Medium = bytes | Path
+VIDEOS = ("mp4", "webm", "mkv", "avi", "flv", "wmv", "mpg", "ts", "ogv")
+"""Kinds of `content` that are videos; the others are pictures."""
 
 
 def find(folder: Path, below: str, name: Any) -> Path:
@@ -47,21 +49,15 @@ def size_of(folder: Path, below: str, name: Any) -> int:
         return 0
 
 
-def medium(folder: Path, below: str, told: Any) -> Path | bytes:
-    """A medium told as a path, as bytes, or as both in a mapping ({"bytes", "path"}, as Hugging Face's datasets do)."""
-    if isinstance(told, Mapping):
-        told = told.get("bytes") or told.get("path")
-    if isinstance(told, (bytes, bytearray)):
-        return bytes(told)
-    return find(folder, below, told)
+def media(folder: Path, below: str, told: Sequence[Any]) -> list[Medium]:
+    """Media told as paths, as bytes, or as both in a mapping ({"bytes", "path"}, as Hugging Face's datasets do).
 
-
-def pictures(path: Path) -> list[Path]:
-    """The files of a folder that holds the frames of a video, in the order of the numbers in their names."""
-    found = sorted((entry for entry in path.iterdir() if entry.is_file()), key=lambda file: _natural(file.name))
-    if not 0 < len(found) <= _MOST_PICTURES:
-        raise BadSample("missing", f"the folder {path.name!r} holds {len(found)} files, not 1 to {_MOST_PICTURES} "
-                                   "frames")
+    A folder that stands for a video is the pictures in it.
+    """
+    found: list[Medium] = []
+    for one in told:
+        medium = _medium(folder, below, one)
+        found += _pictures(medium) if isinstance(medium, Path) and medium.is_dir() else [medium]
     return found
 
 
@@ -83,6 +79,21 @@ def content(told: Medium) -> str:
             return extension
     raise BadSample("content", f"{_name(told)} begins with {head[:8]!r}: no known image or video" if head else
                     f"{_name(told)} is empty")
+
+
+def _medium(folder: Path, below: str, told: Any) -> Medium:
+    if isinstance(told, Mapping):
+        told = told.get("bytes") or told.get("path")
+    return bytes(told) if isinstance(told, (bytes, bytearray)) else find(folder, below, told)
+
+
+def _pictures(path: Path) -> list[Path]:
+    """The files of a folder that holds the frames of a video, in the order of the numbers in their names."""
+    found = sorted((entry for entry in path.iterdir() if entry.is_file()), key=lambda file: _natural(file.name))
+    if not 0 < len(found) <= _MOST_PICTURES:
+        raise BadSample("missing", f"the folder {path.name!r} holds {len(found)} files, not 1 to {_MOST_PICTURES} "
+                                   "frames")
+    return found
 
 
 def _name(told: Medium) -> str:

@@ -12,16 +12,18 @@ from aurora.interfaces import Entry, Source
 
 from .._samples import BadSample, ShardSample
 from ._lines import entries, fault_of, place_of, record_at, weight_of
-from ._media import Medium, content, find, medium, pictures, size_of
+from ._media import VIDEOS, Medium, content, find, media, size_of
 from ._turns import Conversation
 
 
 class Told(NamedTuple):
-    """What a record says: media as paths, bytes, or mappings with either."""
+    """What a record says."""
 
     turns: Conversation
-    images: Sequence[Any] = ()
-    video: Any = None
+    media: Sequence[Any] = ()
+    """Paths, bytes, or mappings with either."""
+    below: str = "."
+    """The folder that paths start from."""
     span: tuple[float, float] | None = None
     """Seconds of the video that are meant."""
 
@@ -32,8 +34,8 @@ class RecordSource(Source):
     by_place = False
     """Whether lines of JSON hold the media too, and are told by where they stand."""
 
-    def __init__(self, folder: Path, annotations: str | Sequence[str], images: str = ".", videos: str = ".") -> None:
-        self._folder, self._images, self._videos = folder, images, videos
+    def __init__(self, folder: Path, annotations: str | Sequence[str]) -> None:
+        self._folder = folder
         self._names = [annotations] if isinstance(annotations, str) else list(annotations)
         self._files = [annotation_file(folder, name) for name in self._names]
 
@@ -52,15 +54,14 @@ class RecordSource(Source):
             told = self.tell(self._record(entry), "")
         except BadSample:
             return 0
-        sizes = [size_of(self._folder, self._images, image) for image in told.images]
-        return sum(sizes) + (size_of(self._folder, self._videos, told.video) if told.video is not None else 0)
+        return sum(size_of(self._folder, told.below, one) for one in told.media)
 
     def sample(self, entry: Entry, key: str) -> ShardSample:
         record = self._record(entry)
         told = self.tell(record, key)
         told_id = record.get("id")
         base = {"id": key if told_id is None else str(told_id), "conversations": told.turns}
-        return with_media(key, base, self._media(told), told.span)
+        return with_media(key, base, media(self._folder, told.below, told.media), told.span)
 
     @abstractmethod
     def tell(self, record: Mapping[str, Any], key: str) -> Told:
@@ -79,13 +80,6 @@ class RecordSource(Source):
             raise BadSample("json", wrong)
         return record
 
-    def _media(self, told: Told) -> Sequence[Medium] | Path | bytes:
-        """Pictures, or a video; a folder that stands for a video is the pictures in it."""
-        if told.video is None:
-            return [medium(self._folder, self._images, image) for image in told.images]
-        video = medium(self._folder, self._videos, told.video)
-        return pictures(video) if isinstance(video, Path) and video.is_dir() else video
-
 
 def annotation_file(folder: Path, name: str) -> Path:
     """A file of annotations below the dataset's folder. AuroraError when it is not there."""
@@ -99,18 +93,20 @@ def annotation_file(folder: Path, name: str) -> Path:
 
 
 def with_media(
-    key: str, record: Mapping[str, Any], media: Sequence[Medium] | Path | bytes,
-    span: tuple[float, float] | None = None,
+    key: str, record: Mapping[str, Any], media: Sequence[Medium], span: tuple[float, float] | None = None
 ) -> ShardSample:
-    """The sample of a record and its pictures, or its video, with extensions that say what they hold."""
-    if isinstance(media, (Path, bytes)):
-        extension = content(media)
+    """The sample of a record and its media, under extensions that say what they are."""
+    extensions = [content(one) for one in media]
+    videos = [extension for extension in extensions if extension in VIDEOS]
+    if (videos and len(media) > 1) or (span is not None and not videos):
+        raise BadSample("media", f"{len(media)} media, {len(videos)} of them videos, with range {span}: a sample has "
+                                 "pictures or one video, and only a video has a range")
+    if videos:
         ranged = {} if span is None else {"range": list(span)}
-        return ShardSample(key, {**record, "video": extension, **ranged}, {extension: media})
-    extensions = [content(picture) for picture in media]
-    if len(extensions) == 1:
+        return ShardSample(key, {**record, "video": videos[0], **ranged}, {videos[0]: media[0]})
+    if len(media) == 1:
         return ShardSample(key, {**record, "image": extensions[0]}, {extensions[0]: media[0]})
-    if not extensions:
+    if not media:
         return ShardSample(key, record)
     names = [f"{number}.{extension}" for number, extension in enumerate(extensions)]
     return ShardSample(key, {**record, "image": names}, dict(zip(names, media, strict=True)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,13 @@ def text(told: Any, what: str) -> str:
     if not isinstance(told, str) or not told.strip():
         raise BadSample("text", f"{what} is {str(told)[:80]!r}, no text")
     return told.strip()
+
+
+def agreed(answers: Any) -> Any:
+    """What most of several people answered, the first of those that are equally many; a single answer as it is."""
+    if not isinstance(answers, Sequence) or isinstance(answers, str) or not answers:
+        return answers
+    return Counter(map(str, answers)).most_common(1)[0][0]
 
 
 def chosen(options: Sequence[str], key: str) -> str:

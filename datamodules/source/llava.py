@@ -26,14 +26,15 @@ class LlavaSource(RecordSource):
     def __init__(
         self, *, folder: Path, annotations: str | Sequence[str], images: str = ".", videos: str = "."
     ) -> None:
-        super().__init__(folder, annotations, images, videos)
+        super().__init__(folder, annotations)
+        self._images, self._videos = images, videos
 
     def tell(self, record: Mapping[str, Any], key: str) -> Told:
         images, videos = _several(record, "image", "images"), _several(record, "video", "videos")
         if len(videos) > 1 or (images and videos):
             raise BadSample("media", f"{len(images)} images and {len(videos)} videos in one sample")
         turns = conversation(record.get("conversations", record.get("messages")))
-        return Told(turns, images, videos[0] if videos else None)
+        return Told(turns, videos, self._videos) if videos else Told(turns, images, self._images)
 
 
 def _several(record: Mapping[str, Any], *fields: str) -> list[Any]:

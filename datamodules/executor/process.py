@@ -1,0 +1,58 @@
+"""Tasks in processes of this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+
+from aurora.errors import AuroraError
+from aurora.interfaces.data import Executor, R, T
+from aurora.registry import EXECUTOR
+
+
+@EXECUTOR.register
+class ProcessExecutor(Executor):
+    """`workers` processes of this machine, by default one per core that we may use."""
+
+    def __init__(self, *, workers: int | None = None) -> None:
+        if workers is not None and workers < 1:
+            raise AuroraError(f"executor 'process': workers {workers} must be 1 or more")
+        self._workers = workers or cores()
+
+    def run(self, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        tasks = list(tasks)
+        if not tasks:
+            return
+        # spawn: a parent that holds threads must not be forked
+        pool = ProcessPoolExecutor(min(self._workers, len(tasks)), multiprocessing.get_context("spawn"), _begin)
+        try:
+            for done in as_completed([pool.submit(work, task) for task in tasks]):
+                yield done.result()
+        except BrokenProcessPool as error:
+            raise AuroraError("executor 'process': a worker was killed, which happens when memory runs out; fewer "
+                              "workers need less. Run again: it goes on where it was") from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _begin() -> None:
+    # ^C reaches every process of a terminal; a worker just ends, and the parent says so once.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,57 @@
+"""Tasks on a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import ray
+
+from aurora.errors import AuroraError
+from aurora.interfaces.data import Executor, R, T
+from aurora.registry import EXECUTOR
+
+
+@EXECUTOR.register
+class RayExecutor(Executor):
+    """One Ray task per task, each on `cpus` cores; `address` is that of a cluster, by default the one that RAY_ADDRESS
+    names, else one is started here. All machines see the same folders under the same paths.
+    """
+
+    def __init__(self, *, address: str | None = None, cpus: float = 1.0) -> None:
+        if cpus <= 0:
+            raise AuroraError(f"executor 'ray': cpus {cpus} must be more than 0")
+        self._address, self._cpus = address, cpus
+
+    def run(self, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        ours = not ray.is_initialized()
+        if ours:
+            self._start()
+        try:
+            remote = ray.remote(num_cpus=self._cpus)(work)
+            waiting: list[Any] = [remote.remote(task) for task in tasks]
+            while waiting:
+                done, waiting = ray.wait(waiting)
+                yield from self._results(done, waiting)
+        finally:
+            if ours:
+                ray.shutdown()
+
+    def _start(self) -> None:
+        try:
+            ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise AuroraError(f"executor 'ray': no cluster at {self._address}: {error}") from error
+
+    @staticmethod
+    def _results(done: list[Any], waiting: list[Any]) -> list[Any]:
+        try:
+            return list(ray.get(done))
+        except ray.exceptions.RayError as error:
+            for other in waiting:
+                ray.cancel(other)
+            if isinstance(error, ray.exceptions.RayTaskError) and error.cause is not None:
+                raise error.cause from error
+            raise AuroraError(f"executor 'ray': {str(error).partition(chr(10))[0]} Run again: it goes on where it was"
+                              ) from error

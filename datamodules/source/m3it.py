@@ -1,0 +1,45 @@
+"""Instructions with pictures inside, in the form of M³IT."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aurora.registry import SOURCE
+
+from .._samples import BadSample
+from ._records import RecordSource, Told
+from ._turns import asked, text
+
+
+@SOURCE.register
+class M3itSource(RecordSource):
+    """Lines of {"instruction", "inputs", "outputs", "image_base64_str"} (or "image_str"), of one picture or several.
+
+    `annotations` are one or several .jsonl files below the dataset's folder. The question is the instruction, and
+    behind it the inputs where there are any; frames of a video are several pictures.
+    """
+
+    by_place = True
+
+    def __init__(self, *, folder: Path, annotations: str | Sequence[str]) -> None:
+        super().__init__(folder, annotations)
+
+    def tell(self, record: Mapping[str, Any], key: str) -> Told:
+        inputs = record.get("inputs")
+        question = text(record.get("instruction"), "instruction")
+        if inputs:
+            question += "\n" + text(inputs, "inputs")
+        told = record.get("image_base64_str") or record.get("image_str") or []
+        pictures = told if isinstance(told, list) else [told]
+        return Told(asked(question, record.get("outputs")), [_picture(one) for one in pictures])
+
+
+def _picture(told: Any) -> bytes:
+    try:
+        return base64.b64decode(told, validate=True)
+    except (binascii.Error, ValueError, TypeError) as error:
+        raise BadSample("base64", str(error)) from error

@@ -1,0 +1,82 @@
+"""Questions and answers about COCO's images, in the two files of VQA v2."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aurora.errors import AuroraError
+from aurora.interfaces import Entry
+from aurora.registry import SOURCE
+
+from .._samples import BadSample
+from ._join import Row, joined
+from ._lines import items
+from ._records import RecordSource, Told, annotation_file
+from ._turns import agreed, asked
+
+
+@SOURCE.register
+class Vqav2Source(RecordSource):
+    """`questions` are files of {"questions": [{"question_id", "image_id", "question"}]}, `annotations` of
+    {"annotations": [{"question_id", "multiple_choice_answer" or "answers": [{"answer"}]}]}.
+
+    `images` is the folder of the pictures and `file` the name of an image's in it. Of several answers the most
+    frequent one counts. `prompt` stands behind every question. Each question is a sample, or with `by_image` those that
+    stand together in the file about one image are a conversation, so that the image is stored once.
+    """
+
+    def __init__(
+        self, *, folder: Path, questions: str | Sequence[str], annotations: str | Sequence[str],
+        images: str = "train2014", file: str = "COCO_train2014_{image_id:012d}.jpg",
+        prompt: str = "Answer the question using a single word or phrase.", by_image: bool = False,
+    ) -> None:
+        super().__init__(folder, annotations)
+        names = [questions] if isinstance(questions, str) else questions
+        self._questions = [annotation_file(folder, name) for name in names]
+        if len(self._questions) != len(self._files):
+            raise AuroraError(f"source 'vqav2': {len(self._questions)} files of questions, but {len(self._files)} of "
+                              "annotations; they belong together in their order")
+        self._images, self._file, self._prompt, self._by_image = images, file, prompt, by_image
+
+    def annotations(self) -> Sequence[Path]:
+        return [*self._questions, *self._files]
+
+    def entries(self) -> Iterator[Entry]:
+        for questions, answers in zip(self._questions, self._files, strict=True):
+            told = (Row(one.get("question_id"), _answer(one)) for one in items(answers, "annotations.item"))
+            asked_for = (Row(one.get("question_id"), one) for one in items(questions, "questions.item"))
+            for number, group in itertools.groupby(enumerate(joined(asked_for, told)), self._same):
+                rows = [row for _, row in group]
+                first = rows[0][0]
+                yield {"id": number if self._by_image else first.id, "image_id": first.kept.get("image_id"),
+                       "turns": [[row.kept.get("question"), found] for row, found in rows]}
+
+    def tell(self, record: Mapping[str, Any], key: str) -> Told:
+        turns = []
+        for question, answers in record["turns"]:
+            if not answers:
+                raise BadSample("text", f"no answer to {str(question)[:80]!r}")
+            turns += asked(question, answers[0])
+            turns[-2]["value"] += "\n" + self._prompt if self._prompt else ""
+        try:
+            name = self._file.format(image_id=int(record["image_id"]))
+        except (TypeError, ValueError) as error:
+            raise BadSample("field", f"image_id {record['image_id']!r} is no number") from error
+        return Told(turns, (name,), self._images)
+
+    def _same(self, numbered: tuple[int, tuple[Row, list[Any]]]) -> Any:
+        """What joined questions have in common that become one sample."""
+        number, (row, _) = numbered
+        return row.kept.get("image_id") if self._by_image else number
+
+
+def _answer(annotation: Mapping[str, Any]) -> Any:
+    told = annotation.get("multiple_choice_answer")
+    if told is not None:
+        return told
+    answers = annotation.get("answers")
+    given = [one.get("answer") for one in answers if isinstance(one, Mapping)] if isinstance(answers, list) else []
+    return agreed(given) if given else None
