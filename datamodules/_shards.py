@@ -51,8 +51,8 @@ def write_shards(
     # Without the folder's index a half-written dataset is not taken for a whole one.
     folder.joinpath(INDEX).unlink(missing_ok=True)
     written = set()
-    cut = _Cut(samples_per_shard, shard_bytes)
-    for number, group in itertools.groupby(samples, key=cut):
+    cut = Cut(samples_per_shard, shard_bytes)
+    for number, group in itertools.groupby(samples, key=lambda sample: cut(_media_bytes(sample))):
         tar = shard_path(folder, number)
         write_shard(group, tar)
         written.add(tar)
@@ -146,7 +146,7 @@ def verify_shards(folder: str | Path) -> list[str]:
     return wrong
 
 
-class _Cut:
+class Cut:
     """Says which shard each sample goes to, one after the other."""
 
     def __init__(self, samples: int, size: int) -> None:
@@ -155,13 +155,17 @@ class _Cut:
         self.samples, self.size = samples, size
         self.shard, self.count, self.bytes = 0, 0, 0
 
-    def __call__(self, sample: ShardSample) -> int:
+    def __call__(self, size: int) -> int:
+        """The shard of the next sample, whose media have `size` bytes."""
         if self.count == self.samples or self.bytes > self.size:
             self.shard, self.count, self.bytes = self.shard + 1, 0, 0
         self.count += 1
-        self.bytes += sum(data.stat().st_size if isinstance(data, Path) else len(data)
-                          for data in sample.media.values())
+        self.bytes += size
         return self.shard
+
+
+def _media_bytes(sample: ShardSample) -> int:
+    return sum(data.stat().st_size if isinstance(data, Path) else len(data) for data in sample.media.values())
 
 
 def _members(sample: ShardSample) -> Iterator[tuple[str, bytes]]:

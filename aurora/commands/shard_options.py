@@ -22,6 +22,42 @@ class What(NamedTuple):
     add: Callable[[ArgumentParser], None]
 
 
+def _build(parser: ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="a dataset (`aurora shards list`, or a yaml like theirs) or a "
+                        "source (`aurora list source`)")
+    parser.add_argument("input", metavar="INPUT", help="the folder with the dataset's files; nothing above it is read")
+    parser.add_argument("output", metavar="OUTPUT", help="the folder for its shards")
+    parser.set_defaults(rest="overrides")
+    parser.add_argument("overrides", metavar="OPTION", nargs="*", help="source.NAME=VALUE or executor.NAME=VALUE")
+    parser.add_argument("--samples-per-shard", type=int, default=5000, metavar="N", help="(default %(default)s)")
+    parser.add_argument("--shard-bytes", type=int, default=1 << 30, metavar="N",
+                        help="a shard ends with the sample that takes it past this (default %(default)s)")
+    parser.add_argument("--executor", metavar="NAME", default="process",
+                        help="serial, process, slurm or ray (default %(default)s)")
+    parser.add_argument("--max-bad-rate", type=float, default=0.05, metavar="R",
+                        help="share of entries that may be unusable (default %(default)s)")
+    parser.add_argument("--retry", action="store_true", help="write the shards again that left entries out")
+    parser.add_argument("--restart", action="store_true", help="throw away what an earlier build wrote into OUTPUT")
+    _counting(parser)
+    group = parser.add_argument_group("smaller media")
+    group.add_argument("--transcode", action="store_true", help="store pictures as JPEG and videos as H.264")
+    group.add_argument("--short-side", type=int, default=384, metavar="N", help="in pixels (default %(default)s)")
+    group.add_argument("--quality", type=int, default=90, metavar="N", help="of JPEG (default %(default)s)")
+    group.add_argument("--fps", type=float, default=2.0, metavar="N", help="of videos (default %(default)s)")
+
+
+def _counting(parser: ArgumentParser) -> None:
+    parser.add_argument("--count", nargs=2, metavar=("TOKENIZER", "PROMPT"),
+                        help="count the tokens of all texts now, so that training need not: names of parts, or "
+                             "'{name: hf, path: ...}'")
+
+
+def _work(parser: ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUTPUT", help="the folder that was given to `aurora shards build`")
+    parser.add_argument("--task", type=int, required=True, metavar="N", help="the number of the shard")
+    _counting(parser)
+
+
 def _index(parser: ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", nargs="+", help="a folder of tars")
 
@@ -64,6 +100,19 @@ def _preview(parser: ArgumentParser) -> None:
 
 
 WHAT = {
+    "build": What(
+        "sharding", "make shards of a dataset as its makers publish it",
+        "Reads the annotations once, cuts them into shards and writes these side by side. Entries that cannot be used "
+        "are left out and listed in OUTPUT/skipped.jsonl. A build that was stopped goes on where it was when it is "
+        "started again, and the same files give the same bytes.",
+        "aurora shards build sharegpt4v downloads/sharegpt4v data/shards/sharegpt4v\n"
+        "  aurora shards build table downloads/mine data/shards/mine source.files=rows.csv source.question=q "
+        "source.answer=a source.image=file\n"
+        "  aurora shards build llava_video downloads/videos data/shards/videos --transcode --fps 1", _build),
+    "work": What(
+        "sharding", "write one shard of a build, as the jobs of a cluster do",
+        "Does one task of what `aurora shards build` has planned.", "aurora shards work data/shards/mine --task 7",
+        _work),
     "index": What(
         "sharding", "index tars that are already there",
         "Measures every tar of a folder that has no manifest yet and writes the folder's index: what training needs to "
