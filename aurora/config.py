@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from aurora.assemble import INJECTED
 from aurora.errors import AuroraError, suggest
@@ -26,6 +27,7 @@ _FRAME = Path(__file__).parent
 CONFIG_FOLDER = next(path for path in (_FRAME / "configs", _FRAME.parent / "configs") if path.is_dir())
 ASSET_FOLDER = _FRAME / "assets"
 _TREE = Mapping[str, Any]
+_MIXTURE = re.compile(r"stages\.\w+\.mixture")
 _KINDS: dict[str, Any] = {
     "run": str, "stage": str, "init_from": str | None, "restart": bool, "seed": int, "dtype": str,
     "quantize": str | None, "keep_ratio": float, "sampling": _TREE, "stages": _TREE,
@@ -45,13 +47,47 @@ def load_config(overrides: Sequence[str] = ()) -> dict[str, Any]:
     parsed = [_parse(override) for override in overrides]
     for override in parsed:
         _check_choice(override)
+    # Hydra would merge what is given into the mixture that is there.
+    mixtures = [override for override in parsed if _MIXTURE.fullmatch(override.key_or_group)]
+    overrides = [given for given, override in zip(overrides, parsed, strict=True) if override not in mixtures]
     try:
         config: dict[str, Any] = _given(_compose(overrides))
-        _drop_of_other_parts(config, parsed)
+        _drop_of_other_parts(config, [override for override in parsed if override not in mixtures])
+        _set_mixtures(config, mixtures)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise AuroraError(_readable(error, parsed)) from error
     check_kinds(config)
     return config
+
+
+def load_mixture(name: str) -> dict[str, Any]:
+    """The mixture of a name in `configs/mixture`, or of a path to a yaml."""
+    known = sorted(path.stem for path in (CONFIG_FOLDER / "mixture").glob("*.yaml"))
+    if name not in known and not name.endswith((".yaml", ".yml")):
+        raise AuroraError(f"no mixture named {name!r}.{suggest(name, known)}; or give a path to a yaml")
+    path = CONFIG_FOLDER / "mixture" / f"{name}.yaml" if name in known else Path(name)
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise AuroraError(f"mixture {path}: {' '.join(str(error).split())}") from error
+    check_kind(f"mixture {path}", content, Mapping[str, Any])
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def _set_mixtures(config: dict[str, Any], overrides: Sequence[Override]) -> None:
+    """Sets the stages' mixtures that are given, and puts in the place of every name what it stands for."""
+    stages = config.get("stages")
+    if not isinstance(stages, dict):
+        return
+    for override in overrides:
+        stage = override.key_or_group.split(".")[1]
+        if not isinstance(stages.get(stage), dict):
+            raise AuroraError(f"the config has no {f'stages.{stage}'!r}.{suggest(stage, stages)}")
+        stages[stage]["mixture"] = override.value()
+    for stage in stages.values():
+        if isinstance(stage, dict) and isinstance(stage.get("mixture"), str):
+            stage["mixture"] = load_mixture(stage["mixture"])
 
 
 def check_kinds(config: Mapping[str, Any]) -> None:

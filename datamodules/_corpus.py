@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from aurora.errors import AuroraError
-from aurora.images import VisualLayout
+from aurora.images import LONGEST, VisualLayout
 from aurora.interfaces import Prompt, Sampling, Tokenizer
+from aurora.mixture import Mixture
 
 from ._index import DatasetIndex, load_index
-from ._lengths import text_lengths
+from ._lengths import counter, text_lengths
+from ._mixture import members
 from ._packing import Budget
 from ._plan import Members
 from ._samples import IMAGE, IMAGES, TEXT, VIDEO
+from ._store import Allocate, Arrays, load_arrays, shared_arrays
 from .reader._sampling import sample_counts
 
 TooLong = Literal["shrink", "drop"]
+Missing = Literal["refuse", "drop"]
+FOLDER = ".corpus"
+VERSION = 1  # of what is kept there
+# Samples that are measured at once, so that the memory which that takes does not grow with the dataset.
+_BLOCK = 1 << 20
 _log = logging.getLogger(__name__)
+
+
+class Count(NamedTuple):
+    """What became of a dataset's samples, those that the mixture does not take included."""
+
+    samples: int
+    dropped: int  # no row could hold them
+    shrunk: int  # videos that are read with fewer frames than asked for
 
 
 @dataclass(frozen=True)
@@ -31,13 +49,30 @@ class Corpus:
 
     datasets: tuple[DatasetIndex, ...]
     starts: np.ndarray  # [datasets + 1]
-    members: tuple[Members, ...]  # the samples that fit, and their repeats
+    members: tuple[Members, ...]  # the samples that fit and are taken, and their repeats
     tokens: np.ndarray  # [S] int32: row positions of each sample
     text: np.ndarray  # [S] int32: those of its text
     frames: np.ndarray  # [S] int32
     kinds: np.ndarray  # [S] uint8
-    dropped: int  # samples that no row could hold
-    shrunk: int  # videos that are read with fewer frames than asked for
+    counts: tuple[Count, ...]  # of each dataset
+    identity: str  # of all of this
+    folder: Path | None  # where the arrays are mapped from
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy in another process maps the same files instead of carrying the arrays.
+        if self.folder is None:
+            return Corpus, tuple(vars(self).values())
+        return _load, (self.folder, self.datasets)
+
+    @property
+    def dropped(self) -> int:
+        """Samples that no row could hold."""
+        return sum(count.dropped for count in self.counts)
+
+    @property
+    def shrunk(self) -> int:
+        """Videos that are read with fewer frames than asked for."""
+        return sum(count.shrunk for count in self.counts)
 
     def locate(self, sample: int) -> tuple[DatasetIndex, int]:
         """The dataset of a sample, and its number there."""
@@ -45,45 +80,121 @@ class Corpus:
         return self.datasets[dataset], sample - int(self.starts[dataset])
 
 
-def open_datasets(root: Path, mixture: Mapping[str, int]) -> list[DatasetIndex]:
-    """The indices of a mixture's datasets. AuroraError for a bad name, repeat or shard."""
-    if not mixture:
-        raise AuroraError("data: the mixture is empty; it names dataset folders and how often each is read per epoch")
-    for name, repeats in mixture.items():
-        if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-            raise AuroraError(f"data: mixture {name!r} is read {repeats!r} times per epoch; give 1, 2, ...")
-        if not (root / name).is_dir():
-            there = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-            raise AuroraError(f"data: no dataset folder {root / name}; {root} holds {', '.join(there) or 'none'}")
-    return [load_index(root / name) for name in mixture]
+def open_datasets(root: Path, mixture: Mixture, missing: Missing = "refuse") -> list[DatasetIndex]:
+    """The indices of a mixture's datasets. AuroraError for folders that are not there, unless they may be missing,
+    and for a shard that is missing or was cut."""
+    absent = [name for name in mixture.datasets if not (root / name).is_dir()]
+    if absent and (missing == "refuse" or len(absent) == len(mixture.datasets)):
+        there = sorted(path.name for path in root.glob("[!.]*") if path.is_dir())
+        raise AuroraError(f"data: no dataset folder {', '.join(absent)} below {root}, which holds "
+                          f"{', '.join(there) or 'none'}; data.missing=drop trains without some of them")
+    if absent:
+        _log.warning("data: left out, because they are not below %s: %s", root, ", ".join(absent))
+    return [load_index(root / name) for name in mixture.datasets if name not in absent]
 
 
 def build_corpus(
-    root: Path, mixture: Mapping[str, int], *, tokenizer: Tokenizer, prompt: Prompt, layout: VisualLayout | None,
-    sampling: Sampling, budget: Budget, too_long: TooLong,
+    root: Path, mixture: Mixture, *, tokenizer: Tokenizer, prompt: Prompt, layout: VisualLayout | None,
+    sampling: Sampling, budget: Budget, too_long: TooLong, missing: Missing = "refuse", scratch: Path | None = None,
 ) -> Corpus:
-    """Measures every sample of a mixture and leaves out what no row can hold."""
-    datasets = open_datasets(root, mixture)
-    text = np.concatenate([text_lengths(index, prompt, tokenizer) for index in datasets]).astype(np.int64)
-    kinds = np.concatenate([np.asarray(index.samples["kind"]) for index in datasets])
-    if layout is None and (kinds != TEXT).any():
-        raise AuroraError("data: the mixture holds images or videos, but the model sees nothing")
-    parts = [visual_lengths(index, layout, sampling) for index in datasets]
-    frames, each, visual = (np.concatenate(column) for column in zip(*parts, strict=True))
-    fewer = _fewer(kinds, text, frames, each, budget) if too_long == "shrink" else frames
-    visual = np.where(fewer < frames, fewer * each, visual)
-    tokens = text + visual
-    room = np.where(fewer == 0, budget.tokens - budget.blank, budget.tokens)
-    fits = (tokens <= room) & (fewer <= budget.frames)
-    starts = np.cumsum([0, *(len(index) for index in datasets)])
-    corpus = Corpus(
-        tuple(datasets), starts,
-        tuple(Members(np.flatnonzero(fits[start:stop]) + start, repeats)
-              for start, stop, repeats in zip(starts[:-1], starts[1:], mixture.values(), strict=True)),
-        tokens.astype(np.int32), text.astype(np.int32), fewer.astype(np.int32), kinds,
-        int((~fits).sum()), int(((fewer < frames) & fits).sum()))
+    """Measures every sample of a mixture and leaves out what no row can hold.
+
+    The arrays are kept below `root`, or in `scratch` where that cannot be written, and mapped from there.
+    """
+    datasets = open_datasets(root, mixture, missing)
+    mixture = mixture.only(index.folder.name for index in datasets)
+    identity = hashlib.sha256(json.dumps([
+        VERSION, [index.digest for index in datasets], mixture.plain(), counter(prompt, tokenizer),
+        _layout_identity(layout), asdict(sampling), asdict(budget), too_long,
+    ]).encode()).hexdigest()[:16]
+
+    def fill(allocate: Allocate) -> dict[str, Any]:
+        text = [text_lengths(index, prompt, tokenizer) for index in datasets]
+        return _fill(datasets, mixture, text, layout, sampling, budget, too_long, allocate)
+
+    arrays = shared_arrays([root / FOLDER, *([scratch] if scratch else [])], identity, fill)
+    corpus = _corpus(arrays, tuple(datasets), identity)
     _report(corpus, budget)
     return corpus
+
+
+def _fill(
+    datasets: Sequence[DatasetIndex], mixture: Mixture, text: Sequence[np.ndarray], layout: VisualLayout | None,
+    sampling: Sampling, budget: Budget, too_long: TooLong, allocate: Allocate,
+) -> dict[str, Any]:
+    """The arrays of a corpus, and what its members and counts are."""
+    total = sum(len(index) for index in datasets)
+    arrays = {name: allocate(name, np.dtype(np.int32), total) for name in ("tokens", "text", "frames")}
+    arrays["kinds"] = allocate("kinds", np.dtype(np.uint8), total)
+    start, counts, fitting = 0, [], {}
+    for index, lengths in zip(datasets, text, strict=True):
+        kept, shrunk = [], 0
+        for where in _blocks(index):
+            here = slice(start + where.start, start + where.stop)
+            part = _measured(index, where, lengths[where], layout, sampling, budget, too_long)
+            for name in arrays:
+                arrays[name][here] = getattr(part, name)
+            kept.append((np.flatnonzero(part.fits) + here.start).astype(np.uint32))
+            shrunk += int((part.shrunk & part.fits).sum())
+        fitting[index.folder.name] = np.concatenate(kept) if kept else np.zeros(0, np.uint32)
+        counts.append(Count(len(index), len(index) - len(fitting[index.folder.name]), shrunk))
+        start += len(index)
+    read = [one for of_dataset in members(mixture, fitting) for one in of_dataset]
+    numbers = allocate("members", np.dtype(np.uint32), sum(len(one.samples) for one in read))
+    stops = np.cumsum([0, *(len(one.samples) for one in read)]).tolist()
+    for one, first, stop in zip(read, stops, stops[1:], strict=False):
+        numbers[first:stop] = one.samples
+    return {"members": [[first, stop, one.repeats] for one, first, stop in zip(read, stops, stops[1:], strict=False)],
+            "counts": counts}
+
+
+class _Measured(NamedTuple):
+    """A block of samples: [S] each."""
+
+    tokens: np.ndarray
+    text: np.ndarray
+    frames: np.ndarray
+    kinds: np.ndarray
+    fits: np.ndarray
+    shrunk: np.ndarray
+
+
+def _measured(
+    index: DatasetIndex, where: slice, text: np.ndarray, layout: VisualLayout | None, sampling: Sampling,
+    budget: Budget, too_long: TooLong,
+) -> _Measured:
+    kinds = np.asarray(index.samples["kind"][where])
+    if layout is None and (kinds != TEXT).any():
+        raise AuroraError(f"data: {index.folder} holds images or videos, but the model sees nothing")
+    frames, each, visual = _visual(index, where, layout, sampling)
+    text = text.astype(np.int64)
+    fewer = _fewer(kinds, text, frames, each, budget) if too_long == "shrink" else frames
+    tokens = text + np.where(fewer < frames, fewer * each, visual)
+    room = np.where(fewer == 0, budget.tokens - budget.blank, budget.tokens)
+    return _Measured(tokens, text, fewer, kinds, (tokens <= room) & (fewer <= budget.frames), fewer < frames)
+
+
+def _corpus(arrays: Arrays, datasets: tuple[DatasetIndex, ...], identity: str) -> Corpus:
+    held, facts = arrays.arrays, arrays.facts
+    return Corpus(
+        datasets, np.cumsum([0, *(len(index) for index in datasets)]),
+        tuple(Members(held["members"][start:stop], repeats) for start, stop, repeats in facts["members"]),
+        held["tokens"], held["text"], held["frames"], held["kinds"],
+        tuple(Count(*count) for count in facts["counts"]), identity, arrays.folder)
+
+
+def _load(folder: Path, datasets: tuple[DatasetIndex, ...]) -> Corpus:
+    return _corpus(load_arrays(folder), datasets, folder.name)
+
+
+def _layout_identity(layout: VisualLayout | None) -> Any:
+    """What decides how many tokens any frame takes, as JSON."""
+    if layout is None:
+        return None
+    size = layout.prepare.size
+    most = layout.prepare.patches(LONGEST * size, size)
+    return [asdict(layout.prepare),
+            [layout.merge.keep(patches, layout.depth, layout.keep_ratio) for patches in range(1, most + 1)]]
 
 
 def frame_shape(row: np.void, layout: VisualLayout) -> tuple[int, int]:
@@ -107,20 +218,34 @@ class VisualLengths(NamedTuple):
 
 def visual_lengths(index: DatasetIndex, layout: VisualLayout | None, sampling: Sampling) -> VisualLengths:
     """The lengths of a dataset's samples; 0 where nothing is seen."""
-    media, samples = np.asarray(index.media), np.asarray(index.samples)
+    blocks = [_visual(index, where, layout, sampling) for where in _blocks(index)]
+    return VisualLengths(*(np.concatenate([np.zeros(0, np.int64), *column]) for column in zip(*blocks, strict=True)))
+
+
+def _blocks(index: DatasetIndex) -> Iterator[slice]:
+    return (slice(start, min(start + _BLOCK, len(index))) for start in range(0, len(index), _BLOCK))
+
+
+def _visual(index: DatasetIndex, where: slice, layout: VisualLayout | None, sampling: Sampling) -> VisualLengths:
+    """The lengths of some samples that follow each other, and so do their media."""
+    samples = np.asarray(index.samples[where])
+    counts = samples["count"].astype(np.int64)
+    start = int(samples["media"][0]) if len(samples) else 0
+    media = np.asarray(index.media[start:start + int(counts.sum())])
     if layout is None or not len(media):
         return VisualLengths(*np.zeros((3, len(samples)), np.int64))
-    sides = np.stack([media["height"], media["width"]], 1)
-    shapes, which = np.unique(sides, axis=0, return_inverse=True)
-    of_shape = np.array([layout.tokens(int(h), int(w)) if h else blank_tokens(layout) for h, w in shapes])
-    each = of_shape[which.reshape(-1)]
-    count = np.where(media["height"] > 0, sample_counts(sampling, media["duration"]), 1)
-    owner = np.repeat(np.arange(len(samples)), samples["count"])
-    count = np.where(samples["kind"][owner] == VIDEO, count, 1)
+    # One number for both sides: whole rows are slow to sort.
+    shapes, which = np.unique(media["height"].astype(np.uint64) << 32 | media["width"], return_inverse=True)
+    of_shape = np.array([layout.tokens(int(shape >> 32), int(shape & 0xFFFFFFFF)) if shape >> 32 else
+                         blank_tokens(layout) for shape in shapes.tolist()])
+    each = of_shape[which]
+    owner = np.repeat(np.arange(len(samples)), counts)
+    played = (samples["kind"][owner] == VIDEO) & (media["height"] > 0)
+    count = np.where(played, sample_counts(sampling, media["duration"]), 1)
     frames = np.bincount(owner, count, len(samples)).astype(np.int64)
     visual = np.bincount(owner, count * each, len(samples)).astype(np.int64)
-    first = np.minimum(samples["media"].astype(np.int64), len(media) - 1)
-    return VisualLengths(frames, np.where(samples["count"] > 0, each[first], 0), visual)
+    first = np.minimum(samples["media"].astype(np.int64) - start, len(media) - 1)
+    return VisualLengths(frames, np.where(counts > 0, each[first], 0), visual)
 
 
 def _fewer(kinds: np.ndarray, text: np.ndarray, frames: np.ndarray, each: np.ndarray, budget: Budget) -> np.ndarray:

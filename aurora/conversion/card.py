@@ -119,11 +119,15 @@ def _training(stages: Sequence[Mapping[str, Any]], sources: Mapping[str, str] | 
         return f"## Training\n\nThis model was not trained as a whole. Its weights: {_named(sources)}.\n"
     if not stages:
         return "## Training\n\nNothing is recorded about it.\n"
-    rows = [(each["stage"], ", ".join(each["recipe"].get("trained", ())), ", ".join(each["recipe"].get("mixture", {})),
+    rows = [(each["stage"], ", ".join(each["recipe"].get("trained", ())), _datasets(each["recipe"].get("mixture", {})),
              *(str(each["recipe"].get(key, "")) for key in ("keep_ratio", "peak_lr", "global_batch", "epochs")),
              str(each["precision"]), str(each["seed"])) for each in stages]
     columns = ("stage", "trained", "data", "keep ratio", "peak rate", "global batch", "epochs", "precision", "seed")
     return f"## Training\n\n{_table(columns, rows)}\nThe first stage started from {_named(stages[0]['start'])}.\n"
+
+
+def _datasets(mixture: Mapping[str, Any]) -> str:
+    return ", ".join(mixture["datasets"] if isinstance(mixture.get("datasets"), Mapping) else mixture)
 
 
 def _named(sources: Mapping[str, str]) -> str:

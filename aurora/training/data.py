@@ -23,7 +23,7 @@ def build_data(config: Mapping[str, Any], recipe: Recipe, model: AuroraModel, fo
         "tokenizer": model.tokenizer,
         "prompt": model.prompt if recipe.prompt is None else PROMPT.build(recipe.prompt),
         "reader": build_reader(config),
-        "mixture": dict(recipe.mixture),
+        "mixture": recipe.mixture,
         "epochs": recipe.epochs,
         "max_steps": recipe.max_steps,
         "global_batch": recipe.global_batch,

@@ -9,9 +9,12 @@ from rich.console import Console
 
 from aurora.adapters.attach import describe_adapters
 from aurora.assemble import WEIGHTED_SLOTS, count_parameters
+from aurora.mixture import Mixture
 from aurora.model import AuroraModel
 from aurora.training.folder import base_paths
 from aurora.training.recipe import Recipe
+
+NAMED = 6
 
 
 def describe_stage(console: Console, *, stage: str, recipe: Recipe, config: Mapping[str, Any], model: AuroraModel,
@@ -20,12 +23,12 @@ def describe_stage(console: Console, *, stage: str, recipe: Recipe, config: Mapp
     totals, learned = count_parameters(model), count_parameters(model, learned=True)
     parameters = "  ".join(f"{slot} {_short(learned[slot])}/{_short(totals[slot])}" for slot in WEIGHTED_SLOTS)
     behind = f"; going on after step {done:,}" if done else ""
-    read = ", ".join(name if repeats == 1 else f"{name} ×{repeats}" for name, repeats in recipe.mixture.items())
     lines = {
         "trains": f"{', '.join([*recipe.trained, *describe_adapters(model, recipe.adapters)])} "
                   f"(parameters trained/total: {parameters})",
         "weights": weight_sources(config, start),
-        "data": f"{read}, {recipe.epochs} epoch(s)" + ("" if samples is None else f", {samples:,} samples"),
+        "data": f"{_datasets(recipe.mixture)}, {recipe.epochs} epoch(s)"
+                + ("" if samples is None else f", {samples:,} samples"),
         "steps": f"{steps:,}, each of about {recipe.global_batch:,} samples{behind}",
         "rate": f"{recipe.peak_lr:.2e} at its peak",
         "keeps": f"{recipe.keep_ratio:.0%} of the patches",
@@ -33,6 +36,12 @@ def describe_stage(console: Console, *, stage: str, recipe: Recipe, config: Mapp
     console.print(stage)
     for key, value in lines.items():
         console.print(f"  {key:8}{value}")
+
+
+def _datasets(mixture: Mixture) -> str:
+    """Their names, as far as they fit into a line."""
+    told = [name if part.repeats == 1 else f"{name} ×{part.repeats}" for name, part in mixture.datasets.items()]
+    return ", ".join(told) if len(told) <= NAMED else f"{', '.join(told[:NAMED])} and {len(told) - NAMED} more"
 
 
 def weight_sources(config: Mapping[str, Any], start: str | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from aurora.adapters.spec import Adapters, read_adapters
 from aurora.assemble import WEIGHTED_SLOTS
 from aurora.errors import AuroraError, suggest
+from aurora.mixture import Mixture, read_mixture
 from aurora.options import check_kind, read_fields
 from aurora.registry import PROMPT
 
@@ -25,7 +26,7 @@ class Recipe:
 
     after: str | None
     trained: tuple[str, ...]
-    mixture: Mapping[str, int]
+    mixture: Mixture
     prompt: Mapping[str, Any] | None
     keep_ratio: float
     peak_lr: float
@@ -97,17 +98,14 @@ def read_recipe(name: str, entry: Mapping[str, Any]) -> Recipe:
     """One stage's recipe. AuroraError for anything that makes no sense."""
     where = f"stages.{name}"
     recipe = read_fields(Recipe, where, entry)
-    recipe = replace(recipe, adapters=read_adapters(f"{where}.adapters", entry.get("adapters", {}), recipe.trained))
+    recipe = replace(recipe, mixture=read_mixture(f"{where}.mixture", entry["mixture"]),
+                     adapters=read_adapters(f"{where}.adapters", entry.get("adapters", {}), recipe.trained))
     if not recipe.trained and not recipe.adapters:
         raise AuroraError(f"{where}.trained is empty; a stage trains some of {', '.join(WEIGHTED_SLOTS)}, or adapters")
     for slot in (*recipe.trained, *recipe.lr_scale):
         if slot not in WEIGHTED_SLOTS:
             raise AuroraError(f"{where}: {slot!r} is no slot with weights.{suggest(slot, list(WEIGHTED_SLOTS))}")
     _check_numbers(where, recipe)
-    if not recipe.mixture:
-        raise AuroraError(f"{where}.mixture names no dataset; it is written as {{folder: repeats}}")
-    for dataset, repeats in recipe.mixture.items():
-        _require(repeats >= 1, f"{where}.mixture.{dataset}", repeats, "a whole number ≥ 1")
     if recipe.prompt is not None:
         PROMPT.build(recipe.prompt)
     return recipe
@@ -126,13 +124,14 @@ def read_options(entry: Mapping[str, Any]) -> TrainerOptions:
 def check_datasets(config: Mapping[str, Any], stages: Mapping[str, Recipe]) -> None:
     """AuroraError that names every dataset folder that a stage would read and that is not there."""
     root = config["data"].get("root")
-    if root is None:
+    if root is None or "://" in str(root) or config["data"].get("missing", "refuse") != "refuse":
         return
-    missing = sorted({str(Path(root) / dataset) for recipe in stages.values() for dataset in recipe.mixture
+    missing = sorted({dataset for recipe in stages.values() for dataset in recipe.mixture.datasets
                       if not (Path(root) / dataset).is_dir()})
     if missing:
-        raise AuroraError(f"no dataset folder at {', '.join(missing)}; data.root is {root} and "
-                          "stages.STAGE.mixture names the folders below it")
+        raise AuroraError(f"{len(missing)} dataset folders are missing below data.root {root}: {', '.join(missing)}; "
+                          "`aurora shards build NAME INPUT OUTPUT` makes one, stages.STAGE.mixture says which are "
+                          "read, and data.missing=drop trains without them")
 
 
 def _check_numbers(where: str, recipe: Recipe) -> None:

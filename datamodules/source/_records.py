@@ -36,7 +36,8 @@ class RecordSource(Source):
 
     def __init__(self, folder: Path, annotations: str | Sequence[str]) -> None:
         self._folder = folder
-        self._names = [annotations] if isinstance(annotations, str) else list(annotations)
+        names = [annotations] if isinstance(annotations, str) else annotations
+        self._names = [found for name in names for found in annotation_names(folder, name)]
         self._files = [annotation_file(folder, name) for name in self._names]
 
     def annotations(self) -> Sequence[Path]:
@@ -79,6 +80,16 @@ class RecordSource(Source):
         if wrong is not None:
             raise BadSample("json", wrong)
         return record
+
+
+def annotation_names(folder: Path, name: str) -> list[str]:
+    """The files that a name with `*` stands for, in order, or the name alone. AuroraError when there are none."""
+    if "*" not in name:
+        return [name]
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.glob(name))
+    if not found:
+        raise AuroraError(f"annotations: no file {name!r} below {folder}")
+    return found
 
 
 def annotation_file(folder: Path, name: str) -> Path:

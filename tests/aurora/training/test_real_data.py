@@ -77,6 +77,6 @@ def test_samples_that_could_not_be_read_are_told_of_at_the_end(tmp_path, capfd):
 
 
 def test_a_missing_dataset_is_named_before_anything_starts(tmp_path, capfd):
-    with pytest.raises(AuroraError, match=f"no dataset folder at {tmp_path / 'pictures'}"):
+    with pytest.raises(AuroraError, match=f"below data.root {tmp_path}: pictures;"):
         train(config_for(tmp_path / "run", tmp_path))
     assert capfd.readouterr().out == "" and not (tmp_path / "run").exists()

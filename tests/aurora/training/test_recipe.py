@@ -41,7 +41,7 @@ def test_every_trainer_config_is_understood(name):
         ({"trained": ["merge"]}, r"'merge' is no slot with weights"),
         ({"lr_scale": {"backbone": 0}}, r"lr_scale"),
         ({"mixture": {}}, r"mixture names no dataset"),
-        ({"mixture": {"rows": 0}}, r"mixture\.rows is 0"),
+        ({"mixture": {"rows": 0}}, r"mixture\.rows is read 0 times"),
         ({"prompt": {"name": "sandwitch"}}, r"no prompt named 'sandwitch'. Did you mean 'sandwich'"),
         ({"peek_lr": 1}, r"stages\.s has no key 'peek_lr'. Did you mean 'peak_lr'"),
     ],
@@ -94,5 +94,5 @@ def test_a_stage_after_an_unknown_one_is_refused():
 
 def test_a_missing_dataset_folder_is_named(tmp_path):
     config = {"data": {"root": str(tmp_path)}}
-    with pytest.raises(AuroraError, match=f"no dataset folder at {tmp_path / 'rows'}"):
+    with pytest.raises(AuroraError, match=f"1 dataset folders are missing below data.root {tmp_path}: rows;"):
         check_datasets(config, {"s": read_recipe("s", RECIPE)})

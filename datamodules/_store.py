@@ -1,0 +1,94 @@
+"""Arrays that are made once and mapped by every process of a machine.
+
+A set of arrays is a folder `IDENTITY` with one npy file each and `facts.json`; it appears by renaming, so that it is
+whole or not there. The folder that holds the sets may be deleted whenever nothing runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+Allocate = Callable[[str, np.dtype[Any], int], np.ndarray]
+Fill = Callable[[Allocate], dict[str, Any]]
+"""Makes the arrays with what it is given and returns what else is known of them, as JSON."""
+
+
+class Arrays(NamedTuple):
+    """Arrays by name, and where they are mapped from; None: they are this process's own."""
+
+    arrays: dict[str, np.ndarray]
+    facts: dict[str, Any]
+    folder: Path | None
+
+
+def shared_arrays(folders: Sequence[Path], identity: str, fill: Fill) -> Arrays:
+    """The arrays of an identity, made now unless they are there.
+
+    They are kept in the first of `folders` that can be written; processes that ask at the same time wait for the first.
+    """
+    for folder in folders:
+        if folder.joinpath(identity, "facts.json").is_file():
+            return load_arrays(folder / identity)
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(folder / f"{identity}.lock"):
+                if not folder.joinpath(identity, "facts.json").is_file():
+                    _make(folder, identity, fill)
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
+            continue
+        return load_arrays(folder / identity)
+    own: dict[str, np.ndarray] = {}
+
+    def allocate(name: str, dtype: np.dtype[Any], length: int) -> np.ndarray:
+        return own.setdefault(name, np.empty(length, dtype))
+
+    facts = fill(allocate)
+    return Arrays(own, facts, None)
+
+
+def load_arrays(folder: Path) -> Arrays:
+    """Maps a set of arrays that is there."""
+    arrays = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
+    return Arrays(arrays, json.loads(folder.joinpath("facts.json").read_bytes()), folder)
+
+
+def _make(folder: Path, identity: str, fill: Fill) -> None:
+    # Under the lock nobody else writes here: what is there was left by a process that was killed.
+    partial = folder / f"{identity}.tmp"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    mapped: list[np.memmap[Any, Any]] = []
+
+    def allocate(name: str, dtype: np.dtype[Any], length: int) -> np.ndarray:
+        if length == 0:  # nothing can be mapped of an empty file
+            np.save(partial / f"{name}.npy", np.empty(0, dtype))
+            return np.empty(0, dtype)
+        mapped.append(np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, (length,)))
+        return mapped[-1]
+
+    facts = fill(allocate)
+    for array in mapped:
+        array.flush()
+    partial.joinpath("facts.json").write_text(json.dumps(facts), encoding="utf-8")
+    os.replace(partial, folder / identity)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
