@@ -1,31 +1,27 @@
-"""Rows built by worker processes, and what went wrong in them counted in the main one."""
+"""The rows of a rank, and what went wrong in them."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import sys
+import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from aurora.errors import AuroraError
-from aurora.types import PackedBatch
+from aurora.types import Frames, PackedBatch
 
 from ._plan import Plan
 from ._rows import RowBuilder, Skipped
-from ._schedule import Position, schedule
-from .reader._clip import decoded_here
+from ._samples import BadSample
+from ._schedule import Position, Turn, schedule
+from ._worker import Built, Care
+from ._workers import supervised
 
-# A reader that hangs in a damaged file must not hang the whole training.
-TIMEOUT_SECONDS = 900
-_Item = tuple[PackedBatch, list[Skipped]] | str
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,28 +35,31 @@ class Share:
     max_steps: int | None
 
 
-class RowDataset(IterableDataset[_Item]):
-    """The rows of a rank; worker w of W builds its micro-steps w, w + W, w + 2W, ..."""
+@dataclass(frozen=True)
+class RowTask:
+    """The rows of a rank, one by one."""
 
-    def __init__(self, plan: Plan, builder: RowBuilder, share: Share) -> None:
-        self.plan, self.builder, self.share = plan, builder, share
+    plan: Plan
+    builder: RowBuilder
+    share: Share
 
-    def __iter__(self) -> Iterator[_Item]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        turns = schedule(self.plan, **vars(self.share))
-        try:
-            for turn in islice(turns, worker, None, workers):
-                batch, skipped = self.builder.row(turn.samples)
-                yield batch._replace(closes_step=turn.closes_step, position=turn.position), skipped
-        except AuroraError as error:
-            # As text, because an exception that crosses processes arrives with a traceback for a message.
-            yield str(error)
+    def turns(self, position: Position) -> Iterator[Turn]:
+        """The micro-steps of this rank from a position on."""
+        return schedule(self.plan, **{**vars(self.share), "position": position})
+
+    def build(self, turn: Turn, given_up: Mapping[int, BadSample], note: Callable[[int], None]) -> Built:
+        """The row of a micro-step, without the samples at the places in `given_up`."""
+        batch, skipped = self.builder.row(turn.samples, given_up, note)
+        return batch._replace(closes_step=turn.closes_step, position=turn.position), skipped
 
 
 @dataclass
 class BadSamples:
-    """Counts samples that became placeholders, names them, and stops the run when they are too many."""
+    """Counts samples that became placeholders, names them, and stops the run when they are too many.
+
+    What is counted is what this process reads: a run that is resumed begins to count anew, and goes on writing to the
+    same list.
+    """
 
     max_rate: float
     after: int  # samples to be seen before the rate says anything
@@ -76,50 +75,46 @@ class BadSamples:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(sample._asdict(), ensure_ascii=False) + "\n" for sample in skipped)
-        bad = self.reasons.total()
-        if self.seen >= self.after and bad > self.max_rate * self.seen:
-            counts = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
+        if self.seen >= self.after and self.reasons.total() > self.max_rate * self.seen:
             last = f"; the last was {skipped[-1].dataset}/{skipped[-1].key}: {skipped[-1].detail}" if skipped else ""
-            raise AuroraError(f"data: {bad} of {self.seen} samples are bad ({counts}), more than max_bad_rate "
-                              f"{self.max_rate}{last}")
+            raise AuroraError(f"data: {self.summary()}, more than max_bad_rate {self.max_rate}{last}")
+
+    def summary(self) -> str:
+        """How many are bad, and of what."""
+        counts = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
+        return f"{self.reasons.total()} of {self.seen} samples are bad" + (f" ({counts})" if counts else "")
 
 
 class RowLoader:
     """Iterates over the rows of a rank. Workers live as long as the iteration, which goes through all epochs."""
 
-    def __init__(self, dataset: RowDataset, *, workers: int, bad: BadSamples) -> None:
-        self.dataset, self.workers, self.bad = dataset, workers, bad
+    def __init__(self, task: RowTask, *, workers: int, care: Care, bad: BadSamples) -> None:
+        self.task, self.workers, self.care, self.bad = task, workers, care, bad
 
     def __iter__(self) -> Iterator[PackedBatch]:
-        loader = DataLoader(
-            self.dataset, batch_size=None, collate_fn=_as_is, num_workers=self.workers, pin_memory=False,
-            multiprocessing_context=start_method() if self.workers else None,
-            worker_init_fn=_start_worker if self.workers else None,
-            timeout=TIMEOUT_SECONDS if self.workers else 0,
-        )
-        for item in loader:
-            if isinstance(item, str):
-                raise AuroraError(item)
-            batch, skipped = item
-            self.bad.add(batch.samples + len(skipped), skipped)
-            yield batch
+        pin = torch.cuda.is_available()
+        try:
+            for batch, skipped in self._built():
+                self.bad.add(batch.samples + len(skipped), skipped)
+                yield pinned(batch) if pin else batch
+        finally:
+            if self.bad.reasons:
+                _log.warning("data: %s%s", self.bad.summary(),
+                             f"; they are listed in {self.bad.path}" if self.bad.path else "")
+
+    def _built(self) -> Iterator[Built]:
+        position = self.task.share.position
+        if self.workers:
+            return supervised(self.task, position, self.workers, self.care)
+        return (self.task.build(turn, {}, _nobody_watches) for turn in self.task.turns(position))
 
 
-def start_method() -> str:
-    """How workers start: by fork where that is safe, for it is fast and shares the index.
-
-    A process that has decoded video or started CUDA must not be forked into one that decodes.
-    """
-    forks = sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
-    cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return "fork" if forks and not decoded_here() and not cuda else "spawn"
+def pinned(batch: PackedBatch) -> PackedBatch:
+    """The row in page-locked memory, from which a GPU is filled while it computes."""
+    frames = tuple(Frames(group.pixels.pin_memory(), group.positions.pin_memory()) for group in batch.frames)
+    return batch._replace(tokens=batch.tokens.pin_memory(), targets=batch.targets.pin_memory(),
+                          cu_seqlens=batch.cu_seqlens.pin_memory(), frames=frames)
 
 
-def _as_is(item: Any) -> Any:
-    # torch's own conversion would turn the position into a list.
-    return item
-
-
-def _start_worker(worker: int) -> None:
-    # Workers decode side by side; more threads each would only fight for the cores.
-    torch.set_num_threads(1)
+def _nobody_watches(place: int) -> None:
+    """What this process builds itself is not built again."""

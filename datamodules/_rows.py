@@ -5,8 +5,9 @@ Shape letters: L positions of a sequence, N frames, M tokens kept per frame, T p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ from ._index import DatasetIndex
 from ._lengths import text_pieces
 from ._samples import VIDEO, BadSample, Record, decode_image, parse_record
 from .reader._sampling import capped
+
+BETWEEN = -1  # what is noted when no sample is in hand
 
 
 @dataclass
@@ -51,6 +54,7 @@ class Skipped(NamedTuple):
     """A sample that became a placeholder."""
 
     dataset: str
+    shard: str
     key: str
     reason: str
     detail: str
@@ -86,15 +90,22 @@ class RowBuilder:
     sampling: Sampling
     files: ShardFiles = field(default_factory=ShardFiles)
 
-    def row(self, samples: Sequence[int]) -> tuple[PackedBatch, list[Skipped]]:
+    def row(
+        self, samples: Sequence[int], given_up: Mapping[int, BadSample] = MappingProxyType({}),
+        note: Callable[[int], object] = int,
+    ) -> tuple[PackedBatch, list[Skipped]]:
         """The row of some samples, or of none: a placeholder for a rank that has nothing to do in this micro-step.
 
+        Samples at the places in `given_up` are not tried; `note` is told each place before its sample is decoded.
         A row without frames is given a blank one as a sequence of its own, without targets: every rank runs its
         encoder in every micro-step, or gradients could not be gathered.
         """
         sequences, skipped = [], []
-        for sample in samples:
+        for place, sample in enumerate(samples):
+            note(place)
             try:
+                if place in given_up:
+                    raise given_up[place]
                 sequences.append(self._sequence(sample))
             except BadSample as error:
                 skipped.append(self._named(sample, error))
@@ -174,4 +185,4 @@ class RowBuilder:
             key = self.files.record(index, number)[0]
         except BadSample:
             key = f"#{number}"
-        return Skipped(index.folder.name, key, error.reason, error.detail)
+        return Skipped(index.folder.name, index.path(number).name, key, error.reason, error.detail)

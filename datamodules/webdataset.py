@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -14,15 +15,16 @@ import lightning
 from aurora.errors import AuroraError
 from aurora.images import VisualLayout
 from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader
-from aurora.mixture import Mixture, read_mixture
 from aurora.registry import DATA
 
-from ._corpus import FOLDER, Corpus, Missing, TooLong, blank_tokens, build_corpus, kind_groups
-from ._loader import BadSamples, RowDataset, RowLoader, Share
+from ._corpus import Corpus, TooLong, blank_tokens, build_corpus, kind_groups, open_datasets
+from ._lengths import text_lengths
+from ._loader import BadSamples, RowLoader, RowTask, Share
 from ._packing import Budget
-from ._plan import BatchUnit, Plan
+from ._plan import Plan
 from ._rows import RowBuilder
 from ._schedule import Position, check_position, rank_and_world
+from ._worker import Care
 from .reader._sampling import check_sampling
 
 
@@ -32,22 +34,23 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
 
     A step takes about `global_batch` samples on all ranks together. `fps` (with `max_frames`) or `frames` say which
     frames of a video are read. `mix_kinds` lets single images share rows and steps with videos and multi-image
-    samples. `batch_unit: tokens` makes `global_batch` count row positions. `missing: drop` reads a mixture without
-    the folders that are not there. A video longer than a row is read with fewer frames (`too_long: shrink`) or left out
-    (`drop`). Samples that cannot be read become placeholders without loss, are listed in the file `quarantine`, and
-    stop the run when they are more than `max_bad_rate` of the first `bad_rate_after` samples or of all later.
+    samples. A video longer than a row is read with fewer frames (`too_long: shrink`) or left out (`drop`). Samples
+    that cannot be read become placeholders without loss, are listed in the file `quarantine`, and stop the run when
+    they are more than `max_bad_rate` of the first `bad_rate_after` samples or of all later.
     """
 
     def __init__(
-        self, *, root: str, mixture: Mapping[str, Any] | Mixture, row_tokens: int, row_frames: int, global_batch: int,
+        self, *, root: str, mixture: Mapping[str, int], row_tokens: int, row_frames: int, global_batch: int,
         tokenizer: Tokenizer, prompt: Prompt, layout: VisualLayout | None, reader: VideoReader,
         epochs: int = 1, max_steps: int | None = None, seed: int = 0, workers: int = 0,
         fps: float | None = None, frames: int | None = None, max_frames: int | None = None,
         mix_kinds: bool = False, too_long: TooLong = "shrink",
         max_bad_rate: float = 0.01, bad_rate_after: int = 200, quarantine: str | None = None,
-        missing: Missing = "refuse", batch_unit: BatchUnit = "samples",
+        sample_seconds: float = 600.0, worker_bytes: int = 4 << 30, prefetch_rows: int = 2,
+        prefetch_bytes: int = 1 << 30,
     ) -> None:
         super().__init__()
+        self._care = Care(sample_seconds, worker_bytes, prefetch_rows, prefetch_bytes)
         least = {"row_tokens": row_tokens, "row_frames": row_frames, "global_batch": global_batch, "epochs": epochs,
                  "bad_rate_after": bad_rate_after, "max_steps": 1 if max_steps is None else max_steps}
         for name, value in least.items():
@@ -61,14 +64,7 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
             raise AuroraError(f"data 'webdataset': max_bad_rate {max_bad_rate} is outside [0, 1]")
         self.position: Position = (0, 0, 0)
         self.bad: BadSamples | None = None
-        if missing not in get_args(Missing) or batch_unit not in get_args(BatchUnit):
-            raise AuroraError(f"data 'webdataset': missing {missing!r} is one of {', '.join(get_args(Missing))}, and "
-                              f"batch_unit {batch_unit!r} one of {', '.join(get_args(BatchUnit))}")
-        if batch_unit == "tokens" and global_batch < row_tokens:
-            raise AuroraError(f"data 'webdataset': a step of {global_batch} tokens is less than a row of {row_tokens}; "
-                              "with batch_unit=tokens, stages.STAGE.global_batch counts tokens")
-        self._batch_unit = batch_unit
-        self._root, self._mixture, self._missing = Path(root), read_mixture("data.mixture", mixture), missing
+        self._root, self._mixture = Path(root), dict(mixture)
         self._sampling = check_sampling(Sampling(fps=fps, frames=frames, max_frames=max_frames))
         self._budget = Budget(row_tokens, row_frames, blank_tokens(layout))
         self._tokenizer, self._prompt, self._layout, self._reader = tokenizer, prompt, layout, reader
@@ -78,26 +74,23 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
 
     def prepare_data(self) -> None:
         """Checks every shard and counts text lengths, once per machine."""
-        self.total_steps()
+        for index in open_datasets(self._root, self._mixture):
+            text_lengths(index, self._prompt, self._tokenizer)
 
     @cached_property
     def corpus(self) -> Corpus:
         """The samples of the mixture. AuroraError when a shard is missing or was cut."""
         return build_corpus(
             self._root, self._mixture, tokenizer=self._tokenizer, prompt=self._prompt, layout=self._layout,
-            sampling=self._sampling, budget=self._budget, too_long=self._too_long, missing=self._missing,
-            scratch=scratch)
+            sampling=self._sampling, budget=self._budget, too_long=self._too_long)
 
-        # Where the shards cannot be written to, the run's own folder holds what was measured.
-        scratch = None if self._quarantine is None else Path(self._quarantine).parent / FOLDER
     @cached_property
     def plan(self) -> Plan:
         """Rows and steps of every epoch."""
         corpus = self.corpus
         return Plan(
             corpus.members, tokens=corpus.tokens, frames=corpus.frames, budget=self._budget, seed=self._seed,
-            group=kind_groups(corpus.kinds, mix_kinds=self._mix_kinds), global_batch=self._global_batch,
-            batch_unit=self._batch_unit)
+            group=kind_groups(corpus.kinds, mix_kinds=self._mix_kinds), global_batch=self._global_batch)
 
     def setup(self, stage: str | None = None) -> None:
         """Plans before training starts, so that what is wrong with the data is said then."""
@@ -111,7 +104,7 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
         if path is not None and world > 1:
             path = path.with_name(f"{path.stem}-{rank}{path.suffix}")
         self.bad = BadSamples(self._max_bad_rate, min(self._bad_rate_after, self.plan.samples), path)
-        return RowLoader(RowDataset(self.plan, builder, share), workers=self._workers, bad=self.bad)
+        return RowLoader(RowTask(self.plan, builder, share), workers=self._workers, care=self._care, bad=self.bad)
 
     def steps_per_epoch(self) -> int:
         return self.plan.steps_before(1, 0)
@@ -131,5 +124,10 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
 
     def _plan_digest(self) -> str:
         """What the order of training depends on."""
-        decides = [self.corpus.identity, self._seed, self._global_batch, self._batch_unit, self._mix_kinds]
-        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+        corpus, plan = self.corpus, hashlib.sha256()
+        plan.update(json.dumps([
+            [index.digest for index in corpus.datasets], list(self._mixture.values()), self._seed, self._global_batch,
+            self._mix_kinds, asdict(self._budget), asdict(self._sampling),
+        ]).encode())
+        plan.update(corpus.tokens.tobytes() + corpus.frames.tobytes())
+        return plan.hexdigest()[:16]

@@ -266,12 +266,3 @@ def test_options_outside_their_range_are_refused(make, shards, options, message)
 def test_a_mixture_that_cannot_be_read_is_refused(make, shards, mixture, message):
     with pytest.raises(AuroraError, match=message):
         make.module(shards, mixture).setup()
-
-
-def test_workers_start_by_spawning_once_this_process_has_decoded(make, shards, monkeypatch):
-    from datamodules import _loader
-
-    monkeypatch.setattr(_loader, "decoded_here", lambda: True)
-    assert _loader.start_method() == "spawn"
-    monkeypatch.setattr(_loader, "decoded_here", lambda: False)
-    assert _loader.start_method() == "fork"
