@@ -34,9 +34,10 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
 
     A step takes about `global_batch` samples on all ranks together. `fps` (with `max_frames`) or `frames` say which
     frames of a video are read. `mix_kinds` lets single images share rows and steps with videos and multi-image
-    samples. A video longer than a row is read with fewer frames (`too_long: shrink`) or left out (`drop`). Samples
-    that cannot be read become placeholders without loss, are listed in the file `quarantine`, and stop the run when
-    they are more than `max_bad_rate` of the first `bad_rate_after` samples or of all later.
+    samples. `batch_unit: tokens` makes `global_batch` count row positions. `missing: drop` reads a mixture without
+    the folders that are not there. A video longer than a row is read with fewer frames (`too_long: shrink`) or left out
+    (`drop`). Samples that cannot be read become placeholders without loss, are listed in the file `quarantine`, and
+    stop the run when they are more than `max_bad_rate` of the first `bad_rate_after` samples or of all later.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
         epochs: int = 1, max_steps: int | None = None, seed: int = 0, workers: int = 0,
         fps: float | None = None, frames: int | None = None, max_frames: int | None = None,
         mix_kinds: bool = False, too_long: TooLong = "shrink",
+        missing: Missing = "refuse", batch_unit: BatchUnit = "samples",
         max_bad_rate: float = 0.01, bad_rate_after: int = 200, quarantine: str | None = None,
         sample_seconds: float = 600.0, worker_bytes: int = 4 << 30, prefetch_rows: int = 2,
         prefetch_bytes: int = 1 << 30,
@@ -60,11 +62,18 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
             raise AuroraError(f"data 'webdataset': workers {workers} and seed {seed} must be 0 or more")
         if too_long not in get_args(TooLong):
             raise AuroraError(f"data 'webdataset': too_long {too_long!r} is neither of {', '.join(get_args(TooLong))}")
+        if missing not in get_args(Missing) or batch_unit not in get_args(BatchUnit):
+            raise AuroraError(f"data 'webdataset': missing {missing!r} is one of {', '.join(get_args(Missing))}, and "
+                              f"batch_unit {batch_unit!r} one of {', '.join(get_args(BatchUnit))}")
+        if batch_unit == "tokens" and global_batch < row_tokens:
+            raise AuroraError(f"data 'webdataset': a step of {global_batch} tokens is less than a row of {row_tokens}; "
+                              "with batch_unit=tokens, stages.STAGE.global_batch counts tokens")
+        self._batch_unit = batch_unit
         if not 0 <= max_bad_rate <= 1:
             raise AuroraError(f"data 'webdataset': max_bad_rate {max_bad_rate} is outside [0, 1]")
         self.position: Position = (0, 0, 0)
         self.bad: BadSamples | None = None
-        self._root, self._mixture = Path(root), dict(mixture)
+        self._root, self._mixture, self._missing = Path(root), read_mixture("data.mixture", mixture), missing
         self._sampling = check_sampling(Sampling(fps=fps, frames=frames, max_frames=max_frames))
         self._budget = Budget(row_tokens, row_frames, blank_tokens(layout))
         self._tokenizer, self._prompt, self._layout, self._reader = tokenizer, prompt, layout, reader
@@ -80,9 +89,12 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
     @cached_property
     def corpus(self) -> Corpus:
         """The samples of the mixture. AuroraError when a shard is missing or was cut."""
+        # Where the shards cannot be written to, the run's own folder holds what was measured.
+        scratch = None if self._quarantine is None else Path(self._quarantine).parent / FOLDER
         return build_corpus(
             self._root, self._mixture, tokenizer=self._tokenizer, prompt=self._prompt, layout=self._layout,
-            sampling=self._sampling, budget=self._budget, too_long=self._too_long)
+            sampling=self._sampling, budget=self._budget, too_long=self._too_long, missing=self._missing,
+            scratch=scratch)
 
     @cached_property
     def plan(self) -> Plan:
@@ -90,7 +102,8 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
         corpus = self.corpus
         return Plan(
             corpus.members, tokens=corpus.tokens, frames=corpus.frames, budget=self._budget, seed=self._seed,
-            group=kind_groups(corpus.kinds, mix_kinds=self._mix_kinds), global_batch=self._global_batch)
+            group=kind_groups(corpus.kinds, mix_kinds=self._mix_kinds), global_batch=self._global_batch,
+            batch_unit=self._batch_unit)
 
     def setup(self, stage: str | None = None) -> None:
         """Plans before training starts, so that what is wrong with the data is said then."""
@@ -124,10 +137,5 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
 
     def _plan_digest(self) -> str:
         """What the order of training depends on."""
-        corpus, plan = self.corpus, hashlib.sha256()
-        plan.update(json.dumps([
-            [index.digest for index in corpus.datasets], list(self._mixture.values()), self._seed, self._global_batch,
-            self._mix_kinds, asdict(self._budget), asdict(self._sampling),
-        ]).encode())
-        plan.update(corpus.tokens.tobytes() + corpus.frames.tobytes())
-        return plan.hexdigest()[:16]
+        decides = [self.corpus.identity, self._seed, self._global_batch, self._batch_unit, self._mix_kinds]
+        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
