@@ -26,7 +26,8 @@ class Curves(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: PackedBatch,
                            batch_idx: int) -> None:
         if batch.closes_step and module.report is not None:
-            metrics = {**module.report._asdict(), **_data_metrics(trainer)}
+            report = {key: value for key, value in module.report._asdict().items() if value is not None}
+            metrics = {**report, **module.measured, **_data_metrics(trainer)}
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=module.step)
 
@@ -110,7 +111,7 @@ class Checkpoints(L.Callback):
         if self._saver is None:
             return
         # Every rank writes its own shards, and the others may be anywhere when one fails.
-        if not module.changing and not module.sharded:
+        if not module.changing and not module.sharded and all_finite(module.tensors()):
             self.save(trainer, module)
             self.tell(f"stopped after step {module.step}, which is saved; the same command goes on there")
         self._saver.wait()

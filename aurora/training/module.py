@@ -14,8 +14,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 from torch.optim import AdamW
 
 from aurora.adapters.attach import attach_adapters
@@ -23,13 +22,17 @@ from aurora.assemble import build_model, load_base_weights
 from aurora.checkpoint import load_weights
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
+from aurora.training.average import Average
 from aurora.training.checkpoints import CHECKPOINTS, Checkpoint, checkpoint_at
+from aurora.training.flops import Arithmetic, forward_flops, peak_flops, training_flops
+from aurora.training.measures import Noise, gradient_norms, peak_memory, total_norm, weight_norms
 from aurora.training.optim import build_optimizer, choose_learned, set_rate
 from aurora.training.parallel import (
     from_first_rank,
     recompute_blocks,
     shard,
     shared_group,
+    sum_over_ranks,
     with_agreed_frames,
     world_size,
 )
@@ -37,7 +40,7 @@ from aurora.training.recipe import read_options, read_recipe
 from aurora.training.schedule import lr_factor
 from aurora.training.state import learned_tensors, optimizer_scalars, restore
 from aurora.training.tally import StepReport, Tally
-from aurora.types import PackedBatch
+from aurora.types import PackedBatch, TokenLoss
 
 
 class AuroraModule(L.LightningModule):
@@ -66,8 +69,12 @@ class AuroraModule(L.LightningModule):
         self.skipped = 0
         self.skipped_in_a_row = 0
         self.report: StepReport | None = None
+        self.measured: dict[str, float] = {}  # of the last step, beside its report
+        self.average: Average | None = None
         self.changing = False  # true while the optimizer writes: the weights belong to no step then
         self._tally = Tally()
+        self._first: tuple[float, float] | None = None  # squared gradient norm and targets after a step's first row
+        self._arithmetic: Arithmetic | None = None
         self._row_ended = self._step_ended = time.perf_counter()
 
     # ---- building ----
@@ -94,6 +101,9 @@ class AuroraModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         choose_learned(self.net, self.recipe)
+        self._arithmetic = forward_flops(self.net, self.recipe.keep_ratio)
+        if self.recipe.average is not None:
+            self.average = Average(self.net, self.recipe.average)
         self._resume()
         self._seed_step()
         self._row_ended = self._step_ended = time.perf_counter()
@@ -128,6 +138,8 @@ class AuroraModule(L.LightningModule):
                 with torch.autocast(self.device.type, enabled=False):
                     self.manual_backward(loss.total)
         self._tally.add(batch, loss)
+        if self._measuring and self._tally.rows == 1 and not batch.closes_step:
+            self._first = self._after_first_row(loss)
         if batch.closes_step:
             self._close_step(batch.position)
 
@@ -150,12 +162,14 @@ class AuroraModule(L.LightningModule):
         gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
         # DDP and FSDP average over the ranks, the recipe's mean is over targets.
         scale = world_size() / max(1.0, tally.targets)
-        norm = _norm(gradients) * scale
+        norms = {slot: norm * scale for slot, norm in gradient_norms(self.net).items()}
+        norm = total_norm(norms)
         rate = self.rate
         if tally.targets > 0 and math.isfinite(tally.loss) and math.isfinite(norm):
             self._step_optimizer(gradients, scale, norm, rate)
         else:
             self._skip(tally, norm)
+        self.measured = self._measure(tally, norms)
         self.optimizer.zero_grad()
         self.step += 1
         self.trainer.datamodule.position = tuple(position)
@@ -170,6 +184,8 @@ class AuroraModule(L.LightningModule):
         set_rate(self.optimizer, rate)
         self.changing = True
         self.optimizers().step()
+        if self.average is not None:
+            self.average.update(self.step)
         self.changing = False
         self.skipped_in_a_row = 0
 
@@ -184,10 +200,46 @@ class AuroraModule(L.LightningModule):
 
     def _report(self, tally: Tally, norm: float, rate: float) -> None:
         now = time.perf_counter()
-        self.report = StepReport.of(tally, step=self.step, lr=rate, grad_norm=norm, skipped=self.skipped,
-                                    seconds=now - self._step_ended)
+        assert self._arithmetic is not None
+        flops = training_flops(self.net, self._arithmetic, frames=tally.frames, positions=tally.tokens,
+                               targets=tally.targets)
+        self.report = StepReport.of(
+            tally, step=self.step, lr=rate, grad_norm=norm, skipped=self.skipped, seconds=now - self._step_ended,
+            memory=peak_memory(self.device), flops=flops, peak=self._peak())
         self._step_ended = now
         self._tally = Tally()
+
+    def _peak(self) -> float | None:
+        told = self.options.peak_tflops
+        return peak_flops(self.device) if told is None else told * 1e12
+
+    @property
+    def _measuring(self) -> bool:
+        """Whether the step to come is one that is looked at closely."""
+        every = self.options.measure_every
+        return every > 0 and (self.step + 1) % every == 0
+
+    def _after_first_row(self, loss: TokenLoss) -> tuple[float, float]:
+        """The squared norm of the mean gradient of the first rows, and their targets: of this rank's row and averaged
+        over the ranks while gradients are not reduced, else of the rows of all ranks. Collective."""
+        square, targets, ranks = total_norm(gradient_norms(self.net)) ** 2, float(loss.count), world_size()
+        reduced = self.sharded and not self.options.defer_gradient_sync
+        if reduced:
+            targets = sum_over_ranks([targets], self.device)[0]
+            return square * (ranks / max(1.0, targets)) ** 2, targets
+        mean = sum_over_ranks([square / max(1.0, targets) ** 2, targets], self.device)
+        return mean[0] / ranks, mean[1] / ranks
+
+    def _measure(self, tally: Tally, norms: Mapping[str, float]) -> dict[str, float]:
+        """Gradient norms by slot; every so often the norms of the weights and the noise of the gradient."""
+        found = {f"grad_norm_{slot}": norm for slot, norm in norms.items()}
+        if self._measuring:
+            found |= {f"weight_norm_{slot}": norm for slot, norm in weight_norms(self.net).items()}
+            if self._first is not None:
+                noise = Noise.between(self._first, (total_norm(norms) ** 2, tally.targets))
+                found |= {} if noise is None else {"noise_trace": noise.trace, "noise_square": noise.square}
+        self._first = None
+        return found
 
     def _seed_step(self) -> None:
         """Makes randomness a function of seed, step and rank, so that there is no generator to save."""
@@ -208,7 +260,8 @@ class AuroraModule(L.LightningModule):
 
     def tensors(self) -> dict[str, Tensor]:
         """What learns and what the optimizer keeps of it, as they are: sharded, and changed by the next step."""
-        return learned_tensors(self.net, self.optimizer)
+        averages = {} if self.average is None else self.average.tensors()
+        return learned_tensors(self.net, self.optimizer) | averages
 
     def counters(self) -> dict[str, Any]:
         """The rest of what continues the run exactly, in plain values."""
@@ -223,7 +276,8 @@ class AuroraModule(L.LightningModule):
         if self.resume is None or self.resume.step != step:
             self.resume = checkpoint_at(Path(self.config["run"]) / self.stage / CHECKPOINTS, step)
             self.trainer.datamodule.load_state_dict(self.resume.state["data"])
-        restore(self.net, self.optimizer, self.resume, shared_group() if self.sharded else None)
+        averages = {} if self.average is None else self.average.tensors()
+        restore(self.net, self.optimizer, self.resume, shared_group() if self.sharded else None, also=averages)
         self.step = self.resume.state["step"]
         self.skipped = self.resume.state["skipped"]
         self.skipped_in_a_row = self.resume.state["skipped_in_a_row"]
@@ -232,8 +286,3 @@ class AuroraModule(L.LightningModule):
     @property
     def _strategy(self) -> Any:
         return self.trainer.strategy
-
-
-def _norm(gradients: list[Tensor]) -> float:
-    norm = nn.utils.get_total_norm(gradients)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

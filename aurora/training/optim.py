@@ -38,7 +38,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         for name, parameter in getattr(model, slot).named_parameters():
             if parameter.requires_grad:
                 scale = lr_scale(recipe.adapters, slot, name, recipe.scale(slot))
-                decay = recipe.weight_decay if _is_matrix(parameter) and not is_state(name) else 0.0
+                decay = recipe.decay(slot) if _is_matrix(parameter) and not is_state(name) else 0.0
                 groups[slot, scale, decay].append(parameter)
     return [{"params": parameters, "weight_decay": decay, "scale": scale}
             for (_, scale, decay), parameters in groups.items()]

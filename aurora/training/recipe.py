@@ -36,14 +36,19 @@ class Recipe:
     warmup_ratio: float = 0.03
     warmup_start_factor: float = 1e-5
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
+    weight_decay: float | Mapping[str, float] = 0.0  # of matrices, of all slots or by slot
     clip: float | None = 1.0
+    average: float | None = None  # decay of the moving average of the weights that becomes the model; None: the last
     lr_scale: Mapping[str, float] = field(default_factory=dict)
     adapters: Adapters = field(default_factory=dict)  # by slot; read by read_adapters
 
     def scale(self, slot: str) -> float:
         """What the rate of a slot is multiplied with."""
         return self.lr_scale.get(slot, 1.0)
+
+    def decay(self, slot: str) -> float:
+        """The weight decay of a slot's matrices."""
+        return self.weight_decay.get(slot, 0.0) if isinstance(self.weight_decay, Mapping) else self.weight_decay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,8 @@ class TrainerOptions:
     defer_gradient_sync: bool = False
     checkpoint_every: int = 200
     max_bad_steps: int = 10
+    measure_every: int = 50  # steps between two looks at weight norms and gradient noise; 0: never
+    peak_tflops: float | None = None  # of one device, for the share of it that is used; None: of known GPUs
     progress: Display = "auto"
     progress_seconds: float = 10.0
     callbacks: Mapping[str, Any] = field(default_factory=dict)
@@ -102,7 +109,8 @@ def read_recipe(name: str, entry: Mapping[str, Any]) -> Recipe:
                      adapters=read_adapters(f"{where}.adapters", entry.get("adapters", {}), recipe.trained))
     if not recipe.trained and not recipe.adapters:
         raise AuroraError(f"{where}.trained is empty; a stage trains some of {', '.join(WEIGHTED_SLOTS)}, or adapters")
-    for slot in (*recipe.trained, *recipe.lr_scale):
+    decayed = recipe.weight_decay if isinstance(recipe.weight_decay, Mapping) else ()
+    for slot in (*recipe.trained, *recipe.lr_scale, *decayed):
         if slot not in WEIGHTED_SLOTS:
             raise AuroraError(f"{where}: {slot!r} is no slot with weights.{suggest(slot, list(WEIGHTED_SLOTS))}")
     _check_numbers(where, recipe)
@@ -116,6 +124,9 @@ def read_options(entry: Mapping[str, Any]) -> TrainerOptions:
     options = read_fields(TrainerOptions, "trainer", entry)
     for key in ("num_nodes", "checkpoint_every", "max_bad_steps"):
         _require(getattr(options, key) >= 1, f"trainer.{key}", getattr(options, key), "a whole number ≥ 1")
+    _require(options.measure_every >= 0, "trainer.measure_every", options.measure_every, "0 or more")
+    _require(options.peak_tflops is None or options.peak_tflops > 0, "trainer.peak_tflops", options.peak_tflops,
+             "null or above 0")
     _require(options.threads is None or options.threads >= 1, "trainer.threads", options.threads,
              "null or a whole number ≥ 1")
     return options
@@ -144,8 +155,9 @@ def _check_numbers(where: str, recipe: Recipe) -> None:
         "warmup_ratio": (0 <= recipe.warmup_ratio < 1, "in [0, 1)"),
         "warmup_start_factor": (0 <= recipe.warmup_start_factor <= 1, "in [0, 1]"),
         "betas": (len(recipe.betas) == 2 and all(0 <= beta < 1 for beta in recipe.betas), "two numbers in [0, 1)"),
-        "weight_decay": (recipe.weight_decay >= 0, "0 or more"),
+        "weight_decay": (all(recipe.decay(slot) >= 0 for slot in WEIGHTED_SLOTS), "0 or more"),
         "clip": (recipe.clip is None or recipe.clip > 0, "null or above 0"),
+        "average": (recipe.average is None or 0 < recipe.average < 1, "null or in (0, 1)"),
         "lr_scale": (all(scale > 0 for scale in recipe.lr_scale.values()), "all above 0"),
     }
     for key, (right, wanted) in ranges.items():

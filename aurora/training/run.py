@@ -39,7 +39,7 @@ from aurora.training.parallel import barrier, build_strategy
 from aurora.training.precision import precision
 from aurora.training.progress import ProgressDisplay
 from aurora.training.recipe import Recipe, TrainerOptions, check_datasets, read_options, read_recipes, selected_stages
-from aurora.training.state import all_weights
+from aurora.training.state import all_weights, whole
 
 SIGTERM_EXIT = 143
 ADAPTER_FOLDER = "adapter"
@@ -230,16 +230,19 @@ def _save(stage: Stage, module: AuroraModule) -> None:
     one it is used with, not the stage's."""
     rank = module.global_rank
     weights = all_weights(module.net, keep=rank == 0)
+    if module.average is not None:
+        averages = {name: whole(tensor) for name, tensor in module.average.weights().items()}
+        weights = {name: averages.get(name, tensor) for name, tensor in weights.items()}
     if rank == 0:
         stage.folder.path.mkdir(parents=True, exist_ok=True)
-        whole = _skeleton(stage)
-        start_like(whole.backbone, {name: tensor.shape for name, tensor in weights.items()})
-        whole.load_state_dict(weights, assign=True)
+        model = _skeleton(stage)
+        start_like(model.backbone, {name: tensor.shape for name, tensor in weights.items()})
+        model.load_state_dict(weights, assign=True)
         if stage.recipe.adapters:
-            save_adapter(whole, stage.folder.path / ADAPTER_FOLDER, config=stage.config, adapters=stage.recipe.adapters,
+            save_adapter(model, stage.folder.path / ADAPTER_FOLDER, config=stage.config, adapters=stage.recipe.adapters,
                          trained=stage.recipe.trained, start=stage.start or "base weights")
-            merge_adapters(whole)
-        save_model(whole, stage.config, stage.folder.model)
+            merge_adapters(model)
+        save_model(model, stage.config, stage.folder.model)
 
 
 def _rank() -> int:

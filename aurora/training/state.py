@@ -18,7 +18,7 @@ from aurora.errors import AuroraError
 from aurora.training.checkpoints import Checkpoint
 
 Named = dict[str, Tensor]
-WEIGHTS, OPTIMIZER = "weights.", "optimizer."
+WEIGHTS, OPTIMIZER, AVERAGE = "weights.", "optimizer.", "average."
 
 
 def learned_tensors(model: nn.Module, optimizer: Optimizer) -> Named:
@@ -39,9 +39,10 @@ def optimizer_scalars(model: nn.Module, optimizer: Optimizer) -> dict[str, dict[
 
 
 def restore(
-    model: nn.Module, optimizer: Optimizer, checkpoint: Checkpoint, group: dist.ProcessGroup | None
+    model: nn.Module, optimizer: Optimizer, checkpoint: Checkpoint, group: dist.ProcessGroup | None, *, also: Named
 ) -> None:
-    """Puts weights and optimizer back as they were. Collective with a `group`, which sharded tensors need.
+    """Puts weights, optimizer and what is in `also` back as they were. Collective with a `group`, which sharded tensors
+    need.
 
     AuroraError when the checkpoint is of other parameters.
     """
@@ -50,7 +51,7 @@ def restore(
     if learned.keys() != weights:
         raise AuroraError("the checkpoint holds other parameters than this stage trains: "
                           f"{', '.join(sorted(learned.keys() ^ weights)[:3])}")
-    tensors = {f"{WEIGHTS}{name}": parameter.detach() for name, parameter in learned.items()}
+    tensors = {f"{WEIGHTS}{name}": parameter.detach() for name, parameter in learned.items()} | also
     memory: dict[str, dict[str, Any]] = {name: {key: torch.tensor(value) for key, value in scalars.items()}
                                          for name, scalars in checkpoint.state["optimizer"].items()}
     for name in there:

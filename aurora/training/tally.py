@@ -25,10 +25,12 @@ class Tally:
 
     def __post_init__(self) -> None:
         self._pending: list[tuple[Tensor, Tensor]] = []
+        self.rows = 0
 
     def add(self, batch: PackedBatch, loss: TokenLoss) -> None:
         """Counts a row. The loss is read later, so that an accelerator need not be waited for."""
         self._pending.append((loss.total.detach(), loss.count))
+        self.rows += 1
         self.samples += batch.samples
         self.tokens += batch.tokens.shape[0]
         self.frames += sum(frames.pixels.shape[0] for frames in batch.frames)
@@ -58,10 +60,17 @@ class StepReport(NamedTuple):
     targets: float
     skipped: int  # steps skipped so far
     seconds: float
+    memory_gib: float  # held at most so far, by rank 0: on its GPU, else in main memory
+    teraflops: float  # per second and device, in products that a step cannot do without
+    mfu: float | None  # the share that this is of the device's peak; None where the peak is not known
 
     @classmethod
-    def of(cls, tally: Tally, *, step: int, lr: float, grad_norm: float, skipped: int, seconds: float) -> StepReport:
-        """The report of a step from its sums over all ranks."""
+    def of(
+        cls, tally: Tally, *, step: int, lr: float, grad_norm: float, skipped: int, seconds: float, memory: int,
+        flops: float, peak: float | None,
+    ) -> StepReport:
+        """The report of a step from its sums over all ranks; `flops` are those of the step, `peak` is per second."""
+        rate = flops / seconds / world_size()
         return cls(
             step=step,
             loss=tally.loss / max(1.0, tally.targets),
@@ -75,4 +84,7 @@ class StepReport(NamedTuple):
             targets=tally.targets,
             skipped=skipped,
             seconds=seconds,
+            memory_gib=memory / 2**30,
+            teraflops=rate / 1e12,
+            mfu=None if peak is None else rate / peak,
         )

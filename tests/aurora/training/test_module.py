@@ -3,11 +3,13 @@ import copy
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from tiny_training import MadeRows, curve, tiny_config
 
 from aurora.assemble import build_model
 from aurora.checkpoint import load_model
 from aurora.errors import AuroraError
+from aurora.training.checkpoints import newest_checkpoint
 from aurora.training.logs import read_curve
 from aurora.training.module import AuroraModule
 from aurora.training.optim import freeze_untrained, parameter_groups
@@ -96,9 +98,10 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_the_good_weights_saved(tmp
     monkeypatch.setattr(MadeRows, "poisoned", (4, 12, 16))  # of steps 2, 4 and 5
     with pytest.raises(AuroraError, match=r"2 steps in a row had no finite gradient.*peak_lr"):
         train(config)
-    newest = max(tmp_path.glob("first/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
-    stored = torch.load(newest, weights_only=True)
-    assert stored["step"] == 4 and all(torch.isfinite(tensor).all() for tensor in stored["weights"].values())
+    newest = newest_checkpoint(tmp_path / "first" / "checkpoints", print)
+    assert newest.step == 4
+    stored = load_file(next(newest.path.glob("shard-*")))
+    assert stored and all(torch.isfinite(tensor).all() for tensor in stored.values())
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
@@ -106,7 +109,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     config["stages"]["first"].update(peak_lr=1e39, warmup_ratio=0.0)
     with pytest.raises(AuroraError, match="not finite and were not saved"):
         train(config)
-    assert not list(tmp_path.rglob("*.ckpt")) and not list(tmp_path.rglob("*.safetensors"))
+    assert [path.parent.name for path in tmp_path.rglob("*.safetensors")] == ["step-0"]
 
 
 def test_recomputed_activations_change_nothing(tmp_path):

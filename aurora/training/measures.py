@@ -1,0 +1,69 @@
+"""What is measured of a step beside its loss: norms by slot, gradient noise, arithmetic, memory."""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from aurora.assemble import WEIGHTED_SLOTS
+from aurora.model import AuroraModel
+
+
+def gradient_norms(model: AuroraModel) -> dict[str, float]:
+    """The norm of every slot's gradients, sharded ones as a whole; slots without any are left out. Collective."""
+    norms = {}
+    for slot in WEIGHTED_SLOTS:
+        gradients = [p.grad for p in getattr(model, slot).parameters() if p.grad is not None]
+        if gradients:
+            norms[slot] = _norm(gradients)
+    return norms
+
+
+def weight_norms(model: AuroraModel) -> dict[str, float]:
+    """The norm of what learns of every slot. Collective when sharded."""
+    learned = {slot: [p.detach() for p in getattr(model, slot).parameters() if p.requires_grad]
+               for slot in WEIGHTED_SLOTS}
+    return {slot: _norm(tensors) for slot, tensors in learned.items() if tensors}
+
+
+def total_norm(norms: Mapping[str, float]) -> float:
+    """The norm of all slots together."""
+    return math.sqrt(sum(norm * norm for norm in norms.values()))
+
+
+class Noise(NamedTuple):
+    """The two quantities whose quotient is the simple noise scale (McCandlish et al. 2018, appendix A.1), in targets.
+
+    Each is unbiased and noisy: divide their averages over many steps.
+    """
+
+    trace: float  # of the covariance of a target's gradient
+    square: float  # of the norm of the true gradient
+
+    @classmethod
+    def between(cls, small: tuple[float, float], large: tuple[float, float]) -> Noise | None:
+        """From (squared norm of the mean gradient, targets) of a part of a batch and of the whole; None when the part
+        is the whole or nothing."""
+        (norm_small, small_count), (norm_large, large_count) = small, large
+        if not 0 < small_count < large_count:
+            return None
+        square = (large_count * norm_large - small_count * norm_small) / (large_count - small_count)
+        return cls((norm_small - norm_large) / (1 / small_count - 1 / large_count), square)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has held at most: on its GPU, else in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    norm = nn.utils.get_total_norm(tensors)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
