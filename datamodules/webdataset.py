@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -15,13 +14,13 @@ import lightning
 from aurora.errors import AuroraError
 from aurora.images import VisualLayout
 from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader
+from aurora.mixture import Mixture, read_mixture
 from aurora.registry import DATA
 
-from ._corpus import Corpus, TooLong, blank_tokens, build_corpus, kind_groups, open_datasets
-from ._lengths import text_lengths
+from ._corpus import FOLDER, Corpus, Missing, TooLong, blank_tokens, build_corpus, kind_groups
 from ._loader import BadSamples, RowLoader, RowTask, Share
 from ._packing import Budget
-from ._plan import Plan
+from ._plan import BatchUnit, Plan
 from ._rows import RowBuilder
 from ._schedule import Position, check_position, rank_and_world
 from ._worker import Care
@@ -41,7 +40,7 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
     """
 
     def __init__(
-        self, *, root: str, mixture: Mapping[str, int], row_tokens: int, row_frames: int, global_batch: int,
+        self, *, root: str, mixture: Mapping[str, Any] | Mixture, row_tokens: int, row_frames: int, global_batch: int,
         tokenizer: Tokenizer, prompt: Prompt, layout: VisualLayout | None, reader: VideoReader,
         epochs: int = 1, max_steps: int | None = None, seed: int = 0, workers: int = 0,
         fps: float | None = None, frames: int | None = None, max_frames: int | None = None,
@@ -83,8 +82,7 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
 
     def prepare_data(self) -> None:
         """Checks every shard and counts text lengths, once per machine."""
-        for index in open_datasets(self._root, self._mixture):
-            text_lengths(index, self._prompt, self._tokenizer)
+        self.total_steps()
 
     @cached_property
     def corpus(self) -> Corpus:
