@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
+from aurora.adapters.initial_state import tuned_state
 from aurora.images import VisualLayout
 from aurora.interfaces import Backbone, Connector, MergeStrategy, Prompt, Sorter, Tokenizer, VisionEncoder
 from aurora.losses import chunked_cross_entropy
-from aurora.types import Frames, PackedBatch, TokenLoss
+from aurora.types import Frames, PackedBatch, State, TokenLoss, join_states, map_state, select_state
 
 
 class AuroraModel(nn.Module):
@@ -38,11 +40,23 @@ class AuroraModel(nn.Module):
         self.tokenizer = tokenizer
         self.prompt = prompt
 
-    def forward(self, batch: PackedBatch) -> TokenLoss:
-        """The summed next-token loss of one packed row."""
+    def forward(self, batch: PackedBatch, memory: State | None = None) -> TokenLoss:
+        """The summed next-token loss of one packed row; `memory` is what the row before gave, where it goes on."""
         x = self.embed_row(batch.tokens, batch.frames)
-        hidden, _ = self.backbone(x, batch.cu_seqlens)
-        return chunked_cross_entropy(hidden, batch.targets, self.backbone.logits, self.backbone.vocab_size)
+        start = self._start(memory, len(batch.cu_seqlens) - 1) if batch.continues else None
+        hidden, after = self.backbone(x, batch.cu_seqlens, start, return_state=batch.goes_on)
+        loss = chunked_cross_entropy(hidden, batch.targets, self.backbone.logits, self.backbone.vocab_size)
+        return loss._replace(memory=map_state(Tensor.detach, select_state(after, [0]))) if batch.goes_on else loss
+
+    def _start(self, memory: State | None, sequences: int) -> State:
+        """The states that a row begins with whose first sequence has been read in part."""
+        assert memory is not None, "a row continues a sequence that no row before it has left open"
+        blank, tuned = self.backbone.init_state(sequences), tuned_state(self.backbone)
+        if tuned is not None:
+            # Nothing is learned of it here, but it must be in the graph: no rank may leave the others waiting.
+            blank = tuned(blank)
+            memory = {name: tensor + 0 * blank[name][:, :1] for name, tensor in memory.items()}
+        return join_states([memory, select_state(blank, torch.arange(1, sequences))])
 
     def embed_row(self, tokens: Tensor, frames: Sequence[Frames]) -> Tensor:
         """[T] → [T, D]: embedded text with the visual tokens in their places."""

@@ -37,7 +37,11 @@ class Frames(NamedTuple):
 
 
 class PackedBatch(NamedTuple):
-    """One row of packed sequences: no padding, because a recurrence has no mask."""
+    """One row of packed sequences: no padding, because a recurrence has no mask.
+
+    A sequence longer than a row is laid over several that this rank reads one after the other within a step. It is
+    alone in them, or the first, and its memory is handed on; gradients end where a row ends.
+    """
 
     tokens: Tensor  # [T] int64; 0 where a visual token stands
     targets: Tensor  # [T] int64: the token that should follow, or IGNORE
@@ -47,6 +51,8 @@ class PackedBatch(NamedTuple):
     closes_step: bool = True  # whether the optimizer steps after this row
     position: tuple[int, int, int] = (0, 0, 0)  # (epoch, window, pack) where a run that ends after this row resumes:
     # behind the step that this row closes, or else at the beginning of its unfinished step
+    continues: bool = False  # the first sequence goes on where that of the row before ended
+    goes_on: bool = False  # the first sequence is not at its end
 
 
 class TokenLoss(NamedTuple):
@@ -54,6 +60,7 @@ class TokenLoss(NamedTuple):
 
     total: Tensor  # [] float32: sum of the cross-entropies, in nats
     count: Tensor  # type: ignore[assignment]  # [] int64: targets that were not ignored; tuples have a method count
+    memory: State | None = None  # of the sequence that goes on in the next row: [L, 1, ...], without gradients
 
 
 def map_state(change: Callable[[Tensor], Tensor], state: State) -> State:

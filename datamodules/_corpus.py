@@ -23,10 +23,12 @@ from ._mixture import members
 from ._packing import Budget
 from ._plan import Members
 from ._samples import IMAGE, IMAGES, TEXT, VIDEO
+from ._split import part_counts
+from ._split import too_long as no_row_holds
 from ._store import Allocate, Arrays, load_arrays, shared_arrays
 from .reader._sampling import sample_counts
 
-TooLong = Literal["shrink", "drop"]
+TooLong = Literal["shrink", "split", "drop", "refuse"]
 Missing = Literal["refuse", "drop"]
 FOLDER = ".corpus"
 VERSION = 1  # of what is kept there
@@ -114,7 +116,7 @@ def build_corpus(
 
     arrays = shared_arrays([root / FOLDER, *([scratch] if scratch else [])], identity, fill)
     corpus = _corpus(arrays, tuple(datasets), identity)
-    _report(corpus, budget)
+    _report(corpus, budget, too_long)
     return corpus
 
 
@@ -170,8 +172,9 @@ def _measured(
     text = text.astype(np.int64)
     fewer = _fewer(kinds, text, frames, each, budget) if too_long == "shrink" else frames
     tokens = text + np.where(fewer < frames, fewer * each, visual)
-    room = np.where(fewer == 0, budget.tokens - budget.blank, budget.tokens)
-    return _Measured(tokens, text, fewer, kinds, (tokens <= room) & (fewer <= budget.frames), fewer < frames)
+    fits = (part_counts(tokens, text, fewer, kinds, budget) > 0 if too_long == "split"
+            else ~no_row_holds(tokens, fewer, budget))
+    return _Measured(tokens, text, fewer, kinds, fits, fewer < frames)
 
 
 def _corpus(arrays: Arrays, datasets: tuple[DatasetIndex, ...], identity: str) -> Corpus:
@@ -254,11 +257,14 @@ def _fewer(kinds: np.ndarray, text: np.ndarray, frames: np.ndarray, each: np.nda
     return np.where((kinds == VIDEO) & (most >= 1), np.minimum(frames, most), frames)
 
 
-def _report(corpus: Corpus, budget: Budget) -> None:
+def _report(corpus: Corpus, budget: Budget, too_long: TooLong) -> None:
     total = len(corpus.tokens)
     if corpus.dropped == total:
         raise AuroraError(f"data: none of the {total} samples fits a row of {budget.tokens} tokens and "
                           f"{budget.frames} frames; the smallest takes {int(corpus.tokens.min())} tokens")
+    if corpus.dropped and too_long == "refuse":
+        raise AuroraError(f"data: {corpus.dropped} of {total} samples are longer than a row of {budget.tokens} tokens "
+                          f"and {budget.frames} frames; data.too_long=shrink, split or drop says what becomes of them")
     if corpus.dropped or corpus.shrunk:
         _log.warning("data: of %d samples %d are longer than a row and left out, %d videos are read with fewer frames",
                      total, corpus.dropped, corpus.shrunk)

@@ -45,11 +45,11 @@ class RowTask:
 
     def turns(self, position: Position) -> Iterator[Turn]:
         """The micro-steps of this rank from a position on."""
-        return schedule(self.plan, **{**vars(self.share), "position": position})
+        return schedule(self.plan, **{**vars(self.share), "position": position}, parts=self.builder.parts)
 
     def build(self, turn: Turn, given_up: Mapping[int, BadSample], note: Callable[[int], None]) -> Built:
         """The row of a micro-step, without the samples at the places in `given_up`."""
-        batch, skipped = self.builder.row(turn.samples, given_up, note)
+        batch, skipped = self.builder.row(turn.samples, turn.part, given_up, note)
         return batch._replace(closes_step=turn.closes_step, position=turn.position), skipped
 
 

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ._packing import Budget, pack_rows
+from ._split import too_long
 
 CHUNK = 256
 WINDOW_CHUNKS = 64
@@ -23,7 +24,7 @@ BatchUnit = Literal["samples", "tokens"]
 class Window(NamedTuple):
     """The rows of a window in order, and the steps that they make up."""
 
-    packs: list[np.ndarray]  # sample numbers of each row
+    packs: list[np.ndarray]  # sample numbers of each row, or the one sample of several rows
     steps: np.ndarray  # [steps + 1]: step s is packs[steps[s]:steps[s + 1]]
 
 
@@ -99,14 +100,22 @@ class Plan:
         # A pack of no more samples than a step's share, so that there is a pack for every step; of tokens a row has no
         # more than a step, which says the same.
         most = len(ids) // steps if self._unit == "samples" else len(ids)
-        rows = pack_rows(self._tokens[ids], self._frames[ids], self._budget, most)
+        tokens, frames = self._tokens[ids], self._frames[ids]
+        long = too_long(tokens, frames, self._budget)
+        short = np.flatnonzero(~long)
+        rows = [short[row] for row in pack_rows(tokens[short], frames[short], self._budget, most)]
+        # What is laid over several rows shares none of them, so that one memory is handed on.
+        rows += list(np.flatnonzero(long)[:, None])
         rows = [rows[index] for index in rng.permutation(len(rows))]
         return [[ids[rows[index]] for index in step]
                 for step in balanced([int(weights[row].sum()) for row in rows], steps)]
 
     def _weights(self, samples: np.ndarray) -> np.ndarray:
         """[S] int64: what each sample counts for in a step."""
-        return np.ones(len(samples), np.int64) if self._unit == "samples" else self._tokens[samples].astype(np.int64)
+        if self._unit == "samples":
+            return np.ones(len(samples), np.int64)
+        # A sample that is longer than a step is one, or there would be steps without any.
+        return np.asarray(np.minimum(self._tokens[samples].astype(np.int64), self._global_batch))
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self._seed, epoch, 0]).permutation(len(self._chunks))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -23,7 +24,9 @@ from ._corpus import Corpus, frame_shape
 from ._files import ShardFiles
 from ._index import DatasetIndex
 from ._lengths import text_pieces
+from ._packing import Budget
 from ._samples import VIDEO, BadSample, Record, decode_image, parse_record
+from ._split import WHOLE, Part, part_counts
 from .reader._sampling import capped
 
 BETWEEN = -1  # what is noted when no sample is in hand
@@ -37,6 +40,7 @@ class Segment:
     learned: list[bool] = field(default_factory=list)  # [L]
     pixels: list[Tensor] = field(default_factory=list)  # N × [3, h, w] uint8
     places: list[range] = field(default_factory=list)  # N × M positions
+    following: int = IGNORE  # the target of the last position, where the sequence goes on in another row
 
     def add_text(self, ids: Sequence[int], learned: bool) -> None:
         """Appends text."""
@@ -48,6 +52,15 @@ class Segment:
         self.pixels.append(pixels)
         self.places.append(range(len(self.tokens), len(self.tokens) + tokens))
         self.add_text([0] * tokens, False)
+
+    def cut(self, start: int, stop: int) -> Segment:
+        """The positions from `start` to `stop`, which cut no frame in two."""
+        inside = [(pixels, place) for pixels, place in zip(self.pixels, self.places, strict=True)
+                  if start <= place.start < stop]
+        return Segment(
+            self.tokens[start:stop], self.learned[start:stop], [pixels for pixels, _ in inside],
+            [range(place.start - start, place.stop - start) for _, place in inside],
+            self.tokens[stop] if stop < len(self.tokens) and self.learned[stop] else IGNORE)
 
 
 class Skipped(NamedTuple):
@@ -67,7 +80,7 @@ def pack(sequences: Sequence[Segment]) -> PackedBatch:
     learned = torch.tensor([flag for sequence in sequences for flag in sequence.learned], dtype=torch.bool)
     following = torch.where(learned, tokens, IGNORE)
     targets = torch.cat([following[1:], torch.tensor([IGNORE])])
-    targets[torch.from_numpy(bounds[1:]) - 1] = IGNORE
+    targets[torch.from_numpy(bounds[1:]) - 1] = torch.tensor([sequence.following for sequence in sequences])
     groups: dict[tuple[torch.Size, int], list[tuple[Tensor, Tensor]]] = {}
     for start, sequence in zip(bounds.tolist(), sequences, strict=False):
         for pixels, place in zip(sequence.pixels, sequence.places, strict=True):
@@ -88,13 +101,21 @@ class RowBuilder:
     layout: VisualLayout | None
     reader: VideoReader
     sampling: Sampling
+    budget: Budget
     files: ShardFiles = field(default_factory=ShardFiles)
 
+    def parts(self, sample: int) -> int:
+        """Over how many rows a sample is laid."""
+        corpus, one = self.corpus, slice(sample, sample + 1)
+        return int(part_counts(corpus.tokens[one], corpus.text[one], corpus.frames[one], corpus.kinds[one],
+                               self.budget)[0])
+
     def row(
-        self, samples: Sequence[int], given_up: Mapping[int, BadSample] = MappingProxyType({}),
+        self, samples: Sequence[int], part: Part = WHOLE, given_up: Mapping[int, BadSample] = MappingProxyType({}),
         note: Callable[[int], object] = int,
     ) -> tuple[PackedBatch, list[Skipped]]:
-        """The row of some samples, or of none: a placeholder for a rank that has nothing to do in this micro-step.
+        """The row of some samples, or of a part of one; of none it is a placeholder for a rank that has nothing to do
+        in this micro-step.
 
         Samples at the places in `given_up` are not tried; `note` is told each place before its sample is decoded.
         A row without frames is given a blank one as a sequence of its own, without targets: every rank runs its
@@ -106,68 +127,105 @@ class RowBuilder:
             try:
                 if place in given_up:
                     raise given_up[place]
-                sequences.append(self._sequence(sample))
+                sequences.append(self._sequence(sample, part))
             except BadSample as error:
                 skipped.append(self._named(sample, error))
-                sequences.append(self._placeholder(sample))
+                sequences.append(self._placeholder(sample, part))
         if self.layout is None:
             sequences = sequences or [Segment([0], [False])]
         elif not any(sequence.pixels for sequence in sequences):
             sequences.append(self._blank(self.layout))
-        return pack(sequences)._replace(samples=len(samples) - len(skipped)), skipped
+        # the sample of several rows counts in the last of them, which has its answer
+        real = len(samples) - len(skipped) if part.last else 0
+        return pack(sequences)._replace(samples=real, continues=not part.first, goes_on=not part.last), skipped
 
-    def _sequence(self, sample: int) -> Segment:
+    def _sequence(self, sample: int, part: Part) -> Segment:
         index, number = self.corpus.locate(sample)
         key, raw = self.files.record(index, number)
         record = parse_record(raw)
-        sequence = Segment()
+        sequence, seen = Segment(), range(0)
         for piece in text_pieces(record, self.prompt, self.tokenizer):
-            if piece is None:
-                for pixels, tokens in self._frames(index, number, key, record, int(self.corpus.frames[sample])):
-                    sequence.add_frame(pixels, tokens)
-            else:
+            if piece is not None:
                 sequence.add_text(*piece)
-        planned = (int(self.corpus.tokens[sample]), int(self.corpus.frames[sample]))
-        if (len(sequence.tokens), len(sequence.pixels)) != planned:
-            raise BadSample("length", f"{len(sequence.tokens)} tokens and {len(sequence.pixels)} frames, not {planned}")
-        return sequence
+                continue
+            before = len(sequence.tokens)
+            self._add_frames(sequence, index, number, key, record, sample, part)
+            seen = range(before, len(sequence.tokens))
+        planned = int(self.corpus.tokens[sample])
+        if len(sequence.tokens) != planned:
+            raise BadSample("length", f"{len(sequence.tokens)} tokens, not {planned}")
+        return sequence if part == WHOLE else sequence.cut(*self._bounds(sample, part, seen))
+
+    def _bounds(self, sample: int, part: Part, seen: range) -> tuple[int, int]:
+        """Where a part of a sequence begins and ends; the visual tokens of the whole stand at `seen`."""
+        tokens, frames = int(self.corpus.tokens[sample]), int(self.corpus.frames[sample])
+        if not frames:
+            here = part.of(tokens)
+            return here.start, here.stop
+        each, here = len(seen) // frames, part.of(frames)
+        start, stop = seen.start + here.start * each, seen.start + here.stop * each
+        return 0 if part.first else start, tokens if part.last else stop
+
+    def _add_frames(
+        self, sequence: Segment, index: DatasetIndex, number: int, key: str, record: Record, sample: int, part: Part
+    ) -> None:
+        """The frames of a part of a sample, and empty positions in the place of all others."""
+        assert self.layout is not None
+        frames = int(self.corpus.frames[sample])
+        wanted = part.of(frames)
+        found = 0
+        for pixels, tokens in self._frames(index, number, key, record, frames, wanted):
+            if not found:
+                sequence.add_text([0] * tokens * wanted.start, False)
+            sequence.add_frame(pixels, tokens)
+            found += 1
+        if found != len(wanted):
+            raise BadSample("length", f"{found} frames, not {len(wanted)}")
+        sequence.add_text([0] * tokens * (frames - wanted.stop), False)
 
     def _frames(
-        self, index: DatasetIndex, number: int, key: str, record: Record, count: int
+        self, index: DatasetIndex, number: int, key: str, record: Record, frames: int, wanted: range
     ) -> Iterator[tuple[Tensor, int]]:
-        """The prepared pixels of every frame, and how many positions it takes."""
+        """The prepared pixels of every wanted one of so many frames, and how many positions each takes."""
         assert self.layout is not None
         for place, extension in enumerate(record.media):
             raw = self.files.media(index, number, place, f"{key}.{extension}")
             planned = self.layout.tokens(*frame_shape(index.media_of(number)[place], self.layout))
-            for image in self._images(raw, record.kind, count):
+            for image in self._images(raw, record.kind, frames, wanted):
                 tokens = self.layout.tokens(*image.shape[:2])
                 if tokens != planned:
                     raise BadSample("length", f"{key}.{extension}: {tokens} tokens per frame, not {planned}")
                 yield self.layout.prepare(image), tokens
 
-    def _images(self, raw: bytes, kind: int, count: int) -> Iterator[np.ndarray]:
+    def _images(self, raw: bytes, kind: int, frames: int, wanted: range) -> Iterator[np.ndarray]:
         if kind != VIDEO:
             yield decode_image(raw)
             return
         try:
-            for _, image in self.reader.read(raw, capped(self.sampling, count)):
+            for _, image in islice(self.reader.read(raw, capped(self.sampling, frames)),
+                                   wanted.start, wanted.stop if wanted.stop < frames else None):
                 yield image
         except AuroraError as error:
             raise BadSample("video", str(error)) from error
 
-    def _placeholder(self, sample: int) -> Segment:
+    def _placeholder(self, sample: int, part: Part) -> Segment:
         """A sequence of the planned length and frames without targets, so that the plan never shifts."""
         index, number = self.corpus.locate(sample)
         sequence = Segment()
         if self.layout is not None:
             media = index.media_of(number)
-            repeat = int(self.corpus.frames[sample]) if index.samples[number]["kind"] == VIDEO else 1
+            video = index.samples[number]["kind"] == VIDEO
+            repeat = len(part.of(int(self.corpus.frames[sample]))) if video else 1
             for row in media:
                 height, width = frame_shape(row, self.layout)
                 for _ in range(repeat):
                     sequence.add_frame(self._grey(height, width), self.layout.tokens(height, width))
-        sequence.add_text([0] * int(self.corpus.text[sample]), False)
+        text = int(self.corpus.text[sample])
+        if not sequence.pixels:
+            text = len(part.of(text))
+        elif not part.last:
+            text = 0
+        sequence.add_text([0] * text, False)
         return sequence
 
     def _blank(self, layout: VisualLayout) -> Segment:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch.distributed
 from aurora.errors import AuroraError
 
 from ._plan import Plan
+from ._split import WHOLE, Part
 
 Position = tuple[int, int, int]
 
@@ -20,17 +22,19 @@ class Turn(NamedTuple):
     """One micro-step of one rank."""
 
     samples: list[int]  # none: a placeholder row
+    part: Part  # of its one sample, where that is laid over several rows
     closes_step: bool
     position: Position  # where to resume after it
 
 
 def schedule(
-    plan: Plan, *, position: Position, epochs: int, rank: int, world: int, max_steps: int | None = None
+    plan: Plan, *, position: Position, epochs: int, rank: int, world: int, max_steps: int | None = None,
+    parts: Callable[[int], int] = lambda sample: 1,
 ) -> Iterator[Turn]:
-    """The micro-steps of a rank from a position on.
+    """The micro-steps of a rank from a position on; `parts` says over how many rows a sample is laid.
 
-    Row g of a step goes to rank g mod `world`, and where a step's rows do not divide by `world` the last ranks are
-    given placeholders, so that all ranks make the same micro-steps. A position inside a step means its beginning.
+    Where a step's rows do not divide evenly some ranks are given placeholders at its end, so that all ranks make the
+    same micro-steps. A position inside a step means its beginning.
     """
     _, first_window, first_pack = position
     for epoch in range(position[0], epochs):
@@ -43,11 +47,37 @@ def schedule(
                     return
                 start, stop = int(bounds[number]), int(bounds[number + 1])
                 here, behind = (epoch, window, start), _behind(plan, epoch, window, stop, len(packs))
-                for row in range(start + rank, start + -(-(stop - start) // world) * world, world):
-                    last = row - rank + world >= stop
-                    yield Turn(packs[row].tolist() if row < stop else [], last, behind if last else here)
+                yield from _turns([pack.tolist() for pack in packs[start:stop]], rank, world, parts, here, behind)
             first_pack = 0
         first_window = 0
+
+
+def deal(rows: Sequence[int], world: int) -> list[list[int]]:
+    """Which packs each rank is given, of `rows` rows each: one after the other to the rank that has the fewest rows.
+
+    Where every pack is one row, ranks simply take turns. Packs begin in their order, whatever the number of ranks.
+    """
+    dealt: list[list[int]] = [[] for _ in range(world)]
+    least = [(0, rank) for rank in range(world)]
+    for pack, size in enumerate(rows):
+        taken, rank = heappop(least)
+        dealt[rank].append(pack)
+        heappush(least, (taken + size, rank))
+    return dealt
+
+
+def _turns(
+    packs: Sequence[list[int]], rank: int, world: int, parts: Callable[[int], int], here: Position, behind: Position
+) -> Iterator[Turn]:
+    """A rank's micro-steps of one step."""
+    rows = [parts(pack[0]) if len(pack) == 1 else 1 for pack in packs]
+    dealt = deal(rows, world)
+    mine = [(packs[pack], Part(number, rows[pack])) for pack in dealt[rank] for number in range(rows[pack])]
+    most = max(sum(rows[pack] for pack in one) for one in dealt)
+    for number in range(most):
+        samples, part = mine[number] if number < len(mine) else ([], WHOLE)
+        last = number == most - 1
+        yield Turn(samples, part, last, behind if last else here)
 
 
 def _behind(plan: Plan, epoch: int, window: int, pack: int, packs: int) -> Position:

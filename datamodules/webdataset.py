@@ -34,8 +34,8 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
     A step takes about `global_batch` samples on all ranks together. `fps` (with `max_frames`) or `frames` say which
     frames of a video are read. `mix_kinds` lets single images share rows and steps with videos and multi-image
     samples. `batch_unit: tokens` makes `global_batch` count row positions. `missing: drop` reads a mixture without
-    the folders that are not there. A video longer than a row is read with fewer frames (`too_long: shrink`) or left out
-    (`drop`). Samples that cannot be read become placeholders without loss, are listed in the file `quarantine`, and
+    the folders that are not there. A video longer than a row is read with fewer frames (`too_long: shrink`), it or
+    a text is laid over several rows (`split`), left out (`drop`) or an error (`refuse`). Samples that cannot be read become placeholders without loss, are listed in the file `quarantine`, and
     stop the run when they are more than `max_bad_rate` of the first `bad_rate_after` samples or of all later.
     """
 
@@ -109,7 +109,8 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
 
     def train_dataloader(self) -> RowLoader:
         rank, world = rank_and_world(self.trainer)
-        builder = RowBuilder(self.corpus, self._tokenizer, self._prompt, self._layout, self._reader, self._sampling)
+        builder = RowBuilder(self.corpus, self._tokenizer, self._prompt, self._layout, self._reader, self._sampling,
+                             self._budget)
         share = Share(self.position, self._epochs, rank, world, self._max_steps)
         path = None if self._quarantine is None else Path(self._quarantine)
         if path is not None and world > 1:

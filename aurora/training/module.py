@@ -40,7 +40,7 @@ from aurora.training.recipe import read_options, read_recipe
 from aurora.training.schedule import lr_factor
 from aurora.training.state import learned_tensors, optimizer_scalars, restore
 from aurora.training.tally import StepReport, Tally
-from aurora.types import PackedBatch, TokenLoss
+from aurora.types import PackedBatch, State, TokenLoss
 
 
 class AuroraModule(L.LightningModule):
@@ -72,6 +72,7 @@ class AuroraModule(L.LightningModule):
         self.measured: dict[str, float] = {}  # of the last step, beside its report
         self.average: Average | None = None
         self.changing = False  # true while the optimizer writes: the weights belong to no step then
+        self._memory: State | None = None  # of the sequence that the last row left open
         self._tally = Tally()
         self._first: tuple[float, float] | None = None  # squared gradient norm and targets after a step's first row
         self._arithmetic: Arithmetic | None = None
@@ -131,7 +132,8 @@ class AuroraModule(L.LightningModule):
     def training_step(self, batch: PackedBatch, batch_idx: int) -> None:
         self._tally.waited += time.perf_counter() - self._row_ended
         with self._sync_only_when(batch.closes_step):
-            loss = self.net(with_agreed_frames(batch, self.net))
+            loss = self.net(with_agreed_frames(batch, self.net), self._memory)
+            self._memory = loss.memory
             # a row of text reaches nothing that learns while only the encoder or the connector does
             if loss.total.requires_grad:
                 # in the dtypes that the forward pass chose: autocast would narrow what it kept wide
