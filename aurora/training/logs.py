@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,33 @@ def read_curve(folder: str | Path) -> list[dict[str, str]]:
 
 def build_loggers(entries: Mapping[str, Mapping[str, Any]], folder: Path, resume_step: int) -> list[Any]:
     """The loggers of configs/logger, writing below `folder` and continuing after `resume_step`."""
-    loggers = []
-    for entry in entries.values():
-        told: dict[str, Any] = {"save_dir": str(folder)}
-        if entry.get("_target_", "").endswith(".CsvLogger"):
-            told["resume_step"] = resume_step
-        elif entry.get("_target_", "").endswith(".TensorBoardLogger"):
-            told["purge_step"] = resume_step + 1
-        loggers.append(instantiate({**told, **entry}))
-    return loggers
+    return [_build(entry, folder, resume_step) for entry in entries.values()]
+
+
+def _build(entry: Mapping[str, Any], folder: Path, resume_step: int) -> Any:
+    kind = str(entry.get("_target_", "")).rpartition(".")[2]
+    if kind == "MLFlowLogger":
+        return _mlflow(entry, folder, resume_step)
+    told: dict[str, Any] = {"save_dir": str(folder)}
+    if kind == "CsvLogger":
+        told["resume_step"] = resume_step
+    elif kind == "TensorBoardLogger":
+        told["purge_step"] = resume_step + 1
+    elif kind == "WandbLogger":
+        # the same folder is the same run, whoever starts it again
+        name = "/".join(folder.absolute().parts[-2:])
+        told |= {"id": hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16], "name": name}
+    return instantiate({**told, **entry})
+
+
+def _mlflow(entry: Mapping[str, Any], folder: Path, resume_step: int) -> Any:
+    """MLflow makes the name of a run itself: it is kept beside the curve for whoever goes on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "mlflow_run"
+    told: dict[str, Any] = {"run_name": folder.name, "tracking_uri": f"sqlite:///{folder.absolute() / 'mlflow.db'}"}
+    if resume_step and kept.is_file():
+        told["run_id"] = kept.read_text(encoding="utf-8").strip()
+    logger = instantiate({**told, **{key: value for key, value in entry.items() if value is not None}})
+    if rank_zero_only.rank == 0:
+        kept.write_text(logger.run_id, encoding="utf-8")
+    return logger

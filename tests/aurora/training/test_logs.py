@@ -45,3 +45,39 @@ def test_every_logger_config_builds(name, tmp_path):
     entries = load_config(["data.root=data", f"logger={name}"])["logger"] or {}
     loggers = build_loggers(entries, tmp_path, 0)
     assert len(loggers) == {"csv": 1, "csv_tensorboard": 2, "none": 0}[name]
+
+
+def entries(name, *overrides):
+    from aurora.config import load_config
+
+    return load_config([f"logger={name}", *overrides])["logger"]
+
+
+@pytest.mark.filterwarnings("ignore")  # of packages that are not ours
+def test_weights_and_biases_goes_on_in_the_same_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    ids = []
+    for resume_step in (0, 1):
+        _, logger = build_loggers(entries("wandb"), tmp_path / "vision", resume_step)
+        logger.log_metrics({"loss": 1.0}, step=resume_step + 1)
+        ids.append(logger.experiment.id)
+        logger.experiment.finish()
+    assert ids[0] == ids[1]
+    assert build_loggers(entries("wandb", "logger.wandb.project=mine"), tmp_path / "other", 0)[1]._id != ids[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_goes_on_in_the_same_run(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    ids = []
+    for resume_step in (0, 3, 0):
+        _, logger = build_loggers(entries("mlflow"), tmp_path, resume_step)
+        logger.log_metrics({"loss": 1.0}, step=resume_step + 1)
+        ids.append(logger.run_id)
+    assert ids[0] == ids[1] != ids[2]  # a stage that begins again is a run of its own
+    steps = [point.step for point in logger.experiment.get_metric_history(ids[0], "loss")]
+    assert steps == [1, 4]
