@@ -137,7 +137,8 @@ def test_conversations_of_other_forms_become_ours(folder, turns, values):
 
 @pytest.mark.parametrize(("record", "reason"), [
     ({"conversations": []}, "turns"), ({}, "turns"), ({"conversations": talk("a")}, "turns"),
-    ({"conversations": [*talk("a"), *talk("b")]}, "turns"), ({"conversations": [{"from": "cat", "value": ""}]}, "turns"),
+    ({"conversations": [*talk("a"), *talk("b")]}, "turns"),
+    ({"conversations": [{"from": "cat", "value": ""}]}, "turns"),
     ({"image": "img/9.jpg", "conversations": talk("a", "b")}, "missing"),
     ({"image": "img/0.jpg", "video": "vid/a.mp4", "conversations": talk("a", "b")}, "media"),
     ({"image": 3, "conversations": talk("a", "b")}, "path"),
