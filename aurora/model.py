@@ -46,7 +46,9 @@ class AuroraModel(nn.Module):
         start = self._start(memory, len(batch.cu_seqlens) - 1) if batch.continues else None
         hidden, after = self.backbone(x, batch.cu_seqlens, start, return_state=batch.goes_on)
         loss = chunked_cross_entropy(hidden, batch.targets, self.backbone.logits, self.backbone.vocab_size)
-        return loss._replace(memory=map_state(Tensor.detach, select_state(after, [0]))) if batch.goes_on else loss
+        if after is None or not batch.goes_on:
+            return loss
+        return loss._replace(memory=map_state(Tensor.detach, select_state(after, [batch.open])))
 
     def _start(self, memory: State | None, sequences: int) -> State:
         """The states that a row begins with whose first sequence has been read in part."""

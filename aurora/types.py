@@ -52,7 +52,8 @@ class PackedBatch(NamedTuple):
     position: tuple[int, int, int] = (0, 0, 0)  # (epoch, window, pack) where a run that ends after this row resumes:
     # behind the step that this row closes, or else at the beginning of its unfinished step
     continues: bool = False  # the first sequence goes on where that of the row before ended
-    goes_on: bool = False  # the first sequence is not at its end
+    goes_on: bool = False  # a sequence is not at its end
+    open: int = 0  # which one that is
 
 
 class TokenLoss(NamedTuple):
@@ -60,7 +61,7 @@ class TokenLoss(NamedTuple):
 
     total: Tensor  # [] float32: sum of the cross-entropies, in nats
     count: Tensor  # type: ignore[assignment]  # [] int64: targets that were not ignored; tuples have a method count
-    memory: State | None = None  # of the sequence that goes on in the next row: [L, 1, ...], without gradients
+    memory: State | None = None  # of the sequence that goes on in the next row or piece: [L, 1, ...], without gradients
 
 
 def map_state(change: Callable[[Tensor], Tensor], state: State) -> State:
