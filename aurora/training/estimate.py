@@ -1,0 +1,151 @@
+"""What training a stage will take on given hardware: memory of a device, hours, money. Before anything is started.
+
+Memory is that of weights, gradients, AdamW's moments, what FSDP gathers, and activations, which were counted on the
+parts of this repository; other parts may take more or less.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from aurora.errors import AuroraError
+from aurora.losses import LOGIT_BYTES
+from aurora.model import AuroraModel
+from aurora.training.flops import forward_flops, training_flops
+from aurora.training.parallel import blocks
+from aurora.training.recipe import TrainerOptions
+
+BACKBONE_NUMBERS, VISION_NUMBERS = 37, 17
+"""Numbers that one block keeps for its backward pass, per position and width: of RWKV-6 (RWKV-7 40, Mamba-2 60) and of
+SigLIP, whose attention keeps no scores."""
+OVERHEAD = 3 << 29
+"""Bytes that a GPU process holds before there is a model."""
+RECOMPUTED = 4 / 3
+"""Arithmetic when every block's forward pass is made twice."""
+SPARE = 0.95
+
+
+class Memory(NamedTuple):
+    """Bytes of one device."""
+
+    weights: float
+    gradients: float
+    optimizer: float  # AdamW's moments, and the average of the weights where there is one
+    gathered: float  # whole weights and gradients of the blocks at work
+    activations: float
+    overhead: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a stage is to be trained on."""
+
+    devices: int
+    memory: float  # bytes of each
+    peak: float  # FLOP/s of each
+    used: float = 0.4  # share of the peak that is reached
+    price: float | None = None  # of a device and hour
+
+
+class Cost(NamedTuple):
+    """Of a whole stage."""
+
+    flops: float  # that it cannot do without
+    hours: float
+    price: float | None
+
+
+def memory(
+    model: AuroraModel, options: TrainerOptions, *, keep_ratio: float, row_tokens: int, row_frames: int, devices: int,
+    average: bool = False,
+) -> Memory:
+    """The memory of a device; `model` says what learns and may stand on the meta device."""
+    sharded = devices if options.strategy.startswith("fsdp") else 1
+    whole = sum(p.nbytes for p in model.parameters())
+    learned = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Memory(
+        weights=whole / sharded,
+        gradients=learned / (1 if options.defer_gradient_sync else sharded),
+        optimizer=(2 * learned + (4 * numbers if average else 0)) / sharded,
+        gathered=_gathered(model) if sharded > 1 else 0.0,
+        activations=_activations(model, options, keep_ratio, row_tokens, row_frames),
+        overhead=OVERHEAD,
+    )
+
+
+def cost(
+    model: AuroraModel, options: TrainerOptions, hardware: Hardware, *, keep_ratio: float, frames: float,
+    positions: float, targets: float,
+) -> Cost:
+    """What so many frames, row positions and learned positions take, of all epochs together."""
+    each = forward_flops(model, keep_ratio)
+    flops = training_flops(model, each, frames=frames, positions=positions, targets=targets)
+    done = flops * (RECOMPUTED if options.activation_checkpointing == "block" else 1.0)
+    hours = done / (hardware.devices * hardware.peak * hardware.used) / 3600
+    return Cost(flops, hours, None if hardware.price is None else hours * hardware.devices * hardware.price)
+
+
+def require_fit(needed: Memory, available: float, stage: str) -> None:
+    """AuroraError when a device has no room for a stage, with what takes it and what would take less."""
+    if needed.total <= SPARE * available:
+        return
+    parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in needed._asdict().items())
+    raise AuroraError(
+        f"stage {stage!r} needs about {needed.total / 2**30:.1f} GiB on each device ({parts}), which has "
+        f"{available / 2**30:.1f}: take trainer=fsdp, more devices, trainer.activation_checkpointing=block, smaller "
+        "data.row_tokens and data.row_frames or precision=bf16-true; trainer.check_memory=false tries it all the same")
+
+
+def device_memory(device: torch.device) -> float | None:
+    """Bytes of a GPU; None for other devices, which share theirs."""
+    return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
+
+
+def _gathered(model: AuroraModel) -> float:
+    """The embedding and the head, and two blocks: one at work, one that is fetched; their gradients beside them."""
+    units = [sum(p.nbytes for p in block.parameters()) for block in blocks(model)]
+    inside = {parameter for block in blocks(model) for parameter in block.parameters()}
+    root = sum(p.nbytes for p in model.parameters() if p not in inside)
+    learned = any(p.requires_grad for p in model.backbone.parameters())
+    return root * (2 if learned else 1) + 3.0 * max(units, default=0)
+
+
+def _activations(
+    model: AuroraModel, options: TrainerOptions, keep_ratio: float, row_tokens: int, row_frames: int
+) -> float:
+    size = 4 if options.precision == "32-true" else 2
+    prepare, vision = model.vision.prepare, model.vision
+    tokens = prepare.patches(prepare.size, prepare.size)
+    removed = model.merge.schedule(tokens, vision.depth, model.merge.keep(tokens, vision.depth, keep_ratio))
+    seen = [row_frames * (tokens - sum(removed[:number])) * vision.width for number in range(vision.depth)]
+    read = [row_tokens * model.backbone.hidden_size] * _depth(model.backbone, model.backbone.block_class)
+    learns = _learns(vision), _learns(vision) or _learns(model.connector) or _learns(model.backbone)
+    again = options.activation_checkpointing == "block"
+    numbers = (_kept(seen, VISION_NUMBERS, learns=learns[0], again=again)
+               + _kept(read, BACKBONE_NUMBERS, learns=learns[1], again=again))
+    return numbers * size + 3.0 * LOGIT_BYTES
+
+
+def _kept(widths: list[int], each: int, *, learns: bool, again: bool) -> float:
+    """Numbers that a stack of blocks keeps: all of each, or what enters each and all of one."""
+    if not widths:
+        return 0.0
+    return sum(widths) * (each if learns and not again else int(learns)) + (each * max(widths) if again or not learns
+                                                                            else 0)
+
+
+def _depth(part: nn.Module, block: type[nn.Module]) -> int:
+    return sum(isinstance(module, block) for module in part.modules())
+
+
+def _learns(part: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in part.parameters())

@@ -1,0 +1,82 @@
+import pytest
+import torch
+from tiny_training import tiny_config
+
+from aurora.assemble import build_model
+from aurora.errors import AuroraError
+from aurora.training.estimate import Hardware, Memory, cost, memory, require_fit
+from aurora.training.optim import freeze_untrained
+from aurora.training.recipe import TrainerOptions
+
+EVERYTHING = ["vision", "connector", "backbone"]
+
+
+def small(backbone="rwkv6"):
+    return build_model({**tiny_config("run"),
+                        "vision": {"name": "siglip", "image_size": 64, "patch_size": 8, "width": 128, "layers": 3,
+                                   "heads": 2, "mlp_width": 512},
+                        "backbone": {"name": backbone, "hidden_size": 128, "layers": 3, "head_size": 64}})
+
+
+def kept(work):
+    """Bytes that autograd keeps for the backward pass."""
+    storages = {}
+
+    def pack(tensor):
+        base = tensor if tensor._base is None else tensor._base
+        if not isinstance(base, torch.nn.Parameter):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = work()
+    assert result is not None
+    return sum(storages.values())
+
+
+def told(model, trained=EVERYTHING, **options):
+    freeze_untrained(model, trained)
+    return memory(model, TrainerOptions(**options), keep_ratio=0.5, row_tokens=512, row_frames=4, devices=4)
+
+
+@pytest.mark.parametrize("backbone", ["rwkv6", "rwkv7"])
+def test_activations_are_about_those_that_autograd_keeps(backbone):
+    model = small(backbone)
+    freeze_untrained(model, EVERYTHING)
+    found = kept(lambda: model.vision(torch.zeros(4, 3, 64, 64), merge=model.merge, sort=model.sort, keep=32).features)
+    found += kept(lambda: model.backbone(torch.zeros(512, 128, requires_grad=True), torch.tensor([0, 512]))[0])
+    logits = 3 * 64 * 2**20
+    assert told(model).activations - logits == pytest.approx(found, rel=0.2)
+
+
+def test_shards_divide_weights_gradients_and_moments():
+    model = small()
+    alone, sharded = told(model), told(model, strategy="fsdp")
+    assert alone.weights == sum(p.nbytes for p in model.parameters()) == alone.gradients == alone.optimizer / 2
+    assert [4 * value for value in sharded[:3]] == list(alone[:3])
+    assert alone.gathered == 0 < sharded.gathered
+
+
+def test_what_is_frozen_or_computed_again_takes_less():
+    model = small()
+    everything, connector = told(model), told(model, ["connector"])
+    assert connector.gradients < 0.05 * everything.gradients and connector.activations < everything.activations
+    logits = 3 * 64 * 2**20
+    assert told(model, activation_checkpointing="block").activations - logits < 0.5 * (everything.activations - logits)
+
+
+def test_hours_and_price_follow_from_arithmetic():
+    model = small()
+    freeze_untrained(model, EVERYTHING)
+    hardware = Hardware(devices=2, memory=1e9, peak=1e9, used=0.5, price=3.0)
+    found = cost(model, TrainerOptions(), hardware, keep_ratio=0.5, frames=10, positions=1000, targets=100)
+    assert found.hours == pytest.approx(found.flops / 1e9 / 3600) and found.price == pytest.approx(6 * found.hours)
+    twice = cost(model, TrainerOptions(), hardware, keep_ratio=0.5, frames=20, positions=2000, targets=200)
+    assert twice.flops == pytest.approx(2 * found.flops)
+
+
+def test_what_cannot_fit_is_refused_with_what_takes_the_room():
+    needed = Memory(4e9, 4e9, 8e9, 0, 10e9, 1e9)
+    require_fit(needed, 30e9, "vision")
+    with pytest.raises(AuroraError, match=r"'vision' needs about 25\.1 GiB .*activations 9\.3.*which has 22\.4.*fsdp"):
+        require_fit(needed, 24e9, "vision")
