@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning as L
 
 from aurora.errors import AuroraError
-from aurora.training.checkpoints import Saver, checkpoint_path, is_committed, sweep
+from aurora.training.checkpoints import Saver, checkpoint_at, checkpoint_path, is_committed, newest_checkpoint, sweep
 from aurora.training.data import count_bad_samples
 from aurora.training.module import AuroraModule
-from aurora.training.parallel import barrier, shared_group, sum_over_ranks, world_size
+from aurora.training.parallel import barrier, from_first_rank, shared_group, sum_over_ranks
 from aurora.training.state import all_finite
 from aurora.types import PackedBatch
 
@@ -43,31 +40,6 @@ class EndOfStage(L.Callback):
                            batch_idx: int) -> None:
         if module.step >= module.total_steps:
             trainer.should_stop = True
-
-
-class StopOnSignal(L.Callback):
-    """Turns SIGTERM into an orderly end: after the row on one process; after the step on several, which agree then."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.stopped = False
-
-    def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
-        # Lightning has set its own handler by now and restores the one before it at the end.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._ask)
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: PackedBatch,
-                           batch_idx: int) -> None:
-        if world_size() == 1:
-            self.stopped = self.asked
-        elif batch.closes_step:
-            self.stopped = sum_over_ranks([float(self.asked)], module.device)[0] > 0
-        if self.stopped:
-            trainer.should_stop = True
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
 
 
 class Checkpoints(L.Callback):
@@ -99,6 +71,8 @@ class Checkpoints(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: PackedBatch,
                            batch_idx: int) -> None:
+        if batch.closes_step and module.guard.rolls_back:
+            self._roll_back(trainer, module)
         if batch.closes_step and module.step % self.every == 0:
             self.save(trainer, module)
 
@@ -130,6 +104,19 @@ class Checkpoints(L.Callback):
                               f"checkpoint is in {self.folder}")
         self._saver.save(module.step, tensors, {**module.counters(), "data": trainer.datamodule.state_dict(),
                                                 "fingerprint": dict(self.fingerprint)})
+
+
+    def _roll_back(self, trainer: L.Trainer, module: AuroraModule) -> None:
+        """Takes weights and optimizer of the newest checkpoint. Steps and rows go on: those since then are given up."""
+        assert self._saver is not None
+        self._saver.wait()
+        barrier()
+        there = newest_checkpoint(self.folder, self.tell) if module.global_rank == 0 else None
+        there = checkpoint_at(self.folder, from_first_rank(0 if there is None else there.step))
+        module.take_weights(there)
+        self.tell(f"step {module.step} was a spike: the weights are those after step {there.step} again")
+        # a run that is stopped now goes on with these weights, and not with the rows that led to the spike
+        self.save(trainer, module)
 
 
 def _data_metrics(trainer: L.Trainer) -> dict[str, float]:

@@ -74,7 +74,8 @@ def fingerprint(config: Mapping[str, Any], stage: str, start: str | None) -> Fin
         "data": {key: value for key, value in config["data"].items() if key not in READING_ONLY},
         "seed": config["seed"],
         "dtype": config["dtype"],
-        "trainer": {"precision": config["trainer"].get("precision", "32-true")},
+        "trainer": {"precision": config["trainer"].get("precision", "32-true"),
+                    **({"spike": config["trainer"]["spike"]} if config["trainer"].get("spike") else {})},
         "start": _start_identity(config, start),
     }
     plain: Fingerprint = json.loads(json.dumps(decided))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from aurora.model import AuroraModel
 from aurora.training.average import Average
 from aurora.training.checkpoints import CHECKPOINTS, Checkpoint, checkpoint_at
 from aurora.training.flops import Arithmetic, forward_flops, peak_flops, training_flops
+from aurora.training.guard import StepGuard, read_spike
 from aurora.training.measures import Noise, gradient_norms, peak_memory, total_norm, weight_norms
 from aurora.training.optim import build_optimizer, choose_learned, set_rate
 from aurora.training.parallel import (
@@ -48,7 +48,7 @@ class AuroraModule(L.LightningModule):
 
     Every row adds the gradient of its summed loss; the row that closes a step divides by the number of targets of the
     whole step, over all rows and ranks, so that every target counts alike. A step whose loss or gradient is not
-    finite is skipped on every rank.
+    finite, or whose loss is a spike, is skipped on every rank.
     """
 
     automatic_optimization = False
@@ -71,6 +71,7 @@ class AuroraModule(L.LightningModule):
         self.report: StepReport | None = None
         self.measured: dict[str, float] = {}  # of the last step, beside its report
         self.average: Average | None = None
+        self.guard = StepGuard(read_spike(self.options.spike))
         self.changing = False  # true while the optimizer writes: the weights belong to no step then
         self._memory: State | None = None  # of the sequence that the last row left open
         self._tally = Tally()
@@ -167,10 +168,11 @@ class AuroraModule(L.LightningModule):
         norms = {slot: norm * scale for slot, norm in gradient_norms(self.net).items()}
         norm = total_norm(norms)
         rate = self.rate
-        if tally.targets > 0 and math.isfinite(tally.loss) and math.isfinite(norm):
+        objection = self.guard.objection(tally.loss, tally.targets, norm)
+        if objection is None:
             self._step_optimizer(gradients, scale, norm, rate)
         else:
-            self._skip(tally, norm)
+            self._skip(objection)
         self.measured = self._measure(tally, norms)
         self.optimizer.zero_grad()
         self.step += 1
@@ -191,14 +193,14 @@ class AuroraModule(L.LightningModule):
         self.changing = False
         self.skipped_in_a_row = 0
 
-    def _skip(self, tally: Tally, norm: float) -> None:
+    def _skip(self, objection: str) -> None:
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= self.options.max_bad_steps:
             raise AuroraError(
-                f"{self.skipped_in_a_row} steps in a row had no finite gradient (step {self.step}: loss {tally.loss}, "
-                f"gradient norm {norm}, {tally.targets:.0f} targets). The weights are those before them. A lower "
-                "peak_lr, clip or precision=32-true may help; trainer.max_bad_steps says how many are borne")
+                f"{self.skipped_in_a_row} steps in a row {objection}, the last one after step {self.step}. The weights "
+                "are those before them. A lower peak_lr, clip or precision=32-true may help; trainer.max_bad_steps "
+                "says how many are borne")
 
     def _report(self, tally: Tally, norm: float, rate: float) -> None:
         now = time.perf_counter()
@@ -268,7 +270,7 @@ class AuroraModule(L.LightningModule):
     def counters(self) -> dict[str, Any]:
         """The rest of what continues the run exactly, in plain values."""
         return {"step": self.step, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row,
-                "optimizer": optimizer_scalars(self.net, self.optimizer)}
+                "losses": self.guard.state(), "optimizer": optimizer_scalars(self.net, self.optimizer)}
 
     def _resume(self) -> None:
         """Goes on from a checkpoint: the one that the first rank found whole."""
@@ -278,12 +280,17 @@ class AuroraModule(L.LightningModule):
         if self.resume is None or self.resume.step != step:
             self.resume = checkpoint_at(Path(self.config["run"]) / self.stage / CHECKPOINTS, step)
             self.trainer.datamodule.load_state_dict(self.resume.state["data"])
-        averages = {} if self.average is None else self.average.tensors()
-        restore(self.net, self.optimizer, self.resume, shared_group() if self.sharded else None, also=averages)
+        self.take_weights(self.resume)
         self.step = self.resume.state["step"]
         self.skipped = self.resume.state["skipped"]
         self.skipped_in_a_row = self.resume.state["skipped_in_a_row"]
+        self.guard.restore(self.resume.state.get("losses", []))
         self.resume = None
+
+    def take_weights(self, checkpoint: Checkpoint) -> None:
+        """Puts back the weights, their average and the optimizer's memory. Collective when sharded."""
+        averages = {} if self.average is None else self.average.tensors()
+        restore(self.net, self.optimizer, checkpoint, shared_group() if self.sharded else None, also=averages)
 
     @property
     def _strategy(self) -> Any:

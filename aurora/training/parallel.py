@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from typing import Any
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,14 +21,16 @@ from aurora.model import AuroraModel
 from aurora.training.recipe import TrainerOptions
 from aurora.types import IGNORE, Frames, PackedBatch
 
+T = TypeVar("T")
+BAD_INPUT = 2  # the exit status after an AuroraError
 
-def build_strategy(options: TrainerOptions) -> Strategy | str:
-    """Lightning's strategy for the options."""
+
+def build_strategy(options: TrainerOptions, nodes: int = 1) -> Strategy | str:
+    """Lightning's strategy for the options, on so many machines."""
     if options.strategy == "ddp":
         return DDPStrategy()
     if options.strategy == "fsdp":
-        return ModelParallelStrategy(data_parallel_size=options.num_nodes * _local_devices(options),
-                                     tensor_parallel_size=1)
+        return ModelParallelStrategy(data_parallel_size=nodes * _local_devices(options), tensor_parallel_size=1)
     return "auto"
 
 
@@ -87,6 +90,39 @@ def from_first_rank(number: int) -> int:
     return int(box[0])
 
 
+def gather(value: T) -> list[T]:
+    """What every rank gives, by rank. Collective."""
+    if world_size() == 1:
+        return [value]
+    everyone: list[Any] = [None] * world_size()
+    dist.all_gather_object(everyone, value, group=shared_group("words"))
+    return everyone
+
+
+def agreed(work: Callable[[], T]) -> T:
+    """What the work gives here, once it was done on all ranks. Collective.
+
+    When it failed on one, all end: rank 0 with an AuroraError that says so, the others without a word.
+    """
+    if world_size() == 1:
+        return work()
+    try:
+        mine, problem = work(), None
+    except (AuroraError, OSError) as error:
+        mine, problem = None, f"{error} (rank {dist.get_rank()} on {socket.gethostname()})"
+    end_together(next((said for said in gather(problem) if said is not None), None))
+    return mine  # type: ignore[return-value]
+
+
+def end_together(problem: str | None) -> None:
+    """Ends every rank for a problem that all of them know; it is said once."""
+    if problem is None:
+        return
+    if world_size() == 1 or dist.get_rank() == 0:
+        raise AuroraError(problem)
+    raise SystemExit(BAD_INPUT)
+
+
 @functools.lru_cache(maxsize=1)
 def _groups() -> dict[str, dist.ProcessGroup]:
     return {}
@@ -108,6 +144,14 @@ def barrier() -> None:
     """Waits until every rank is here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def leave() -> None:
+    """Ends the group once nobody waits for anybody."""
+    if dist.is_initialized():
+        barrier()
+        _groups().clear()
+        dist.destroy_process_group()
 
 
 def with_agreed_frames(batch: PackedBatch, model: AuroraModel) -> PackedBatch:

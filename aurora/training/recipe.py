@@ -13,6 +13,7 @@ from aurora.errors import AuroraError, suggest
 from aurora.mixture import Mixture, read_mixture
 from aurora.options import check_kind, read_fields
 from aurora.registry import PROMPT
+from aurora.training.guard import read_spike
 
 Strategy = Literal["auto", "ddp", "fsdp"]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
@@ -53,11 +54,10 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerOptions:
-    """Where and how a stage runs; nothing here but `precision` changes what is learned."""
+    """Where and how a stage runs; nothing here but `precision` and `spike` changes what is learned."""
 
     accelerator: str = "cpu"
     devices: int | str | list[int] = 1
-    num_nodes: int = 1
     strategy: Strategy = "auto"
     precision: Precision = "32-true"
     threads: int | None = None
@@ -65,6 +65,9 @@ class TrainerOptions:
     defer_gradient_sync: bool = False
     checkpoint_every: int = 200
     max_bad_steps: int = 10
+    spike: Mapping[str, Any] | None = None  # read by read_spike
+    watchdog_seconds: float | None = 900.0  # without a finished row, after which a run that hangs is ended
+    rendezvous_seconds: float = 300.0  # that processes wait for each other at the start
     measure_every: int = 50  # steps between two looks at weight norms and gradient noise; 0: never
     peak_tflops: float | None = None  # of one device, for the share of it that is used; None: of known GPUs
     progress: Display = "auto"
@@ -122,8 +125,12 @@ def read_recipe(name: str, entry: Mapping[str, Any]) -> Recipe:
 def read_options(entry: Mapping[str, Any]) -> TrainerOptions:
     """The trainer's options. AuroraError for anything that makes no sense."""
     options = read_fields(TrainerOptions, "trainer", entry)
-    for key in ("num_nodes", "checkpoint_every", "max_bad_steps"):
+    for key in ("checkpoint_every", "max_bad_steps"):
         _require(getattr(options, key) >= 1, f"trainer.{key}", getattr(options, key), "a whole number ≥ 1")
+    read_spike(options.spike)
+    _require(options.watchdog_seconds is None or options.watchdog_seconds > 0, "trainer.watchdog_seconds",
+             options.watchdog_seconds, "null or above 0")
+    _require(options.rendezvous_seconds > 0, "trainer.rendezvous_seconds", options.rendezvous_seconds, "above 0")
     _require(options.measure_every >= 0, "trainer.measure_every", options.measure_every, "0 or more")
     _require(options.peak_tflops is None or options.peak_tflops > 0, "trainer.peak_tflops", options.peak_tflops,
              "null or above 0")

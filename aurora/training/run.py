@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -26,22 +27,24 @@ from aurora.checkpoint import read_config, save_model
 from aurora.errors import AuroraError
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
-from aurora.training.callbacks import Checkpoints, Curves, EndOfStage, StopOnSignal
+from aurora.training.callbacks import Checkpoints, Curves, EndOfStage
 from aurora.training.checkpoints import KEPT, Checkpoint, newest_checkpoint, refuse_unsafe_loading, require_room
 from aurora.training.data import QUARANTINE_FILE, build_data, count_bad_samples, count_samples
 from aurora.training.folder import StageFolder, base_paths, fingerprint, require_same
 from aurora.training.head import describe_stage
 from aurora.training.instantiate import instantiate
+from aurora.training.launch import Place, cluster, find_place, fitted, join, require_equal
 from aurora.training.logs import build_loggers
 from aurora.training.module import AuroraModule
 from aurora.training.optim import choose_learned
-from aurora.training.parallel import barrier, build_strategy
+from aurora.training.parallel import agreed, barrier, build_strategy, leave
 from aurora.training.precision import precision
 from aurora.training.progress import ProgressDisplay
 from aurora.training.recipe import Recipe, TrainerOptions, check_datasets, read_options, read_recipes, selected_stages
+from aurora.training.signals import KILLED, StopOnSignal, requeue
 from aurora.training.state import all_weights, whole
+from aurora.training.watchdog import STACKS, Watchdog
 
-SIGTERM_EXIT = 143
 ADAPTER_FOLDER = "adapter"
 
 
@@ -55,28 +58,37 @@ class Stage:
     options: TrainerOptions
     folder: StageFolder
     start: str | None  # the model folder that it starts from; None: base weights
+    place: Place | None  # among the processes that a launcher has started
 
 
 def train(config: Mapping[str, Any]) -> Path:
     """Trains the stages that `config["stage"]` asks for; gives the folder of the last model.
 
-    Finished stages are skipped, an interrupted one goes on where it was. SIGTERM saves and exits with 143.
+    Finished stages are skipped, an interrupted one goes on where it was. SIGTERM, SIGUSR1 and ^C save and exit with
+    128 and their number; SIGUSR1 puts a job of SLURM back into its queue. With other processes they first agree that
+    all were given the same.
     """
     refuse_unsafe_loading()
-    stages = plan_stages(config)
+    place = find_place()
+    if place is not None:
+        join(place, read_options(config["trainer"]))
+        require_equal(config)
+    stages = agreed(lambda: plan_stages(config, place))
     console = Console(quiet=_rank() != 0, soft_wrap=True, highlight=False)
     if stages[0].options.threads is not None:
         torch.set_num_threads(stages[0].options.threads)
     with _quiet_lightning():
         for stage in stages:
             _train_stage(stage, console)
+    if place is not None:
+        leave()
     return stages[-1].folder.model
 
 
-def plan_stages(config: Mapping[str, Any]) -> list[Stage]:
+def plan_stages(config: Mapping[str, Any], place: Place | None = None) -> list[Stage]:
     """The selected stages in order. AuroraError for whatever in the config makes no sense, before anything starts."""
     recipes = read_recipes(config)
-    options = read_options(config["trainer"])
+    options = fitted(read_options(config["trainer"]), place)
     config = {**config, "dtype": "bfloat16"} if options.precision == "bf16-true" else config
     names = selected_stages(config, recipes)
     check_datasets(config, {name: recipes[name] for name in names})
@@ -85,7 +97,7 @@ def plan_stages(config: Mapping[str, Any]) -> list[Stage]:
         given = config.get("init_from") if name == names[0] else None
         start = given or _model_before(config["run"], name, recipes[name].after, names)
         _check_start(config, given, start)
-        stages.append(Stage(name, config, recipes[name], options, StageFolder(config["run"], name), start))
+        stages.append(Stage(name, config, recipes[name], options, StageFolder(config["run"], name), start, place))
         _skeleton(stages[-1])
     return stages
 
@@ -174,7 +186,9 @@ def _module(stage: Stage, data: DataModule, resume: Checkpoint | None) -> Aurora
 def _fit(stage: Stage, module: AuroraModule, data: DataModule, now: Mapping[str, Any], console: Console) -> None:
     done = 0 if module.resume is None else module.resume.step
     stop = StopOnSignal()
+    watchdog = Watchdog(folder=stage.folder.path / STACKS, seconds=stage.options.watchdog_seconds)
     callbacks = [
+        watchdog,
         EndOfStage(),
         stop,
         Curves(),
@@ -185,35 +199,41 @@ def _fit(stage: Stage, module: AuroraModule, data: DataModule, now: Mapping[str,
         *(instantiate(entry) for entry in stage.options.callbacks.values()),
     ]
     loggers = build_loggers(stage.config["logger"] or {}, stage.folder.path, done)
-    build_trainer(stage.options, callbacks=callbacks, loggers=loggers, folder=stage.folder.path).fit(
-        module, datamodule=data)
+    trainer = build_trainer(stage, callbacks, loggers)
+    with watchdog.watching():
+        trainer.fit(module, datamodule=data)
     if module.step >= module.total_steps:
         return
-    if stop.stopped:
-        console.print(f"{stage.name}: stopped by SIGTERM after step {module.step}; the same command goes on there")
-        sys.exit(SIGTERM_EXIT)
+    if stop.stopped is not None:
+        console.print(f"{stage.name}: stopped by {stop.stopped.name} after step {module.step}, which is saved; "
+                      "the same command goes on there")
+        if stop.stopped == signal.SIGUSR1 and module.global_rank == 0:
+            requeue(console.print)
+        sys.exit(KILLED + stop.stopped)
     raise AuroraError(f"stage {stage.name!r}: the data ended after step {module.step} of {module.total_steps}")
 
 
-def build_trainer(options: TrainerOptions, *, callbacks: list[L.Callback], loggers: list[Any], folder: Path
-                  ) -> L.Trainer:
+def build_trainer(stage: Stage, callbacks: list[L.Callback], loggers: list[Any]) -> L.Trainer:
     """A Lightning trainer that runs one pass over rows and leaves saving, logging and display to our callbacks."""
     try:
-        return _trainer(options, callbacks, loggers, folder)
+        return _trainer(stage, callbacks, loggers)
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise AuroraError(f"trainer: {error}") from error
 
 
-def _trainer(options: TrainerOptions, callbacks: list[L.Callback], loggers: list[Any], folder: Path) -> L.Trainer:
+def _trainer(stage: Stage, callbacks: list[L.Callback], loggers: list[Any]) -> L.Trainer:
+    options, nodes = stage.options, 1 if stage.place is None else stage.place.nodes
+    dtypes = precision(options)
     return L.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
-        num_nodes=options.num_nodes,
-        strategy=build_strategy(options),
-        **precision(options),
+        num_nodes=nodes,
+        strategy=build_strategy(options, nodes),
+        plugins=[cluster(stage.place), *dtypes.pop("plugins", [])],
+        **dtypes,
         callbacks=callbacks,
         logger=loggers or False,
-        default_root_dir=str(folder),
+        default_root_dir=str(stage.folder.path),
         max_epochs=1,
         limit_val_batches=0,
         num_sanity_val_steps=0,

@@ -1,14 +1,19 @@
 """A tiny whole configuration and rows made from numbers, for tests of training; run as a script it trains."""
 
+import ctypes
 import json
+import multiprocessing
 import os
+import socket
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import lightning as L
 import torch
 
+from aurora.errors import AuroraError
 from aurora.interfaces import DataModule
 from aurora.registry import DATA
 from aurora.types import IGNORE, Frames, PackedBatch
@@ -20,8 +25,9 @@ class MadeRows(L.LightningDataModule, DataModule):
     """Rows of two sequences, with a frame in two of three; a step is `rows_per_step` rows over all ranks.
 
     What a row holds is a function of the seed and its number. In between come the faults that a test asks for: the
-    pixels of the rows in `poisoned` are no numbers, reading row `breaks_at` raises, and the environment may ask for a
-    delay in seconds before each row.
+    pixels of the rows in `poisoned` are no numbers, reading row `breaks_at` raises, and the environment may ask for
+    more: SECONDS_PER_ROW; rows that are POISONED, at which reading HANGS, LOCKS the interpreter or LEAPS in loss; and a
+    file READ_LOG to which step and number of every row are written.
     """
 
     poisoned = ()
@@ -57,6 +63,13 @@ class MadeRows(L.LightningDataModule, DataModule):
                 number, last = step * self.rows_per_step + turn + rank, turn + world == self.rows_per_step
                 if number == self.breaks_at:
                     raise RuntimeError("the disk is gone")
+                if "READ_LOG" in os.environ:
+                    with open(f"{os.environ['READ_LOG']}-{os.getpid()}", "a") as log:
+                        log.write(f"{step} {number}\n")
+                if number in rows_that("HANG"):
+                    time.sleep(1000)
+                if number in rows_that("LOCK"):
+                    ctypes.PyDLL(None).sleep(1000)
                 yield self.row(number)._replace(closes_step=last, position=(0, step + last, 0))
 
     def row(self, number):
@@ -64,14 +77,21 @@ class MadeRows(L.LightningDataModule, DataModule):
         lengths = torch.randint(4, 9, (2,), generator=generator).tolist()
         tokens = torch.randint(1, min(self.vocab, 200), (sum(lengths),), generator=generator)
         targets = torch.where(torch.arange(len(tokens)) % 3 == 0, IGNORE, (tokens * 7) % 50)
+        if number in rows_that("LEAP"):
+            targets = torch.where(targets == IGNORE, IGNORE, 250)
         frames = ()
         if self.framed and number % 3 != 2:
             pixels = torch.randint(0, 256, (1, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
-            if number in self.poisoned:
+            if number in self.poisoned or number in rows_that("POISON"):
                 pixels = torch.full(pixels.shape, torch.nan)
             frames = (Frames(pixels, torch.arange(1, 1 + KEEP).unsqueeze(0)),)
             tokens[1 : 1 + KEEP] = 0
         return PackedBatch(tokens, targets, torch.tensor([0, lengths[0], sum(lengths)]), frames, 2)
+
+
+def rows_that(fault):
+    """The numbers of the rows that the environment asks a fault of, such as HANG=4,9."""
+    return {int(number) for number in os.environ.get(fault, "").split(",") if number}
 
 
 def register():
@@ -111,6 +131,52 @@ def curve(run, stage="second"):
     from aurora.training.logs import read_curve
 
     return [(int(row["step"]), row["loss"]) for row in read_curve(Path(run) / stage)]
+
+
+# Processes that begin where everything is imported already: they start in a tenth of a second.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tiny_training", "aurora.training.run", "components.backbone.rwkv6",
+                                "components.vision.siglip", "components.tokenizer.bytes"])
+
+
+def start(config, log, **environment):
+    """Trains in a process of its own that writes what it says to `log`."""
+    # only here: the server that forks is started with the environment of this moment
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[3])))
+    process = CONTEXT.Process(target=_train, args=(config, str(log), environment))
+    process.start()
+    return process
+
+
+def start_ranks(config, log, world, *, port=None, **environment):
+    """The same in `world` processes that train together, as torchrun would start them on one machine."""
+    told = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port or free_port()), "GLOO_SOCKET_IFNAME": "lo", **environment}
+    return [start(config, f"{log}-{rank}", RANK=str(rank), LOCAL_RANK=str(rank), **told) for rank in range(world)]
+
+
+def free_port():
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _train(config, log, environment):
+    """Ends as `aurora train` does."""
+    os.environ.update({"OMP_NUM_THREADS": "1", **environment})
+    said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    warnings.simplefilter("error")
+    from aurora.training.run import train
+
+    register()
+    try:
+        train(config)
+    except AuroraError as error:
+        sys.stderr.write(f"aurora: error: {error}\n")
+        sys.exit(2)
 
 
 if __name__ == "__main__":
