@@ -23,12 +23,15 @@ R = TypeVar("R")
 class Sampling:
     """Which frames of a video are read: `fps` per second, or `frames` spread evenly, the last one included.
 
-    Exactly one of the two is given; `max_frames` caps `fps` by spreading that many evenly instead.
+    Exactly one of the two is given; `max_frames` caps `fps` by spreading that many evenly instead. `start` and `stop`
+    are seconds after the first frame: only what is shown in between is sampled, up to the end where `stop` lies behind.
     """
 
     fps: float | None = None
     frames: int | None = None
     max_frames: int | None = None
+    start: float = 0.0
+    stop: float | None = None
 
 
 class VideoReader(ABC):
@@ -36,9 +39,10 @@ class VideoReader(ABC):
 
     @abstractmethod
     def read(self, source: str | bytes, sampling: Sampling) -> Iterator[tuple[float, np.ndarray]]:
-        """(seconds, [H, W, 3] uint8) of the frame shown at each sampled moment, streamed.
+        """(seconds after the first frame, [H, W, 3] uint8) of the frame shown at each sampled moment, streamed.
 
-        `source` is a path or the bytes of a file. AuroraError for anything that holds no readable video.
+        `source` is a path or the bytes of a file. Frames have the size of the video and stand upright. AuroraError for
+        anything that holds no readable video, or nothing in the range, and for a file that takes too long.
         """
 
     @abstractmethod

@@ -1,61 +1,40 @@
-"""The default reader: PyAV in one pass, choosing frames by their timestamps."""
+"""The default reader: PyAV, right for every kind of file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from aurora.errors import AuroraError
 from aurora.interfaces import Sampling, VideoReader
 from aurora.registry import READER
 
-from ._clip import Clip, label, measure, open_video
-from ._sampling import check_sampling, sample_times
+from ._clip import scan
+from ._decode import frames_at
+from ._file import TIMEOUT_SECONDS, Deadline, check_threads, check_timeout
+from ._plan import moments
+from ._sampling import check_sampling
 
 
 @READER.register
 class PyavReader(VideoReader):
-    """PyAV in one pass: right for B-frames, edit lists, odd start times and variable rates; upright."""
+    """PyAV, decoding no more than what the sampled frames need: right for B-frames, edit lists, odd start times,
+    variable rates and rotation; damaged pictures are errors.
+
+    `timeout_seconds` is for all frames of one video together. `threads` decode one video; loader workers need one.
+    """
+
+    def __init__(self, *, timeout_seconds: float | None = TIMEOUT_SECONDS, threads: int = 1) -> None:
+        self.timeout_seconds = check_timeout(timeout_seconds)
+        self.threads = check_threads(threads)
 
     def read(self, source: str | bytes, sampling: Sampling) -> Iterator[tuple[float, np.ndarray]]:
         check_sampling(sampling)
-        clip = measure(source)
-        with open_video(source) as (container, stream):
-            stream.thread_type = "SLICE"
-            frames = container.decode(stream)
-            for time, frame, shape in _shown_at(_times(clip, sampling), frames, clip, source):
-                yield time, _pixels(frame, shape)
+        deadline = Deadline(self.timeout_seconds, source)
+        packets = scan(source, deadline)
+        times = moments(packets, sampling, source)
+        yield from deadline.timed(frames_at(source, packets, times, threads=self.threads, deadline=deadline))
 
     def times(self, source: str | bytes, sampling: Sampling) -> list[float]:
         check_sampling(sampling)
-        return _times(measure(source), sampling)
-
-
-def _times(clip: Clip, sampling: Sampling) -> list[float]:
-    return sample_times(sampling, clip.duration, clip.span)
-
-
-def _shown_at(
-    times: list[float], frames: Iterator[Any], clip: Clip, source: str | bytes
-) -> Iterator[tuple[float, Any, tuple[int, int]]]:
-    """For every moment the last frame that began by then; after the end, the last frame goes on being shown."""
-    current = next(frames, None)
-    if current is None:
-        raise AuroraError(f"{label(source)} holds no frame that can be decoded")
-    shape = (current.width, current.height)
-    following = next(frames, None)
-    for time in times:
-        # Half a tick, because a timestamp in milliseconds can lie just after the moment it stands for.
-        until = clip.first + time + clip.tick / 2
-        while following is not None and (following.time is None or following.time <= until):
-            current, following = following, next(frames, None)
-        yield time, current, shape
-
-
-def _pixels(frame: Any, shape: tuple[int, int]) -> np.ndarray:
-    """[H, W, 3] uint8, upright; a stream that changes its size keeps that of its first frame."""
-    width, height = shape
-    image = frame.to_ndarray(format="rgb24", width=width, height=height)
-    return np.ascontiguousarray(np.rot90(image, frame.rotation // 90 % 4))
+        return moments(scan(source, Deadline(self.timeout_seconds, source)), sampling, source)

@@ -1,0 +1,110 @@
+"""Readers on other decoders: used only where what they say of a file is what its packets say.
+
+Shape letters: P shown frames, W wanted ones, H height, W width of a frame.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+
+from aurora.interfaces import Sampling, VideoReader
+
+from ._clip import Packets, scan
+from ._decode import frames_at
+from ._file import TIMEOUT_SECONDS, Deadline, check_threads, check_timeout, label
+from ._plan import moments, shown_at
+from ._sampling import check_sampling
+from ._shape import Shape, stored_shape
+
+BATCH = 8
+"""Frames decoded per call: other decoders hold a whole batch, so that this bounds their memory."""
+_log = logging.getLogger(__name__)
+_told: set[tuple[str, str]] = set()
+
+
+class Unfit(Exception):
+    """Why a decoder cannot be trusted with a file."""
+
+
+class OtherReader(VideoReader):
+    """Reads ordinary files with another decoder, and all others with PyAV, which is said once per reason.
+
+    The moments are those that the file's packets say, as with every reader.
+    """
+
+    codecs: tuple[str, ...] | None = None
+    """Those that the decoder was found to get right; none: all."""
+
+    def __init__(self, *, timeout_seconds: float | None = TIMEOUT_SECONDS, threads: int = 1) -> None:
+        self.timeout_seconds = check_timeout(timeout_seconds)
+        self.threads = check_threads(threads)
+
+    @abstractmethod
+    def decoded(self, source: str | bytes, starts: np.ndarray, wanted: np.ndarray) -> Iterator[np.ndarray]:
+        """[W] batches of [n, H, W, 3] uint8: the wanted frames, by their numbers in the order of time.
+
+        `starts` are the seconds [P] at which the file's packets say that its frames are shown. Unfit where this
+        decoder says otherwise or fails.
+        """
+
+    def read(self, source: str | bytes, sampling: Sampling) -> Iterator[tuple[float, np.ndarray]]:
+        check_sampling(sampling)
+        deadline = Deadline(self.timeout_seconds, source)
+        packets = scan(source, deadline)
+        times = moments(packets, sampling, source)
+        yield from deadline.timed(self._frames_at(source, packets, times, deadline))
+
+    def times(self, source: str | bytes, sampling: Sampling) -> list[float]:
+        check_sampling(sampling)
+        return moments(scan(source, Deadline(self.timeout_seconds, source)), sampling, source)
+
+    def _frames_at(
+        self, source: str | bytes, packets: Packets, times: list[float], deadline: Deadline
+    ) -> Iterator[tuple[float, np.ndarray]]:
+        done = 0
+        try:
+            if self.codecs is not None and packets.codec not in self.codecs:
+                raise Unfit(f"it gets {packets.codec} wrong or cannot decode it")
+            shape = _check(packets, source)
+            order = np.sort(packets.starts)
+            wanted = np.searchsorted(order, packets.starts[shown_at(packets, times)])
+            for images in self.decoded(source, order * packets.tick, wanted):
+                deadline.check()
+                if images.shape[1:3] != shape[:2]:
+                    raise Unfit("it shows frames of another size")
+                yield from zip(times[done:done + len(images)], images, strict=True)
+                done += len(images)
+        except Unfit as reason:
+            self._tell(source, str(reason))
+            yield from frames_at(source, packets, times[done:], threads=self.threads, deadline=deadline)
+
+    def _tell(self, source: str | bytes, reason: str) -> None:
+        name = type(self).__module__.rpartition(".")[2]
+        if (name, reason) not in _told:
+            _told.add((name, reason))
+            _log.warning("reader %s: %s is read with pyav, because %s; so is every such file from here on", name,
+                         label(source), reason)
+
+
+def _check(packets: Packets, source: str | bytes) -> Shape:
+    """The shape of the frames of a file that any decoder reads alike. Unfit for others."""
+    if not (packets.whole and packets.ordinary):
+        raise Unfit("decoders disagree on files that are no mp4, webm or mkv, or that have an edit list, several "
+                    "videos, frames without a time, or keyframes which need what is before them")
+    shape = stored_shape(source)
+    if shape.rotation or shape.interlaced:
+        raise Unfit("its frames are turned or interlaced")
+    return shape
+
+
+def check_starts(found: np.ndarray, starts: np.ndarray) -> None:
+    """Unfit unless a decoder's times of some frames are those that the packets say, in seconds."""
+    # Times may come in float32, and half of the smallest difference between two frames tells them apart.
+    apart = float(np.diff(np.unique(starts)).min(initial=np.inf)) / 2
+    slack = min(apart, 1e-3 + float(np.spacing(np.float32(abs(starts).max()))))
+    if len(found) != len(starts) or (abs(found - starts) > slack).any():
+        raise Unfit("it finds frames at other times than the packets say")
