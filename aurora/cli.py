@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from aurora import __version__
-from aurora.commands import bench_options, shard_options, weight_options
+from aurora.commands import bench_options, plan_options, shard_options, weight_options
 from aurora.errors import AuroraError
 
 OVERRIDES = """settings are changed with Hydra's overrides, such as keep_ratio=0.5, merge=pool or sampling.fps=2"""
@@ -93,7 +93,7 @@ def parser() -> Parser:
     top.set_defaults(command=None)
     top.add_argument("--version", action="version", version=f"aurora {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
-    for add in (_demo, _ask, _caption, _train, _eval, _bench, _convert, _export, _shards, _list, _info, _blocks,
+    for add in (_demo, _ask, _caption, _plan, _train, _eval, _bench, _convert, _export, _shards, _list, _info, _blocks,
                 _version):
         add(commands)
     return top
@@ -148,6 +148,11 @@ def _caption(commands: Commands) -> None:
     _visual_options(parser)
     _model_options(parser)
     _generation_options(parser)
+
+
+def _plan(commands: Commands) -> None:
+    plan_options.plan(_command(commands, "plan", "planning", "show what stages will read, before they are trained",
+                               plan_options.PLAN, plan_options.EXAMPLE))
 
 
 def _train(commands: Commands) -> None:

@@ -21,6 +21,7 @@ from ._corpus import FOLDER, Corpus, Missing, TooLong, blank_tokens, build_corpu
 from ._loader import BadSamples, RowLoader, RowTask, Share
 from ._packing import Budget
 from ._plan import BatchUnit, Plan
+from ._planning import measured
 from ._rows import RowBuilder
 from ._schedule import Position, check_position, rank_and_world
 from ._worker import Care
@@ -102,6 +103,10 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
             corpus.members, tokens=corpus.tokens, frames=corpus.frames, budget=self._budget, seed=self._seed,
             group=kind_groups(corpus.kinds, mix_kinds=self._mix_kinds), global_batch=self._global_batch,
             batch_unit=self._batch_unit)
+
+    def describe(self) -> dict[str, Any]:
+        """What an epoch reads of each dataset, how full rows are and what is missing, as JSON."""
+        return measured(self.corpus, self.plan, self._mixture)
 
     def setup(self, stage: str | None = None) -> None:
         """Plans before training starts, so that what is wrong with the data is said then."""

@@ -58,6 +58,11 @@ def _work(parser: ArgumentParser) -> None:
     _counting(parser)
 
 
+def _list(parser: ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="show only this one, with all that is known of it")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
 def _index(parser: ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", nargs="+", help="a folder of tars")
 
@@ -100,6 +105,11 @@ def _preview(parser: ArgumentParser) -> None:
 
 
 WHAT = {
+    "list": What(
+        "cataloguing", "list the public datasets that are known by name",
+        "Shows the catalogue: what each dataset is, how many samples its makers state, under which licence, and which "
+        "mixture reads it. With a name or the path of a yaml, everything that is said of one dataset.",
+        "aurora shards list\n  aurora shards list sharegpt4video", _list),
     "build": What(
         "sharding", "make shards of a dataset as its makers publish it",
         "Reads the annotations once, cuts them into shards and writes these side by side. Entries that cannot be used "

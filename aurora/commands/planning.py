@@ -1,0 +1,117 @@
+"""`aurora plan`: what the stages of a config will read, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aurora.assemble import build_model
+from aurora.commands.plan_tables import show
+from aurora.config import load_config
+from aurora.errors import AuroraError
+from aurora.interfaces import Sampling
+from aurora.model import AuroraModel
+from aurora.registry import import_part
+from aurora.training.data import build_data
+from aurora.training.folder import StageFolder
+from aurora.training.recipe import Recipe, read_recipes, selected_stages
+
+
+def plan(options: Namespace) -> int:
+    """Plans every selected stage and prints it."""
+    config = load_config(options.overrides)
+    stages = plan_stages(config, published=options.published)
+    for stage in stages.values():
+        stage["data"]["decode_core_hours"] = _hours(stage, options.image_rate, options.video_rate)
+    told = {"stages": stages, "tables": against_paper(stages)}
+    if options.json:
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+        return 0
+    show(told, options.image_rate, options.video_rate)
+    return 0
+
+
+def plan_stages(config: Mapping[str, Any], *, published: bool) -> dict[str, dict[str, Any]]:
+    """By stage: what its recipe says, and below `data` what it reads. Nothing is built but the model's shape."""
+    recipes = read_recipes(config)
+    with torch.device("meta"):
+        model = build_model(config)
+    stages = {}
+    for name in selected_stages(config, recipes):
+        recipe = recipes[name]
+        data = _published(config, recipe, model) if published else _measured(config, name, recipe, model)
+        stages[name] = {
+            "keep_ratio": recipe.keep_ratio, "epochs": recipe.epochs, "max_steps": recipe.max_steps,
+            "global_batch": recipe.global_batch, "batch_unit": config["data"].get("batch_unit", "samples"),
+            "table": recipe.mixture.table, "paper": recipe.mixture.paper, "note": recipe.mixture.note,
+            "groups": {group: said.paper for group, said in recipe.mixture.groups.items()},
+            "published": published, "data": data,
+        }
+        stages[name]["steps"] = _steps(stages[name])
+    return stages
+
+
+def against_paper(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """By table of the paper: samples and visits of each group over all stages that are part of it, and its counts."""
+    tables: dict[str, Any] = {}
+    for stage in stages.values():
+        if stage["table"] is None:
+            continue
+        table = tables.setdefault(stage["table"], {"paper": stage["paper"], "groups": {}})
+        for group, paper in stage["groups"].items():
+            reads = [read for read in stage["data"]["datasets"] if read["group"] == group]
+            told = table["groups"].setdefault(group, {"samples": 0, "visits": 0, "paper": None})
+            told["samples"] += sum(read["samples"] for read in reads)
+            told["visits"] += sum(read["visits"] for read in reads) * stage["epochs"]
+            told["paper"] = told["paper"] if paper is None else paper
+    return tables
+
+
+def _published(config: Mapping[str, Any], recipe: Recipe, model: AuroraModel) -> dict[str, Any]:
+    catalogue = import_part("datamodules._catalogue")
+    known = set(catalogue.known_datasets())
+    entries = {name: catalogue.load_dataset(name) for name in recipe.mixture.datasets if name in known}
+    data = config["data"]
+    sampling = Sampling(fps=data.get("fps"), frames=data.get("frames"), max_frames=data.get("max_frames"))
+    planning = import_part("datamodules._planning")
+    told: dict[str, Any] = planning.published(recipe.mixture, entries, model.layout(recipe.keep_ratio), sampling)
+    return {**told, "assumed": planning.ASSUMED}
+
+
+def _measured(config: Mapping[str, Any], name: str, recipe: Recipe, model: AuroraModel) -> dict[str, Any]:
+    root = config["data"].get("root")
+    if root is not None and "://" not in str(root) and not any(
+            (Path(root) / dataset).is_dir() for dataset in recipe.mixture.datasets):
+        raise AuroraError(f"stage {name!r}: none of its {len(recipe.mixture.datasets)} datasets is below data.root "
+                          f"{root}; `aurora plan --published` plans from published counts")
+    # What is missing is shown, not refused.
+    shown = {**config, "data": {**config["data"], "missing": "drop"}}
+    data = build_data(shown, recipe, model, StageFolder(config["run"], name).path)
+    describe = getattr(data, "describe", None)
+    if describe is None:
+        raise AuroraError(f"data {config['data']['name']!r} has no plan of its own to show; webdataset has")
+    told: dict[str, Any] = describe()
+    return told
+
+
+def _steps(stage: Mapping[str, Any]) -> int:
+    """Optimizer steps of the stage; by published counts about so many."""
+    reads, per_epoch = stage["data"]["datasets"], stage["data"]["steps_per_epoch"]
+    if per_epoch is None:
+        unit = "visits" if stage["batch_unit"] == "samples" else "tokens"
+        per_epoch = -(-sum(read[unit] for read in reads) // stage["global_batch"])
+    steps = int(per_epoch) * int(stage["epochs"])
+    return steps if stage["max_steps"] is None else min(steps, int(stage["max_steps"]))
+
+
+def _hours(stage: Mapping[str, Any], image_rate: float, video_rate: float) -> float:
+    seconds = sum(read["image_megapixels"] / image_rate + read["video_megapixels"] / video_rate
+                  for read in stage["data"]["datasets"])
+    return float(seconds * stage["epochs"] / 3600)
+

@@ -1,0 +1,91 @@
+"""`aurora plan` and `aurora shards list` as they are typed."""
+
+import json
+
+import pytest
+
+from aurora.cli import main
+from datamodules._catalogue import known_datasets
+from datamodules.blocks.build import build
+
+TINY = ["experiment=blocks", "stage=language_video"]
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments):
+        capsys.readouterr()
+        return main(list(map(str, arguments))), *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("blocks")
+    build(folder, scale=0.01, workers=1)
+    return folder
+
+
+@pytest.fixture
+def planned(run, blocks, tmp_path):
+    def planned(*overrides):
+        status, out, _ = run("plan", *TINY, f"data.root={blocks}", f"run={tmp_path}", "--json", "--", *overrides)
+        assert status == 0
+        return json.loads(out)["stages"]["language_video"]
+
+    return planned
+
+
+def test_what_is_planned_is_what_training_reads(planned, blocks):
+    stage, data = planned(), planned()["data"]
+    read, = data["datasets"]
+    samples = json.loads((blocks / "language_video" / "index.json").read_bytes())["shards"][0]["samples"]
+    assert read["samples"] == read["visits"] == samples and read["counted"] == "measured"
+    assert stage["steps"] == 2 * data["steps_per_epoch"] and 0 < data["fill"]["tokens"] <= 1
+    tars = (blocks / "language_video").glob("*.tar")
+    assert 0.7 < read["bytes"] / sum(tar.stat().st_size for tar in tars) < 1
+
+
+def test_repeats_and_limits_are_planned(planned):
+    read, = planned("stages.language_video.mixture={language_video: {samples: 5, repeats: 3}}")["data"]["datasets"]
+    once, = planned("stages.language_video.mixture={language_video: {samples: 5}}")["data"]["datasets"]
+    assert (read["samples"], read["visits"]) == (5, 15)
+    assert all(read[key] == 3 * once[key] for key in ("tokens", "frames", "bytes"))
+
+
+def test_what_is_missing_shrunk_or_dropped_is_told(planned, run, blocks, tmp_path):
+    stage = planned("data.row_frames=3", "stages.language_video.mixture={language_video: 1, elsewhere: 1}")
+    assert stage["data"]["missing"] == ["elsewhere"] and stage["data"]["datasets"][0]["shrunk"] > 0
+    out = run("plan", *TINY, f"data.root={blocks}", f"run={tmp_path}", "data.row_tokens=60", "data.too_long=drop")[1]
+    assert "dropped  longer than a row, left out: language_video" in out
+
+
+def test_tokens_may_be_what_a_batch_counts(planned):
+    stage = planned("data.batch_unit=tokens", "stages.language_video.global_batch=2048")
+    tokens = sum(read["tokens"] for read in stage["data"]["datasets"])
+    assert abs(stage["data"]["steps_per_epoch"] - tokens / 2048) <= 1
+
+
+def test_the_papers_stages_are_planned_from_published_counts(run):
+    status, out, _ = run("plan", "--published", "--json")
+    told = json.loads(out)
+    assert status == 0 and set(told["tables"]) == {"B2", "B3", "B4"}
+    assert sum(group["visits"] for group in told["tables"]["B4"]["groups"].values()) == 15_428_000
+    assert sum(group["samples"] for group in told["tables"]["B4"]["groups"].values()) == 13_769_000
+
+
+def test_published_counts_are_shown_beside_the_papers(run):
+    out = run("plan", "--published")[1]
+    assert "published counts, assumed lengths" in out and "15,428,000" in out and "chatterbox ~" in out
+
+
+def test_a_plan_without_shards_is_answered_with_what_to_do(run, tmp_path):
+    status, _, error = run("plan", f"data.root={tmp_path}", "stage=vision")
+    assert status == 2 and "aurora plan --published" in error
+
+
+def test_every_dataset_of_the_catalogue_is_listed(run):
+    status, out, _ = run("shards", "list", "--json")
+    assert status == 0 and sorted(json.loads(out)) == known_datasets()
+    assert "miradata" in run("shards", "list")[1] and "dense_caption" in run("shards", "list", "miradata")[1]
