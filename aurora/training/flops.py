@@ -57,13 +57,13 @@ def training_flops(
     """What a step of so many frames, row positions and learned positions takes, forward and backward.
 
     A slot whose weights learn takes three times its forward pass; one that only hands gradients on takes two; one that
-    nothing before learns takes one.
+    stands before all that learns takes one.
     """
     learns = {slot: any(p.requires_grad for p in getattr(model, slot).parameters()) for slot in WEIGHTED_SLOTS}
     passes, before = {}, False
     for slot in WEIGHTED_SLOTS:
-        passes[slot] = 1 + before + learns[slot]
         before = before or learns[slot]
+        passes[slot] = 1 + before + learns[slot]
     return (frames * (passes["vision"] * each.vision + passes["connector"] * each.connector)
             + passes["backbone"] * (positions * each.backbone + targets * each.head))
 

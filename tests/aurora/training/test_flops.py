@@ -39,8 +39,8 @@ def test_products_of_encoder_and_connector_are_those_that_torch_counts():
 
 
 @pytest.mark.parametrize(("trained", "passes"), [
-    (["connector"], (1, 2, 2)), (["vision", "connector"], (2, 3, 2)), (["vision", "connector", "backbone"], (2, 3, 3)),
-    (["backbone"], (1, 1, 2)),
+    (["connector"], (1, 3, 2)), (["vision", "connector"], (3, 3, 2)), (["vision", "connector", "backbone"], (3, 3, 3)),
+    (["backbone"], (1, 1, 3)),
 ])
 def test_only_what_gradients_pass_through_is_computed_backward(trained, passes):
     model = build_model(tiny_config("run"))
