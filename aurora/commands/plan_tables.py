@@ -9,6 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from aurora.commands.plan_training import training_lines
+
 COLUMNS = ("samples", "read", "visits", "tokens", "frames", "bytes")
 MARK = {"measured": "", "published": "", "group": " ~", "unknown": " ?"}
 # Where nobody looks at a terminal, lines are as long as these tables are.
@@ -21,7 +23,7 @@ def show(told: Mapping[str, Any], image_rate: float, video_rate: float) -> None:
     console.width = max(console.width, WIDTH)
     for name, stage in told["stages"].items():
         console.print(_stage(name, stage))
-        for line in _lines(stage, image_rate, video_rate):
+        for line in [*_lines(stage, image_rate, video_rate), *training_lines(stage["training"])]:
             console.print(f"  {line}")
         if stage["note"]:
             console.print("  " + stage["note"].strip().replace("\n", "\n  "), style="dim")

@@ -13,32 +13,36 @@ import torch
 
 from aurora.assemble import build_model
 from aurora.commands.plan_tables import show
+from aurora.commands.plan_training import hardware, training
 from aurora.config import load_config
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 from aurora.model import AuroraModel
 from aurora.registry import import_part
 from aurora.training.data import build_data
+from aurora.training.estimate import Hardware
 from aurora.training.folder import StageFolder
 from aurora.training.recipe import Recipe, read_recipes, selected_stages
 
 
 def plan(options: Namespace) -> int:
-    """Plans every selected stage and prints it."""
+    """Plans every selected stage and prints it; 1 when one does not fit the hardware that was named."""
     config = load_config(options.overrides)
-    stages = plan_stages(config, published=options.published)
+    machine = hardware(options)
+    stages = plan_stages(config, published=options.published, machine=machine)
     for stage in stages.values():
         stage["data"]["decode_core_hours"] = _hours(stage, options.image_rate, options.video_rate)
     told = {"stages": stages, "tables": against_paper(stages)}
     if options.json:
         sys.stdout.write(json.dumps(told, indent=2) + "\n")
-        return 0
-    show(told, options.image_rate, options.video_rate)
-    return 0
+    else:
+        show(told, options.image_rate, options.video_rate)
+    return int(any(not stage["training"]["fits"] for stage in stages.values() if stage["training"] is not None))
 
 
-def plan_stages(config: Mapping[str, Any], *, published: bool) -> dict[str, dict[str, Any]]:
-    """By stage: what its recipe says, and below `data` what it reads. Nothing is built but the model's shape."""
+def plan_stages(config: Mapping[str, Any], *, published: bool, machine: Hardware | None) -> dict[str, dict[str, Any]]:
+    """By stage: what its recipe says, below `data` what it reads, below `training` what that takes on a machine.
+    Nothing is built but the model's shape."""
     recipes = read_recipes(config)
     with torch.device("meta"):
         model = build_model(config)
@@ -52,6 +56,7 @@ def plan_stages(config: Mapping[str, Any], *, published: bool) -> dict[str, dict
             "table": recipe.mixture.table, "paper": recipe.mixture.paper, "note": recipe.mixture.note,
             "groups": {group: said.paper for group, said in recipe.mixture.groups.items()},
             "published": published, "data": data,
+            "training": None if machine is None else training(config, recipe, model, data, machine),
         }
         stages[name]["steps"] = _steps(stages[name])
     return stages

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from aurora.errors import AuroraError
@@ -65,10 +64,10 @@ class Cost(NamedTuple):
 
 def memory(
     model: AuroraModel, options: TrainerOptions, *, keep_ratio: float, row_tokens: int, row_frames: int, devices: int,
-    average: bool = False,
+    per_node: int, average: bool = False,
 ) -> Memory:
     """The memory of a device; `model` says what learns and may stand on the meta device."""
-    sharded = devices if options.strategy.startswith("fsdp") else 1
+    sharded = {"fsdp": devices, "fsdp1": devices, "fsdp_hybrid": min(devices, per_node)}.get(options.strategy, 1)
     whole = sum(p.nbytes for p in model.parameters())
     learned = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -103,11 +102,6 @@ def require_fit(needed: Memory, available: float, stage: str) -> None:
         f"stage {stage!r} needs about {needed.total / 2**30:.1f} GiB on each device ({parts}), which has "
         f"{available / 2**30:.1f}: take trainer=fsdp, more devices, trainer.activation_checkpointing=block, smaller "
         "data.row_tokens and data.row_frames or precision=bf16-true; trainer.check_memory=false tries it all the same")
-
-
-def device_memory(device: torch.device) -> float | None:
-    """Bytes of a GPU; None for other devices, which share theirs."""
-    return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
 
 
 def _gathered(model: AuroraModel) -> float:

@@ -30,7 +30,7 @@ def build_strategy(options: TrainerOptions, nodes: int = 1) -> Strategy | str:
     if options.strategy == "ddp":
         return DDPStrategy()
     if options.strategy == "fsdp":
-        return ModelParallelStrategy(data_parallel_size=nodes * _local_devices(options), tensor_parallel_size=1)
+        return ModelParallelStrategy(data_parallel_size=nodes * local_devices(options), tensor_parallel_size=1)
     return "auto"
 
 
@@ -191,7 +191,8 @@ def _extended(tensor: Tensor, count: int, value: int) -> Tensor:
     return torch.cat([tensor, tensor.new_full((count,), value)])
 
 
-def _local_devices(options: TrainerOptions) -> int:
+def local_devices(options: TrainerOptions) -> int:
+    """Processes that the options ask for on this machine."""
     devices: Any = options.devices
     if isinstance(devices, list):
         return len(devices)

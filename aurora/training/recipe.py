@@ -68,6 +68,7 @@ class TrainerOptions:
     spike: Mapping[str, Any] | None = None  # read by read_spike
     watchdog_seconds: float | None = 900.0  # without a finished row, after which a run that hangs is ended
     rendezvous_seconds: float = 300.0  # that processes wait for each other at the start
+    check_memory: bool = True  # refuse a stage that has no room on a GPU by our estimate
     measure_every: int = 50  # steps between two looks at weight norms and gradient noise; 0: never
     peak_tflops: float | None = None  # of one device, for the share of it that is used; None: of known GPUs
     progress: Display = "auto"

@@ -30,6 +30,7 @@ from aurora.model import AuroraModel
 from aurora.training.callbacks import Checkpoints, Curves, EndOfStage
 from aurora.training.checkpoints import KEPT, Checkpoint, newest_checkpoint, refuse_unsafe_loading, require_room
 from aurora.training.data import QUARANTINE_FILE, build_data, count_bad_samples, count_samples
+from aurora.training.estimate import memory, require_fit
 from aurora.training.folder import StageFolder, base_paths, fingerprint, require_same
 from aurora.training.head import describe_stage
 from aurora.training.instantiate import instantiate
@@ -37,7 +38,7 @@ from aurora.training.launch import Place, cluster, find_place, fitted, join, req
 from aurora.training.logs import build_loggers
 from aurora.training.module import AuroraModule
 from aurora.training.optim import choose_learned
-from aurora.training.parallel import agreed, barrier, build_strategy, leave
+from aurora.training.parallel import agreed, barrier, build_strategy, leave, local_devices
 from aurora.training.precision import precision
 from aurora.training.progress import ProgressDisplay
 from aurora.training.recipe import Recipe, TrainerOptions, check_datasets, read_options, read_recipes, selected_stages
@@ -141,6 +142,7 @@ def _train_stage(stage: Stage, console: Console) -> None:
     if resume is not None:
         data.load_state_dict(resume.state["data"])
     require_room(stage.folder.path, _bytes_to_write(skeleton))
+    _require_memory(stage, skeleton)
     if _rank() == 0:
         stage.folder.describe(stage.config)
     module = _module(stage, data, resume)
@@ -157,6 +159,18 @@ def _train_stage(stage: Stage, console: Console) -> None:
         stage.folder.finish(now)
     barrier()
     console.print(f"{stage.name}: done, {stage.folder.model}")
+
+
+def _require_memory(stage: Stage, model: AuroraModel) -> None:
+    """AuroraError when a GPU has no room for the stage by our estimate."""
+    options, data = stage.options, stage.config["data"]
+    if not options.check_memory or options.accelerator == "cpu" or not torch.cuda.is_available():
+        return
+    local = local_devices(options) if stage.place is None else stage.place.per_node
+    needed = memory(model, options, keep_ratio=stage.recipe.keep_ratio, row_tokens=data.get("row_tokens", 0),
+                    row_frames=data.get("row_frames", 0), devices=local if stage.place is None else stage.place.world,
+                    per_node=local, average=stage.recipe.average is not None)
+    require_fit(needed, float(torch.cuda.get_device_properties(0).total_memory), stage.name)
 
 
 def _skeleton(stage: Stage) -> AuroraModel:

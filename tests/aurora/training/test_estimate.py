@@ -36,7 +36,7 @@ def kept(work):
 
 def told(model, trained=EVERYTHING, **options):
     freeze_untrained(model, trained)
-    return memory(model, TrainerOptions(**options), keep_ratio=0.5, row_tokens=512, row_frames=4, devices=4)
+    return memory(model, TrainerOptions(**options), keep_ratio=0.5, row_tokens=512, row_frames=4, devices=4, per_node=2)
 
 
 @pytest.mark.parametrize("backbone", ["rwkv6", "rwkv7"])

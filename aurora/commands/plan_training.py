@@ -1,0 +1,62 @@
+"""What `aurora plan` says of training: memory of a device, hours and money on hardware that the user names."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from aurora.errors import AuroraError
+from aurora.model import AuroraModel
+from aurora.training.estimate import SPARE, Hardware, cost, memory
+from aurora.training.flops import PEAKS, named_peak
+from aurora.training.optim import freeze_untrained
+from aurora.training.recipe import Recipe, read_options
+
+GPUS_PER_NODE = 8
+
+
+def hardware(options: Namespace) -> Hardware | None:
+    """What the options describe; None when no GPU was named. AuroraError for an unknown one without its peak."""
+    if options.gpu is None:
+        return None
+    peak = named_peak(options.gpu) if options.peak_tflops is None else options.peak_tflops * 1e12
+    if peak is None:
+        raise AuroraError(f"--gpu {options.gpu}: its peak is not known; give --peak-tflops, or one of "
+                          f"{', '.join(PEAKS)}")
+    for name, value in (("--gpus", options.gpus), ("--gpu-gib", options.gpu_gib), ("--used", options.used)):
+        if value <= 0:
+            raise AuroraError(f"{name} {value} must be above 0")
+    return Hardware(options.gpus, options.gpu_gib * 2**30, peak, options.used, options.price)
+
+
+def training(
+    config: Mapping[str, Any], recipe: Recipe, model: AuroraModel, data: Mapping[str, Any], machine: Hardware
+) -> dict[str, Any]:
+    """The estimate for a stage as plain numbers, all its text counted as learned."""
+    freeze_untrained(model, recipe.trained)
+    trainer, reads = read_options(config["trainer"]), data["datasets"]
+    size = model.vision.prepare.size
+    frames, positions = (recipe.epochs * sum(read[key] for read in reads) for key in ("frames", "tokens"))
+    seen = frames * model.layout(recipe.keep_ratio).tokens(size, size)
+    needed = memory(model, trainer, keep_ratio=recipe.keep_ratio, row_tokens=config["data"].get("row_tokens", 4096),
+                    row_frames=config["data"].get("row_frames", 64), devices=machine.devices, per_node=GPUS_PER_NODE,
+                    average=recipe.average is not None)
+    takes = cost(model, trainer, machine, keep_ratio=recipe.keep_ratio, frames=frames, positions=positions,
+                 targets=max(0, positions - seen))
+    return {"memory": {**needed._asdict(), "total": needed.total}, "fits": needed.total <= SPARE * machine.memory,
+            **takes._asdict(), "devices": machine.devices, "used": machine.used}
+
+
+def training_lines(told: Mapping[str, Any] | None) -> list[str]:
+    """The same for people; nothing where no hardware was named."""
+    if told is None:
+        return []
+    parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in told["memory"].items() if name != "total")
+    price = "" if told["price"] is None else f", {told['price']:,.0f} in money"
+    return [
+        f"trains   {told['flops'] / 1e18:,.1f} EFLOP: {told['hours']:,.1f} hours on {told['devices']} GPUs at "
+        f"{told['used']:.0%} of their peak{price}",
+        f"memory   about {told['memory']['total'] / 2**30:.1f} GiB of each GPU ({parts})"
+        + ("" if told["fits"] else ": DOES NOT FIT"),
+    ]
