@@ -40,26 +40,44 @@ INLINE int64_t slot(const Piece& piece, int64_t done) {
 
 // ---------------------------------------------------------------- forward
 
+// Within a chunk the state may be carried without the decays before it. With D_t their product since the chunk began,
+// s'_t = s_t / D_t:
+//     y_t = (r_t D_t) s'_t        s'_t+1 = s'_t + (k_t / D_t+1)^T v_t
+// which is two operations per element instead of three. Later products are made from earlier ones, so that quotients of
+// them round as the recurrence does. Keys whose product becomes as small as LEAST go the way that is written down.
 struct Forward {
     const float* r;  // [P][K]
     const float* k;
     const float* decay;
-    const float* v;  // [P][V]
+    const float* scaled_r;  // r_t D_t
+    const float* scaled_k;  // k_t / D_t+1
+    const float* product;   // [K]: of all decays of the chunk
+    const float* v;         // [P][V]
     float* y;
     float* state;  // [K][V]
     int64_t K, V;  // padded
 };
 
-template <int KR, int VC>
-INLINE void forward_tile(const Forward& c, int64_t i0, int64_t j0, int64_t n, Ahead& ahead) {
+constexpr int KR = 4;                    // keys of a tile
+constexpr float LEAST = 5.42101086e-20f;  // 2^-64
+
+// A cache line that will be wanted of each of the positions to come, which lie `apart` bytes from each other.
+struct Wanted {
+    const char* first;
+    int64_t apart;
+};
+
+template <bool SCALED, int VC>
+INLINE void forward_tile(const Forward& c, int64_t i0, int64_t j0, int64_t n, Wanted wanted) {
+    const float *rs = SCALED ? c.scaled_r : c.r, *ks = SCALED ? c.scaled_k : c.k;
     vec s[KR][VC];
 #pragma GCC unroll 8
     for (int i = 0; i < KR; ++i)
 #pragma GCC unroll 4
         for (int j = 0; j < VC; ++j) s[i][j] = load(c.state + (i0 + i) * c.V + j0 + j * W);
     for (int64_t t = 0; t < n; ++t) {
-        ahead.fetch();
-        const float *r = c.r + t * c.K + i0, *k = c.k + t * c.K + i0, *decay = c.decay + t * c.K + i0;
+        __builtin_prefetch(wanted.first + t * wanted.apart, 0, 2);
+        const float *r = rs + t * c.K + i0, *k = ks + t * c.K + i0, *decay = c.decay + t * c.K + i0;
         vec v[VC], y[VC];
 #pragma GCC unroll 4
         for (int j = 0; j < VC; ++j) {
@@ -71,7 +89,7 @@ INLINE void forward_tile(const Forward& c, int64_t i0, int64_t j0, int64_t n, Ah
 #pragma GCC unroll 4
             for (int j = 0; j < VC; ++j) {
                 y[j] += r[i] * s[i][j];
-                s[i][j] = decay[i] * s[i][j] + k[i] * v[j];
+                s[i][j] = (SCALED ? s[i][j] : decay[i] * s[i][j]) + k[i] * v[j];
             }
 #pragma GCC unroll 4
         for (int j = 0; j < VC; ++j) store(c.y + t * c.V + j0 + j * W, y[j]);
@@ -79,17 +97,51 @@ INLINE void forward_tile(const Forward& c, int64_t i0, int64_t j0, int64_t n, Ah
 #pragma GCC unroll 8
     for (int i = 0; i < KR; ++i)
 #pragma GCC unroll 4
-        for (int j = 0; j < VC; ++j) store(c.state + (i0 + i) * c.V + j0 + j * W, s[i][j]);
+        for (int j = 0; j < VC; ++j)
+            store(c.state + (i0 + i) * c.V + j0 + j * W, SCALED ? c.product[i0 + i] * s[i][j] : s[i][j]);
 }
 
-constexpr int KR = 4;  // keys of a tile
+// wanted(tile) says what the tile of that number asks for while it computes.
+template <bool SCALED, class Ask>
+INLINE void forward_keys(const Forward& c, int64_t i0, int64_t n, const Ask& wanted, size_t& tile) {
+    int64_t j0 = 0;
+    for (; j0 + 4 * W <= c.V; j0 += 4 * W) forward_tile<SCALED, 4>(c, i0, j0, n, wanted(tile++));
+    for (; j0 < c.V; j0 += W) forward_tile<SCALED, 1>(c, i0, j0, n, wanted(tile++));
+}
 
-void forward_chunk(const Forward& c, int64_t n, Ahead& ahead) {
+template <class Ask>
+void forward_chunk(const Forward& c, int64_t n, const Ask& wanted) {
+    size_t tile = 0;
     for (int64_t i0 = 0; i0 < c.K; i0 += KR) {
-        int64_t j0 = 0;
-        for (; j0 + 4 * W <= c.V; j0 += 4 * W) forward_tile<KR, 4>(c, i0, j0, n, ahead);
-        for (; j0 < c.V; j0 += W) forward_tile<KR, 1>(c, i0, j0, n, ahead);
+        bool scaled = true;
+        for (int i = 0; i < KR; ++i) scaled = scaled && c.product[i0 + i] >= LEAST;
+        scaled ? forward_keys<true>(c, i0, n, wanted, tile) : forward_keys<false>(c, i0, n, wanted, tile);
     }
+}
+
+// scaled_r, scaled_k and the product of a chunk.
+INLINE void scale(const Forward& c, float* scaled_r, float* scaled_k, float* product, int64_t n) {
+    for (int64_t i = 0; i < c.K; i += W) {
+        vec so_far = splat(1.0f);
+        for (int64_t t = 0; t < n; ++t) {
+            store(scaled_r + t * c.K + i, load(c.r + t * c.K + i) * so_far);
+            so_far *= load(c.decay + t * c.K + i);
+            store(scaled_k + t * c.K + i, load(c.k + t * c.K + i) / so_far);
+        }
+        store(product + i, so_far);
+    }
+}
+
+// out_t = r_t diag(bonus) k_t^T v_t
+INLINE void read_own(const Forward& c, const float* bonus, int64_t n) {
+    vec shares[P] = {};
+    float weights[P];
+    for (int64_t t = 0; t < n; ++t)
+        for (int64_t i = 0; i < c.K; i += W)
+            shares[t] += load(c.r + t * c.K + i) * load(c.k + t * c.K + i) * load(bonus + i);
+    for (int64_t t = 0; t < n; t += W) store(weights + t, sum_lanes(shares + t));
+    for (int64_t t = 0; t < n; ++t)
+        for (int64_t j = 0; j < c.V; j += W) store(c.y + t * c.V + j, weights[t] * load(c.v + t * c.V + j));
 }
 
 template <class E>
@@ -98,12 +150,28 @@ struct Inputs {
     const float *w, *bonus, *state;
 };
 
+// The cache lines of a head's inputs at one position.
+template <class E>
+std::vector<Wanted> lines_of(const Inputs<E>& in, const Piece& piece, int64_t K, int64_t V) {
+    std::vector<Wanted> lines;
+    const auto add = [&](const auto* row, int64_t used, int64_t width) {
+        for (int64_t i = 0; i < used; i += 64 / int64_t(sizeof *row))
+            lines.push_back({(const char*)(row + i), width * int64_t(sizeof *row)});
+    };
+    add(in.r, K, K);
+    add(in.k, K, K);
+    add(in.w, K, K);
+    add(in.v + piece.first, piece.end - piece.first, V);
+    return lines;
+}
+
 template <class E>
 void forward_piece(const Row& row, const Piece& piece, const Inputs<E>& in, E* y, float* after, float* kept) {
     const int64_t K = row.K, V = row.V, H = row.heads, first = piece.first, columns = piece.end - first;
     const int64_t Kp = round_up(K, W), Vp = round_up(columns, W);
-    Scratch scratch(P * (3 * Kp + 2 * Vp) + piece.heads * (Kp * Vp + Kp) + Kp + W * W);
+    Scratch scratch(P * (5 * Kp + 2 * Vp) + piece.heads * (Kp * Vp + Kp) + 2 * Kp);
     float *r = scratch.take(P * Kp), *k = scratch.take(P * Kp), *decay = scratch.take(P * Kp);
+    float *scaled_r = scratch.take(P * Kp), *scaled_k = scratch.take(P * Kp), *product = scratch.take(Kp);
     float *v = scratch.take(P * Vp), *out = scratch.take(P * Vp);
     float *states = scratch.take(piece.heads * Kp * Vp), *bonuses = scratch.take(piece.heads * Kp);
     float* padded = scratch.take(Kp);
@@ -114,12 +182,12 @@ void forward_piece(const Row& row, const Piece& piece, const Inputs<E>& in, E* y
             for (int64_t i = 0; i < K; ++i)
                 read_row(states + (h * Kp + i) * Vp, in.state + ((base + h) * K + i) * V + first, columns);
     }
-    Ahead ahead;
+    const std::vector<Wanted> lines = lines_of(in, piece, K, V);
     for (int64_t t0 = piece.start; t0 < piece.stop; t0 += P) {
         const int64_t n = std::min(P, piece.stop - t0), done = t0 - piece.start;
         for (int64_t h = 0; h < piece.heads; ++h) {
             const int64_t head = piece.head + h;
-            float *state = states + h * Kp * Vp, *bonus = bonuses + h * Kp;
+            float* state = states + h * Kp * Vp;
             if (kept && done && done % INTERVAL == 0) {
                 float* to = kept + (slot(piece, done) * H + head) * K * V + first;
                 for (int64_t i = 0; i < K; ++i) write_large(to + i * V, state + i * Vp, columns, size);
@@ -130,21 +198,17 @@ void forward_piece(const Row& row, const Piece& piece, const Inputs<E>& in, E* y
                 read_row(k + t * Kp, in.k + key, K);
                 read_row(v + t * Vp, in.v + value, columns);
                 decay_row(decay + t * Kp, nullptr, in.w + key, K, padded);
-                vec own{};
-                for (int64_t i = 0; i < Kp; i += W) own += load(r + t * Kp + i) * load(k + t * Kp + i) * load(bonus + i);
-                const float weight = sum(own);
-                for (int64_t j = 0; j < Vp; j += W) store(out + t * Vp + j, weight * load(v + t * Vp + j));
             }
-            const int64_t next = h + 1 < piece.heads ? head + 1 : piece.head;
-            const int64_t from = h + 1 < piece.heads ? t0 : t0 + P;
-            ahead.clear();
-            for (int64_t t = from; t < std::min(piece.stop, from + P); ++t) {
-                ahead.add(in.r + (t * H + next) * K, K);
-                ahead.add(in.k + (t * H + next) * K, K);
-                ahead.add(in.w + (t * H + next) * K, K);
-                ahead.add(in.v + (t * H + next) * V + first, columns);
-            }
-            forward_chunk(Forward{r, k, decay, v, out, state, Kp, Vp}, n, ahead);
+            const Forward chunk{r, k, decay, scaled_r, scaled_k, product, v, out, state, Kp, Vp};
+            read_own(chunk, bonuses + h * Kp, n);
+            scale(chunk, scaled_r, scaled_k, product, n);
+            // the same positions of the next head, or the next positions of the first one
+            const bool last = h + 1 == piece.heads;
+            const int64_t next = (last ? std::min(t0 + P, piece.stop - 1) : t0) * H + (last ? piece.head : head + 1);
+            forward_chunk(chunk, n, [&](size_t tile) {
+                if (tile >= lines.size()) return Wanted{lines[0].first, 0};
+                return Wanted{lines[tile].first + next * lines[tile].apart, H * lines[tile].apart};
+            });
             for (int64_t t = 0; t < n; ++t) write_large(y + ((t0 + t) * H + head) * V + first, out + t * Vp, columns, size);
         }
     }
