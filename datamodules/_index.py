@@ -22,7 +22,7 @@ import numpy as np
 
 from aurora.errors import AuroraError
 
-from ._samples import KINDS, LIMITS, TEXT, VIDEO, BadSample, Limits, image_shape, parse_record, split_name
+from ._samples import KINDS, LIMITS, TEXT, VIDEO, BadSample, Limits, Record, image_shape, parse_record, split_name
 from .reader._clip import measure
 from .reader._shape import video_shape
 
@@ -249,7 +249,7 @@ def measure_sample(
         try:
             if not at:
                 raise BadSample("missing", f"no member {key}.{extension}")
-            facts = _facts(read((at, size)), record.kind, limits)
+            facts = _facts(read((at, size)), record, limits)
         except BadSample as error:
             bad.append(_found(key, error))
             facts = (0, 0, 0, 0.0, 0.0, 0.0)
@@ -269,12 +269,13 @@ def _slice(file: io.BufferedReader, place: Place, limits: Limits) -> bytes:
     return file.read(place[1])
 
 
-def _facts(raw: bytes, kind: int, limits: Limits) -> tuple[int, int, int, float, float, float]:
-    """Height, width, and of a video its frame count, first, last and duration."""
-    if kind != VIDEO:
+def _facts(raw: bytes, record: Record, limits: Limits) -> tuple[int, int, int, float, float, float]:
+    """Height, width, and of a video, or the range of it that is meant, its frame count, first, last and duration."""
+    if record.kind != VIDEO:
         return (*image_shape(raw, limits), 0, 0.0, 0.0, 0.0)
     try:
-        clip, (height, width) = measure(raw), video_shape(raw)
+        clip = measure(raw, record.start, record.stop)
+        height, width = video_shape(raw)
     except AuroraError as error:
         raise BadSample("video", str(error)) from error
     if height * width > limits.pixels or clip.frames > limits.frames or clip.duration > limits.seconds:

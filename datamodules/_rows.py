@@ -6,7 +6,7 @@ Shape letters: L positions of a sequence, N frames, M tokens kept per frame, T p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from types import MappingProxyType
 from typing import NamedTuple
@@ -191,18 +191,19 @@ class RowBuilder:
         for place, extension in enumerate(record.media):
             raw = self.files.media(index, number, place, f"{key}.{extension}")
             planned = self.layout.tokens(*frame_shape(index.media_of(number)[place], self.layout))
-            for image in self._images(raw, record.kind, frames, wanted):
+            for image in self._images(raw, record, frames, wanted):
                 tokens = self.layout.tokens(*image.shape[:2])
                 if tokens != planned:
                     raise BadSample("length", f"{key}.{extension}: {tokens} tokens per frame, not {planned}")
                 yield self.layout.prepare(image), tokens
 
-    def _images(self, raw: bytes, kind: int, frames: int, wanted: range) -> Iterator[np.ndarray]:
-        if kind != VIDEO:
+    def _images(self, raw: bytes, record: Record, frames: int, wanted: range) -> Iterator[np.ndarray]:
+        if record.kind != VIDEO:
             yield decode_image(raw)
             return
+        sampling = capped(replace(self.sampling, start=record.start, stop=record.stop), frames)
         try:
-            for _, image in islice(self.reader.read(raw, capped(self.sampling, frames)),
+            for _, image in islice(self.reader.read(raw, sampling),
                                    wanted.start, wanted.stop if wanted.stop < frames else None):
                 yield image
         except AuroraError as error:

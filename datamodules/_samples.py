@@ -11,6 +11,8 @@ A record is a JSON object in UTF-8 with
                        human begins; a last human turn without an answer is allowed and carries no loss.
     "image"            for one image the extension of its member ("jpg"); for several a list (["0.jpg", "1.jpg"]).
     "video"            the extension of the video's member ("mp4").
+    "range"            beside "video" and only there: [start, stop] in seconds after the first frame. What is shown in
+                       between is the sample's video; a stop behind the end means the end.
 
 At most one of "image" and "video" is there: kinds are text, image, images (a list of two or more) and video. Other
 fields ("id", "family", ...) are kept and not read. `<image>` and `<video>` inside human turns are markers that a
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -77,11 +80,14 @@ class ShardSample:
 
 
 class Record(NamedTuple):
-    """What a record says: the conversation, and the extensions of the media members in order."""
+    """What a record says: the conversation, the extensions of the media members in order, and the seconds between
+    which a video is meant."""
 
     turns: tuple[Turn, ...]
     media: tuple[str, ...]
     kind: int
+    start: float = 0.0
+    stop: float | None = None
 
 
 def check_key(key: str) -> str:
@@ -111,7 +117,7 @@ def parse_record(raw: bytes) -> Record:
         if not isinstance(record, dict):
             raise ValueError("not an object")
         media, kind = _media(record)
-        return Record(_turns(record.get("conversations")), media, kind)
+        return Record(_turns(record.get("conversations")), media, kind, *_range(record))
     except (ValueError, RecursionError) as error:
         raise BadSample("json", str(error)) from error
 
@@ -129,6 +135,20 @@ def _media(record: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
     if not extensions or len(set(extensions)) != len(extensions):
         raise ValueError(f"image {image!r} names no member, or one twice")
     return extensions, IMAGE if len(extensions) == 1 else IMAGES
+
+
+def _range(record: Mapping[str, Any]) -> tuple[float, float | None]:
+    given = record.get("range")
+    if given is None:
+        return 0.0, None
+    if record.get("video") is None:
+        raise ValueError("a range without a video")
+    if not isinstance(given, list) or len(given) != 2 or {type(second) for second in given} - {int, float}:
+        raise ValueError(f"range {given!r} is not [start, stop] in seconds")
+    start, stop = given
+    if not 0 <= start < stop < math.inf:
+        raise ValueError(f"range {given!r} does not begin at 0 or later and end after that")
+    return float(start), float(stop)
 
 
 def _named(value: object, known: tuple[str, ...], field_name: str) -> str:

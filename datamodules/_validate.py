@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -21,7 +21,7 @@ from aurora.registry import READER
 
 from ._files import ShardFiles
 from ._index import INDEX, MEDIA, SAMPLE, DatasetIndex, file_digest, open_index, sidecar
-from ._samples import VIDEO, BadSample, decode_image, parse_record
+from ._samples import VIDEO, BadSample, Record, decode_image, parse_record
 from .reader._sampling import sample_counts
 
 SECONDS_PER_FRAME = Sampling(fps=1.0)
@@ -142,22 +142,22 @@ def _decoded(index: DatasetIndex, shard: str, samples: Iterable[int], reader: Ma
                 raise BadSample("index", "the record speaks of other media than its index")
             for number, extension in enumerate(record.media):
                 data = files.media(index, sample, number, f"{key}.{extension}")
-                _decode(data, record.kind, index.media_of(sample)[number], part)
+                _decode(data, record, index.media_of(sample)[number], part)
         except BadSample as error:
             yield Finding(index.folder.name, shard, key, error.reason, error.detail, origin)
     files.close()
 
 
-def _decode(data: bytes, kind: int, row: np.void, reader: Any) -> None:
+def _decode(data: bytes, record: Record, row: np.void, reader: Any) -> None:
     """Decodes one medium. BadSample when it is not what the index says."""
-    if kind != VIDEO:
+    if record.kind != VIDEO:
         found: tuple[int, ...] = decode_image(data).shape[:2]
         if found != (int(row["height"]), int(row["width"])):
             raise BadSample("index", f"{found[0]}×{found[1]} pixels, not {row['height']}×{row['width']}")
         return
     planned = int(sample_counts(SECONDS_PER_FRAME, np.array([row["duration"]]))[0])
     try:
-        found = (sum(1 for _ in reader.read(data, SECONDS_PER_FRAME)),)
+        found = (sum(1 for _ in reader.read(data, replace(SECONDS_PER_FRAME, start=record.start, stop=record.stop))),)
     except AuroraError as error:
         raise BadSample("video", str(error)) from error
     if found[0] != planned:
