@@ -44,11 +44,13 @@ class AuroraModel(nn.Module):
         """The summed next-token loss of one packed row; `memory` is what the row before gave, where it goes on."""
         x = self.embed_row(batch.tokens, batch.frames)
         start = self._start(memory, len(batch.cu_seqlens) - 1) if batch.continues else None
-        hidden, after = self.backbone(x, batch.cu_seqlens, start, return_state=batch.goes_on)
+        hidden, after = self.backbone(x, batch.cu_seqlens, start, return_state=batch.goes_on or batch.look)
         loss = chunked_cross_entropy(hidden, batch.targets, self.backbone.logits, self.backbone.vocab_size)
-        if after is None or not batch.goes_on:
+        if after is None:
             return loss
-        return loss._replace(memory=map_state(Tensor.detach, select_state(after, [batch.open])))
+        states = map_state(Tensor.detach, after)
+        return loss._replace(memory=select_state(states, [batch.open]) if batch.goes_on else None,
+                             states=states if batch.look else None)
 
     def _start(self, memory: State | None, sequences: int) -> State:
         """The states that a row begins with whose first sequence has been read in part."""

@@ -54,6 +54,7 @@ class PackedBatch(NamedTuple):
     continues: bool = False  # the first sequence goes on where that of the row before ended
     goes_on: bool = False  # a sequence is not at its end
     open: int = 0  # which one that is
+    look: bool = False  # whether the states at the end are asked for, to be measured
 
 
 class TokenLoss(NamedTuple):
@@ -62,6 +63,7 @@ class TokenLoss(NamedTuple):
     total: Tensor  # [] float32: sum of the cross-entropies, in nats
     count: Tensor  # type: ignore[assignment]  # [] int64: targets that were not ignored; tuples have a method count
     memory: State | None = None  # of the sequence that goes on in the next row or piece: [L, 1, ...], without gradients
+    states: State | None = None  # of all sequences at their ends, where the row asked for them: [L, S, ...]
 
 
 def map_state(change: Callable[[Tensor], Tensor], state: State) -> State:

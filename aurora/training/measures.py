@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from aurora.assemble import WEIGHTED_SLOTS
 from aurora.model import AuroraModel
+from aurora.types import State
 
 
 def gradient_norms(model: AuroraModel) -> dict[str, float]:
@@ -35,6 +36,17 @@ def weight_norms(model: AuroraModel) -> dict[str, float]:
 def total_norm(norms: Mapping[str, float]) -> float:
     """The norm of all slots together."""
     return math.sqrt(sum(norm * norm for norm in norms.values()))
+
+
+def state_norms(states: State) -> dict[str, float]:
+    """By name of a state: the root of the mean square of a layer's elements, averaged over the layers, and the largest
+    element of all."""
+    found = {}
+    for name, tensor in states.items():
+        layers = tensor.float().flatten(1)
+        found[f"state_rms_{name}"] = float(layers.square().mean(1).sqrt().mean())
+        found[f"state_max_{name}"] = float(layers.abs().max())
+    return found
 
 
 class Noise(NamedTuple):

@@ -25,7 +25,7 @@ from aurora.training.average import Average
 from aurora.training.checkpoints import CHECKPOINTS, Checkpoint, checkpoint_at
 from aurora.training.flops import Arithmetic, forward_flops, peak_flops, training_flops
 from aurora.training.guard import StepGuard, read_spike
-from aurora.training.measures import Noise, gradient_norms, peak_memory, total_norm, weight_norms
+from aurora.training.measures import Noise, gradient_norms, peak_memory, state_norms, total_norm, weight_norms
 from aurora.training.optim import build_optimizer, choose_learned, set_rate
 from aurora.training.parallel import (
     from_first_rank,
@@ -76,6 +76,7 @@ class AuroraModule(L.LightningModule):
         self._memory: State | None = None  # of the sequence that the last row left open
         self._tally = Tally()
         self._first: tuple[float, float] | None = None  # squared gradient norm and targets after a step's first row
+        self._states: dict[str, float] = {}  # norms of the memory after the first row of a step that is measured
         self._arithmetic: Arithmetic | None = None
         self._row_ended = self._step_ended = time.perf_counter()
 
@@ -133,7 +134,8 @@ class AuroraModule(L.LightningModule):
     def training_step(self, batch: PackedBatch, batch_idx: int) -> None:
         self._tally.waited += time.perf_counter() - self._row_ended
         with self._sync_only_when(batch.closes_step):
-            loss = self.net(with_agreed_frames(batch, self.net), self._memory)
+            look = self._measuring and self._tally.rows == 0
+            loss = self.net(with_agreed_frames(batch, self.net)._replace(look=look), self._memory)
             self._memory = loss.memory
             # a row of text reaches nothing that learns while only the encoder or the connector does
             if loss.total.requires_grad:
@@ -141,6 +143,8 @@ class AuroraModule(L.LightningModule):
                 with torch.autocast(self.device.type, enabled=False):
                     self.manual_backward(loss.total)
         self._tally.add(batch, loss)
+        if loss.states is not None:
+            self._states = state_norms(loss.states)
         if self._measuring and self._tally.rows == 1 and not batch.closes_step:
             self._first = self._after_first_row(loss)
         if batch.closes_step:
@@ -238,11 +242,11 @@ class AuroraModule(L.LightningModule):
         """Gradient norms by slot; every so often the norms of the weights and the noise of the gradient."""
         found = {f"grad_norm_{slot}": norm for slot, norm in norms.items()}
         if self._measuring:
-            found |= {f"weight_norm_{slot}": norm for slot, norm in weight_norms(self.net).items()}
+            found |= {f"weight_norm_{slot}": norm for slot, norm in weight_norms(self.net).items()} | self._states
             if self._first is not None:
                 noise = Noise.between(self._first, (total_norm(norms) ** 2, tally.targets))
                 found |= {} if noise is None else {"noise_trace": noise.trace, "noise_square": noise.square}
-        self._first = None
+        self._first, self._states = None, {}
         return found
 
     def _seed_step(self) -> None:

@@ -85,7 +85,8 @@ def test_the_curve_holds_norms_by_slot_throughput_and_every_so_often_noise(confi
     train(config)
     rows = read_curve(tmp_path / "run" / "first")
     assert all(float(row["grad_norm_connector"]) == pytest.approx(float(row["grad_norm"])) for row in rows)
-    assert [bool(row["noise_trace"]) for row in rows] == [False, True] * 3
+    for name in ("noise_trace", "weight_norm_connector", "state_rms_wkv", "state_max_wkv"):
+        assert [bool(row[name]) for row in rows] == [False, True] * 3
     assert all(float(row["mfu"]) == pytest.approx(float(row["teraflops"]) / 1e-3) for row in rows)
     assert all(math.isfinite(float(row["memory_gib"])) and float(row["memory_gib"]) > 0 for row in rows)
 
