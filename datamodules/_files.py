@@ -5,24 +5,57 @@ from __future__ import annotations
 import os
 import tarfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-from ._index import DatasetIndex
+from aurora.errors import AuroraError
+
+from ._index import ORIGIN, DatasetIndex, file_digest
 from ._samples import LIMITS, BadSample
 
+SCHEMES = {"s3": "s3", "gs": "gcs", "https": ""}
+"""What shards may be read from, and the extra to install for it. `pipe:` and its like would run a shell."""
 _OPEN = 32
 
 
-class ShardFiles:
-    """The most recently used shards of a process, kept open."""
+def is_remote(root: str) -> bool:
+    """Whether a root is no local folder. AuroraError for a scheme that nothing is read from."""
+    scheme, colon, rest = root.partition(":")
+    if not colon or len(scheme) < 2 or os.path.exists(root):
+        return False
+    # for trying things out on one machine
+    loopback = scheme == "http" and urlsplit(root).hostname in ("127.0.0.1", "::1", "localhost")
+    if (scheme not in SCHEMES and not loopback) or not rest.startswith("//"):
+        raise AuroraError(f"data.root {root!r}: shards are read from a local folder, or from one of "
+                          f"{', '.join(f'{name}://' for name in SCHEMES)}; nothing else is opened")
+    return True
 
-    def __init__(self) -> None:
+
+class ShardFiles:
+    """The most recently used shards of a process, kept open.
+
+    With `verify` every byte of a shard is compared with its index when this process first reads of it.
+    """
+
+    def __init__(self, *, verify: bool = False) -> None:
+        self._verify = verify
         self._open: OrderedDict[Path, int] = OrderedDict()
+        self._verified: set[Path] = set()
+        self._bad: dict[Path, BadSample] = {}
+
+    def ready(self, index: DatasetIndex, sample: int) -> None:
+        """Opens the shard of a sample, which may have to be fetched first. Errors come when the sample is read."""
+        try:
+            self._descriptor(index, sample)
+        except BadSample:
+            return
 
     def record(self, index: DatasetIndex, sample: int) -> tuple[str, bytes]:
         """A sample's key and the bytes of its json member. BadSample when the shard holds something else there."""
         row = index.samples[sample]
-        name, data = self._member(index.path(sample), int(row["offset"]), int(row["size"]))
+        name, data = self._member(index, sample, int(row["offset"]), int(row["size"]))
         if not name.endswith(".json"):
             raise BadSample("shard", f"{index.path(sample)} holds {name!r} where a json member should be")
         return name.removesuffix(".json"), data
@@ -32,7 +65,7 @@ class ShardFiles:
         row = index.media_of(sample)[number]
         if not row["offset"]:
             raise BadSample("missing", f"no member {name}")
-        found, data = self._member(index.path(sample), int(row["offset"]), int(row["size"]))
+        found, data = self._member(index, sample, int(row["offset"]), int(row["size"]))
         if found != name:
             raise BadSample("shard", f"{index.path(sample)} holds {found!r} where {name!r} should be")
         return data
@@ -45,11 +78,12 @@ class ShardFiles:
     def __del__(self) -> None:
         self.close()
 
-    def _member(self, shard: Path, offset: int, size: int) -> tuple[str, bytes]:
+    def _member(self, index: DatasetIndex, sample: int, offset: int, size: int) -> tuple[str, bytes]:
         if size > LIMITS.member_bytes:
             raise BadSample("limits", f"a member of {size} bytes is larger than {LIMITS.member_bytes}")
         # The header stands right before the data; reading both tells a shard that was changed from the one indexed.
-        block = os.pread(self._descriptor(shard), tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
+        shard = index.path(sample)
+        block = os.pread(self._descriptor(index, sample), tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
         try:
             header = tarfile.TarInfo.frombuf(block[:tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
@@ -59,14 +93,36 @@ class ShardFiles:
             raise BadSample("shard", f"{shard} at {offset}: {len(data)} bytes of {header.name!r}, not {size}")
         return header.name, data
 
-    def _descriptor(self, shard: Path) -> int:
+    def _descriptor(self, index: DatasetIndex, sample: int) -> int:
+        shard = index.path(sample)
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
+        if shard in self._bad:
+            raise self._bad[shard]
         if len(self._open) == _OPEN:
             os.close(self._open.popitem(last=False)[1])
         try:
-            self._open[shard] = os.open(shard, os.O_RDONLY)
+            self._open[shard] = self._opened(index.folder, index.shard(sample), shard)
+        except BadSample as error:
+            self._bad[shard] = error
+            raise
+        return self._open[shard]
+
+    def _opened(self, folder: Path, row: Mapping[str, Any], shard: Path) -> int:
+        if (folder / ORIGIN).is_file():
+            from ._cache import open_shard  # the packages behind it are not needed for local shards
+
+            return open_shard(folder, row)  # which compares every byte
+        try:
+            descriptor = os.open(shard, os.O_RDONLY)
         except OSError as error:
             raise BadSample("shard", f"{shard}: {error.strerror}") from error
-        return self._open[shard]
+        if self._verify and shard not in self._verified:
+            with open(descriptor, "rb", closefd=False) as file:
+                digest = file_digest(file)
+            if digest != row["sha256"]:
+                os.close(descriptor)
+                raise BadSample("shard", f"{shard}: sha256 is {digest}, not {row['sha256']}")
+            self._verified.add(shard)
+        return descriptor

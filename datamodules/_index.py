@@ -28,6 +28,7 @@ from .reader._shape import video_shape
 
 VERSION = 1
 INDEX = "index.json"
+ORIGIN = "origin.json"  # in a mirror of a remote dataset, whose shards come when they are needed
 SAMPLE = np.dtype([
     ("shard", "<u4"), ("kind", "u1"), ("count", "<u2"),  # media members of the sample
     ("size", "<u4"), ("offset", "<u8"),  # bytes of the json member
@@ -59,7 +60,11 @@ class DatasetIndex:
 
     def path(self, sample: int) -> Path:
         """The shard of a sample."""
-        return self.folder / str(self.shards[int(self.samples[sample]["shard"])]["name"])
+        return self.folder / str(self.shard(sample)["name"])
+
+    def shard(self, sample: int) -> dict[str, Any]:
+        """What is known of the shard of a sample."""
+        return self.shards[int(self.samples[sample]["shard"])]
 
     def media_of(self, sample: int) -> np.ndarray:
         """[count] MEDIA: the media rows of a sample."""
@@ -92,7 +97,8 @@ def sidecar(tar: Path, suffix: str) -> Path:
 def load_index(folder: str | Path) -> DatasetIndex:
     """The index of a folder, once every shard was found whole in size. AuroraError that says how to mend it."""
     index = open_index(folder)
-    _check_shards(index.folder, index.shards)
+    if not (index.folder / ORIGIN).is_file():
+        _check_shards(index.folder, index.shards)
     return index
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,6 +21,9 @@ from ._samples import BadSample
 from ._schedule import Position, Turn, schedule
 from ._worker import Built, Care
 from ._workers import supervised
+
+if TYPE_CHECKING:
+    from ._prefetch import Prefetch
 
 _log = logging.getLogger(__name__)
 
@@ -88,19 +92,31 @@ class BadSamples:
 class RowLoader:
     """Iterates over the rows of a rank. Workers live as long as the iteration, which goes through all epochs."""
 
-    def __init__(self, task: RowTask, *, workers: int, care: Care, bad: BadSamples) -> None:
-        self.task, self.workers, self.care, self.bad = task, workers, care, bad
+    def __init__(self, task: RowTask, *, workers: int, care: Care, bad: BadSamples, prefetch: bool = False) -> None:
+        """`prefetch` fetches the shards of the windows to come while rows are read."""
+        self.task, self.workers, self.care, self.bad, self.prefetch = task, workers, care, bad, prefetch
 
     def __iter__(self) -> Iterator[PackedBatch]:
         pin = torch.cuda.is_available()
+        ahead = self._prefetch() if self.prefetch else None
         try:
             for batch, skipped in self._built():
                 self.bad.add(batch.samples + len(skipped), skipped)
+                if ahead:
+                    ahead.reached(batch.position)
                 yield pinned(batch) if pin else batch
         finally:
+            if ahead:
+                ahead.stop()
             if self.bad.reasons:
                 _log.warning("data: %s%s", self.bad.summary(),
                              f"; they are listed in {self.bad.path}" if self.bad.path else "")
+
+    def _prefetch(self) -> Prefetch:
+        from ._prefetch import Prefetch  # the packages behind it are not needed for local shards
+
+        share = self.task.share
+        return Prefetch(self.task.builder.corpus, self.task.plan, share.position, share.epochs, share.rank, share.world)
 
     def _built(self) -> Iterator[Built]:
         position = self.task.share.position

@@ -123,6 +123,8 @@ class RowBuilder:
         """
         sequences, skipped = [], []
         for place, sample in enumerate(samples):
+            note(BETWEEN)
+            self.files.ready(*self.corpus.locate(sample))
             note(place)
             try:
                 if place in given_up:

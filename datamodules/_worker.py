@@ -91,7 +91,7 @@ class Desk:
 def work(task: Task, order: Order, desk: Desk, line: socket.socket, care: Care, parent: int,
          inherited: Sequence[socket.socket]) -> None:
     """The life of a worker. What goes wrong is sent as text, in the place of the row."""
-    _settle(parent, inherited)
+    settle(parent, inherited)
     number = order.first
     try:
         room, base = _Room(line, care, order.lanes), _private_bytes()
@@ -142,7 +142,7 @@ class _Room:
         return True
 
 
-def _settle(parent: int, inherited: Sequence[socket.socket]) -> None:
+def settle(parent: int, inherited: Sequence[socket.socket]) -> None:
     """Makes this process one that only its parent ends, and that ends with its parent."""
     for other in inherited:
         other.close()

@@ -76,11 +76,13 @@ def supervised(task: Task, position: Position, workers: int, care: Care) -> Iter
 def start_method() -> str:
     """How workers start: by fork where that is safe, for it is fast and shares the index.
 
-    A process that has decoded video or started CUDA must not be forked into one that decodes.
+    A process that has decoded video, started CUDA or read from a server must not be forked into one that does so too.
     """
     forks = sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
     cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return "fork" if forks and not decoded_here() and not cuda else "spawn"
+    asyn = sys.modules.get("fsspec.asyn")
+    reads = asyn is not None and asyn.iothread[0] is not None
+    return "fork" if forks and not decoded_here() and not cuda and not reads else "spawn"
 
 
 def _mind(crew: Sequence[_Lane], start: Start, seconds: float) -> None:

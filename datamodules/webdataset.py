@@ -18,6 +18,7 @@ from aurora.mixture import Mixture, read_mixture
 from aurora.registry import DATA
 
 from ._corpus import FOLDER, Corpus, Missing, TooLong, blank_tokens, build_corpus, kind_groups
+from ._files import ShardFiles, is_remote
 from ._loader import BadSamples, RowLoader, RowTask, Share
 from ._packing import Budget
 from ._plan import BatchUnit, Plan
@@ -36,8 +37,10 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
     frames of a video are read. `mix_kinds` lets single images share rows and steps with videos and multi-image
     samples. `batch_unit: tokens` makes `global_batch` count row positions. `missing: drop` reads a mixture without
     the folders that are not there. A video longer than a row is read with fewer frames (`too_long: shrink`), it or
-    a text is laid over several rows (`split`), left out (`drop`) or an error (`refuse`). Samples that cannot be read become placeholders without loss, are listed in the file `quarantine`, and
-    stop the run when they are more than `max_bad_rate` of the first `bad_rate_after` samples or of all later.
+    a text is laid over several rows (`split`), left out (`drop`) or an error (`refuse`). `root` may be
+    remote (s3, gs, https): shards are then kept below `cache`. `verify` compares every byte. Samples that cannot be
+    read become placeholders without loss, are listed in the file `quarantine`, and stop the run when they are more than
+    `max_bad_rate` of the first `bad_rate_after` samples or of all later.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
         missing: Missing = "refuse", batch_unit: BatchUnit = "samples",
         max_bad_rate: float = 0.01, bad_rate_after: int = 200, quarantine: str | None = None,
         sample_seconds: float = 600.0, worker_bytes: int = 4 << 30, prefetch_rows: int = 2,
-        prefetch_bytes: int = 1 << 30,
+        prefetch_bytes: int = 1 << 30, verify: bool = False, cache: str | None = None, cache_bytes: int | None = None,
     ) -> None:
         super().__init__()
         self._care = Care(sample_seconds, worker_bytes, prefetch_rows, prefetch_bytes)
@@ -73,7 +76,12 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
             raise AuroraError(f"data 'webdataset': max_bad_rate {max_bad_rate} is outside [0, 1]")
         self.position: Position = (0, 0, 0)
         self.bad: BadSamples | None = None
-        self._root, self._mixture, self._missing = Path(root), read_mixture("data.mixture", mixture), missing
+        self._root, self._mixture, self._missing = root, read_mixture("data.mixture", mixture), missing
+        self._remote = is_remote(root)
+        self._cache = Path(cache) if cache else Path.home() / ".cache" / "aurora" / "shards"
+        self._cache_bytes, self._verify = cache_bytes, verify
+        if cache_bytes is not None and cache_bytes < 1:
+            raise AuroraError(f"data 'webdataset': cache_bytes {cache_bytes} must be 1 or more, or null for no bound")
         self._sampling = check_sampling(Sampling(fps=fps, frames=frames, max_frames=max_frames))
         self._budget = Budget(row_tokens, row_frames, blank_tokens(layout))
         self._tokenizer, self._prompt, self._layout, self._reader = tokenizer, prompt, layout, reader
@@ -91,9 +99,17 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
         # Where the shards cannot be written to, the run's own folder holds what was measured.
         scratch = None if self._quarantine is None else Path(self._quarantine).parent / FOLDER
         return build_corpus(
-            self._root, self._mixture, tokenizer=self._tokenizer, prompt=self._prompt, layout=self._layout,
+            self._local_root(), self._mixture, tokenizer=self._tokenizer, prompt=self._prompt, layout=self._layout,
             sampling=self._sampling, budget=self._budget, too_long=self._too_long, missing=self._missing,
             scratch=scratch)
+
+    def _local_root(self) -> Path:
+        """Where the dataset folders are, once the indices of remote ones are here."""
+        if not self._remote:
+            return Path(self._root)
+        from ._cache import mirror  # the packages behind it are not needed for local shards
+
+        return mirror(self._root, self._mixture.datasets, self._cache.expanduser().absolute(), self._cache_bytes)
 
     @cached_property
     def plan(self) -> Plan:
@@ -115,13 +131,14 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
     def train_dataloader(self) -> RowLoader:
         rank, world = rank_and_world(self.trainer)
         builder = RowBuilder(self.corpus, self._tokenizer, self._prompt, self._layout, self._reader, self._sampling,
-                             self._budget)
+                             self._budget, ShardFiles(verify=self._verify))
         share = Share(self.position, self._epochs, rank, world, self._max_steps)
         path = None if self._quarantine is None else Path(self._quarantine)
         if path is not None and world > 1:
             path = path.with_name(f"{path.stem}-{rank}{path.suffix}")
         self.bad = BadSamples(self._max_bad_rate, min(self._bad_rate_after, self.plan.samples), path)
-        return RowLoader(RowTask(self.plan, builder, share), workers=self._workers, care=self._care, bad=self.bad)
+        return RowLoader(RowTask(self.plan, builder, share), workers=self._workers, care=self._care, bad=self.bad,
+                         prefetch=self._remote)
 
     def steps_per_epoch(self) -> int:
         return self.plan.steps_before(1, 0)

@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+import fsspec.asyn
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from aurora.types import IGNORE
 from datamodules import _workers
 from datamodules._samples import ShardSample
 from datamodules._shards import write_shards
+from datamodules._workers import start_method
 
 
 class Trapped(VideoReader):
@@ -57,7 +59,7 @@ LEAKED = []
 @pytest.fixture(autouse=True)
 def quick_workers(monkeypatch):
     # No video was decoded with threads here that a forked worker could miss; spawning takes seconds.
-    monkeypatch.setattr(_workers, "decoded_here", lambda: False)
+    monkeypatch.setattr(_workers, "start_method", lambda: "fork")
 
 
 @pytest.fixture(autouse=True)
@@ -205,7 +207,12 @@ def test_workers_do_not_outlive_a_killed_main_process(build, make):
     tell.close()
 
 
-def test_workers_start_by_spawning_once_this_process_has_decoded(monkeypatch):
-    assert _workers.start_method() == "fork"
+def test_workers_start_by_spawning_once_this_process_has_decoded_or_read_from_a_server(monkeypatch):
+    monkeypatch.setattr(fsspec.asyn, "iothread", [None])
+    monkeypatch.setattr(_workers, "decoded_here", lambda: False)
+    assert start_method() == "fork"
+    monkeypatch.setattr(fsspec.asyn, "iothread", [object()])
+    assert start_method() == "spawn"
+    monkeypatch.setattr(fsspec.asyn, "iothread", [None])
     monkeypatch.setattr(_workers, "decoded_here", lambda: True)
-    assert _workers.start_method() == "spawn"
+    assert start_method() == "spawn"
