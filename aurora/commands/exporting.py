@@ -15,6 +15,7 @@ from aurora.commands.finding import random_model
 from aurora.conversion.export import export as run
 from aurora.conversion.replacing import require_free
 from aurora.errors import AuroraError
+from aurora.training.restored import is_checkpoint, restored_model
 
 
 def export(options: Namespace) -> int:
@@ -30,7 +31,8 @@ def export(options: Namespace) -> int:
 
 @contextmanager
 def _model(options: Namespace, target: Path) -> Iterator[tuple[Path, Mapping[str, str] | None]]:
-    """The model's folder; with --from-parts one that is there for as long as it is needed, and its weights' sources."""
+    """The model's folder, and with --from-parts its weights' sources. Of a checkpoint or of parts a folder is made, which
+    is there for as long as it is needed."""
     if options.from_parts == (options.folder is not None):
         raise AuroraError("give either MODEL_FOLDER or --from-parts: aurora export MODEL_FOLDER TARGET")
     if options.folder is not None:
@@ -38,9 +40,12 @@ def _model(options: Namespace, target: Path) -> Iterator[tuple[Path, Mapping[str
             raise AuroraError(f"{options.overrides[0]!r} goes with --from-parts; a saved model is exported as it is")
         if Path(options.folder).exists() and target.resolve().is_relative_to(Path(options.folder).resolve()):
             raise AuroraError(f"{target} lies in the model that is exported; give another target")
-        yield Path(options.folder), None
-        return
-    model, config, sources = random_model(options.overrides, rounded=False)
+        if not is_checkpoint(Path(options.folder)):
+            yield Path(options.folder), None
+            return
+        sources, (model, config) = None, restored_model(Path(options.folder))
+    else:
+        model, config, sources = random_model(options.overrides, rounded=False)
     target.resolve().parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".parts-", dir=target.resolve().parent) as scratch:
         save_model(model, config, Path(scratch, "model"))

@@ -16,9 +16,6 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.optim import AdamW
 
-from aurora.adapters.attach import attach_adapters
-from aurora.assemble import build_model, load_base_weights
-from aurora.checkpoint import load_weights
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
 from aurora.training.average import Average
@@ -38,6 +35,7 @@ from aurora.training.parallel import (
 )
 from aurora.training.recipe import read_options, read_recipe
 from aurora.training.schedule import lr_factor
+from aurora.training.start import starting_model
 from aurora.training.state import learned_tensors, optimizer_scalars, restore
 from aurora.training.tally import StepReport, Tally
 from aurora.types import PackedBatch, State, TokenLoss
@@ -85,14 +83,7 @@ class AuroraModule(L.LightningModule):
     def configure_model(self) -> None:
         if self.model is not None:
             return
-        torch.manual_seed(self.config["seed"])
-        model = build_model(self.config)
-        if self.start is None:
-            load_base_weights(model, self.config)
-        else:
-            load_weights(model, self.start, self.config)
-        attach_adapters(f"stages.{self.stage}.adapters", model, self.recipe.adapters)
-        choose_learned(model, self.recipe)
+        model = starting_model(self.config, self.stage, self.recipe, self.start)
         if self.options.activation_checkpointing == "block":
             recompute_blocks(model)
         if isinstance(self._strategy, ModelParallelStrategy):
@@ -274,6 +265,7 @@ class AuroraModule(L.LightningModule):
     def counters(self) -> dict[str, Any]:
         """The rest of what continues the run exactly, in plain values."""
         return {"step": self.step, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row,
+                "start": self.start,
                 "losses": self.guard.state(), "optimizer": optimizer_scalars(self.net, self.optimizer)}
 
     def _resume(self) -> None:

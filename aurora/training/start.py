@@ -1,0 +1,29 @@
+"""The model as a stage begins with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from aurora.adapters.attach import attach_adapters
+from aurora.assemble import build_model, load_base_weights
+from aurora.checkpoint import load_weights
+from aurora.model import AuroraModel
+from aurora.training.optim import choose_learned
+from aurora.training.recipe import Recipe
+
+
+def starting_model(config: Mapping[str, Any], stage: str, recipe: Recipe, start: str | None) -> AuroraModel:
+    """The model that a stage starts from, with its adapters: the one in the folder `start`, or base weights; what has
+    neither is random, the same for the same seed."""
+    torch.manual_seed(config["seed"])
+    model = build_model(config)
+    if start is None:
+        load_base_weights(model, config)
+    else:
+        load_weights(model, start, config)
+    attach_adapters(f"stages.{stage}.adapters", model, recipe.adapters)
+    choose_learned(model, recipe)
+    return model
