@@ -31,8 +31,8 @@ def export(options: Namespace) -> int:
 
 @contextmanager
 def _model(options: Namespace, target: Path) -> Iterator[tuple[Path, Mapping[str, str] | None]]:
-    """The model's folder, and with --from-parts its weights' sources. Of a checkpoint or of parts a folder is made, which
-    is there for as long as it is needed."""
+    """The model's folder, and with --from-parts its weights' sources. Of a checkpoint or of parts a folder is made,
+    which is there for as long as it is needed."""
     if options.from_parts == (options.folder is not None):
         raise AuroraError("give either MODEL_FOLDER or --from-parts: aurora export MODEL_FOLDER TARGET")
     if options.folder is not None:

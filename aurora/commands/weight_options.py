@@ -52,8 +52,8 @@ def convert(parser: ArgumentParser) -> None:
 def export(parser: ArgumentParser) -> None:
     """The arguments of `aurora export`."""
     parser.add_argument("folder", metavar="MODEL_FOLDER", nargs="?",
-                        help="as training writes it, RUN/STAGE/model, or a checkpoint of a stage that is still trained, "
-                        "RUN/STAGE/checkpoints/step-N")
+                        help="as training writes it, RUN/STAGE/model, or a checkpoint of a stage that is still "
+                        "trained, RUN/STAGE/checkpoints/step-N")
     parser.add_argument("target", metavar="TARGET", help="the folder to write")
     parser.set_defaults(overrides=[])
     parser.add_argument("--from-parts", action="store_true", help="instead of MODEL_FOLDER: a model of base weights")

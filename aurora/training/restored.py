@@ -23,8 +23,8 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def restored_model(folder: Path) -> tuple[AuroraModel, dict[str, Any]]:
-    """The model after the steps of a checkpoint, and its config: with the average of its weights where one was kept, its
-    adapters merged.
+    """The model after the steps of a checkpoint, and its config: with the average of its weights where one was kept,
+    its adapters merged.
 
     AuroraError for a broken checkpoint, and when what the stage started from is not there any more.
     """
