@@ -77,7 +77,8 @@ class Packets:
         if start == 0 and stop is None:
             return clip
         end = clip.duration if stop is None else min(stop, clip.duration)
-        if not 0 <= start < end:
+        # Less than a microsecond is float noise.
+        if end - start < 1e-6:
             raise AuroraError(f"{label(source)} lasts {clip.duration:.2f} s; there is nothing from {start:g} s to "
                               f"{'its end' if stop is None else f'{stop:g} s'}")
         begins = self.starts[self.shown] * self.tick - clip.first

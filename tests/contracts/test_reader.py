@@ -4,6 +4,7 @@ import ast
 import io
 import subprocess
 import sys
+import time
 from fractions import Fraction
 
 import av
@@ -15,9 +16,22 @@ from aurora.interfaces import Sampling
 from aurora.registry import READER
 
 STEP = 8
-every_reader = pytest.mark.parametrize("name", READER.known())
+
+
+def readers():
+    """Those that can be built here; the others with the reason why not."""
+    for name in READER.known():
+        try:
+            READER.build({"name": name})
+            yield name
+        except AuroraError as error:
+            yield pytest.param(name, marks=pytest.mark.skip(reason=str(error)))
+
+
+every_reader = pytest.mark.parametrize("name", [*readers()])
 SAMPLINGS = [Sampling(fps=1), Sampling(fps=4), Sampling(fps=10), Sampling(fps=29.97), Sampling(fps=0.1),
-             Sampling(fps=10, max_frames=3), Sampling(frames=1), Sampling(frames=5), Sampling(frames=40)]
+             Sampling(fps=10, max_frames=3), Sampling(frames=1), Sampling(frames=5), Sampling(frames=40),
+             Sampling(fps=10, stop=0.05), Sampling(frames=3, stop=0.02), Sampling(fps=10, max_frames=2, stop=9)]
 
 
 def video(frames=30, rate=10, container="mp4", codec="libx264", encoder=None, height=48, width=64):
@@ -73,6 +87,52 @@ def test_a_cap_spreads_frames_evenly(name):
 
 
 @every_reader
+def test_a_range_shows_what_is_on_between_its_ends(name):
+    assert numbers(read(name, CLIPS["b_frames"], Sampling(fps=10, start=1.2, stop=1.6))) == [12, 13, 14, 15]
+    assert numbers(read(name, CLIPS["b_frames"], Sampling(fps=10, start=1.25, stop=1.5))) == [12, 13, 14]
+    assert numbers(read(name, CLIPS["b_frames"], Sampling(frames=2, start=1.2, stop=1.6))) == [12, 15]
+
+
+@every_reader
+def test_the_moments_of_a_range_are_those_of_the_video(name):
+    assert READER.build({"name": name}).times(CLIPS["b_frames"], Sampling(fps=2, start=1, stop=2.2)) == [1, 1.5, 2]
+
+
+@every_reader
+def test_a_range_behind_the_end_stops_there(name):
+    assert numbers(read(name, CLIPS["b_frames"], Sampling(fps=10, start=2.7, stop=60))) == [27, 28, 29]
+
+
+@every_reader
+def test_a_range_that_begins_behind_the_end_is_refused(name):
+    with pytest.raises(AuroraError, match=r"lasts 3.00 s; there is nothing from 3 s to 4 s"):
+        read(name, CLIPS["b_frames"], Sampling(fps=1, start=3, stop=4))
+
+
+@every_reader
+def test_a_video_that_takes_too_long_is_refused(name):
+    slow = READER.build({"name": name, "timeout_seconds": 1e-9})
+    with pytest.raises(AuroraError, match="longer than 1e-09 s to read; a larger reader.timeout_seconds"):
+        list(slow.read(CLIPS["b_frames"], Sampling(fps=1)))
+
+
+@every_reader
+def test_the_time_that_a_caller_takes_is_not_counted(name):
+    frames = READER.build({"name": name, "timeout_seconds": 2.0}).read(CLIPS["b_frames"], Sampling(fps=10))
+    for number, _ in enumerate(frames):
+        if number == 1:
+            time.sleep(2.1)
+    assert number == 29
+
+
+@every_reader
+@pytest.mark.parametrize("option", [{"timeout_seconds": 0}, {"timeout_seconds": -1.0}, {"threads": 0}, {"threads": 65}])
+def test_an_option_without_sense_is_refused(name, option):
+    with pytest.raises(AuroraError, match=f"reader: {next(iter(option))}"):
+        READER.build({"name": name, **option})
+
+
+@every_reader
 def test_frames_are_height_by_width_by_colour_in_bytes(name):
     (_, image), = read(name, CLIPS["one_frame"], Sampling(fps=1))
     assert (image.shape, image.dtype) == ((48, 64, 3), np.uint8)
@@ -99,7 +159,8 @@ def test_what_holds_no_readable_video_is_one_clear_error(name, source):
 @every_reader
 @pytest.mark.parametrize("sampling", [
     Sampling(), Sampling(fps=1, frames=2), Sampling(fps=0), Sampling(fps=-1), Sampling(frames=0),
-    Sampling(frames=2, max_frames=1), Sampling(fps=1, max_frames=0),
+    Sampling(frames=2, max_frames=1), Sampling(fps=1, max_frames=0), Sampling(fps=1, start=-1),
+    Sampling(fps=1, start=2, stop=2), Sampling(fps=1, stop=0), Sampling(fps=1, start=float("nan")),
 ])
 def test_a_sampling_that_says_nothing_or_two_things_is_refused(name, sampling):
     with pytest.raises(AuroraError, match="sampling"):
