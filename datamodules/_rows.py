@@ -91,6 +91,17 @@ def pack(sequences: Sequence[Segment]) -> PackedBatch:
     return PackedBatch(tokens, targets, torch.from_numpy(bounds), frames, samples=0)
 
 
+def blank_segment(layout: VisualLayout) -> Segment:
+    """What a row without frames is given as a sequence of its own."""
+    segment, size = Segment(), layout.prepare.size
+    segment.add_frame(_grey(layout, size, size), layout.tokens(size, size))
+    return segment
+
+
+def _grey(layout: VisualLayout, height: int, width: int) -> Tensor:
+    return torch.full((3, *layout.prepare.shape(height, width)), 127, dtype=torch.uint8)
+
+
 @dataclass
 class RowBuilder:
     """Reads, decodes and lays out the samples of a row."""
@@ -136,7 +147,7 @@ class RowBuilder:
         if self.layout is None:
             sequences = sequences or [Segment([0], [False])]
         elif not any(sequence.pixels for sequence in sequences):
-            sequences.append(self._blank(self.layout))
+            sequences.append(blank_segment(self.layout))
         # the sample of several rows counts in the last of them, which has its answer
         real = len(samples) - len(skipped) if part.last else 0
         return pack(sequences)._replace(samples=real, continues=not part.first, goes_on=not part.last), skipped
@@ -222,7 +233,7 @@ class RowBuilder:
             for row in media:
                 height, width = frame_shape(row, self.layout)
                 for _ in range(repeat):
-                    sequence.add_frame(self._grey(height, width), self.layout.tokens(height, width))
+                    sequence.add_frame(_grey(self.layout, height, width), self.layout.tokens(height, width))
         text = int(self.corpus.text[sample])
         if not sequence.pixels:
             text = len(part.of(text))
@@ -230,15 +241,6 @@ class RowBuilder:
             text = 0
         sequence.add_text([0] * text, False)
         return sequence
-
-    def _blank(self, layout: VisualLayout) -> Segment:
-        segment, size = Segment(), layout.prepare.size
-        segment.add_frame(self._grey(size, size), layout.tokens(size, size))
-        return segment
-
-    def _grey(self, height: int, width: int) -> Tensor:
-        assert self.layout is not None
-        return torch.full((3, *self.layout.prepare.shape(height, width)), 127, dtype=torch.uint8)
 
     def _named(self, sample: int, error: BadSample) -> Skipped:
         index, number = self.corpus.locate(sample)
