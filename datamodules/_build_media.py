@@ -96,8 +96,12 @@ def small_video(source: bytes | Path, how: Transcode, span: tuple[float, float] 
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    upright = ImageOps.exif_transpose(image)
-    return (upright.convert("RGBA") if "transparency" in upright.info else upright).convert("RGB")
+    # Each of these copies the picture, so what is right already is left alone.
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _jpeg(image: Image.Image, quality: int) -> bytes:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import BaseContext
 
 from aurora.errors import AuroraError
 from aurora.interfaces.data import Executor, R, T
@@ -28,8 +29,7 @@ class ProcessExecutor(Executor):
         tasks = list(tasks)
         if not tasks:
             return
-        # spawn: a parent that holds threads must not be forked
-        pool = ProcessPoolExecutor(min(self._workers, len(tasks)), multiprocessing.get_context("spawn"), _begin)
+        pool = ProcessPoolExecutor(min(self._workers, len(tasks)), _context(work), _begin)
         try:
             for done in as_completed([pool.submit(work, task) for task in tasks]):
                 yield done.result()
@@ -43,6 +43,16 @@ class ProcessExecutor(Executor):
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _context(work: Callable[..., object]) -> BaseContext:
+    """Workers are forked off a process that has imported what they need and nothing else: this one may hold threads,
+    which must not be forked, and importing everything once per worker takes a second on each core."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", work.__module__])
+    return context
 
 
 def _begin() -> None:

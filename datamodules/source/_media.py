@@ -89,7 +89,8 @@ def _medium(folder: Path, below: str, told: Any) -> Medium:
 
 def _pictures(path: Path) -> list[Path]:
     """The files of a folder that holds the frames of a video, in the order of the numbers in their names."""
-    found = sorted((entry for entry in path.iterdir() if entry.is_file()), key=lambda file: _natural(file.name))
+    files = (entry for entry in path.iterdir() if entry.is_file() and not entry.is_symlink())
+    found = sorted(files, key=lambda file: _natural(file.name))
     if not 0 < len(found) <= _MOST_PICTURES:
         raise BadSample("missing", f"the folder {path.name!r} holds {len(found)} files, not 1 to {_MOST_PICTURES} "
                                    "frames")
