@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from aurora import __version__
-from aurora.commands import bench_options, plan_options, shard_options, weight_options
+from aurora.commands import asking_options, bench_options, plan_options, shard_options, weight_options
 from aurora.errors import AuroraError
 
 OVERRIDES = """settings are changed with Hydra's overrides, such as keep_ratio=0.5, merge=pool or sampling.fps=2"""
@@ -131,9 +131,9 @@ def _ask(commands: Commands) -> None:
                         help="an option to choose from; give it twice or more, they are lettered in this order")
     parser.set_defaults(rest="question", overrides=[])
     parser.add_argument("--chat", action="store_true", help="one conversation; further questions from standard input")
-    _visual_options(parser)
-    _model_options(parser)
-    _generation_options(parser)
+    asking_options.visual(parser)
+    asking_options.model(parser)
+    asking_options.generation(parser)
 
 
 def _caption(commands: Commands) -> None:
@@ -145,9 +145,9 @@ def _caption(commands: Commands) -> None:
     parser.add_argument("visual", metavar="VIDEO", help="a video or image file")
     parser.set_defaults(overrides=[])
     parser.add_argument("--question", metavar="TEXT", help="the request; by default one that training used")
-    _visual_options(parser)
-    _model_options(parser)
-    _generation_options(parser)
+    asking_options.visual(parser)
+    asking_options.model(parser)
+    asking_options.generation(parser)
 
 
 def _plan(commands: Commands) -> None:
@@ -178,8 +178,8 @@ def _eval(commands: Commands) -> None:
     )
     parser.set_defaults(rest="overrides")
     parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="key=value, of keep_ratio, sampling, merge, …")
-    parser.add_argument("--model", metavar="FOLDER", help=MODEL_HELP)
-    _adapter_options(parser)
+    parser.add_argument("--model", metavar="FOLDER", help=asking_options.MODEL_HELP)
+    asking_options.adapter(parser)
     parser.add_argument("--data", metavar="FOLDER", required=True, help="the folder that holds questions.jsonl")
     parser.add_argument("--output", metavar="FOLDER", help="where results go; by default beside the model, "
                         "as eval/NAME OF THE DATA FOLDER")
@@ -192,14 +192,14 @@ def _eval(commands: Commands) -> None:
                         help="of answers to open questions (default %(default)s)")
     parser.add_argument("--restart", action="store_true", help="throw away the predictions that are there")
     parser.add_argument("--json", action="store_true", help="the result on standard output instead of a table")
-    _machine_options(parser)
+    asking_options.machine(parser)
 
 
 def _bench(commands: Commands) -> None:
     parser = _command(commands, "bench", "benching", "measure speed and memory beside other implementations",
                       bench_options.BENCH, bench_options.EXAMPLE)
     bench_options.bench(parser)
-    _machine_options(parser)
+    asking_options.machine(parser)
 
 
 def _convert(commands: Commands) -> None:
@@ -259,61 +259,6 @@ def _blocks(commands: Commands) -> None:
 def _version(commands: Commands) -> None:
     _command(commands, "version", "describing", "versions of Aurora and what it stands on", "Shows versions.",
              "aurora version")
-
-
-MODEL_HELP = ("a model folder, as training writes it; by default runs/*/language_video/model of this folder if there "
-              "is just one")
-
-
-def _visual_options(parser: Parser) -> None:
-    group = parser.add_argument_group("what is seen")
-    group.add_argument("--with", dest="more", action="append", default=[], metavar="FILE",
-                       help="a further image or video, seen after the first; may be repeated")
-    group.add_argument("--fps", type=float, metavar="N", help="frames per second of video")
-    group.add_argument("--frames", type=int, metavar="N", help="this many frames instead, spread evenly")
-    group.add_argument("--max-frames", type=int, metavar="N", help="at most this many; beyond, spread evenly")
-    group.add_argument("--keep-ratio", type=float, metavar="R", help="share of the patches kept per frame, in (0, 1]")
-
-
-def _model_options(parser: Parser) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="FOLDER", help=MODEL_HELP)
-    _adapter_options(group)
-    group.add_argument("--random-weights", action="store_true",
-                       help="no saved model: the one that a config describes, untrained; OVERRIDES after `--` choose "
-                            "it as for `aurora train`")
-    for slot in ("merge", "sort", "prompt"):
-        group.add_argument(f"--{slot}", metavar="NAME", help=f"another {slot} than the model's, see `aurora list`")
-    group.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and activations")
-    group.add_argument("--quantize", choices=("int8",), help="round the language model's matrices: less memory, faster "
-                                                             "answers")
-    _machine_options(group)
-
-
-def _adapter_options(group: argparse._ActionsContainer) -> None:
-    group.add_argument("--adapter", metavar="PATH",
-                       help="RUN/STAGE/adapter of a stage that trained adapters on this model, a folder of peft for "
-                            "its backbone, or a file with a tuned initial state")
-    group.add_argument("--any-base", action="store_true",
-                       help="apply the adapter although it was trained on another model")
-
-
-def _machine_options(group: argparse._ActionsContainer) -> None:
-    group.add_argument("--device", default="cpu", help="where the model runs, such as cuda (default %(default)s)")
-    group.add_argument("--threads", type=int, metavar="N", help="of the processor; by default one per core")
-
-
-def _generation_options(parser: Parser) -> None:
-    group = parser.add_argument_group("answer")
-    group.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(default %(default)s)")
-    group.add_argument("--temperature", type=float, default=0.0, metavar="T",
-                       help="0 always takes the likeliest token (default %(default)s)")
-    group.add_argument("--top-p", type=float, default=1.0, metavar="P",
-                       help="draw from the likeliest tokens that hold this probability (default %(default)s)")
-    group.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
-    group.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
-    group.add_argument("--stop", action="append", default=[], metavar="TEXT",
-                       help="end the answer before this text; may be repeated")
 
 
 def _command(commands: Commands, name: str, module: str, summary: str, description: str, example: str
