@@ -20,7 +20,9 @@ from ._turns import agreed, asked
 
 @SOURCE.register
 class Vqav2Source(RecordSource):
-    """VQA v2 in its makers' files: `questions` are files of {"questions": [{"question_id", "image_id", "question"}]}, `annotations` of
+    """VQA v2 in its makers' files.
+
+    `questions` are files of {"questions": [{"question_id", "image_id", "question"}]}, `annotations` of
     {"annotations": [{"question_id", "multiple_choice_answer" or "answers": [{"answer"}]}]}.
 
     `images` is the folder of the pictures and `file` the name of an image's in it. Of several answers the most
