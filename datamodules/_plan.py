@@ -18,6 +18,7 @@ from ._split import too_long
 
 CHUNK = 256
 WINDOW_CHUNKS = 64
+_FILL_WINDOWS = 3
 BatchUnit = Literal["samples", "tokens"]
 
 
@@ -26,6 +27,14 @@ class Window(NamedTuple):
 
     packs: list[np.ndarray]  # sample numbers of each row, or the one sample of several rows
     steps: np.ndarray  # [steps + 1]: step s is packs[steps[s]:steps[s + 1]]
+
+
+class Fill(NamedTuple):
+    """Shares of the token and of the frame budget of rows that samples take."""
+
+    tokens: float
+    frames: float
+    windows: int  # that were packed to see it
 
 
 class Members(NamedTuple):
@@ -84,12 +93,16 @@ class Plan:
         bounds = np.concatenate([[0], np.cumsum([len(step) for step in steps])]).astype(np.int64)
         return Window([pack for step in steps for pack in step], bounds)
 
-    def fill(self, epoch: int, window: int) -> tuple[float, float]:
-        """Share of the token and of the frame budget of a window's rows that its samples take."""
-        packs = self.window(epoch, window).packs
-        ids, rows = np.concatenate(packs), len(packs)
-        return (float(self._tokens[ids].sum(dtype=np.int64) / (rows * self._budget.tokens)),
-                float(self._frames[ids].sum(dtype=np.int64) / (rows * self._budget.frames)))
+    def fill(self) -> Fill:
+        """How full the rows of some windows of the first epoch are."""
+        chosen = np.unique(np.linspace(0, self.windows - 1, _FILL_WINDOWS).astype(int)).tolist()
+        packs = [pack for window in chosen for pack in self.window(0, window).packs]
+        tokens = np.array([self._tokens[pack].sum(dtype=np.int64) for pack in packs])
+        frames = np.array([self._frames[pack].sum(dtype=np.int64) for pack in packs])
+        # A sample that is longer than a row is laid over several.
+        rows = np.maximum(-(-tokens // self._budget.tokens), -(-frames // self._budget.frames)).sum()
+        return Fill(float(tokens.sum() / (rows * self._budget.tokens)),
+                    float(frames.sum() / (rows * self._budget.frames)), len(chosen))
 
     def _steps_of(self, ids: np.ndarray, rng: np.random.Generator) -> list[list[np.ndarray]]:
         """The packs of some samples, divided into steps."""

@@ -18,8 +18,6 @@ from ._plan import Plan
 from ._samples import VIDEO
 from .reader._sampling import sample_counts
 
-# Windows that are packed to see how full rows are.
-_WINDOWS = 3
 ASSUMED = {"text_tokens": 200, "images": 4, "video_seconds": 30.0, "image_megapixels": 0.3,
            "video_megapixels_per_second": 27.6}
 """What published counts do not tell, per sample: 200 text tokens, 4 pictures where there are several, half a minute of
@@ -59,10 +57,8 @@ def measured(corpus: Corpus, plan: Plan, mixture: Mixture) -> dict[str, Any]:
             name, mixture.datasets[name].group, count.samples, int((visits > 0).sum()), int(visits.sum()),
             int(visits @ corpus.tokens[start:stop]), int(visits @ corpus.frames[start:stop]),
             size, images, videos, count.dropped, count.shrunk, "measured"))
-    windows = np.unique(np.linspace(0, plan.windows - 1, _WINDOWS).astype(int)).tolist()
-    fill = np.mean([plan.fill(0, window) for window in windows], axis=0)
     return {"datasets": [read._asdict() for read in reads], "steps_per_epoch": plan.steps_before(1, 0),
-            "fill": {"tokens": float(fill[0]), "frames": float(fill[1]), "windows": len(windows)},
+            "fill": plan.fill()._asdict(),
             "missing": [name for name in mixture.datasets
                         if name not in {index.folder.name for index in corpus.datasets}]}
 

@@ -6,19 +6,16 @@ whole or not there. The folder that holds the sets may be deleted whenever nothi
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
-_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 Allocate = Callable[[str, np.dtype[Any], int], np.ndarray]
 Fill = Callable[[Allocate], dict[str, Any]]
 """Makes the arrays with what it is given and returns what else is known of them, as JSON."""
@@ -41,15 +38,12 @@ def shared_arrays(folders: Sequence[Path], identity: str, fill: Fill) -> Arrays:
         if folder.joinpath(identity, "facts.json").is_file():
             return load_arrays(folder / identity)
     for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder / f"{identity}.lock"):
-                if not folder.joinpath(identity, "facts.json").is_file():
-                    _make(folder, identity, fill)
-        except OSError as error:
-            if error.errno not in _READ_ONLY:
-                raise
+        lock = _lock(folder, identity)
+        if lock is None:
             continue
+        with lock:
+            if not folder.joinpath(identity, "facts.json").is_file():
+                _make(folder, identity, fill)
         return load_arrays(folder / identity)
     own: dict[str, np.ndarray] = {}
 
@@ -87,8 +81,12 @@ def _make(folder: Path, identity: str, fill: Fill) -> None:
     os.replace(partial, folder / identity)
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _lock(folder: Path, identity: str) -> TextIO | None:
+    """A file that is locked until it is closed; None where nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder.joinpath(f"{identity}.lock").open("w")
+    except OSError:
+        return None
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file

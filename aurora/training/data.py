@@ -39,6 +39,12 @@ def count_samples(data: DataModule, recipe: Recipe) -> int | None:
     return None if plan is None else int(plan.samples) * recipe.epochs
 
 
+def row_fill(data: DataModule) -> tuple[float, float] | None:
+    """Shares of rows' tokens and frames that samples take, when the data module has a plan that says so."""
+    plan = getattr(data, "plan", None)
+    return None if plan is None else (plan.fill().tokens, plan.fill().frames)
+
+
 def count_bad_samples(data: Any) -> int | None:
     """Samples that could not be read so far, on this rank, when the data module counts them."""
     bad = getattr(data, "bad", None)

@@ -18,8 +18,9 @@ NAMED = 6
 
 
 def describe_stage(console: Console, *, stage: str, recipe: Recipe, config: Mapping[str, Any], model: AuroraModel,
-                   samples: int | None, steps: int, done: int, start: str | None) -> None:
-    """Prints what is trained, from where, on what and how."""
+                   samples: int | None, fill: tuple[float, float] | None, steps: int, done: int, start: str | None
+                   ) -> None:
+    """Prints what is trained, from where, on what and how; `fill` are shares of the rows' tokens and frames."""
     totals, learned = count_parameters(model), count_parameters(model, learned=True)
     parameters = "  ".join(f"{slot} {_short(learned[slot])}/{_short(totals[slot])}" for slot in WEIGHTED_SLOTS)
     behind = f"; going on after step {done:,}" if done else ""
@@ -29,13 +30,16 @@ def describe_stage(console: Console, *, stage: str, recipe: Recipe, config: Mapp
         "weights": weight_sources(config, start),
         "data": f"{_datasets(recipe.mixture)}, {recipe.epochs} epoch(s)"
                 + ("" if samples is None else f", {samples:,} samples"),
-        "steps": f"{steps:,}, each of about {recipe.global_batch:,} samples{behind}",
+        "steps": f"{steps:,}, each of about {recipe.global_batch:,} "
+                 f"{config['data'].get('batch_unit', 'samples')}{behind}",
+        "rows": None if fill is None else f"{fill[0]:.1%} of their tokens and {fill[1]:.1%} of their frames are taken",
         "rate": f"{recipe.peak_lr:.2e} at its peak",
         "keeps": f"{recipe.keep_ratio:.0%} of the patches",
     }
     console.print(stage)
     for key, value in lines.items():
-        console.print(f"  {key:8}{value}")
+        if value is not None:
+            console.print(f"  {key:8}{value}")
 
 
 def _datasets(mixture: Mixture) -> str:

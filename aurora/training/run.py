@@ -29,7 +29,7 @@ from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
 from aurora.training.callbacks import Checkpoints, Curves, EndOfStage
 from aurora.training.checkpoints import KEPT, Checkpoint, newest_checkpoint, refuse_unsafe_loading, require_room
-from aurora.training.data import QUARANTINE_FILE, build_data, count_bad_samples, count_samples
+from aurora.training.data import QUARANTINE_FILE, build_data, count_bad_samples, count_samples, row_fill
 from aurora.training.estimate import memory, require_fit
 from aurora.training.folder import StageFolder, base_paths, fingerprint, require_same
 from aurora.training.head import describe_stage
@@ -147,7 +147,7 @@ def _train_stage(stage: Stage, console: Console) -> None:
         stage.folder.describe(stage.config)
     module = _module(stage, data, resume)
     describe_stage(console, stage=stage.name, recipe=stage.recipe, config=stage.config, model=skeleton,
-                   samples=count_samples(data, stage.recipe), steps=module.total_steps,
+                   samples=count_samples(data, stage.recipe), fill=row_fill(data), steps=module.total_steps,
                    done=0 if resume is None else resume.step, start=stage.start)
     _fit(stage, module, data, now, console)
     bad = count_bad_samples(data)

@@ -55,10 +55,10 @@ def test_repeats_and_limits_are_planned(planned):
 
 
 def test_what_is_missing_shrunk_or_dropped_is_told(planned, run, blocks, tmp_path):
-    stage = planned("data.row_frames=3", "stages.language_video.mixture={language_video: 1, elsewhere: 1}")
-    assert stage["data"]["missing"] == ["elsewhere"] and stage["data"]["datasets"][0]["shrunk"] > 0
-    out = run("plan", *TINY, f"data.root={blocks}", f"run={tmp_path}", "data.row_tokens=60", "data.too_long=drop")[1]
-    assert "dropped  longer than a row, left out: language_video" in out
+    out = run("plan", *TINY, f"data.root={blocks}", f"run={tmp_path}", "data.row_frames=3",
+              "stages.language_video.mixture={language_video: 1, elsewhere: 1}")[1]
+    assert "missing  elsewhere" in out and "shrunk   videos read with fewer frames: language_video 28" in out
+    assert "dropped  longer than a row, left out: language_video 2" in out
 
 
 def test_tokens_may_be_what_a_batch_counts(planned):
