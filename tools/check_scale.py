@@ -23,7 +23,8 @@ from simulate_scale import Cluster, checkpoint_bytes, communication, gathered_by
 
 from aurora.assemble import build_model
 from aurora.training.checkpoints import Saver
-from aurora.training.parallel import shard
+from aurora.training.recipe import TrainerOptions
+from aurora.training.sharding import shard
 from aurora.training.state import learned_tensors
 from aurora.types import Frames, PackedBatch
 
@@ -64,7 +65,7 @@ def work(rank: int, folder: str) -> None:
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module")
     torch.manual_seed(0)
     model = build_model(CONFIG)
-    shard(model, init_device_mesh("cpu", (WORLD,)))
+    shard(model, init_device_mesh("cpu", (WORLD,)), TrainerOptions())
     optimizer = torch.optim.AdamW(model.parameters())
     row = PackedBatch(torch.ones(48, dtype=torch.int64), torch.ones(48, dtype=torch.int64), torch.tensor([0, 48]),
                       (Frames(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.arange(8)[None]),), 1)

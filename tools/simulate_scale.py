@@ -145,7 +145,7 @@ def gathered_bytes(model: AuroraModel) -> tuple[float, float]:
 
 def unit_count(model: AuroraModel) -> int:
     """What is gathered as one: blocks, connector, root."""
-    from aurora.training.parallel import blocks
+    from aurora.training.blocks import blocks
 
     return sum(1 for _ in blocks(model)) + 2
 

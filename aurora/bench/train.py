@@ -20,7 +20,7 @@ from aurora.bench.timing import Work
 from aurora.bench.towers import TowerSize
 from aurora.bench.weights import Size
 from aurora.model import AuroraModel
-from aurora.training.parallel import recompute_blocks
+from aurora.training.blocks import recompute_blocks
 from aurora.types import IGNORE, Frames, PackedBatch
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 6e-2}

@@ -14,8 +14,8 @@ from torch import nn
 from aurora.errors import AuroraError
 from aurora.losses import LOGIT_BYTES
 from aurora.model import AuroraModel
+from aurora.training.blocks import blocks
 from aurora.training.flops import forward_flops, training_flops
-from aurora.training.parallel import blocks
 from aurora.training.recipe import TrainerOptions
 
 BACKBONE_NUMBERS, VISION_NUMBERS = 37, 17

@@ -5,20 +5,19 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.optim import AdamW
 
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
 from aurora.training.average import Average
+from aurora.training.blocks import prepare_blocks
 from aurora.training.checkpoints import CHECKPOINTS, Checkpoint, checkpoint_at
 from aurora.training.flops import Arithmetic, forward_flops, peak_flops, training_flops
 from aurora.training.guard import StepGuard, read_spike
@@ -26,15 +25,16 @@ from aurora.training.measures import Noise, gradient_norms, peak_memory, state_n
 from aurora.training.optim import build_optimizer, choose_learned, set_rate
 from aurora.training.parallel import (
     from_first_rank,
-    recompute_blocks,
-    shard,
+    most_over_ranks,
     shared_group,
     sum_over_ranks,
     with_agreed_frames,
     world_size,
 )
+from aurora.training.pieces import cut
 from aurora.training.recipe import read_options, read_recipe
 from aurora.training.schedule import lr_factor
+from aurora.training.sharding import Sharded, gradients_when, shard, shows_gradients
 from aurora.training.start import starting_model
 from aurora.training.state import learned_tensors, optimizer_scalars, restore
 from aurora.training.tally import StepReport, Tally
@@ -84,14 +84,13 @@ class AuroraModule(L.LightningModule):
         if self.model is not None:
             return
         model = starting_model(self.config, self.stage, self.recipe, self.start)
-        if self.options.activation_checkpointing == "block":
-            recompute_blocks(model)
-        if isinstance(self._strategy, ModelParallelStrategy):
-            shard(model, self._strategy.device_mesh["data_parallel"])
+        prepare_blocks(model, self.options)
+        if isinstance(self._strategy, Sharded):
+            shard(model, self._strategy.weights_mesh, self.options)
         self.model = model
 
     def configure_optimizers(self) -> AdamW:
-        return build_optimizer(self.net, self.recipe, fused=not isinstance(self._strategy, ModelParallelStrategy))
+        return build_optimizer(self.net, self.recipe, fused=not isinstance(self._strategy, Sharded))
 
     def on_fit_start(self) -> None:
         choose_learned(self.net, self.recipe)
@@ -124,36 +123,38 @@ class AuroraModule(L.LightningModule):
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> None:
         self._tally.waited += time.perf_counter() - self._row_ended
-        with self._sync_only_when(batch.closes_step):
+        for piece in self._pieces(batch):
+            self._learn_from(piece)
+        if batch.closes_step:
+            self._close_step(batch.position)
+
+    def _pieces(self, batch: PackedBatch) -> list[PackedBatch]:
+        """What is learned from at once: the row, or its pieces, of which every rank has as many."""
+        most = self.options.backprop_tokens
+        if most is None:
+            return [batch]
+        return cut(batch, most_over_ranks(-(-len(batch.tokens) // most), self.device))
+
+    def _learn_from(self, piece: PackedBatch) -> None:
+        with gradients_when(self._strategy, self.net, self.options, closes=piece.closes_step):
             look = self._measuring and self._tally.rows == 0
-            loss = self.net(with_agreed_frames(batch, self.net)._replace(look=look), self._memory)
+            loss = self.net(with_agreed_frames(piece, self.net)._replace(look=look), self._memory)
             self._memory = loss.memory
             # a row of text reaches nothing that learns while only the encoder or the connector does
             if loss.total.requires_grad:
                 # in the dtypes that the forward pass chose: autocast would narrow what it kept wide
                 with torch.autocast(self.device.type, enabled=False):
                     self.manual_backward(loss.total)
-        self._tally.add(batch, loss)
+        self._tally.add(piece, loss)
         if loss.states is not None:
             self._states = state_norms(loss.states)
-        if self._measuring and self._tally.rows == 1 and not batch.closes_step:
+        looked_at = self._measuring and self._tally.rows == 1 and shows_gradients(self._strategy, self.options)
+        if looked_at and not piece.closes_step:
             self._first = self._after_first_row(loss)
-        if batch.closes_step:
-            self._close_step(batch.position)
 
     def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_idx: int) -> None:
         """Called after every callback's, so that saving does not count as waiting for data."""
         self._row_ended = time.perf_counter()
-
-    def _sync_only_when(self, closes: bool) -> AbstractContextManager[None]:
-        """Leaves gradients unreduced while a step accumulates."""
-        strategy = self._strategy
-        if isinstance(strategy, DDPStrategy) and not closes:
-            blocked: AbstractContextManager[None] = strategy.block_backward_sync()
-            return blocked
-        if isinstance(strategy, ModelParallelStrategy) and self.options.defer_gradient_sync:
-            self.net.set_requires_gradient_sync(closes)  # type: ignore[operator]
-        return nullcontext()
 
     def _close_step(self, position: tuple[int, int, int]) -> None:
         tally = self._tally.over_ranks(self.device)
@@ -222,8 +223,7 @@ class AuroraModule(L.LightningModule):
         """The squared norm of the mean gradient of the first rows, and their targets: of this rank's row and averaged
         over the ranks while gradients are not reduced, else of the rows of all ranks. Collective."""
         square, targets, ranks = total_norm(gradient_norms(self.net)) ** 2, float(loss.count), world_size()
-        reduced = self.sharded and not self.options.defer_gradient_sync
-        if reduced:
+        if self.sharded:
             targets = sum_over_ranks([targets], self.device)[0]
             return square * (ranks / max(1.0, targets)) ** 2, targets
         mean = sum_over_ranks([square / max(1.0, targets) ** 2, targets], self.device)
@@ -255,7 +255,7 @@ class AuroraModule(L.LightningModule):
     @property
     def sharded(self) -> bool:
         """Whether every process holds a part of the weights only."""
-        return isinstance(self._strategy, ModelParallelStrategy) and world_size() > 1
+        return isinstance(self._strategy, Sharded) and world_size() > 1
 
     def tensors(self) -> dict[str, Tensor]:
         """What learns and what the optimizer keeps of it, as they are: sharded, and changed by the next step."""

@@ -1,21 +1,16 @@
-"""Several processes: sharding, what every rank must agree on, and recomputing activations."""
+"""Several processes: what every rank must agree on."""
 
 from __future__ import annotations
 
 import functools
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
-from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
-from aurora.adapters.attach import sharded_alone
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
 from aurora.training.recipe import TrainerOptions
@@ -23,47 +18,6 @@ from aurora.types import IGNORE, Frames, PackedBatch
 
 T = TypeVar("T")
 BAD_INPUT = 2  # the exit status after an AuroraError
-
-
-def build_strategy(options: TrainerOptions, nodes: int = 1) -> Strategy | str:
-    """Lightning's strategy for the options, on so many machines."""
-    if options.strategy == "ddp":
-        return DDPStrategy()
-    if options.strategy == "fsdp":
-        return ModelParallelStrategy(data_parallel_size=nodes * local_devices(options), tensor_parallel_size=1)
-    return "auto"
-
-
-def blocks(model: AuroraModel) -> Iterator[nn.Module]:
-    """The blocks of the vision encoder and of the backbone: what is sharded and recomputed as one."""
-    for part in (model.vision, model.backbone):
-        yield from (module for module in part.modules() if isinstance(module, part.block_class))
-
-
-def shard(model: AuroraModel, mesh: DeviceMesh) -> None:
-    """FSDP2 over every block, the connector, a tuned initial state and the rest; embeddings and head belong to the
-    root, whose forward gathers them."""
-    units = [*blocks(model), model.connector, *sharded_alone(model)]
-    _require_one_dtype(model, units)
-    for unit in units:
-        fully_shard(unit, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-
-
-def _require_one_dtype(model: AuroraModel, units: list[nn.Module]) -> None:
-    """AuroraError when what learns outside of the units is of several dtypes, which FSDP2 does not shard together."""
-    inside = {parameter for unit in units for parameter in unit.parameters()}
-    learned = {parameter.dtype for parameter in model.parameters()
-               if parameter.requires_grad and parameter not in inside}
-    if len(learned) > 1:
-        raise AuroraError("strategy fsdp with precision bf16-true cannot train a slot whole beside a float32 LoRA on "
-                          "layers outside of the blocks; leave those layers out, or take precision bf16-mixed")
-
-
-def recompute_blocks(model: AuroraModel) -> None:
-    """Makes every block's activations again in the backward pass instead of keeping them."""
-    for block in blocks(model):
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def world_size() -> int:
@@ -79,6 +33,15 @@ def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
     total = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return [float(value) for value in total.tolist()]
+
+
+def most_over_ranks(number: int, device: torch.device) -> int:
+    """The largest of the ranks' numbers. Collective."""
+    if world_size() == 1:
+        return number
+    most = torch.tensor(number, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return int(most)
 
 
 def from_first_rank(number: int) -> int:
@@ -164,9 +127,7 @@ def with_agreed_frames(batch: PackedBatch, model: AuroraModel) -> PackedBatch:
         return batch
     wanted = max(1, len(batch.frames))
     if model.vision.prepare.resize == "keep_aspect":
-        most = torch.tensor(wanted, device=batch.tokens.device)
-        dist.all_reduce(most, op=dist.ReduceOp.MAX)
-        wanted = int(most)
+        wanted = most_over_ranks(wanted, batch.tokens.device)
     for _ in range(wanted - len(batch.frames)):
         batch = _with_blank_frame(batch, model)
     return batch

@@ -21,4 +21,6 @@ def precision(options: TrainerOptions) -> dict[str, Any]:
     """What the trainer is told about precision."""
     if options.precision == "bf16-true":
         return {"plugins": [AsBuilt("bf16-true")]}
+    if options.precision == "bf16-gathered":
+        return {"precision": "32-true"}  # FSDP2 makes bfloat16 of what it gathers
     return {"precision": options.precision}

@@ -15,9 +15,10 @@ from aurora.options import check_kind, read_fields
 from aurora.registry import PROMPT
 from aurora.training.guard import read_spike
 
-Strategy = Literal["auto", "ddp", "fsdp"]
-Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
-Recompute = Literal["none", "block"]
+Strategy = Literal["auto", "ddp", "fsdp", "fsdp_hybrid", "fsdp1"]
+Precision = Literal["32-true", "bf16-mixed", "bf16-gathered", "bf16-true"]
+Recompute = Literal["none", "block", "selective"]
+Compile = Literal["none", "block"]
 Display = Literal["auto", "bar", "lines", "none"]
 
 
@@ -54,7 +55,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerOptions:
-    """Where and how a stage runs; nothing here but `precision` and `spike` changes what is learned."""
+    """Where and how a stage runs; nothing but `precision`, `spike` and `backprop_tokens` changes what is learned."""
 
     accelerator: str = "cpu"
     devices: int | str | list[int] = 1
@@ -62,7 +63,13 @@ class TrainerOptions:
     precision: Precision = "32-true"
     threads: int | None = None
     activation_checkpointing: Recompute = "none"
+    compile: Compile = "none"
     defer_gradient_sync: bool = False
+    reshard_after_forward: bool = True
+    cpu_offload: bool = False
+    shard_size: int | None = None  # fsdp_hybrid: processes that hold a copy together; None: those of a node
+    sequence_parallel: int = 1  # processes that read one row together
+    backprop_tokens: int | None = None  # of a row that are learned from at once; None: all
     checkpoint_every: int = 200
     max_bad_steps: int = 10
     spike: Mapping[str, Any] | None = None  # read by read_spike
@@ -135,9 +142,35 @@ def read_options(entry: Mapping[str, Any]) -> TrainerOptions:
     _require(options.measure_every >= 0, "trainer.measure_every", options.measure_every, "0 or more")
     _require(options.peak_tflops is None or options.peak_tflops > 0, "trainer.peak_tflops", options.peak_tflops,
              "null or above 0")
+    _check_sharding(options)
     _require(options.threads is None or options.threads >= 1, "trainer.threads", options.threads,
              "null or a whole number ≥ 1")
     return options
+
+
+def _check_sharding(options: TrainerOptions) -> None:
+    sharded = options.strategy in ("fsdp", "fsdp_hybrid")
+    for key in ("shard_size", "sequence_parallel", "backprop_tokens"):
+        value = getattr(options, key)
+        _require(value is None or value >= 1, f"trainer.{key}", value, "a whole number ≥ 1")
+    needs: dict[str, tuple[bool, bool, str]] = {  # whether it is asked for, whether it can be, what it needs
+        "precision=bf16-gathered": (options.precision == "bf16-gathered", sharded, "strategy fsdp or fsdp_hybrid"),
+        "defer_gradient_sync": (options.defer_gradient_sync, sharded, "strategy fsdp or fsdp_hybrid"),
+        "reshard_after_forward=false": (not options.reshard_after_forward, sharded, "strategy fsdp or fsdp_hybrid"),
+        "cpu_offload": (options.cpu_offload, sharded and options.accelerator != "cpu",
+                        "strategy fsdp or fsdp_hybrid and a GPU: on a CPU the shards lie in main memory as it is"),
+        "shard_size": (options.shard_size is not None, options.strategy == "fsdp_hybrid", "strategy fsdp_hybrid"),
+        "sequence_parallel": (options.sequence_parallel > 1, sharded or options.strategy == "ddp",
+                              "strategy ddp, fsdp or fsdp_hybrid"),
+        "backprop_tokens": (options.backprop_tokens is not None, options.sequence_parallel == 1,
+                            "sequence_parallel 1: a row is read in pieces one after the other, or side by side"),
+        "compile=block": (options.compile == "block", options.activation_checkpointing != "selective",
+                          "activation_checkpointing none or block: which results are kept is decided by watching "
+                          "every operator, and the compiler fuses them"),
+    }
+    for what, (asked, can, need) in needs.items():
+        if asked and not can:
+            raise AuroraError(f"trainer.{what} needs {need}")
 
 
 def check_datasets(config: Mapping[str, Any], stages: Mapping[str, Recipe]) -> None:

@@ -38,10 +38,11 @@ from aurora.training.launch import Place, cluster, find_place, fitted, join, req
 from aurora.training.logs import build_loggers
 from aurora.training.module import AuroraModule
 from aurora.training.optim import choose_learned
-from aurora.training.parallel import agreed, barrier, build_strategy, leave, local_devices
+from aurora.training.parallel import agreed, barrier, leave, local_devices
 from aurora.training.precision import precision
 from aurora.training.progress import ProgressDisplay
 from aurora.training.recipe import Recipe, TrainerOptions, check_datasets, read_options, read_recipes, selected_stages
+from aurora.training.sharding import build_strategy
 from aurora.training.signals import KILLED, StopOnSignal, requeue
 from aurora.training.state import all_weights, whole
 from aurora.training.watchdog import STACKS, Watchdog

@@ -135,10 +135,17 @@ def as_one_dtype(*tensors: Tensor) -> list[Tensor]:
 
 
 def without_autocast(op: Callable[Inputs, Outputs]) -> Callable[Inputs, Outputs]:
-    """Keeps autocast out of an operator on tensors: it would narrow the products inside."""
+    """Keeps autocast out of an operator on tensors, which would narrow the products inside, and torch.compile, which
+    would compile anew for every row: work is laid out by the lengths of its sequences."""
 
     @wraps(op)
     def guarded(*inputs: Inputs.args, **options: Inputs.kwargs) -> Outputs:
+        if torch.compiler.is_compiling():
+            uncompiled: Callable[Inputs, Outputs] = torch.compiler.disable(outside)  # type: ignore[no-untyped-call]
+            return uncompiled(*inputs, **options)
+        return outside(*inputs, **options)
+
+    def outside(*inputs: Inputs.args, **options: Inputs.kwargs) -> Outputs:
         device = next(x.device.type for x in (*inputs, *options.values()) if isinstance(x, Tensor))
         if not torch.is_autocast_enabled(device):
             return op(*inputs, **options)

@@ -12,9 +12,9 @@ from aurora.assemble import build_model
 from aurora.checkpoint import load_model, save_model
 from aurora.errors import AuroraError
 from aurora.training.optim import choose_learned, parameter_groups
-from aurora.training.parallel import shard
-from aurora.training.recipe import read_recipe
+from aurora.training.recipe import TrainerOptions, read_recipe
 from aurora.training.run import train
+from aurora.training.sharding import shard
 
 STEPS = 4
 LORA = {"backbone": {"lora": {"rank": 4, "alpha": 8, "dropout": 0.1}}}
@@ -163,7 +163,7 @@ def test_sharding_refuses_learned_weights_of_two_dtypes_in_one_unit():
     attach_adapters("s", model, recipe.adapters)
     choose_learned(model, recipe)
     with pytest.raises(AuroraError, match="cannot train a slot whole beside a float32 LoRA on layers outside"):
-        shard(model, None)
+        shard(model, None, TrainerOptions())
 
 
 def test_adapters_have_their_own_rates_and_states_are_never_decayed():

@@ -5,6 +5,7 @@ from tiny_training import MadeRows, curve, tiny_config
 from aurora.assemble import build_model
 from aurora.checkpoint import load_model
 from aurora.training import parallel
+from aurora.training.blocks import blocks
 from aurora.training.run import train
 
 STEPS = 3
@@ -65,5 +66,5 @@ def test_a_row_with_frames_is_left_alone(monkeypatch):
 
 def test_every_block_of_encoder_and_backbone_is_a_unit():
     model = build_model(tiny_config("run"))
-    kinds = [type(block) for block in parallel.blocks(model)]
+    kinds = [type(block) for block in blocks(model)]
     assert kinds == [model.vision.block_class] * 2 + [model.backbone.block_class] * 2

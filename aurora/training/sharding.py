@@ -1,0 +1,162 @@
+"""Weights, gradients and optimizer in shards: FSDP2 through Lightning, over all processes or inside of nodes."""
+
+from __future__ import annotations
+
+import functools
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+from aurora.adapters.attach import sharded_alone
+from aurora.errors import AuroraError
+from aurora.model import AuroraModel
+from aurora.training.blocks import blocks
+from aurora.training.parallel import local_devices
+from aurora.training.recipe import TrainerOptions
+
+
+class Sharded(ModelParallelStrategy):
+    """FSDP2 over all processes, or over groups of `shard_size` neighbours that hold a whole copy each."""
+
+    def __init__(self, *, processes: int, shard_size: int, data_ranks: int, offload: bool) -> None:
+        """`data_ranks` is how many of the processes read rows of their own."""
+        # gradients that lie in main memory are summed there
+        backend = "cpu:gloo,cuda:nccl" if offload and torch.cuda.is_available() else None
+        super().__init__(data_parallel_size=processes, tensor_parallel_size=1, process_group_backend=backend)
+        self.processes, self.shard_size, self.data_ranks, self.offload = processes, shard_size, data_ranks, offload
+        self._weights_mesh: DeviceMesh | None = None
+
+    @property
+    def copies(self) -> int:
+        """How many groups hold all of the weights."""
+        return self.processes // self.shard_size
+
+    @property
+    def weights_mesh(self) -> DeviceMesh:
+        """Where the weights lie: [shards], or [copies, shards]. There once the processes have met."""
+        assert self._weights_mesh is not None
+        return self._weights_mesh
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        return reading(self, self.data_ranks)
+
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        if self.copies == 1:
+            self._weights_mesh = self.device_mesh["data_parallel"]
+        else:
+            shape = (self.copies, self.shard_size)
+            self._weights_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=("copies", "shards"))
+
+    def model_to_device(self) -> None:
+        """Offloaded shards stay in main memory; what is no parameter is needed where it is computed with."""
+        if not self.offload:
+            super().model_to_device()
+            return
+        assert self.model is not None
+        for module in self.model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(self.root_device))
+
+
+class Copied(DDPStrategy):
+    """DDP: the whole model in every process."""
+
+    def __init__(self, *, data_ranks: int) -> None:
+        super().__init__()
+        self.data_ranks = data_ranks
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        return reading(self, self.data_ranks)
+
+
+def reading(strategy: Any, data_ranks: int) -> dict[str, int]:
+    """Which share of the rows this process reads: neighbours may read the same one together."""
+    together = strategy.world_size // data_ranks
+    return {"num_replicas": data_ranks, "rank": strategy.global_rank // together}
+
+
+def build_strategy(options: TrainerOptions, nodes: int = 1) -> Strategy | str:
+    """Lightning's strategy for the options, on so many machines. AuroraError for what does not go together there."""
+    local = local_devices(options)
+    processes = nodes * local
+    if options.strategy == "auto":
+        return "auto"
+    if options.strategy == "fsdp1":
+        return _fsdp1(options)
+    if processes % options.sequence_parallel:
+        raise AuroraError(f"trainer.sequence_parallel is {options.sequence_parallel}, which does not divide the "
+                          f"{processes} processes")
+    data_ranks = processes // options.sequence_parallel
+    if options.strategy == "ddp":
+        return Copied(data_ranks=data_ranks)
+    shard_size = processes if options.strategy == "fsdp" else options.shard_size or local
+    if processes % shard_size:
+        raise AuroraError(f"trainer.shard_size is {shard_size}, which does not divide the {processes} processes")
+    return Sharded(processes=processes, shard_size=shard_size, data_ranks=data_ranks, offload=options.cpu_offload)
+
+
+def shard(model: AuroraModel, mesh: DeviceMesh, options: TrainerOptions) -> None:
+    """FSDP2 over every block, the connector, a tuned initial state and the rest; embeddings and head belong to the
+    root, whose forward gathers them.
+
+    Gradients are summed in float32 whatever the weights are of. A unit in which nothing learns has none to sum.
+    """
+    alone = [*sharded_alone(model)]
+    units = [*blocks(model), model.connector]
+    _require_one_dtype(model, [*units, *alone])
+    offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if options.cpu_offload else OffloadPolicy()
+    # what blocks are given is in the right dtypes: a state must stay wide
+    wide = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    narrow = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = narrow if options.precision == "bf16-gathered" else wide
+    split = functools.partial(fully_shard, mesh=mesh, offload_policy=offload)
+    for unit in alone:
+        split(unit, mp_policy=wide)
+    for unit in units:
+        split(unit, mp_policy=policy, reshard_after_forward=options.reshard_after_forward)
+    split(model, mp_policy=policy)
+
+
+def gradients_when(strategy: Strategy, net: Any, options: TrainerOptions, *, closes: bool
+                   ) -> AbstractContextManager[None]:
+    """Leaves out of the backward pass what need not be summed over the ranks before the step closes."""
+    if isinstance(strategy, DDPStrategy) and not closes:
+        blocked: AbstractContextManager[None] = strategy.block_backward_sync()
+        return blocked
+    if isinstance(strategy, Sharded):
+        if options.defer_gradient_sync:
+            net.set_requires_gradient_sync(closes)
+        elif strategy.copies > 1:
+            # shards are summed inside of the node for every row; across nodes once per step
+            net.set_requires_all_reduce(closes)
+    return nullcontext()
+
+
+def shows_gradients(strategy: Strategy, options: TrainerOptions) -> bool:
+    """Whether gradients can be looked at before the step closes: not while they wait to be summed."""
+    return not isinstance(strategy, Sharded) or (strategy.copies == 1 and not options.defer_gradient_sync)
+
+
+def _require_one_dtype(model: AuroraModel, units: list[nn.Module]) -> None:
+    """AuroraError when what learns outside of the units is of several dtypes, which FSDP2 does not shard together."""
+    inside = {parameter for unit in units for parameter in unit.parameters()}
+    learned = {parameter.dtype for parameter in model.parameters()
+               if parameter.requires_grad and parameter not in inside}
+    if len(learned) > 1:
+        raise AuroraError("strategy fsdp with precision bf16-true cannot train a slot whole beside a float32 LoRA on "
+                          "layers outside of the blocks; leave those layers out, or take precision bf16-mixed")
+
+
+def _fsdp1(options: TrainerOptions) -> Strategy:
+    if options.accelerator == "cpu" or not torch.cuda.is_available():
+        raise AuroraError("trainer.strategy=fsdp1 is Lightning's FSDPStrategy, which needs GPUs, and there are none "
+                          "here; trainer.strategy=fsdp (FSDP2) runs on CPUs too")
+    return FSDPStrategy(use_orig_params=True)
