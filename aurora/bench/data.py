@@ -6,7 +6,7 @@ import importlib
 
 from aurora.bench.case import Case, Settings
 
-WORKS: tuple[str, ...] = ()
+WORKS: tuple[str, ...] = ("data_building", "data_decoding")
 """Modules of `aurora.bench`, each with a function `cases(settings)`."""
 
 
