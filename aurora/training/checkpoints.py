@@ -180,6 +180,8 @@ def newest_checkpoint(folder: Path, tell: Tell, *, verify: bool = True) -> Check
     for path in found:
         wrong = problem(path, verify=verify)
         if wrong is None:
+            if path != found[0]:
+                tell(f"going back to {path.name}: {_step(found[0]) - _step(path)} steps are lost and made again")
             return Checkpoint(path, json.loads((path / STATE).read_bytes()))
         tell(f"{path} is broken ({wrong}); trying the one before")
     if found:
@@ -271,9 +273,12 @@ def _drop_old(folder: Path) -> None:
 
 def _by_age(folder: Path) -> list[Path]:
     """Committed checkpoints, the newest first."""
-    numbered = [(int(path.name.removeprefix("step-")), path) for path in folder.glob("step-*")
-                if path.name.removeprefix("step-").isdigit() and is_committed(path)]
-    return [path for _, path in sorted(numbered, reverse=True)]
+    committed = [path for path in folder.glob("step-*") if path.name[5:].isdigit() and is_committed(path)]
+    return sorted(committed, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _write_synced(path: Path, text: str) -> None:

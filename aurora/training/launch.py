@@ -10,6 +10,8 @@ import hashlib
 import os
 import secrets
 import socket
+import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -31,7 +33,7 @@ import aurora
 from aurora.errors import AuroraError
 from aurora.registry import SLOTS
 from aurora.training.folder import differences
-from aurora.training.parallel import agreed, end_together, gather
+from aurora.training.parallel import BAD_INPUT, agreed, end_together, gather
 from aurora.training.recipe import TrainerOptions
 
 GROUP_SECONDS = 1800.0  # that a collective may take at least; the watchdog is there before
@@ -107,10 +109,16 @@ def join(place: Place, options: TrainerOptions) -> None:
     if _on_cuda(options):
         torch.cuda.set_device(place.local)
     patience = timedelta(seconds=options.rendezvous_seconds)
+    # a stranger that listens there but does not answer is waited for without end
+    deadline = threading.Timer(1.5 * options.rendezvous_seconds, _give_up, [_why_alone(place, options, "no answer")])
+    deadline.daemon = True
+    deadline.start()
     try:
         store = next(rendezvous("env://", place.rank, place.world, timeout=patience))[0]
     except (RuntimeError, ValueError) as error:
-        raise AuroraError(_why_alone(place, options, error)) from error
+        raise AuroraError(_why_alone(place, options, str(error))) from error
+    finally:
+        deadline.cancel()
     # all are there now; from here on it is the watchdog who says that one hangs
     longest = timedelta(seconds=max(GROUP_SECONDS, 2 * (options.watchdog_seconds or 0)))
     store.set_timeout(longest)
@@ -187,13 +195,19 @@ def _as_torchrun_says(place: Place) -> None:
         os.environ.setdefault(name, str(value))
 
 
-def _why_alone(place: Place, options: TrainerOptions, error: Exception) -> str:
+def _give_up(why: str) -> None:
+    sys.stderr.write(f"aurora: error: {why}\n")
+    sys.stderr.flush()
+    os._exit(BAD_INPUT)
+
+
+def _why_alone(place: Place, options: TrainerOptions, error: str) -> str:
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    if place.rank == 0 and "EADDRINUSE" in str(error):
+    if place.rank == 0 and "EADDRINUSE" in error:
         return f"the port of {where} is in use by another program; give a free one as MASTER_PORT"
     seconds = f"within {options.rendezvous_seconds:g} s (trainer.rendezvous_seconds)"
     if place.rank == 0:
-        return f"not all {place.world} processes came to {where} {seconds}: {' '.join(str(error).split())}"
+        return f"not all {place.world} processes came to {where} {seconds}: {' '.join(error.split())}"
     return (f"rank {place.rank} on {socket.gethostname()} did not reach the first process at {where} {seconds}; is it "
             f"started, is its name known here, and does a firewall leave the port open? "
-            f"({' '.join(str(error).split())[:300]})")
+            f"({' '.join(error.split())[:300]})")

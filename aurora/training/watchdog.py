@@ -73,7 +73,7 @@ class Watchdog(L.Callback):
     def _alive(self, module: AuroraModule) -> None:
         self._beat, self._step = time.monotonic(), module.step
         if self.seconds is not None and self._file is not None:
-            faulthandler.dump_traceback_later(self.seconds + 5 * NOTICE_SECONDS, exit=True, file=self._file)
+            faulthandler.dump_traceback_later(self.seconds + 3 * NOTICE_SECONDS, exit=True, file=self._file)
 
     def _watch(self) -> None:
         assert self.seconds is not None and self._note is not None

@@ -139,11 +139,11 @@ CONTEXT.set_forkserver_preload(["tiny_training", "aurora.training.run", "compone
                                 "components.vision.siglip", "components.tokenizer.bytes"])
 
 
-def start(config, log, **environment):
-    """Trains in a process of its own that writes what it says to `log`."""
+def start(config, log, *, cwd=".", **environment):
+    """Trains in a process of its own, in the folder `cwd`, that writes what it says to `log`."""
     # only here: the server that forks is started with the environment of this moment
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[3])))
-    process = CONTEXT.Process(target=_train, args=(config, str(log), environment))
+    process = CONTEXT.Process(target=_train, args=(config, str(log), cwd, environment))
     process.start()
     return process
 
@@ -162,8 +162,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def _train(config, log, environment):
+def _train(config, log, cwd, environment):
     """Ends as `aurora train` does."""
+    os.chdir(cwd)
     os.environ.update({"OMP_NUM_THREADS": "1", **environment})
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)

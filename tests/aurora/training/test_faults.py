@@ -1,0 +1,399 @@
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tiny_training import curve, free_port, start, start_ranks, tiny_config
+
+from aurora.errors import AuroraError
+from aurora.training.checkpoints import CHECKPOINTS, checkpoint_path, is_committed
+from aurora.training.launch import Place, find_place, fitted
+from aurora.training.recipe import TrainerOptions, read_options
+from aurora.training.watchdog import HUNG_EXIT
+
+STEPS = 8
+MODEL = Path("first", "model", "model.safetensors")
+
+
+class Runs:
+    """Runs of the first stage in processes of their own, and what they said."""
+
+    def __init__(self, folder):
+        self.folder, self.count, self.started = folder, 0, []
+        self.log = folder / "none"
+
+    def config(self, name="run", **trainer):
+        config = {**tiny_config(self.folder / name, steps=STEPS), "stage": "first"}
+        config["trainer"].update(trainer)
+        return config
+
+    def start(self, config, world=1, **environment):
+        self.count += 1
+        self.log = self.folder / f"log-{self.count}"
+        if world == 1:
+            processes = [start(config, f"{self.log}-0", **environment)]
+        else:
+            processes = start_ranks(config, self.log, world, **environment)
+        self.started += processes
+        return processes
+
+    def finish(self, processes, seconds=60):
+        for process in processes:
+            process.join(seconds)
+        return [process.exitcode for process in processes]
+
+    def run(self, config, world=1, **environment):
+        return self.finish(self.start(config, world, **environment))
+
+    def said(self, rank=0):
+        return Path(f"{self.log}-{rank}").read_text()
+
+    def wait_for_step(self, config, step, processes):
+        path = checkpoint_path(Path(config["run"]) / "first" / CHECKPOINTS, step)
+        deadline = time.monotonic() + 60
+        while not is_committed(path) and processes[0].exitcode is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert is_committed(path), self.said()
+
+
+@pytest.fixture
+def runs(tmp_path):
+    runs = Runs(tmp_path)
+    yield runs
+    for process in runs.started:
+        if process.exitcode is None:
+            process.kill()
+        process.join()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """What a run gives that nothing happens to: by the number of its processes."""
+    folders = {}
+    for world, strategy in ((1, "auto"), (2, "fsdp")):
+        runs = Runs(tmp_path_factory.mktemp("uninterrupted"))
+        config = runs.config(strategy=strategy)
+        assert runs.run(config, world) == [0] * world, runs.said()
+        folders[world] = Path(config["run"])
+    return folders
+
+
+def assert_same(config, expected):
+    assert curve(config["run"], "first") == curve(expected, "first")
+    assert (Path(config["run"]) / MODEL).read_bytes() == (expected / MODEL).read_bytes()
+
+
+# ---- signals
+
+
+@pytest.mark.parametrize(("name", "world"), [("SIGTERM", 2), ("SIGUSR1", 1), ("SIGINT", 2)])
+def test_a_signal_to_one_process_saves_and_ends_all_and_the_run_goes_on_exactly(runs, uninterrupted, name, world):
+    config = runs.config(strategy="auto" if world == 1 else "fsdp")
+    processes = runs.start(config, world, SECONDS_PER_ROW="0.03")
+    runs.wait_for_step(config, 1, processes)
+    number = getattr(signal, name)
+    os.kill(processes[-1].pid, number)
+    assert runs.finish(processes) == [128 + number] * world
+    assert f"stopped by {name} after step" in runs.said() and "Traceback" not in runs.said()
+    assert len(curve(config["run"], "first")) < STEPS
+    assert runs.run(config, world) == [0] * world, runs.said()
+    assert_same(config, uninterrupted[world])
+
+
+def test_a_second_interrupt_ends_a_process_that_waits_for_a_row(runs):
+    config = runs.config()
+    process, = runs.start(config, HANG="9")
+    runs.wait_for_step(config, 2, [process])
+    for _ in range(2):
+        time.sleep(0.3)
+        os.kill(process.pid, signal.SIGINT)
+    process.join(20)
+    assert process.exitcode == 1 and "stopped after step 2, which is saved" in runs.said()
+
+
+@pytest.fixture
+def scontrol(tmp_path):
+    """A SLURM of one command, which writes down how it was called and fails for job 13."""
+    path = tmp_path / "bin" / "scontrol"
+    path.parent.mkdir()
+    path.write_text('#!/bin/sh\necho "$@" >> "$(dirname "$0")/calls"\n'
+                    '[ "$2" != 13 ] || { echo "Invalid job id" >&2; exit 1; }\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(("name", "variables", "calls"), [
+    ("SIGUSR1", {"SLURM_JOB_ID": "77"}, "requeue 77\n"),
+    ("SIGUSR1", {"SLURM_JOB_ID": "77", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "7"}, "requeue 70_7\n"),
+    ("SIGUSR1", {"SLURM_JOB_ID": "13"}, "requeue 13\n"),
+    ("SIGTERM", {"SLURM_JOB_ID": "77"}, None),  # which also comes to a job that its owner cancels
+])
+def test_a_job_of_slurm_whose_time_is_up_goes_back_into_the_queue_once(runs, scontrol, name, variables, calls):
+    config = runs.config(strategy="ddp")
+    path = f"{scontrol.parent}:{os.environ['PATH']}"
+    processes = runs.start(config, 2, SECONDS_PER_ROW="0.05", PATH=path, **variables)
+    runs.wait_for_step(config, 1, processes)
+    for process in processes:
+        os.kill(process.pid, getattr(signal, name))
+    assert runs.finish(processes) == [128 + getattr(signal, name)] * 2
+    called = scontrol.with_name("calls")
+    assert (called.read_text() if called.exists() else None) == calls
+    assert ("could not be requeued (Invalid job id)" in runs.said()) == (variables["SLURM_JOB_ID"] == "13")
+
+
+# ---- hangs
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_hung_rank_ends_all_and_leaves_the_stacks_of_all(runs, strategy):
+    config = runs.config(strategy=strategy, watchdog_seconds=1.5)
+    assert runs.run(config, 2, HANG="9") == [HUNG_EXIT] * 2
+    stacks = Path(config["run"]) / "first" / "stacks"
+    assert "in __iter__" in (stacks / "rank-1.txt").read_text()  # row 9 is the second process's
+    assert "in training_step" in (stacks / "rank-0.txt").read_text()
+    for rank in range(2):
+        assert f"{stacks} tells where every process stood" in runs.said(rank)
+
+
+def test_a_process_that_holds_the_interpreter_is_ended_as_well(runs):
+    config = runs.config(watchdog_seconds=0.5)
+    assert runs.run(config, LOCK="9") == [1]
+    assert "in __iter__" in (Path(config["run"]) / "first" / "stacks" / "rank-0.txt").read_text()
+
+
+def test_a_run_without_a_hang_leaves_no_stacks_and_may_do_without_a_watchdog(runs, uninterrupted):
+    assert (uninterrupted[1] / "first" / "stacks" / "rank-0.txt").read_text() == ""
+    config = runs.config(watchdog_seconds=None)
+    assert runs.run(config) == [0]
+    assert not (Path(config["run"]) / "first" / "stacks").exists()
+
+
+# ---- numbers
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_nan_on_one_rank_skips_the_step_on_all(runs, strategy):
+    config = runs.config(strategy=strategy)
+    assert runs.run(config, 2, POISON="9") == [0, 0], runs.said()
+    losses = [loss for _, loss in curve(config["run"], "first")]
+    assert [loss == "nan" for loss in losses] == [step == 2 for step in range(STEPS)]
+    assert "skipped 1" in runs.said()
+
+
+def test_nans_on_one_rank_end_all_when_they_do_not_end(runs):
+    config = runs.config(strategy="ddp", max_bad_steps=2)
+    assert 0 not in runs.run(config, 2, POISON="9,13")
+    assert "2 steps in a row had no finite gradient" in runs.said(0) + runs.said(1)
+
+
+def spiky(runs, action, name="run"):
+    config = runs.config(name, spike={"factor": 1.1, "window": 3, "action": action}, checkpoint_every=2)
+    config["stages"]["first"].update(trained=["connector", "backbone"], peak_lr=0.05)
+    return config
+
+
+def test_a_spike_is_left_out(runs):
+    config = spiky(runs, "skip")
+    assert runs.run(config, LEAP="20,21,22,23") == [0]
+    losses = [float(loss) for _, loss in curve(config["run"], "first")]
+    assert "skipped 1" in runs.said() and max(losses) == losses[5] and losses[6] < losses[4]
+
+
+def test_a_spike_that_rolls_back_leaves_the_weights_of_the_newest_checkpoint(runs):
+    config = spiky(runs, "rollback")
+    processes = runs.start(config, LEAP="20,21,22,23", SECONDS_PER_ROW="0.02")
+    folder = Path(config["run"]) / "first" / CHECKPOINTS
+    runs.wait_for_step(config, 6, processes)
+    before, after = (load_file(next(checkpoint_path(folder, step).glob("shard-*"))) for step in (4, 6))
+    assert before.keys() == after.keys() and all(before[name].equal(after[name]) for name in before)
+    assert runs.finish(processes) == [0]
+    assert "step 6 was a spike: the weights are those after step 4 again" in runs.said()
+
+
+def test_a_run_killed_after_a_spike_goes_on_exactly(runs):
+    whole, broken = spiky(runs, "rollback", "whole"), spiky(runs, "rollback", "broken")
+    assert runs.run(whole, LEAP="20,21,22,23") == [0]
+    processes = runs.start(broken, LEAP="20,21,22,23", SECONDS_PER_ROW="0.03")
+    runs.wait_for_step(broken, 6, processes)
+    processes[0].kill()
+    assert runs.finish(processes) == [-9]
+    assert runs.run(broken, LEAP="20,21,22,23") == [0]
+    assert_same(broken, Path(whole["run"]))
+
+
+@pytest.mark.parametrize(("spike", "message"), [
+    ({"factor": 1.0}, "factor is 1.0; it must be above 1"),
+    ({"factor": 2.0, "window": 1}, "window is 1"),
+    ({"factor": 2.0, "action": "panic"}, "'panic' is unknown"),
+])
+def test_a_spike_that_makes_no_sense_is_refused(spike, message):
+    with pytest.raises(AuroraError, match=message):
+        read_options({"spike": spike})
+
+
+# ---- disks
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MiB; skipped where it may not be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder], capture_output=True).returncode:
+        pytest.skip("needs permission to mount")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_disk_that_fills_up_is_told_and_stops_at_the_second_save_and_the_run_goes_on_exactly(
+    runs, small_disk, uninterrupted
+):
+    config = {**runs.config(checkpoint_every=2), "run": str(small_disk / "run")}
+    processes = runs.start(config, SECONDS_PER_ROW="0.05")
+    runs.wait_for_step(config, 2, processes)
+    filler = small_disk / "filler"
+    with filler.open("wb") as file, pytest.raises(OSError):
+        while True:
+            file.write(bytes(1 << 16))
+            file.flush()
+    assert runs.finish(processes) == [2]
+    assert runs.said().count("No space left") >= 2 and "2 checkpoints in a row could not be written" in runs.said()
+    filler.unlink()
+    assert runs.run(config) == [0], runs.said()
+    assert_same(config, uninterrupted[1])
+
+
+def test_what_is_lost_with_a_broken_checkpoint_is_said(runs, uninterrupted):
+    config = runs.config(checkpoint_every=3)
+    process, = runs.start(config, SECONDS_PER_ROW="0.03")
+    runs.wait_for_step(config, 6, [process])
+    process.kill()
+    process.join()
+    shard = next(checkpoint_path(Path(config["run"]) / "first" / CHECKPOINTS, 6).glob("shard-*"))
+    shard.write_bytes(bytes(shard.stat().st_size))
+    assert runs.run(config) == [0]
+    assert "going back to step-3: 3 steps are lost and made again" in runs.said()
+    assert_same(config, uninterrupted[1])
+
+
+# ---- starting together
+
+
+def test_a_port_in_use_is_one_clear_message(runs):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        processes = runs.start(runs.config(rendezvous_seconds=2), 2, port=port)
+        assert runs.finish(processes) == [2, 2]
+    assert f"127.0.0.1:{port} is in use by another program" in runs.said(0)
+
+
+def test_a_first_process_that_is_not_there_is_one_clear_message(runs):
+    port = free_port()
+    process = start(runs.config(rendezvous_seconds=1), runs.folder / "alone", RANK="1", LOCAL_RANK="1", WORLD_SIZE="2",
+                    LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    assert runs.finish([process]) == [2]
+    said = (runs.folder / "alone").read_text()
+    assert f"did not reach the first process at 127.0.0.1:{port} within 1 s" in said
+
+
+def test_a_process_that_does_not_come_is_one_clear_message(runs):
+    process = start(runs.config(rendezvous_seconds=1), runs.folder / "alone", RANK="0", LOCAL_RANK="0", WORLD_SIZE="2",
+                    LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    assert runs.finish([process]) == [2]
+    assert "not all 2 processes came to 127.0.0.1" in (runs.folder / "alone").read_text()
+
+
+def start_unequal(runs, *configs):
+    port = str(free_port())
+    runs.log = runs.folder / "unequal"
+    world = str(len(configs))
+    processes = [start(config, f"{runs.log}-{rank}", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=world,
+                       LOCAL_WORLD_SIZE=world, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+                 for rank, config in enumerate(configs)]
+    return runs.finish(processes)
+
+
+def test_ranks_that_were_given_different_configs_do_not_start(runs):
+    other = runs.config()
+    other["stages"]["first"]["peak_lr"] = 0.5
+    assert start_unequal(runs, runs.config(), other) == [2, 2]
+    assert "rank 1 on" in runs.said() and "stages.first.peak_lr was 0.01, is 0.5" in runs.said()
+    assert runs.said(1) == ""
+    assert not (runs.folder / "run").exists()
+
+
+def test_a_run_folder_that_is_not_shared_is_said(runs):
+    # the same path is another folder for the second process, as on two nodes without a shared file system
+    first, second = runs.folder / "first-node", runs.folder / "second-node"
+    config = {**runs.config(), "run": "run"}
+    port = str(free_port())
+    processes = []
+    for rank, folder in enumerate((first, second)):
+        folder.mkdir()
+        processes.append(start(config, runs.folder / f"log-{rank}", cwd=str(folder), RANK=str(rank),
+                               LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+                               MASTER_PORT=port))
+    assert runs.finish(processes) == [2, 2]
+    assert "run=run is not one folder" in (runs.folder / "log-0").read_text()
+    assert not list(first.rglob(".shared*"))
+
+
+def test_a_stage_that_only_one_rank_cannot_start_is_said_by_the_first(runs, tmp_path):
+    weights = tmp_path / "weights"
+    weights.write_text("")
+    link = tmp_path / "node" / "weights"
+    link.parent.mkdir()
+    config = {**runs.config(), "base_weights": {"backbone": {"rwkv6": "weights"}}}
+    config["run"] = str(runs.folder / "run")
+    port = str(free_port())
+    processes = [start(config, runs.folder / f"log-{rank}", cwd=str(folder), RANK=str(rank), LOCAL_RANK=str(rank),
+                       WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+                 for rank, folder in enumerate((tmp_path, link.parent))]
+    assert runs.finish(processes) == [2, 2]
+    assert "weights does not exist (rank 1 on" in (runs.folder / "log-0").read_text()
+
+
+def test_the_last_stage_with_a_missing_predecessor_names_the_command(runs):
+    assert runs.run({**runs.config(), "stage": "second"}) == [2]
+    assert f"`aurora train run={runs.folder / 'run'} stage=first` trains it" in runs.said()
+
+
+# ---- places
+
+
+SRUN = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "n0",
+            "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(("environment", "launcher"), [(SRUN, "srun"), (TORCHRUN, "torchrun"),
+                                                       (SRUN | TORCHRUN, "torchrun")])
+def test_a_launcher_says_the_place_of_a_process(environment, launcher):
+    place = find_place(environment)
+    assert place == Place(rank=5, world=8, local=1, per_node=4, launcher=launcher) and place.nodes == 2
+
+
+@pytest.mark.parametrize("environment", [{}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, {"LOCAL_RANK": "1"}])
+def test_a_process_that_no_launcher_started_is_alone(environment):
+    assert find_place(environment) is None
+
+
+@pytest.mark.parametrize(("environment", "message"), [
+    ({"RANK": "0"}, "WORLD_SIZE, LOCAL_RANK"),
+    ({**SRUN, "SLURM_STEP_NUM_TASKS": "7"}, "same number"),
+])
+def test_half_a_place_is_an_error(environment, message):
+    with pytest.raises(AuroraError, match=message):
+        find_place(environment)
+
+
+def test_another_number_of_devices_than_the_launcher_started_is_an_error():
+    place = find_place(TORCHRUN)
+    assert fitted(TrainerOptions(), place).devices == 4
+    with pytest.raises(AuroraError, match=r"trainer\.devices is 2, but torchrun started 4"):
+        fitted(TrainerOptions(devices=2), place)
+    assert fitted(TrainerOptions(devices=2), None).devices == 2
