@@ -171,13 +171,14 @@ def _turns(conversation: object) -> tuple[Turn, ...]:
 
 
 def decode_image(raw: bytes, limits: Limits = LIMITS) -> np.ndarray:
-    """[H, W, 3] uint8, upright. BadSample for anything that is no whole jpeg, png or webp within the limits."""
+    """[H, W, 3] uint8, upright, not to be written to. BadSample for anything that is no whole jpeg, png or webp within
+    the limits."""
     try:
         with _open_image(raw, limits) as image:
-            upright = ImageOps.exif_transpose(image)
-            if "transparency" in upright.info:
-                upright = upright.convert("RGBA")
-            return np.array(upright.convert("RGB"))
+            ImageOps.exif_transpose(image, in_place=True)
+            coloured = image.convert("RGBA") if "transparency" in image.info else image
+            # A conversion to what it already is would copy it.
+            return np.asarray(coloured if coloured.mode == "RGB" else coloured.convert("RGB"))
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise BadSample("image", str(error)) from error
 

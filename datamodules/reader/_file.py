@@ -75,7 +75,9 @@ def open_video(source: str | bytes, *, threads: int = 1) -> Iterator[tuple[Any, 
     # An absolute path cannot be taken for a protocol such as concat: or http:.
     file = str(Path(source).resolve()) if isinstance(source, str) else io.BytesIO(source)
     try:
-        with av.open(file, options={"format_whitelist": FORMATS, "protocol_whitelist": "file"}) as container:
+        # A title in another encoding than UTF-8 is no reason to refuse a video.
+        with av.open(file, options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
+                     metadata_errors="replace") as container:
             stream = _video_stream(container, source)
             _prepare(stream, threads, source)
             yield container, stream

@@ -19,7 +19,8 @@ from datamodules.reader._plan import plan
 HEIGHT, WIDTH, STEP, FRAMES = 48, 64, 8, 30
 NOISE = np.random.default_rng(0).integers(0, 255, (HEIGHT + FRAMES, WIDTH + FRAMES, 3), dtype=np.uint8)
 SAMPLINGS = {"sparse": Sampling(fps=1), "odd": Sampling(fps=3.3), "dense": Sampling(fps=10),
-             "spread": Sampling(frames=4), "range": Sampling(fps=4, start=0.73, stop=1.9), "tail": Sampling(frames=3, start=1.21)}
+             "spread": Sampling(frames=4), "range": Sampling(fps=4, start=0.73, stop=1.9),
+             "tail": Sampling(frames=3, start=1.21)}
 
 
 def moving(number):
