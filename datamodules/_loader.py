@@ -97,7 +97,7 @@ class RowLoader:
         self.task, self.workers, self.care, self.bad, self.prefetch = task, workers, care, bad, prefetch
 
     def __iter__(self) -> Iterator[PackedBatch]:
-        pin = torch.cuda.is_available()
+        pin = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
         ahead = self._prefetch() if self.prefetch else None
         try:
             for batch, skipped in self._built():

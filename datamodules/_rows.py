@@ -214,13 +214,22 @@ class RowBuilder:
         if record.kind != VIDEO:
             yield decode_image(raw)
             return
-        sampling = capped(replace(self.sampling, start=record.start, stop=record.stop), frames)
+        sampling, before = self._moments(record, frames, wanted)
         try:
-            for _, image in islice(self.reader.read(raw, sampling),
-                                   wanted.start, wanted.stop if wanted.stop < frames else None):
+            for _, image in islice(self.reader.read(raw, sampling), before, before + len(wanted)):
                 yield image
         except AuroraError as error:
             raise BadSample("video", str(error)) from error
+
+    def _moments(self, record: Record, frames: int, wanted: range) -> tuple[Sampling, int]:
+        """What to sample for some of a video's frames, and how many come before them."""
+        sampling = capped(replace(self.sampling, start=record.start, stop=record.stop), frames)
+        fps = sampling.fps
+        if len(wanted) == frames or fps is None or frames >= (self.sampling.max_frames or frames + 1):
+            return sampling, wanted.start
+        # At a fixed rate the frames of a part are those of a range, so that no other one is decoded.
+        stop = record.stop if wanted.stop == frames else record.start + wanted.stop / fps
+        return replace(sampling, start=record.start + wanted.start / fps, stop=stop), 0
 
     def _placeholder(self, sample: int, part: Part) -> Segment:
         """A sequence of the planned length and frames without targets, so that the plan never shifts."""

@@ -132,10 +132,11 @@ class _Lane:
         # a forked worker would keep these open
         inherited = [lane.line for lane in crew if lane._process or lane is self] if method == "fork" else []
         order = Order(self._lane, self._lanes, *start, self._next, self._given_up)
-        self._process = context.Process(  # type: ignore[attr-defined]
+        process = context.Process(  # type: ignore[attr-defined]
             target=work, args=(self._task, order, self._desk, theirs, self._care, os.getpid(), inherited), daemon=True)
         with theirs:
-            self._process.start()
+            process.start()
+        self._process = process
 
     def accept(self, parcel: Parcel) -> None:
         """Takes what the worker sent."""

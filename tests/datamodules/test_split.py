@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from aurora.adapters.initial_state import tune_state
 from aurora.assemble import build_model
 from aurora.errors import AuroraError
 from aurora.types import IGNORE
@@ -98,6 +99,32 @@ def test_gradients_end_where_a_row_ends(long, model):
     memory = model(first).memory
     assert not any(tensor.requires_grad for tensor in memory.values())
     assert model(second._replace(goes_on=False), memory).memory is None
+
+
+def test_a_tuned_initial_state_has_a_gradient_in_every_row(long):
+    # or a rank that reads such a row would leave the others waiting
+    model = build_model(CONFIG)
+    tune_state("here", model.backbone)
+    first, second, *_ = long(slice(0, 1)).train_dataloader()
+    model(second, model(first).memory).total.backward()
+    assert all(parameter.grad is not None for parameter in model.backbone.initial_state.parameters())
+
+
+def test_the_parts_of_a_video_are_read_as_ranges(long, monkeypatch):
+    module, asked = long(slice(0, 1)), []
+    read = module._reader.read
+    monkeypatch.setattr(module._reader, "read", lambda source, how: asked.append((how.start, how.stop)) or
+                        read(source, how))
+    list(module.train_dataloader())
+    assert asked == [(0.0, 0.7), (0.7, 1.3), (1.3, 1.9), (1.9, None)]
+
+
+@pytest.mark.parametrize("sampling", [{"frames": 25}, {"fps": 20.0, "max_frames": 25}], ids=str)
+def test_a_video_whose_frames_are_spread_is_split_as_well(long, sampling):
+    options = {"fps": None, **sampling}
+    whole, = long(slice(0, 1), row_tokens=2000, row_frames=99, **options).train_dataloader()
+    parts = list(long(slice(0, 1), **options).train_dataloader())
+    assert torch.equal(torch.cat([part.frames[0].pixels for part in parts]), whole.frames[0].pixels)
 
 
 def test_rows_of_samples_that_fit_stay_as_they_are(long, model):
