@@ -17,7 +17,7 @@ from aurora import __version__
 PEERS = {"rwkv": "rwkv", "transformers": "transformers", "fla": "flash-linear-attention",
          "llama_cpp": "llama-cpp-python", "mamba_ssm": "mamba-ssm", "gguf": "gguf"}
 """Distributions by the module that they bring."""
-SHOWN = ("torch", "triton", *PEERS.values())
+SHOWN = ("torch", "triton", *PEERS.values(), "av", "decord", "torchcodec")
 
 
 def describe(device: str, command: str) -> dict[str, Any]:
