@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from aurora import __version__
-from aurora.commands import asking_options, bench_options, plan_options, shard_options, weight_options
+from aurora.commands import asking_options, bench_options, plan_options, shard_options, train_options, weight_options
 from aurora.errors import AuroraError
 
 OVERRIDES = """settings are changed with Hydra's overrides, such as keep_ratio=0.5, merge=pool or sampling.fps=2"""
@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # cores for itself, and other implementations are not run so.
     if options.command != "bench":
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # what goes wrong when processes meet is said by us, once
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         _refuse_pickle()
         command = importlib.import_module(f"aurora.commands.{options.module}")
@@ -156,15 +158,8 @@ def _plan(commands: Commands) -> None:
 
 
 def _train(commands: Commands) -> None:
-    parser = _command(
-        commands, "train", "training", "train one stage, or all of them in order",
-        f"Trains the stages of a config; {OVERRIDES}. A stopped run goes on where it was when it is started again. "
-        "The data of experiment=blocks is made by `aurora blocks FOLDER`.",
-        "aurora train experiment=blocks data.root=data/blocks\n"
-        "  aurora train experiment=blocks data.root=data/blocks stage=vision stages.vision.peak_lr=1e-4",
-    )
-    parser.set_defaults(rest="overrides")
-    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="key=value, see configs/aurora.yaml")
+    train_options.train(_command(commands, "train", "training", "train one stage, or all of them in order",
+                                 train_options.TRAIN, train_options.EXAMPLE))
 
 
 def _eval(commands: Commands) -> None:

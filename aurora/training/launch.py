@@ -33,7 +33,7 @@ import aurora
 from aurora.errors import AuroraError
 from aurora.registry import SLOTS
 from aurora.training.folder import differences
-from aurora.training.parallel import BAD_INPUT, agreed, end_together, gather
+from aurora.training.parallel import BAD_INPUT, agreed, end_together, gather, world_size
 from aurora.training.recipe import TrainerOptions
 
 GROUP_SECONDS = 1800.0  # that a collective may take at least; the watchdog is there before
@@ -100,12 +100,15 @@ def cluster(place: Place | None) -> ClusterEnvironment:
     return LightningEnvironment() if place is None else TorchElasticEnvironment()
 
 
-def join(place: Place, options: TrainerOptions) -> None:
-    """Meets the other processes. AuroraError when that takes longer than `trainer.rendezvous_seconds`."""
+def join(place: Place, options: TrainerOptions) -> bool:
+    """Meets the other processes, unless the launcher has seen to that as Ray does; whether it was done here.
+
+    AuroraError when that takes longer than `trainer.rendezvous_seconds`.
+    """
     _as_torchrun_says(place)
     rank_zero_only.rank = place.rank
-    if place.world == 1:
-        return
+    if place.world == 1 or dist.is_initialized():
+        return False
     if _on_cuda(options):
         torch.cuda.set_device(place.local)
     patience = timedelta(seconds=options.rendezvous_seconds)
@@ -124,10 +127,13 @@ def join(place: Place, options: TrainerOptions) -> None:
     store.set_timeout(longest)
     dist.init_process_group("nccl" if _on_cuda(options) else "gloo", store=store, rank=place.rank,
                             world_size=place.world, timeout=longest)
+    return True
 
 
 def require_equal(config: Mapping[str, Any]) -> None:
     """Ends all ranks unless they were given the same config and code and see the same folder `run`. Collective."""
+    if world_size() == 1:
+        return
     everyone = [Start(*told) for told in gather((socket.gethostname(), code_version(), dict(config)))]
     end_together(next(filter(None, (_unlike(everyone[0], rank, start) for rank, start in enumerate(everyone))), None))
     _require_shared(Path(config["run"]))

@@ -72,8 +72,8 @@ def train(config: Mapping[str, Any]) -> Path:
     """
     refuse_unsafe_loading()
     place = find_place()
+    joined = place is not None and join(place, read_options(config["trainer"]))
     if place is not None:
-        join(place, read_options(config["trainer"]))
         require_equal(config)
     stages = agreed(lambda: plan_stages(config, place))
     console = Console(quiet=_rank() != 0, soft_wrap=True, highlight=False)
@@ -82,7 +82,7 @@ def train(config: Mapping[str, Any]) -> Path:
     with _quiet_lightning():
         for stage in stages:
             _train_stage(stage, console)
-    if place is not None:
+    if joined:
         leave()
     return stages[-1].folder.model
 

@@ -1,0 +1,104 @@
+"""`aurora train --nodes`: torchrun with the settings under which a lost process and a lost node are survived."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
+from torch.distributed.run import main as torchrun
+
+from aurora.errors import AuroraError
+from aurora.training.parallel import local_devices
+from aurora.training.recipe import read_options
+from aurora.training.run import plan_stages
+
+PORT = 29500
+LAST_CALL_SECONDS = 15  # that fewer nodes than the most wait for further ones
+SAVE_SECONDS = 600  # that processes have for saving after SIGTERM
+
+
+def launch(config: Mapping[str, Any], options: Namespace) -> int:
+    """Trains in `trainer.devices` processes here, together with those of the other nodes.
+
+    The exit status is that of the first process that failed for good.
+    """
+    plan_stages(config)  # what is wrong is said once, and not by every process at every restart
+    trainer = read_options(config["trainer"])
+    processes = local_devices(trainer)
+    # torchrun's agents would share a store with the processes, and with it what a killed one left there
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SAVE_SECONDS)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    command = ["--nproc-per-node", str(processes), "--max-restarts", str(options.restarts),
+               *_meeting(options.nodes, options.first_node, trainer.rendezvous_seconds),
+               "-m", "aurora.cli", "train", *options.overrides]
+    try:
+        torchrun(command)
+    except ChildFailedError as error:
+        status = error.get_first_failure()[1].exitcode
+        return status if status > 0 else 128 - status
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    except RendezvousError as error:
+        raise AuroraError(f"the nodes did not meet at --first-node {options.first_node} within "
+                          f"{trainer.rendezvous_seconds:g} s (trainer.rendezvous_seconds): {error} Is the first node "
+                          "started, is its name known here, and does a firewall leave the port open?") from error
+    return 0
+
+
+def _meeting(nodes: str, first: str | None, seconds: float) -> list[str]:
+    """What torchrun is told of the other nodes. AuroraError for a number or a name that makes no sense."""
+    if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", nodes):
+        raise AuroraError(f"--nodes {nodes!r} is no number such as 2, nor a range such as 1:4")
+    if nodes == "1":
+        return ["--standalone"]
+    if first is None:
+        raise AuroraError(f"--nodes {nodes} needs --first-node HOST: the one where all meet")
+    host, _, port = first.partition(":")
+    address, ours, mine = _addresses(host)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface(mine))
+    conf = {"is_host": int(ours), "join_timeout": int(seconds), "read_timeout": int(seconds),
+            "last_call_timeout": min(LAST_CALL_SECONDS, int(seconds))}
+    return ["--nnodes", nodes, "--rdzv-backend", "c10d", "--rdzv-id", "aurora", "--local-addr", mine,
+            "--rdzv-endpoint", f"{address}:{port or PORT}",
+            "--rdzv-conf", ",".join(f"{key}={value}" for key, value in conf.items())]
+
+
+def _addresses(host: str) -> tuple[str, bool, str]:
+    """The address of a host, whether it is this machine, and this machine's address on the way there."""
+    try:
+        address = socket.gethostbyname(host)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))  # sends nothing
+            mine = probe.getsockname()[0]
+    except OSError as error:
+        raise AuroraError(f"--first-node {host}: {error}") from error
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return address, False, mine
+    return address, True, address
+
+
+def _interface(address: str) -> str:
+    """The name of the network interface that has an address; gloo would take the one that the host's name leads to."""
+    import fcntl
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                # SIOCGIFADDR
+                told = fcntl.ioctl(probe.fileno(), 0x8915, name.encode().ljust(256, b"\0"))
+            except OSError:
+                continue
+            if socket.inet_ntoa(told[20:24]) == address:
+                return name
+    return ""

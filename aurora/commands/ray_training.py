@@ -1,0 +1,51 @@
+"""`aurora train --ray`: the processes of a run on a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from aurora.errors import AuroraError
+from aurora.training.run import plan_stages
+
+
+def train_on_ray(config: Mapping[str, Any], *, workers: int, restarts: int) -> None:
+    """Trains in so many processes; when one is lost all start again, from the last checkpoint. AuroraError when they
+    fail for good."""
+    if workers < 1:
+        raise AuroraError(f"--ray {workers} must be 1 or more")
+    plan_stages(config)
+    run = str(Path(config["run"]).resolve())
+    gpu = config["trainer"]["accelerator"] != "cpu"
+    trainer = TorchTrainer(
+        work, train_loop_config={**config, "run": run},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
+        run_config=RunConfig(name="ray", storage_path=run, failure_config=FailureConfig(max_failures=restarts)))
+    try:
+        trainer.fit()
+    # Ray has several kinds of errors for what a worker raises, between its versions
+    except Exception as error:
+        raise AuroraError(f"training on Ray failed: {_cause(error)}") from error
+
+
+def work(config: dict[str, Any]) -> None:
+    """What every process does. Ray has made their group and told each its place."""
+    os.environ.setdefault("GROUP_RANK", os.environ.get("NODE_RANK", "0"))
+    from aurora.training.run import train
+
+    if config["trainer"].get("threads") is None:
+        torch.set_num_threads(1)
+    train(config)
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[-500:]

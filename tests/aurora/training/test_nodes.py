@@ -1,0 +1,108 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_training import curve
+
+from aurora.cli import main
+from aurora.errors import AuroraError
+from aurora.training.checkpoints import CHECKPOINTS, checkpoint_path, is_committed
+
+TOOL = Path(__file__).parents[3] / "tools" / "two_nodes.sh"
+TINY = (
+    "data=synthetic", "data.steps=80", "data.frames=1", "data.height=32", "data.width=32", "data.text_tokens=8",
+    "stage=pretrain", "stages.pretrain.global_batch=4", "vision.image_size=32", "vision.patch_size=8",
+    "vision.width=32", "vision.layers=2", "vision.heads=2", "vision.mlp_width=32", "backbone.hidden_size=32",
+    "backbone.layers=1", "backbone.head_size=16", "tokenizer=bytes", "logger=csv", "trainer.threads=1",
+    "trainer.checkpoint_every=2", "trainer.progress=none",
+)
+
+LONG = pytest.mark.skipif("AURORA_LONG" not in os.environ, reason="takes a minute: AURORA_LONG=1 runs it")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The curve of one process that nothing happens to."""
+    run = tmp_path_factory.mktemp("alone")
+    assert main(["train", *TINY, f"run={run}"]) == 0
+    return curve(run, "pretrain")
+
+
+class Nodes:
+    """Two network namespaces, in which commands run."""
+
+    def __init__(self):
+        self.environment = {**os.environ, "AURORA_NODES": f"t{os.getpid() % 10_000}", "OMP_NUM_THREADS": "1"}
+        self.started = []
+
+    def tool(self, *words):
+        return subprocess.run([TOOL, *words], env=self.environment, capture_output=True, text=True)
+
+    def train(self, node, nodes, *overrides):
+        command = [TOOL, "on", str(node), sys.executable, "-m", "aurora.cli", "train", "--nodes", nodes,
+                   "--first-node", "10.77.0.1", *TINY, *overrides]
+        process = subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   text=True, cwd=TOOL.parents[1])
+        self.started.append(process)
+        return process
+
+    def lose(self, node):
+        """All at once, as when the power fails."""
+        name = f"{self.environment['AURORA_NODES']}{node}"
+        pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True).stdout.split()
+        assert pids
+        subprocess.run(["kill", "-9", *pids], check=False)
+
+
+@pytest.fixture
+def nodes():
+    nodes = Nodes()
+    if nodes.tool("up").returncode:
+        nodes.tool("down")
+        pytest.skip("needs permission to make network namespaces")
+    yield nodes
+    nodes.tool("down")
+    for process in nodes.started:
+        process.communicate()
+
+
+def assert_goes_on(process, run, alone):
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0 and "going on after step" in said, said
+    here = curve(run, "pretrain")
+    assert [step for step, _ in here] == [step for step, _ in alone]
+    assert [float(loss) for _, loss in here] == pytest.approx([float(loss) for _, loss in alone], rel=1e-5)
+
+
+@pytest.mark.parametrize(("strategy", "relaunched"), [
+    ("fsdp", True), *(pytest.param(*told, marks=LONG) for told in (("ddp", True), ("fsdp", False), ("ddp", False)))])
+def test_two_nodes_lose_one_and_the_curve_is_that_of_an_undisturbed_run(nodes, alone, tmp_path, strategy, relaunched):
+    told = ("2" if relaunched else "1:2", f"trainer.strategy={strategy}", f"run={tmp_path}",
+            "trainer.rendezvous_seconds=60")
+    processes = [nodes.train(node, *told) for node in (0, 1)]
+    path = checkpoint_path(tmp_path / "pretrain" / CHECKPOINTS, 4)
+    while not is_committed(path) and processes[0].poll() is None:
+        time.sleep(0.005)
+    nodes.lose(1)
+    assert len(curve(tmp_path, "pretrain")) < len(alone)
+    if relaunched:
+        nodes.train(1, *told)
+    assert_goes_on(processes[0], tmp_path, alone)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--nodes", "many", "--first-node", "localhost"], "'many' is no number such as 2, nor a range such as 1:4"),
+    (["--nodes", "2"], "--nodes 2 needs --first-node HOST"),
+    (["--nodes", "2", "--first-node", "no.such.host.invalid"], "--first-node no.such.host.invalid: "),
+    (["--nodes", "2", "--ray", "2"], "--nodes and --ray exclude each other"),
+    (["--ray", "0"], "--ray 0 must be 1 or more"),
+])
+def test_what_makes_no_sense_about_nodes_is_one_line(tmp_path, monkeypatch, options, message):
+    monkeypatch.setenv("AURORA_DEBUG", "1")
+    if options[0] == "--ray":
+        pytest.importorskip("ray.train.torch")
+    with pytest.raises(AuroraError, match=message):
+        main(["train", *options, *TINY, f"run={tmp_path}"])
