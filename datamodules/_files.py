@@ -6,6 +6,7 @@ import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,9 +42,10 @@ class ShardFiles:
 
     def __init__(self, *, verify: bool = False) -> None:
         self._verify = verify
-        self._open: OrderedDict[Path, int] = OrderedDict()
-        self._verified: set[Path] = set()
-        self._bad: dict[Path, BadSample] = {}
+        # by their sha256, which is compared faster than their paths
+        self._open: OrderedDict[str, int] = OrderedDict()
+        self._verified: set[str] = set()
+        self._bad: dict[str, BadSample] = {}
 
     def ready(self, index: DatasetIndex, sample: int) -> None:
         """Opens the shard of a sample, which may have to be fetched first. Errors come when the sample is read."""
@@ -62,7 +64,7 @@ class ShardFiles:
 
     def media(self, index: DatasetIndex, sample: int, number: int, name: str) -> bytes:
         """The bytes of a sample's media member, which is called `name`."""
-        row = index.media_of(sample)[number]
+        row = index.media[int(index.samples[sample]["media"]) + number]
         if not row["offset"]:
             raise BadSample("missing", f"no member {name}")
         found, data = self._member(index, sample, int(row["offset"]), int(row["size"]))
@@ -82,19 +84,19 @@ class ShardFiles:
         if size > LIMITS.member_bytes:
             raise BadSample("limits", f"a member of {size} bytes is larger than {LIMITS.member_bytes}")
         # The header stands right before the data; reading both tells a shard that was changed from the one indexed.
-        shard = index.path(sample)
         block = os.pread(self._descriptor(index, sample), tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
-        try:
-            header = tarfile.TarInfo.frombuf(block[:tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
-        except tarfile.HeaderError as error:
-            raise BadSample("shard", f"{shard} at {offset}: {error}") from error
         data = block[tarfile.BLOCKSIZE:]
-        if header.size != size or len(data) != size:
-            raise BadSample("shard", f"{shard} at {offset}: {len(data)} bytes of {header.name!r}, not {size}")
-        return header.name, data
+        try:
+            name, told = _header(block[:tarfile.BLOCKSIZE])
+        except tarfile.HeaderError as error:
+            raise BadSample("shard", f"{index.path(sample)} at {offset}: {error}") from error
+        if told != size or len(data) != size:
+            raise BadSample("shard", f"{index.path(sample)} at {offset}: {len(data)} bytes of {name!r}, not {size}")
+        return name, data
 
     def _descriptor(self, index: DatasetIndex, sample: int) -> int:
-        shard = index.path(sample)
+        row = index.shard(sample)
+        shard = row["sha256"]
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
@@ -103,13 +105,14 @@ class ShardFiles:
         if len(self._open) == _OPEN:
             os.close(self._open.popitem(last=False)[1])
         try:
-            self._open[shard] = self._opened(index.folder, index.shard(sample), shard)
+            self._open[shard] = self._opened(index.folder, row)
         except BadSample as error:
             self._bad[shard] = error
             raise
         return self._open[shard]
 
-    def _opened(self, folder: Path, row: Mapping[str, Any], shard: Path) -> int:
+    def _opened(self, folder: Path, row: Mapping[str, Any]) -> int:
+        shard = folder / row["name"]
         if (folder / ORIGIN).is_file():
             from ._cache import open_shard  # the packages behind it are not needed for local shards
 
@@ -118,11 +121,31 @@ class ShardFiles:
             descriptor = os.open(shard, os.O_RDONLY)
         except OSError as error:
             raise BadSample("shard", f"{shard}: {error.strerror}") from error
-        if self._verify and shard not in self._verified:
+        if self._verify and row["sha256"] not in self._verified:
             with open(descriptor, "rb", closefd=False) as file:
                 digest = file_digest(file)
             if digest != row["sha256"]:
                 os.close(descriptor)
                 raise BadSample("shard", f"{shard}: sha256 is {digest}, not {row['sha256']}")
-            self._verified.add(shard)
+            self._verified.add(digest)
         return descriptor
+
+
+_ZEROS = bytes(tarfile.BLOCKSIZE - 345)
+_number = partial(int.from_bytes, byteorder="little")
+
+
+def _header(block: bytes) -> tuple[str, int]:
+    """The name and size that a tar header tells. tarfile.HeaderError where it is none."""
+    # What is written for short names and sizes below 8 GiB, in a tenth of tarfile's time. 256 is 1 modulo 255, so that
+    # a number has the remainder of the sum of its bytes: the checksum, in which the field of its own counts as spaces.
+    # A zero that became 255 keeps the remainder, so that what is empty in such headers must be.
+    total = (_number(block) - _number(block[148:156]) + 8 * ord(" ")) % 255
+    try:
+        plain = block[157:257] == _ZEROS[:100] and block[345:] == _ZEROS and not block[124] & 128
+        if plain and total == int(block[148:154], 8) % 255:
+            return block[:100].rstrip(b"\0").decode("utf-8", "surrogateescape"), int(block[124:135], 8)
+    except (ValueError, IndexError):
+        pass  # tarfile says what is wrong
+    header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    return header.name, header.size

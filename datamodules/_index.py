@@ -112,8 +112,9 @@ def open_index(folder: str | Path) -> DatasetIndex:
         shards = tuple(index["shards"])
         if index["version"] != VERSION:
             raise ValueError(f"version {index['version']} is not {VERSION}")
-        samples = np.load(folder / "index.samples.npy", mmap_mode="r", allow_pickle=False)
-        media = np.load(folder / "index.media.npy", mmap_mode="r", allow_pickle=False)
+        # plain views, because numpy's own class for mapped files takes its time over every element
+        samples = np.load(folder / "index.samples.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray)
+        media = np.load(folder / "index.media.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray)
         if samples.dtype != SAMPLE or media.dtype != MEDIA or len(samples) != sum(row["samples"] for row in shards):
             raise ValueError("its arrays do not belong to it")
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
