@@ -6,7 +6,7 @@ import importlib
 
 from aurora.bench.case import Case, Settings
 
-WORKS: tuple[str, ...] = ("data_building", "data_decoding")
+WORKS: tuple[str, ...] = ("data_building", "data_decoding", "data_reading")
 """Modules of `aurora.bench`, each with a function `cases(settings)`."""
 
 

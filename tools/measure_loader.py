@@ -1,0 +1,104 @@
+"""What the loader of `data=webdataset` costs while a model trains: the wait for rows, and the memory of its workers.
+
+    python tools/measure_loader.py wait       # share of a step's time spent waiting, the step slower than decoding
+    python tools/measure_loader.py memory     # private memory of 8 workers over 100,000 small samples
+
+One line of JSON; nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from aurora.images import ImagePreparation, VisualLayout
+from aurora.registry import DATA, MERGE, PROMPT, READER, TOKENIZER, import_part
+
+SIDE = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("wait", "memory"))
+    parser.add_argument("--samples", type=int, default=None, help="(default 2,000 and 100,000)")
+    parser.add_argument("--workers", type=int, default=None, help="(default 2 and 8)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.what == "wait":
+            found = wait(Path(folder), options.samples or 2_000, options.workers or 2)
+        else:
+            found = memory(Path(folder), options.samples or 100_000, options.workers or 8)
+    print(json.dumps(found))
+
+
+def wait(root: Path, samples: int, workers: int) -> dict[str, float]:
+    """Sleeps twice as long per row as building one takes with these workers."""
+    rows = iter(module(root, samples, workers).train_dataloader())
+    next(rows)
+    start = time.perf_counter()
+    built = sum(1 for _ in zip(range(30), rows, strict=False))
+    pause = 2 * (time.perf_counter() - start) / built
+    waited, took = 0.0, time.perf_counter()
+    last, count = took, 0
+    for _ in rows:
+        waited += time.perf_counter() - last
+        time.sleep(pause)
+        last, count = time.perf_counter(), count + 1
+    return {"rows": count, "step_seconds": pause, "waited": waited / (time.perf_counter() - took)}
+
+
+def memory(root: Path, samples: int, workers: int) -> dict[str, float]:
+    """Megabytes that all workers have of their own, after a tenth of the rows and at the end."""
+    data, start = module(root, samples, workers), time.perf_counter()
+    total = data.plan.samples
+    seen, course = 0, []
+    for row in data.train_dataloader():
+        before, seen = seen, seen + row.samples
+        if before * 20 // total != seen * 20 // total:
+            pids = [worker.pid for worker in multiprocessing.active_children() if worker.pid]
+            # those that have built their last row are gone
+            if len(pids) == workers:
+                course.append(sum(map(private, pids)) / 1e6)
+    return {"samples": seen, "seconds": time.perf_counter() - start, "warm": course[1], "end": course[-1],
+            "growth": course[-1] / course[1] - 1, "most": max(course)}
+
+
+def private(pid: int) -> int:
+    """Bytes that are this process's alone."""
+    fields = dict(line.split(":") for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    return 1024 * sum(int(fields[name].split()[0]) for name in ("Private_Clean", "Private_Dirty"))
+
+
+def module(root: Path, count: int, workers: int):  # noqa: ANN201
+    """Small pictures with a question each."""
+    samples = import_part("datamodules._samples")
+    pixels = np.random.default_rng(0).integers(0, 255, (16, SIDE, SIDE, 3), np.uint8)
+    media = []
+    for picture in pixels:
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "JPEG")
+        media.append(buffer.getvalue())
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "Noise. " * 9}]
+    import_part("datamodules._shards").write_shards(
+        (samples.ShardSample(f"{number:08d}", {"conversations": turns, "image": "jpg"},
+                             {"jpg": media[number % len(media)]}) for number in range(count)),
+        root / "d", samples_per_shard=5_000)
+    layout = VisualLayout(ImagePreparation(size=SIDE, patch_size=16), MERGE.build({"name": "tome"}), 4, 0.5)
+    return DATA.build(
+        {"name": "webdataset", "root": str(root), "row_tokens": 4096, "row_frames": 32, "frames": 1,
+         "workers": workers}, mixture={"d": 1}, global_batch=256, tokenizer=TOKENIZER.build({"name": "bytes"}), seed=0,
+        prompt=PROMPT.build({"name": "sandwich"}), layout=layout, reader=READER.build({"name": "pyav"}))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
