@@ -7,14 +7,16 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from aurora.errors import AuroraError
 from aurora.types import Frames, PackedBatch
 
+from ._corpus import Corpus
 from ._plan import Plan
 from ._rows import RowBuilder, Skipped
 from ._samples import BadSample
@@ -43,9 +45,18 @@ class Share:
 class RowTask:
     """The rows of a rank, one by one."""
 
-    plan: Plan
     builder: RowBuilder
     share: Share
+    plan_of: Callable[[Corpus], Plan]
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The order of the rows."""
+        return self.plan_of(self.builder.corpus)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy in another process maps the corpus and plans anew, or it would carry the lengths of all samples.
+        return {name: value for name, value in vars(self).items() if name != "plan"}
 
     def turns(self, position: Position) -> Iterator[Turn]:
         """The micro-steps of this rank from a position on."""
@@ -115,8 +126,7 @@ class RowLoader:
     def _prefetch(self) -> Prefetch:
         from ._prefetch import Prefetch  # the packages behind it are not needed for local shards
 
-        share = self.task.share
-        return Prefetch(self.task.builder.corpus, self.task.plan, share.position, share.epochs, share.rank, share.world)
+        return Prefetch(self.task)
 
     def _built(self) -> Iterator[Built]:
         position = self.task.share.position

@@ -17,6 +17,7 @@ from aurora.errors import AuroraError
 from ._cache import fetch_shard
 from ._corpus import Corpus
 from ._index import DatasetIndex
+from ._loader import RowTask
 from ._plan import Plan
 from ._samples import BadSample
 from ._schedule import Position
@@ -31,13 +32,12 @@ class Prefetch:
     """Fetches this rank's share of the shards of the current window and the next. If it fails, rows are as they were:
     whoever needs a shard fetches it."""
 
-    def __init__(self, corpus: Corpus, plan: Plan, position: Position, epochs: int, rank: int, world: int) -> None:
+    def __init__(self, task: RowTask) -> None:
         # never forked: what fetches has threads of its own, and so may have this process
         context = multiprocessing.get_context("spawn")
-        self._window = context.RawValue(ctypes.c_long, _number(plan, position))
-        self._plan = plan
-        self._process = context.Process(
-            target=_run, args=(corpus, plan, position, epochs, rank, world, self._window, os.getpid()), daemon=True)
+        self._plan = task.plan
+        self._window = context.RawValue(ctypes.c_long, _number(task.plan, task.share.position))
+        self._process = context.Process(target=_run, args=(task, self._window, os.getpid()), daemon=True)
         self._process.start()
         self._at_exit = Finalize(None, self._process.kill, exitpriority=10)
 
@@ -65,13 +65,13 @@ def window_shards(corpus: Corpus, plan: Plan, epoch: int, window: int) -> list[t
     return [(corpus.datasets[number], shard) for number, shard in pairs]
 
 
-def _run(corpus: Corpus, plan: Plan, position: Position, epochs: int, rank: int, world: int, reached: ctypes.c_long,
-         parent: int) -> None:
+def _run(task: RowTask, reached: ctypes.c_long, parent: int) -> None:
     settle(parent, ())
-    for epoch, window in _windows(plan, position, epochs):
+    plan, share = task.plan, task.share
+    for epoch, window in _windows(plan, share.position, share.epochs):
         while epoch * plan.windows + window > reached.value + AHEAD:
             time.sleep(LOOK_SECONDS)
-        for index, shard in window_shards(corpus, plan, epoch, window)[rank::world]:
+        for index, shard in window_shards(task.builder.corpus, plan, epoch, window)[share.rank::share.world]:
             try:
                 fetch_shard(index.folder, index.shards[shard])
             except (BadSample, AuroraError) as error:

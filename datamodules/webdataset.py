@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,6 +27,14 @@ from ._rows import RowBuilder
 from ._schedule import Position, check_position, rank_and_world
 from ._worker import Care
 from .reader._sampling import check_sampling
+
+
+def plan_of(
+    corpus: Corpus, *, budget: Budget, seed: int, mix_kinds: bool, global_batch: int, batch_unit: BatchUnit
+) -> Plan:
+    """Rows and steps of every epoch of a corpus."""
+    return Plan(corpus.members, tokens=corpus.tokens, frames=corpus.frames, budget=budget, seed=seed,
+                group=kind_groups(corpus.kinds, mix_kinds=mix_kinds), global_batch=global_batch, batch_unit=batch_unit)
 
 
 @DATA.register
@@ -114,11 +122,12 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
     @cached_property
     def plan(self) -> Plan:
         """Rows and steps of every epoch."""
-        corpus = self.corpus
-        return Plan(
-            corpus.members, tokens=corpus.tokens, frames=corpus.frames, budget=self._budget, seed=self._seed,
-            group=kind_groups(corpus.kinds, mix_kinds=self._mix_kinds), global_batch=self._global_batch,
-            batch_unit=self._batch_unit)
+        return self._plan_of(self.corpus)
+
+    @property
+    def _plan_of(self) -> Callable[[Corpus], Plan]:
+        return partial(plan_of, budget=self._budget, seed=self._seed, mix_kinds=self._mix_kinds,
+                       global_batch=self._global_batch, batch_unit=self._batch_unit)
 
     def describe(self) -> dict[str, Any]:
         """What an epoch reads of each dataset, how full rows are and what is missing, as JSON."""
@@ -137,7 +146,7 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
         if path is not None and world > 1:
             path = path.with_name(f"{path.stem}-{rank}{path.suffix}")
         self.bad = BadSamples(self._max_bad_rate, min(self._bad_rate_after, self.plan.samples), path)
-        return RowLoader(RowTask(self.plan, builder, share), workers=self._workers, care=self._care, bad=self.bad,
+        return RowLoader(RowTask(builder, share, self._plan_of), workers=self._workers, care=self._care, bad=self.bad,
                          prefetch=self._remote)
 
     def steps_per_epoch(self) -> int:

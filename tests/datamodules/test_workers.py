@@ -5,6 +5,7 @@ import faulthandler
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from aurora.errors import AuroraError
 from aurora.interfaces import VideoReader
 from aurora.types import IGNORE
 from datamodules import _workers
+from datamodules._plan import Plan
 from datamodules._samples import ShardSample
 from datamodules._shards import write_shards
 from datamodules._workers import start_method
@@ -124,6 +126,12 @@ def test_crashes_and_hangs_cost_their_samples_and_nothing_else(build, make, tmp_
     assert module.bad.reasons == {"crash": 4, "hang": 1}
 
 
+def test_what_a_spawned_worker_is_given_does_not_grow_with_the_samples(build):
+    loader = build({}).train_dataloader()
+    assert loader.task.plan.samples == 24  # is there, and stays here
+    assert "plan" not in pickle.loads(pickle.dumps(loader.task)).__dict__
+
+
 def test_a_worker_that_grows_is_renewed_between_rows(build, caplog):
     caplog.set_level("INFO", "datamodules")
     wanted = list(build({}, workers=0).train_dataloader())
@@ -131,9 +139,9 @@ def test_a_worker_that_grows_is_renewed_between_rows(build, caplog):
     assert all(map(same, found, wanted)) and "is renewed" in caplog.text
 
 
-def test_a_worker_that_dies_without_a_sample_in_hand_stops_the_run(build):
+def test_a_worker_that_dies_without_a_sample_in_hand_stops_the_run(build, monkeypatch):
     module = build({})
-    module.plan.window = lambda epoch, window: os._exit(7)
+    monkeypatch.setattr(Plan, "window", lambda plan, epoch, window: os._exit(7))
     with pytest.raises(AuroraError, match=r"ended 3 times in a row without .*the last time with status 7"):
         list(module.train_dataloader())
 
