@@ -2,9 +2,10 @@
 
     python tools/kill_runs.py --kills 100 --seed 0
 
-Half of the kills hit a run of one process, half a sharded run of two, where now all and now one of them is killed. A
-killed run is started again until it is through. Then its curve and its model must be those of a run that nothing
-happened to, to the bit, and every process must have read the rows of its steps once each and in order.
+A third of the kills hit runs of one process, a third each runs of two with whole and with sharded weights, where now
+all and now one of them is killed. A killed run is started again until it is through. Then its curve and its model must
+be those of a run that nothing happened to, to the bit, and every process must have read the rows of its steps once each
+and in order.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tiny_training import curve, start, start_ranks, tiny_config  # noqa: E402
 STEPS, ROWS = 24, 4
 STAGE = "first"
 MODEL = Path(STAGE, "model", "model.safetensors")
-KINDS = {"single": (1, "auto"), "sharded": (2, "fsdp")}
+KINDS = {"one process": (1, "auto"), "two with whole weights": (2, "ddp"), "two with shards": (2, "fsdp")}
 PATIENCE_SECONDS = 120.0
 
 
@@ -39,9 +40,9 @@ def main() -> int:
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="aurora-kills-"))
     try:
-        for kind, kills in (("single", options.kills - options.kills // 2), ("sharded", options.kills // 2)):
-            begun = time.monotonic()
-            told = check(folder / kind, kind, kills, random.Random(options.seed))
+        for number, kind in enumerate(KINDS):
+            begun, kills = time.monotonic(), (options.kills + number) // len(KINDS)
+            told = check(folder / kind.replace(" ", "-"), kind, kills, random.Random(options.seed))
             print(f"{kind}: {told}; {time.monotonic() - begun:.0f} s")
     except Changed as changed:
         print(f"not the same: {changed}; what is left lies in {folder}")

@@ -204,9 +204,10 @@ def _fit(stage: Stage, module: AuroraModule, data: DataModule, now: Mapping[str,
     watchdog = Watchdog(folder=stage.folder.path / STACKS, seconds=stage.options.watchdog_seconds)
     callbacks = [
         watchdog,
+        # before what may fail when a process is lost: a step that is saved then stands in the curve
+        Curves(),
         EndOfStage(),
         stop,
-        Curves(),
         Checkpoints(folder=stage.folder.checkpoints, every=stage.options.checkpoint_every, fingerprint=now,
                     tell=console.print),
         ProgressDisplay(stage=stage.name, display=stage.options.progress, seconds=stage.options.progress_seconds,

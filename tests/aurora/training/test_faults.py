@@ -145,6 +145,16 @@ def test_a_job_of_slurm_whose_time_is_up_goes_back_into_the_queue_once(runs, sco
     assert ("could not be requeued (Invalid job id)" in runs.said()) == (variables["SLURM_JOB_ID"] == "13")
 
 
+def test_a_lost_rank_ends_the_other_and_no_step_is_missing(runs):
+    config = runs.config(strategy="ddp")
+    processes = runs.start(config, 2, SECONDS_PER_ROW="0.03")
+    runs.wait_for_step(config, 2, processes)
+    processes[1].kill()
+    assert 0 not in runs.finish(processes)
+    assert runs.run(config, 2) == [0, 0], runs.said()
+    assert [step for step, _ in curve(config["run"], "first")] == list(range(1, STEPS + 1))
+
+
 # ---- hangs
 
 
@@ -360,6 +370,15 @@ def test_a_stage_that_only_one_rank_cannot_start_is_said_by_the_first(runs, tmp_
 def test_the_last_stage_with_a_missing_predecessor_names_the_command(runs):
     assert runs.run({**runs.config(), "stage": "second"}) == [2]
     assert f"`aurora train run={runs.folder / 'run'} stage=first` trains it" in runs.said()
+
+
+def test_processes_that_srun_started_meet_at_the_first_node(runs, uninterrupted):
+    config = runs.config(strategy="fsdp")
+    told = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "127.0.0.[1,9]",
+            "SLURM_JOB_ID": str(os.getpid()), "SLURM_LOCALID": "0", "GLOO_SOCKET_IFNAME": "lo"}
+    processes = [start(config, runs.folder / f"log-{rank}", SLURM_PROCID=str(rank), **told) for rank in range(2)]
+    assert runs.finish(processes) == [0, 0], (runs.folder / "log-0").read_text()
+    assert_same(config, uninterrupted[2])
 
 
 # ---- places

@@ -93,6 +93,51 @@ def test_two_nodes_lose_one_and_the_curve_is_that_of_an_undisturbed_run(nodes, a
     assert_goes_on(processes[0], tmp_path, alone)
 
 
+SRUN = """#!/bin/bash
+# two tasks on this machine; the first attempt of all is lost
+shift
+count=$(dirname "$0")/count
+echo >> "$count"
+[ "$(wc -l < "$count")" = 1 ] && exit 137
+for task in 1 0; do
+    SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NUM_NODES=1 SLURM_STEP_NODELIST=127.0.0.1 SLURM_JOB_ID=$PPID \\
+        SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
+done
+wait -n && wait -n
+"""
+
+
+@pytest.fixture
+def batch(tmp_path):
+    """Runs a batch script of launch/ where srun starts two processes here."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in (("srun", SRUN), ("aurora", f'#!/bin/bash\nexec {sys.executable} -m aurora.cli "$@"\n')):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
+                   "GLOO_SOCKET_IFNAME": "lo"}
+    script = TOOL.parents[1] / "launch" / "many_nodes.sbatch"
+    return lambda *overrides: subprocess.run(["bash", script, *overrides], env=environment, capture_output=True,
+                                             text=True, cwd=TOOL.parents[1])
+
+
+@LONG
+def test_a_batch_script_trains_with_what_srun_starts_and_tries_again(batch, alone, tmp_path):
+    done = batch(*TINY, "trainer.strategy=fsdp", f"run={tmp_path}")
+    assert done.returncode == 0 and "attempt 1 ended with status 137" in done.stderr, done.stdout + done.stderr
+    here = curve(tmp_path, "pretrain")
+    assert [float(loss) for _, loss in here] == pytest.approx([float(loss) for _, loss in alone], rel=1e-5)
+
+
+@LONG
+def test_a_batch_script_does_not_try_what_cannot_work_again(batch, tmp_path):
+    (tmp_path / "bin" / "count").write_text("\n")
+    done = batch(*TINY, f"run={tmp_path}", "stages.pretrain.epochs=0")
+    assert done.returncode == 2 and done.stderr.count("stages.pretrain.epochs is 0") == 1, done.stderr
+    assert "attempt" not in done.stderr
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (["--nodes", "many", "--first-node", "localhost"], "'many' is no number such as 2, nor a range such as 1:4"),
     (["--nodes", "2"], "--nodes 2 needs --first-node HOST"),
