@@ -173,3 +173,12 @@ def test_tensorboard_holds_the_curve(tmp_path):
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [
         (step, torch.tensor(float(loss)).item()) for step, loss in curve(tmp_path, "first")]
+
+
+def test_a_keep_ratio_that_the_blocks_cannot_reach_is_said_before_anything_starts(tmp_path):
+    config = {**tiny_config(tmp_path / "run"), "stage": "all"}
+    config["vision"]["layers"] = 2  # of which the last one is not computed
+    config["stages"]["second"]["keep_ratio"] = 0.01
+    with pytest.raises(AuroraError, match=r"stages\.second\.keep_ratio 0\.01: .*cannot merge 4 patches into 1"):
+        train(config)
+    assert not (tmp_path / "run").exists()
