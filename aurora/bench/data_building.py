@@ -142,7 +142,7 @@ def _contents(output: Path) -> Tensor:
 
 def _input(settings: Settings, size: Size) -> Path:
     """Records and pictures that cost what photographs cost: 16 different ones under many names."""
-    folder = settings.folder / f"records-{size.records}"
+    folder = settings.folder / f"records-{size.records}-{size.width}x{size.height}"
     if folder.joinpath("a.jsonl").is_file():
         return folder
     folder.mkdir(parents=True)

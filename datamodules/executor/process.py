@@ -18,7 +18,7 @@ from aurora.registry import EXECUTOR
 
 @EXECUTOR.register
 class ProcessExecutor(Executor):
-    """`workers` processes of this machine, by default one per core that we may use."""
+    """Processes of this machine: `workers` of them, by default one per core that we may use."""
 
     def __init__(self, *, workers: int | None = None) -> None:
         if workers is not None and workers < 1:

@@ -13,10 +13,11 @@ import pytest
 
 from aurora.cli import main
 from aurora.errors import AuroraError
-from aurora.registry import EXECUTOR, PROMPT, TOKENIZER
+from aurora.registry import EXECUTOR, PROMPT, SOURCE, TOKENIZER
 from datamodules._build import BuildTask, Count, build_tasks, clear, join, retry_skipped, run_tasks, write_task
 from datamodules._build_media import Transcode
 from datamodules._build_plan import Order, load_plan, make_plan, read_task
+from datamodules._catalogue import known_datasets, load_dataset
 from datamodules._files import ShardFiles
 from datamodules._index import load_index
 from datamodules._lengths import counter, joined_path, text_lengths
@@ -288,6 +289,14 @@ def test_a_dataset_of_a_catalogue_brings_its_source_and_its_licence(dataset, tmp
                  "serial"]) == 0
     told = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert (told["name"], told["licence"], told["source"]["name"]) == ("mine", "CC0", "llava")
+
+
+@pytest.mark.parametrize("name", known_datasets())
+def test_every_dataset_of_the_catalogue_says_what_its_source_asks_for(name):
+    options = dict(load_dataset(name).source)
+    known = SOURCE.options(options.pop("name"))
+    required = {key for key, option in known.items() if option.default is option.empty} - {"folder"}
+    assert required <= set(options) <= set(known) - {"folder"}
 
 
 @pytest.mark.parametrize(("arguments", "told"), [
