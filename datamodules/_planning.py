@@ -11,7 +11,7 @@ from aurora.images import VisualLayout
 from aurora.interfaces import Sampling
 from aurora.mixture import Mixture, take
 
-from ._catalogue import Dataset
+from ._catalogue import Dataset, known_datasets, load_dataset
 from ._corpus import Corpus, blank_tokens
 from ._index import DatasetIndex
 from ._plan import Plan
@@ -39,12 +39,13 @@ class Read(NamedTuple):
     video_megapixels: float  # decoded, were every frame of a video needed
     dropped: int
     shrunk: int
-    counted: str  # "measured", "published", or "group" where only the group's count is known
+    counted: str  # "measured", "published", "group" where only the group's count is known, or "unknown"
+    published: int | None  # samples that its makers state
 
 
 def measured(corpus: Corpus, plan: Plan, mixture: Mixture) -> dict[str, Any]:
     """What an epoch reads of shards, how full rows are, and what became of samples."""
-    reads = []
+    reads, known = [], set(known_datasets())
     for number, index in enumerate(corpus.datasets):
         start, stop = int(corpus.starts[number]), int(corpus.starts[number + 1])
         visits = np.zeros(stop - start, np.int64)
@@ -56,7 +57,8 @@ def measured(corpus: Corpus, plan: Plan, mixture: Mixture) -> dict[str, Any]:
         reads.append(Read(
             name, mixture.datasets[name].group, count.samples, int((visits > 0).sum()), int(visits.sum()),
             int(visits @ corpus.tokens[start:stop]), int(visits @ corpus.frames[start:stop]),
-            size, images, videos, count.dropped, count.shrunk, "measured"))
+            size, images, videos, count.dropped, count.shrunk, "measured",
+            load_dataset(name).samples if name in known else None))
     return {"datasets": [read._asdict() for read in reads], "steps_per_epoch": plan.steps_before(1, 0),
             "fill": plan.fill()._asdict(),
             "missing": [name for name in mixture.datasets
@@ -80,7 +82,7 @@ def published(
         video = ASSUMED["video_megapixels_per_second"] * ASSUMED["video_seconds"] * visits if kind == "video" else 0.0
         image = 0.0 if kind == "video" else ASSUMED["image_megapixels"] * frames * visits
         reads.append(Read(name, part.group, sizes[name], taken[name].samples, visits, visits * tokens, visits * frames,
-                          size, image, video, 0, 0, counted[name]))
+                          size, image, video, 0, 0, counted[name], known.samples if known else None))
     return {"datasets": [read._asdict() for read in reads], "steps_per_epoch": None, "fill": None,
             "missing": [name for name in mixture.datasets if counted[name] == "unknown"]}
 

@@ -15,6 +15,8 @@ COLUMNS = ("samples", "read", "visits", "tokens", "frames", "bytes")
 MARK = {"measured": "", "published": "", "group": " ~", "unknown": " ?"}
 # Where nobody looks at a terminal, lines are as long as these tables are.
 WIDTH = 110
+# Makers round their counts, and some files are always gone.
+ENOUGH = 0.98
 
 
 def show(told: Mapping[str, Any], image_rate: float, video_rate: float) -> None:
@@ -96,7 +98,9 @@ def _problems(data: Mapping[str, Any]) -> list[str]:
         named = [f"{read['dataset']} {read[what]:,}" for read in data["datasets"] if read[what]]
         if named:
             lines.append(f"{what:<8} {told}: {', '.join(named)}")
-    return lines
+    fewer = [f"{read['dataset']} {read['held']:,} of {read['published']:,}" for read in data["datasets"]
+             if read["counted"] == "measured" and read["held"] < ENOUGH * (read["published"] or 0)]
+    return [*lines, f"fewer    samples than published: {', '.join(fewer)}"] if fewer else lines
 
 
 def _paper(name: str, table: Mapping[str, Any]) -> Table:

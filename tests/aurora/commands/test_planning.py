@@ -61,6 +61,13 @@ def test_what_is_missing_shrunk_or_dropped_is_told(planned, run, blocks, tmp_pat
     assert "dropped  longer than a row, left out: language_video 2" in out
 
 
+def test_a_dataset_with_fewer_samples_than_published_is_told(run, blocks, tmp_path):
+    tmp_path.joinpath("miradata").symlink_to(blocks / "language_video")
+    out = run("plan", *TINY, f"data.root={tmp_path}", f"run={tmp_path}",
+              "stages.language_video.mixture={miradata: 1}")[1]
+    assert "fewer    samples than published: miradata 30 of 788,000" in out
+
+
 def test_tokens_may_be_what_a_batch_counts(planned):
     stage = planned("data.batch_unit=tokens", "stages.language_video.global_batch=2048")
     tokens = sum(read["tokens"] for read in stage["data"]["datasets"])
