@@ -48,8 +48,9 @@ def launch(config: Mapping[str, Any], options: Namespace) -> int:
         return 128 + int(error.sigval)
     except RendezvousError as error:
         raise AuroraError(f"the nodes did not meet at --first-node {options.first_node} within "
-                          f"{trainer.rendezvous_seconds:g} s (trainer.rendezvous_seconds): {error} Is the first node "
-                          "started, is its name known here, and does a firewall leave the port open?") from error
+                          f"{trainer.rendezvous_seconds:g} s (trainer.rendezvous_seconds). Are all started, is the "
+                          "name known here, is the port free and does a firewall leave it open? "
+                          f"({error.__cause__ or error or 'not all came'})") from error
     return 0
 
 

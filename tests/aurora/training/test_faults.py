@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -288,6 +289,11 @@ def test_what_is_lost_with_a_broken_checkpoint_is_said(runs, uninterrupted):
     assert runs.run(config) == [0]
     assert "going back to step-3: 3 steps are lost and made again" in runs.said()
     assert_same(config, uninterrupted[1])
+
+
+def test_no_decision_of_training_depends_on_the_clock_on_the_wall():
+    sources = (Path(__file__).parents[3] / "aurora" / "training").glob("*.py")
+    assert not [path.name for path in sources if re.search(r"time\.time\(|datetime\.|st_.time", path.read_text())]
 
 
 # ---- starting together
