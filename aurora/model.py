@@ -41,7 +41,8 @@ class AuroraModel(nn.Module):
         self.prompt = prompt
 
     def forward(self, batch: PackedBatch, memory: State | None = None) -> TokenLoss:
-        """The summed next-token loss of one packed row; `memory` is what the row before gave, where it goes on."""
+        """The summed next-token loss of one packed row; `memory` is what the row before gave, where it goes on;
+        none when every block is handed its part by itself."""
         x = self.embed_row(batch.tokens, batch.frames)
         start = self._start(memory, len(batch.cu_seqlens) - 1) if batch.continues else None
         hidden, after = self.backbone(x, batch.cu_seqlens, start, return_state=batch.goes_on or batch.look)
@@ -54,11 +55,13 @@ class AuroraModel(nn.Module):
 
     def _start(self, memory: State | None, sequences: int) -> State:
         """The states that a row begins with whose first sequence has been read in part."""
-        assert memory is not None, "a row continues a sequence that no row before it has left open"
         blank, tuned = self.backbone.init_state(sequences), tuned_state(self.backbone)
         if tuned is not None:
-            # Nothing is learned of it here, but it must be in the graph: no rank may leave the others waiting.
             blank = tuned(blank)
+        if memory is None:
+            return blank
+        if tuned is not None:
+            # Nothing is learned of it here, but it must be in the graph: no rank may leave the others waiting.
             memory = {name: tensor + 0 * blank[name][:, :1] for name, tensor in memory.items()}
         return join_states([memory, select_state(blank, torch.arange(1, sequences))])
 

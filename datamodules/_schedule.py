@@ -98,7 +98,9 @@ def check_position(position: object) -> Position:
 def rank_and_world(trainer: object | None) -> tuple[int, int]:
     """This process's rank and the number of ranks: the trainer's, else torch.distributed's, else the launcher's."""
     if trainer is not None:
-        return int(trainer.global_rank), int(trainer.world_size)  # type: ignore[attr-defined]
+        # ranks that read one row together count as one
+        told = trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}  # type: ignore[attr-defined]
+        return int(told["rank"]), int(told["num_replicas"])
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -68,10 +68,10 @@ def recompute_cheap(model: AuroraModel) -> None:
         _wrap(block, lambda forward: functools.partial(checkpoint, forward, use_reentrant=False, context_fn=contexts))
 
 
-def compile_blocks(model: AuroraModel) -> None:
+def compile_blocks(model: AuroraModel, backend: str = "inductor") -> None:
     """Compiles what stands between our kernels, for rows of any length."""
     for block in blocks(model):
-        _wrap(block, functools.partial(torch.compile, dynamic=True))
+        _wrap(block, functools.partial(torch.compile, dynamic=True, backend=backend))
 
 
 def _wrap(block: nn.Module, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

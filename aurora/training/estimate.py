@@ -6,6 +6,7 @@ parts of this repository; other parts may take more or less.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -67,16 +68,20 @@ def memory(
     per_node: int, average: bool = False,
 ) -> Memory:
     """The memory of a device; `model` says what learns and may stand on the meta device."""
-    sharded = {"fsdp": devices, "fsdp1": devices, "fsdp_hybrid": min(devices, per_node)}.get(options.strategy, 1)
+    in_hybrid = options.shard_size or min(devices, per_node)
+    sharded = {"fsdp": devices, "fsdp1": devices, "fsdp_hybrid": in_hybrid}.get(options.strategy, 1)
     whole = sum(p.nbytes for p in model.parameters())
     learned = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    gathered = _gathered(model) if options.reshard_after_forward else float(whole)
+    here = 0.0 if options.cpu_offload else 1.0
+    share = _at_once(options, row_tokens)
     return Memory(
-        weights=whole / sharded,
-        gradients=learned / (1 if options.defer_gradient_sync else sharded),
-        optimizer=(2 * learned + (4 * numbers if average else 0)) / sharded,
-        gathered=_gathered(model) if sharded > 1 else 0.0,
-        activations=_activations(model, options, keep_ratio, row_tokens, row_frames),
+        weights=here * whole / sharded,
+        gradients=learned if options.defer_gradient_sync else here * learned / sharded,
+        optimizer=here * (2 * learned + (4 * numbers if average else 0)) / sharded,
+        gathered=gathered / (2 if options.precision == "bf16-gathered" else 1) if sharded > 1 else 0.0,
+        activations=_activations(model, options, keep_ratio, int(share * row_tokens), math.ceil(share * row_frames)),
         overhead=OVERHEAD,
     )
 
@@ -102,6 +107,12 @@ def require_fit(needed: Memory, available: float, stage: str) -> None:
         f"stage {stage!r} needs about {needed.total / 2**30:.1f} GiB on each device ({parts}), which has "
         f"{available / 2**30:.1f}: take trainer=fsdp, more devices, trainer.activation_checkpointing=block, smaller "
         "data.row_tokens and data.row_frames or precision=bf16-true; trainer.check_memory=false tries it all the same")
+
+
+def _at_once(options: TrainerOptions, row_tokens: int) -> float:
+    """The share of a row that a process learns from at once."""
+    pieces = 1 if options.backprop_tokens is None else -(-row_tokens // options.backprop_tokens)
+    return 1 / (pieces * options.sequence_parallel)
 
 
 def _gathered(model: AuroraModel) -> float:

@@ -75,7 +75,8 @@ def fingerprint(config: Mapping[str, Any], stage: str, start: str | None) -> Fin
         "seed": config["seed"],
         "dtype": config["dtype"],
         "trainer": {"precision": config["trainer"].get("precision", "32-true"),
-                    **{key: config["trainer"][key] for key in ("spike", "backprop_tokens") if config["trainer"].get(key)}},
+                    **{key: config["trainer"][key] for key in ("spike", "backprop_tokens")
+                       if config["trainer"].get(key)}},
         "start": _start_identity(config, start),
     }
     plain: Fingerprint = json.loads(json.dumps(decided))

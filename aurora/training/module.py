@@ -34,6 +34,7 @@ from aurora.training.parallel import (
 from aurora.training.pieces import cut
 from aurora.training.recipe import read_options, read_recipe
 from aurora.training.schedule import lr_factor
+from aurora.training.sequence import Neighbours, read_together
 from aurora.training.sharding import Sharded, gradients_when, shard, shows_gradients
 from aurora.training.start import starting_model
 from aurora.training.state import learned_tensors, optimizer_scalars, restore
@@ -72,6 +73,7 @@ class AuroraModule(L.LightningModule):
         self.guard = StepGuard(read_spike(self.options.spike))
         self.changing = False  # true while the optimizer writes: the weights belong to no step then
         self._memory: State | None = None  # of the sequence that the last row left open
+        self._neighbours: Neighbours | None = None  # ranks that read a row together
         self._tally = Tally()
         self._first: tuple[float, float] | None = None  # squared gradient norm and targets after a step's first row
         self._states: dict[str, float] = {}  # norms of the memory after the first row of a step that is measured
@@ -85,6 +87,9 @@ class AuroraModule(L.LightningModule):
             return
         model = starting_model(self.config, self.stage, self.recipe, self.start)
         prepare_blocks(model, self.options)
+        if self.options.sequence_parallel > 1:
+            self._neighbours = Neighbours(self.options.sequence_parallel)
+            read_together(model.backbone, self._neighbours)
         if isinstance(self._strategy, Sharded):
             shard(model, self._strategy.weights_mesh, self.options)
         self.model = model
@@ -129,22 +134,27 @@ class AuroraModule(L.LightningModule):
             self._close_step(batch.position)
 
     def _pieces(self, batch: PackedBatch) -> list[PackedBatch]:
-        """What is learned from at once: the row, or its pieces, of which every rank has as many."""
+        """What is learned from at once: the row, or its pieces, of which every rank has as many, or this rank's."""
+        if self._neighbours is not None:
+            return [self._neighbours.share(batch)]
         most = self.options.backprop_tokens
         if most is None:
             return [batch]
         return cut(batch, most_over_ranks(-(-len(batch.tokens) // most), self.device))
 
     def _learn_from(self, piece: PackedBatch) -> None:
+        assert not piece.continues or self._memory or self._neighbours, "a row continues what no row before left open"
         with gradients_when(self._strategy, self.net, self.options, closes=piece.closes_step):
             look = self._measuring and self._tally.rows == 0
             loss = self.net(with_agreed_frames(piece, self.net)._replace(look=look), self._memory)
-            self._memory = loss.memory
+            self._memory = None if self._neighbours else loss.memory
             # a row of text reaches nothing that learns while only the encoder or the connector does
             if loss.total.requires_grad:
                 # in the dtypes that the forward pass chose: autocast would narrow what it kept wide
                 with torch.autocast(self.device.type, enabled=False):
                     self.manual_backward(loss.total)
+        if self._neighbours is not None:
+            self._neighbours.finish()
         self._tally.add(piece, loss)
         if loss.states is not None:
             self._states = state_norms(loss.states)

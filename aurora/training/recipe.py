@@ -173,6 +173,14 @@ def _check_sharding(options: TrainerOptions) -> None:
             raise AuroraError(f"trainer.{what} needs {need}")
 
 
+def check_rows(config: Mapping[str, Any], options: TrainerOptions) -> None:
+    """AuroraError when rows that go on in other rows are to be cut into pieces as well."""
+    asked = [key for key in ("backprop_tokens", "sequence_parallel") if (getattr(options, key) or 1) > 1]
+    if asked and config["data"].get("too_long") == "split":
+        raise AuroraError(f"trainer.{asked[0]} cuts rows into pieces, which data.too_long=split does already with what "
+                          "is longer than data.row_tokens; take one of the two")
+
+
 def check_datasets(config: Mapping[str, Any], stages: Mapping[str, Recipe]) -> None:
     """AuroraError that names every dataset folder that a stage would read and that is not there."""
     root = config["data"].get("root")

@@ -25,13 +25,14 @@ class MadeRows(L.LightningDataModule, DataModule):
     """Rows of two sequences, with a frame in two of three; a step is `rows_per_step` rows over all ranks.
 
     What a row holds is a function of the seed and its number. In between come the faults that a test asks for: the
-    pixels of the rows in `poisoned` are no numbers, reading row `breaks_at` raises, and the environment may ask for
-    more: SECONDS_PER_ROW; rows that are POISONED, at which reading HANGS, LOCKS the interpreter or LEAPS in loss; and a
-    file READ_LOG to which step and number of every row are written.
+    pixels of the rows in `poisoned` are no numbers, reading row `breaks_at` raises, no rows follow step `stops_at`, and
+    the environment may ask for more: SECONDS_PER_ROW; rows that are POISONED, at which reading HANGS, LOCKS the
+    interpreter or LEAPS in loss; and a file READ_LOG to which step and number of every row are written.
     """
 
     poisoned = ()
     breaks_at = None
+    stops_at = None
 
     def __init__(self, *, seed, layout, tokenizer, prompt, steps=6, rows_per_step=4, framed=True):
         super().__init__()
@@ -56,8 +57,9 @@ class MadeRows(L.LightningDataModule, DataModule):
         return self
 
     def __iter__(self):
-        rank, world = self.trainer.global_rank, self.trainer.world_size
-        for step in range(self.position[1], self.steps):
+        told = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
+        rank, world = told["rank"], told["num_replicas"]
+        for step in range(self.position[1], self.stops_at or self.steps):
             for turn in range(0, self.rows_per_step, world):
                 time.sleep(float(os.environ.get("SECONDS_PER_ROW", 0)))
                 number, last = step * self.rows_per_step + turn + rank, turn + world == self.rows_per_step

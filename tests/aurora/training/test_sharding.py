@@ -1,0 +1,166 @@
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import MadeRows, curve, tiny_config
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from aurora.assemble import build_model
+from aurora.errors import AuroraError
+from aurora.training.blocks import blocks, blocks_of, compile_blocks, recompute_blocks, recompute_cheap
+from aurora.training.recipe import TrainerOptions, check_rows, read_options
+from aurora.training.sharding import Sharded, build_strategy
+
+FOLDER = Path(__file__).parent
+STEPS = 3
+
+
+def row(number=0):
+    model = build_model(tiny_config("run"))
+    return MadeRows(seed=3, layout=None, tokenizer=model.tokenizer, prompt=None).row(number)
+
+
+def learned(model, batch):
+    """The loss, and every gradient by name."""
+    loss = model(batch).total
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+# ---- several processes -----------------------------------------------------------------------------------------
+
+
+def case(run, processes, stops_at=None, **options):
+    config = tiny_config(run, steps=STEPS, rows_per_step=4)
+    config |= {"stage": "first"}
+    config["stages"]["first"]["trained"] = ["vision", "connector", "backbone"]
+    config["trainer"] |= {"accelerator": "cpu", "progress": "none", "checkpoint_every": 1000, **options}
+    return {"config": config, "processes": processes, "stops_at": stops_at}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One process; four as two copies of two shards, whose checkpoint two go on from; two that share every row."""
+    folder = tmp_path_factory.mktemp("runs")
+    cases = [case(folder / "one", 1),
+             case(folder / "moved", 4, stops_at=1, strategy="fsdp_hybrid", shard_size=2),
+             case(folder / "moved", 2, strategy="fsdp", defer_gradient_sync=True, reshard_after_forward=False),
+             case(folder / "together", 2, strategy="fsdp", sequence_parallel=2),
+             case(folder / "pieces", 2, strategy="ddp", backprop_tokens=5)]
+    file = folder / "cases.json"
+    file.write_text(json.dumps(cases))
+    done = subprocess.run([sys.executable, "-W", "error", str(FOLDER / "together.py"), str(file)], capture_output=True,
+                          text=True, timeout=200,
+                          env={**os.environ, "PYTHONPATH": str(FOLDER.parents[2]), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("found", ["moved", "together"])
+def test_processes_that_shard_copy_or_share_rows_learn_what_one_does(found, runs):
+    for (step, loss), (same_step, expected) in zip(curve(runs / found, "first"), curve(runs / "one", "first"),
+                                                   strict=True):
+        assert step == same_step and float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_rows_learned_in_pieces_have_the_loss_of_whole_rows_and_a_truncated_gradient(runs):
+    whole, pieces = curve(runs / "one", "first"), curve(runs / "pieces", "first")
+    assert float(pieces[0][1]) == pytest.approx(float(whole[0][1]), rel=1e-6)
+    assert [loss for _, loss in pieces[1:]] != [loss for _, loss in whole[1:]]
+
+
+# ---- blocks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [recompute_blocks, recompute_cheap])
+def test_recomputed_blocks_learn_the_same(change):
+    model = build_model(tiny_config("run"))
+    changed = copy.deepcopy(model)
+    change(changed)
+    (loss, gradients), (same, others) = learned(model, row()), learned(changed, row())
+    torch.testing.assert_close(loss, same)
+    torch.testing.assert_close(others, gradients)
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products that are computed."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.count += operator.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm)
+        return operator(*args, **(kwargs or {}))
+
+
+def test_selective_recomputing_multiplies_no_matrix_twice():
+    counts = []
+    for change in (lambda model: None, recompute_cheap, recompute_blocks):
+        model = build_model(tiny_config("run"))
+        change(model)
+        x = torch.randn(6, 16, requires_grad=True)
+        with Products() as products:
+            model.backbone(x, torch.tensor([0, 6]))[0].sum().backward()
+        counts.append(products.count)
+    plain, selective, whole = counts
+    assert plain == selective < whole
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_compiled_blocks_learn_the_same_from_rows_of_any_length():
+    config = tiny_config("run")
+    config["vision"]["layers"], config["backbone"]["layers"] = 2, 1
+    model = build_model(config)
+    changed = copy.deepcopy(model)
+    compile_blocks(changed, backend="eager")
+    for number in range(3):
+        (loss, gradients), (same, others) = learned(model, row(number)), learned(changed, row(number))
+        torch.testing.assert_close(loss, same)
+        torch.testing.assert_close(others, gradients)
+
+
+def test_blocks_are_those_of_encoder_and_backbone():
+    model = build_model(tiny_config("run"))
+    assert [*blocks(model)] == [*blocks_of(model.vision), *blocks_of(model.backbone)]
+
+
+# ---- options ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"precision": "bf16-gathered"}, "precision=bf16-gathered needs strategy fsdp"),
+    ({"defer_gradient_sync": True, "strategy": "ddp"}, "defer_gradient_sync needs strategy fsdp"),
+    ({"cpu_offload": True, "strategy": "fsdp"}, "cpu_offload needs .* a GPU"),
+    ({"shard_size": 2, "strategy": "fsdp"}, "shard_size needs strategy fsdp_hybrid"),
+    ({"sequence_parallel": 2}, "sequence_parallel needs strategy ddp"),
+    ({"sequence_parallel": 2, "backprop_tokens": 64, "strategy": "fsdp"}, "backprop_tokens needs sequence_parallel 1"),
+    ({"compile": "block", "activation_checkpointing": "selective"}, "compile=block needs activation_checkpointing"),
+    ({"backprop_tokens": 0}, "backprop_tokens is 0"),
+])
+def test_options_that_do_not_go_together_are_refused(options, message):
+    with pytest.raises(AuroraError, match=message):
+        read_options(options)
+
+
+def test_rows_that_go_on_in_other_rows_are_not_cut_as_well():
+    with pytest.raises(AuroraError, match=r"backprop_tokens cuts rows .* data\.too_long=split"):
+        check_rows({"data": {"too_long": "split"}}, TrainerOptions(backprop_tokens=64))
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"strategy": "fsdp1"}, "needs GPUs, and there are none"),
+    ({"strategy": "fsdp_hybrid", "shard_size": 3, "devices": 4}, "shard_size is 3, which does not divide the 4"),
+    ({"strategy": "fsdp", "sequence_parallel": 3, "devices": 4}, "sequence_parallel is 3, which does not divide the 4"),
+])
+def test_processes_that_cannot_be_divided_so_are_refused(options, message):
+    with pytest.raises(AuroraError, match=message):
+        build_strategy(TrainerOptions(**options))
+
+
+def test_hybrid_sharding_has_one_copy_per_node():
+    strategy = build_strategy(TrainerOptions(strategy="fsdp_hybrid", devices=4), nodes=3)
+    assert isinstance(strategy, Sharded) and (strategy.shard_size, strategy.copies) == (4, 3)
