@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from aurora.assemble import WEIGHTED_SLOTS, build_model
-from aurora.bench import language, towers, weights
+from aurora.bench import language, overhead, towers, weights
 from aurora.bench.case import Case, Contestant, Outcome, Settings
 from aurora.bench.ceilings import Cost
 from aurora.bench.timing import Work
@@ -64,6 +64,7 @@ TINY = TrainSize("tiny model", towers.QUICK, Size(hidden_size=64, layers=2, voca
 def train(settings: Settings) -> list[Case]:
     """A step of the full model on a GPU, of a small one on a CPU."""
     size = TINY if settings.quick else FULL if settings.gpu else SMALL
+    dtypes = settings.wanted(*TOLERANCE) if settings.dtypes else ["bfloat16" if settings.gpu else "float32"]
     return [
         Case(
             f"training step, {size.name}, {size.positions} positions with {size.frames} frames, {dtype}",
@@ -72,8 +73,20 @@ def train(settings: Settings) -> list[Case]:
             cost(size, dtype), TOLERANCE[dtype], partial(_right, settings, size), items=size.positions,
             unit="positions", heavy=True,
         )
-        for dtype in (settings.wanted(*TOLERANCE) if settings.dtypes else ["bfloat16" if settings.gpu else "float32"])
+        for dtype in dtypes
+    ] + [
+        Case(
+            f"what surrounds a step, {size.name}, {size.positions} positions with {size.frames} frames, {dtype}",
+            [Contestant("bare loop", partial(_step, settings, size, dtype, False)),
+             Contestant("aurora train", partial(_trained, settings, size, dtype))],
+            cost(size, dtype), TOLERANCE[dtype], items=size.positions, unit="positions", heavy=True,
+        )
+        for dtype in dtypes
     ]
+
+
+def _trained(settings: Settings, size: TrainSize, dtype: str) -> Work:
+    return overhead.trained(settings, _model(settings, size, dtype), size.config(dtype), _row(size, settings.device))
 
 
 def cost(size: TrainSize, dtype: str) -> Cost:
