@@ -57,7 +57,8 @@ def write(folder: Path, size: int, kind: str, counted_by: list[str], rng: np.ran
     shards = []
     for start in range(0, size, SHARD):
         name, count = f"{start // SHARD:06d}.tar", min(SHARD, size - start)
-        os.truncate(os.open(folder / name, os.O_CREAT | os.O_WRONLY), 10240 * count)
+        folder.joinpath(name).touch()
+        os.truncate(folder / name, 10240 * count)
         digest = hashlib.sha256(f"{folder.name}/{name}/{count}".encode()).hexdigest()
         shards.append({"name": name, "bytes": 10240 * count, "sha256": digest, "samples": count})
     replace_file(folder / "index.samples.npy", npy_bytes(samples))
