@@ -109,7 +109,7 @@ def plan_stages(config: Mapping[str, Any], place: Place | None = None) -> list[S
         start = given or _model_before(config["run"], name, recipes[name].after, names)
         _check_start(config, given, start)
         stages.append(Stage(name, config, recipes[name], options, StageFolder(config["run"], name), start, place))
-        _skeleton(stages[-1])
+        _check_merge(stages[-1])
     return stages
 
 
@@ -121,6 +121,17 @@ def _model_before(run: str, name: str, after: str | None, selected: list[str]) -
         raise AuroraError(f"stage {name!r} starts from the model of {after!r}, and {folder.model} is not there; "
                           f"`aurora train run={run} stage={after}` trains it, or give init_from=MODEL_FOLDER")
     return str(folder.model)
+
+
+def _check_merge(stage: Stage) -> None:
+    """AuroraError when the model cannot be built, or its blocks cannot merge as much as the stage asks for."""
+    model = _skeleton(stage)
+    patches = model.vision.prepare.patches(model.vision.prepare.size, model.vision.prepare.size)
+    keep = model.merge.keep(patches, model.vision.depth, stage.recipe.keep_ratio)
+    try:
+        model.merge.schedule(patches, model.vision.depth, keep)
+    except AuroraError as error:
+        raise AuroraError(f"stages.{stage.name}.keep_ratio {stage.recipe.keep_ratio}: {error}") from error
 
 
 def _check_start(config: Mapping[str, Any], given: str | None, start: str | None) -> None:
@@ -234,6 +245,8 @@ def _fit(stage: Stage, module: AuroraModule, data: DataModule, now: Mapping[str,
                       "the same command goes on there")
         if stop.stopped == signal.SIGUSR1 and module.global_rank == 0:
             requeue(console.print)
+        # a launcher that sees one end kills the others, which may still be writing
+        barrier()
         sys.exit(KILLED + stop.stopped)
     raise AuroraError(f"stage {stage.name!r}: the data ended after step {module.step} of {module.total_steps}")
 
