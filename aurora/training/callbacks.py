@@ -105,7 +105,6 @@ class Checkpoints(L.Callback):
         self._saver.save(module.step, tensors, {**module.counters(), "data": trainer.datamodule.state_dict(),
                                                 "fingerprint": dict(self.fingerprint)})
 
-
     def _roll_back(self, trainer: L.Trainer, module: AuroraModule) -> None:
         """Takes weights and optimizer of the newest checkpoint. Steps and rows go on: those since then are given up."""
         assert self._saver is not None

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,6 +48,9 @@ class Watchdog(L.Callback):
         token = gather(secrets.token_hex(4))[0]
         self.folder.mkdir(parents=True, exist_ok=True)
         self._rank, self._note = module.global_rank, self.folder / f".hung-{token}"
+        if self._rank == 0:
+            for old in self.folder.glob(".hung-*"):
+                old.unlink(missing_ok=True)
         self._file = (self.folder / f"rank-{self._rank}.txt").open("a", encoding="utf-8")
         self._alive(module)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -69,6 +72,7 @@ class Watchdog(L.Callback):
             if self._file is not None:
                 faulthandler.cancel_dump_traceback_later()
                 self._file.close()
+                _remove_empty(Path(self._file.name))
 
     def _alive(self, module: AuroraModule) -> None:
         self._beat, self._step = time.monotonic(), module.step
@@ -97,3 +101,11 @@ class Watchdog(L.Callback):
         # whoever ends first tears down what the others wait in, and a launcher then kills them
         time.sleep(NOTICE_SECONDS)
         os._exit(HUNG_EXIT)
+
+
+def _remove_empty(path: Path) -> None:
+    """A run in which nothing hung leaves nothing behind."""
+    with suppress(OSError):  # on another rank's file, or a folder that holds one
+        if path.stat().st_size == 0:
+            path.unlink()
+        path.parent.rmdir()

@@ -159,9 +159,8 @@ def test_a_lost_rank_ends_the_other_and_no_step_is_missing(runs):
 # ---- hangs
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_one_hung_rank_ends_all_and_leaves_the_stacks_of_all(runs, strategy):
-    config = runs.config(strategy=strategy, watchdog_seconds=1.5)
+def test_one_hung_rank_ends_all_and_leaves_the_stacks_of_all(runs):
+    config = runs.config(strategy="fsdp", watchdog_seconds=2)
     assert runs.run(config, 2, HANG="9") == [HUNG_EXIT] * 2
     stacks = Path(config["run"]) / "first" / "stacks"
     assert "in __iter__" in (stacks / "rank-1.txt").read_text()  # row 9 is the second process's
@@ -171,13 +170,13 @@ def test_one_hung_rank_ends_all_and_leaves_the_stacks_of_all(runs, strategy):
 
 
 def test_a_process_that_holds_the_interpreter_is_ended_as_well(runs):
-    config = runs.config(watchdog_seconds=0.5)
+    config = runs.config(watchdog_seconds=2)
     assert runs.run(config, LOCK="9") == [1]
     assert "in __iter__" in (Path(config["run"]) / "first" / "stacks" / "rank-0.txt").read_text()
 
 
 def test_a_run_without_a_hang_leaves_no_stacks_and_may_do_without_a_watchdog(runs, uninterrupted):
-    assert (uninterrupted[1] / "first" / "stacks" / "rank-0.txt").read_text() == ""
+    assert not (uninterrupted[2] / "first" / "stacks").exists()
     config = runs.config(watchdog_seconds=None)
     assert runs.run(config) == [0]
     assert not (Path(config["run"]) / "first" / "stacks").exists()
