@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -154,6 +155,8 @@ def settle(parent: int, inherited: Sequence[socket.socket]) -> None:
         ctypes.CDLL(None).prctl(_SIGKILL_ON_PARENT_DEATH, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+    # Collecting garbage would write into what is shared with the parent, and so copy it page by page.
+    gc.freeze()
     # Workers decode side by side; more threads each would only fight for the cores.
     torch.set_num_threads(1)
 

@@ -16,6 +16,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -56,7 +57,7 @@ def wait(root: Path, samples: int, workers: int) -> dict[str, float]:
     return {"rows": count, "step_seconds": pause, "waited": waited / (time.perf_counter() - took)}
 
 
-def memory(root: Path, samples: int, workers: int) -> dict[str, float]:
+def memory(root: Path, samples: int, workers: int) -> dict[str, Any]:
     """Megabytes that all workers have of their own, after a tenth of the rows and at the end."""
     data, start = module(root, samples, workers), time.perf_counter()
     total = data.plan.samples
@@ -69,7 +70,7 @@ def memory(root: Path, samples: int, workers: int) -> dict[str, float]:
             if len(pids) == workers:
                 course.append(sum(map(private, pids)) / 1e6)
     return {"samples": seen, "seconds": time.perf_counter() - start, "warm": course[1], "end": course[-1],
-            "growth": course[-1] / course[1] - 1, "most": max(course)}
+            "growth": course[-1] / course[1] - 1, "course": [round(size, 1) for size in course]}
 
 
 def private(pid: int) -> int:
