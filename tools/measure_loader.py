@@ -13,6 +13,7 @@ import io
 import json
 import multiprocessing
 import os
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -46,15 +47,17 @@ def wait(root: Path, samples: int, workers: int) -> dict[str, float]:
     rows = iter(module(root, samples, workers).train_dataloader())
     next(rows)
     start = time.perf_counter()
-    built = sum(1 for _ in zip(range(30), rows, strict=False))
+    built = sum(1 for _ in zip(range(20), rows, strict=False))
     pause = 2 * (time.perf_counter() - start) / built
-    waited, took = 0.0, time.perf_counter()
-    last, count = took, 0
+    time.sleep(4 * pause)  # until rows are ready, as they are after the first steps
+    waits, took = [], time.perf_counter()
+    last = took
     for _ in rows:
-        waited += time.perf_counter() - last
+        waits.append(time.perf_counter() - last)
         time.sleep(pause)
-        last, count = time.perf_counter(), count + 1
-    return {"rows": count, "step_seconds": pause, "waited": waited / (time.perf_counter() - took)}
+        last = time.perf_counter()
+    return {"rows": len(waits), "step_seconds": pause, "waited": sum(waits) / (time.perf_counter() - took),
+            "median_wait_seconds": statistics.median(waits), "longest": max(waits)}
 
 
 def memory(root: Path, samples: int, workers: int) -> dict[str, Any]:
