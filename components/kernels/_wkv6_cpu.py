@@ -49,16 +49,12 @@ class _Recurrence(torch.autograd.Function):
     def forward(
         ctx: Any, r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, state: Tensor, lengths: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
-        library = _library()
         inputs = [x.contiguous() for x in (r, k, v, w, bonus, state)]
-        bounds = _native.bounds(lengths)
-        y, after = torch.empty_like(inputs[2]), torch.empty_like(inputs[5])
-        kept = None
-        if any(ctx.needs_input_grad):
-            kept = after.new_empty(len(r) // library.wkv6_interval() + len(lengths), *state.shape[1:])
+        bounds, keep = _native.bounds(lengths), any(ctx.needs_input_grad)
+        y, after, kept = torch.ops.aurora.wkv6_cpu(inputs, bounds, keep)
+        if keep:
             ctx.save_for_backward(*inputs, bounds, kept)
             ctx.set_materialize_grads(False)
-        library.wkv6_forward(*_shared(inputs, bounds), address(y), address(after), address(kept))
         return y, after
 
     @staticmethod
@@ -76,6 +72,21 @@ class _Recurrence(torch.autograd.Function):
         _library().wkv6_backward(*shared, *(address(x) for x in (kept, grad_y, grad_after, *gradients)))
         whole = grad_v[0] if shares == 1 else grad_v.sum(0)
         return grad_r, grad_k, whole, grad_w, grad_bonus.sum(0), grad_state, None
+
+
+def _forward(inputs: list[Tensor], bounds: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """[T, H, V], [S, H, K, V], and with `keep` the state every so many positions."""
+    y, after = torch.empty_like(inputs[2]), torch.empty_like(inputs[5])
+    steps = len(y) // _library().wkv6_interval() + len(after) if keep else 0
+    kept = after.new_empty(steps, *after.shape[1:])
+    _library().wkv6_forward(*_shared(inputs, bounds), address(y), address(after), address(kept if keep else None))
+    return y, after, kept
+
+
+# an operator of torch's, so that selective recomputing of activations sees it and keeps what it gave
+_OPERATORS = torch.library.Library("aurora", "FRAGMENT")
+_OPERATORS.define("wkv6_cpu(Tensor[] inputs, Tensor bounds, bool keep) -> (Tensor, Tensor, Tensor)")
+_OPERATORS.impl("wkv6_cpu", _forward, "CPU")
 
 
 def _shared(inputs: list[Tensor], bounds: Tensor) -> tuple[Any, ...]:
