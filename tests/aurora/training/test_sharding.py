@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from tiny_training import MadeRows, curve, tiny_config
+from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aurora.assemble import build_model
 from aurora.errors import AuroraError
 from aurora.training.blocks import blocks, blocks_of, compile_blocks, recompute_blocks, recompute_cheap
-from aurora.training.recipe import TrainerOptions, check_rows, read_options
-from aurora.training.sharding import Sharded, build_strategy
+from aurora.training.optim import build_optimizer, choose_learned
+from aurora.training.recipe import TrainerOptions, check_rows, read_options, read_recipe
+from aurora.training.sharding import Sharded, build_strategy, shard
 
 FOLDER = Path(__file__).parent
 STEPS = 3
@@ -24,6 +28,18 @@ STEPS = 3
 def row(number=0):
     model = build_model(tiny_config("run"))
     return MadeRows(seed=3, layout=None, tokenizer=model.tokenizer, prompt=None).row(number)
+
+
+class Computed(TorchDispatchMode):
+    """Counts the operators that are computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.counts[operator._schema.name] += 1
+        return operator(*args, **(kwargs or {}))
 
 
 def learned(model, batch):
@@ -75,6 +91,33 @@ def test_rows_learned_in_pieces_have_the_loss_of_whole_rows_and_a_truncated_grad
     assert [loss for _, loss in pieces[1:]] != [loss for _, loss in whole[1:]]
 
 
+@pytest.fixture
+def two_ranks():
+    """A mesh of two processes of which one is there: collectives are called and do nothing."""
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    yield init_device_mesh("cpu", (2,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view:UserWarning")
+@pytest.mark.parametrize(("trained", "reduced"), [
+    (["connector"], 1),
+    (["vision", "connector"], 2 + 1 + 1),  # blocks, connector, and what the root holds of the encoder
+    (["vision", "connector", "backbone"], 2 + 1 + 2 + 1),
+])
+def test_gradients_are_reduced_and_remembered_only_where_something_learns(trained, reduced, two_ranks):
+    recipe = read_recipe("s", {**tiny_config("run")["stages"]["first"], "trained": trained})
+    model = build_model(tiny_config("run"))
+    choose_learned(model, recipe)
+    shard(model, two_ranks, TrainerOptions(strategy="fsdp"))
+    with Computed() as computed:
+        model(row()).total.backward()
+    assert sum(count for name, count in computed.counts.items() if "reduce_scatter" in name) == reduced
+    optimizer = build_optimizer(model, recipe, fused=False)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == sum(
+        len([*getattr(model, slot).parameters()]) for slot in trained)
+
+
 # ---- blocks ----------------------------------------------------------------------------------------------------
 
 
@@ -86,18 +129,6 @@ def test_recomputed_blocks_learn_the_same(change):
     (loss, gradients), (same, others) = learned(model, row()), learned(changed, row())
     torch.testing.assert_close(loss, same)
     torch.testing.assert_close(others, gradients)
-
-
-class Computed(TorchDispatchMode):
-    """Counts the operators that are computed."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        self.counts[operator._schema.name] += 1
-        return operator(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("dear", ["aten::mm", "aten::bmm", "aurora::wkv6_cpu"])
