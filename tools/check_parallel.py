@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -85,17 +86,18 @@ def curves(folder: Path, steps: int, stages: list[str]) -> float:
 def resumed(folder: Path, steps: int) -> float:
     """Checkpoints of every way, gone on from by every other; gives the largest difference."""
     train([case(folder / "right", "all", steps, 1, {})], folder)
-    names = [f"{strategy} {processes}" for strategy, processes in RESUMED]
+    names = [f"{strategy} on {processes}" for strategy, processes in RESUMED]
+    train([case(folder / "saved" / name, "all", steps, saved[1], way(*saved), stops_at=steps // 2)
+           for name, saved in zip(names, RESUMED, strict=True)], folder)
     say(f"| saved by, gone on by | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
     worst = 0.0
-    for saved in RESUMED:
-        found = []
-        for goes_on in RESUMED:
-            run = folder / f"{saved}-{goes_on}"
-            train([case(run, "all", steps, saved[1], way(*saved), stops_at=steps // 2),
-                   case(run, "all", steps, goes_on[1], way(*goes_on))], folder)
-            found.append(difference(run, folder / "right"))
-        say(f"| {saved[0]} {saved[1]} | {' | '.join(f'{value:.1e}' for value in found)} |")
+    for name in names:
+        for other in names:
+            shutil.copytree(folder / "saved" / name, folder / name / other)
+        train([case(folder / name / other, "all", steps, goes_on[1], way(*goes_on))
+               for other, goes_on in zip(names, RESUMED, strict=True)], folder)
+        found = [difference(folder / name / other, folder / "right") for other in names]
+        say(f"| {name} | {' | '.join(f'{value:.1e}' for value in found)} |")
         worst = max(worst, *found)
     return worst
 

@@ -9,6 +9,7 @@ row of 64 tokens, is what a process takes before rows matter.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -48,7 +49,8 @@ def measure(tokens: int, piece: int | None) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as run:
         told = json.dumps(config(run, tokens, piece))
         command = "import json, sys; from aurora.training.run import train; train(json.loads(sys.argv[1]))"
-        subprocess.run([sys.executable, "-c", command, told], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-c", command, told], check=True, stdout=subprocess.DEVNULL,
+                       env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"})
         last = read_curve(Path(run) / "only")[-1]
     return float(last["memory_gib"]) * 1024, float(last["seconds"])
 
