@@ -86,6 +86,7 @@ class AuroraModule(L.LightningModule):
         if self.model is not None:
             return
         model = starting_model(self.config, self.stage, self.recipe, self.start)
+        self._arithmetic = forward_flops(model, self.recipe.keep_ratio)  # of states too, which shards do not show
         prepare_blocks(model, self.options)
         if self.options.sequence_parallel > 1:
             self._neighbours = Neighbours(self.options.sequence_parallel)
@@ -99,7 +100,6 @@ class AuroraModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         choose_learned(self.net, self.recipe)
-        self._arithmetic = forward_flops(self.net, self.recipe.keep_ratio)
         if self.recipe.average is not None:
             self.average = Average(self.net, self.recipe.average)
         self._resume()
