@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from rich.console import Console
 
 from aurora.adapters.attach import attach_adapters, merge_adapters
@@ -34,12 +28,11 @@ from aurora.training.estimate import memory, require_fit
 from aurora.training.folder import StageFolder, base_paths, fingerprint, require_same
 from aurora.training.head import describe_stage
 from aurora.training.instantiate import instantiate
-from aurora.training.launch import Place, cluster, find_place, fitted, join, require_equal
+from aurora.training.launch import Place, find_place, fitted, join, require_equal
 from aurora.training.logs import build_loggers
 from aurora.training.module import AuroraModule
 from aurora.training.optim import choose_learned
 from aurora.training.parallel import agreed, barrier, leave, local_devices
-from aurora.training.precision import precision
 from aurora.training.progress import ProgressDisplay
 from aurora.training.recipe import (
     Recipe,
@@ -50,9 +43,9 @@ from aurora.training.recipe import (
     read_recipes,
     selected_stages,
 )
-from aurora.training.sharding import build_strategy
 from aurora.training.signals import KILLED, StopOnSignal, requeue
 from aurora.training.state import all_weights, whole
+from aurora.training.trainer import build_trainer, quiet_lightning
 from aurora.training.watchdog import STACKS, Watchdog
 
 ADAPTER_FOLDER = "adapter"
@@ -87,7 +80,7 @@ def train(config: Mapping[str, Any]) -> Path:
     console = Console(quiet=_rank() != 0, soft_wrap=True, highlight=False)
     if stages[0].options.threads is not None:
         torch.set_num_threads(stages[0].options.threads)
-    with _quiet_lightning():
+    with quiet_lightning():
         for stage in stages:
             _train_stage(stage, console)
     if joined:
@@ -235,7 +228,7 @@ def _fit(stage: Stage, module: AuroraModule, data: DataModule, now: Mapping[str,
         *(instantiate(entry) for entry in stage.options.callbacks.values()),
     ]
     loggers = build_loggers(stage.config["logger"] or {}, stage.folder.path, done)
-    trainer = build_trainer(stage, callbacks, loggers)
+    trainer = build_trainer(stage.options, stage.place, callbacks=callbacks, loggers=loggers, folder=stage.folder.path)
     with watchdog.watching():
         trainer.fit(module, datamodule=data)
     if module.step >= module.total_steps:
@@ -249,38 +242,6 @@ def _fit(stage: Stage, module: AuroraModule, data: DataModule, now: Mapping[str,
         barrier()
         sys.exit(KILLED + stop.stopped)
     raise AuroraError(f"stage {stage.name!r}: the data ended after step {module.step} of {module.total_steps}")
-
-
-def build_trainer(stage: Stage, callbacks: list[L.Callback], loggers: list[Any]) -> L.Trainer:
-    """A Lightning trainer that runs one pass over rows and leaves saving, logging and display to our callbacks."""
-    try:
-        return _trainer(stage, callbacks, loggers)
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise AuroraError(f"trainer: {error}") from error
-
-
-def _trainer(stage: Stage, callbacks: list[L.Callback], loggers: list[Any]) -> L.Trainer:
-    options, nodes = stage.options, 1 if stage.place is None else stage.place.nodes
-    dtypes = precision(options)
-    return L.Trainer(
-        accelerator=options.accelerator,
-        devices=options.devices,
-        num_nodes=nodes,
-        strategy=build_strategy(options, nodes),
-        plugins=[cluster(stage.place), *dtypes.pop("plugins", [])],
-        **dtypes,
-        callbacks=callbacks,
-        logger=loggers or False,
-        default_root_dir=str(stage.folder.path),
-        max_epochs=1,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
 
 
 def _save(stage: Stage, module: AuroraModule) -> None:
@@ -305,23 +266,3 @@ def _save(stage: Stage, module: AuroraModule) -> None:
 
 def _rank() -> int:
     return getattr(rank_zero_only, "rank", None) or 0
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keeps Lightning's hints about hardware and loaders out of what users read; its errors stay."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=PossibleUserWarning)
-        # lightning 2.6 on torch 2.13, about its own code
-        warnings.filterwarnings("ignore", message=r".*LeafSpec", category=FutureWarning)
-        # FSDP2 warns of views that are then written into; nothing writes into what a block returns
-        warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view", category=UserWarning)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
