@@ -30,14 +30,14 @@ Tick = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be built of what: all that decides the bytes of the shards."""
+    """What is to be built of what."""
 
     folder: str  # the dataset's own, absolute
     source: Mapping[str, Any]  # name and options of the source part
     samples_per_shard: int = 5000
     shard_bytes: int = 1 << 30
     transcode: Transcode | None = None
-    about: Mapping[str, Any] | None = None  # name, title, homepage and licence of the dataset
+    about: Mapping[str, Any] | None = None  # name, title, homepage and licence of the dataset; decides no byte of them
 
     def build_source(self) -> Source:
         """The part that tells the entries."""
@@ -65,9 +65,11 @@ def make_plan(order: Order, output: Path, tick: Tick = lambda entries: None) -> 
     source = order.build_source()
     stamps = [_stamp(path) for path in source.annotations()]
     made_of = {"version": _VERSION, "order": _plain(order), "annotations": stamps}
+    about = None if order.about is None else dict(order.about)
     told = _read(output)
     if told is not None:
         _check_same(told["made_of"], made_of, output)
+        _write(output, {**told, "about": about})
         return load_plan(output)
     if any(output.glob("*.tar")):
         raise AuroraError(f"{output} holds shards that were not built here; give another folder, or --restart to throw "
@@ -75,8 +77,7 @@ def make_plan(order: Order, output: Path, tick: Tick = lambda entries: None) -> 
     shutil.rmtree(build_folder(output), ignore_errors=True)
     build_folder(output).mkdir(parents=True)
     tasks, entries, broken = _write_tasks(source, order, output, tick)
-    plan = {"made_of": made_of, "tasks": tasks, "entries": entries, "broken": broken}
-    replace_file(build_folder(output) / "plan.json", json.dumps(plan, indent=1).encode())
+    _write(output, {"made_of": made_of, "about": about, "tasks": tasks, "entries": entries, "broken": broken})
     return load_plan(output)
 
 
@@ -87,8 +88,8 @@ def load_plan(output: Path) -> Plan:
         raise AuroraError(f"{output} holds no plan of shards; `aurora shards build` makes it")
     order = dict(told["made_of"]["order"])
     transcode = order.pop("transcode")
-    return Plan(Order(transcode=None if transcode is None else Transcode(**transcode), **order),
-                told["tasks"], told["entries"], told["broken"])
+    media = None if transcode is None else Transcode(**transcode)
+    return Plan(Order(transcode=media, about=told["about"], **order), told["tasks"], told["entries"], told["broken"])
 
 
 def read_task(output: Path, number: int) -> Iterator[tuple[int, Entry]]:
@@ -136,13 +137,19 @@ class _Until:
 
 
 def _plain(order: Order) -> dict[str, Any]:
+    """What decides the bytes, as JSON gives it back."""
     told: dict[str, Any] = json.loads(json.dumps(asdict(order)))
+    del told["about"]
     return told
 
 
 def _stamp(path: Path) -> list[Any]:
     told = path.stat()
     return [str(path), told.st_size, told.st_mtime_ns]
+
+
+def _write(output: Path, plan: Mapping[str, Any]) -> None:
+    replace_file(build_folder(output) / "plan.json", json.dumps(plan, indent=1).encode())
 
 
 def _read(output: Path) -> dict[str, Any] | None:

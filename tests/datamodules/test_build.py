@@ -171,6 +171,12 @@ def test_shards_of_something_else_are_not_continued(dataset, tmp_path, change):
     assert build(order(folder, **other), out)["samples"] == (7 if change == "annotations" else 6)
 
 
+def test_a_dataset_may_be_described_better_between_two_runs(dataset, tmp_path):
+    folder = dataset(3)
+    build(order(folder, about={"licence": "?"}), tmp_path)
+    assert build(order(folder, about={"licence": "CC0"}), tmp_path)["licence"] == "CC0"
+
+
 def test_shards_that_others_wrote_are_left_alone(make, dataset, tmp_path):
     from datamodules._shards import write_shards
 
