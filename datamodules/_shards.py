@@ -19,6 +19,7 @@ import numpy as np
 
 from aurora.errors import AuroraError
 
+from ._files import member_header
 from ._index import (
     INDEX,
     MEDIA,
@@ -239,7 +240,7 @@ class _TarWriter:
         if measured.bad and not keep_bad:
             raise BadSample(measured.bad[0]["reason"], measured.bad[0]["detail"])
         for extension, place in places.items():
-            self._write(_header(f"{sample.key}.{extension}", place[1]))
+            self._write(member_header(f"{sample.key}.{extension}", place[1]))
             self._write(data[place])
             self._write(bytes(-place[1] % tarfile.BLOCKSIZE))
         return measured
@@ -248,10 +249,3 @@ class _TarWriter:
         self._file.write(data)
         self._hash.update(data)
         self._at += len(data)
-
-
-def _header(name: str, size: int) -> bytes:
-    member = tarfile.TarInfo(name)
-    member.size = size
-    member.mode = 0o644
-    return member.tobuf(tarfile.USTAR_FORMAT)
