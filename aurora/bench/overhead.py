@@ -30,7 +30,7 @@ CHECKPOINT_EVERY = 10
 NAME = "bench_turns"
 
 
-class Turns(L.LightningDataModule, DataModule):
+class Turns(L.LightningDataModule, DataModule):  # type: ignore[misc]
     """Gives the same row whenever it is asked to."""
 
     batch: PackedBatch
@@ -56,7 +56,7 @@ class Turns(L.LightningDataModule, DataModule):
 
     def train_dataloader(self) -> Turns:
         assert self.trainer is not None
-        Turns.module = self.trainer.lightning_module  # type: ignore[assignment]
+        Turns.module = self.trainer.lightning_module
         return self
 
     def __iter__(self) -> Iterator[PackedBatch]:

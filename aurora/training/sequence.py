@@ -56,7 +56,7 @@ class Neighbours:
         """What the next rank (step 1) or the one before (-1) has sent, in shapes and dtypes that are known here."""
         packed = torch.empty_like(_packed(like))
         dist.recv(packed, self.rank + step, group=self.group)
-        parts = packed.split([tensor.numel() for tensor in like])
+        parts = torch.split(packed, [tensor.numel() for tensor in like])
         return [part.view(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, like, strict=True)]
 
     def finish(self) -> None:
@@ -89,10 +89,12 @@ def _forward(neighbours: Neighbours, forward: Callable[..., Any], *given: Any) -
         # gradients go from rank to rank whether or not something learns before this slice
         x = x.detach().requires_grad_()
     if piece.continues:
-        state = _first_replaced(state, _Receive.apply(neighbours, x, *(tensor[:1] for tensor in state)))
+        receive: Callable[..., tuple[Tensor, ...]] = _Receive.apply
+        state = _first_replaced(state, receive(neighbours, x, *(tensor[:1] for tensor in state)))
     x, *others, after = forward(x, *others, row, state, return_state)
     if piece.goes_on:
-        x = _HandOn.apply(neighbours, x, *(tensor[piece.open, None] for tensor in after))
+        hand_on: Callable[..., Tensor] = _HandOn.apply
+        x = hand_on(neighbours, x, *(tensor[piece.open, None] for tensor in after))
     return x, *others, after
 
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -90,7 +90,9 @@ def build_strategy(options: TrainerOptions, nodes: int = 1) -> Strategy | str:
     if options.strategy == "auto":
         return "auto"
     if options.strategy == "fsdp1":
-        return _fsdp1(options)
+        raise AuroraError("trainer.strategy=fsdp1, Lightning's FSDPStrategy, needs GPUs and makes one flat tensor of "
+                          "many parameters, which checkpoints and optimizer groups know by name here: it is not "
+                          "connected. trainer.strategy=fsdp (FSDP2) shards as it does, on CPUs too")
     if processes % options.sequence_parallel:
         raise AuroraError(f"trainer.sequence_parallel is {options.sequence_parallel}, which does not divide the "
                           f"{processes} processes")
@@ -153,10 +155,3 @@ def _require_one_dtype(model: AuroraModel, units: list[nn.Module]) -> None:
     if len(learned) > 1:
         raise AuroraError("strategy fsdp with precision bf16-true cannot train a slot whole beside a float32 LoRA on "
                           "layers outside of the blocks; leave those layers out, or take precision bf16-mixed")
-
-
-def _fsdp1(options: TrainerOptions) -> Strategy:
-    if options.accelerator == "cpu" or not torch.cuda.is_available():
-        raise AuroraError("trainer.strategy=fsdp1 is Lightning's FSDPStrategy, which needs GPUs, and there are none "
-                          "here; trainer.strategy=fsdp (FSDP2) runs on CPUs too")
-    return FSDPStrategy(use_orig_params=True)

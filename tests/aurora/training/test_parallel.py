@@ -1,40 +1,9 @@
-import pytest
 import torch
-from tiny_training import MadeRows, curve, tiny_config
+from tiny_training import MadeRows, tiny_config
 
 from aurora.assemble import build_model
-from aurora.checkpoint import load_model
 from aurora.training import parallel
 from aurora.training.blocks import blocks
-from aurora.training.run import train
-
-STEPS = 3
-
-
-@pytest.fixture(scope="module")
-def single(tmp_path_factory):
-    run = tmp_path_factory.mktemp("single")
-    train({**tiny_config(run, steps=STEPS), "stage": "all"})
-    return run
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_learn_what_one_does_even_from_its_checkpoint(strategy, single, tmp_path, monkeypatch,
-                                                                    start_process):
-    config = {**tiny_config(tmp_path, steps=STEPS), "init_from": str(single / "first" / "model")}
-    monkeypatch.setattr(MadeRows, "breaks_at", 6)
-    with pytest.raises(RuntimeError):
-        train(config)
-    config["trainer"].update(strategy=strategy, devices=2, accelerator="cpu", activation_checkpointing="block")
-    process = start_process(config)
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, said
-    assert said.count("going on after step 1") == 1  # said by one of the two
-    for (step, loss), (same_step, same_loss) in zip(curve(tmp_path), curve(single), strict=True):
-        assert step == same_step and float(loss) == pytest.approx(float(same_loss), rel=1e-5)
-    expected = load_model(single / "second" / "model")[0].state_dict()
-    for name, tensor in load_model(tmp_path / "second" / "model")[0].state_dict().items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
 
 
 def test_a_blank_frame_changes_neither_loss_nor_gradient(monkeypatch):
