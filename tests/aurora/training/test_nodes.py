@@ -1,4 +1,6 @@
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -136,6 +138,29 @@ def test_a_batch_script_does_not_try_what_cannot_work_again(batch, tmp_path):
     done = batch(*TINY, f"run={tmp_path}", "stages.pretrain.epochs=0")
     assert done.returncode == 2 and done.stderr.count("stages.pretrain.epochs is 0") == 1, done.stderr
     assert "attempt" not in done.stderr
+
+
+@LONG
+def test_ray_starts_a_run_again_whose_process_was_killed(alone, tmp_path):
+    pytest.importorskip("ray.train.torch")
+    command = [sys.executable, "-m", "aurora.cli", "train", "--ray", "2", *TINY, "trainer.strategy=ddp",
+               f"run={tmp_path}"]
+    process = subprocess.Popen(command, cwd=TOOL.parents[1], env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        worker = re.search(r"pid=(\d+)\) world_rank=1", line)
+        if worker:
+            break
+    path = checkpoint_path(tmp_path / "pretrain" / CHECKPOINTS, 4)
+    while not is_committed(path) and process.poll() is None:
+        time.sleep(0.005)
+    os.kill(int(worker[1]), signal.SIGKILL)
+    said.append(process.communicate(timeout=300)[0])
+    assert process.returncode == 0 and "going on after step" in "".join(said), "".join(said)
+    here = curve(tmp_path, "pretrain")
+    assert [float(loss) for _, loss in here] == pytest.approx([float(loss) for _, loss in alone], rel=1e-5)
 
 
 @pytest.mark.parametrize(("options", "message"), [
