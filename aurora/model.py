@@ -55,7 +55,8 @@ class AuroraModel(nn.Module):
 
     def _start(self, memory: State | None, sequences: int) -> State:
         """The states that a row begins with whose first sequence has been read in part."""
-        blank, tuned = self.backbone.init_state(sequences), tuned_state(self.backbone)
+        # the class's own: a tuned state is gathered when it is asked for, which must be once on every rank
+        blank, tuned = type(self.backbone).init_state(self.backbone, sequences), tuned_state(self.backbone)
         if tuned is not None:
             blank = tuned(blank)
         if memory is None:

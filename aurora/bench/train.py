@@ -58,12 +58,15 @@ class TrainSize(NamedTuple):
 FULL = TrainSize("full model", towers.FULL, weights.FULL, "rwkv_world", 32, 8192, 4)
 SMALL = TrainSize("small model", TowerSize(image_size=192, width=256, layers=6, heads=4, mlp_width=1024),
                   Size(hidden_size=512, layers=6, vocab_size=257), "bytes", 8, 1024, 2)
+SHORT = TrainSize("half-small model", TowerSize(image_size=96, width=128, layers=4, heads=4, mlp_width=512),
+                  Size(hidden_size=256, layers=4, vocab_size=257), "bytes", 8, 1024, 2)
 TINY = TrainSize("tiny model", towers.QUICK, Size(hidden_size=64, layers=2, vocab_size=257), "bytes", 2, 48, 2)
 
 
 def train(settings: Settings) -> list[Case]:
     """A step of the full model on a GPU, of a small one on a CPU."""
     size = TINY if settings.quick else FULL if settings.gpu else SMALL
+    short = SHORT if size is SMALL else size
     dtypes = settings.wanted(*TOLERANCE) if settings.dtypes else ["bfloat16" if settings.gpu else "float32"]
     return [
         Case(
@@ -74,15 +77,17 @@ def train(settings: Settings) -> list[Case]:
             unit="positions", heavy=True,
         )
         for dtype in dtypes
-    ] + [
-        Case(
-            f"what surrounds a step, {size.name}, {size.positions} positions with {size.frames} frames, {dtype}",
-            [Contestant("bare loop", partial(_step, settings, size, dtype, False)),
-             Contestant("aurora train", partial(_trained, settings, size, dtype))],
-            cost(size, dtype), TOLERANCE[dtype], items=size.positions, unit="positions", heavy=True,
-        )
-        for dtype in dtypes
-    ]
+    ] + [_surroundings(settings, short, dtype) for dtype in dtypes]
+
+
+def _surroundings(settings: Settings, size: TrainSize, dtype: str) -> Case:
+    """A step so short that what surrounds it can be told from chance."""
+    return Case(
+        f"what surrounds a step, {size.name}, {size.positions} positions with {size.frames} frames, {dtype}",
+        [Contestant("bare loop", partial(_step, settings, size, dtype, False)),
+         Contestant("aurora train", partial(_trained, settings, size, dtype))],
+        cost(size, dtype), TOLERANCE[dtype], items=size.positions, unit="positions", heavy=True,
+    )
 
 
 def _trained(settings: Settings, size: TrainSize, dtype: str) -> Work:

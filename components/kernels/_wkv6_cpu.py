@@ -84,9 +84,10 @@ def _forward(inputs: list[Tensor], bounds: Tensor, keep: bool) -> tuple[Tensor, 
 
 
 # an operator of torch's, so that selective recomputing of activations sees it and keeps what it gave
-_OPERATORS = torch.library.Library("aurora", "FRAGMENT")
-_OPERATORS.define("wkv6_cpu(Tensor[] inputs, Tensor bounds, bool keep) -> (Tensor, Tensor, Tensor)")
-_OPERATORS.impl("wkv6_cpu", _forward, "CPU")
+_OPERATORS = torch.library.Library("aurora", "FRAGMENT")  # type: ignore[no-untyped-call]
+_OPERATORS.define(  # type: ignore[no-untyped-call]
+    "wkv6_cpu(Tensor[] inputs, Tensor bounds, bool keep) -> (Tensor, Tensor, Tensor)")
+_OPERATORS.impl("wkv6_cpu", _forward, "CPU")  # type: ignore[no-untyped-call]
 
 
 def _shared(inputs: list[Tensor], bounds: Tensor) -> tuple[Any, ...]:
