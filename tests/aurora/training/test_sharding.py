@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from aurora.adapters.initial_state import tune_state
 from aurora.assemble import build_model
 from aurora.checkpoint import load_model
 from aurora.errors import AuroraError
@@ -123,6 +124,19 @@ def test_gradients_are_reduced_and_remembered_only_where_something_learns(traine
     optimizer = build_optimizer(model, recipe, fused=False)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == sum(
         len([*getattr(model, slot).parameters()]) for slot in trained)
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view:UserWarning")
+def test_a_tuned_state_is_gathered_as_often_whether_or_not_a_row_goes_on(two_ranks):
+    model = build_model(tiny_config("run"))
+    tune_state("state", model.backbone)
+    shard(model, two_ranks, TrainerOptions(strategy="fsdp"))
+    gathers = []
+    for continues in (False, False, True):  # the root stays gathered after the first
+        with torch.no_grad(), Computed() as computed:
+            model(row()._replace(continues=continues))
+        gathers.append(sum(count for name, count in computed.counts.items() if "gather" in name))
+    assert gathers[1] == gathers[2] > 0
 
 
 # ---- blocks ----------------------------------------------------------------------------------------------------
