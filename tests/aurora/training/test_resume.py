@@ -1,4 +1,3 @@
-import random
 import signal
 import time
 from pathlib import Path
@@ -8,7 +7,7 @@ from tiny_training import MadeRows, curve, tiny_config
 
 from aurora.checkpoint import load_model
 from aurora.errors import AuroraError
-from aurora.training.checkpoints import checkpoint_path, is_committed, newest_checkpoint
+from aurora.training.checkpoints import newest_checkpoint
 from aurora.training.run import train
 
 STEPS = 8
@@ -32,34 +31,6 @@ def assert_same_run(run, uninterrupted):
     assert curve(run) == curve(uninterrupted)
     model = Path("second", "model", "model.safetensors")
     assert Path(run, model).read_bytes() == Path(uninterrupted, model).read_bytes()
-
-
-def wait_for_step(run, step, process):
-    folder = Path(run) / "second" / "checkpoints"
-    deadline = time.monotonic() + 60
-    while not is_committed(checkpoint_path(folder, step)) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert process.poll() is None, process.communicate()[0]
-
-
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(config, uninterrupted, start_process):
-    process = start_process(config, SECONDS_PER_ROW="0.02")
-    wait_for_step(config["run"], 2, process)
-    time.sleep(random.uniform(0, 0.3))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (Path(config["run"]) / "second" / "model").exists()
-    train(config)
-    assert_same_run(config["run"], uninterrupted)
-
-
-def test_ctrl_c_saves_and_says_how_to_go_on(config, start_process):
-    process = start_process(config, SECONDS_PER_ROW="0.1")
-    wait_for_step(config["run"], 1, process)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode != 0
-    assert "which is saved; the same command goes on there" in said and "Traceback" not in said
 
 
 def test_sigterm_saves_within_the_row_and_exits_143(config, uninterrupted, start_process):
