@@ -92,6 +92,9 @@ def write_task(task: BuildTask) -> dict[str, Any]:
     done = task.result()
     if done is not None:
         return done
+    tasks = load_plan(task.output).tasks
+    if not 0 <= task.number < tasks:
+        raise AuroraError(f"{task.output} has no task {task.number}; they are 0 to {tasks - 1}")
     skipped: list[dict[str, Any]] = []
 
     def skip(sample: ShardSample, error: BadSample) -> None:

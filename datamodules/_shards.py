@@ -170,13 +170,11 @@ def _media_bytes(sample: ShardSample) -> int:
 
 
 def _members(sample: ShardSample) -> Iterator[tuple[str, bytes]]:
-    """Extension and bytes of every member, the record first. AuroraError for a sample outside the format."""
+    """Extension and bytes of every member, the record first. BadSample for a record outside the format, AuroraError
+    for a key that no member can have, and for media that are not those of the record."""
     check_key(sample.key)
     raw = _json(sample)
-    try:
-        record = parse_record(raw)
-    except BadSample as error:
-        raise AuroraError(f"sample {sample.key!r}: {error.detail}") from error
+    record = parse_record(raw)
     if set(record.media) != set(sample.media):
         raise AuroraError(f"sample {sample.key!r}: the record names the media {sorted(record.media)}, "
                           f"given are {sorted(sample.media)}")
@@ -202,7 +200,7 @@ def _json(sample: ShardSample) -> bytes:
     try:
         return json.dumps(dict(record), ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
-        raise AuroraError(f"sample {sample.key!r}: the record is no JSON: {error}") from error
+        raise BadSample("json", f"the record is no JSON: {error}") from error
 
 
 class _TarWriter:

@@ -21,6 +21,7 @@ from aurora.errors import AuroraError
 from aurora.interfaces import Entry
 
 _BLOCK = 1 << 16
+_OPEN = 1 << 12  # brackets that a block may open without closing them
 _FAULT = "$fault"
 _PLACE = "$place"
 
@@ -84,12 +85,14 @@ def items(path: Path, prefix: str) -> Iterator[Entry]:
     with path.open("rb") as file:
         _skip_mark(file)
         try:
-            for item in ijson.items(file, prefix, use_float=True, buf_size=_BLOCK):
+            for item in ijson.items(_Shallow(file), prefix, use_float=True, buf_size=_BLOCK):
                 count += 1
                 yield item if isinstance(item, dict) else fault(f"{str(item)[:80]!r} is no object")
         except (ijson.JSONError, UnicodeDecodeError) as error:
             byte = _broken_at(file, file.tell())
-            why = str(error).strip().partition("\n")[0]
+            # Some of the parser's messages are bytes, of which the rest is the place in the file.
+            told = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
+            why = told.strip().partition("\n")[0].rstrip(".")
             raise AnnotationsBroken(f"{path} is no whole JSON: {why}, at byte {byte} after entry {count}; "
                                     f"{count} entries before it were read") from error
 
@@ -115,10 +118,19 @@ def _rows(path: Path, delimiter: str) -> Iterator[Entry]:
     # A cell may hold a long caption or a serialised list.
     csv.field_size_limit(1 << 24)
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        rows = csv.DictReader(file, delimiter=delimiter, restkey=_FAULT)
-        for row in rows:
-            extra: Mapping[Any, Any] = row
-            yield fault(f"line {rows.line_num}: more cells than columns") if extra.get(_FAULT) else row
+        rows = csv.DictReader(file, delimiter=delimiter, restkey=_FAULT, strict=True)
+        while True:
+            try:
+                row: Mapping[Any, Any] = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if "end of data" in str(error):
+                    raise AnnotationsBroken(f"{path}: a quote is not closed before the end of the file; the rows that "
+                                            f"it takes in were not read (up to line {rows.line_num})") from error
+                yield fault(f"line {rows.line_num}: {error}")
+            else:
+                yield fault(f"line {rows.line_num}: more cells than columns") if row.get(_FAULT) else dict(row)
 
 
 def _is_lines(path: Path) -> bool:
@@ -147,9 +159,23 @@ def _broken_at(file: BinaryIO, read: int) -> int:
         for byte in range(file.tell(), read):
             at = byte
             parser.send(file.read(1))
-    except (ijson.JSONError, UnicodeDecodeError):
+    except (ijson.JSONError, UnicodeDecodeError, SystemError):  # the latter for a number that overflows
         return at
     return read
+
+
+class _Shallow:
+    """A file of JSON whose reading ends where it opens brackets without end: the parser's memory grows with the square
+    of their depth."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        block = self._file.read(size)
+        if sum(map(block.count, (b"[", b"{"))) - sum(map(block.count, (b"]", b"}"))) > _OPEN:
+            raise ijson.JSONError(f"more than {_OPEN} brackets are open")
+        return block
 
 
 class _Nobody:

@@ -37,6 +37,8 @@ def find(folder: Path, below: str, name: Any) -> Path:
         raise BadSample("missing", f"no file {os.path.join(below, name)!r}")
     if not real.startswith(root + os.sep):
         raise BadSample("path", f"{name!r} leads out of the dataset's folder")
+    if not path.is_file() and not path.is_dir():
+        raise BadSample("path", f"{name!r} is no file and no folder")  # opening a pipe would wait for ever
     return path
 
 

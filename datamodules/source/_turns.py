@@ -72,7 +72,7 @@ def _turn(turn: Any, number: int) -> tuple[str, str]:
     if not isinstance(turn, Mapping):
         raise BadSample("turns", f"turn {number} is no object")
     speaker, value = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-    if speaker not in _SPEAKERS or not isinstance(value, str):
+    if not isinstance(speaker, str) or speaker not in _SPEAKERS or not isinstance(value, str):
         raise BadSample("turns", f"turn {number}: from {speaker!r}, {type(value).__name__}; speakers are "
                                  f"{', '.join(_SPEAKERS)}, and what they say is a text")
     return _SPEAKERS[speaker], value

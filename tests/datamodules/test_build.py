@@ -21,7 +21,7 @@ from datamodules._catalogue import known_datasets, load_dataset
 from datamodules._files import ShardFiles
 from datamodules._index import load_index
 from datamodules._lengths import counter, joined_path, text_lengths
-from datamodules._shards import verify_shards
+from datamodules._shards import verify_shards, write_shards
 
 KILLS = int(os.environ.get("AURORA_BUILD_KILLS", "5"))
 
@@ -238,6 +238,18 @@ def test_a_task_reads_nothing_of_the_others(dataset, tmp_path):
     assert [number for number, _ in read_task(tmp_path, 1)] == [4, 5, 6, 7]
     with pytest.raises(AuroraError, match="has no task 3"):
         write_task(BuildTask(tmp_path, 3))
+
+
+def test_a_task_outside_the_plan_touches_nothing(make, dataset, tmp_path):
+    write_shards(make.mixed(1), tmp_path / "others")
+    before = files(tmp_path / "others")
+    with pytest.raises(AuroraError, match="holds no plan"):
+        write_task(BuildTask(tmp_path / "others", 0))
+    assert files(tmp_path / "others") == before
+    make_plan(order(dataset(4)), tmp_path)
+    with pytest.raises(AuroraError, match=r"no task 1; they are 0 to 0"):
+        write_task(BuildTask(tmp_path, 1))
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_joining_before_all_is_written_names_what_lacks(dataset, tmp_path):
