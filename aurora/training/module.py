@@ -25,13 +25,12 @@ from aurora.training.measures import Noise, gradient_norms, peak_memory, state_n
 from aurora.training.optim import build_optimizer, choose_learned, set_rate
 from aurora.training.parallel import (
     from_first_rank,
-    most_over_ranks,
     shared_group,
     sum_over_ranks,
     with_agreed_frames,
     world_size,
 )
-from aurora.training.pieces import cut
+from aurora.training.pieces import pieces_of
 from aurora.training.recipe import read_options, read_recipe
 from aurora.training.schedule import lr_factor
 from aurora.training.sequence import Neighbours, read_together
@@ -134,13 +133,10 @@ class AuroraModule(L.LightningModule):
             self._close_step(batch.position)
 
     def _pieces(self, batch: PackedBatch) -> list[PackedBatch]:
-        """What is learned from at once: the row, or its pieces, of which every rank has as many, or this rank's."""
+        """What is learned from at once: the row, its pieces, or this rank's slice."""
         if self._neighbours is not None:
             return [self._neighbours.share(batch)]
-        most = self.options.backprop_tokens
-        if most is None:
-            return [batch]
-        return cut(batch, most_over_ranks(-(-len(batch.tokens) // most), self.device))
+        return pieces_of(batch, self.options.backprop_tokens, self.device)
 
     def _learn_from(self, piece: PackedBatch) -> None:
         assert not piece.continues or self._memory or self._neighbours, "a row continues what no row before left open"

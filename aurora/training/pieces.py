@@ -11,7 +11,16 @@ from itertools import pairwise
 import torch
 
 from aurora.errors import AuroraError
+from aurora.training.parallel import most_over_ranks
 from aurora.types import IGNORE, Frames, PackedBatch
+
+
+def pieces_of(batch: PackedBatch, most: int | None, device: torch.device) -> list[PackedBatch]:
+    """The row in pieces of about `most` positions, as many as the longest row of all ranks asks for; None: the row.
+
+    Collective.
+    """
+    return [batch] if most is None else cut(batch, most_over_ranks(-(-len(batch.tokens) // most), device))
 
 
 def cut(batch: PackedBatch, count: int) -> list[PackedBatch]:
