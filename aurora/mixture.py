@@ -77,7 +77,7 @@ def read_mixture(where: str, given: Any) -> Mixture:
 
 
 def take(mixture: Mixture, sizes: Mapping[str, int]) -> dict[str, Take]:
-    """What is read of each dataset when it holds so many samples."""
+    """What is read of each dataset when it holds so many samples. AuroraError when that is nothing of any."""
     limited = {name: min(sizes[name], part.samples if part.samples is not None else sizes[name])
                for name, part in mixture.datasets.items()}
     for group, limit in mixture.groups.items():
@@ -91,6 +91,8 @@ def take(mixture: Mixture, sizes: Mapping[str, int]) -> dict[str, Take]:
         else:
             visits = round(part.weight * (mixture.visits or 0)) if limited[name] else 0
             takes[name] = Take(min(limited[name], visits), visits)
+    if any(sizes.values()) and not any(one.visits for one in takes.values()):
+        raise AuroraError(f"the mixture reads no sample of {', '.join(takes)}: its weights and `visits` round to none")
     return takes
 
 
@@ -126,6 +128,14 @@ def _part(where: str, given: Any) -> Part:
 def _check(where: str, mixture: Mixture) -> None:
     if not mixture.datasets:
         raise AuroraError(f"{where} names no dataset")
+    counts = {"visits": mixture.visits, **{f"groups.{name}.samples": group.samples
+                                           for name, group in mixture.groups.items()}}
+    for key, count in counts.items():
+        if count is not None and count < 1:
+            raise AuroraError(f"{where}.{key} is {count}; it must be 1 or more")
+    shares = sum(part.weight or 0 for part in mixture.datasets.values())
+    if shares > 1 + 1e-6:
+        raise AuroraError(f"{where}: the weights sum to {shares:.6g}; they are shares of `visits`, at most 1 together")
     for name, part in mixture.datasets.items():
         if "/" in name or "\\" in name or name.startswith("."):
             raise AuroraError(f"{where}: {name!r} is no name of a folder below data.root")

@@ -6,6 +6,7 @@ written last. For the folder they are joined into `index.samples.npy`, `index.me
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -73,13 +74,18 @@ class DatasetIndex:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file so that it is there as a whole or not at all."""
+    """Writes a file so that it is there as a whole or not at all. OSError names it."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def npy_bytes(array: np.ndarray) -> bytes:

@@ -57,7 +57,7 @@ def _tried(work: Callable[[], T], url: str) -> T:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise AuroraError(f"data: there is no room for {url} in the cache ({error}); data.cache_bytes bounds "
                                   "what it keeps, data.cache says where it is") from error
-            told = f"{type(error).__name__}: {error}".strip(": ")
+            told = f"{type(error).__name__}: {error}".strip(": ")[:300]  # some say what they got instead, in full
             if attempt == TRIES - 1:
                 raise AuroraError(f"data: {url} could not be read in {TRIES} tries, the last time because of {told}"
                                   ) from error

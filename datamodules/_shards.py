@@ -14,6 +14,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def shard_is_done(tar: str | Path) -> bool:
     try:
         manifest = json.loads(sidecar(tar, "manifest.json").read_bytes())
         return bool(manifest["version"] == VERSION and manifest["bytes"] == tar.stat().st_size)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -120,9 +121,11 @@ def write_index(folder: str | Path) -> DatasetIndex:
         raise AuroraError(f"{folder} holds no tar to index")
     samples, media, shards, start = [], [], [], 0
     for number, tar in enumerate(tars):
-        manifest = json.loads(sidecar(tar, "manifest.json").read_bytes()) if shard_is_done(tar) else index_shard(tar)
-        with np.load(sidecar(tar, "index.npz"), allow_pickle=False) as arrays:
-            rows, members = arrays["samples"].astype(SAMPLE), arrays["media"].astype(MEDIA)
+        try:
+            manifest, (rows, members) = _measured(tar)
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # not measured yet, or not whole
+            index_shard(tar)
+            manifest, (rows, members) = _measured(tar)
         rows["shard"] = number
         rows["media"] += np.uint64(start)
         start += len(members)
@@ -133,6 +136,16 @@ def write_index(folder: str | Path) -> DatasetIndex:
     replace_file(folder / "index.media.npy", npy_bytes(np.concatenate(media)))
     replace_file(folder / INDEX, json.dumps({"version": VERSION, "shards": shards}, indent=1).encode())
     return load_index(folder)
+
+
+def _measured(tar: Path) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray]]:
+    """The manifest and the index of a shard. KeyError when it was not measured to the end."""
+    if not shard_is_done(tar):
+        raise KeyError(tar.name)
+    # numpy leaves a file open that is no whole archive, unless it is given it
+    with sidecar(tar, "index.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        rows = arrays["samples"].astype(SAMPLE), arrays["media"].astype(MEDIA)
+    return json.loads(sidecar(tar, "manifest.json").read_bytes()), rows
 
 
 def verify_shards(folder: str | Path) -> list[str]:

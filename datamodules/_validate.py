@@ -104,7 +104,7 @@ def _bytes(tar: Path, number: int, index: DatasetIndex) -> Iterator[tuple[str, s
         manifest = json.loads(sidecar(tar, "manifest.json").read_bytes())
         if (manifest["sha256"], manifest["samples"]) != (shard["sha256"], shard["samples"]):
             yield "manifest", "it is of another tar than the folder's index; run `aurora shards index`"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         yield "manifest", f"it cannot be read: {error}"
     yield from _rows(tar, number, index)
 

@@ -23,6 +23,12 @@ def test_a_weight_is_a_share_of_the_visits():
     assert take(mixture, {"a": 40, "b": 30}) == {"a": Take(25, 25), "b": Take(30, 75)}
 
 
+def test_a_mixture_whose_shares_round_to_nothing_is_refused():
+    mixture = read_mixture("m", {"visits": 1, "datasets": {"a": {"weight": 0.2}}})
+    with pytest.raises(AuroraError, match="reads no sample of a"):
+        take(mixture, {"a": 40})
+
+
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=6), st.integers(1, 2000))
 def test_a_group_that_holds_too_much_gives_of_each_the_same_share(sizes, limit):
     names = [f"d{number}" for number in range(len(sizes))]
@@ -40,6 +46,9 @@ def test_a_group_that_holds_too_much_gives_of_each_the_same_share(sizes, limit):
     ({"visits": 9, "datasets": {"a": {"weight": 2.0}}}, "weight 2.0"), ({"../a": 1}, "no name of a folder"),
     ({"a": {"samples": 0}}, "samples 0"),
     ({"groups": {"x": {}}, "datasets": {"a": {"group": "y"}}}, "no group named 'y'"),
+    ({"visits": -5, "datasets": {"a": {"weight": 0.5}}}, "visits is -5"),
+    ({"groups": {"x": {"samples": 0}}, "datasets": {"a": {"group": "x"}}}, r"groups\.x\.samples is 0"),
+    ({"visits": 9, "datasets": {"a": {"weight": 0.7}, "b": {"weight": 0.7}}}, "weights sum to 1.4"),
 ])
 def test_a_mixture_that_makes_no_sense_is_refused(given, message):
     with pytest.raises(AuroraError, match=message):

@@ -8,7 +8,7 @@ import webdataset
 
 from aurora.errors import AuroraError
 from datamodules._files import ShardFiles
-from datamodules._index import load_index
+from datamodules._index import load_index, replace_file
 from datamodules._samples import KINDS, BadSample, Limits, ShardSample, decode_image, parse_record
 from datamodules._shards import shard_is_done, shard_path, verify_shards, write_index, write_shard, write_shards
 
@@ -149,6 +149,23 @@ def test_indexing_again_mends_a_dataset_that_lost_a_shard(make, tmp_path):
     write_shards(make.mixed(4), tmp_path, samples_per_shard=2)
     shard_path(tmp_path, 0).unlink()
     assert len(write_index(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(("name", "raw"), [("000000.manifest.json", b"[]"), ("000000.manifest.json", b"{"),
+                                           ("000000.index.npz", b""), ("000000.index.npz", b"PK\3\4")])
+def test_indexing_again_mends_what_lies_beside_a_shard(make, tmp_path, name, raw):
+    write_shards(make.mixed(2), tmp_path)
+    before = files(tmp_path)
+    (tmp_path / name).write_bytes(raw)
+    write_index(tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OSError, match="/a'"):
+        replace_file(tmp_path / "a", b"")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_flipped_byte_is_found_by_verifying(make, tmp_path):
