@@ -45,12 +45,12 @@ def _fill(
     samples: np.ndarray, needed: np.ndarray, also: np.ndarray, room: tuple[int, int], most: int,
     reserved: np.ndarray | None = None,
 ) -> list[list[int]]:
-    """Rows that each begin with the largest sample left and are filled up by drawing: most rows come out full, and
-    because large samples are preferred, small ones are left for the last rows."""
+    """Rows that each begin with the largest sample left and are filled up by drawing from all that fit: most rows come
+    out full, and samples of every size share one, so that a step of few rows sees what the data holds."""
     order = samples[np.argsort(needed[samples], kind="stable")]
     left, sizes, others = order.tolist(), needed[order].tolist(), also[order].tolist()
     kept = [0] * len(order) if reserved is None else reserved[order].tolist()
-    draws = cycle(np.sqrt(np.random.default_rng(0).random(1 << 14)).tolist())
+    draws = cycle(np.random.default_rng(0).random(1 << 14).tolist())
     rows = []
     while left:
         row = _fullest(sizes, others, (room[0] - kept[-1], room[1]), most, draws)

@@ -33,6 +33,13 @@ def test_rows_are_nearly_full(frames, budget, least):
     assert tokens.sum() / (budget.tokens * len(rows)) > least
 
 
+def test_what_shares_a_row_with_its_largest_sample_is_drawn_from_all():
+    sizes = np.random.default_rng(0).choice([89, 97, 104, 112], 3000)
+    rows = pack_rows(sizes, np.ones(3000, int), Budget(1024, 32), 16)
+    mixed = sum(len(set(sizes[row])) >= 3 for row in rows)
+    assert mixed / len(rows) > 0.9
+
+
 def test_frames_can_be_what_fills_a_row():
     rows = pack_rows(np.full(400, 10), np.full(400, 8), Budget(4096, 32), 400)
     assert [len(row) for row in rows] == [4] * 100
