@@ -74,12 +74,15 @@ def instruction_set() -> str:
     """The widest instruction set of this processor, or a narrower one that AURORA_CPU names; AuroraError if it names
     another."""
     asked = os.environ.get("AURORA_CPU")
-    widest = _widest_set()
+    if asked and asked not in here():
+        raise AuroraError(f"AURORA_CPU={asked}: this processor has {', '.join(here())}")
+    return asked or _widest_set()
+
+
+def here() -> list[str]:
+    """The instruction sets of this processor, the widest first."""
     known = list(INSTRUCTION_SETS)
-    here = known[known.index(widest) :]
-    if asked and asked not in here:
-        raise AuroraError(f"AURORA_CPU={asked}: this processor has {', '.join(here)}")
-    return asked or widest
+    return known[known.index(_widest_set()) :]
 
 
 @cache

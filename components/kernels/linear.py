@@ -99,5 +99,6 @@ def _tiles() -> bool:
 def _library() -> ctypes.CDLL:
     loaded = library("linear")
     loaded.gemv.argtypes = arguments("pppp lll iiii")
-    loaded.linear.argtypes = arguments("ppppp lll lll iiiii")
+    if loaded.linear_supported():  # else there is no such function
+        loaded.linear.argtypes = arguments("ppppp lll lll iiiii")
     return loaded

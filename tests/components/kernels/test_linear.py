@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from components.kernels import _native
 from components.kernels import linear as module
 from components.kernels.int8 import Int8Linear, quantize, quantize_linears
 from components.kernels.linear import linear, linear_reference, project
@@ -138,3 +143,15 @@ def test_layers_are_replaced_and_keep_their_bias() -> None:
     assert isinstance(model[0], Int8Linear) and isinstance(model[1]["inner"], Int8Linear)
     torch.testing.assert_close(model[0](x), expected, atol=0.03, rtol=0)
     torch.testing.assert_close(project(x, model[0]) + model[0].bias, model[0](x))
+
+
+@pytest.mark.parametrize("instructions", ["avx2", "plain"])
+def test_a_processor_without_a_tile_unit_multiplies_many_positions_and_few(instructions: str) -> None:
+    if _native.missing("linear") or instructions not in _native.here():
+        pytest.skip("cannot be compiled for here")
+    code = ("import torch; from components.kernels.linear import linear\n"
+            "x, w = torch.randn(33, 70), torch.randn(45, 70)\n"
+            "for rows in (x, x[:3]): torch.testing.assert_close(linear(rows, w), rows @ w.T, rtol=1e-4, atol=1e-4)")
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "AURORA_CPU": instructions}, text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
