@@ -16,7 +16,7 @@ from components.kernels.int8 import Int8Linear, quantize, quantize_linears
 from components.kernels.linear import linear, linear_reference, project
 
 SHAPES = [(1, 32, 16), (3, 70, 45), (8, 160, 33), (9, 33, 31), (33, 70, 45), (130, 260, 96), (513, 300, 70)]
-TOLERANCE = {torch.float32: 3e-7, torch.bfloat16: 4e-3}
+TOLERANCE = {torch.float32: 5e-7, torch.bfloat16: 4e-3}
 
 
 def inputs(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
