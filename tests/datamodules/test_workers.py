@@ -48,7 +48,7 @@ class Trapped(VideoReader):
             # with the lock of the interpreter held, so that nothing inside of the process could end it
             ctypes.PyDLL(None).sleep(1000)
         if word == "leak":
-            LEAKED.append(np.ones(4 << 20, np.uint8))
+            LEAKED.append(np.ones(40 << 20, np.uint8))  # too large for what an earlier test has freed
         if word == "quit":
             os._exit(7)
         for second in range(sampling.max_frames or 4):
