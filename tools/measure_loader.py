@@ -26,6 +26,7 @@ from aurora.images import ImagePreparation, VisualLayout
 from aurora.registry import DATA, MERGE, PROMPT, READER, TOKENIZER, import_part
 
 SIDE = 64
+WARM = 4  # of twenty looks
 
 
 def main() -> None:
@@ -61,7 +62,8 @@ def wait(root: Path, samples: int, workers: int) -> dict[str, float]:
 
 
 def memory(root: Path, samples: int, workers: int) -> dict[str, Any]:
-    """Megabytes that all workers have of their own, after a tenth of the rows and at the end."""
+    """Megabytes that all workers have of their own, after a quarter of the rows, when a second window has been planned,
+    and at the end."""
     data, start = module(root, samples, workers), time.perf_counter()
     total = data.plan.samples
     seen, course = 0, []
@@ -72,8 +74,8 @@ def memory(root: Path, samples: int, workers: int) -> dict[str, Any]:
             # those that have built their last row are gone
             if len(pids) == workers:
                 course.append(sum(map(private, pids)) / 1e6)
-    return {"samples": seen, "seconds": time.perf_counter() - start, "warm": course[1], "end": course[-1],
-            "growth": course[-1] / course[1] - 1, "course": [round(size, 1) for size in course]}
+    return {"samples": seen, "seconds": time.perf_counter() - start, "warm": course[WARM], "end": course[-1],
+            "growth": course[-1] / course[WARM] - 1, "course": [round(size, 1) for size in course]}
 
 
 def private(pid: int) -> int:
