@@ -362,9 +362,10 @@ def test_an_evaluation_can_print_its_result(run, model_folder, questions, tmp_pa
     assert json.loads(out) == json.loads((tmp_path / "out" / "result.json").read_text())
 
 
-def test_results_lie_beside_the_model_unless_told_otherwise(run, model_folder, questions) -> None:
-    run("eval", "--model", model_folder, "--data", questions, "--limit", "1")
-    assert (model_folder.parent / "eval" / "questions" / "result.json").is_file()
+def test_results_lie_beside_the_model_unless_told_otherwise(run, model_folder, questions, tmp_path) -> None:
+    model = shutil.copytree(model_folder, tmp_path / "stage" / "model")  # other tests export the shared one
+    run("eval", "--model", model, "--data", questions, "--limit", "1")
+    assert (tmp_path / "stage" / "eval" / "questions" / "result.json").is_file()
 
 
 def test_another_part_comes_with_the_options_of_its_yaml(config) -> None:
