@@ -17,6 +17,7 @@ from aurora.errors import AuroraError
 
 from ._files import SCHEMES
 
+LATER = (408, 425, 429)  # what a server says that may be asked again
 TRIES = 5
 BACKOFF_SECONDS = 1.0  # before the second try, and twice as long before each further one
 CONNECT_SECONDS, STALL_SECONDS = 20.0, 60.0
@@ -58,6 +59,9 @@ def _tried(work: Callable[[], T], url: str) -> T:
                 raise AuroraError(f"data: there is no room for {url} in the cache ({error}); data.cache_bytes bounds "
                                   "what it keeps, data.cache says where it is") from error
             told = f"{type(error).__name__}: {error}".strip(": ")[:300]  # some say what they got instead, in full
+            status = getattr(error, "status", 0)
+            if isinstance(error, PermissionError) or (400 <= status < 500 and status not in LATER):
+                raise AuroraError(f"data: {url} is refused to us: {told}") from error
             if attempt == TRIES - 1:
                 raise AuroraError(f"data: {url} could not be read in {TRIES} tries, the last time because of {told}"
                                   ) from error

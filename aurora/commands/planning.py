@@ -96,7 +96,8 @@ def _measured(config: Mapping[str, Any], name: str, recipe: Recipe, model: Auror
         raise AuroraError(f"stage {name!r}: none of its {len(recipe.mixture.datasets)} datasets is below data.root "
                           f"{root}; `aurora plan --published` plans from published counts")
     # What is missing is shown, not refused.
-    shown = {**config, "data": {**config["data"], "missing": "drop"}}
+    missing = config["data"].get("missing", "refuse")
+    shown = {**config, "data": {**config["data"], "missing": "drop" if missing == "refuse" else missing}}
     data = build_data(shown, recipe, model, StageFolder(config["run"], name).path)
     describe = getattr(data, "describe", None)
     if describe is None:

@@ -31,6 +31,7 @@ def index(options: Namespace) -> int:
 def build(options: Namespace) -> int:
     """Plans, writes what is not there yet, and joins."""
     plans, builds = import_part("datamodules._build_plan"), import_part("datamodules._build")
+    builds.check_rate(options.max_bad_rate)
     output, given = Path(options.output), _given(options.overrides)
     order, executor = _order(options, given["source"]), _executor(options, given["executor"])
     count = _counted(options.count)

@@ -43,8 +43,8 @@ class Handler(SimpleHTTPRequestHandler):
         self.server.asked[name] += 1
         faults = self.server.faults.get(name, [])
         fault = faults.pop(0) if faults else None
-        if fault == "fail":
-            self.send_error(503)
+        if fault in ("fail", "deny"):
+            self.send_error(503 if fault == "fail" else 403)
             return
         if fault is None:
             super().do_GET()
@@ -120,6 +120,14 @@ def test_a_server_that_goes_on_failing_is_told_of(server, mirrored, fault):
     with pytest.raises(AuroraError, match=r"000001\.tar could not be read in 5 tries, the last time because of \w+"):
         open_shard(index.folder, index.shards[1])
     assert not list(index.folder.glob("*.t[am][rp]"))
+
+
+def test_a_server_that_refuses_is_not_asked_again(server, mirrored):
+    index = mirrored()
+    server.faults["000001.tar"] = ["deny"] * 9
+    with pytest.raises(AuroraError, match=r"000001\.tar is refused to us: .*403"):
+        open_shard(index.folder, index.shards[1])
+    assert server.asked["000001.tar"] == 1
 
 
 def test_a_server_that_fails_half_way_stops_the_run(make, server, tmp_path):

@@ -71,6 +71,7 @@ def test_a_preview_is_written_where_it_was_asked_for(run: Run, blocks: Path, tmp
     (("validate", "x", "--decode", "some"), "--decode some"),
     (("stats", "x", "--executor", "spark"), "no executor named 'spark'"),
     (("preview", "x", "--samples", "0"), "samples 0"),
+    (("build", "llava", "nowhere", "out", "source.annotations=x.json", "--max-bad-rate", "2"), "--max-bad-rate 2.0 is"),
 ])
 def test_a_bad_option_is_one_line(run: Run, arguments: tuple[str, ...], told: str) -> None:
     status, _, err = run(*arguments)
