@@ -65,7 +65,7 @@ def shard_digests(task: Task) -> Digests:
         return kept
     files = ShardFiles()
     texts, samples, media, turns = [], [], [], list[int]()
-    for sample in np.flatnonzero(np.asarray(index.samples["shard"]) == task.number).tolist():
+    for sample in index.of_shard(task.number):
         try:
             key, raw = files.record(index, sample)
             record = parse_record(raw)

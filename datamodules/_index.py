@@ -67,6 +67,11 @@ class DatasetIndex:
         """What is known of the shard of a sample."""
         return self.shards[int(self.samples[sample]["shard"])]
 
+    def of_shard(self, number: int) -> range:
+        """The samples of a shard, which stand together, told without looking through all of them."""
+        start = sum(int(row["samples"]) for row in self.shards[:number])
+        return range(start, start + int(self.shards[number]["samples"]))
+
     def media_of(self, sample: int) -> np.ndarray:
         """[count] MEDIA: the media rows of a sample."""
         row = self.samples[sample]

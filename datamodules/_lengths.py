@@ -127,10 +127,9 @@ def _counted(index: DatasetIndex, shards: list[int], prompt: Prompt, tokenizer: 
 def count_shard(index: DatasetIndex, number: int, prompt: Prompt, tokenizer: Tokenizer) -> np.ndarray:
     """[S] int32: counts the samples of one shard and keeps the result beside it."""
     files = ShardFiles()
-    start = sum(int(shard["samples"]) for shard in index.shards[:number])
     shard = index.shards[number]
     lengths = np.array([_length(files, index, sample, prompt, tokenizer)
-                        for sample in range(start, start + int(shard["samples"]))], np.int32)
+                        for sample in index.of_shard(number)], np.int32)
     files.close()
     if os.access(index.folder, os.W_OK):
         write_lengths(index.folder / str(shard["name"]), str(shard["sha256"]), counter(prompt, tokenizer), lengths)

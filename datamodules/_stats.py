@@ -22,13 +22,6 @@ from ._samples import KINDS
 QUANTILES = (0.05, 0.5, 0.95, 1.0)
 
 
-class Lengths(NamedTuple):
-    """Of one quantity over the samples that have it."""
-
-    total: float
-    quantiles: tuple[float, ...]  # at QUANTILES
-
-
 class Evaluation(NamedTuple):
     """What an evaluation set shows and asks."""
 
@@ -117,10 +110,9 @@ def _lengths(
 
 
 def _spread(values: np.ndarray) -> dict[str, Any]:
-    if not len(values):
-        return Lengths(0.0, ())._asdict()
-    quantiles = tuple(float(value) for value in np.quantile(values, QUANTILES))
-    return Lengths(float(values.sum(dtype=np.float64)), quantiles)._asdict()
+    """The sum over the samples that have a quantity, and its values at QUANTILES."""
+    quantiles = np.quantile(values, QUANTILES).tolist() if len(values) else []
+    return {"total": float(values.sum(dtype=np.float64)), "quantiles": quantiles}
 
 
 def _repeated(digests: np.ndarray) -> int:

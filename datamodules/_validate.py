@@ -24,7 +24,7 @@ from ._index import INDEX, MEDIA, SAMPLE, DatasetIndex, file_digest, open_index,
 from ._samples import VIDEO, BadSample, Record, decode_image, parse_record
 from .reader._sampling import sample_counts
 
-SECONDS_PER_FRAME = Sampling(fps=1.0)
+ONE_PER_SECOND = Sampling(fps=1.0)
 """Frames of a video that are decoded when it is checked."""
 
 
@@ -79,11 +79,11 @@ def check_shard(task: Task) -> Checked:
     shard = index.shards[task.number]
     name, tar = str(shard["name"]), task.folder / str(shard["name"])
     whole = [Finding(task.folder.name, name, "", *wrong) for wrong in _bytes(tar, task.number, index)]
-    samples = np.flatnonzero(np.asarray(index.samples["shard"]) == task.number)
+    samples = index.of_shard(task.number)
     if any(finding.reason == "missing" for finding in whole):
         return Checked(name, len(samples), 0, whole)
-    chosen = samples if task.decode is None else samples[_spread(len(samples), task.decode)]
-    return Checked(name, len(samples), len(chosen), [*whole, *_decoded(index, name, chosen.tolist(), task.reader)])
+    chosen = samples if task.decode is None else [samples[place] for place in _spread(len(samples), task.decode)]
+    return Checked(name, len(samples), len(chosen), [*whole, *_decoded(index, name, chosen, task.reader)])
 
 
 def _bytes(tar: Path, number: int, index: DatasetIndex) -> Iterator[tuple[str, str]]:
@@ -117,16 +117,17 @@ def _rows(tar: Path, number: int, index: DatasetIndex) -> Iterator[tuple[str, st
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         yield "index", f"{sidecar(tar, 'index.npz').name} cannot be read: {error}"
         return
-    mine = np.array(index.samples[np.asarray(index.samples["shard"]) == number])
+    these = index.of_shard(number)
+    mine = np.array(index.samples[these.start:these.stop])
     start = int(mine["media"][0]) if len(mine) else 0
-    mine["shard"], mine["media"] = 0, mine["media"] - np.uint64(start)
+    mine["shard"] -= np.uint32(number)  # 0 as in the shard's own index, unless it is told of another
+    mine["media"] -= np.uint64(start)
     if not np.array_equal(mine, samples) or not np.array_equal(index.media[start:start + len(media)], media):
         yield "index", "the folder's arrays are not those of the shard; run `aurora shards index`"
 
 
-def _spread(total: int, count: int) -> np.ndarray:
-    return np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64)) if count and total else np.zeros(
-        0, np.int64)
+def _spread(total: int, count: int) -> list[int]:
+    return sorted({int(place) for place in np.linspace(0, total - 1, min(count, total))})
 
 
 def _decoded(index: DatasetIndex, shard: str, samples: Iterable[int], reader: Mapping[str, Any]) -> Iterator[Finding]:
@@ -155,9 +156,9 @@ def _decode(data: bytes, record: Record, row: np.void, reader: Any) -> None:
         if found != (int(row["height"]), int(row["width"])):
             raise BadSample("index", f"{found[0]}×{found[1]} pixels, not {row['height']}×{row['width']}")
         return
-    planned = int(sample_counts(SECONDS_PER_FRAME, np.array([row["duration"]]))[0])
+    planned = int(sample_counts(ONE_PER_SECOND, np.array([row["duration"]]))[0])
     try:
-        found = (sum(1 for _ in reader.read(data, replace(SECONDS_PER_FRAME, start=record.start, stop=record.stop))),)
+        found = (sum(1 for _ in reader.read(data, replace(ONE_PER_SECOND, start=record.start, stop=record.stop))),)
     except AuroraError as error:
         raise BadSample("video", str(error)) from error
     if found[0] != planned:

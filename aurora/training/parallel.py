@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from aurora.training.recipe import TrainerOptions
 from aurora.types import IGNORE, Frames, PackedBatch
 
 T = TypeVar("T")
+_groups: dict[str, dist.ProcessGroup] = {}  # of this process, by what they are for
 BAD_INPUT = 2  # the exit status after an AuroraError
 
 
@@ -86,11 +86,6 @@ def end_together(problem: str | None) -> None:
     raise SystemExit(BAD_INPUT)
 
 
-@functools.lru_cache(maxsize=1)
-def _groups() -> dict[str, dist.ProcessGroup]:
-    return {}
-
-
 def shared_group(name: str = "checkpoints") -> dist.ProcessGroup | None:
     """A group of all processes that works on the CPU, for what runs beside training; None with one process.
 
@@ -98,9 +93,9 @@ def shared_group(name: str = "checkpoints") -> dist.ProcessGroup | None:
     """
     if world_size() == 1:
         return None
-    if name not in _groups():
-        _groups()[name] = dist.new_group(backend="gloo")
-    return _groups()[name]
+    if name not in _groups:
+        _groups[name] = dist.new_group(backend="gloo")
+    return _groups[name]
 
 
 def barrier() -> None:
@@ -113,7 +108,7 @@ def leave() -> None:
     """Ends the group once nobody waits for anybody."""
     if dist.is_initialized():
         barrier()
-        _groups().clear()
+        _groups.clear()
         dist.destroy_process_group()
 
 

@@ -93,6 +93,13 @@ def test_a_folder_whose_arrays_are_of_another_shard_is_told(make, folder):
     assert reasons(folder, decode=0) == []
 
 
+def test_a_sample_that_is_told_to_be_in_another_shard_is_found(folder):
+    samples = np.load(folder / "index.samples.npy")
+    samples["shard"][5] = 0
+    np.save(folder / "index.samples.npy", samples)
+    assert "index" in reasons(folder, decode=0)
+
+
 def test_a_shard_without_its_manifest_is_told(folder):
     (folder / "000001.manifest.json").unlink()
     (folder / "000000.index.npz").write_bytes(b"")
