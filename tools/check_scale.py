@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from simulate_scale import Cluster, checkpoint_bytes, communication, gathered_bytes, unit_count
 
 from aurora.assemble import build_model
-from aurora.training.checkpoints import Saver
 from aurora.training.recipe import TrainerOptions
+from aurora.training.saver import Saver
 from aurora.training.sharding import shard
 from aurora.training.state import learned_tensors
 from aurora.types import Frames, PackedBatch

@@ -9,10 +9,11 @@ from typing import Any
 import lightning as L
 
 from aurora.errors import AuroraError
-from aurora.training.checkpoints import Saver, checkpoint_at, checkpoint_path, is_committed, newest_checkpoint, sweep
+from aurora.training.checkpoints import checkpoint_at, checkpoint_path, is_committed, newest_checkpoint, sweep
 from aurora.training.data import count_bad_samples
 from aurora.training.module import AuroraModule
 from aurora.training.parallel import barrier, from_first_rank, shared_group, sum_over_ranks
+from aurora.training.saver import Saver
 from aurora.training.state import all_finite
 from aurora.types import PackedBatch
 

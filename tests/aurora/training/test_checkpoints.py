@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from aurora.errors import AuroraError
-from aurora.training import checkpoints
+from aurora.training import saver as saving
 from aurora.training.checkpoints import (
-    Saver,
     checkpoint_at,
     checkpoint_path,
     newest_checkpoint,
@@ -20,6 +19,7 @@ from aurora.training.checkpoints import (
     refuse_unsafe_loading,
     sweep,
 )
+from aurora.training.saver import Saver
 
 
 def silent(message):
@@ -70,7 +70,7 @@ def test_what_is_saved_is_what_the_tensors_were_when_it_was_asked_for(tmp_path):
 
 
 def test_large_checkpoints_are_cut_into_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "FILE_BYTES", 3000)
+    monkeypatch.setattr(saving, "FILE_BYTES", 3000)
     write(tmp_path, 1)
     assert len(list(checkpoint_path(tmp_path, 1).glob("shard-*"))) == 2
     assert weights(newest_checkpoint(tmp_path, silent))["weights.w"].eq(1).all()
@@ -106,13 +106,13 @@ def test_a_checkpoint_that_is_half_deleted_is_none(tmp_path, lost):
 
 def test_a_checkpoint_that_reads_back_wrong_keeps_the_older_ones(tmp_path, monkeypatch):
     write(tmp_path, 1, 2)
-    commit = checkpoints._commit
+    commit = saving._commit
 
     def damaging(path, files):
         commit(path, files)
         shard(tmp_path, 3).write_bytes(b"x" * shard(tmp_path, 3).stat().st_size)
 
-    monkeypatch.setattr(checkpoints, "_commit", damaging)
+    monkeypatch.setattr(saving, "_commit", damaging)
     told = []
     saver = Saver(tmp_path, group=None, tell=told.append)
     saver.save(3, tensors(3), {"step": 3})
@@ -180,19 +180,19 @@ def test_a_full_disk_is_told_and_leaves_the_older_checkpoint(tmp_path):
     told = []
     saver = Saver(tmp_path, group=None, tell=told.append)
     path = checkpoint_path(tmp_path, 2)
-    begin = checkpoints._begin
+    begin = saving._begin
 
     def full(folder, state):
         begin(folder, state)
         (path / "shard-00001-model-00001-of-00001.safetensors").symlink_to("/dev/full")
 
-    checkpoints._begin = full
+    saving._begin = full
     try:
         saver.save(2, tensors(2), {"step": 2})
         with pytest.raises(AuroraError, match="No space left"):
             saver.finish()
     finally:
-        checkpoints._begin = begin
+        saving._begin = begin
     assert "No space left" in told[0] and newest_checkpoint(tmp_path, silent).step == 1
 
 
@@ -200,7 +200,7 @@ def test_a_kill_in_the_middle_of_saving_leaves_a_readable_checkpoint(tmp_path):
     code = f"""
 from pathlib import Path
 import torch
-from aurora.training.checkpoints import Saver
+from aurora.training.saver import Saver
 saver = Saver(Path({str(tmp_path)!r}), group=None, tell=print)
 for step in range(1, 100_000):
     saver.save(step, {{"weights.w": torch.full((400_000,), float(step))}}, {{"step": step}})
