@@ -19,13 +19,13 @@ from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 from aurora.registry import READER
 
-from ._samples import IMAGE_EXTENSIONS, LIMITS, VIDEO_EXTENSIONS, BadSample, ShardSample
+from ._samples import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, BadSample, ShardSample, open_picture
 from .reader._clip import measure
 
 _ORIENTATION = 0x0112
 _CLOCK = 90_000  # ticks per second, of which any usual rate is a divisor
 _GROUP_SECONDS = 4
-_READABLE = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
+_READABLE = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,7 @@ def stored(sample: ShardSample, how: Transcode | None) -> ShardSample:
 def small_picture(raw: bytes, how: Transcode) -> bytes:
     """A JPEG, upright, whose short side is at most that of `how`; a JPEG that is one already is kept."""
     try:
-        with Image.open(io.BytesIO(raw), formats=_READABLE) as opened:
-            if opened.width * opened.height > LIMITS.pixels:
-                raise BadSample("limits", f"{opened.width}×{opened.height} pixels are more than {LIMITS.pixels}")
+        with open_picture(raw, formats=_READABLE) as opened:
             scale = how.short_side / min(opened.size)
             if opened.format == "JPEG" and scale >= 1 and opened.getexif().get(_ORIENTATION, 1) == 1:
                 opened.load()  # a truncated one is found here
@@ -77,7 +75,7 @@ def small_picture(raw: bytes, how: Transcode) -> bytes:
                 width, height = (round(side * how.short_side / min(image.size)) for side in image.size)
                 image = image.resize((width, height), Image.Resampling.LANCZOS)
             return _jpeg(image, how.quality)
-    except (OSError, ValueError, SyntaxError, TypeError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, TypeError, EOFError) as error:
         raise BadSample("image", str(error)) from error
 
 

@@ -68,6 +68,8 @@ class Limits:
 
 
 LIMITS = Limits()
+# `Limits.pixels` decides, for every picture that this process opens; PIL would print a warning of its own above 89 MP.
+Image.MAX_IMAGE_PIXELS = None
 
 
 @dataclass(frozen=True)
@@ -174,33 +176,38 @@ def decode_image(raw: bytes, limits: Limits = LIMITS) -> np.ndarray:
     """[H, W, 3] uint8, upright, not to be written to. BadSample for anything that is no whole jpeg, png or webp within
     the limits."""
     try:
-        with _open_image(raw, limits) as image:
+        with open_picture(raw, limits=limits) as image:
             ImageOps.exif_transpose(image, in_place=True)
             coloured = image.convert("RGBA") if "transparency" in image.info else image
             # A conversion to what it already is would copy it.
             return np.asarray(coloured if coloured.mode == "RGB" else coloured.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise BadSample("image", str(error)) from error
 
 
 def image_shape(raw: bytes, limits: Limits = LIMITS) -> tuple[int, int]:
     """Height and width once upright, from the header alone. BadSample like `decode_image`."""
     try:
-        with _open_image(raw, limits) as image:
+        with open_picture(raw, limits=limits) as image:
             # Exif orientations 5 to 8 lay the picture on its side.
             sideways = image.getexif().get(0x0112, 1) >= 5
             return (image.width, image.height) if sideways else (image.height, image.width)
-    except (OSError, ValueError, SyntaxError, TypeError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, TypeError, EOFError) as error:
         raise BadSample("image", str(error)) from error
 
 
-def _open_image(raw: bytes, limits: Limits) -> Image.Image:
+def open_picture(
+    raw: bytes, *, formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP"), limits: Limits = LIMITS
+) -> Image.Image:
+    """A picture of one of PIL's `formats`, its pixels not decoded yet. BadSample where they are more than the limit,
+    an error of PIL's for anything else."""
     try:
-        image = Image.open(io.BytesIO(raw), formats=["JPEG", "PNG", "WEBP"])
+        image = Image.open(io.BytesIO(raw), formats=formats)
     except UnidentifiedImageError:
-        raise ValueError("it is no jpeg, png or webp") from None  # PIL names the buffer by its address
+        # PIL names the buffer by its address
+        raise ValueError(f"it is no {', '.join(formats[:-1]).lower()} or {formats[-1].lower()}") from None
     if image.width * image.height > limits.pixels:
-        raise ValueError(f"{image.width}×{image.height} pixels are more than {limits.pixels}")
+        raise BadSample("limits", f"{image.width}×{image.height} pixels are more than {limits.pixels}")
     return image
 
 

@@ -1,15 +1,27 @@
 import gc
+import io
 import json
 import tarfile
 
 import numpy as np
 import pytest
 import webdataset
+from PIL import Image
 
 from aurora.errors import AuroraError
+from datamodules._build_media import Transcode, small_picture
 from datamodules._files import ShardFiles
 from datamodules._index import load_index, replace_file
-from datamodules._samples import KINDS, BadSample, Limits, ShardSample, decode_image, parse_record
+from datamodules._samples import (
+    KINDS,
+    LIMITS,
+    BadSample,
+    Limits,
+    ShardSample,
+    decode_image,
+    image_shape,
+    parse_record,
+)
 from datamodules._shards import shard_is_done, shard_path, verify_shards, write_index, write_shard, write_shards
 
 
@@ -217,8 +229,18 @@ def test_a_truncated_image_is_a_bad_sample(make):
 
 
 def test_an_image_with_more_pixels_than_the_limit_is_not_decoded(make):
-    with pytest.raises(BadSample, match="pixels"):
+    with pytest.raises(BadSample, match=r"limits.*60×40 pixels are more than 2399"):
         decode_image(make.picture(), Limits(pixels=40 * 60 - 1))
+
+
+@pytest.mark.parametrize("side", [9_500, 13_500], ids=["where PIL warns", "where PIL refuses"])
+@pytest.mark.parametrize("read", [decode_image, image_shape, lambda raw: small_picture(raw, Transcode())],
+                         ids=["decoded", "measured", "made smaller"])
+def test_our_own_limit_decides_on_pixels_and_nothing_is_warned_of(side, read):
+    buffer = io.BytesIO()
+    Image.new("1", (side, side)).save(buffer, "PNG", compress_level=1)
+    with pytest.raises(BadSample, match=rf"limits.*{side}×{side} pixels are more than {LIMITS.pixels}"):
+        read(buffer.getvalue())
 
 
 def test_deeply_nested_json_is_a_bad_sample():
