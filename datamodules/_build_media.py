@@ -13,16 +13,27 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image, ImageOps
+import simplejpeg
 
 from aurora.errors import AuroraError
+from aurora.images import resized
 from aurora.interfaces import Sampling
-from aurora.registry import READER
 
-from ._samples import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, BadSample, ShardSample, open_picture
-from .reader._clip import measure
+from ._samples import (
+    IMAGE_EXTENSIONS,
+    ORIENTATION,
+    VIDEO_EXTENSIONS,
+    BadSample,
+    ShardSample,
+    open_picture,
+    pixels_of,
+    upright_shape,
+)
+from .reader._clip import scan
+from .reader._decode import frames_at
+from .reader._file import TIMEOUT_SECONDS, Deadline
+from .reader._plan import moments
 
-_ORIENTATION = 0x0112
 _CLOCK = 90_000  # ticks per second, of which any usual rate is a divisor
 _GROUP_SECONDS = 4
 _READABLE = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -64,17 +75,17 @@ def small_picture(raw: bytes, how: Transcode) -> bytes:
     try:
         with open_picture(raw, formats=_READABLE) as opened:
             scale = how.short_side / min(opened.size)
-            if opened.format == "JPEG" and scale >= 1 and opened.getexif().get(_ORIENTATION, 1) == 1:
+            if opened.format == "JPEG" and scale >= 1 and opened.getexif().get(ORIENTATION, 1) == 1:
                 opened.load()  # a truncated one is found here
                 return raw
-            wanted = (round(opened.width * scale), round(opened.height * scale))
             if scale < 1:
-                opened.draft("RGB", wanted)  # a JPEG is decoded at a half, a quarter, an eighth, where that is enough
-            image = _upright(opened)
-            if scale < 1:
-                width, height = (round(side * how.short_side / min(image.size)) for side in image.size)
-                image = image.resize((width, height), Image.Resampling.LANCZOS)
-            return _jpeg(image, how.quality)
+                height, width = (max(1, round(side * scale)) for side in upright_shape(opened))
+                pixels = pixels_of(opened, raw, how.short_side)
+                pixels = np.ascontiguousarray(resized(pixels, height, width).permute(1, 2, 0).numpy())
+            else:
+                pixels = pixels_of(opened, raw)
+            small: bytes = simplejpeg.encode_jpeg(pixels, quality=how.quality, colorsubsampling="420")
+            return small
     except (OSError, ValueError, SyntaxError, TypeError, EOFError) as error:
         raise BadSample("image", str(error)) from error
 
@@ -86,26 +97,14 @@ def small_video(source: bytes | Path, how: Transcode, span: tuple[float, float] 
     """
     told = str(source) if isinstance(source, Path) else source
     start, stop = span or (0.0, None)
-    frames = READER.build({"name": "pyav"}).read(told, Sampling(fps=how.fps, start=start, stop=stop))
+    deadline = Deadline(TIMEOUT_SECONDS, told)
     try:
-        return _mp4((pixels for _, pixels in frames), how, measure(told, start, stop).duration)
+        packets = scan(told, deadline)
+        times = moments(packets, Sampling(fps=how.fps, start=start, stop=stop), told)
+        frames = frames_at(told, packets, times, threads=1, deadline=deadline, short_side=how.short_side)
+        return _mp4((pixels for _, pixels in deadline.timed(frames)), how, packets.within(start, stop, told).duration)
     except AuroraError as error:
         raise BadSample("video", str(error)) from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    # Each of these copies the picture, so what is right already is left alone.
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _jpeg(image: Image.Image, quality: int) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, exif=b"")
-    return buffer.getvalue()
 
 
 def _mp4(frames: Iterable[np.ndarray], how: Transcode, seconds: float) -> bytes:
@@ -121,8 +120,8 @@ def _mp4(frames: Iterable[np.ndarray], how: Transcode, seconds: float) -> bytes:
                           "g": str(max(1, round(_GROUP_SECONDS * how.fps)))}
         for number, pixels in enumerate(frames):
             if not number:
-                stream.width, stream.height = _even(pixels, how.short_side)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(stream.width, stream.height, "yuv420p")
+                stream.height, stream.width = pixels.shape[:2]
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p", threads=1)
             frame.pts, frame.time_base = round(number / how.fps * _CLOCK), Fraction(1, _CLOCK)
             for packet in stream.encode(frame):
                 # The last frame is shown to the end of the video, the others to the next one.
@@ -131,13 +130,6 @@ def _mp4(frames: Iterable[np.ndarray], how: Transcode, seconds: float) -> bytes:
                 container.mux(packet)
         container.mux(stream.encode(None))
     return buffer.getvalue()
-
-
-def _even(pixels: np.ndarray, short_side: int) -> tuple[int, int]:
-    """Width and height with a short side of at most `short_side`, both even."""
-    height, width = pixels.shape[:2]
-    scale = min(1.0, short_side / min(height, width))
-    return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
 
 
 def _bytes(medium: bytes | Path) -> bytes:

@@ -29,11 +29,13 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from aurora.errors import AuroraError
@@ -44,6 +46,7 @@ TEXT, IMAGE, IMAGES, VIDEO = range(4)
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 VIDEO_EXTENSIONS = ("mp4", "webm", "mkv")
 MAX_KEY = 90
+ORIENTATION = 0x0112  # of Exif: 1 is upright
 _KEY = re.compile(r"[A-Za-z0-9_./-]+")
 _EXTENSION = re.compile(r"(?:\d+\.)?[a-z0-9]+")
 
@@ -173,27 +176,46 @@ def _turns(conversation: object) -> tuple[Turn, ...]:
 
 
 def decode_image(raw: bytes, limits: Limits = LIMITS) -> np.ndarray:
-    """[H, W, 3] uint8, upright, not to be written to. BadSample for anything that is no whole jpeg, png or webp within
-    the limits."""
+    """[H, W, 3] uint8, upright. BadSample for anything that is no whole jpeg, png or webp within the limits."""
     try:
         with open_picture(raw, limits=limits) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            coloured = image.convert("RGBA") if "transparency" in image.info else image
-            # A conversion to what it already is would copy it.
-            return np.asarray(coloured if coloured.mode == "RGB" else coloured.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+            return pixels_of(image, raw)
+    except (OSError, ValueError, SyntaxError, TypeError, EOFError) as error:
         raise BadSample("image", str(error)) from error
+
+
+def pixels_of(image: Image.Image, raw: bytes, short_side: int = 0) -> np.ndarray:
+    """[H, W, 3] uint8, upright, of an opened image; a JPEG may come at an eighth to a half of its size, where
+    that leaves the short side so many pixels. The errors of PIL."""
+    upright = image.getexif().get(ORIENTATION, 1) == 1
+    if image.format == "JPEG" and image.mode == "RGB" and upright:
+        # The same library as PIL's, without its copies. What it finds wrong is left to PIL to judge.
+        with suppress(ValueError):
+            pixels: np.ndarray = simplejpeg.decode_jpeg(raw, min_height=short_side, min_width=short_side, min_factor=2)
+            return pixels
+    if short_side:
+        image.draft("RGB", (short_side, short_side))
+    if not upright:
+        ImageOps.exif_transpose(image, in_place=True)
+    coloured = image.convert("RGBA") if "transparency" in image.info else image
+    # A conversion to what it already is would copy it.
+    return np.array(coloured if coloured.mode == "RGB" else coloured.convert("RGB"))
 
 
 def image_shape(raw: bytes, limits: Limits = LIMITS) -> tuple[int, int]:
     """Height and width once upright, from the header alone. BadSample like `decode_image`."""
     try:
         with open_picture(raw, limits=limits) as image:
-            # Exif orientations 5 to 8 lay the picture on its side.
-            sideways = image.getexif().get(0x0112, 1) >= 5
-            return (image.width, image.height) if sideways else (image.height, image.width)
+            return upright_shape(image)
     except (OSError, ValueError, SyntaxError, TypeError, EOFError) as error:
         raise BadSample("image", str(error)) from error
+
+
+def upright_shape(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an opened image once upright."""
+    # Exif orientations 5 to 8 lay the picture on its side.
+    sideways = image.getexif().get(ORIENTATION, 1) >= 5
+    return (image.width, image.height) if sideways else (image.height, image.width)
 
 
 def open_picture(

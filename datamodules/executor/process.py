@@ -11,6 +11,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
 
+import torch
+
 from aurora.errors import AuroraError
 from aurora.interfaces.data import Executor, R, T
 from aurora.registry import EXECUTOR
@@ -56,6 +58,7 @@ def _context(work: Callable[..., object]) -> BaseContext:
 
 
 def _begin() -> None:
+    torch.set_num_threads(1)  # a worker is given one core
     # ^C reaches every process of a terminal; a worker just ends, and the parent says so once.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()

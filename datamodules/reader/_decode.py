@@ -23,20 +23,26 @@ class _LostPlace(Exception):
 
 
 def frames_at(
-    source: str | bytes, packets: Packets, times: list[float], *, threads: int, deadline: Deadline
+    source: str | bytes, packets: Packets, times: list[float], *, threads: int, deadline: Deadline,
+    short_side: int | None = None,
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """(seconds, [H, W, 3] uint8, upright) of the frame shown at each moment, streamed. AuroraError."""
+    """(seconds, [H, W, 3] uint8, upright) of the frame shown at each moment, streamed. AuroraError.
+
+    With `short_side` both sides are even and the short one is at most that: a frame is made smaller where its colours
+    are converted, which costs less than to convert all of it.
+    """
     done = 0
     try:
-        for found in _frames_at(source, packets, times, threads, deadline, seek=packets.ordinary):
+        for found in _frames_at(source, packets, times, threads, deadline, short_side, seek=packets.ordinary):
             yield found
             done += 1
     except _LostPlace:
-        yield from _frames_at(source, packets, times[done:], threads, deadline, seek=False)
+        yield from _frames_at(source, packets, times[done:], threads, deadline, short_side, seek=False)
 
 
 def _frames_at(
-    source: str | bytes, packets: Packets, times: list[float], threads: int, deadline: Deadline, *, seek: bool
+    source: str | bytes, packets: Packets, times: list[float], threads: int, deadline: Deadline,
+    short_side: int | None, *, seek: bool
 ) -> Iterator[tuple[float, np.ndarray]]:
     wanted, shape = plan(packets, times), None
     with open_video(source, threads=threads) as (container, stream):
@@ -53,7 +59,7 @@ def _frames_at(
                 raise AuroraError(f"{label(source)} holds no frame that can be decoded at {time:.2f} s")
             if current.damaged:
                 raise AuroraError(f"{label(source)} is damaged before {time:.2f} s")
-            shape = shape or (current.frame.width, current.frame.height)
+            shape = shape or _shape(current.frame, short_side)
             yield time, _pixels(current.frame, shape)
 
 
@@ -120,6 +126,15 @@ class _Decoder:
                 self._stored = enumerate(chain([packet], rest), int(here[0]))
                 return
         raise _LostPlace
+
+
+def _shape(frame: Any, short_side: int | None) -> tuple[int, int]:
+    """Width and height that frames are given, before they are turned upright."""
+    width, height = frame.width, frame.height
+    if short_side is None:
+        return width, height
+    scale = min(1.0, short_side / min(width, height))
+    return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
 
 
 def _pixels(frame: Any, shape: tuple[int, int]) -> np.ndarray:

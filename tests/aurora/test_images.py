@@ -19,6 +19,13 @@ def picture(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def assert_same_picture(pixels: torch.Tensor, expected: np.ndarray) -> None:
+    """Noise overshoots, and what is cut off in between depends on which side is resized first."""
+    apart = np.abs(pixels.permute(1, 2, 0).numpy().astype(int) - expected.astype(int))
+    assert (apart > 1).mean() < 0.01
+    assert apart.max() < 16
+
+
 @ANY_WAY
 @given(height=st.integers(1, 150), width=st.integers(1, 150), size=st.integers(8, 50))
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -40,13 +47,11 @@ def test_strips_and_dots_become_a_bounded_number_of_patches(resize: str, shape: 
 
 
 @pytest.mark.parametrize("shape", [(64, 192), (192, 64)])
-def test_crop_is_the_centre_of_the_image_resized_by_its_short_side(shape: tuple[int, int]) -> None:
+def test_crop_is_the_centre_of_the_image_with_its_sides_to_size(shape: tuple[int, int]) -> None:
     image = picture(*shape)
-    resized = Image.fromarray(image).resize((shape[1] // 2, shape[0] // 2), Image.Resampling.BICUBIC)
-    left, top = (resized.width - 32) // 2, (resized.height - 32) // 2
-    centre = np.array(resized.crop((left, top, left + 32, top + 32)))
-    pixels = ImagePreparation(size=32, patch_size=8, resize="crop")(image)
-    assert (pixels.permute(1, 2, 0).numpy() == centre).all()
+    top, left = (shape[0] - 64) // 2, (shape[1] - 64) // 2
+    centre = Image.fromarray(image[top:top + 64, left:left + 64]).resize((32, 32), Image.Resampling.BICUBIC)
+    assert_same_picture(ImagePreparation(size=32, patch_size=8, resize="crop")(image), np.array(centre))
 
 
 def test_keep_aspect_follows_the_image_to_the_nearest_patch() -> None:
@@ -83,9 +88,16 @@ def test_squash_at_384_equals_the_processor_of_siglip(shape: tuple[int, int]) ->
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     image = picture(*shape)
-    theirs = SiglipImageProcessorPil(size={"height": 384, "width": 384})(image, return_tensors="pt")["pixel_values"][0]
-    ours = ImagePreparation(size=384, patch_size=16, resize="squash")(image).float() / 127.5 - 1
-    assert (ours - theirs).abs().max() <= 1 / 255
+    process = SiglipImageProcessorPil(size={"height": 384, "width": 384}, do_normalize=False, do_rescale=False)
+    theirs = process(image, return_tensors="np")["pixel_values"][0]
+    assert_same_picture(ImagePreparation(size=384, patch_size=16, resize="squash")(image), theirs.transpose(1, 2, 0))
+
+
+def test_a_picture_that_may_not_be_written_to_or_runs_backwards_is_taken() -> None:
+    image = picture(48, 64)
+    image.flags.writeable = False
+    prepare = ImagePreparation(size=32, patch_size=8)
+    assert (prepare(image[::-1]) == prepare(image[::-1].copy())).all()
 
 
 def test_an_unknown_way_to_resize_is_refused() -> None:
