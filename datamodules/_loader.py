@@ -106,6 +106,7 @@ class RowLoader:
     def __init__(self, task: RowTask, *, workers: int, care: Care, bad: BadSamples, prefetch: bool = False) -> None:
         """`prefetch` fetches the shards of the windows to come while rows are read."""
         self.task, self.workers, self.care, self.bad, self.prefetch = task, workers, care, bad, prefetch
+        self.deaths = 0  # of workers, by themselves or because they hung
 
     def __iter__(self) -> Iterator[PackedBatch]:
         pin = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
@@ -131,8 +132,11 @@ class RowLoader:
     def _built(self) -> Iterator[Built]:
         position = self.task.share.position
         if self.workers:
-            return supervised(self.task, position, self.workers, self.care)
+            return supervised(self.task, position, self.workers, self.care, self._died)
         return (self.task.build(turn, {}, _nobody_watches) for turn in self.task.turns(position))
+
+    def _died(self) -> None:
+        self.deaths += 1
 
 
 def pinned(batch: PackedBatch) -> PackedBatch:

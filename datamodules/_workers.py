@@ -1,8 +1,9 @@
 """Worker processes, watched over: a decoder that crashes, hangs or leaks costs one sample, never the run.
 
 A worker that dies is started again at the row that it was at, and so is one that takes too long over a sample, which is
-killed. The sample that it had in hand is given up: it becomes a placeholder, so that neither order nor content of any
-row depend on what happens to workers. All of this goes on whenever a row is asked for; there is no thread.
+killed. The sample that it had in hand is tried once more, for it may not be what the worker died of; then it is given
+up and becomes a placeholder, so that neither order nor content of any row depend on what happens to workers. All of
+this goes on whenever a row is asked for; there is no thread.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
@@ -28,12 +30,13 @@ from ._rows import BETWEEN
 from ._samples import BadSample
 from ._schedule import Position
 from ._transfer import Parcel, receive
-from ._worker import END, FREED, RENEW, Built, Care, Desk, Order, Task, failed, work
+from ._worker import END, FREED, IDLE, RENEW, Built, Care, Desk, Order, Task, failed, work
 from .reader._clip import decoded_here
 
 LOOK_SECONDS = 0.5
 START_SECONDS = 900.0  # to start, to plan a window or to fetch a shard
 PATIENCE = 3  # deaths in a row without a sample in hand
+SECOND_TRY = 0.25  # of the seconds of a sample, for one that was tried before
 _log = logging.getLogger(__name__)
 
 
@@ -44,14 +47,14 @@ class Start(NamedTuple):
     position: Position
 
 
-def supervised(task: Task, position: Position, workers: int, care: Care) -> Iterator[Built]:
-    """The rows of a task in order; worker w of W builds the rows w, w + W, w + 2W, ...
+def supervised(task: Task, position: Position, workers: int, care: Care, died: Callable[[], None]) -> Iterator[Built]:
+    """The rows of a task in order; worker w of W builds the rows w, w + W, w + 2W, ... `died` is called for each death.
 
     Workers end with the iteration, or with this process, however that ends. AuroraError when one fails for a reason
     that is no sample's.
     """
     start = Start(0, position)
-    crew = [_Lane(task, lane, workers, care) for lane in range(workers)]
+    crew = [_Lane(task, lane, workers, care, died) for lane in range(workers)]
     # multiprocessing would ask daemons to end by SIGTERM at exit, and wait for them
     at_exit = Finalize(None, _stop, args=(crew,), exitpriority=10)
     try:
@@ -109,12 +112,14 @@ def _stop(crew: Sequence[_Lane]) -> None:
 class _Lane:
     """One worker after the other for the rows `lane`, `lane + lanes`, ..., and what they have sent."""
 
-    def __init__(self, task: Task, lane: int, lanes: int, care: Care) -> None:
+    def __init__(self, task: Task, lane: int, lanes: int, care: Care, died: Callable[[], None]) -> None:
         self.ready: deque[Parcel] = deque()
         self.ended = False
         self.line: socket.socket
-        self._task, self._lane, self._lanes, self._care = task, lane, lanes, care
+        self._task, self._lane, self._lanes, self._care, self._died = task, lane, lanes, care, died
         self._next = lane  # the row that is to come
+        self._taken = time.monotonic()  # when the last row was taken
+        self._suspect: tuple[int, int] | None = None  # the row and the place of the sample at which a worker died last
         self._given_up: dict[int, dict[int, BadSample]] = {}
         self._deaths = 0
         self._older = 0  # of the ready ones, how many an earlier worker built
@@ -151,7 +156,7 @@ class _Lane:
 
     def take(self) -> Built | None:
         """The next row, whose memory is the worker's to fill again; None after the last one."""
-        parcel = self.ready.popleft()
+        parcel, self._taken = self.ready.popleft(), time.monotonic()
         text = failed(parcel.item)
         if text is not None:
             raise AuroraError(text)
@@ -169,9 +174,13 @@ class _Lane:
 
     def check(self) -> None:
         """Kills a worker that has been at one thing for too long."""
-        _, sample, seconds = self._desk.look()
-        most = self._care.sample_seconds if sample >= 0 else START_SECONDS
-        if sample >= BETWEEN and seconds > most and not self.ended and not self._hanging:
+        row, sample, seconds = self._desk.look()
+        most = START_SECONDS if sample == BETWEEN else self._care.sample_seconds
+        if sample == IDLE:  # which it may be for as long as a row of its own waits here
+            seconds = 0.0 if self.ready else min(seconds, time.monotonic() - self._taken)
+        elif (row, sample) == self._suspect:
+            most *= SECOND_TRY
+        if seconds > most and not self.ended and not self._hanging:
             self._hanging = True
             assert self._process is not None
             self._process.kill()
@@ -183,17 +192,29 @@ class _Lane:
         if self._grown:
             _log.info("data: worker %d has grown by more than %d bytes and is renewed", self._lane,
                       self._care.worker_bytes)
-        elif sample >= 0 and row == self._next:
-            bad = (BadSample("hang", f"not decoded after {self._care.sample_seconds:g} s") if self._hanging
-                   else BadSample("crash", f"the worker that decoded it ended with {how}"))
+            return
+        self._died()
+        if sample >= 0 and row == self._next:
+            self._blame(row, sample, how)
+            return
+        _log.warning("data: worker %d %s without a sample in hand and is started again", self._lane,
+                     "hung" if self._hanging else f"ended with {how}")
+        self._deaths += 1
+        if self._deaths == PATIENCE:
+            raise AuroraError(f"data: worker {self._lane} of {self._lanes} ended {PATIENCE} times in a row without "
+                              f"a sample in hand, the last time with {how}; what it wrote to standard error says "
+                              "more, data.workers=0 builds rows in the main process")
+
+    def _blame(self, row: int, sample: int, how: str) -> None:
+        """Gives up the sample that the dead worker had in hand, if another one died of it before."""
+        bad = (BadSample("hang", f"not decoded after {self._care.sample_seconds:g} s") if self._hanging
+               else BadSample("crash", f"the worker that decoded it ended with {how}"))
+        if (row, sample) == self._suspect:
             self._given_up.setdefault(row, {})[sample] = bad
             _log.warning("data: worker %d is started again without a sample (%s)", self._lane, bad.detail)
         else:
-            self._deaths += 1
-            if self._deaths == PATIENCE:
-                raise AuroraError(f"data: worker {self._lane} of {self._lanes} ended {PATIENCE} times in a row without "
-                                  f"a sample in hand, the last time with {how}; what it wrote to standard error says "
-                                  "more, data.workers=0 builds rows in the main process")
+            self._suspect = row, sample
+            _log.warning("data: worker %d is started again, and a sample tried once more (%s)", self._lane, bad.detail)
 
     def stop(self) -> str:
         """Ends the worker, if it has not ended, and says how it did."""

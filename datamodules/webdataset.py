@@ -84,6 +84,7 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
             raise AuroraError(f"data 'webdataset': max_bad_rate {max_bad_rate} is outside [0, 1]")
         self.position: Position = (0, 0, 0)
         self.bad: BadSamples | None = None
+        self._loader: RowLoader | None = None
         self._root, self._mixture, self._missing = root, read_mixture("data.mixture", mixture), missing
         self._remote = is_remote(root)
         self._cache = Path(cache) if cache else Path.home() / ".cache" / "aurora" / "shards"
@@ -146,8 +147,14 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
         if path is not None and world > 1:
             path = path.with_name(f"{path.stem}-{rank}{path.suffix}")
         self.bad = BadSamples(self._max_bad_rate, min(self._bad_rate_after, self.plan.samples), path)
-        return RowLoader(RowTask(builder, share, self._plan_of), workers=self._workers, care=self._care, bad=self.bad,
-                         prefetch=self._remote)
+        self._loader = RowLoader(RowTask(builder, share, self._plan_of), workers=self._workers, care=self._care,
+                                 bad=self.bad, prefetch=self._remote)
+        return self._loader
+
+    @property
+    def worker_deaths(self) -> int:
+        """How many workers of this rank died or hung so far; each was started again."""
+        return 0 if self._loader is None else self._loader.deaths
 
     def steps_per_epoch(self) -> int:
         return self.plan.steps_before(1, 0)

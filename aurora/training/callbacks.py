@@ -10,7 +10,7 @@ import lightning as L
 
 from aurora.errors import AuroraError
 from aurora.training.checkpoints import checkpoint_at, checkpoint_path, is_committed, newest_checkpoint, sweep
-from aurora.training.data import count_bad_samples
+from aurora.training.data import data_metrics
 from aurora.training.module import AuroraModule
 from aurora.training.parallel import barrier, from_first_rank, shared_group, sum_over_ranks
 from aurora.training.saver import Saver
@@ -25,7 +25,7 @@ class Curves(L.Callback):
                            batch_idx: int) -> None:
         if batch.closes_step and module.report is not None:
             report = {key: value for key, value in module.report._asdict().items() if value is not None}
-            metrics = {**report, **module.measured, **_data_metrics(trainer)}
+            metrics = {**report, **module.measured, **data_metrics(trainer.datamodule)}
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=module.step)
 
@@ -117,9 +117,3 @@ class Checkpoints(L.Callback):
         self.tell(f"step {module.step} was a spike: the weights are those after step {there.step} again")
         # a run that is stopped now goes on with these weights, and not with the rows that led to the spike
         self.save(trainer, module)
-
-
-def _data_metrics(trainer: L.Trainer) -> dict[str, float]:
-    """What the data module counts of its own, such as samples that could not be read."""
-    count = count_bad_samples(trainer.datamodule)
-    return {} if count is None else {"bad_samples": count}

@@ -45,6 +45,12 @@ def row_fill(data: DataModule) -> tuple[float, float] | None:
     return None if plan is None else (plan.fill().tokens, plan.fill().frames)
 
 
+def data_metrics(data: Any) -> dict[str, float]:
+    """What the data module counts of its own, on this rank: samples that could not be read, workers that died."""
+    counts = {"bad_samples": count_bad_samples(data), "worker_deaths": getattr(data, "worker_deaths", None)}
+    return {name: count for name, count in counts.items() if count is not None}
+
+
 def count_bad_samples(data: Any) -> int | None:
     """Samples that could not be read so far, on this rank, when the data module counts them."""
     bad = getattr(data, "bad", None)

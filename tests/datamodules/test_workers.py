@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import time
 from pathlib import Path
@@ -28,8 +29,16 @@ from datamodules._workers import start_method
 class Trapped(VideoReader):
     """Four grey frames of every file, unless the file's bytes name a way to fail."""
 
-    def __init__(self, log):
-        self.log = log
+    def __init__(self, log, scratch):
+        self.log, self.scratch = log, scratch
+
+    def first_time(self, word):
+        """Whether no worker was there before."""
+        try:
+            (self.scratch / word).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
     def times(self, source, sampling):
         return [0.0, 1.0, 2.0, 3.0]
@@ -44,6 +53,8 @@ class Trapped(VideoReader):
             ctypes.string_at(0)
         if word == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if word in ("unlucky", "stopped") and self.first_time(word):
+            os.kill(os.getpid(), signal.SIGKILL if word == "unlucky" else signal.SIGSTOP)
         if word == "hang":
             # with the lock of the interpreter held, so that nothing inside of the process could end it
             ctypes.PyDLL(None).sleep(1000)
@@ -88,7 +99,7 @@ def build(make, tmp_path):
         write_shards([one(number) for number in range(24)], tmp_path / "d", samples_per_shard=10)
         options = {"fps": 1.0, "workers": 2, "max_bad_rate": 1.0, "quarantine": str(tmp_path / "q.jsonl"), **options}
         module = make.module(tmp_path, {"d": 1}, **options)
-        module._reader = Trapped(log)
+        module._reader = Trapped(log, tmp_path)
         return module
 
     return build
@@ -124,6 +135,31 @@ def test_crashes_and_hangs_cost_their_samples_and_nothing_else(build, make, tmp_
     assert listed["v/003"]["detail"].endswith("SIGSEGV") and listed["v/007"]["detail"].endswith("SIGKILL")
     assert listed["v/020"]["detail"].endswith("status 7")
     assert module.bad.reasons == {"crash": 4, "hang": 1}
+
+
+@pytest.mark.parametrize(("fault", "why"), [("unlucky", "ended with SIGKILL"), ("stopped", "not decoded after 1 s")])
+def test_a_worker_that_dies_or_hangs_once_costs_no_sample_and_is_counted_and_told(build, caplog, fault, why):
+    wanted = list(build({}, workers=0).train_dataloader())
+    module = build({7: fault}, sample_seconds=1.0)
+    found = list(module.train_dataloader())
+    assert len(found) == len(wanted) and all(map(same, found, wanted))
+    assert module.worker_deaths == 1 and module.bad.reasons == {}
+    assert re.search(f"is started again, and a sample tried once more .*{why}", caplog.text)
+
+
+def test_a_worker_that_stops_while_it_waits_is_replaced(build, caplog, tmp_path):
+    wanted = list(build({}, workers=0, row_frames=4).train_dataloader())
+    module = build({}, sample_seconds=0.5, row_frames=4, log=tmp_path / "log")
+    rows = iter(module.train_dataloader())
+    found = [next(rows)]
+    while len((tmp_path / "log").read_bytes()) < 5:  # what both may build ahead
+        time.sleep(0.01)
+    time.sleep(0.2)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGSTOP)
+    found += rows
+    assert all(map(same, found, wanted)) and module.worker_deaths == 2
+    assert caplog.text.count("hung without a sample in hand and is started again") == 2
 
 
 def test_what_a_spawned_worker_is_given_does_not_grow_with_the_samples(build):

@@ -1,6 +1,7 @@
 """A tiny whole configuration and rows made from numbers, for tests of training; run as a script it trains."""
 
 import ctypes
+import hashlib
 import json
 import multiprocessing
 import os
@@ -164,6 +165,21 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def note_rows(path):
+    """Makes training write a line for every row that it is given: the step, and what the row holds."""
+    from aurora.training.module import AuroraModule
+
+    learn = AuroraModule.training_step
+
+    def noted(self, batch, batch_idx):
+        tensors = [batch.tokens, batch.targets, batch.cu_seqlens, *(part for frames in batch.frames for part in frames)]
+        with open(path, "a") as log:
+            log.write(f"{self.step} {hashlib.sha256(b''.join(t.numpy().tobytes() for t in tensors)).hexdigest()}\n")
+        learn(self, batch, batch_idx)
+
+    AuroraModule.training_step = noted
+
+
 def _train(config, log, cwd, environment):
     """Ends as `aurora train` does."""
     os.chdir(cwd)
@@ -175,6 +191,12 @@ def _train(config, log, cwd, environment):
     from aurora.training.run import train
 
     register()
+    if "ROW_LOG" in os.environ:
+        note_rows(f"{os.environ['ROW_LOG']}-{os.getpid()}")
+    if "START_SECONDS" in os.environ:
+        from datamodules import _workers
+
+        _workers.START_SECONDS = float(os.environ["START_SECONDS"])
     try:
         train(config)
     except AuroraError as error:
