@@ -1,7 +1,8 @@
 """Records of annotation files, streamed: JSON arrays, JSON lines, CSV, TSV and Parquet.
 
-A record is an object of JSON. What cannot be read as one is given as a `fault`, so that it is counted where the others
-are used; a JSON array that breaks off in the middle raises AnnotationsBroken after what stands before.
+A record is an object of JSON. What cannot be read as one, or says one thing twice, is given as a `fault`, so that it is
+counted where the others are used; a JSON array that breaks off in the middle raises AnnotationsBroken after what stands
+before.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import codecs
 import csv
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -63,6 +65,13 @@ def entries(path: Path, name: str, *, by_place: bool = False) -> Iterator[Entry]
     raise AuroraError(f"{path}: annotations are .json, .jsonl, .ndjson, .csv, .tsv or .parquet files")
 
 
+def check_columns(path: Path, names: Iterable[str]) -> None:
+    """AuroraError when two columns of a table have one name."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise AuroraError(f"{path} has several columns of the name {', '.join(map(repr, twice))}; rename all but one")
+
+
 def record_at(folder: Path, place: Sequence[Any]) -> Any:
     """The record at a place. AuroraError when the file is not what it was."""
     name, *where = place
@@ -70,7 +79,7 @@ def record_at(folder: Path, place: Sequence[Any]) -> Any:
         return _parquet().row(folder / name, *where)
     with folder.joinpath(name).open("rb") as file:
         file.seek(where[0])
-        return json.loads(file.read(where[1]))
+        return json.loads(file.read(where[1]), object_pairs_hook=_object)
 
 
 def weight_of(folder: Path, place: Sequence[Any]) -> int:
@@ -85,9 +94,9 @@ def items(path: Path, prefix: str) -> Iterator[Entry]:
     with path.open("rb") as file:
         _skip_mark(file)
         try:
-            for item in ijson.items(_Shallow(file), prefix, use_float=True, buf_size=_BLOCK):
+            for item in ijson.items(_Shallow(file), prefix, use_float=True, buf_size=_BLOCK, map_type=_Object):
                 count += 1
-                yield item if isinstance(item, dict) else fault(f"{str(item)[:80]!r} is no object")
+                yield _checked(item)
         except (ijson.JSONError, UnicodeDecodeError) as error:
             byte = _broken_at(file, file.tell())
             # Some of the parser's messages are bytes, of which the rest is the place in the file.
@@ -97,7 +106,24 @@ def items(path: Path, prefix: str) -> Iterator[Entry]:
                                     f"{count} entries before it were read") from error
 
 
+def _checked(item: Any) -> Entry:
+    """The item of a list, or the fault that it has."""
+    if not isinstance(item, dict):
+        return fault(f"{str(item)[:80]!r} is no object")
+    left: list[Any] = [item]
+    while left:
+        one = left.pop()
+        if isinstance(one, _Object):
+            if one.twice is not None:
+                return fault(_twice(one.twice))
+            left += one.values()
+        elif isinstance(one, list):
+            left += one
+    return item
+
+
 def _lines(path: Path, name: str, by_place: bool) -> Iterator[Entry]:
+    _check_lines(path)
     at = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -108,10 +134,34 @@ def _lines(path: Path, name: str, by_place: bool) -> Iterator[Entry]:
 
 def _parsed(line: bytes, where: str) -> Entry:
     try:
-        record = json.loads(line)
+        record = json.loads(line, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         return fault(f"{where}: {error}")
     return record if isinstance(record, dict) else fault(f"{where}: {str(record)[:80]!r} is no object")
+
+
+def _check_lines(path: Path) -> None:
+    """AuroraError for JSON that is not one record per line, of which every line would count as a bad one."""
+    with path.open("rb") as file:
+        _skip_mark(file)
+        lines = (line.strip() for line in file if line.strip())
+        first, second = next(lines, b""), next(lines, None)
+    if first.startswith(b"["):
+        raise AuroraError(f"{path} is a JSON list, not lines of JSON; name it .json")
+    if first.startswith(b"{") and second is not None and _breaks_off(first) and fault_of(_parsed(second, "")):
+        raise AuroraError(f"{path} is one JSON object over several lines; annotations are a list of objects (.json) or "
+                          "objects with a line each (.jsonl)")
+
+
+def _breaks_off(line: bytes) -> bool:
+    """Whether what is missing of a line's JSON could stand behind it."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return error.pos >= len(error.doc)
+    except (ValueError, RecursionError):
+        return False
+    return False
 
 
 def _rows(path: Path, delimiter: str) -> Iterator[Entry]:
@@ -119,8 +169,10 @@ def _rows(path: Path, delimiter: str) -> Iterator[Entry]:
     csv.field_size_limit(1 << 24)
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         rows = csv.DictReader(file, delimiter=delimiter, restkey=_FAULT, strict=True)
+        columns: Sequence[str] = ()
         while True:
             try:
+                columns = columns or _columns(rows, path)
                 row: Mapping[Any, Any] = next(rows)
             except StopIteration:
                 return
@@ -131,6 +183,12 @@ def _rows(path: Path, delimiter: str) -> Iterator[Entry]:
                 yield fault(f"line {rows.line_num}: {error}")
             else:
                 yield fault(f"line {rows.line_num}: more cells than columns") if row.get(_FAULT) else dict(row)
+
+
+def _columns(rows: csv.DictReader[str], path: Path) -> Sequence[str]:
+    """The names of the columns. AuroraError when one is there twice."""
+    check_columns(path, [name for name in rows.fieldnames or () if name])  # spreadsheets leave some without a name
+    return rows.fieldnames or ()
 
 
 def _is_lines(path: Path) -> bool:
@@ -162,6 +220,30 @@ def _broken_at(file: BinaryIO, read: int) -> int:
     except (ijson.JSONError, UnicodeDecodeError, SystemError):  # the latter for a number that overflows
         return at
     return read
+
+
+class _Object(dict[str, Any]):
+    """An object of JSON that remembers a key that it was given twice."""
+
+    twice: str | None = None
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key in self:
+            self.twice = key
+        super().__setitem__(key, value)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. ValueError when it has a key twice."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        (key, _), = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(_twice(key))
+    return made
+
+
+def _twice(key: str) -> str:
+    return f"the key {key[:80]!r} stands twice in one object"
 
 
 class _Shallow:

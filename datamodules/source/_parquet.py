@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from aurora.errors import AuroraError
 
+from ._lines import check_columns
+
 
 def places(path: Path) -> Iterator[tuple[int, int]]:
     """Row group and row of every record."""
@@ -50,9 +52,11 @@ def _of_bytes(kind: Any) -> bool:
 @lru_cache(maxsize=4)
 def _file(path: Path) -> Any:
     try:
-        return pq.ParquetFile(path)
+        file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise AuroraError(f"{path} cannot be read as Parquet: {error}") from error
+    check_columns(path, file.schema_arrow.names)
+    return file
 
 
 @lru_cache(maxsize=1)

@@ -32,6 +32,8 @@ def conversation(told: Any) -> Conversation:
             continue
         elif turns and turns[-1]["from"] == speaker:
             raise BadSample("turns", f"turn {number} is from {speaker} again")
+        elif speaker == "gpt" and not text.strip():
+            raise BadSample("text", f"turn {number} is an empty answer")
         else:
             turns.append({"from": speaker, "value": system + text})
             system = ""

@@ -38,6 +38,6 @@ class LlavaSource(RecordSource):
 
 
 def _several(record: Mapping[str, Any], *fields: str) -> list[Any]:
-    """The media that a record names in one of its fields; "" and null name none."""
+    """The media that a record names in one of its fields; "" and null in their place name none."""
     told: Any = next((record[field] for field in fields if record.get(field)), [])
-    return [one for one in told if one] if isinstance(told, list) else [told]
+    return told if isinstance(told, list) else [told]

@@ -4,8 +4,11 @@ import json
 import os
 import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from aurora.errors import AuroraError
 from aurora.registry import EXECUTOR
 from datamodules._build import build_tasks, join, run_tasks
 from datamodules._build_plan import Order, make_plan
@@ -51,6 +54,55 @@ def test_a_cell_that_is_too_long_costs_its_row(tmp_path):
     assert error is None
     assert "field" in fault_of(found[0])
     assert found[1] == {"q": "3", "a": "4"}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet"])
+def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path, name):
+    columns = ["q", "a", "q"]
+    if name == "a.parquet":
+        pq.write_table(pa.table([pa.array(["x"])] * 3, names=columns), tmp_path / name)
+    else:
+        cells = (",", "\t")[name == "a.tsv"]
+        (tmp_path / name).write_text(f"{cells.join(columns)}\n{cells.join('xyz')}\n")
+    with pytest.raises(AuroraError, match=rf"{name} has several columns of the name 'q'"):
+        list(entries(tmp_path / name, name))
+
+
+def test_columns_without_a_name_may_be_several(tmp_path):
+    found, error = read(tmp_path / "a.csv", b"q,a,,\n1,2,,\n")
+    assert error is None
+    assert (found[0]["q"], found[0]["a"]) == ("1", "2")
+
+
+@pytest.mark.parametrize("record", ['{"id": 1, "id": 2}', '{"id": 1, "talk": [{"id": 1, "id": 1}]}'])
+@pytest.mark.parametrize("form", ["{}\n{{\"b\": 3}}\n", "[{}, {{\"b\": 3}}]"], ids=["lines", "list"])
+def test_an_object_with_a_key_twice_is_a_bad_record(tmp_path, record, form):
+    found, error = read(tmp_path / "a.json", form.format(record).encode())
+    assert error is None
+    assert "the key 'id' stands twice in one object" in fault_of(found[0])
+    assert found[1] == {"b": 3}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("by_place", [False, True])
+def test_one_object_over_several_lines_is_told_as_what_it_is(tmp_path, name, by_place):
+    (tmp_path / name).write_text("\n" + json.dumps({"images": [{"id": 1}], "annotations": []}, indent=1))
+    with pytest.raises(AuroraError, match=rf"{name} is one JSON object over several lines; annotations are a list"):
+        list(entries(tmp_path / name, name, by_place=by_place))
+
+
+def test_a_list_that_is_called_lines_is_told_as_what_it_is(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps([{"id": 1}], indent=1))
+    with pytest.raises(AuroraError, match=r"a\.jsonl is a JSON list, not lines of JSON; name it \.json"):
+        list(entries(tmp_path / "a.jsonl", "a.jsonl"))
+
+
+@pytest.mark.parametrize("first", ['{"id": "no end', '{"id": no}', '{"id": 1'])
+def test_a_first_line_that_is_broken_costs_its_record(tmp_path, first):
+    found, error = read(tmp_path / "a.jsonl", f'{first}\n{{"id": 2}}\n'.encode())
+    assert error is None
+    assert fault_of(found[0]).startswith("line 1: ")
+    assert found[1] == {"id": 2}
 
 
 def test_a_pipe_is_no_medium(tmp_path):
