@@ -7,7 +7,6 @@ were cut off.
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections import Counter
@@ -26,14 +25,14 @@ from aurora.registry import PROMPT, TOKENIZER
 
 from ._build_media import stored
 from ._build_plan import Plan, build_folder, load_plan, read_task
-from ._index import DatasetIndex, replace_file, sidecar
+from ._index import DatasetIndex, sidecar
 from ._lengths import counter, text_length, text_lengths, write_lengths
 from ._samples import BadSample, ShardSample
 from ._shards import shard_is_done, shard_path, write_index, write_shard
+from ._writing import replace_file
 
 SKIPPED = "skipped.jsonl"
 DATASET = "dataset.json"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -100,17 +99,11 @@ def write_task(task: BuildTask) -> dict[str, Any]:
     def skip(sample: ShardSample, error: BadSample) -> None:
         skipped.append(_told(task, int(sample.key), sample.record.get("id"), error))
 
-    try:
-        task.skipped.unlink(missing_ok=True)
-        manifest = write_shard(_samples(task, skipped), task.tar, skip=skip)
-        if task.count is not None:
-            _count(task.tar, manifest["sha256"], task.count)
-        replace_file(task.skipped, "".join(json.dumps(one) + "\n" for one in skipped).encode())
-    except OSError as error:
-        if error.errno in _FULL:
-            raise AuroraError(f"{task.tar}: no room left on the disk ({error.strerror}); make room and run again: it "
-                              "goes on where it was") from error
-        raise
+    task.skipped.unlink(missing_ok=True)
+    manifest = write_shard(_samples(task, skipped), task.tar, skip=skip)
+    if task.count is not None:
+        _count(task.tar, manifest["sha256"], task.count)
+    replace_file(task.skipped, "".join(json.dumps(one) + "\n" for one in skipped).encode())
     result = task.result()
     assert result is not None
     return result

@@ -19,8 +19,8 @@ from aurora.interfaces import Entry, Source
 from aurora.registry import SOURCE
 
 from ._build_media import Transcode
-from ._index import replace_file
 from ._shards import Cut
+from ._writing import replace_file, room_for
 from .source._lines import AnnotationsBroken
 
 _VERSION = 1
@@ -75,8 +75,9 @@ def make_plan(order: Order, output: Path, tick: Tick = lambda entries: None) -> 
         raise AuroraError(f"{output} holds shards that were not built here; give another folder, or --restart to throw "
                           "them away")
     shutil.rmtree(build_folder(output), ignore_errors=True)
-    build_folder(output).mkdir(parents=True)
-    tasks, entries, broken = _write_tasks(source, order, output, tick)
+    with room_for(build_folder(output)):
+        build_folder(output).mkdir(parents=True)
+        tasks, entries, broken = _write_tasks(source, order, output, tick)
     _write(output, {"made_of": made_of, "about": about, "tasks": tasks, "entries": entries, "broken": broken})
     return load_plan(output)
 

@@ -20,9 +20,10 @@ from typing import Any
 
 from aurora.errors import AuroraError
 
-from ._index import INDEX, ORIGIN, file_digest, replace_file
+from ._index import INDEX, ORIGIN, file_digest
 from ._remote import fetch_bytes, fetch_file
 from ._samples import BadSample
+from ._writing import replace_file
 
 ARRAYS = ("index.samples.npy", "index.media.npy")
 _log = logging.getLogger(__name__)

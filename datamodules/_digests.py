@@ -21,8 +21,9 @@ import numpy as np
 from aurora.interfaces import Turn
 
 from ._files import ShardFiles
-from ._index import DatasetIndex, open_index, replace_file, sidecar
+from ._index import DatasetIndex, open_index, sidecar
 from ._samples import BadSample, parse_record
+from ._writing import replace_file
 
 _MARKS = re.compile(r"<image>|<video>")
 _NO_WORD = re.compile(r"\W+")

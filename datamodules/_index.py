@@ -6,11 +6,9 @@ written last. For the folder they are joined into `index.samples.npy`, `index.me
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +22,7 @@ import numpy as np
 from aurora.errors import AuroraError
 
 from ._samples import KINDS, LIMITS, TEXT, VIDEO, BadSample, Limits, Record, image_shape, parse_record, split_name
+from ._writing import replace_file
 from .reader._clip import measure
 from .reader._shape import video_shape
 
@@ -76,28 +75,6 @@ class DatasetIndex:
         """[count] MEDIA: the media rows of a sample."""
         row = self.samples[sample]
         return self.media[int(row["media"]):int(row["media"]) + int(row["count"])]
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file so that it is there as a whole or not at all. OSError names it."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def npy_bytes(array: np.ndarray) -> bytes:
-    """The array as an npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def sidecar(tar: Path, suffix: str) -> Path:

@@ -27,8 +27,9 @@ from aurora.errors import AuroraError
 from aurora.interfaces import Prompt, Text, Tokenizer, Turn
 
 from ._files import ShardFiles
-from ._index import DatasetIndex, npy_bytes, open_index, replace_file, sidecar
+from ._index import DatasetIndex, open_index, sidecar
 from ._samples import TEXT, BadSample, Record, parse_record
+from ._writing import npy_bytes, replace_file
 
 # Fewer samples are counted before other processes have started.
 PARALLEL_SAMPLES = 20_000

@@ -23,6 +23,7 @@ from ._samples import BadSample
 from ._schedule import Position, Turn, schedule
 from ._worker import Built, Care
 from ._workers import supervised
+from ._writing import room_for
 
 if TYPE_CHECKING:
     from ._prefetch import Prefetch
@@ -88,7 +89,7 @@ class BadSamples:
         self.reasons.update(sample.reason for sample in skipped)
         if skipped and self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
+            with room_for(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(sample._asdict(), ensure_ascii=False) + "\n" for sample in skipped)
         if self.seen >= self.after and self.reasons.total() > self.max_rate * self.seen:
             last = f"; the last was {skipped[-1].dataset}/{skipped[-1].key}: {skipped[-1].detail}" if skipped else ""

@@ -18,6 +18,7 @@ from aurora.interfaces import Sampling, VideoReader
 from ._files import ShardFiles
 from ._index import DatasetIndex, load_index
 from ._samples import KINDS, VIDEO, BadSample, Record, decode_image, parse_record
+from ._writing import replace_file
 
 FRAMES = 8  # shown of a video, spread evenly
 PICTURES = 8  # shown of a sample with more
@@ -41,7 +42,7 @@ def write_preview(
         {"name": index.folder.name, "samples": len(index), "shown": _shown(index, chosen, reader)}
         for index, chosen in datasets])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    replace_file(path, page.encode())
     return sum(len(chosen) for _, chosen in datasets)
 
 

@@ -34,11 +34,10 @@ from ._index import (
     index_shard,
     load_index,
     measure_sample,
-    npy_bytes,
-    replace_file,
     sidecar,
 )
 from ._samples import LIMITS, BadSample, ShardSample, check_key, parse_record, split_name
+from ._writing import npy_bytes, replace_file, room_for
 
 
 def write_shards(
@@ -92,7 +91,7 @@ def write_shard(
     partial = tar.with_name(tar.name + ".tmp")
     rows, seen = ShardRows(), set[str]()
     try:
-        with _TarWriter(partial) as archive:
+        with room_for(tar), _TarWriter(partial) as archive:
             for sample in samples:
                 if sample.key in seen:
                     raise AuroraError(f"{tar}: the key {sample.key!r} is there twice")
@@ -105,7 +104,7 @@ def write_shard(
                     continue
                 seen.add(sample.key)
                 rows.add(measured)
-    except OSError:
+    except (OSError, AuroraError):
         # A disk that is full is left with the room that there was.
         partial.unlink(missing_ok=True)
         raise

@@ -10,11 +10,14 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
+
+from ._writing import room_for
 
 Allocate = Callable[[str, np.dtype[Any], int], np.ndarray]
 Fill = Callable[[Allocate], dict[str, Any]]
@@ -64,21 +67,33 @@ def _make(folder: Path, identity: str, fill: Fill) -> None:
     # Under the lock nobody else writes here: what is there was left by a process that was killed.
     partial = folder / f"{identity}.tmp"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    try:
+        with room_for(folder / identity):
+            _write(partial, fill)
+            os.replace(partial, folder / identity)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(folder: Path, fill: Fill) -> None:
+    folder.mkdir()
     mapped: list[np.memmap[Any, Any]] = []
 
     def allocate(name: str, dtype: np.dtype[Any], length: int) -> np.ndarray:
         if length == 0:  # nothing can be mapped of an empty file
-            np.save(partial / f"{name}.npy", np.empty(0, dtype))
+            np.save(folder / f"{name}.npy", np.empty(0, dtype))
             return np.empty(0, dtype)
-        mapped.append(np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, (length,)))
+        mapped.append(np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (length,)))
+        if sys.platform == "linux":
+            # A mapped file has no room of its own yet: on a full disk, writing into it would kill the process.
+            with open(folder / f"{name}.npy", "rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         return mapped[-1]
 
     facts = fill(allocate)
     for array in mapped:
         array.flush()
-    partial.joinpath("facts.json").write_text(json.dumps(facts), encoding="utf-8")
-    os.replace(partial, folder / identity)
+    folder.joinpath("facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 def _lock(folder: Path, identity: str) -> TextIO | None:

@@ -34,7 +34,7 @@ def validate(options: Namespace) -> int:
         found += findings
     if options.findings is not None:
         lines = (json.dumps(finding._asdict(), ensure_ascii=False) + "\n" for finding in found)
-        Path(options.findings).write_text("".join(lines), encoding="utf-8")
+        import_part("datamodules._writing").replace_file(Path(options.findings), "".join(lines).encode())
     if options.json:
         sys.stdout.write(json.dumps({"datasets": datasets, "findings": [one._asdict() for one in found]}) + "\n")
     else:

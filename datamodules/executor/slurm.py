@@ -14,6 +14,8 @@ from aurora.errors import AuroraError
 from aurora.interfaces.data import Executor, R, ShellTask, T
 from aurora.registry import EXECUTOR
 
+from .._writing import replace_file
+
 _POLL_SECONDS = 5.0
 _SCRIPT = """#!/bin/bash
 #SBATCH --job-name=aurora
@@ -66,17 +68,17 @@ class SlurmExecutor(Executor):
         lines, script = folder / "slurm-tasks.txt", folder / "slurm.sh"
         commands = [[sys.executable, "-m", "aurora.cli", *task.command()] for task in tasks
                     if isinstance(task, ShellTask)]
-        lines.write_text("".join(shlex.join(command) + "\n" for command in commands))
+        replace_file(lines, "".join(shlex.join(command) + "\n" for command in commands).encode())
         jobs = min(self._jobs, len(tasks))
-        script.write_text(_SCRIPT.format(
+        replace_file(script, _SCRIPT.format(
             last=jobs - 1, jobs=jobs, cpus=self._cpus, time=self._time, folder=folder, tasks=shlex.quote(str(lines)),
-            options="".join(f"#SBATCH {option}\n" for option in self._options)))
+            options="".join(f"#SBATCH {option}\n" for option in self._options)).encode())
         if shutil.which("sbatch") is None:
             return f"no sbatch here; where there is one, run: sbatch {shlex.quote(str(script))}"
         done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True, check=False)
         if done.returncode:
             raise AuroraError(f"executor 'slurm': sbatch refused {script}: {done.stderr.strip()}")
-        job.write_text(done.stdout.split()[-1])
+        replace_file(job, done.stdout.split()[-1].encode())
         return done.stdout.strip()
 
     def _waited(self, tasks: list[T], said: str) -> Iterator[R]:

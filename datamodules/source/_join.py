@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from aurora.errors import AuroraError
+
 
 class Row(NamedTuple):
     """One entry of a list, with the id that it is found by and what is kept of it (JSON)."""
@@ -33,6 +35,11 @@ def joined(left: Iterable[Row], right: Iterable[Row]) -> Iterator[tuple[Row, lis
             for row in left:
                 found = base.execute("SELECT kept FROM found WHERE id = ? ORDER BY rowid", (_id(row),))
                 yield row, [json.loads(kept) for (kept,) in found]
+        except sqlite3.OperationalError as error:
+            if "is full" not in str(error):
+                raise
+            raise AuroraError(f"{folder}: no room left on the disk for joining annotations; make room there, or set "
+                              "TMPDIR to a folder that has some, and run again") from error
         finally:
             base.close()
 

@@ -1,6 +1,7 @@
 """Real videos, images and shards, small enough to be made in the tests. A frame's brightness tells its number."""
 
 import io
+import subprocess
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -122,6 +123,18 @@ def answers(batch):
 def make():
     """The makers above: tests are no package, so that they cannot be imported."""
     return SimpleNamespace(**{name: thing for name, thing in globals().items() if not name.startswith("_")})
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 256 KiB of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True,
+                      check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)  # what was mapped may still be
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from PIL import Image
 from aurora.errors import AuroraError
 from datamodules._build_media import Transcode, small_picture
 from datamodules._files import ShardFiles
-from datamodules._index import load_index, replace_file
+from datamodules._index import load_index
 from datamodules._samples import (
     KINDS,
     LIMITS,
@@ -23,6 +23,7 @@ from datamodules._samples import (
     parse_record,
 )
 from datamodules._shards import shard_is_done, shard_path, verify_shards, write_index, write_shard, write_shards
+from datamodules._writing import replace_file
 
 
 def files(folder):

@@ -1,0 +1,85 @@
+"""Everything that writes says which file had no room, on a disk that is really full."""
+
+import json
+import tempfile
+
+import numpy as np
+import pytest
+
+from aurora.cli import main
+from aurora.errors import AuroraError
+from aurora.registry import PROMPT, READER, TOKENIZER
+from datamodules._build_plan import Order, make_plan
+from datamodules._digests import Task, shard_digests
+from datamodules._index import index_shard, load_index
+from datamodules._lengths import text_lengths
+from datamodules._loader import BadSamples
+from datamodules._preview import write_preview
+from datamodules._rows import Skipped
+from datamodules._shards import write_index, write_shard, write_shards
+from datamodules._store import shared_arrays
+from datamodules.source._join import Row, joined
+
+
+@pytest.fixture
+def full(make, small_disk):
+    """A full disk with the shards of a dataset in `set`."""
+    write_shards(make.mixed(4), small_disk / "set")
+    with pytest.raises(OSError, match="No space"), (small_disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1024))
+    return small_disk
+
+
+def bad_sample(disk):
+    BadSamples(0.5, 10, disk / "bad.jsonl").add(1, [Skipped("set", "000000.tar", "k", "image", "?")])
+
+
+def arrays(disk):
+    def fill(allocate):
+        allocate("numbers", np.dtype("i8"), 100_000)[:] = 1
+        return {}
+
+    shared_arrays([disk / "set"], "id", fill)
+
+
+def preview(disk):
+    write_preview([disk / "set"], disk / "page.html", samples=4, kinds=[], reader=READER.build({"name": "pyav"}))
+
+
+def lengths(disk):
+    text_lengths(load_index(disk / "set"), PROMPT.build({"name": "sandwich"}), TOKENIZER.build({"name": "bytes"}))
+
+
+def plan(disk):
+    folder = disk.parent
+    (folder / "a.jsonl").write_text(json.dumps({"conversations": "?" * 10_000}) + "\n")
+    make_plan(Order(folder=str(folder), source={"name": "llava", "annotations": "a.jsonl"}), disk)
+
+
+@pytest.mark.parametrize(("name", "write"), [
+    ("000000.tar", lambda disk: write_shard([], disk / "000000.tar")),
+    ("000000.index.npz", lambda disk: index_shard(disk / "set" / "000000.tar")),
+    ("index.samples.npy", lambda disk: write_index(disk / "set")),
+    ("000000.digests.npz", lambda disk: shard_digests(Task(disk / "set", 0))),
+    (r"000000\.lengths-\S+", lengths), (r"\.build", plan), ("page.html", preview), ("bad.jsonl", bad_sample),
+    ("set/id", arrays),
+])
+def test_a_file_without_room_is_named(full, name, write):
+    with pytest.raises(AuroraError, match=rf"/{name}: no room left on the disk .*; make room and run again"):
+        write(full)
+    assert not list(full.rglob("*.tmp"))
+
+
+def test_findings_without_room_are_named(full, capsys):
+    (full / "set" / "another.tar").touch()  # which is found
+    assert main(["shards", "validate", str(full / "set"), "--executor", "serial", "--findings",
+                 str(full / "found.jsonl")]) == 2
+    assert "found.jsonl: no room left on the disk" in capsys.readouterr().err
+
+
+def test_joining_annotations_without_room_says_where(full, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(full))
+    rows = [Row(number, "?" * 100) for number in range(1000)]
+    with pytest.raises(AuroraError, match=r"no room left on the disk for joining annotations.*TMPDIR"):
+        list(joined(rows, rows))
