@@ -40,6 +40,8 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "fsdp on 4, deferred": (4, {"strategy": "fsdp", "defer_gradient_sync": True}),
     "hybrid 2×2": (4, {"strategy": "fsdp_hybrid", "shard_size": 2}),
     "fsdp on 4, rows by 2": (4, {"strategy": "fsdp", "sequence_parallel": 2}),
+    "fsdp1 on 2": (2, {"strategy": "fsdp1"}),
+    "fsdp1 on 4, deferred": (4, {"strategy": "fsdp1", "defer_gradient_sync": True}),
 }
 RESUMED = [("ddp", 1), ("ddp", 2), ("ddp", 4), ("fsdp", 1), ("fsdp", 2), ("fsdp", 4), ("fsdp_hybrid", 2),
            ("fsdp_hybrid", 4)]

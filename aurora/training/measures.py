@@ -13,24 +13,20 @@ from torch.distributed.tensor import DTensor
 
 from aurora.assemble import WEIGHTED_SLOTS
 from aurora.model import AuroraModel
+from aurora.training.flat import flat_norms, is_flat
 from aurora.types import State
 
 
 def gradient_norms(model: AuroraModel) -> dict[str, float]:
     """The norm of every slot's gradients, sharded ones as a whole; slots without any are left out. Collective."""
-    norms = {}
-    for slot in WEIGHTED_SLOTS:
-        gradients = [p.grad for p in getattr(model, slot).parameters() if p.grad is not None]
-        if gradients:
-            norms[slot] = _norm(gradients)
-    return norms
+    return _norms(model, {slot: [p.grad for p in getattr(model, slot).parameters() if p.grad is not None]
+                          for slot in WEIGHTED_SLOTS})
 
 
 def weight_norms(model: AuroraModel) -> dict[str, float]:
     """The norm of what learns of every slot. Collective when sharded."""
-    learned = {slot: [p.detach() for p in getattr(model, slot).parameters() if p.requires_grad]
-               for slot in WEIGHTED_SLOTS}
-    return {slot: _norm(tensors) for slot, tensors in learned.items() if tensors}
+    return _norms(model, {slot: [p.detach() for p in getattr(model, slot).parameters() if p.requires_grad]
+                          for slot in WEIGHTED_SLOTS})
 
 
 def total_norm(norms: Mapping[str, float]) -> float:
@@ -74,6 +70,12 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _norms(model: AuroraModel, tensors: Mapping[str, list[Tensor]]) -> dict[str, float]:
+    if is_flat(model):
+        return flat_norms(tensors, next(model.parameters()).device)
+    return {slot: _norm(found) for slot, found in tensors.items() if found}
 
 
 def _norm(tensors: list[Tensor]) -> float:

@@ -19,10 +19,11 @@ from aurora.model import AuroraModel
 from aurora.training.average import Average
 from aurora.training.blocks import prepare_blocks
 from aurora.training.checkpoints import CHECKPOINTS, Checkpoint, checkpoint_at
+from aurora.training.flat import Flat, is_flat
 from aurora.training.flops import Arithmetic, forward_flops, peak_flops, training_flops
 from aurora.training.guard import StepGuard, read_spike
 from aurora.training.measures import Noise, gradient_norms, peak_memory, state_norms, total_norm, weight_norms
-from aurora.training.optim import build_optimizer, choose_learned, set_rate
+from aurora.training.optim import build_optimizer, choose_learned, parameter_groups, set_rate
 from aurora.training.parallel import (
     from_first_rank,
     shared_group,
@@ -34,7 +35,7 @@ from aurora.training.pieces import pieces_of
 from aurora.training.recipe import read_options, read_recipe
 from aurora.training.schedule import lr_factor
 from aurora.training.sequence import Neighbours, read_together
-from aurora.training.sharding import Sharded, gradients_when, shard, shows_gradients
+from aurora.training.sharding import Sharded, gradients_when, laid_out, shows_gradients
 from aurora.training.start import starting_model
 from aurora.training.state import learned_tensors, optimizer_scalars, restore
 from aurora.training.tally import StepReport, Tally
@@ -90,12 +91,13 @@ class AuroraModule(L.LightningModule):
         if self.options.sequence_parallel > 1:
             self._neighbours = Neighbours(self.options.sequence_parallel)
             read_together(model.backbone, self._neighbours)
-        if isinstance(self._strategy, Sharded):
-            shard(model, self._strategy.weights_mesh, self.options)
-        self.model = model
+        groups = parameter_groups(model, self.recipe)
+        self.model = laid_out(model, self._strategy, self.options)
+        # flat shards are of the same parameters, but do not show the shapes by which those decay
+        self._groups = groups if is_flat(self.model) else parameter_groups(model, self.recipe)
 
     def configure_optimizers(self) -> AdamW:
-        return build_optimizer(self.net, self.recipe, fused=not isinstance(self._strategy, Sharded))
+        return build_optimizer(self._groups, self.recipe, fused=not isinstance(self._strategy, Sharded | Flat))
 
     def on_fit_start(self) -> None:
         choose_learned(self.net, self.recipe)
@@ -261,7 +263,7 @@ class AuroraModule(L.LightningModule):
     @property
     def sharded(self) -> bool:
         """Whether every process holds a part of the weights only."""
-        return isinstance(self._strategy, Sharded) and world_size() > 1
+        return isinstance(self._strategy, Sharded | Flat) and world_size() > 1
 
     def tensors(self) -> dict[str, Tensor]:
         """What learns and what the optimizer keeps of it, as they are: sharded, and changed by the next step."""

@@ -49,9 +49,9 @@ def _is_matrix(parameter: nn.Parameter) -> bool:
     return sum(side > 1 for side in parameter.shape) > 1
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe, *, fused: bool) -> AdamW:
-    """The recipe's optimizer; the rate of each step is set by `set_rate`."""
-    return AdamW(parameter_groups(model, recipe), lr=recipe.peak_lr, betas=recipe.betas, fused=fused)
+def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe, *, fused: bool) -> AdamW:
+    """The recipe's optimizer of `parameter_groups`; the rate of each step is set by `set_rate`."""
+    return AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas, fused=fused)
 
 
 def set_rate(optimizer: AdamW, rate: float) -> None:

@@ -147,6 +147,12 @@ def _extended(tensor: Tensor, count: int, value: int) -> Tensor:
     return torch.cat([tensor, tensor.new_full((count,), value)])
 
 
+def reading(strategy: Any, data_ranks: int) -> dict[str, int]:
+    """Which share of the rows this process reads: neighbours may read the same one together."""
+    together = strategy.world_size // data_ranks
+    return {"num_replicas": data_ranks, "rank": strategy.global_rank // together}
+
+
 def local_devices(options: TrainerOptions) -> int:
     """Processes that the options ask for on this machine."""
     devices: Any = options.devices

@@ -37,12 +37,14 @@ from aurora.training.progress import ProgressDisplay
 from aurora.training.recipe import (
     Recipe,
     TrainerOptions,
+    check_average,
     check_datasets,
     check_rows,
     read_options,
     read_recipes,
     selected_stages,
 )
+from aurora.training.sharding import require_layout
 from aurora.training.signals import KILLED, StopOnSignal, requeue
 from aurora.training.state import all_weights, whole
 from aurora.training.trainer import build_trainer, quiet_lightning
@@ -76,7 +78,7 @@ def train(config: Mapping[str, Any]) -> Path:
     joined = place is not None and join(place, read_options(config["trainer"]))
     if place is not None:
         require_equal(config)
-    stages = agreed(lambda: plan_stages(config, place))
+    stages = agreed(lambda: _startable(config, place))
     console = Console(quiet=_rank() != 0, soft_wrap=True, highlight=False)
     if stages[0].options.threads is not None:
         torch.set_num_threads(stages[0].options.threads)
@@ -86,6 +88,13 @@ def train(config: Mapping[str, Any]) -> Path:
     if joined:
         leave()
     return stages[-1].folder.model
+
+
+def _startable(config: Mapping[str, Any], place: Place | None) -> list[Stage]:
+    """The selected stages. AuroraError also for what this machine is not made for."""
+    stages = plan_stages(config, place)
+    require_layout(stages[0].options, 1 if place is None else place.nodes)
+    return stages
 
 
 def plan_stages(config: Mapping[str, Any], place: Place | None = None) -> list[Stage]:
@@ -101,6 +110,7 @@ def plan_stages(config: Mapping[str, Any], place: Place | None = None) -> list[S
         given = config.get("init_from") if name == names[0] else None
         start = given or _model_before(config["run"], name, recipes[name].after, names)
         _check_start(config, given, start)
+        check_average(name, recipes[name], options)
         stages.append(Stage(name, config, recipes[name], options, StageFolder(config["run"], name), start, place))
         _check_merge(stages[-1])
     return stages

@@ -16,7 +16,8 @@ from aurora.adapters.attach import sharded_alone
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
 from aurora.training.blocks import blocks
-from aurora.training.parallel import local_devices
+from aurora.training.flat import Flat, flatten
+from aurora.training.parallel import local_devices, reading
 from aurora.training.recipe import TrainerOptions
 
 
@@ -77,32 +78,50 @@ class Copied(DDPStrategy):
         return reading(self, self.data_ranks)
 
 
-def reading(strategy: Any, data_ranks: int) -> dict[str, int]:
-    """Which share of the rows this process reads: neighbours may read the same one together."""
-    together = strategy.world_size // data_ranks
-    return {"num_replicas": data_ranks, "rank": strategy.global_rank // together}
+def require_layout(options: TrainerOptions, nodes: int = 1) -> None:
+    """AuroraError for a layout that is not possible on so many machines like this one."""
+    if options.strategy == "auto":
+        return
+    processes = nodes * local_devices(options)
+    for key, size in (("sequence_parallel", options.sequence_parallel), ("shard_size", options.shard_size or 1)):
+        if processes % size:
+            raise AuroraError(f"trainer.{key} is {size}, which does not divide the {processes} processes")
+    if options.strategy == "fsdp1":
+        require_gpus(options, processes)
+
+
+def require_gpus(options: TrainerOptions, processes: int) -> None:
+    """AuroraError where Lightning's `FSDPStrategy` does not run, or has nothing to do."""
+    if options.accelerator == "cpu" or not torch.cuda.is_available():
+        raise AuroraError("trainer.strategy=fsdp1, Lightning's FSDPStrategy, runs on GPUs only, and this process has "
+                          "none; trainer=fsdp (FSDP2) shards as it does, on CPUs too")
+    if processes == 1:
+        raise AuroraError("trainer.strategy=fsdp1 shards over two GPUs or more, and here is one; trainer=gpu is right")
 
 
 def build_strategy(options: TrainerOptions, nodes: int = 1) -> Strategy | str:
-    """Lightning's strategy for the options, on so many machines. AuroraError for what does not go together there."""
+    """Lightning's strategy for the options, on so many machines. AuroraError like `require_layout`."""
+    require_layout(options, nodes)
     local = local_devices(options)
     processes = nodes * local
+    data_ranks = processes // options.sequence_parallel
     if options.strategy == "auto":
         return "auto"
-    if options.strategy == "fsdp1":
-        raise AuroraError("trainer.strategy=fsdp1, Lightning's FSDPStrategy, needs GPUs and makes one flat tensor of "
-                          "many parameters, which checkpoints and optimizer groups know by name here: it is not "
-                          "connected. trainer.strategy=fsdp (FSDP2) shards as it does, on CPUs too")
-    if processes % options.sequence_parallel:
-        raise AuroraError(f"trainer.sequence_parallel is {options.sequence_parallel}, which does not divide the "
-                          f"{processes} processes")
-    data_ranks = processes // options.sequence_parallel
     if options.strategy == "ddp":
         return Copied(data_ranks=data_ranks)
+    if options.strategy == "fsdp1":
+        return Flat(data_ranks=data_ranks)
     shard_size = processes if options.strategy == "fsdp" else options.shard_size or local
-    if processes % shard_size:
-        raise AuroraError(f"trainer.shard_size is {shard_size}, which does not divide the {processes} processes")
     return Sharded(processes=processes, shard_size=shard_size, data_ranks=data_ranks, offload=options.cpu_offload)
+
+
+def laid_out(model: AuroraModel, strategy: Strategy, options: TrainerOptions) -> AuroraModel:
+    """The model with its weights where the strategy has them. Collective when it shards."""
+    if isinstance(strategy, Flat):
+        return flatten(model, strategy, options)
+    if isinstance(strategy, Sharded):
+        shard(model, strategy.weights_mesh, options)
+    return model
 
 
 def shard(model: AuroraModel, mesh: DeviceMesh, options: TrainerOptions) -> None:
@@ -133,6 +152,9 @@ def gradients_when(strategy: Strategy, net: Any, options: TrainerOptions, *, clo
     if isinstance(strategy, DDPStrategy) and not closes:
         blocked: AbstractContextManager[None] = strategy.block_backward_sync()
         return blocked
+    if isinstance(strategy, Flat) and options.defer_gradient_sync and not closes:
+        deferred: AbstractContextManager[None] = net.no_sync()
+        return deferred
     if isinstance(strategy, Sharded):
         if options.defer_gradient_sync:
             net.set_requires_gradient_sync(closes)
@@ -144,7 +166,8 @@ def gradients_when(strategy: Strategy, net: Any, options: TrainerOptions, *, clo
 
 def shows_gradients(strategy: Strategy, options: TrainerOptions) -> bool:
     """Whether gradients can be looked at before the step closes: not while they wait to be summed."""
-    return not isinstance(strategy, Sharded) or (strategy.copies == 1 and not options.defer_gradient_sync)
+    whole_group = not isinstance(strategy, Sharded) or strategy.copies == 1
+    return whole_group and not options.defer_gradient_sync
 
 
 def _require_one_dtype(model: AuroraModel, units: list[nn.Module]) -> None:

@@ -19,8 +19,10 @@ from aurora.assemble import build_model
 from aurora.checkpoint import load_model
 from aurora.errors import AuroraError
 from aurora.training.blocks import compile_blocks, recompute_blocks, recompute_cheap
-from aurora.training.optim import build_optimizer, choose_learned
+from aurora.training.flat import Flat, flatten
+from aurora.training.optim import build_optimizer, choose_learned, parameter_groups
 from aurora.training.recipe import TrainerOptions, check_rows, read_options, read_recipe
+from aurora.training.run import plan_stages, train
 from aurora.training.sharding import Sharded, build_strategy, shard
 
 FOLDER = Path(__file__).parent
@@ -57,19 +59,21 @@ def learned(model, batch):
 def case(run, processes, stops_at=None, **options):
     config = tiny_config(run, steps=STEPS, rows_per_step=4)
     config |= {"stage": "first"}
-    config["stages"]["first"]["trained"] = ["vision", "connector", "backbone"]
+    config["stages"]["first"] |= {"trained": ["vision", "connector", "backbone"], "weight_decay": 0.1}
     config["trainer"] |= {"accelerator": "cpu", "progress": "none", "checkpoint_every": 1000, **options}
     return {"config": config, "processes": processes, "stops_at": stops_at}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """One process; four as two copies of two shards, whose checkpoint two go on from; one from whose checkpoint two
-    copies go on; two that share every row; two that learn in pieces."""
+    """One process; four as two copies of two shards, whose checkpoint two go on from; two with flat shards that go on
+    from their own; one from whose checkpoint two copies go on; two that share every row; two that learn in pieces."""
     folder = tmp_path_factory.mktemp("runs")
     cases = [case(folder / "one", 1),
              case(folder / "moved", 4, stops_at=1, strategy="fsdp_hybrid", shard_size=2),
              case(folder / "moved", 2, strategy="fsdp", defer_gradient_sync=True, reshard_after_forward=False),
+             case(folder / "flat", 2, stops_at=1, strategy="fsdp1", activation_checkpointing="selective"),
+             case(folder / "flat", 2, strategy="fsdp1", defer_gradient_sync=True, reshard_after_forward=False),
              case(folder / "copied", 1, stops_at=1),
              case(folder / "copied", 2, strategy="ddp", activation_checkpointing="block"),
              case(folder / "together", 2, strategy="fsdp", sequence_parallel=2),
@@ -83,7 +87,7 @@ def runs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("found", ["moved", "copied", "together"])
+@pytest.mark.parametrize("found", ["moved", "flat", "copied", "together"])
 def test_processes_that_shard_copy_or_share_rows_learn_what_one_does(found, runs):
     for (step, loss), (same_step, expected) in zip(curve(runs / found, "first"), curve(runs / "one", "first"),
                                                    strict=True):
@@ -121,7 +125,7 @@ def test_gradients_are_reduced_and_remembered_only_where_something_learns(traine
     with Computed() as computed:
         model(row()).total.backward()
     assert sum(count for name, count in computed.counts.items() if "reduce_scatter" in name) == reduced
-    optimizer = build_optimizer(model, recipe, fused=False)
+    optimizer = build_optimizer(parameter_groups(model, recipe), recipe, fused=False)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == sum(
         len([*getattr(model, slot).parameters()]) for slot in trained)
 
@@ -189,6 +193,9 @@ def test_compiled_blocks_learn_the_same_from_rows_of_any_length():
     ({"defer_gradient_sync": True, "strategy": "ddp"}, "defer_gradient_sync needs strategy fsdp"),
     ({"cpu_offload": True, "strategy": "fsdp"}, "cpu_offload needs .* a GPU"),
     ({"shard_size": 2, "strategy": "fsdp"}, "shard_size needs strategy fsdp_hybrid"),
+    ({"precision": "bf16-true", "strategy": "fsdp1"}, "precision=bf16-true needs another strategy than fsdp1"),
+    ({"compile": "block", "strategy": "fsdp1"}, "compile=block needs another strategy than fsdp1"),
+    ({"cpu_offload": True, "strategy": "fsdp1", "accelerator": "gpu"}, "cpu_offload needs strategy fsdp or"),
     ({"sequence_parallel": 2}, "sequence_parallel needs strategy ddp"),
     ({"sequence_parallel": 2, "backprop_tokens": 64, "strategy": "fsdp"}, "backprop_tokens needs sequence_parallel 1"),
     ({"compile": "block", "activation_checkpointing": "selective"}, "compile=block needs activation_checkpointing"),
@@ -205,13 +212,40 @@ def test_rows_that_go_on_in_other_rows_are_not_cut_as_well():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"strategy": "fsdp1"}, "needs GPUs and makes one flat tensor"),
+    ({"strategy": "fsdp1", "devices": 2}, r"runs on GPUs only, and this process has none; trainer=fsdp \(FSDP2\)"),
     ({"strategy": "fsdp_hybrid", "shard_size": 3, "devices": 4}, "shard_size is 3, which does not divide the 4"),
     ({"strategy": "fsdp", "sequence_parallel": 3, "devices": 4}, "sequence_parallel is 3, which does not divide the 4"),
 ])
 def test_processes_that_cannot_be_divided_so_are_refused(options, message):
     with pytest.raises(AuroraError, match=message):
         build_strategy(TrainerOptions(**options))
+
+
+def test_an_average_of_weights_in_flat_shards_is_refused(tmp_path):
+    config = case(tmp_path, 2, strategy="fsdp1")["config"]
+    config["stages"]["first"]["average"] = 0.99
+    with pytest.raises(AuroraError, match=r"stages\.first\.average is 0\.99, and trainer\.strategy=fsdp1"):
+        plan_stages(config)
+
+
+def test_a_machine_without_a_gpu_refuses_fsdp1_before_anything_starts(tmp_path, capfd):
+    with pytest.raises(AuroraError, match="runs on GPUs only"):
+        train(case(tmp_path / "run", 2, strategy="fsdp1")["config"])
+    assert not (tmp_path / "run").exists() and capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({}, "of several dtypes here \\(bfloat16, float32\\)"),
+    ({"precision": "bf16-gathered"}, "would gather a tuned initial state as bfloat16"),
+])
+def test_what_flat_shards_cannot_hold_is_refused(options, message):
+    model = build_model(tiny_config("run"))
+    if options:
+        tune_state("state", model.backbone)
+    else:
+        model.vision.blocks[0].mlp.to(torch.bfloat16)
+    with pytest.raises(AuroraError, match=message):
+        flatten(model, Flat(data_ranks=2), TrainerOptions(strategy="fsdp1", **options))
 
 
 def test_hybrid_sharding_has_one_copy_per_node():
