@@ -14,7 +14,8 @@ Work = Callable[[], Any]
 Clock = Callable[[Work], float]
 """Runs a work once and says how many seconds it took."""
 
-REPEAT_SECONDS = 0.02
+REPEAT_SECONDS = 0.1
+"""A work is repeated for so long within a round: its first run pays for the caches that the others have emptied."""
 WARM_SECONDS = 2.0
 """A first run of that length has warmed up what there is to warm up."""
 MOST_REPEATS = 50

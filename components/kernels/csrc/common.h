@@ -42,13 +42,18 @@ INLINE void store(float* p, vec x) { *reinterpret_cast<vec*>(p) = x; }
 INLINE vec splat(float x) { return x - vec{}; }
 constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-// e^x for x <= 88, to one unit in the last place; 0 where the result would be below the smallest normal number.
+// e^x for x <= 88, to one unit in the last place; what would be below the smallest normal number is 0 or subnormal.
 INLINE vec exp(vec x) {
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which lies in the lowest bits
-    vec low = splat(-87.0f);
-    vec bounded = x < low ? low : x;
-    vec shifted = bounded * 1.44269504f + magic;
-    vec n = shifted - magic;
+    const vec low = splat(-104.0f);
+#if defined(__AVX512F__)
+    const vec bounded = (vec)_mm512_max_ps((__m512)low, (__m512)x);
+    const vec n = (vec)_mm512_roundscale_ps((__m512)(bounded * 1.44269504f), 0);
+#else
+    const vec bounded = x < low ? low : x;
+    const vec shifted = bounded * 1.44269504f + magic;
+    const vec n = shifted - magic;
+#endif
     vec r = bounded - n * 0.693359375f;  // ln 2 in two parts: the first has few bits, so that its product is exact
     r = r + n * 2.12194440e-4f;
     vec p = splat(1.0f / 5040);
@@ -59,9 +64,23 @@ INLINE vec exp(vec x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    ivec exponent = (((ivec)shifted - (ivec)splat(magic)) + 127) << 23;
-    vec y = p * (vec)exponent;
-    return x < low ? vec{} : y;
+#if defined(__AVX512F__)
+    return (vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    const ivec exponent = (((ivec)shifted - (ivec)splat(magic)) + 127) << 23;
+    const vec y = p * (vec)exponent;
+    return x < splat(-87.0f) ? vec{} : y;
+#endif
+}
+
+// 1 / x for normal x, to one unit in the last place: a division keeps other arithmetic waiting for its unit.
+INLINE vec reciprocal(vec x) {
+#if defined(__AVX512F__)
+    const vec guess = (vec)_mm512_rcp14_ps((__m512)x);
+    return guess + guess * (1.0f - x * guess);
+#else
+    return 1.0f / x;
+#endif
 }
 
 template <int... I>
@@ -313,8 +332,10 @@ struct Row {
     template <class Work>
     void share(int64_t width, int64_t unit, Work work) const {
         const Cuts cut = cuts(width, unit);
-        const int64_t group = std::max<int64_t>(1, std::min<int64_t>(8, sequences * heads / (4 * threads)));
-        const int64_t groups = (heads + group - 1) / group;
+        const int64_t most = std::max<int64_t>(1, std::min<int64_t>(16, sequences * heads / threads));
+        // as many groups for every thread, where one sequence is all there is
+        const int64_t wanted = round_up((heads + most - 1) / most, sequences > 1 ? 1 : threads);
+        const int64_t group = (heads + wanted - 1) / wanted, groups = (heads + group - 1) / group;
         std::vector<int64_t> order(sequences);
         std::iota(order.begin(), order.end(), 0);
         std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return length(a) > length(b); });

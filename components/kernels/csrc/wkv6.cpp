@@ -61,10 +61,16 @@ struct Forward {
 constexpr int KR = 4;                    // keys of a tile
 constexpr float LEAST = 5.42101086e-20f;  // 2^-64
 
-// A cache line that will be wanted of each of the positions to come, which lie `apart` bytes from each other.
+// Cache lines that will be wanted: neighbours, 1 << shift of them, of each of some positions `apart` bytes from each other.
+// They are asked for in the order of their addresses, which lets the processor go on by itself.
 struct Wanted {
     const char* first;
     int64_t apart;
+    int shift;
+
+    INLINE void ask(int64_t number) const {
+        __builtin_prefetch(first + (number >> shift) * apart + (number & ((1 << shift) - 1)) * 64, 0, 2);
+    }
 };
 
 template <bool SCALED, int VC>
@@ -76,7 +82,7 @@ INLINE void forward_tile(const Forward& c, int64_t i0, int64_t j0, int64_t n, Wa
 #pragma GCC unroll 4
         for (int j = 0; j < VC; ++j) s[i][j] = load(c.state + (i0 + i) * c.V + j0 + j * W);
     for (int64_t t = 0; t < n; ++t) {
-        __builtin_prefetch(wanted.first + t * wanted.apart, 0, 2);
+        wanted.ask(t);
         const float *r = rs + t * c.K + i0, *k = ks + t * c.K + i0, *decay = c.decay + t * c.K + i0;
         vec v[VC], y[VC];
 #pragma GCC unroll 4
@@ -126,7 +132,7 @@ INLINE void scale(const Forward& c, float* scaled_r, float* scaled_k, float* pro
         for (int64_t t = 0; t < n; ++t) {
             store(scaled_r + t * c.K + i, load(c.r + t * c.K + i) * so_far);
             so_far *= load(c.decay + t * c.K + i);
-            store(scaled_k + t * c.K + i, load(c.k + t * c.K + i) / so_far);
+            store(scaled_k + t * c.K + i, load(c.k + t * c.K + i) * reciprocal(so_far));
         }
         store(product + i, so_far);
     }
@@ -150,19 +156,23 @@ struct Inputs {
     const float *w, *bonus, *state;
 };
 
-// The cache lines of a head's inputs at one position.
+// What the tiles of a head ask for: P lines each, of the head's inputs from the first position of a piece on. `apart` is
+// from a head to the next.
 template <class E>
-std::vector<Wanted> lines_of(const Inputs<E>& in, const Piece& piece, int64_t K, int64_t V) {
-    std::vector<Wanted> lines;
-    const auto add = [&](const auto* row, int64_t used, int64_t width) {
-        for (int64_t i = 0; i < used; i += 64 / int64_t(sizeof *row))
-            lines.push_back({(const char*)(row + i), width * int64_t(sizeof *row)});
+std::vector<Wanted> lines_of(const Row& row, const Inputs<E>& in, const Piece& piece) {
+    std::vector<Wanted> tiles;
+    const auto add = [&](const auto* input, int64_t from, int64_t used, int64_t width) {
+        const int64_t unit = sizeof *input, lines = (used * unit + 63) / 64;
+        int shift = 0;
+        while (1 << shift < std::min(lines, P)) ++shift;
+        const char* first = (const char*)(input + (piece.start * row.heads + piece.head) * width + from);
+        for (int64_t t = 0; t < P; t += P >> shift)
+            tiles.push_back({first + t * row.heads * width * unit, width * unit, shift});
     };
-    add(in.r, K, K);
-    add(in.k, K, K);
-    add(in.w, K, K);
-    add(in.v + piece.first, piece.end - piece.first, V);
-    return lines;
+    for (const E* input : {in.r, in.k}) add(input, 0, row.K, row.K);
+    add(in.w, 0, row.K, row.K);
+    add(in.v, piece.first, piece.end - piece.first, row.V);
+    return tiles;
 }
 
 template <class E>
@@ -182,7 +192,7 @@ void forward_piece(const Row& row, const Piece& piece, const Inputs<E>& in, E* y
             for (int64_t i = 0; i < K; ++i)
                 read_row(states + (h * Kp + i) * Vp, in.state + ((base + h) * K + i) * V + first, columns);
     }
-    const std::vector<Wanted> lines = lines_of(in, piece, K, V);
+    const std::vector<Wanted> lines = lines_of(row, in, piece);
     for (int64_t t0 = piece.start; t0 < piece.stop; t0 += P) {
         const int64_t n = std::min(P, piece.stop - t0), done = t0 - piece.start;
         for (int64_t h = 0; h < piece.heads; ++h) {
@@ -204,10 +214,10 @@ void forward_piece(const Row& row, const Piece& piece, const Inputs<E>& in, E* y
             scale(chunk, scaled_r, scaled_k, product, n);
             // the same positions of the next head, or the next positions of the first one
             const bool last = h + 1 == piece.heads;
-            const int64_t next = (last ? std::min(t0 + P, piece.stop - 1) : t0) * H + (last ? piece.head : head + 1);
+            const int64_t next = last ? (std::min(t0 + P, piece.stop - 1) - piece.start) * H : done * H + h + 1;
             forward_chunk(chunk, n, [&](size_t tile) {
-                if (tile >= lines.size()) return Wanted{lines[0].first, 0};
-                return Wanted{lines[tile].first + next * lines[tile].apart, H * lines[tile].apart};
+                const Wanted& line = lines[std::min(tile, lines.size() - 1)];
+                return Wanted{line.first + next * line.apart, H * line.apart, line.shift};
             });
             for (int64_t t = 0; t < n; ++t) write_large(y + ((t0 + t) * H + head) * V + first, out + t * Vp, columns, size);
         }
