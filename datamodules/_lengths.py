@@ -28,6 +28,7 @@ from aurora.interfaces import Prompt, Text, Tokenizer, Turn
 
 from ._files import ShardFiles
 from ._index import DatasetIndex, open_index, sidecar
+from ._pool import cause_of_death, processes_of
 from ._samples import TEXT, BadSample, Record, parse_record
 from ._writing import npy_bytes, replace_file
 
@@ -109,20 +110,22 @@ def _kept(tar: Path, shard: dict[str, object], by: str) -> np.ndarray | None:
 def _counted(index: DatasetIndex, shards: list[int], prompt: Prompt, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """The lengths of some shards, in their order."""
     samples = sum(int(index.shards[number]["samples"]) for number in shards)
-    processes = min(len(shards), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-    if samples < PARALLEL_SAMPLES or processes < 2:
+    workers = min(len(shards), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    if samples < PARALLEL_SAMPLES or workers < 2:
         for number in shards:
             yield count_shard(index, number, prompt, tokenizer)
         return
     _log.warning("data: counting the text of %d samples in %s with %d processes; this is kept, and done once",
-                 samples, index.folder, processes)
+                 samples, index.folder, workers)
+    # Spawned, because this process may hold threads and an accelerator.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (prompt, tokenizer))
+    processes = processes_of(pool)
     try:
-        # Spawned, because this process may hold threads and an accelerator.
-        with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (prompt, tokenizer)) as pool:
+        with pool:
             yield from pool.map(_count, [(str(index.folder), number) for number in shards])
     except BrokenProcessPool as error:
-        raise AuroraError(f"data: a process that counted the text of {index.folder} was killed, which happens when "
-                          "memory runs out; what was counted is kept, so start again") from error
+        raise AuroraError(f"data: a process that counted the text of {index.folder} ended with "
+                          f"{cause_of_death(processes)}. What was counted is kept, so start again") from error
 
 
 def count_shard(index: DatasetIndex, number: int, prompt: Prompt, tokenizer: Tokenizer) -> np.ndarray:

@@ -17,6 +17,8 @@ from aurora.errors import AuroraError
 from aurora.interfaces.data import Executor, R, T
 from aurora.registry import EXECUTOR
 
+from .._pool import cause_of_death, processes_of
+
 
 @EXECUTOR.register
 class ProcessExecutor(Executor):
@@ -32,12 +34,14 @@ class ProcessExecutor(Executor):
         if not tasks:
             return
         pool = ProcessPoolExecutor(min(self._workers, len(tasks)), _context(work), _begin)
+        processes = processes_of(pool)
         try:
             for done in as_completed([pool.submit(work, task) for task in tasks]):
                 yield done.result()
         except BrokenProcessPool as error:
-            raise AuroraError("executor 'process': a worker was killed, which happens when memory runs out; fewer "
-                              "workers need less. Run again: it goes on where it was") from error
+            pool.shutdown(wait=True)
+            raise AuroraError(f"executor 'process': a worker ended with {cause_of_death(processes)}. Run again: it "
+                              "goes on where it was") from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

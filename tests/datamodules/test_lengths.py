@@ -1,6 +1,9 @@
+import os
+
 import numpy as np
 import pytest
 
+from aurora.errors import AuroraError
 from aurora.registry import PROMPT, TOKENIZER
 from datamodules import _lengths
 from datamodules._index import load_index, sidecar
@@ -57,6 +60,20 @@ def test_whoever_writes_shards_may_count_them(index):
         write_lengths(index.folder / str(shard["name"]), str(shard["sha256"]), counter(PROMPT_PART, TOKENIZER_PART),
                       np.full(4, 9))
     assert lengths(load_index(index.folder)).tolist() == [9] * 12
+
+
+class Deadly(type(TOKENIZER_PART)):
+    """Ends the process that copies it."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_a_process_that_dies_while_counting_is_told_by_what_it_died_of(index, monkeypatch):
+    monkeypatch.setattr(_lengths, "PARALLEL_SAMPLES", 1)
+    monkeypatch.setattr(_lengths.os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    with pytest.raises(AuroraError, match="ended with status 3"):
+        text_lengths(index, PROMPT_PART, Deadly())
 
 
 def test_many_processes_count_the_same(index, monkeypatch):

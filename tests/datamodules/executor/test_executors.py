@@ -41,6 +41,17 @@ def test_an_option_that_makes_no_sense_is_refused(options):
         EXECUTOR.build(options)
 
 
+@pytest.mark.parametrize(("end", "told"), [
+    ("kill(os.getpid(), 2)", r"ended with SIGINT\. Run again"),
+    ("kill(os.getpid(), 9)", r"ended with SIGKILL, perhaps because memory ran out"),
+    ("_exit(3)", r"ended with status 3\. Run again"),
+], ids=["SIGINT", "SIGKILL", "exit"])
+def test_a_worker_that_dies_is_told_by_what_it_died_of(end, told):
+    tasks = [f"(os := __import__('os')).{end}", *["__import__('time').sleep(60)"] * 2]
+    with pytest.raises(AuroraError, match=told):
+        list(EXECUTOR.build({"name": "process", "workers": 2}).run(eval, tasks))
+
+
 PARENT = """
 import os, sys, time
 from aurora.registry import EXECUTOR
