@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import AdamW
@@ -24,14 +22,9 @@ from aurora.training.flops import Arithmetic, forward_flops, peak_flops, trainin
 from aurora.training.guard import StepGuard, read_spike
 from aurora.training.measures import Noise, gradient_norms, peak_memory, state_norms, total_norm, weight_norms
 from aurora.training.optim import build_optimizer, choose_learned, parameter_groups, set_rate
-from aurora.training.parallel import (
-    from_first_rank,
-    shared_group,
-    sum_over_ranks,
-    with_agreed_frames,
-    world_size,
-)
+from aurora.training.parallel import from_first_rank, shared_group, sum_over_ranks, with_agreed_frames, world_size
 from aurora.training.pieces import pieces_of
+from aurora.training.randomness import seed_step
 from aurora.training.recipe import read_options, read_recipe
 from aurora.training.schedule import lr_factor
 from aurora.training.sequence import Neighbours, read_together
@@ -72,6 +65,7 @@ class AuroraModule(L.LightningModule):
         self.average: Average | None = None
         self.guard = StepGuard(read_spike(self.options.spike))
         self.changing = False  # true while the optimizer writes: the weights belong to no step then
+        self._groups: list[dict[str, Any]] = []  # of the optimizer; there once the model is
         self._memory: State | None = None  # of the sequence that the last row left open
         self._neighbours: Neighbours | None = None  # ranks that read a row together
         self._tally = Tally()
@@ -104,7 +98,7 @@ class AuroraModule(L.LightningModule):
         if self.recipe.average is not None:
             self.average = Average(self.net, self.recipe.average)
         self._resume()
-        self._seed_step()
+        seed_step(self.config["seed"], self.step, self.global_rank, self.device)
         self._row_ended = self._step_ended = time.perf_counter()
 
     @property
@@ -182,7 +176,7 @@ class AuroraModule(L.LightningModule):
         self.step += 1
         self.trainer.datamodule.position = tuple(position)
         self._report(tally, norm, rate)
-        self._seed_step()
+        seed_step(self.config["seed"], self.step, self.global_rank, self.device)
 
     def _step_optimizer(self, gradients: list[Tensor], scale: float, norm: float, rate: float) -> None:
         clip = self.recipe.clip
@@ -247,16 +241,6 @@ class AuroraModule(L.LightningModule):
                 found |= {} if noise is None else {"noise_trace": noise.trace, "noise_square": noise.square}
         self._first, self._states = None, {}
         return found
-
-    def _seed_step(self) -> None:
-        """Makes randomness a function of seed, step and rank, so that there is no generator to save."""
-        seed = (self.config["seed"] * 1_000_003 + self.step) * 4_099 + self.global_rank
-        # torch.manual_seed would also queue a call with its stack for every accelerator that is not in use
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
 
     # ---- state ----
 
