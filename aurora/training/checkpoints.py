@@ -87,17 +87,21 @@ def is_committed(path: Path) -> bool:
 def newest_checkpoint(folder: Path, tell: Tell, *, verify: bool = True) -> Checkpoint | None:
     """The newest whole checkpoint, or None; broken ones are named through `tell` and passed over.
 
-    Without `verify` only sizes are compared: on the ranks that follow the choice of the first.
+    Without `verify` only sizes are compared: on the ranks that follow the choice of the first. AuroraError when there
+    were some and none is whole.
     """
     found = by_age(folder)
+    last = max([_step(path) for path in found[:1]] + _pointed_at(folder), default=-1)
+    if last >= 0 and (not found or _step(found[0]) < last):
+        tell(f"{checkpoint_path(folder, last)}, the newest, is not there or has no {COMMITTED}; trying the one before")
     for path in found:
         wrong = problem(path, verify=verify)
         if wrong is None:
-            if path != found[0]:
-                tell(f"going back to {path.name}: {_step(found[0]) - _step(path)} steps are lost and made again")
+            if _step(path) < last:
+                tell(f"going back to {path.name}: {last - _step(path)} steps are lost and made again")
             return Checkpoint(path, json.loads((path / STATE).read_bytes()))
         tell(f"{path} is broken ({wrong}); trying the one before")
-    if found:
+    if last >= 0:
         raise AuroraError(f"none of the checkpoints in {folder} can be read; restart=true begins the stage again")
     return None
 
@@ -114,6 +118,8 @@ def problem(path: Path, *, verify: bool = True) -> str | None:
     """What is wrong with a committed checkpoint; None when every file has its size and, with `verify`, its digest."""
     try:
         files: Files = {name: tuple(entry) for name, entry in json.loads((path / COMMITTED).read_bytes()).items()}
+        if STATE not in files:
+            return f"{COMMITTED} does not name {STATE}"
         for name, (size, _) in files.items():
             if (path / name).stat().st_size != size:
                 return f"{name} has {(path / name).stat().st_size} bytes, not {size}"
@@ -157,6 +163,15 @@ def by_age(folder: Path) -> list[Path]:
     """Committed checkpoints, the newest first."""
     committed = [path for path in folder.glob("step-*") if path.name[5:].isdigit() and is_committed(path)]
     return sorted(committed, key=_step, reverse=True)
+
+
+def _pointed_at(folder: Path) -> list[int]:
+    """The step of the checkpoint that was the newest when one was last written; none when nothing says so."""
+    try:
+        number = (folder / NEWEST).read_text(encoding="utf-8").removeprefix("step-")
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [int(number)] if number.isdecimal() else []
 
 
 def _step(path: Path) -> int:

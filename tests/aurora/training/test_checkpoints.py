@@ -98,10 +98,12 @@ def test_a_flipped_bit_falls_back_to_the_checkpoint_before(tmp_path, name):
 
 
 @pytest.mark.parametrize("lost", ["shard", "state.json", "COMMITTED"])
-def test_a_checkpoint_that_is_half_deleted_is_none(tmp_path, lost):
-    write(tmp_path, 1, 2)
-    (shard(tmp_path, 2) if lost == "shard" else checkpoint_path(tmp_path, 2) / lost).unlink()
-    assert newest_checkpoint(tmp_path, lambda _: None).step == 1
+def test_a_checkpoint_that_is_half_deleted_is_none_and_what_that_costs_is_said(tmp_path, lost):
+    write(tmp_path, 1, 3)
+    (shard(tmp_path, 3) if lost == "shard" else checkpoint_path(tmp_path, 3) / lost).unlink()
+    told = []
+    assert newest_checkpoint(tmp_path, told.append).step == 1
+    assert str(checkpoint_path(tmp_path, 3)) in told[0] and "2 steps are lost" in told[1]
 
 
 def test_a_checkpoint_that_reads_back_wrong_keeps_the_older_ones(tmp_path, monkeypatch):
@@ -129,6 +131,21 @@ def test_only_broken_checkpoints_are_an_error(tmp_path):
         newest_checkpoint(tmp_path, lambda _: None)
 
 
+def test_checkpoints_that_have_all_lost_their_markers_are_an_error_and_no_fresh_start(tmp_path):
+    write(tmp_path, 1, 2)
+    for marker in tmp_path.glob("*/COMMITTED"):
+        marker.unlink()
+    with pytest.raises(AuroraError, match="none of the checkpoints"):
+        newest_checkpoint(tmp_path, lambda _: None)
+
+
+@pytest.mark.parametrize("pointer", [b"", b"step-", b"\xff\xfe", b"step-1"])
+def test_a_pointer_that_is_broken_or_behind_changes_nothing(tmp_path, pointer):
+    write(tmp_path, 1, 2)
+    (tmp_path / "newest").write_bytes(pointer)
+    assert newest_checkpoint(tmp_path, silent).step == 2
+
+
 def test_an_empty_folder_has_no_checkpoint(tmp_path):
     assert newest_checkpoint(tmp_path / "none", silent) is None
     with pytest.raises(AuroraError, match="same folder"):
@@ -149,7 +166,7 @@ def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path):
     assert files == {"COMMITTED", "state.json", "shard-00001-model-00001-of-00001.safetensors"}
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"shard": 1}', '{"../../x": [1, "y"]}'])
+@pytest.mark.parametrize("text", ["", "[]", "{", "{}", '{"shard": 1}', '{"../../x": [1, "y"]}'])
 def test_a_damaged_marker_is_a_broken_checkpoint(tmp_path, text):
     write(tmp_path, 1)
     (checkpoint_path(tmp_path, 1) / "COMMITTED").write_text(text)
