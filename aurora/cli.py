@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from aurora import __version__
 from aurora.commands import asking_options, bench_options, plan_options, shard_options, train_options, weight_options
+from aurora.commands.parent import end_with_parent
 from aurora.errors import AuroraError
 
 OVERRIDES = """settings are changed with Hydra's overrides, such as keep_ratio=0.5, merge=pool or sampling.fps=2"""
@@ -21,6 +22,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the exit status is 2 when the user has to change something, 130 after ^C."""
+    end_with_parent()
     given = list(sys.argv[1:] if arguments is None else arguments)
     given, overrides = split_overrides(given)
     options = parse(given)

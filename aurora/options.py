@@ -5,6 +5,7 @@ What a kind cannot say (a range, a multiple) stays with the part that takes the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from types import NoneType, UnionType
@@ -60,8 +61,9 @@ def _fits(given: Any, kind: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_fits(given, one) for one in inside)
     if kind in (int, float):
-        # true is an int to Python, and 1 is a number wherever 1.0 is
-        return isinstance(given, int if kind is int else (int, float)) and not isinstance(given, bool)
+        # true is an int to Python, 1 is a number wherever 1.0 is, and an infinite rate teaches nothing
+        whole = isinstance(given, int) and not isinstance(given, bool)
+        return whole or (kind is float and isinstance(given, float) and math.isfinite(given))
     if kind in _TOLD:
         return isinstance(given, kind)
     if origin in (Mapping, dict):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -24,21 +23,23 @@ LAST_CALL_SECONDS = 15  # that fewer nodes than the most wait for further ones
 SAVE_SECONDS = 600  # that processes have for saving after SIGTERM
 
 
-def launch(config: Mapping[str, Any], options: Namespace) -> int:
+def launch(config: Mapping[str, Any], overrides: Sequence[str], *, nodes: str, first: str | None, restarts: int) -> int:
     """Trains in `trainer.devices` processes here, together with those of the other nodes.
 
     The exit status is that of the first process that failed for good.
     """
-    plan_stages(config)  # what is wrong is said once, and not by every process at every restart
     trainer = read_options(config["trainer"])
     processes = local_devices(trainer)
+    fewest, most = _numbers(nodes)
+    # what is wrong is said once, and not by every process at every restart
+    plan_stages(config, worlds=[number * processes for number in range(fewest, most + 1)])
     # torchrun's agents would share a store with the processes, and with it what a killed one left there
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SAVE_SECONDS)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    command = ["--nproc-per-node", str(processes), "--max-restarts", str(options.restarts),
-               *_meeting(options.nodes, options.first_node, trainer.rendezvous_seconds),
-               "-m", "aurora.cli", "train", *options.overrides]
+    command = ["--nproc-per-node", str(processes), "--max-restarts", str(restarts),
+               *_meeting(nodes, first, trainer.rendezvous_seconds),
+               "-m", "aurora.cli", "train", *overrides]
     try:
         torchrun(command)
     except ChildFailedError as error:
@@ -47,17 +48,25 @@ def launch(config: Mapping[str, Any], options: Namespace) -> int:
     except SignalException as error:
         return 128 + int(error.sigval)
     except RendezvousError as error:
-        raise AuroraError(f"the nodes did not meet at --first-node {options.first_node} within "
+        raise AuroraError(f"the nodes did not meet at --first-node {first} within "
                           f"{trainer.rendezvous_seconds:g} s (trainer.rendezvous_seconds). Are all started, is the "
                           "name known here, is the port free and does a firewall leave it open? "
                           f"({error.__cause__ or error or 'not all came'})") from error
     return 0
 
 
-def _meeting(nodes: str, first: str | None, seconds: float) -> list[str]:
-    """What torchrun is told of the other nodes. AuroraError for a number or a name that makes no sense."""
+def _numbers(nodes: str) -> tuple[int, int]:
+    """The fewest and the most nodes. AuroraError for a number that makes no sense."""
     if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", nodes):
         raise AuroraError(f"--nodes {nodes!r} is no number such as 2, nor a range such as 1:4")
+    fewest, _, most = nodes.partition(":")
+    if int(most or fewest) < int(fewest):
+        raise AuroraError(f"--nodes {nodes}: the first number must not be above the second")
+    return int(fewest), int(most or fewest)
+
+
+def _meeting(nodes: str, first: str | None, seconds: float) -> list[str]:
+    """What torchrun is told of the other nodes. AuroraError for a name that makes no sense."""
     if nodes == "1":
         return ["--standalone"]
     if first is None:

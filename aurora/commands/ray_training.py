@@ -20,7 +20,7 @@ def train_on_ray(config: Mapping[str, Any], *, workers: int, restarts: int) -> N
     fail for good."""
     if workers < 1:
         raise AuroraError(f"--ray {workers} must be 1 or more")
-    plan_stages(config)
+    plan_stages(config, worlds=[workers])
     run = str(Path(config["run"]).resolve())
     gpu = config["trainer"]["accelerator"] != "cpu"
     trainer = TorchTrainer(

@@ -24,7 +24,6 @@ def train(parser: argparse.ArgumentParser) -> None:
                        "trainer.devices processes, again whenever one or another node is lost")
     group.add_argument("--first-node", metavar="HOST[:PORT]", help="the node where all meet, as every node knows it "
                        "(port 29500 unless given)")
-    group.add_argument("--restarts", type=int, default=3, metavar="N",
-                       help="how often they are started again (default %(default)s)")
+    group.add_argument("--restarts", type=int, metavar="N", help="how often they are started again (default 3)")
     group.add_argument("--ray", type=int, metavar="N", help="N processes on a Ray cluster instead (needs "
                        "auroralong[ray]); RAY_ADDRESS names it, without it one is started here")

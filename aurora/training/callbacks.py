@@ -19,7 +19,11 @@ from aurora.types import PackedBatch
 
 
 class Curves(L.Callback):
-    """Hands the report of every step to the loggers."""
+    """Hands the report of every step to the loggers. One that fails is told of once."""
+
+    def __init__(self, *, tell: Callable[[str], None]) -> None:
+        self.tell = tell
+        self._failed: set[type[Any]] = set()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: PackedBatch,
                            batch_idx: int) -> None:
@@ -27,7 +31,16 @@ class Curves(L.Callback):
             report = {key: value for key, value in module.report._asdict().items() if value is not None}
             metrics = {**report, **module.measured, **data_metrics(trainer.datamodule)}
             for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=module.step)
+                self._log(logger, metrics, module.step)
+
+    def _log(self, logger: Any, metrics: Mapping[str, float], step: int) -> None:
+        try:
+            logger.log_metrics(metrics, step=step)
+        # a full disk, a server that is away: no curve is worth a run
+        except Exception as error:
+            if type(logger) not in self._failed:
+                self.tell(f"{type(logger).__name__} could not write after step {step}, and training goes on: {error}")
+            self._failed.add(type(logger))
 
 
 class EndOfStage(L.Callback):
@@ -87,8 +100,7 @@ class Checkpoints(L.Callback):
             return
         # Every rank writes its own shards, and the others may be anywhere when one fails.
         if not module.changing and not module.sharded and all_finite(module.tensors()):
-            self.save(trainer, module)
-            self.tell(f"stopped after step {module.step}, which is saved; the same command goes on there")
+            self._save_last(trainer, module, self._saver)
         self._saver.wait()
 
     def save(self, trainer: L.Trainer, module: AuroraModule) -> None:
@@ -105,6 +117,16 @@ class Checkpoints(L.Callback):
                               f"checkpoint is in {self.folder}")
         self._saver.save(module.step, tensors, {**module.counters(), "data": trainer.datamodule.state_dict(),
                                                 "fingerprint": dict(self.fingerprint)})
+
+    def _save_last(self, trainer: L.Trainer, module: AuroraModule, saver: Saver) -> None:
+        stopped = f"stopped after step {module.step}"
+        try:
+            self.save(trainer, module)
+            saver.finish()
+        except AuroraError as error:
+            self.tell(f"{stopped}, which is not saved ({error}); the same command goes on at the last checkpoint")
+        else:
+            self.tell(f"{stopped}, which is saved; the same command goes on there")
 
     def _roll_back(self, trainer: L.Trainer, module: AuroraModule) -> None:
         """Takes weights and optimizer of the newest checkpoint. Steps and rows go on: those since then are given up."""

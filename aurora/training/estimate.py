@@ -16,6 +16,7 @@ from aurora.errors import AuroraError
 from aurora.losses import LOGIT_BYTES
 from aurora.model import AuroraModel
 from aurora.training.blocks import blocks
+from aurora.training.checkpoints import KEPT
 from aurora.training.flops import forward_flops, training_flops
 from aurora.training.recipe import TrainerOptions
 
@@ -84,6 +85,14 @@ def memory(
         activations=_activations(model, options, keep_ratio, int(share * row_tokens), math.ceil(share * row_frames)),
         overhead=OVERHEAD,
     )
+
+
+def disk(model: AuroraModel, *, average: bool = False) -> int:
+    """Bytes that a stage has on disk at most: checkpoints of what learns with AdamW's moments, and with the average of
+    the weights where there is one; and its model twice."""
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    checkpoint = sum(3 * parameter.nbytes + (4 * parameter.numel() if average else 0) for parameter in learned)
+    return checkpoint * (KEPT + 1) + 2 * sum(parameter.nbytes for parameter in model.parameters())
 
 
 def cost(

@@ -19,7 +19,8 @@ from aurora.training.checkpoints import CHECKPOINTS
 from aurora.training.logs import CURVE_FILE
 
 Fingerprint = dict[str, Any]
-READING_ONLY = ("root", "workers", "quarantine", "max_bad_rate", "bad_rate_after")
+READING_ONLY = ("root", "workers", "quarantine", "max_bad_rate", "bad_rate_after", "sample_seconds", "worker_bytes",
+                "prefetch_rows", "prefetch_bytes", "verify", "cache", "cache_bytes")
 """Options of the data that say where samples are read, how fast, and what is borne, but not which."""
 
 SAMPLES = 256
@@ -56,6 +57,11 @@ class StageFolder:
         partial = self._done.with_suffix(".tmp")
         partial.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
         os.replace(partial, self._done)
+
+    def size(self) -> int:
+        """Bytes of the checkpoints and models that are there."""
+        folders = [self.checkpoints, *self.path.glob("model*")]
+        return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
     def clear(self) -> None:
         """Forgets a former attempt; its model stays until a new one replaces it."""

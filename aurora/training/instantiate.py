@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aurora.errors import AuroraError
+from aurora.options import check_kind
 
 ALLOWED = ("lightning.", "torch.optim.", "aurora.training.")
 
@@ -27,6 +28,17 @@ def instantiate(entry: Any) -> Any:
     return entry
 
 
+def check_entries(where: str, entries: Any, kind: type[Any]) -> None:
+    """AuroraError unless every one of the named entries describes an object of `kind`. Nothing is made."""
+    check_kind(where, entries, Mapping[str, Mapping[str, Any]])
+    for name, entry in entries.items():
+        target = entry.get("_target_")
+        if target is None:
+            raise AuroraError(f"{where}.{name} has no _target_, which names a class of Lightning's or of ours")
+        if not issubclass(resolve(target), kind):
+            raise AuroraError(f"{where}.{name}: {target} is no {kind.__name__}")
+
+
 def resolve(target: Any) -> type[Any]:
     """The class behind an allowed dotted path. AuroraError for anything else."""
     if not isinstance(target, str) or not target.startswith(ALLOWED):
@@ -42,7 +54,7 @@ def _construct(target: Any, options: dict[str, Any]) -> Any:
     kind = resolve(target)
     try:
         return kind(**options)
-    except TypeError as error:
+    except (TypeError, ImportError) as error:
         raise AuroraError(f"_target_ {target}: {error}") from error
 
 

@@ -81,6 +81,14 @@ def _checked(rank: int, world: int, local: int, per_node: int, launcher: str) ->
     return Place(rank, world, local, per_node, launcher)
 
 
+def refuse_restart(config: Mapping[str, Any], *, launched: bool) -> None:
+    """AuroraError for restart=true where the command is started again by itself."""
+    if config.get("restart", False) and (launched or "SLURM_JOB_ID" in os.environ):
+        raise AuroraError("restart=true forgets what the run has at every start, and a launcher or SLURM starts a "
+                          "command again when something is lost, which would lose the rest. Remove "
+                          f"{config['run']}/STAGE, or give another run=")
+
+
 def fitted(options: TrainerOptions, place: Place | None) -> TrainerOptions:
     """The options with the launcher's number of processes. AuroraError when this machine or the options say another."""
     if place is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from aurora.errors import AuroraError
 from aurora.training.instantiate import instantiate
 
 CURVE_FILE = "metrics.csv"
@@ -24,6 +26,7 @@ class CsvLogger(Logger):
         super().__init__()
         self.path = Path(save_dir) / CURVE_FILE
         self._columns: list[str] = []
+        self._late: list[dict[str, Any]] = []  # lines that could not be written
         self._resume_step = resume_step
         self._started = False
 
@@ -41,46 +44,68 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._late.append({"step": step, **{key: value for key, value in metrics.items() if key != "step"}})
         if not self._started:
             self._start()
-        row = {"step": step, **{key: value for key, value in metrics.items() if key != "step"}}
-        if any(key not in self._columns for key in row):
-            self._widen([key for key in row if key not in self._columns])
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+        missing = dict.fromkeys(key for row in self._late for key in row if key not in self._columns)
+        if missing:
+            self._write(read_curve(self.path.parent), [*self._columns, *missing])
+        self._append()
 
     def _start(self) -> None:
-        self._started = True
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_curve(self.path.parent) if int(row["step"]) <= self._resume_step]
-        self._columns = list(kept[0]) if kept else []
-        self._write(kept)
+        self._write(kept, list(kept[0]) if kept else [])
+        self._started = True
 
-    def _widen(self, columns: list[str]) -> None:
-        rows = read_curve(self.path.parent)
-        self._columns += columns
-        self._write(rows)
+    def _append(self) -> None:
+        """Writes the lines that are late, all or none: a full disk takes a part of them."""
+        whole = self.path.stat().st_size
+        try:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns).writerows(self._late)
+        except OSError:
+            os.truncate(self.path, whole)
+            raise
+        self._late.clear()
 
-    def _write(self, rows: list[dict[str, str]]) -> None:
-        with self.path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns)
+    def _write(self, rows: list[dict[str, str]], columns: list[str]) -> None:
+        """Replaces the file at once: whoever is killed meanwhile leaves the old one."""
+        partial = self.path.with_name(f".{self.path.name}.tmp")
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
+        os.replace(partial, self.path)
+        self._columns = columns
 
 
 def read_curve(folder: str | Path) -> list[dict[str, str]]:
-    """The lines of a stage's curve; a last line that was cut off while it was written is left out."""
+    """The lines of a stage's curve; what a crash made of the last ones is left out."""
     path = Path(folder) / CURVE_FILE
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     rows = list(csv.DictReader(lines[:-1]))
-    return [{key: value for key, value in row.items() if key is not None} for row in rows if row.get("step")]
+    return [{key: value for key, value in row.items() if key is not None} for row in rows
+            if (row.get("step") or "").isdecimal()]
 
 
 def build_loggers(entries: Mapping[str, Mapping[str, Any]], folder: Path, resume_step: int) -> list[Any]:
     """The loggers of configs/logger, writing below `folder` and continuing after `resume_step`."""
-    return [_build(entry, folder, resume_step) for entry in entries.values()]
+    return [_begun(name, entry, folder, resume_step) for name, entry in entries.items()]
+
+
+def _begun(name: str, entry: Mapping[str, Any], folder: Path, resume_step: int) -> Any:
+    """A logger that has found its server and its files. AuroraError when it has not."""
+    try:
+        logger = _build(entry, folder, resume_step)
+        if rank_zero_only.rank == 0:
+            getattr(logger, "experiment", None)
+    # each has errors of its own: no key, no server, no permission
+    except Exception as error:
+        raise AuroraError(f"logger.{name}: {' '.join(str(error).split())}") from error
+    return logger
 
 
 def _build(entry: Mapping[str, Any], folder: Path, resume_step: int) -> Any:

@@ -22,6 +22,10 @@ Compile = Literal["none", "block"]
 SHARDING = "fsdp, fsdp_hybrid or fsdp1"
 Display = Literal["auto", "bar", "lines", "none"]
 
+LONGEST_SECONDS = 10_000_000  # that something is waited for: a third of a year
+MOST_THREADS = 4096  # with many more OpenMP ends the process without a word
+MOST_SEED = 2**31 - 1  # what is made of it, the step and the rank has 63 bits
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -137,15 +141,16 @@ def read_options(entry: Mapping[str, Any]) -> TrainerOptions:
     for key in ("checkpoint_every", "max_bad_steps"):
         _require(getattr(options, key) >= 1, f"trainer.{key}", getattr(options, key), "a whole number ≥ 1")
     read_spike(options.spike)
-    _require(options.watchdog_seconds is None or options.watchdog_seconds > 0, "trainer.watchdog_seconds",
-             options.watchdog_seconds, "null or above 0")
-    _require(options.rendezvous_seconds > 0, "trainer.rendezvous_seconds", options.rendezvous_seconds, "above 0")
+    _require(options.watchdog_seconds is None or 0 < options.watchdog_seconds <= LONGEST_SECONDS,
+             "trainer.watchdog_seconds", options.watchdog_seconds, f"null, or above 0 and at most {LONGEST_SECONDS:,}")
+    _require(0 < options.rendezvous_seconds <= LONGEST_SECONDS, "trainer.rendezvous_seconds",
+             options.rendezvous_seconds, f"above 0 and at most {LONGEST_SECONDS:,}")
     _require(options.measure_every >= 0, "trainer.measure_every", options.measure_every, "0 or more")
     _require(options.peak_tflops is None or options.peak_tflops > 0, "trainer.peak_tflops", options.peak_tflops,
              "null or above 0")
     _check_sharding(options)
-    _require(options.threads is None or options.threads >= 1, "trainer.threads", options.threads,
-             "null or a whole number ≥ 1")
+    _require(options.threads is None or 1 <= options.threads <= MOST_THREADS, "trainer.threads", options.threads,
+             f"null or a whole number from 1 to {MOST_THREADS:,}")
     return options
 
 
@@ -183,9 +188,10 @@ def _check_sharding(options: TrainerOptions) -> None:
 
 def check_rows(config: Mapping[str, Any], options: TrainerOptions) -> None:
     """AuroraError when rows that go on in other rows are to be cut into pieces as well."""
-    asked = [key for key in ("backprop_tokens", "sequence_parallel") if (getattr(options, key) or 1) > 1]
-    if asked and config["data"].get("too_long") == "split":
-        raise AuroraError(f"trainer.{asked[0]} cuts rows into pieces, which data.too_long=split does already with what "
+    asked = {"backprop_tokens": options.backprop_tokens is not None, "sequence_parallel": options.sequence_parallel > 1}
+    key = next((key for key, cuts in asked.items() if cuts), None)
+    if key is not None and config["data"].get("too_long") == "split":
+        raise AuroraError(f"trainer.{key} cuts rows into pieces, which data.too_long=split does already with what "
                           "is longer than data.row_tokens; take one of the two")
 
 
@@ -194,6 +200,11 @@ def check_average(name: str, recipe: Recipe, options: TrainerOptions) -> None:
     if recipe.average is not None and options.strategy == "fsdp1":
         raise AuroraError(f"stages.{name}.average is {recipe.average}, and trainer.strategy=fsdp1 has no parameters of "
                           "their own shape to average; trainer.strategy=fsdp has")
+
+
+def check_seed(seed: int) -> None:
+    """AuroraError for a seed that the generators do not take."""
+    _require(0 <= seed <= MOST_SEED, "seed", seed, f"a whole number from 0 to {MOST_SEED:,}")
 
 
 def check_datasets(config: Mapping[str, Any], stages: Mapping[str, Recipe]) -> None:

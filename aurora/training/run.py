@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
@@ -22,13 +25,14 @@ from aurora.errors import AuroraError
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
 from aurora.training.callbacks import Checkpoints, Curves, EndOfStage
-from aurora.training.checkpoints import KEPT, Checkpoint, newest_checkpoint, refuse_unsafe_loading, require_room
+from aurora.training.checkpoints import Checkpoint, newest_checkpoint, refuse_unsafe_loading, require_room
 from aurora.training.data import QUARANTINE_FILE, build_data, count_bad_samples, count_samples, row_fill
-from aurora.training.estimate import memory, require_fit
+from aurora.training.estimate import disk, memory, require_fit
 from aurora.training.folder import StageFolder, base_paths, fingerprint, require_same
 from aurora.training.head import describe_stage
-from aurora.training.instantiate import instantiate
-from aurora.training.launch import Place, find_place, fitted, join, require_equal
+from aurora.training.instantiate import check_entries, instantiate
+from aurora.training.launch import Place, find_place, fitted, join, refuse_restart, require_equal
+from aurora.training.lock import held
 from aurora.training.logs import build_loggers
 from aurora.training.module import AuroraModule
 from aurora.training.optim import choose_learned
@@ -40,11 +44,12 @@ from aurora.training.recipe import (
     check_average,
     check_datasets,
     check_rows,
+    check_seed,
     read_options,
     read_recipes,
     selected_stages,
 )
-from aurora.training.sharding import require_layout
+from aurora.training.sharding import check_processes, require_layout
 from aurora.training.signals import KILLED, StopOnSignal, requeue
 from aurora.training.state import all_weights, whole
 from aurora.training.trainer import build_trainer, quiet_lightning
@@ -84,23 +89,37 @@ def train(config: Mapping[str, Any]) -> Path:
         torch.set_num_threads(stages[0].options.threads)
     with quiet_lightning():
         for stage in stages:
-            _train_stage(stage, console)
+            with ExitStack() as stack:
+                _hold(stage, stack, console)
+                _train_stage(stage, console)
     if joined:
         leave()
     return stages[-1].folder.model
 
 
 def _startable(config: Mapping[str, Any], place: Place | None) -> list[Stage]:
-    """The selected stages. AuroraError also for what this machine is not made for."""
+    """The selected stages. AuroraError also for what this machine is not made for, or a GPU has no room for."""
     stages = plan_stages(config, place)
     require_layout(stages[0].options, 1 if place is None else place.nodes)
+    for stage in stages:
+        if stage.folder.finished() is None or config.get("restart", False):
+            _require_memory(stage, _skeleton(stage))
     return stages
 
 
-def plan_stages(config: Mapping[str, Any], place: Place | None = None) -> list[Stage]:
-    """The selected stages in order. AuroraError for whatever in the config makes no sense, before anything starts."""
+def plan_stages(config: Mapping[str, Any], place: Place | None = None, *, worlds: Sequence[int] = ()) -> list[Stage]:
+    """The selected stages in order. AuroraError for whatever in the config makes no sense, before anything starts.
+
+    `worlds` are the numbers of processes that a launcher may start.
+    """
     recipes = read_recipes(config)
     options = fitted(read_options(config["trainer"]), place)
+    refuse_restart(config, launched=place is not None or bool(worlds))
+    for processes in worlds:
+        check_processes(options, processes)
+    check_seed(config["seed"])
+    check_entries("trainer.callbacks", options.callbacks, L.Callback)
+    check_entries("logger", config["logger"] or {}, Logger)
     config = {**config, "dtype": "bfloat16"} if options.precision == "bf16-true" else config
     names = selected_stages(config, recipes)
     check_datasets(config, {name: recipes[name] for name in names})
@@ -147,6 +166,12 @@ def _check_start(config: Mapping[str, Any], given: str | None, start: str | None
                 raise AuroraError(f"base_weights.{slot}.{config[slot]['name']}: {path} does not exist")
 
 
+def _hold(stage: Stage, stack: ExitStack, console: Console) -> None:
+    """Sees to it that no other run writes into the folder of the stage until the stack ends."""
+    lock = held(stage.folder.path, patience=stage.options.rendezvous_seconds, tell=console.print)
+    agreed(lambda: stack.enter_context(lock) if _rank() == 0 else None)
+
+
 def _train_stage(stage: Stage, console: Console) -> None:
     now = fingerprint(stage.config, stage.name, stage.start)
     if stage.config.get("restart", False):
@@ -165,8 +190,7 @@ def _train_stage(stage: Stage, console: Console) -> None:
     data = build_data(stage.config, stage.recipe, skeleton, stage.folder.path)
     if resume is not None:
         data.load_state_dict(resume.state["data"])
-    require_room(stage.folder.path, _bytes_to_write(skeleton))
-    _require_memory(stage, skeleton)
+    require_room(stage.folder.path, disk(skeleton, average=stage.recipe.average is not None) - stage.folder.size())
     if _rank() == 0:
         stage.folder.describe(stage.config)
     module = _module(stage, data, resume)
@@ -206,13 +230,6 @@ def _skeleton(stage: Stage) -> AuroraModel:
     return model
 
 
-def _bytes_to_write(model: AuroraModel) -> int:
-    """What a stage has on disk at most: checkpoints of what learns with its two moments, and the model twice."""
-    total = sum(parameter.nbytes for parameter in model.parameters())
-    learned = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    return int(3 * learned * (KEPT + 1) + 2 * total)
-
-
 def _module(stage: Stage, data: DataModule, resume: Checkpoint | None) -> AuroraModule:
     total, most = data.total_steps(), stage.recipe.max_steps
     module = AuroraModule(config=stage.config, stage=stage.name, start=stage.start,
@@ -228,7 +245,7 @@ def _fit(stage: Stage, module: AuroraModule, data: DataModule, now: Mapping[str,
     callbacks = [
         watchdog,
         # before what may fail when a process is lost: a step that is saved then stands in the curve
-        Curves(),
+        Curves(tell=console.print),
         EndOfStage(),
         stop,
         Checkpoints(folder=stage.folder.checkpoints, every=stage.options.checkpoint_every, fingerprint=now,

@@ -83,9 +83,7 @@ def require_layout(options: TrainerOptions, nodes: int = 1) -> None:
     if options.strategy == "auto":
         return
     processes = nodes * local_devices(options)
-    for key, size in (("sequence_parallel", options.sequence_parallel), ("shard_size", options.shard_size or 1)):
-        if processes % size:
-            raise AuroraError(f"trainer.{key} is {size}, which does not divide the {processes} processes")
+    check_processes(options, processes)
     if options.strategy == "fsdp1":
         require_gpus(options, processes)
 
@@ -97,6 +95,13 @@ def require_gpus(options: TrainerOptions, processes: int) -> None:
                           "none; trainer=fsdp (FSDP2) shards as it does, on CPUs too")
     if processes == 1:
         raise AuroraError("trainer.strategy=fsdp1 shards over two GPUs or more, and here is one; trainer=gpu is right")
+
+
+def check_processes(options: TrainerOptions, processes: int) -> None:
+    """AuroraError when so many processes cannot be divided as the options say."""
+    for key, size in (("sequence_parallel", options.sequence_parallel), ("shard_size", options.shard_size or 1)):
+        if processes % size:
+            raise AuroraError(f"trainer.{key} is {size}, which does not divide the {processes} processes")
 
 
 def build_strategy(options: TrainerOptions, nodes: int = 1) -> Strategy | str:

@@ -40,6 +40,8 @@ def test_what_fits_passes(given: Any, kind: Any) -> None:
     [
         (True, int, "x is True; it must be a whole number"),
         (True, float, "x is True; it must be a number"),
+        (float("inf"), float | None, "x is inf; it must be a number or null"),
+        (float("nan"), float, "x is nan; it must be a number"),
         (1.5, int, "x is 1.5; it must be a whole number"),
         ("1", int | None, "x is '1'; it must be a whole number or null"),
         (1, bool, "x is 1; it must be true or false"),

@@ -13,6 +13,7 @@ from tiny_training import curve, free_port, start, start_ranks, tiny_config
 from aurora.errors import AuroraError
 from aurora.training.checkpoints import CHECKPOINTS, checkpoint_path, is_committed
 from aurora.training.launch import Place, find_place, fitted
+from aurora.training.logs import CURVE_FILE
 from aurora.training.recipe import TrainerOptions, read_options
 from aurora.training.watchdog import HUNG_EXIT
 
@@ -272,9 +273,32 @@ def test_a_disk_that_fills_up_is_told_and_stops_at_the_second_save_and_the_run_g
             file.flush()
     assert runs.finish(processes) == [2]
     assert runs.said().count("No space left") >= 2 and "2 checkpoints in a row could not be written" in runs.said()
+    assert "which is not saved" in runs.said() and "which is saved" not in runs.said()
     filler.unlink()
     assert runs.run(config) == [0], runs.said()
     assert_same(config, uninterrupted[1])
+
+
+def test_a_curve_that_cannot_be_written_is_told_once_and_ends_no_run(runs):
+    config = runs.config()
+    processes = runs.start(config, SECONDS_PER_ROW="0.03")
+    runs.wait_for_step(config, 2, processes)
+    path = Path(config["run"]) / "first" / CURVE_FILE
+    path.unlink()
+    path.mkdir()
+    assert runs.finish(processes) == [0], runs.said()
+    assert runs.said().count("CsvLogger could not write after step") == 1
+
+
+def test_a_second_run_in_the_same_folder_is_refused(runs):
+    config = runs.config(watchdog_seconds=None)
+    first, = runs.start(config, HANG="9")
+    runs.wait_for_step(config, 1, [first])
+    assert runs.run(config) == [2]
+    assert f"process {first.pid} on {socket.gethostname()} trains in {config['run']}/first; end it first" in runs.said()
+    first.kill()
+    first.join()
+    assert runs.run(config) == [0]
 
 
 def test_what_is_lost_with_a_broken_checkpoint_is_said(runs, uninterrupted):

@@ -1,5 +1,10 @@
+import os
+import resource
+import signal
+
 import pytest
 
+from aurora.errors import AuroraError
 from aurora.training.logs import CURVE_FILE, CsvLogger, build_loggers, read_curve
 
 
@@ -36,6 +41,54 @@ def test_new_metrics_widen_the_table(tmp_path):
     logger.log_metrics({"loss": 1.0}, 1)
     logger.log_metrics({"loss": 2.0, "speed": 3.0}, 2)
     assert [row["speed"] for row in read_curve(tmp_path)] == ["", "3.0"]
+
+
+@pytest.mark.parametrize("rest", [b"\0" * 50, b"\0\0\n\0\n", b"\xff\xfe\n", b"-,1\n", b"\n\n"])
+def test_what_a_crash_left_behind_the_last_line_is_left_out(tmp_path, rest):
+    CsvLogger(save_dir=str(tmp_path)).log_metrics({"loss": 0.125}, 1)
+    path = tmp_path / CURVE_FILE
+    path.write_bytes(path.read_bytes() + rest)
+    CsvLogger(save_dir=str(tmp_path), resume_step=1).log_metrics({"loss": 0.5}, 2)
+    assert [(row["step"], row["loss"]) for row in read_curve(tmp_path)] == [("1", "0.125"), ("2", "0.5")]
+
+
+def test_lines_that_a_full_disk_did_not_take_are_written_later(tmp_path, monkeypatch):
+    logger = CsvLogger(save_dir=str(tmp_path))
+    logger.log_metrics({"loss": 1.0}, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handled = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    # three more bytes
+    resource.setrlimit(resource.RLIMIT_FSIZE, (logger.path.stat().st_size + 3, limits[1]))
+    try:
+        for step in (2, 3):
+            with pytest.raises(OSError, match="File too large"):
+                logger.log_metrics({"loss": 1.0}, step)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handled)
+    assert steps(tmp_path) == ["1"]
+    logger.log_metrics({"loss": 1.0}, 4)
+    assert steps(tmp_path) == ["1", "2", "3", "4"]
+
+
+def test_a_curve_that_cannot_be_rewritten_stays(tmp_path, monkeypatch):
+    CsvLogger(save_dir=str(tmp_path)).log_metrics({"loss": 1.0}, 1)
+
+    def fails(*paths):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(OSError, match="No space"):
+        CsvLogger(save_dir=str(tmp_path), resume_step=1).log_metrics({"loss": 1.0, "speed": 2.0}, 2)
+    assert steps(tmp_path) == ["1"]
+
+
+@pytest.mark.filterwarnings("ignore")  # of packages that are not ours
+def test_a_logger_without_its_server_is_one_line_before_anything_starts(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    entry = {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": "file:///proc/none"}
+    with pytest.raises(AuroraError, match=r"^logger\.server: [^\n]+$"):
+        build_loggers({"server": entry}, tmp_path, 0)
 
 
 @pytest.mark.parametrize("name", ["csv", "csv_tensorboard", "none"])

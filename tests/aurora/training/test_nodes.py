@@ -163,12 +163,38 @@ def test_ray_starts_a_run_again_whose_process_was_killed(alone, tmp_path):
     assert [float(loss) for _, loss in here] == pytest.approx([float(loss) for _, loss in alone], rel=1e-5)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say that a parent is gone")
+def test_a_process_that_is_still_starting_ends_with_the_one_that_started_it(tmp_path):
+    command = [sys.executable, "-m", "aurora.cli", "train", *TINY, f"run={tmp_path}", "trainer.strategy=ddp",
+               "trainer.devices=2"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
+    while not (second := children.read_text().split()):
+        time.sleep(0.01)
+    mapped, cmdline = (Path(f"/proc/{second[0]}/{name}") for name in ("maps", "cmdline"))
+    while "libtorch" not in mapped.read_text():
+        time.sleep(0.01)
+    first.kill()
+    first.wait()
+    deadline = time.monotonic() + 20
+    while cmdline.exists() and cmdline.read_bytes():  # a dead one that nobody asks after has none
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (["--nodes", "many", "--first-node", "localhost"], "'many' is no number such as 2, nor a range such as 1:4"),
     (["--nodes", "2"], "--nodes 2 needs --first-node HOST"),
     (["--nodes", "2", "--first-node", "no.such.host.invalid"], "--first-node no.such.host.invalid: "),
     (["--nodes", "2", "--ray", "2"], "--nodes and --ray exclude each other"),
     (["--ray", "0"], "--ray 0 must be 1 or more"),
+    (["--nodes", "4:2", "--first-node", "localhost"], "--nodes 4:2: the first number must not be above the second"),
+    (["--nodes", "1", "--restarts", "-1"], "--restarts -1 must be 0 or more"),
+    (["--restarts", "2"], "--restarts needs --nodes or --ray"),
+    (["--first-node", "localhost"], "--first-node needs --nodes"),
+    (["--nodes", "1", "restart=true"], "restart=true forgets"),
+    (["--nodes", "1:2", "--first-node", "localhost", "trainer=ddp", "trainer.sequence_parallel=2"],
+     "sequence_parallel is 2, which does not divide the 1 processes"),
 ])
 def test_what_makes_no_sense_about_nodes_is_one_line(tmp_path, monkeypatch, options, message):
     monkeypatch.setenv("AURORA_DEBUG", "1")

@@ -3,7 +3,14 @@ from tiny_training import tiny_config
 
 from aurora.config import load_config
 from aurora.errors import AuroraError
-from aurora.training.recipe import check_datasets, read_options, read_recipe, read_recipes, selected_stages
+from aurora.training.recipe import (
+    check_datasets,
+    check_seed,
+    read_options,
+    read_recipe,
+    read_recipes,
+    selected_stages,
+)
 
 RECIPE = tiny_config("run")["stages"]["first"]
 
@@ -29,6 +36,7 @@ def test_every_trainer_config_is_understood(name):
         ({"keep_ratio": 1.5}, r"keep_ratio is 1\.5"),
         ({"peak_lr": 0.0}, r"peak_lr is 0\.0; it must be above 0"),
         ({"peak_lr": "1e-4"}, r"peak_lr is '1e-4'"),
+        ({"peak_lr": float("inf")}, r"peak_lr is inf; it must be a number"),
         ({"global_batch": 0}, r"global_batch is 0; it must be a whole number ≥ 1"),
         ({"epochs": 0.5}, r"epochs is 0\.5"),
         ({"max_steps": 0}, r"max_steps is 0"),
@@ -64,12 +72,21 @@ def test_a_recipe_without_a_rate_is_refused():
         ({"threads": 0}, r"threads is 0"),
         ({"checkpoint_every": 0}, r"checkpoint_every is 0"),
         ({"max_bad_steps": 0}, r"max_bad_steps is 0"),
+        ({"threads": 5000}, r"threads is 5000; it must be null or a whole number from 1 to 4,096"),
+        ({"watchdog_seconds": 1e12}, r"watchdog_seconds is 1000000000000\.0; it must be null, or above 0 and at most"),
+        ({"rendezvous_seconds": 1e12}, r"rendezvous_seconds is 1000000000000\.0; it must be above 0 and at most"),
         ({"device": 2}, r"trainer has no key 'device'. Did you mean 'devices'"),
     ],
 )
 def test_trainer_options_that_make_no_sense_are_refused(change, message):
     with pytest.raises(AuroraError, match=message):
         read_options(change)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_a_seed_that_the_generators_do_not_take_is_refused(seed):
+    with pytest.raises(AuroraError, match=f"seed is {seed}; it must be a whole number from 0 to 2,147,483,647"):
+        check_seed(seed)
 
 
 def test_an_unknown_stage_is_refused_with_the_known_ones():

@@ -8,7 +8,9 @@ import yaml
 from tiny_training import MadeRows, curve, tiny_config
 
 from aurora.errors import AuroraError
-from aurora.training.run import train
+from aurora.training.estimate import disk
+from aurora.training.folder import StageFolder, fingerprint
+from aurora.training.run import _skeleton, plan_stages, train
 
 
 def config_for(run, **changes):
@@ -80,6 +82,13 @@ def test_where_and_how_a_stage_runs_may_change_between_attempts(tmp_path, capfd)
     assert "finished before" in capfd.readouterr().out
 
 
+def test_how_fast_rows_are_read_may_change_between_attempts():
+    before = {**tiny_config("run"), "data": {"name": "webdataset", "root": "a", "workers": 2}}
+    now = {**before, "data": {"name": "webdataset", "root": "b", "workers": 0, "prefetch_rows": 4, "prefetch_bytes": 1,
+                              "worker_bytes": 1, "sample_seconds": 9, "verify": True, "cache": "c", "cache_bytes": 1}}
+    assert fingerprint(now, "first", None) == fingerprint(before, "first", None)
+
+
 def test_a_stage_whose_forerunner_is_missing_says_which_command_trains_it(tmp_path):
     with pytest.raises(AuroraError, match=f"aurora train run={tmp_path} stage=first"):
         train(config_for(tmp_path))
@@ -101,7 +110,7 @@ def test_a_missing_base_weights_file_is_named_before_anything_starts(tmp_path, c
 def test_a_machine_that_is_not_there_is_one_clear_error(tmp_path, change):
     config = config_for(tmp_path, stage="first")
     config["trainer"].update(change)
-    with pytest.raises(AuroraError, match=r"^trainer: "):
+    with pytest.raises(AuroraError, match=r"^trainer[.:]"):
         train(config)
 
 
@@ -110,6 +119,49 @@ def test_a_full_disk_is_said_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(AuroraError, match=r"0\.0 GiB free; the stage writes up to"):
         train(config_for(tmp_path, stage="first"))
+
+
+def test_a_run_goes_on_where_the_disk_has_room_beside_what_it_holds(tmp_path, monkeypatch):
+    config = config_for(tmp_path, stage="first")
+    train(config)
+    (tmp_path / "first" / "done.json").unlink()
+    full = shutil.disk_usage(tmp_path)._replace(free=disk(_skeleton(plan_stages(config)[0]))
+                                                - StageFolder(tmp_path, "first").size())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    train(config)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full._replace(free=full.free - 1))
+    (tmp_path / "first" / "done.json").unlink()
+    with pytest.raises(AuroraError, match="the stage writes up to"):
+        train(config)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"callbacks": {"x": None}}, r"trainer\.callbacks is \{'x': None\}; it must be a mapping, each value a mapping"),
+    ({"callbacks": {"x": {}}}, r"trainer\.callbacks\.x has no _target_"),
+    ({"callbacks": {"x": {"_target_": "lightning.pytorch.Trainer"}}}, r"lightning\.pytorch\.Trainer is no Callback"),
+    ({"strategy": "ddp", "sequence_parallel": 2}, r"sequence_parallel is 2, which does not divide the 1 processes"),
+])
+def test_trainer_options_that_cannot_be_are_refused_before_anything_starts(tmp_path, change, message):
+    config = config_for(tmp_path, stage="first")
+    config["trainer"].update(change)
+    with pytest.raises(AuroraError, match=message):
+        train(config)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("entries", [{"x": 3}, {"x": {}}, {"x": {"_target_": "lightning.pytorch.Trainer"}}])
+def test_what_is_no_logger_is_refused_before_anything_starts(tmp_path, entries):
+    with pytest.raises(AuroraError, match=r"^logger"):
+        plan_stages(config_for(tmp_path, stage="first", logger=entries))
+
+
+def test_a_stage_is_not_begun_again_where_a_launcher_may_start_it_again(tmp_path, monkeypatch):
+    config = config_for(tmp_path, stage="first", restart=True)
+    with pytest.raises(AuroraError, match="restart=true forgets"):
+        plan_stages(config, worlds=[2])
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with pytest.raises(AuroraError, match="restart=true forgets"):
+        train(config)
 
 
 def test_a_prompt_of_the_stage_is_for_its_data_only(tmp_path, monkeypatch):

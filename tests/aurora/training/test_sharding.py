@@ -208,7 +208,7 @@ def test_options_that_do_not_go_together_are_refused(options, message):
 
 def test_rows_that_go_on_in_other_rows_are_not_cut_as_well():
     with pytest.raises(AuroraError, match=r"backprop_tokens cuts rows .* data\.too_long=split"):
-        check_rows({"data": {"too_long": "split"}}, TrainerOptions(backprop_tokens=64))
+        check_rows({"data": {"too_long": "split"}}, TrainerOptions(backprop_tokens=1))
 
 
 @pytest.mark.parametrize(("options", "message"), [

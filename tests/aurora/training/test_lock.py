@@ -1,0 +1,87 @@
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from aurora.errors import AuroraError
+from aurora.training import lock
+from aurora.training.lock import LOCK, held
+
+HOLD = """
+import socket, sys
+from pathlib import Path
+from aurora.training.lock import held
+socket.gethostname = lambda: sys.argv[2]
+with held(Path(sys.argv[1]), patience=0, tell=print):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def hold(tmp_path):
+    """Starts a process that holds the folder, on this machine or on what it takes for another."""
+    started = []
+
+    def start(host=None):
+        command = [sys.executable, "-c", HOLD, tmp_path, host or socket.gethostname()]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.communicate()
+
+
+def silent(message):
+    raise AssertionError(message)
+
+
+def test_a_folder_that_another_process_holds_is_refused_with_its_number(tmp_path, hold):
+    process = hold()
+    with (pytest.raises(AuroraError, match=f"process {process.pid} on .* trains in {tmp_path}; end it first"),
+          held(tmp_path, patience=1000, tell=silent)):
+        pass
+
+
+def test_a_process_that_is_killed_holds_nothing(tmp_path, hold):
+    process = hold()
+    process.kill()
+    process.wait()
+    with held(tmp_path, patience=0, tell=silent):
+        assert (tmp_path / LOCK).read_text().endswith(f" {os.getpid()}")
+
+
+def test_a_process_of_another_machine_is_waited_for(tmp_path, hold, monkeypatch):
+    process, told = hold("elsewhere"), []
+    monkeypatch.setattr(lock, "LOOK_SECONDS", 0.01)
+
+    def tell(message):
+        told.append(message)
+        process.stdin.close()
+
+    with held(tmp_path, patience=60, tell=tell):
+        assert told == [f"waiting for process {process.pid} on elsewhere, which trains in {tmp_path}"]
+    process.wait()
+    process.stdin = None
+
+
+def test_a_process_of_another_machine_is_not_waited_for_without_end(tmp_path, hold):
+    process = hold("elsewhere")
+    with (pytest.raises(AuroraError, match=f"process {process.pid} on elsewhere trains in"),
+          held(tmp_path, patience=0, tell=silent)):
+        pass
+
+
+def test_where_the_file_system_knows_no_locks_training_goes_on(tmp_path, monkeypatch):
+    def unknown(*arguments):
+        raise OSError("Function not implemented")
+
+    monkeypatch.setattr(fcntl, "lockf", unknown)
+    with held(tmp_path, patience=0, tell=silent):
+        pass
