@@ -52,4 +52,5 @@ def _rows(tensor: Tensor) -> Sequence[Tensor]:
     """A tensor in parts of at most _PART elements, or single rows."""
     if tensor.numel() <= _PART:
         return [tensor]
-    return tensor.split(max(1, _PART // tensor[0].numel()))
+    rows = max(1, _PART // tensor[0].numel())
+    return [tensor[start:start + rows] for start in range(0, len(tensor), rows)]
