@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from aurora.errors import AuroraError
 from aurora.interfaces import Turn
@@ -46,6 +47,7 @@ TEXT, IMAGE, IMAGES, VIDEO = range(4)
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 VIDEO_EXTENSIONS = ("mp4", "webm", "mkv")
 MAX_KEY = 90
+_JPEG_END = b"\xff\xd9"
 ORIENTATION = 0x0112  # of Exif: 1 is upright
 _KEY = re.compile(r"[A-Za-z0-9_./-]+")
 _EXTENSION = re.compile(r"(?:\d+\.)?[a-z0-9]+")
@@ -203,9 +205,12 @@ def pixels_of(image: Image.Image, raw: bytes, short_side: int = 0) -> np.ndarray
 
 
 def image_shape(raw: bytes, limits: Limits = LIMITS) -> tuple[int, int]:
-    """Height and width once upright, from the header alone. BadSample like `decode_image`."""
+    """Height and width once upright, told without decoding a JPEG. BadSample like `decode_image`, for a JPEG only where
+    its header is broken or its end is missing."""
     try:
         with open_picture(raw, limits=limits) as image:
+            if image.format == "JPEG" and image.fp and raw.rfind(_JPEG_END, image.fp.tell()) < 0:
+                raise ValueError("it is cut off: a JPEG ends with a marker, which is not there")
             return upright_shape(image)
     except (OSError, ValueError, SyntaxError, TypeError, EOFError) as error:
         raise BadSample("image", str(error)) from error
@@ -220,7 +225,7 @@ def upright_shape(image: Image.Image) -> tuple[int, int]:
 
 def open_picture(
     raw: bytes, *, formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP"), limits: Limits = LIMITS
-) -> Image.Image:
+) -> ImageFile:
     """A picture of one of PIL's `formats`, its pixels not decoded yet. BadSample where they are more than the limit,
     an error of PIL's for anything else."""
     try:

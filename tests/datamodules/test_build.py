@@ -145,11 +145,6 @@ def test_a_build_that_is_killed_again_and_again_gives_the_same_shards(dataset, t
     assert files(out) == files(whole)
 
 
-def test_a_worker_that_is_killed_ends_the_build_with_its_reason(dataset, tmp_path):
-    with pytest.raises(AuroraError, match="a worker was killed"):
-        list(EXECUTOR.build({"name": "process", "workers": 1}).run(os._exit, [1]))
-
-
 def test_a_plan_that_was_cut_off_is_made_again(dataset, tmp_path):
     folder = dataset(6)
     (tmp_path / "out" / ".build").mkdir(parents=True)
@@ -250,6 +245,14 @@ def test_a_task_outside_the_plan_touches_nothing(make, dataset, tmp_path):
     with pytest.raises(AuroraError, match=r"no task 1; they are 0 to 0"):
         write_task(BuildTask(tmp_path, 1))
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_half_a_picture_costs_its_entry(dataset, tmp_path):
+    folder = dataset(4)
+    picture = folder / "2.jpg"
+    picture.write_bytes(picture.read_bytes()[:-200])
+    told = build(order(folder), tmp_path / "out", max_bad_rate=0.5)
+    assert (told["samples"], told["skipped"]) == (3, {"image": 1})
 
 
 def test_joining_before_all_is_written_names_what_lacks(dataset, tmp_path):

@@ -229,6 +229,25 @@ def test_a_truncated_image_is_a_bad_sample(make):
         decode_image(make.picture()[:-200])
 
 
+def jpeg(**options):
+    buffer = io.BytesIO()
+    Image.effect_noise((60, 40), 80).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+# what looks like the end may stand in the header, as that of a thumbnail does
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"\xff\xd9"}], ids=str)
+def test_a_jpeg_that_is_cut_off_is_found_without_decoding_it(options):
+    raw = jpeg(**options)
+    for cut in (1, 100, len(raw) // 2):
+        with pytest.raises(BadSample, match=r"image.*cut off"):
+            image_shape(raw[:-cut])
+
+
+def test_bytes_behind_the_end_of_a_jpeg_do_not_matter():
+    assert image_shape(jpeg() + b"more") == (40, 60)
+
+
 def test_an_image_with_more_pixels_than_the_limit_is_not_decoded(make):
     with pytest.raises(BadSample, match=r"limits.*60×40 pixels are more than 2399"):
         decode_image(make.picture(), Limits(pixels=40 * 60 - 1))
