@@ -44,7 +44,7 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "fsdp1 on 4, deferred": (4, {"strategy": "fsdp1", "defer_gradient_sync": True}),
 }
 RESUMED = [("ddp", 1), ("ddp", 2), ("ddp", 4), ("fsdp", 1), ("fsdp", 2), ("fsdp", 4), ("fsdp_hybrid", 2),
-           ("fsdp_hybrid", 4)]
+           ("fsdp_hybrid", 4), ("fsdp1", 2)]
 
 
 def case(run: Path, stage: str, steps: int, processes: int, options: dict[str, Any], **more: Any) -> dict[str, Any]:
