@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
 from aurora.errors import AuroraError
-from aurora.model import AuroraModel
 from aurora.training.estimate import SPARE, Hardware, cost, memory
 from aurora.training.flops import PEAKS, named_peak
-from aurora.training.optim import freeze_untrained
-from aurora.training.recipe import Recipe, read_options
+from aurora.training.recipe import Recipe, in_dtype, read_options
+from aurora.training.sharding import check_processes
+from aurora.training.start import skeleton
 
 GPUS_PER_NODE = 8
 
 
 def hardware(options: Namespace) -> Hardware | None:
     """What the options describe; None when no GPU was named. AuroraError for an unknown one without its peak."""
+    given = {"--gpus": options.gpus, "--gpu-gib": options.gpu_gib, "--used": options.used,
+             "--peak-tflops": options.peak_tflops, "--price": options.price}
+    for name, value in given.items():
+        if value is not None and not 0 < value < math.inf:
+            raise AuroraError(f"{name} {value} must be above 0")
+    if options.used > 1:
+        raise AuroraError(f"--used {options.used} is a share of the peak; it must be at most 1")
     if options.gpu is None:
+        if options.price is not None or options.peak_tflops is not None:
+            raise AuroraError("--price and --peak-tflops need --gpu NAME, which may be any with --peak-tflops")
         return None
     peak = named_peak(options.gpu) if options.peak_tflops is None else options.peak_tflops * 1e12
     if peak is None:
         raise AuroraError(f"--gpu {options.gpu}: its peak is not known; give --peak-tflops, or one of "
                           f"{', '.join(PEAKS)}")
-    for name, value in (("--gpus", options.gpus), ("--gpu-gib", options.gpu_gib), ("--used", options.used)):
-        if value <= 0:
-            raise AuroraError(f"{name} {value} must be above 0")
     return Hardware(options.gpus, options.gpu_gib * 2**30, peak, options.used, options.price)
 
 
 def training(
-    config: Mapping[str, Any], recipe: Recipe, model: AuroraModel, data: Mapping[str, Any], machine: Hardware
+    config: Mapping[str, Any], stage: str, recipe: Recipe, data: Mapping[str, Any], machine: Hardware
 ) -> dict[str, Any]:
-    """The estimate for a stage as plain numbers, all its text counted as learned."""
-    freeze_untrained(model, recipe.trained)
+    """The estimate for a stage as plain numbers, all its text counted as learned. AuroraError for processes that cannot
+    be divided as the trainer's options say."""
     trainer, reads = read_options(config["trainer"]), data["datasets"]
+    check_processes(trainer, machine.devices)
+    model = skeleton(in_dtype(config, trainer), stage, recipe)
     size = model.vision.prepare.size
     frames, positions = (recipe.epochs * sum(read[key] for read in reads) for key in ("frames", "tokens"))
     seen = frames * model.layout(recipe.keep_ratio).tokens(size, size)

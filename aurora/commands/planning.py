@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
@@ -29,6 +30,9 @@ def plan(options: Namespace) -> int:
     """Plans every selected stage and prints it; 1 when one does not fit the hardware that was named."""
     config = load_config(options.overrides)
     machine = hardware(options)
+    for name, rate in (("--image-rate", options.image_rate), ("--video-rate", options.video_rate)):
+        if not 0 < rate < math.inf:
+            raise AuroraError(f"{name} {rate} must be above 0")
     stages = plan_stages(config, published=options.published, machine=machine)
     for stage in stages.values():
         stage["data"]["decode_core_hours"] = _hours(stage, options.image_rate, options.video_rate)
@@ -56,7 +60,7 @@ def plan_stages(config: Mapping[str, Any], *, published: bool, machine: Hardware
             "table": recipe.mixture.table, "paper": recipe.mixture.paper, "note": recipe.mixture.note,
             "groups": {group: said.paper for group, said in recipe.mixture.groups.items()},
             "published": published, "data": data,
-            "training": None if machine is None else training(config, recipe, model, data, machine),
+            "training": None if machine is None else training(config, name, recipe, data, machine),
         }
         stages[name]["steps"] = _steps(stages[name])
     return stages

@@ -135,6 +135,11 @@ def read_recipe(name: str, entry: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
+def in_dtype(config: Mapping[str, Any], options: TrainerOptions) -> Mapping[str, Any]:
+    """The config with the dtype that the weights have in training."""
+    return {**config, "dtype": "bfloat16"} if options.precision == "bf16-true" else config
+
+
 def read_options(entry: Mapping[str, Any]) -> TrainerOptions:
     """The trainer's options. AuroraError for anything that makes no sense."""
     options = read_fields(TrainerOptions, "trainer", entry)

@@ -16,10 +16,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from aurora.adapters.attach import attach_adapters, merge_adapters
+from aurora.adapters.attach import merge_adapters
 from aurora.adapters.folder import save_adapter
 from aurora.adapters.initial_state import start_like
-from aurora.assemble import build_model
 from aurora.checkpoint import read_config, save_model
 from aurora.errors import AuroraError
 from aurora.interfaces import DataModule
@@ -35,7 +34,6 @@ from aurora.training.launch import Place, find_place, fitted, join, refuse_resta
 from aurora.training.lock import held
 from aurora.training.logs import build_loggers
 from aurora.training.module import AuroraModule
-from aurora.training.optim import choose_learned
 from aurora.training.parallel import agreed, barrier, leave, local_devices
 from aurora.training.progress import ProgressDisplay
 from aurora.training.recipe import (
@@ -45,12 +43,14 @@ from aurora.training.recipe import (
     check_datasets,
     check_rows,
     check_seed,
+    in_dtype,
     read_options,
     read_recipes,
     selected_stages,
 )
 from aurora.training.sharding import check_processes, require_layout
 from aurora.training.signals import KILLED, StopOnSignal, requeue
+from aurora.training.start import skeleton
 from aurora.training.state import all_weights, whole
 from aurora.training.trainer import build_trainer, quiet_lightning
 from aurora.training.watchdog import STACKS, Watchdog
@@ -103,7 +103,7 @@ def _startable(config: Mapping[str, Any], place: Place | None) -> list[Stage]:
     require_layout(stages[0].options, 1 if place is None else place.nodes)
     for stage in stages:
         if stage.folder.finished() is None or config.get("restart", False):
-            _require_memory(stage, _skeleton(stage))
+            _require_memory(stage, skeleton(stage.config, stage.name, stage.recipe))
     return stages
 
 
@@ -120,7 +120,7 @@ def plan_stages(config: Mapping[str, Any], place: Place | None = None, *, worlds
     check_seed(config["seed"])
     check_entries("trainer.callbacks", options.callbacks, L.Callback)
     check_entries("logger", config["logger"] or {}, Logger)
-    config = {**config, "dtype": "bfloat16"} if options.precision == "bf16-true" else config
+    config = in_dtype(config, options)
     names = selected_stages(config, recipes)
     check_datasets(config, {name: recipes[name] for name in names})
     check_rows(config, options)
@@ -147,7 +147,7 @@ def _model_before(run: str, name: str, after: str | None, selected: list[str]) -
 
 def _check_merge(stage: Stage) -> None:
     """AuroraError when the model cannot be built, or its blocks cannot merge as much as the stage asks for."""
-    model = _skeleton(stage)
+    model = skeleton(stage.config, stage.name, stage.recipe)
     patches = model.vision.prepare.patches(model.vision.prepare.size, model.vision.prepare.size)
     keep = model.merge.keep(patches, model.vision.depth, stage.recipe.keep_ratio)
     try:
@@ -186,15 +186,15 @@ def _train_stage(stage: Stage, console: Console) -> None:
     resume = newest_checkpoint(stage.folder.checkpoints, console.print, verify=_rank() == 0)
     if resume is not None:
         require_same(stage.name, resume.state["fingerprint"], now, "begun")
-    skeleton = _skeleton(stage)
-    data = build_data(stage.config, stage.recipe, skeleton, stage.folder.path)
+    model = skeleton(stage.config, stage.name, stage.recipe)
+    data = build_data(stage.config, stage.recipe, model, stage.folder.path)
     if resume is not None:
         data.load_state_dict(resume.state["data"])
-    require_room(stage.folder.path, disk(skeleton, average=stage.recipe.average is not None) - stage.folder.size())
+    require_room(stage.folder.path, disk(model, average=stage.recipe.average is not None) - stage.folder.size())
     if _rank() == 0:
         stage.folder.describe(stage.config)
     module = _module(stage, data, resume)
-    describe_stage(console, stage=stage.name, recipe=stage.recipe, config=stage.config, model=skeleton,
+    describe_stage(console, stage=stage.name, recipe=stage.recipe, config=stage.config, model=model,
                    samples=count_samples(data, stage.recipe), fill=row_fill(data), steps=module.total_steps,
                    done=0 if resume is None else resume.step, start=stage.start)
     _fit(stage, module, data, now, console)
@@ -219,15 +219,6 @@ def _require_memory(stage: Stage, model: AuroraModel) -> None:
                     row_frames=data.get("row_frames", 0), devices=local if stage.place is None else stage.place.world,
                     per_node=local, average=stage.recipe.average is not None)
     require_fit(needed, float(torch.cuda.get_device_properties(0).total_memory), stage.name)
-
-
-def _skeleton(stage: Stage) -> AuroraModel:
-    """The model of a stage as it is trained, without memory."""
-    with torch.device("meta"):
-        model = build_model(stage.config)
-        attach_adapters(f"stages.{stage.name}.adapters", model, stage.recipe.adapters)
-    choose_learned(model, stage.recipe)
-    return model
 
 
 def _module(stage: Stage, data: DataModule, resume: Checkpoint | None) -> AuroraModule:
@@ -281,7 +272,7 @@ def _save(stage: Stage, module: AuroraModule) -> None:
         weights = {name: averages.get(name, tensor) for name, tensor in weights.items()}
     if rank == 0:
         stage.folder.path.mkdir(parents=True, exist_ok=True)
-        model = _skeleton(stage)
+        model = skeleton(stage.config, stage.name, stage.recipe)
         start_like(model.backbone, {name: tensor.shape for name, tensor in weights.items()})
         model.load_state_dict(weights, assign=True)
         if stage.recipe.adapters:

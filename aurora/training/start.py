@@ -15,6 +15,15 @@ from aurora.training.optim import choose_learned
 from aurora.training.recipe import Recipe
 
 
+def skeleton(config: Mapping[str, Any], stage: str, recipe: Recipe) -> AuroraModel:
+    """The model of a stage as it is trained, without memory."""
+    with torch.device("meta"):
+        model = build_model(config)
+        attach_adapters(f"stages.{stage}.adapters", model, recipe.adapters)
+    choose_learned(model, recipe)
+    return model
+
+
 def starting_model(config: Mapping[str, Any], stage: str, recipe: Recipe, start: str | None) -> AuroraModel:
     """The model that a stage starts from, with its adapters: the one in the folder `start`, or base weights; what has
     neither is random, the same for the same seed."""

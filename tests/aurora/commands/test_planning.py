@@ -96,3 +96,35 @@ def test_every_dataset_of_the_catalogue_is_listed(run):
     status, out, _ = run("shards", "list", "--json")
     assert status == 0 and sorted(json.loads(out)) == known_datasets()
     assert "miradata" in run("shards", "list")[1] and "dense_caption" in run("shards", "list", "miradata")[1]
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--gpu", "H100", "--used", "2"], "--used 2.0 is a share of the peak; it must be at most 1"),
+    (["--gpu", "H100", "--used", "nan"], "--used nan must be above 0"),
+    (["--gpu", "H100", "--price", "-1"], "--price -1.0 must be above 0"),
+    (["--gpu", "H100", "--peak-tflops", "0"], "--peak-tflops 0.0 must be above 0"),
+    (["--price", "2"], "--price and --peak-tflops need --gpu NAME"),
+    (["--image-rate", "0"], "--image-rate 0.0 must be above 0"),
+    (["--gpu", "H100", "--gpus", "8", "trainer=ddp", "trainer.sequence_parallel=3"], "does not divide the 8 processes"),
+    (["--gpu", "H100", "--gpus", "8", "trainer=fsdp_hybrid", "trainer.shard_size=5"], "does not divide the 8 processes"),
+])
+def test_hardware_that_makes_no_sense_is_one_line(run, options, message):
+    status, _, said = run("plan", "--published", *TINY, *options)
+    assert status == 2 and message in said and said.count("\n") == 1
+
+
+def memory(run, *overrides):
+    status, said, _ = run("plan", "--published", "--json", "--gpu", "H100", *TINY, *overrides)
+    assert status == 0
+    return json.loads(said)["stages"]["language_video"]["training"]["memory"]
+
+
+def test_weights_in_bfloat16_are_planned_with_half_the_memory(run):
+    whole, half = memory(run), memory(run, "trainer.precision=bf16-true")
+    assert [whole[part] / half[part] for part in ("weights", "gradients", "optimizer")] == [2, 2, 2]
+
+
+def test_adapters_are_planned_as_what_learns(run):
+    told = memory(run, "stages.language_video.trained=[]",
+                  "+stages.language_video.adapters.backbone.lora={rank: 4, alpha: 8}")
+    assert 0 < told["gradients"] < told["weights"] / 10

@@ -10,7 +10,8 @@ from tiny_training import MadeRows, curve, tiny_config
 from aurora.errors import AuroraError
 from aurora.training.estimate import disk
 from aurora.training.folder import StageFolder, fingerprint
-from aurora.training.run import _skeleton, plan_stages, train
+from aurora.training.run import plan_stages, train
+from aurora.training.start import skeleton
 
 
 def config_for(run, **changes):
@@ -125,7 +126,7 @@ def test_a_run_goes_on_where_the_disk_has_room_beside_what_it_holds(tmp_path, mo
     config = config_for(tmp_path, stage="first")
     train(config)
     (tmp_path / "first" / "done.json").unlink()
-    full = shutil.disk_usage(tmp_path)._replace(free=disk(_skeleton(plan_stages(config)[0]))
+    full = shutil.disk_usage(tmp_path)._replace(free=disk(skeleton(config, "first", plan_stages(config)[0].recipe))
                                                 - StageFolder(tmp_path, "first").size())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     train(config)
