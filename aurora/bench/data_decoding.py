@@ -33,6 +33,7 @@ SCENE = 150  # frames until the next cut
 BIT_RATE = 3_000_000
 BATCH = 8  # frames at a time, where a reader gives several
 TOLERANCE = 2e-2  # colours are converted by other versions of FFmpeg, or elsewhere
+ROUNDING = 2e-3  # of resized pixels
 STEP = 4  # every fourth pixel of a side is kept to be compared
 PICTURES, QUICK_PICTURES, PREPARED = 64, 4, 384
 
@@ -65,14 +66,14 @@ def cases(settings: Settings) -> list[Case]:
 
 def _videos(settings: Settings, size: Size, name: str, sampling: Sampling, threads: int) -> Case:
     seconds = size.seconds * size.repeats
-    times = READER.build({"name": "pyav"}).times(str(_video(settings, size)), sampling)
+    times = READER.build({"name": "pyav"}).times(str(video_file(settings, size)), sampling)
     numbers = [int(time * RATE + 1e-3) for time in times]
     readings: list[tuple[str, Reading, str | None]] = [
         ("aurora", _aurora, None), ("decord", _decord, _missing("decord")),
         ("torchcodec", _torchcodec, _missing("torchcodec")), ("PyAV, every frame", _pyav, None),
         ("ffmpeg", _ffmpeg, None if shutil.which("ffmpeg") else "not installed: apt-get install ffmpeg")]
     # Nobody counts the arithmetic of a decoder: the limit is that of reading the file and writing the frames.
-    moved = _video(settings, size).stat().st_size + len(times) * size.height * size.width * 3
+    moved = video_file(settings, size).stat().st_size + len(times) * size.height * size.width * 3
     return Case(
         name, [Contestant(reader, partial(_work, settings, size, read, sampling, numbers, threads), missing)
                for reader, read, missing in readings],
@@ -82,7 +83,7 @@ def _videos(settings: Settings, size: Size, name: str, sampling: Sampling, threa
 def _work(
     settings: Settings, size: Size, read: Reading, sampling: Sampling, numbers: list[int], threads: int
 ) -> Work:
-    path = _video(settings, size)
+    path = video_file(settings, size)
     return lambda: [torch.from_numpy(image[::STEP, ::STEP].copy()) for image in read(path, sampling, numbers, threads)]
 
 
@@ -140,7 +141,7 @@ def _missing(module: str) -> str | None:
     return None
 
 
-def _video(settings: Settings, size: Size) -> Path:
+def video_file(settings: Settings, size: Size) -> Path:
     """H.264 as x264 makes it by itself, which is repeated without being encoded again."""
     path, once = (settings.folder / f"video-{size.seconds * times}.mp4" for times in (size.repeats, 1))
     if not path.is_file():
@@ -207,7 +208,7 @@ def _pictures(settings: Settings) -> Case:
         f"{count} JPEGs of 640×480 to {PREPARED}×{PREPARED} pixels",
         [Contestant("aurora", lambda: lambda: [prepare(decode(file)) for file in files]),
          Contestant("PIL", lambda: lambda: [_plain(file) for file in files])],
-        Cost(0.0, float(moved)), 1e-6, items=count, unit="pictures")
+        Cost(0.0, float(moved)), ROUNDING, items=count, unit="pictures")
 
 
 def _plain(file: bytes) -> Tensor:
