@@ -14,6 +14,7 @@ import yaml
 
 from aurora.assemble import MODEL_SLOTS, WEIGHTED_SLOTS
 from aurora.checkpoint import CONFIG_FILE, WEIGHTS_FILE, weight_paths
+from aurora.conversion.reading import weight_files
 from aurora.errors import AuroraError
 from aurora.training.checkpoints import CHECKPOINTS
 from aurora.training.logs import CURVE_FILE
@@ -105,9 +106,11 @@ def require_same(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], 
 
 
 def _start_identity(config: Mapping[str, Any], start: str | None) -> dict[str, str]:
+    """What the weights are and not where they lie: frozen ones stand in no checkpoint, and are read there again."""
     if start is not None:
         return {"model": "".join(map(_sampled_hash, weight_paths(start)))}
-    return {slot: path or "random" for slot, path in base_paths(config).items()}
+    return {slot: "random" if path is None else "".join(map(_sampled_hash, weight_files(Path(path))))
+            for slot, path in base_paths(config).items()}
 
 
 def base_paths(config: Mapping[str, Any]) -> dict[str, str | None]:

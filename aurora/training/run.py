@@ -20,6 +20,7 @@ from aurora.adapters.attach import merge_adapters
 from aurora.adapters.folder import save_adapter
 from aurora.adapters.initial_state import start_like
 from aurora.checkpoint import read_config, save_model
+from aurora.conversion.reading import weight_files
 from aurora.errors import AuroraError
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
@@ -162,8 +163,11 @@ def _check_start(config: Mapping[str, Any], given: str | None, start: str | None
         read_config(given)
     if start is None:
         for slot, path in base_paths(config).items():
-            if path is not None and not Path(path).exists():
+            if path is None:
+                continue
+            if not Path(path).exists():
                 raise AuroraError(f"base_weights.{slot}.{config[slot]['name']}: {path} does not exist")
+            weight_files(Path(path))
 
 
 def _hold(stage: Stage, stack: ExitStack, console: Console) -> None:

@@ -382,18 +382,18 @@ def test_a_run_folder_that_is_not_shared_is_said(runs):
 
 
 def test_a_stage_that_only_one_rank_cannot_start_is_said_by_the_first(runs, tmp_path):
-    weights = tmp_path / "weights"
+    weights = tmp_path / "weights.pth"
     weights.write_text("")
     link = tmp_path / "node" / "weights"
     link.parent.mkdir()
-    config = {**runs.config(), "base_weights": {"backbone": {"rwkv6": "weights"}}}
+    config = {**runs.config(), "base_weights": {"backbone": {"rwkv6": "weights.pth"}}}
     config["run"] = str(runs.folder / "run")
     port = str(free_port())
     processes = [start(config, runs.folder / f"log-{rank}", cwd=str(folder), RANK=str(rank), LOCAL_RANK=str(rank),
                        WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
                  for rank, folder in enumerate((tmp_path, link.parent))]
     assert runs.finish(processes) == [2, 2]
-    assert "weights does not exist (rank 1 on" in (runs.folder / "log-0").read_text()
+    assert "weights.pth does not exist (rank 1 on" in (runs.folder / "log-0").read_text()
 
 
 def test_the_last_stage_with_a_missing_predecessor_names_the_command(runs):

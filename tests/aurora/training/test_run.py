@@ -83,6 +83,16 @@ def test_where_and_how_a_stage_runs_may_change_between_attempts(tmp_path, capfd)
     assert "finished before" in capfd.readouterr().out
 
 
+def test_base_weights_are_known_by_what_they_hold_and_not_by_where_they_lie(tmp_path):
+    prints = []
+    for number, content in enumerate((b"weights", b"weights", b"others!")):
+        path = tmp_path / f"{number}.safetensors"
+        path.write_bytes(content)
+        config = {**tiny_config("run"), "base_weights": {"backbone": {"rwkv6": str(path)}}}
+        prints.append(fingerprint(config, "first", None))
+    assert prints[0] == prints[1] != prints[2]
+
+
 def test_how_fast_rows_are_read_may_change_between_attempts():
     before = {**tiny_config("run"), "data": {"name": "webdataset", "root": "a", "workers": 2}}
     now = {**before, "data": {"name": "webdataset", "root": "b", "workers": 0, "prefetch_rows": 4, "prefetch_bytes": 1,
