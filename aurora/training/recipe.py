@@ -19,7 +19,7 @@ Strategy = Literal["auto", "ddp", "fsdp", "fsdp_hybrid", "fsdp1"]
 Precision = Literal["32-true", "bf16-mixed", "bf16-gathered", "bf16-true"]
 Recompute = Literal["none", "block", "selective"]
 Compile = Literal["none", "block"]
-SHARDING = "fsdp, fsdp_hybrid or fsdp1"
+SHARDED = "strategy fsdp, fsdp_hybrid or fsdp1"
 Display = Literal["auto", "bar", "lines", "none"]
 
 LONGEST_SECONDS = 10_000_000  # that something is waited for: a third of a year
@@ -160,33 +160,31 @@ def read_options(entry: Mapping[str, Any]) -> TrainerOptions:
 
 
 def _check_sharding(options: TrainerOptions) -> None:
-    flat = options.strategy == "fsdp1"
-    sharded = options.strategy in ("fsdp", "fsdp_hybrid")
     for key in ("shard_size", "sequence_parallel", "backprop_tokens"):
         value = getattr(options, key)
         _require(value is None or value >= 1, f"trainer.{key}", value, "a whole number ≥ 1")
-    needs: dict[str, tuple[bool, bool, str]] = {  # whether it is asked for, whether it can be, what it needs
-        "precision=bf16-gathered": (options.precision == "bf16-gathered", sharded or flat,
-                                    f"strategy {SHARDING}"),
-        "precision=bf16-true": (options.precision == "bf16-true", not flat, "another strategy than fsdp1, which makes "
-                                "one tensor of what is of several dtypes then"),
-        "defer_gradient_sync": (options.defer_gradient_sync, sharded or flat, f"strategy {SHARDING}"),
-        "reshard_after_forward=false": (not options.reshard_after_forward, sharded or flat, f"strategy {SHARDING}"),
-        "cpu_offload": (options.cpu_offload, sharded and options.accelerator != "cpu",
-                        "strategy fsdp or fsdp_hybrid and a GPU: on a CPU the shards lie in main memory as it is"),
-        "shard_size": (options.shard_size is not None, options.strategy == "fsdp_hybrid", "strategy fsdp_hybrid"),
-        "sequence_parallel": (options.sequence_parallel > 1, sharded or flat or options.strategy == "ddp",
-                              f"strategy ddp or {SHARDING}"),
-        "backprop_tokens": (options.backprop_tokens is not None, options.sequence_parallel == 1,
-                            "sequence_parallel 1: a row is read in pieces one after the other, or side by side"),
-        "compile=block": (options.compile == "block", options.activation_checkpointing != "selective",
-                          "activation_checkpointing none or block: which results are kept is decided by watching "
-                          "every operator, and the compiler fuses them"),
-    }
-    if flat and options.compile == "block":
-        raise AuroraError("trainer.compile=block needs another strategy than fsdp1, which puts other tensors in the "
-                          "place of parameters")
-    for what, (asked, can, need) in needs.items():
+    flat, fsdp2 = options.strategy == "fsdp1", options.strategy in ("fsdp", "fsdp_hybrid")
+    sharded = flat or fsdp2
+    needs: list[tuple[str, bool, bool, str]] = [  # what is asked for, whether it is, whether it can be, what it needs
+        ("precision=bf16-gathered", options.precision == "bf16-gathered", sharded, SHARDED),
+        ("precision=bf16-true", options.precision == "bf16-true", not flat,
+         "another strategy than fsdp1, which makes one tensor of what is of several dtypes then"),
+        ("defer_gradient_sync", options.defer_gradient_sync, sharded, SHARDED),
+        ("reshard_after_forward=false", not options.reshard_after_forward, sharded, SHARDED),
+        ("cpu_offload", options.cpu_offload, fsdp2 and options.accelerator != "cpu",
+         "strategy fsdp or fsdp_hybrid and a GPU: on a CPU the shards lie in main memory as it is"),
+        ("shard_size", options.shard_size is not None, options.strategy == "fsdp_hybrid", "strategy fsdp_hybrid"),
+        ("sequence_parallel", options.sequence_parallel > 1, sharded or options.strategy == "ddp",
+         f"{SHARDED}, or strategy ddp"),
+        ("backprop_tokens", options.backprop_tokens is not None, options.sequence_parallel == 1,
+         "sequence_parallel 1: a row is read in pieces one after the other, or side by side"),
+        ("compile=block", options.compile == "block", options.activation_checkpointing != "selective",
+         "activation_checkpointing none or block: which results are kept is decided by watching every operator, and "
+         "the compiler fuses them"),
+        ("compile=block", options.compile == "block", not flat,
+         "another strategy than fsdp1, which puts other tensors in the place of parameters"),
+    ]
+    for what, asked, can, need in needs:
         if asked and not can:
             raise AuroraError(f"trainer.{what} needs {need}")
 

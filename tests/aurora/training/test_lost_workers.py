@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -59,17 +60,17 @@ class Run:
         return (self.folder / f"said-{rank}").read_text()
 
     def disturb(self, number, most, draw):
-        """Sends a signal to at most so many workers of each process at random moments, not when no rows are left to
-        build. How many each has lost."""
+        """Sends a signal to at most so many workers of each process at random moments. How many each has lost."""
         lost, due = [0 for _ in self.processes], [0 for _ in self.processes]
         while any(process.is_alive() for process in self.processes):
             for rank, process in enumerate(self.processes):
-                read = len(self.read(rank))
-                more = lost[rank] < most and due[rank] <= read < self.rows - APART
-                if more and (workers := children(process.pid)):
+                if lost[rank] < most and len(self.read(rank)) >= due[rank]:
                     time.sleep(draw.uniform(0, 0.05))
-                    os.kill(draw.choice(workers), number)
-                    lost[rank], due[rank] = lost[rank] + 1, read + APART
+                    with suppress(ProcessLookupError), stopped(process.pid):
+                        read, workers = len(self.read(rank)), children(process.pid)
+                        if workers and read < self.rows - APART:  # so that all of them have rows to build
+                            os.kill(draw.choice(workers), number)
+                            lost[rank], due[rank] = lost[rank] + 1, read + APART
             time.sleep(0.002)
         self.finish()
         return lost
@@ -78,6 +79,16 @@ class Run:
         for process in self.processes:
             process.join(60)
         assert [process.exitcode for process in self.processes] == [0 for _ in self.processes], self.said(0)
+
+
+@contextmanager
+def stopped(pid):
+    """Lets a process do nothing for the while; ProcessLookupError when it has ended."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def children(pid):
