@@ -96,13 +96,18 @@ def loss_curves(stages: Mapping[str, Sequence[tuple[int, float]]]) -> str:
     return _svg(figure)
 
 
+def by_accuracy(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The result's families, those answered best first."""
+    return dict(sorted(result["families"].items(), key=lambda item: -item[1]["accuracy"]))
+
+
 def family_bars(result: Mapping[str, Any]) -> str:
     """Accuracy by family with its interval, the wrong video's beside it, and chance as a line."""
-    families = sorted(result["families"].items(), key=lambda item: -item[1]["accuracy"])
+    families = by_accuracy(result)
     figure = Figure(figsize=(11, 3.6))
     axes = figure.add_subplot()
     places = np.arange(len(families))
-    rows = [row for _, row in families]
+    rows = list(families.values())
     accuracy = np.array([row["accuracy"] for row in rows])
     # at 0 and 1 rounding may put an end of the interval a hair inside the value
     reach = np.clip([accuracy - [row["low"] for row in rows], [row["high"] for row in rows] - accuracy], 0, None)
@@ -110,7 +115,7 @@ def family_bars(result: Mapping[str, Any]) -> str:
     wrong = [row["wrong_video_accuracy"] or 0.0 for row in rows]
     axes.bar(places + 0.2, wrong, 0.38, color=PALE, label="a wrong video")
     axes.axhline(result["chance"], color=INK, linestyle=":", linewidth=1, label="chance")
-    axes.set_xticks(places, [name.replace("_", "\n") for name, _ in families], fontsize=8)
+    axes.set_xticks(places, [name.replace("_", "\n") for name in families], fontsize=8)
     axes.set_ylim(0, 1)
     axes.set_ylabel("accuracy", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)

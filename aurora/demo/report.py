@@ -10,7 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from aurora.assemble import count_parameters
-from aurora.demo.figures import draw_groups, family_bars, loss_curves, merged_patches, png, vision_grid
+from aurora.demo.figures import by_accuracy, draw_groups, family_bars, loss_curves, merged_patches, png, vision_grid
 from aurora.model import AuroraModel
 
 
@@ -27,6 +27,11 @@ class Answer(NamedTuple):
     frames: tuple[np.ndarray, ...]
 
 
+def percent(share: float | None) -> str:
+    """A share in whole percent; a dash where nothing was asked."""
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
 def write_report(path: Path, *, model: AuroraModel, config: Mapping[str, Any], result: Mapping[str, Any],
                  answers: Sequence[Answer], curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
     """Renders the page; `curves` holds (step, loss) points per stage."""
@@ -34,7 +39,8 @@ def write_report(path: Path, *, model: AuroraModel, config: Mapping[str, Any], r
                               undefined=StrictUndefined)
     page = environment.get_template("report.html.j2").render(
         result=result,
-        percent=lambda share: "–" if share is None else f"{100 * share:.0f} %",
+        families=by_accuracy(result),
+        percent=percent,
         backbone=config["backbone"]["name"],
         parameters=f"{sum(count_parameters(model).values()):,}",
         sampling=", ".join(f"{key} {value}" for key, value in config["sampling"].items() if value is not None),

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from aurora.checkpoint import load_model, model_hash
 from aurora.config import load_config
-from aurora.demo.report import Answer, write_report
+from aurora.demo.report import Answer, percent, write_report
 from aurora.evaluation.prompts import CAPTION_VIDEO, option_label
 from aurora.evaluation.questions import Question, read_questions
 from aurora.evaluation.report import render
@@ -72,8 +72,9 @@ def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0,
               for stage in recipe["stages"]}
     write_report(folder / "report.html", model=model, config=config, result=result, answers=answers, curves=curves)
     console.rule()
-    console.print(f"accuracy {result['accuracy']:.3f}, on wrong videos {result['wrong_video_accuracy']:.3f}, by chance "
-                  f"{result['chance']:.3f}; {result['seconds'] / 60:.1f} minutes; open {folder / 'report.html'}")
+    accuracy, wrong, chance = (percent(result[key]) for key in ("accuracy", "wrong_video_accuracy", "chance"))
+    console.print(f"{accuracy} of {result['n']} held-out questions answered correctly, {wrong} about wrong videos, "
+                  f"{chance} by chance; {result['seconds'] / 60:.1f} minutes; open {folder / 'report.html'}")
     return result
 
 
@@ -123,7 +124,7 @@ def answer_aloud(session: Session, folder: Path, question: Question, console: Co
     options = tuple(f"{option_label(index)} {option}" for index, option in enumerate(question.options))
     # what a model says is no markup
     console.print(f"{video}  {question.question} {' '.join(options)}", markup=False)
-    console.print(f"  → {answer}   (right: {options[question.right]})", markup=False)
+    console.print(f"  → {answer}   (correct: {options[question.right]})", markup=False)
     console.print(f"  → {caption}", markup=False)
     return Answer(
         video=question.video,

@@ -26,7 +26,8 @@ def render(result: Mapping[str, Any]) -> RenderableType:
 
 
 def _choices(result: Mapping[str, Any]) -> Table:
-    table = Table(title="Multiple choice")
+    table = Table(title="Multiple choice, in percent", caption_justify="left",
+                  caption="wrong video: asked about a video for which another answer is correct")
     table.add_column("family", no_wrap=True)
     for column in ("n", "accuracy", "95 % interval", "chance", "wrong video"):
         table.add_column(column, justify="right")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from aurora.assemble import build_model
 from aurora.config import load_config
-from aurora.demo.figures import draw_groups, family_bars, loss_curves, merged_patches, png
+from aurora.demo.figures import by_accuracy, draw_groups, family_bars, loss_curves, merged_patches, png
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,11 @@ def test_curves_of_stages_without_a_step_are_empty_panels() -> None:
     drawn = loss_curves({"pretrain": [(1, 2.0), (2, 1.0)], "vision": []})
     assert drawn.startswith("<svg")
     assert drawn.rstrip().endswith("</svg>")
+
+
+def test_families_answered_best_come_first() -> None:
+    families = {name: {"accuracy": accuracy} for name, accuracy in (("count", 0.25), ("order", 1.0), ("place", 0.5))}
+    assert list(by_accuracy({"families": families})) == ["order", "place", "count"]
 
 
 def test_bars_stand_at_zero_and_at_one() -> None:
