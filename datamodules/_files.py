@@ -135,21 +135,30 @@ def _rest(header: bytes) -> bytes:
     return header[100:124] + header[136:148] + header[156:512]
 
 
-def member_header(name: str, size: int) -> bytes:
-    """The tar header of a member as shards have it: nothing in it depends on who writes it, or when."""
+def _tar_header(name: str, size: int) -> bytes:
     member = tarfile.TarInfo(name)
     member.size = size
     member.mode = 0o644
     return member.tobuf(tarfile.USTAR_FORMAT)
 
 
-_REST = _rest(member_header("", 0))
+_REST = _rest(_tar_header("", 0))
 _SUM = sum(_REST) + 8 * ord(" ")  # the checksum's own field counts as spaces
+
+
+def member_header(name: str, size: int) -> bytes:
+    """The tar header of a member as shards have it: nothing in it depends on who writes it, or when."""
+    stem, told = name.encode(), b"%011o\0" % size
+    if len(stem) > 100 or len(told) > 12:
+        return _tar_header(name, size)
+    # As tarfile writes it, in a tenth of its time.
+    checksum = b"%06o\0 " % (sum(stem) + sum(told) + _SUM)
+    return b"".join((stem.ljust(100, b"\0"), _REST[:24], told, _REST[24:36], checksum, _REST[36:]))
 
 
 def _header(block: bytes) -> tuple[str, int]:
     """The name and size that a tar header tells. tarfile.HeaderError where it is none."""
-    # As `member_header` writes it, in a tenth of tarfile's time.
+    # The same here, the other way round.
     name, size = block[:100].rstrip(b"\0"), block[124:136]
     try:
         if _rest(block) == _REST and sum(name) + sum(size) + _SUM == int(block[148:154], 8):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -26,18 +27,19 @@ def find(folder: Path, below: str, name: Any) -> Path:
     if name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
         raise BadSample("path", f"{name!r} does not stay below the dataset's folder")
     path = folder / below / name
-    root = _real(folder)
     try:
+        told = path.lstat()
         # Links are followed once per folder; only a file that is itself a link is asked again.
-        real = os.path.realpath(path) if path.is_symlink() else os.path.join(_real(path.parent), path.name)
-        there = path.exists()
+        linked = stat.S_ISLNK(told.st_mode)
+        real = os.path.realpath(path) if linked else os.path.join(_real(path.parent), path.name)
+        mode = (path.stat() if linked else told).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadSample("missing", f"no file {os.path.join(below, name)!r}") from None
     except OSError as error:
         raise BadSample("missing", f"{name!r}: {error.strerror}") from error
-    if not there:
-        raise BadSample("missing", f"no file {os.path.join(below, name)!r}")
-    if not real.startswith(root + os.sep):
+    if not real.startswith(_real(folder) + os.sep):
         raise BadSample("path", f"{name!r} leads out of the dataset's folder")
-    if not path.is_file() and not path.is_dir():
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise BadSample("path", f"{name!r} is no file and no folder")  # opening a pipe would wait for ever
     return path
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from datamodules._samples import BadSample, decode_image, open_picture, pixels_of
+from datamodules._samples import BadSample, decode_image, image_shape, open_picture, pixels_of
 
 
 def jpeg(size: tuple[int, int] = (61, 43), mode: str = "RGB", **options: object) -> bytes:
@@ -28,7 +28,7 @@ def by_pil(raw: bytes) -> np.ndarray:
 def test_a_jpeg_has_the_pixels_that_pil_gives(mode: str, options: dict, size: tuple[int, int]) -> None:
     raw = jpeg(size, mode, **options)
     pixels = decode_image(raw)
-    assert pixels.shape == (size[1], size[0], 3)
+    assert pixels.shape == (*image_shape(raw), 3) == (size[1], size[0], 3)
     assert (pixels == by_pil(raw)).all()
 
 
@@ -38,6 +38,7 @@ def test_a_jpeg_stands_upright(orientation: int) -> None:
     exif[0x0112] = orientation
     raw = jpeg(exif=exif)
     assert (decode_image(raw) == by_pil(raw)).all()
+    assert image_shape(raw) == by_pil(raw).shape[:2]
 
 
 def test_a_jpeg_with_bytes_that_are_no_part_of_it_is_read_as_pil_reads_it() -> None:
