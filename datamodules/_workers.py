@@ -197,13 +197,13 @@ class _Lane:
         if sample >= 0 and row == self._next:
             self._blame(row, sample, how)
             return
-        _log.warning("data: worker %d %s without a sample in hand and is started again", self._lane,
-                     "hung" if self._hanging else f"ended with {how}")
         self._deaths += 1
         if self._deaths == PATIENCE:
             raise AuroraError(f"data: worker {self._lane} of {self._lanes} ended {PATIENCE} times in a row without "
                               f"a sample in hand, the last time with {how}; what it wrote to standard error says "
                               "more, data.workers=0 builds rows in the main process")
+        _log.warning("data: worker %d %s without a sample in hand and is started again", self._lane,
+                     "hung" if self._hanging else f"ended with {how}")
 
     def _blame(self, row: int, sample: int, how: str) -> None:
         """Gives up the sample that the dead worker had in hand, if another one died of it before."""
