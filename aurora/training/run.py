@@ -85,7 +85,7 @@ def train(config: Mapping[str, Any]) -> Path:
     if place is not None:
         require_equal(config)
     stages = agreed(lambda: _startable(config, place))
-    console = Console(quiet=_rank() != 0, soft_wrap=True, highlight=False)
+    console = Console(quiet=_rank() != 0, soft_wrap=True, highlight=False, markup=False)
     if stages[0].options.threads is not None:
         torch.set_num_threads(stages[0].options.threads)
     with quiet_lightning():

@@ -49,12 +49,13 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: str | None = None
         self._failures = 0
+        self._kind: type[Exception] = AuroraError  # what is raised for them
 
     def save(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
-        """Begins to write a checkpoint; waits for the one before. AuroraError when saving failed twice in a row."""
+        """Begins to write a checkpoint; waits for the one before. Raises like `finish` when two in a row failed."""
         self.wait()
         if self._failures >= FAILURES:
-            raise AuroraError(f"{self._failures} checkpoints in a row could not be written: {self._error}")
+            raise self._kind(f"{self._failures} checkpoints in a row could not be written: {self._error}")
         staged: Any = self._stager.stage(tensors)
         self._thread = threading.Thread(target=self._run, args=(step, staged, dict(state)), name="checkpoint")
         self._thread.start()
@@ -66,10 +67,10 @@ class Saver:
             self._thread = None
 
     def finish(self) -> None:
-        """The same, and AuroraError when the last checkpoint is not there."""
+        """The same, and AuroraError when the last checkpoint is not there; RuntimeError when another rank was lost."""
         self.wait()
         if self._failures:
-            raise AuroraError(f"the last checkpoint could not be written: {self._error}")
+            raise self._kind(f"the last checkpoint could not be written: {self._error}")
 
     def _run(self, step: int, tensors: Tensors, state: dict[str, Any]) -> None:
         try:
@@ -78,6 +79,8 @@ class Saver:
         # whatever it is, training goes on and the next save tries again; torch's own is no Exception
         except (Exception, CheckpointException) as error:
             self._failures, self._error = self._failures + 1, _said(error)
+            # a lost rank is nothing that the user has to change: whoever started this one may try again
+            self._kind = RuntimeError if isinstance(error, RuntimeError) else AuroraError
             self.tell(f"the checkpoint after step {step} could not be written: {self._error}")
 
     def _write(self, path: Path, tensors: Tensors, state: dict[str, Any]) -> None:

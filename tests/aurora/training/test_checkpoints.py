@@ -179,6 +179,17 @@ def test_unsafe_loading_is_refused(monkeypatch):
         refuse_unsafe_loading()
 
 
+def test_a_rank_that_was_lost_while_saving_is_no_error_of_the_user(tmp_path, monkeypatch):
+    def lost(self, *given):
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(Saver, "_write", lost)
+    saver = Saver(tmp_path, group=None, tell=lambda message: None)
+    saver.save(1, tensors(1), {"step": 1})
+    with pytest.raises(RuntimeError, match="could not be written: Connection closed by peer"):
+        saver.finish()
+
+
 def test_training_bears_one_save_that_fails_and_stops_at_the_second(tmp_path):
     (tmp_path / "file").write_text("no folder")
     told = []

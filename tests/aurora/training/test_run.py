@@ -28,6 +28,11 @@ def test_every_stage_starts_from_the_one_before(tmp_path, capfd):
     assert "weights vision: random, connector: random, backbone: random" in said
 
 
+def test_what_is_told_is_printed_as_it_is(tmp_path, capfd):
+    train(config_for(tmp_path / "[red]" / "[", stage="first"))
+    assert f"first: done, {tmp_path}/[red]/[/first/model" in capfd.readouterr().out
+
+
 def test_the_head_says_what_a_wrong_start_would_show(tmp_path, capfd):
     train(config_for(tmp_path, stage="first"))
     said = capfd.readouterr().out
