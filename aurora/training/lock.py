@@ -14,31 +14,34 @@ from typing import IO
 from aurora.errors import AuroraError
 
 LOCK = ".lock"
-LOOK_SECONDS = 1.0  # between two looks at a lock that another machine holds
+HERE_SECONDS = 5.0  # that a process of this machine is waited for, which may be about to end
+LOOK_SECONDS = 0.25  # between two looks at a lock
 
 
 @contextmanager
 def held(folder: Path, *, patience: float, tell: Callable[[str], None]) -> Iterator[None]:
     """Holds the folder until the end of the block, or of the process.
 
-    AuroraError when another process holds it. One of another machine is waited for `patience` seconds: a file server
-    keeps the lock of a machine that is gone for a while. Where the file system knows no locks nothing is held.
+    AuroraError when another process holds it for `patience` seconds: a file server keeps the lock of a machine that is
+    gone for a while. One of this machine is waited for HERE_SECONDS at most. Where the file system knows no locks
+    nothing is held.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # a lock of this kind ends with its process, and the loader's workers do not inherit it
     with (folder / LOCK).open("a+", encoding="utf-8") as file:
-        _take(file, folder, time.monotonic() + patience, tell)
+        _take(file, folder, patience, tell)
         file.truncate(0)
         file.write(f"{socket.gethostname()} {os.getpid()}")
         file.flush()
         yield
 
 
-def _take(file: IO[str], folder: Path, deadline: float, tell: Callable[[str], None]) -> None:
-    said = False
+def _take(file: IO[str], folder: Path, patience: float, tell: Callable[[str], None]) -> None:
+    said, begun = False, time.monotonic()
     while (holder := _tried(file)) is not None:
         host, _, process = holder.partition(" ")
-        if host == socket.gethostname() or time.monotonic() > deadline:
+        most = min(patience, HERE_SECONDS) if host == socket.gethostname() else patience
+        if time.monotonic() - begun > most:
             raise AuroraError(f"process {process} on {host} trains in {folder}; end it first, or give another run=")
         if not said:
             tell(f"waiting for process {process} on {host}, which trains in {folder}")

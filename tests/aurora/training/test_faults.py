@@ -291,7 +291,7 @@ def test_a_curve_that_cannot_be_written_is_told_once_and_ends_no_run(runs):
 
 
 def test_a_second_run_in_the_same_folder_is_refused(runs):
-    config = runs.config(watchdog_seconds=None)
+    config = runs.config(watchdog_seconds=None, rendezvous_seconds=0.5)
     first, = runs.start(config, HANG="9")
     runs.wait_for_step(config, 1, [first])
     assert runs.run(config) == [2]
