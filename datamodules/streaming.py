@@ -22,14 +22,14 @@ from aurora.registry import DATA
 from aurora.types import PackedBatch
 
 from ._files import is_remote
-from ._lengths import text_pieces
 from ._loader import BadSamples
-from ._rows import Segment, Skipped, blank_segment, pack
-from ._samples import VIDEO, BadSample, check_key, decode_image, parse_record
+from ._rows import Segment, Skipped
+from ._samples import BadSample
 from ._schedule import Position, check_position, rank_and_world
+from ._segments import Segments
 from ._worker import Built
 from ._workers import start_method
-from .reader._sampling import capped, check_sampling
+from .reader._sampling import check_sampling
 
 # Sequences that wait for a row that they fit in.
 _WAITING = 64
@@ -66,7 +66,7 @@ class StreamingModule(lightning.LightningDataModule, DataModule):  # type: ignor
         self.tars = _tars(root, read_mixture("data.mixture", mixture))
         self.rows_per_step, self.steps, self.seed, self.workers, self.shuffle = (
             rows_per_step, max_steps, seed, workers, shuffle)
-        self._maker = _Segments(tokenizer, prompt, layout, reader, check_sampling(
+        self._maker = Segments(tokenizer, prompt, layout, reader, check_sampling(
             Sampling(fps=fps, frames=frames, max_frames=max_frames)), row_tokens, row_frames)
         self._bad = (max_bad_rate, bad_rate_after, None if quarantine is None else Path(quarantine))
 
@@ -123,54 +123,10 @@ def _tars(root: str, mixture: Mixture) -> list[str]:
     return tars
 
 
-class _Segments:
-    """Sequences from webdataset's samples, which nothing has been checked of."""
-
-    def __init__(self, tokenizer: Tokenizer, prompt: Prompt, layout: VisualLayout | None, reader: VideoReader,
-                 sampling: Sampling, row_tokens: int, row_frames: int) -> None:
-        self.tokenizer, self.prompt, self.layout, self.reader, self.sampling = (
-            tokenizer, prompt, layout, reader, sampling)
-        self.row_tokens, self.row_frames = row_tokens, row_frames
-        self.blank = None if layout is None else blank_segment(layout)
-
-    def make(self, sample: Mapping[str, Any]) -> Segment:
-        """The sequence of a sample. BadSample when it has none that fits a row."""
-        try:
-            key = check_key(sample["__key__"])
-        except AuroraError as error:
-            raise BadSample("key", str(error)) from error
-        if "json" not in sample:
-            raise BadSample("json", f"{key} has no json member")
-        record, sequence = parse_record(sample["json"]), Segment()
-        for piece in text_pieces(record, self.prompt, self.tokenizer):
-            if piece is not None:
-                sequence.add_text(*piece)
-                continue
-            for extension in record.media:
-                if extension not in sample:
-                    raise BadSample("missing", f"no member {key}.{extension}")
-                self._add(sequence, sample[extension], record.kind)
-        room = self.row_tokens - (0 if sequence.pixels or self.blank is None else len(self.blank.tokens))
-        if len(sequence.tokens) > room or len(sequence.pixels) > self.row_frames:
-            raise BadSample("length", f"{len(sequence.tokens)} tokens and {len(sequence.pixels)} frames fill no row")
-        return sequence
-
-    def _add(self, sequence: Segment, raw: bytes, kind: int) -> None:
-        if self.layout is None:
-            raise BadSample("kind", "the model sees nothing")
-        try:
-            images = ((image for _, image in self.reader.read(raw, capped(self.sampling, self.row_frames)))
-                      if kind == VIDEO else iter([decode_image(raw)]))
-            for image in images:
-                sequence.add_frame(self.layout.prepare(image), self.layout.tokens(*image.shape[:2]))
-        except AuroraError as error:
-            raise BadSample("video", str(error)) from error
-
-
 class _Stream(IterableDataset[Built]):
     """Rows without end."""
 
-    def __init__(self, tars: Sequence[str], maker: _Segments, seed: tuple[int, ...], shuffle: int) -> None:
+    def __init__(self, tars: Sequence[str], maker: Segments, seed: tuple[int, ...], shuffle: int) -> None:
         self.tars, self.maker, self.seed, self.shuffle = tars, maker, seed, shuffle
 
     def __iter__(self) -> Iterator[Built]:
@@ -190,24 +146,10 @@ class _Stream(IterableDataset[Built]):
                 tar = Path(str(sample.get("__url__", "")))
                 skipped.append(Skipped(tar.parent.name, tar.name, str(sample["__key__"]), error.reason, error.detail))
             if len(waiting) == _WAITING or len(skipped) == _WAITING:
-                yield self._row(waiting), skipped
+                taken = self.maker.chosen(waiting)
+                yield self.maker.row([waiting[place] for place in taken]), skipped
+                waiting = [one for place, one in enumerate(waiting) if place not in taken]
                 skipped = []
-
-    def _row(self, waiting: list[Segment]) -> PackedBatch:
-        """A row of those that wait, the first one always among them; none wait where all were bad."""
-        maker, taken = self.maker, list[Segment]()
-        blank = maker.blank
-        tokens, frames = maker.row_tokens, maker.row_frames
-        for sequence in list(waiting):
-            reserved = 0 if blank is None or sequence.pixels or frames < maker.row_frames else len(blank.tokens)
-            if len(sequence.tokens) + reserved <= tokens and len(sequence.pixels) <= frames:
-                taken.append(sequence)
-                waiting.remove(sequence)
-                tokens, frames = tokens - len(sequence.tokens), frames - len(sequence.pixels)
-        real = len(taken)
-        if blank is not None and not any(sequence.pixels for sequence in taken):
-            taken.append(blank)
-        return pack(taken or [Segment([0], [False])])._replace(samples=real)
 
 
 def _opened(shards: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
