@@ -129,10 +129,23 @@ def read_recipe(name: str, entry: Mapping[str, Any]) -> Recipe:
     for slot in (*recipe.trained, *recipe.lr_scale, *decayed):
         if slot not in WEIGHTED_SLOTS:
             raise AuroraError(f"{where}: {slot!r} is no slot with weights.{suggest(slot, list(WEIGHTED_SLOTS))}")
+    _check_frozen(where, recipe)
     _check_numbers(where, recipe)
     if recipe.prompt is not None:
         PROMPT.build(recipe.prompt)
     return recipe
+
+
+def _check_frozen(where: str, recipe: Recipe) -> None:
+    """AuroraError for a rate or a decay of a slot that does not learn, which would be passed over."""
+    decays = recipe.weight_decay if isinstance(recipe.weight_decay, Mapping) else {}
+    changed = {"lr_scale": {slot for slot, scale in recipe.lr_scale.items() if scale != 1},
+               "weight_decay": {slot for slot, decay in decays.items() if decay}}
+    for option, slots in changed.items():
+        for slot in sorted(slots - {*recipe.trained, *recipe.adapters}):
+            raise AuroraError(f"{where}.{option}.{slot} is given, but the stage trains "
+                              f"{', '.join((*recipe.trained, *recipe.adapters))}; add {slot} to {where}.trained, or "
+                              f"leave its {option} out")
 
 
 def in_dtype(config: Mapping[str, Any], options: TrainerOptions) -> Mapping[str, Any]:

@@ -201,6 +201,9 @@ def _train_stage(stage: Stage, console: Console) -> None:
     describe_stage(console, stage=stage.name, recipe=stage.recipe, config=stage.config, model=model,
                    samples=count_samples(data, stage.recipe), fill=row_fill(data), steps=module.total_steps,
                    done=0 if resume is None else resume.step, start=stage.start)
+    if module.total_steps == 1 and stage.recipe.max_steps != 1:
+        console.print(f"{stage.name}: takes a single step, because global_batch {stage.recipe.global_batch} takes in "
+                      "all of its data; a smaller one, or more epochs, would learn more")
     _fit(stage, module, data, now, console)
     bad = count_bad_samples(data)
     if bad:

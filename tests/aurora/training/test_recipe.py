@@ -37,6 +37,8 @@ def test_every_trainer_config_is_understood(name):
         ({"peak_lr": 0.0}, r"peak_lr is 0\.0; it must be above 0"),
         ({"peak_lr": "1e-4"}, r"peak_lr is '1e-4'"),
         ({"peak_lr": float("inf")}, r"peak_lr is inf; it must be a number"),
+        ({"trained": ["connector"], "lr_scale": {"vision": 0.1}}, r"s\.lr_scale\.vision is given.*trains connector"),
+        ({"trained": ["connector"], "weight_decay": {"backbone": 0.1}}, r"weight_decay\.backbone is given"),
         ({"global_batch": 0}, r"global_batch is 0; it must be a whole number ≥ 1"),
         ({"epochs": 0.5}, r"epochs is 0\.5"),
         ({"max_steps": 0}, r"max_steps is 0"),
