@@ -7,7 +7,7 @@ import tarfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from aurora.errors import AuroraError
@@ -33,6 +33,20 @@ def is_remote(root: str) -> bool:
     return True
 
 
+class _Asked(NamedTuple):
+    """Where a sample stands."""
+
+    dataset: DatasetIndex
+    sample: int
+    descriptor: int  # of its shard
+    size: int  # of its record, in bytes
+    offset: int
+    media: int  # its first row in the index's table of media
+
+    def __str__(self) -> str:
+        return str(self.dataset.path(self.sample))
+
+
 class ShardFiles:
     """The most recently used shards of a process, kept open.
 
@@ -45,56 +59,68 @@ class ShardFiles:
         self._open: OrderedDict[str, int] = OrderedDict()
         self._verified: set[str] = set()
         self._bad: dict[str, BadSample] = {}
+        self._asked: _Asked | None = None
 
     def ready(self, index: DatasetIndex, sample: int) -> None:
         """Opens the shard of a sample, which may have to be fetched first. Errors come when the sample is read."""
         try:
-            self._descriptor(index, sample)
+            self._descriptor(index, index.shard(sample))
         except BadSample:
             return
 
     def record(self, index: DatasetIndex, sample: int) -> tuple[str, bytes]:
         """A sample's key and the bytes of its json member. BadSample when the shard holds something else there."""
-        row = index.samples[sample]
-        name, data = self._member(index, sample, int(row["offset"]), int(row["size"]))
+        asked = self._ask(index, sample)
+        name, data = self._member(asked, asked.offset, asked.size)
         if not name.endswith(".json"):
             raise BadSample("shard", f"{index.path(sample)} holds {name!r} where a json member should be")
         return name.removesuffix(".json"), data
 
     def media(self, index: DatasetIndex, sample: int, number: int, name: str) -> bytes:
         """The bytes of a sample's media member, which is called `name`."""
-        row = index.media[int(index.samples[sample]["media"]) + number]
-        if not row["offset"]:
+        asked = self._ask(index, sample)
+        row = index.media[asked.media + number]
+        offset = int(row["offset"])
+        if not offset:
             raise BadSample("missing", f"no member {name}")
-        found, data = self._member(index, sample, int(row["offset"]), int(row["size"]))
+        found, data = self._member(asked, offset, int(row["size"]))
         if found != name:
             raise BadSample("shard", f"{index.path(sample)} holds {found!r} where {name!r} should be")
         return data
 
     def close(self) -> None:
         """Closes every shard."""
+        self._asked = None
         while self._open:
             os.close(self._open.popitem()[1])
 
     def __del__(self) -> None:
         self.close()
 
-    def _member(self, index: DatasetIndex, sample: int, offset: int, size: int) -> tuple[str, bytes]:
+    def _ask(self, index: DatasetIndex, sample: int) -> _Asked:
+        """Where a sample stands: looked up once for its record and its media, which follow each other."""
+        asked = self._asked
+        if asked is None or asked.sample != sample or asked.dataset is not index:
+            shard, _, _, size, offset, media = index.samples[sample].item()
+            asked = _Asked(index, sample, self._descriptor(index, index.shards[shard]), size, offset, media)
+            self._asked = asked
+        return asked
+
+    def _member(self, asked: _Asked, offset: int, size: int) -> tuple[str, bytes]:
         if size > LIMITS.member_bytes:
             raise BadSample("limits", f"a member of {size} bytes is larger than {LIMITS.member_bytes}")
         # The header stands right before the data; reading both tells a shard that was changed from the one indexed.
-        block = os.pread(self._descriptor(index, sample), tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
+        block = os.pread(asked.descriptor, tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
         data = block[tarfile.BLOCKSIZE:]
         try:
             name, told = _header(block[:tarfile.BLOCKSIZE])
         except tarfile.HeaderError as error:
-            raise BadSample("shard", f"{index.path(sample)} at {offset}: {error}") from error
+            raise BadSample("shard", f"{asked} at {offset}: {error}") from error
         if told != size or len(data) != size:
-            raise BadSample("shard", f"{index.path(sample)} at {offset}: {len(data)} bytes of {name!r}, not {size}")
+            raise BadSample("shard", f"{asked} at {offset}: {len(data)} bytes of {name!r}, not {size}")
         return name, data
 
-    def _descriptor(self, index: DatasetIndex, sample: int) -> int:
-        row = index.shard(sample)
+    def _descriptor(self, index: DatasetIndex, row: Mapping[str, Any]) -> int:
         shard = row["sha256"]
         if shard in self._open:
             self._open.move_to_end(shard)
@@ -102,6 +128,7 @@ class ShardFiles:
         if shard in self._bad:
             raise self._bad[shard]
         if len(self._open) == _OPEN:
+            self._asked = None  # it may be of the shard that is closed
             os.close(self._open.popitem(last=False)[1])
         try:
             self._open[shard] = self._opened(index.folder, row)
@@ -161,7 +188,7 @@ def _header(block: bytes) -> tuple[str, int]:
     # The same here, the other way round.
     name, size = block[:100].rstrip(b"\0"), block[124:136]
     try:
-        if _rest(block) == _REST and sum(name) + sum(size) + _SUM == int(block[148:154], 8):
+        if _rest(block) == _REST and sum(name + size) + _SUM == int(block[148:154], 8):
             return name.decode("utf-8", "surrogateescape"), int(size[:11], 8)
     except (ValueError, IndexError):
         pass  # tarfile says what is wrong

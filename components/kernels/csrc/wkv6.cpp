@@ -59,7 +59,7 @@ struct Forward {
 };
 
 constexpr int KR = 4;                    // keys of a tile
-constexpr float LEAST = 5.42101086e-20f;  // 2^-64
+constexpr float LEAST = 8.27180613e-25f;  // 2^-80
 
 // Cache lines that will be wanted: neighbours, 1 << shift of them, of each of some positions `apart` bytes from each other.
 // They are asked for in the order of their addresses, which lets the processor go on by itself.
