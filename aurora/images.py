@@ -81,7 +81,7 @@ class ImagePreparation:
 
 def resized(image: np.ndarray, height: int, width: int) -> Tensor:
     """[H, W, 3] uint8 → [3, height, width] uint8 with the strides of a picture: bicubic, and over the whole of what a
-    smaller pixel covers. As PIL does it but for rounding, and four times as fast."""
+    smaller pixel covers. As PIL does it but for rounding and that widths always come first, and four times as fast."""
     whole = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
     if whole.shape[1:] == (height, width):
         return whole

@@ -20,10 +20,15 @@ def picture(height: int, width: int) -> np.ndarray:
 
 
 def assert_same_picture(pixels: torch.Tensor, expected: np.ndarray) -> None:
-    """Noise overshoots, and what is cut off in between depends on which side is resized first."""
     apart = np.abs(pixels.permute(1, 2, 0).numpy().astype(int) - expected.astype(int))
-    assert (apart > 1).mean() < 0.01
-    assert apart.max() < 16
+    assert apart.max() <= 2
+    assert apart.mean() < 0.02
+
+
+def by_pil(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Both sides in one order: Pillow 13 begins with the taller one, and noise overshoots in between."""
+    across = Image.fromarray(image).resize((width, image.shape[0]), Image.Resampling.BICUBIC)
+    return np.array(across.resize((width, height), Image.Resampling.BICUBIC))
 
 
 @ANY_WAY
@@ -50,8 +55,14 @@ def test_strips_and_dots_become_a_bounded_number_of_patches(resize: str, shape: 
 def test_crop_is_the_centre_of_the_image_with_its_sides_to_size(shape: tuple[int, int]) -> None:
     image = picture(*shape)
     top, left = (shape[0] - 64) // 2, (shape[1] - 64) // 2
-    centre = Image.fromarray(image[top:top + 64, left:left + 64]).resize((32, 32), Image.Resampling.BICUBIC)
-    assert_same_picture(ImagePreparation(size=32, patch_size=8, resize="crop")(image), np.array(centre))
+    centre = by_pil(image[top:top + 64, left:left + 64], 32, 32)
+    assert_same_picture(ImagePreparation(size=32, patch_size=8, resize="crop")(image), centre)
+
+
+@pytest.mark.parametrize("shape", [(240, 320), (700, 500), (720, 1280), (1000, 200), (100, 60), (384, 900)])
+def test_a_picture_is_resized_as_pil_does_it_but_for_rounding(shape: tuple[int, int]) -> None:
+    image = picture(*shape)
+    assert_same_picture(ImagePreparation(size=384, patch_size=16, resize="squash")(image), by_pil(image, 384, 384))
 
 
 def test_keep_aspect_follows_the_image_to_the_nearest_patch() -> None:
@@ -83,7 +94,7 @@ def test_an_image_of_the_right_size_is_left_alone() -> None:
         assert (pixels.permute(1, 2, 0).numpy() == image).all()
 
 
-@pytest.mark.parametrize("shape", [(240, 320), (700, 500)])
+@pytest.mark.parametrize("shape", [(240, 320), (500, 700)])
 def test_squash_at_384_equals_the_processor_of_siglip(shape: tuple[int, int]) -> None:
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
