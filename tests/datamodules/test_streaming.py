@@ -80,7 +80,7 @@ def test_a_tar_that_was_cut_does_not_end_the_run(make, build, tmp_path):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"max_steps": None}, "a stream has no end"), ({"rows_per_step": 0}, "rows_per_step"),
+    ({"max_steps": None}, "its rows have no end"), ({"rows_per_step": 0}, "rows_per_step"),
     ({"root": "s3://b/x"}, "data=webdataset reads from there"), ({"mixture": {"mixed": {"weight": 1.0}}}, "says more"),
     ({"mixture": {"none": 1}}, "holds no tar"),
 ])
