@@ -29,7 +29,7 @@ def plan(parser: ArgumentParser) -> None:
     group.add_argument("--gpu", metavar="NAME", help="such as H100 or A800")
     group.add_argument("--gpus", type=int, default=8, metavar="N", help="all together (default %(default)s)")
     group.add_argument("--gpu-gib", type=float, default=80.0, metavar="N", help="memory of each (default %(default)s)")
-    group.add_argument("--peak-tflops", type=float, metavar="N", help="of each in bfloat16, where it is not known")
+    group.add_argument("--peak-tflops", type=float, metavar="N", help="of each in 16 bits, where it is not known")
     group.add_argument("--used", type=float, default=0.4, metavar="R",
                        help="share of the peak that training reaches (default %(default)s)")
     group.add_argument("--price", type=float, metavar="N", help="of a GPU and hour, in whatever money")

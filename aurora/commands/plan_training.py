@@ -10,7 +10,8 @@ from typing import Any
 from aurora.errors import AuroraError
 from aurora.training.estimate import SPARE, Hardware, cost, memory
 from aurora.training.flops import PEAKS, named_peak
-from aurora.training.recipe import Recipe, in_dtype, read_options
+from aurora.training.precision import in_dtype
+from aurora.training.recipe import Recipe, read_options
 from aurora.training.sharding import check_processes
 from aurora.training.start import skeleton
 

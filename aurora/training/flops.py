@@ -23,9 +23,11 @@ STATE_OPERATIONS = 6
 PEAKS = {
     "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "H800": 989.0, "GH200": 989.0, "A100": 312.0,
     "A800": 312.0, "L40S": 362.0, "L40": 181.0, "L4": 121.0, "A40": 150.0, "A10": 125.0, "RTX 4090": 165.0,
-    "RTX 3090": 71.0, "MI300X": 1307.0,
+    "RTX 3090": 71.0, "MI300X": 1307.0, "V100": 125.0, "V100-PCIE": 112.0, "V100S": 130.0, "Tesla T4": 65.0,
+    "RTX 2080 Ti": 53.8,
 }
-"""TFLOP/s of dense bfloat16 products that makers state, by a part of the device's name, the longer name first."""
+"""TFLOP/s of dense bfloat16 products, of float16 where there is no bfloat16, that makers state, by a part of the
+device's name, the longer name first."""
 
 
 class Arithmetic(NamedTuple):
@@ -69,7 +71,7 @@ def training_flops(
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """What a GPU can do per second in bfloat16 as its maker says; None where that is not known."""
+    """What a GPU can do per second in 16 bits as its maker says; None where that is not known."""
     if device.type != "cuda":
         return None
     return named_peak(torch.cuda.get_device_name(device))

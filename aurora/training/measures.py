@@ -57,9 +57,9 @@ class Noise(NamedTuple):
     @classmethod
     def between(cls, small: tuple[float, float], large: tuple[float, float]) -> Noise | None:
         """From (squared norm of the mean gradient, targets) of a part of a batch and of the whole; None when the part
-        is the whole or nothing."""
+        is the whole or nothing, or a norm is not finite."""
         (norm_small, small_count), (norm_large, large_count) = small, large
-        if not 0 < small_count < large_count:
+        if not 0 < small_count < large_count or not math.isfinite(norm_small + norm_large):
             return None
         square = (large_count * norm_large - small_count * norm_small) / (large_count - small_count)
         return cls((norm_small - norm_large) / (1 / small_count - 1 / large_count), square)

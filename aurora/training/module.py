@@ -26,6 +26,7 @@ from aurora.training.parallel import from_first_rank, shared_group, sum_over_ran
 from aurora.training.pieces import pieces_of
 from aurora.training.randomness import seed_step
 from aurora.training.recipe import read_options, read_recipe
+from aurora.training.scaler import build_loss_scale
 from aurora.training.schedule import lr_factor
 from aurora.training.sequence import Neighbours, read_together
 from aurora.training.sharding import Sharded, gradients_when, laid_out, shows_gradients
@@ -40,7 +41,8 @@ class AuroraModule(L.LightningModule):
 
     Every row adds the gradient of its summed loss; the row that closes a step divides by the number of targets of the
     whole step, over all rows and ranks, so that every target counts alike. A step whose loss or gradient is not
-    finite, or whose loss is a spike, is skipped on every rank.
+    finite, or whose loss is a spike, is skipped on every rank; as is one that a loss scale made overflow, which is none
+    of the bad ones.
     """
 
     automatic_optimization = False
@@ -64,6 +66,7 @@ class AuroraModule(L.LightningModule):
         self.measured: dict[str, float] = {}  # of the last step, beside its report
         self.average: Average | None = None
         self.guard = StepGuard(read_spike(self.options.spike))
+        self.loss_scale = build_loss_scale(self.options, config)
         self.changing = False  # true while the optimizer writes: the weights belong to no step then
         self._groups: list[dict[str, Any]] = []  # of the optimizer; there once the model is
         self._memory: State | None = None  # of the sequence that the last row left open
@@ -144,7 +147,7 @@ class AuroraModule(L.LightningModule):
             if loss.total.requires_grad:
                 # in the dtypes that the forward pass chose: autocast would narrow what it kept wide
                 with torch.autocast(self.device.type, enabled=False):
-                    self.manual_backward(loss.total)
+                    self.manual_backward(loss.total * self.loss_scale.factor)
         if self._neighbours is not None:
             self._neighbours.finish()
         self._tally.add(piece, loss)
@@ -162,14 +165,15 @@ class AuroraModule(L.LightningModule):
         tally = self._tally.over_ranks(self.device)
         gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
         # DDP and FSDP average over the ranks, the recipe's mean is over targets.
-        scale = world_size() / max(1.0, tally.targets)
+        scale = world_size() / max(1.0, tally.targets) / self.loss_scale.factor
         norms = {slot: norm * scale for slot, norm in gradient_norms(self.net).items()}
         norm = total_norm(norms)
         rate = self.rate
         objection = self.guard.objection(tally.loss, tally.targets, norm)
+        overflowed = self.loss_scale.overflowed(tally.loss, norm)
         if objection is None:
             self._step_optimizer(gradients, scale, norm, rate)
-        else:
+        elif not overflowed:
             self._skip(objection)
         self.measured = self._measure(tally, norms)
         self.optimizer.zero_grad()
@@ -224,7 +228,8 @@ class AuroraModule(L.LightningModule):
     def _after_first_row(self, loss: TokenLoss) -> tuple[float, float]:
         """The squared norm of the mean gradient of the first rows, and their targets: of this rank's row and averaged
         over the ranks while gradients are not reduced, else of the rows of all ranks. Collective."""
-        square, targets, ranks = total_norm(gradient_norms(self.net)) ** 2, float(loss.count), world_size()
+        norm, targets, ranks = total_norm(gradient_norms(self.net)), float(loss.count), world_size()
+        square = (norm / self.loss_scale.factor) ** 2
         if self.sharded:
             targets = sum_over_ranks([targets], self.device)[0]
             return square * (ranks / max(1.0, targets)) ** 2, targets
@@ -232,8 +237,8 @@ class AuroraModule(L.LightningModule):
         return mean[0] / ranks, mean[1] / ranks
 
     def _measure(self, tally: Tally, norms: Mapping[str, float]) -> dict[str, float]:
-        """Gradient norms by slot; every so often the norms of the weights and the noise of the gradient."""
-        found = {f"grad_norm_{slot}": norm for slot, norm in norms.items()}
+        """Gradient norms by slot, the loss's scale; every so often norms of the weights and the gradient's noise."""
+        found = {f"grad_norm_{slot}": norm for slot, norm in norms.items()} | self.loss_scale.measured()
         if self._measuring:
             found |= {f"weight_norm_{slot}": norm for slot, norm in weight_norms(self.net).items()} | self._states
             if self._first is not None:
@@ -257,8 +262,8 @@ class AuroraModule(L.LightningModule):
     def counters(self) -> dict[str, Any]:
         """The rest of what continues the run exactly, in plain values."""
         return {"step": self.step, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row,
-                "start": self.start,
-                "losses": self.guard.state(), "optimizer": optimizer_scalars(self.net, self.optimizer)}
+                "start": self.start, "losses": self.guard.state(), "loss_scale": self.loss_scale.state(),
+                "optimizer": optimizer_scalars(self.net, self.optimizer)}
 
     def _resume(self) -> None:
         """Goes on from a checkpoint: the one that the first rank found whole."""
@@ -273,6 +278,7 @@ class AuroraModule(L.LightningModule):
         self.skipped = self.resume.state["skipped"]
         self.skipped_in_a_row = self.resume.state["skipped_in_a_row"]
         self.guard.restore(self.resume.state.get("losses", []))
+        self.loss_scale.restore(self.resume.state.get("loss_scale", {}))
         self.resume = None
 
     def take_weights(self, checkpoint: Checkpoint) -> None:

@@ -16,7 +16,7 @@ from aurora.registry import PROMPT
 from aurora.training.guard import read_spike
 
 Strategy = Literal["auto", "ddp", "fsdp", "fsdp_hybrid", "fsdp1"]
-Precision = Literal["32-true", "bf16-mixed", "bf16-gathered", "bf16-true"]
+Precision = Literal["32-true", "bf16-mixed", "bf16-gathered", "bf16-true", "16-mixed"]
 Recompute = Literal["none", "block", "selective"]
 Compile = Literal["none", "block"]
 SHARDED = "strategy fsdp, fsdp_hybrid or fsdp1"
@@ -148,13 +148,12 @@ def _check_frozen(where: str, recipe: Recipe) -> None:
                               f"leave its {option} out")
 
 
-def in_dtype(config: Mapping[str, Any], options: TrainerOptions) -> Mapping[str, Any]:
-    """The config with the dtype that the weights have in training."""
-    return {**config, "dtype": "bfloat16"} if options.precision == "bf16-true" else config
-
-
 def read_options(entry: Mapping[str, Any]) -> TrainerOptions:
     """The trainer's options. AuroraError for anything that makes no sense."""
+    if entry.get("precision") == "16-true":
+        raise AuroraError("trainer.precision=16-true would keep weights and optimizer in float16, where updates "
+                          "below a 2,048th of a weight and the squares of gradients below 2e-4 are lost; "
+                          "precision=16-mixed computes in float16 with float32 weights")
     options = read_fields(TrainerOptions, "trainer", entry)
     for key in ("checkpoint_every", "max_bad_steps"):
         _require(getattr(options, key) >= 1, f"trainer.{key}", getattr(options, key), "a whole number ≥ 1")

@@ -36,6 +36,7 @@ from aurora.training.lock import held
 from aurora.training.logs import build_loggers
 from aurora.training.module import AuroraModule
 from aurora.training.parallel import agreed, barrier, leave, local_devices
+from aurora.training.precision import in_dtype
 from aurora.training.progress import ProgressDisplay
 from aurora.training.recipe import (
     Recipe,
@@ -44,7 +45,6 @@ from aurora.training.recipe import (
     check_datasets,
     check_rows,
     check_seed,
-    in_dtype,
     read_options,
     read_recipes,
     selected_stages,
