@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeAlias
 from aurora import __version__
 from aurora.commands import asking_options, bench_options, plan_options, shard_options, train_options, weight_options
 from aurora.commands.parent import end_with_parent
-from aurora.errors import AuroraError
+from aurora.errors import TRY_AGAIN, AuroraError, LostProcess
 
 OVERRIDES = """settings are changed with Hydra's overrides, such as keep_ratio=0.5, merge=pool or sampling.fps=2"""
 
@@ -21,7 +21,8 @@ Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; the exit status is 2 when the user has to change something, 130 after ^C."""
+    """Runs a command; the exit status is 2 when the user has to change something, 75 when another process was lost, 130
+    after ^C."""
     end_with_parent()
     given = list(sys.argv[1:] if arguments is None else arguments)
     given, overrides = split_overrides(given)
@@ -51,10 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except (AuroraError, OSError) as error:
+    except (AuroraError, LostProcess, OSError) as error:
         if os.environ.get("AURORA_DEBUG") == "1":
             raise
-        return _fail(f"error: {error}", 2)
+        return _fail(f"error: {error}", TRY_AGAIN if isinstance(error, LostProcess) else 2)
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,13 +1,19 @@
-"""The one exception that speaks to the user: the command line prints it without a traceback."""
+"""The exceptions that speak to the user: the command line prints them without a traceback."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
+TRY_AGAIN = 75  # EX_TEMPFAIL, the exit status when the same command may well succeed
+
 
 class AuroraError(ValueError):
     """Something the user gave is wrong; the message says what was given, what would be right, and where."""
+
+
+class LostProcess(RuntimeError):
+    """Another process of the run is gone: nothing that the user has to change. The exit status is TRY_AGAIN."""
 
 
 def suggest(given: str, known: Iterable[str]) -> str:

@@ -34,6 +34,7 @@ from aurora.training.instantiate import check_entries, instantiate
 from aurora.training.launch import Place, find_place, fitted, join, refuse_restart, require_equal
 from aurora.training.lock import held
 from aurora.training.logs import build_loggers
+from aurora.training.lost import losses_told
 from aurora.training.module import AuroraModule
 from aurora.training.parallel import agreed, barrier, leave, local_devices
 from aurora.training.precision import in_dtype
@@ -82,6 +83,14 @@ def train(config: Mapping[str, Any]) -> Path:
     refuse_unsafe_loading()
     place = find_place()
     joined = place is not None and join(place, read_options(config["trainer"]))
+    with losses_told(Path(config["run"]) / STACKS, step=lambda: None):
+        model = _train_together(config, place)
+        if joined:
+            leave()
+    return model
+
+
+def _train_together(config: Mapping[str, Any], place: Place | None) -> Path:
     if place is not None:
         require_equal(config)
     stages = agreed(lambda: _startable(config, place))
@@ -93,8 +102,6 @@ def train(config: Mapping[str, Any]) -> Path:
             with ExitStack() as stack:
                 _hold(stage, stack, console)
                 _train_stage(stage, console)
-    if joined:
-        leave()
     return stages[-1].folder.model
 
 
@@ -254,7 +261,7 @@ def _fit(stage: Stage, module: AuroraModule, data: DataModule, now: Mapping[str,
     ]
     loggers = build_loggers(stage.config["logger"] or {}, stage.folder.path, done)
     trainer = build_trainer(stage.options, stage.place, callbacks=callbacks, loggers=loggers, folder=stage.folder.path)
-    with watchdog.watching():
+    with watchdog.watching(), losses_told(stage.folder.path / STACKS, step=lambda: module.step):
         trainer.fit(module, datamodule=data)
     if module.step >= module.total_steps:
         return

@@ -14,7 +14,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from aurora.errors import AuroraError
+from aurora.errors import TRY_AGAIN, AuroraError, LostProcess
 from aurora.interfaces import DataModule
 from aurora.registry import DATA
 from aurora.types import IGNORE, Frames, PackedBatch
@@ -27,8 +27,8 @@ class MadeRows(L.LightningDataModule, DataModule):
 
     What a row holds is a function of the seed and its number. In between come the faults that a test asks for: the
     pixels of the rows in `poisoned` are no numbers, reading row `breaks_at` raises, no rows follow step `stops_at`, and
-    the environment may ask for more: SECONDS_PER_ROW; rows that are POISONED, at which reading HANGS, LOCKS the
-    interpreter or LEAPS in loss; and a file READ_LOG to which step and number of every row are written.
+    the environment may ask for more: SECONDS_PER_ROW; rows that are POISONED, at which reading BREAKS, HANGS, LOCKS
+    the interpreter or LEAPS in loss; and a file READ_LOG to which step and number of every row are written.
     """
 
     poisoned = ()
@@ -64,7 +64,7 @@ class MadeRows(L.LightningDataModule, DataModule):
             for turn in range(0, self.rows_per_step, world):
                 time.sleep(float(os.environ.get("SECONDS_PER_ROW", 0)))
                 number, last = step * self.rows_per_step + turn + rank, turn + world == self.rows_per_step
-                if number == self.breaks_at:
+                if number == self.breaks_at or number in rows_that("BREAK"):
                     raise RuntimeError("the disk is gone")
                 if "READ_LOG" in os.environ:
                     with open(f"{os.environ['READ_LOG']}-{os.getpid()}", "a") as log:
@@ -199,9 +199,9 @@ def _train(config, log, cwd, environment):
         _workers.START_SECONDS = float(os.environ["START_SECONDS"])
     try:
         train(config)
-    except AuroraError as error:
+    except (AuroraError, LostProcess) as error:
         sys.stderr.write(f"aurora: error: {error}\n")
-        sys.exit(2)
+        sys.exit(TRY_AGAIN if isinstance(error, LostProcess) else 2)
 
 
 if __name__ == "__main__":
