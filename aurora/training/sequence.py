@@ -43,8 +43,8 @@ class Neighbours:
         self._sent: list[tuple[dist.Work | None, Tensor]] = []
 
     def share(self, batch: PackedBatch) -> PackedBatch:
-        """This rank's slice of a row that all of them were given."""
-        self.piece = cut(batch, self.together)[self.place]
+        """This rank's slice of a row that all of them were given; each of them closes the step that the row closes."""
+        self.piece = cut(batch, self.together)[self.place]._replace(closes_step=batch.closes_step)
         return self.piece
 
     def send(self, tensors: Sequence[Tensor], step: int) -> None:

@@ -67,7 +67,8 @@ def case(run, processes, stops_at=None, **options):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """One process; four as two copies of two shards, whose checkpoint two go on from; two with flat shards that go on
-    from their own; one from whose checkpoint two copies go on; two that share every row; two that learn in pieces."""
+    from their own; one from whose checkpoint two copies go on; two that share every row, with shards and with copies,
+    and two copies of two that do; two that learn in pieces."""
     folder = tmp_path_factory.mktemp("runs")
     cases = [case(folder / "one", 1),
              case(folder / "moved", 4, stops_at=1, strategy="fsdp_hybrid", shard_size=2),
@@ -77,6 +78,8 @@ def runs(tmp_path_factory):
              case(folder / "copied", 1, stops_at=1),
              case(folder / "copied", 2, strategy="ddp", activation_checkpointing="block"),
              case(folder / "together", 2, strategy="fsdp", sequence_parallel=2),
+             case(folder / "in-slices", 2, strategy="ddp", sequence_parallel=2, measure_every=1),
+             case(folder / "in-copies", 4, strategy="fsdp_hybrid", shard_size=2, sequence_parallel=2, measure_every=1),
              case(folder / "pieces", 2, strategy="ddp", backprop_tokens=5)]
     file = folder / "cases.json"
     file.write_text(json.dumps(cases))
@@ -87,7 +90,7 @@ def runs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("found", ["moved", "flat", "copied", "together"])
+@pytest.mark.parametrize("found", ["moved", "flat", "copied", "together", "in-slices", "in-copies"])
 def test_processes_that_shard_copy_or_share_rows_learn_what_one_does(found, runs):
     for (step, loss), (same_step, expected) in zip(curve(runs / found, "first"), curve(runs / "one", "first"),
                                                    strict=True):
