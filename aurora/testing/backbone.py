@@ -71,6 +71,18 @@ def assert_states_equal(actual: State, expected: State, tolerance: Tolerance) ->
         torch.testing.assert_close(actual[name], expected[name], msg=partial("{}: {}".format, name), **tolerance)
 
 
+def _gradient(backbone: Backbone, *, mixed: bool) -> Tensor:
+    """Of a loss of all logits with regard to all parameters, as one vector; with products in float16 if `mixed`."""
+    with torch.autocast("cpu", torch.float16, enabled=mixed):
+        hidden, _ = backbone(row(backbone).float(), bounds(*LENGTHS))
+        loss = backbone.logits(hidden).float().square().mean()
+    scale = 2.0**10 if mixed else 1.0  # without one, small gradients would not be there
+    torch.autograd.backward(loss * scale)
+    found = torch.cat([p.grad.flatten() for p in backbone.parameters() if p.grad is not None]) / scale
+    backbone.zero_grad()
+    return found
+
+
 class BackboneContract:
     """One property per test; `options` is a fixture of the file that inherits them."""
 
@@ -240,6 +252,21 @@ class BackboneContract:
         x = row(backbone).bfloat16()
         got, expected = narrow(x, bounds(*LENGTHS))[0].double(), wide(x.double(), bounds(*LENGTHS))[0]
         assert (got - expected).norm() <= 0.05 * expected.norm()
+
+    def test_products_in_float16_teach_what_those_in_float32_do(self, options: Options) -> None:
+        model = build(options).float()
+        right, found = (_gradient(model, mixed=mixed) for mixed in (False, True))
+        assert found.isfinite().all() and (found - right).norm() <= 0.03 * right.norm()
+
+    @torch.no_grad()
+    def test_products_in_float16_tell_the_same_where_nothing_is_learned(self, options: Options) -> None:
+        model, cut = build(options).float(), bounds(*LENGTHS)
+        x = row(model).float()
+        expected, state = model(x, cut, return_state=True)
+        with torch.autocast("cpu", torch.float16):
+            hidden, after = model(x, cut, return_state=True)
+        for got, right in ((hidden, expected), *((after[name], state[name]) for name in state)):
+            assert (got - right).float().norm() <= 0.01 * right.float().norm()
 
     @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
     def test_saved_weights_are_read_back(self, options: Options, ending: str, tmp_path: Path) -> None:

@@ -58,3 +58,15 @@ def test_half_precision_stays_half_precision(name: str) -> None:
     out = build(name).bfloat16()(tokens._replace(features=tokens.features.bfloat16()))
     assert out.dtype is torch.bfloat16
     assert out.isfinite().all()
+
+
+@NAMES
+def test_products_in_float16_teach_what_those_in_float32_do(name: str) -> None:
+    connector, tokens, found = build(name), some_tokens(2, 7), []
+    for mixed in (False, True):
+        with torch.autocast("cpu", torch.float16, enabled=mixed):
+            loss = connector(tokens).float().square().mean()
+        loss.backward()
+        found.append(torch.cat([weight.grad.flatten() for weight in connector.parameters()]))
+        connector.zero_grad()
+    assert (found[1] - found[0]).norm() <= 0.01 * found[0].norm()

@@ -88,6 +88,43 @@ def test_half_precision_works_on_this_machine(name: str, merge: str) -> None:
 
 @NAMES
 @MERGES
+def test_products_in_float16_teach_every_weight(name: str, merge: str) -> None:
+    encoder = build(name)
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients(encoder, merge, mixed=True))
+
+
+@NAMES
+def test_products_in_float16_teach_what_those_in_float32_do(name: str) -> None:
+    encoder = build(name)
+    # nothing is merged: what is most alike may be something else in float16
+    found, right = (torch.cat([x.flatten() for x in gradients(encoder, "none", mixed=mixed)])
+                    for mixed in (True, False))
+    assert (found - right).norm() <= 0.02 * right.norm()
+
+
+def gradients(encoder: VisionEncoder, merge: str, *, mixed: bool) -> list[torch.Tensor]:
+    with torch.autocast("cpu", torch.float16, enabled=mixed):
+        _, tokens = encode(encoder, pixels(encoder, 2), merge, "size")
+        loss = tokens.features.float().square().mean()
+    loss.backward()
+    found = [weight.grad for weight in encoder.parameters()]
+    encoder.zero_grad()
+    return found
+
+
+@NAMES
+@MERGES
+@torch.no_grad()
+def test_products_in_float16_work_where_nothing_is_learned(name: str, merge: str) -> None:
+    encoder = build(name)
+    with torch.autocast("cpu", torch.float16):
+        _, tokens = encode(encoder, pixels(encoder, 1), merge, "size")
+    assert tokens.features.isfinite().all()
+    assert tokens.size.sum() == encoder.prepare.patches(48, 48)
+
+
+@NAMES
+@MERGES
 def test_every_weight_learns(name: str, merge: str) -> None:
     encoder = build(name)
     _, tokens = encode(encoder, pixels(encoder, 2), merge, "size")

@@ -70,7 +70,8 @@ def test_a_recipe_without_a_rate_is_refused():
     ("change", "message"),
     [
         ({"strategy": "fsdp2"}, r"trainer\.strategy 'fsdp2' is unknown. Did you mean 'fsdp'"),
-        ({"precision": "16-mixed"}, r"precision '16-mixed' is unknown"),
+        ({"precision": "16"}, r"precision '16' is unknown"),
+        ({"precision": "16-true"}, r"16-true would keep weights .* in float16, .*; precision=16-mixed computes"),
         ({"threads": 0}, r"threads is 0"),
         ({"checkpoint_every": 0}, r"checkpoint_every is 0"),
         ({"max_bad_steps": 0}, r"max_bad_steps is 0"),

@@ -35,7 +35,8 @@ class MadeRows(L.LightningDataModule, DataModule):
     breaks_at = None
     stops_at = None
 
-    def __init__(self, *, seed, layout, tokenizer, prompt, steps=6, rows_per_step=4, framed=True):
+    def __init__(self, *, seed, layout, tokenizer, prompt, steps=6, rows_per_step=4, framed=True, row_tokens=4096):
+        """`row_tokens` is what others are told of the length of a row; rows are as they are."""
         super().__init__()
         self.seed, self.layout, self.prompt = seed, layout, prompt
         self.vocab = tokenizer.vocab_size

@@ -1,0 +1,220 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import MadeRows, curve, tiny_config
+
+from aurora.checkpoint import load_model
+from aurora.errors import AuroraError
+from aurora.training import scaler
+from aurora.training.logs import read_curve
+from aurora.training.module import AuroraModule
+from aurora.training.precision import in_dtype
+from aurora.training.recipe import TrainerOptions
+from aurora.training.run import train
+from aurora.training.scaler import DynamicLossScale, LossScale, build_loss_scale
+
+FOLDER = Path(__file__).parent
+STEPS = 12
+
+
+def case(run, *, steps=STEPS, row_tokens=1, **options):
+    """Everything learns in float16; with a `row_tokens` far too small the first scales are far too large."""
+    config = tiny_config(run, steps=steps, row_tokens=row_tokens) | {"stage": "first"}
+    config["stages"]["first"]["trained"] = ["vision", "connector", "backbone"]
+    config["trainer"] |= {"accelerator": "cpu", "progress": "none", "precision": "16-mixed", **options}
+    return config
+
+
+def columns(run, *names):
+    return [tuple(row[name] for name in names) for row in read_curve(Path(run) / "first")]
+
+
+# ---- the scale itself ------------------------------------------------------------------------------------------
+
+
+def test_the_scale_is_halved_by_an_overflow_and_doubled_after_many_good_steps():
+    scale = DynamicLossScale(most_targets=4096)
+    assert scale.overflowed(5.0, math.nan) and scale.overflowed(5.0, math.inf)
+    assert (scale.scale, scale.overflows) == (2**14, 2)
+    scales = []
+    for _ in range(4000):
+        assert not scale.overflowed(5.0, 1.0)
+        scales.append(scale.scale)
+    assert [scales.count(value) for value in (2**14, 2**15, 2**16)] == [1999, 2000, 1]
+
+
+def test_what_no_scale_can_help_is_no_overflow():
+    scale = DynamicLossScale(most_targets=1)
+    assert not scale.overflowed(math.inf, math.nan)  # lost in the forward pass
+    assert scale.scale == scaler.START
+    told = [scale.overflowed(5.0, math.nan) for _ in range(20)]
+    assert told == [True] * 16 + [False] * 4 and scale.scale == 1.0
+
+
+@pytest.mark.parametrize(("most", "divisor"), [(1, 1), (4096, 4096), (5000, 8192)])
+def test_sums_are_scaled_as_means_are_and_nothing_is_rounded(most, divisor):
+    assert DynamicLossScale(most_targets=most).factor == 2**16 / divisor
+
+
+def test_only_float16_is_scaled():
+    config = {"data": {"row_tokens": 64}}
+    assert build_loss_scale(TrainerOptions(precision="16-mixed"), config).factor == 2**10
+    for precision in ("32-true", "bf16-mixed", "bf16-true"):
+        assert type(build_loss_scale(TrainerOptions(precision=precision), config)) is LossScale
+
+
+def test_float16_beside_narrow_weights_is_refused():
+    with pytest.raises(AuroraError, match=r"float32 weights, and dtype is bfloat16; dtype=float32 is right"):
+        in_dtype({"dtype": "bfloat16"}, TrainerOptions(precision="16-mixed"))
+
+
+# ---- one process -----------------------------------------------------------------------------------------------
+
+
+def test_float16_learns_as_float32_does(tmp_path):
+    train(case(tmp_path / "wide", precision="32-true", row_tokens=4096))
+    train(case(tmp_path / "narrow", row_tokens=4096))
+    wide, narrow = ([float(loss) for _, loss in curve(tmp_path / run, "first")] for run in ("wide", "narrow"))
+    assert narrow == pytest.approx(wide, rel=0.01) and narrow != wide
+    assert wide[-1] < 0.9 * wide[0]
+    assert {str(p.dtype) for p in load_model(tmp_path / "narrow/first/model")[0].parameters()} == {"torch.float32"}
+
+
+def test_an_overflow_is_left_out_and_counted_and_is_no_bad_step(tmp_path):
+    train(case(tmp_path, max_bad_steps=1))
+    found = columns(tmp_path, "overflows", "loss_scale", "skipped")
+    overflows = [int(count) for count, _, _ in found]
+    assert overflows[0] == 1 and overflows[-1] == overflows[-2] < STEPS  # from some step on it learns
+    assert [float(scale) for _, scale, _ in found] == [2.0 ** (16 - count) for count in overflows]
+    assert {skipped for _, _, skipped in found} == {"0"}
+
+
+def test_an_overflow_leaves_the_weights_alone(tmp_path):
+    start = load_model(train(case(tmp_path / "still", steps=1)))[0].state_dict()
+    moved = load_model(train(case(tmp_path / "moved", steps=1, row_tokens=4096)))[0].state_dict()
+    again = load_model(train(case(tmp_path / "again", steps=3)))[0].state_dict()
+    assert columns(tmp_path / "again", "overflows") == [("1",), ("2",), ("3",)]
+    assert all(torch.equal(tensor, again[name]) for name, tensor in start.items())
+    assert not all(torch.equal(tensor, moved[name]) for name, tensor in start.items())
+
+
+def test_a_scale_that_cannot_fall_further_leaves_it_to_the_rule_of_bad_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaler, "LEAST", scaler.START / 2)
+    with pytest.raises(AuroraError, match="3 steps in a row had no finite gradient"):
+        train(case(tmp_path, max_bad_steps=3))
+    assert columns(tmp_path, "overflows", "skipped") == [("1", "0"), ("1", "1"), ("1", "2")]
+
+
+def test_norms_and_noise_are_those_of_the_gradients_as_they_are(tmp_path):
+    names = ("grad_norm", "grad_norm_vision", "noise_trace", "noise_square")
+    found = {}
+    for precision in ("32-true", "16-mixed"):
+        train(case(tmp_path / precision, steps=1, row_tokens=4096, precision=precision, measure_every=1))
+        found[precision] = [float(number) for number in columns(tmp_path / precision, *names)[0]]
+    assert found["16-mixed"] == pytest.approx(found["32-true"], rel=0.02)
+
+
+def test_an_overflow_tells_nothing_of_noise(tmp_path):
+    train(case(tmp_path, measure_every=1))
+    assert [bool(trace) for trace, in columns(tmp_path, "noise_trace")] == [
+        now == before for now, before in zip(*counts(tmp_path), strict=True)]
+
+
+def counts(run):
+    """How often it had overflowed after every step, and before."""
+    after = [int(count) for count, in columns(run, "overflows")]
+    return after, [0, *after[:-1]]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    run = tmp_path_factory.mktemp("uninterrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scaler, "GROW_AFTER", 3)
+        train(case(run))
+    return run
+
+
+@pytest.mark.parametrize("row", [6, 33])  # while it falls, between two good steps
+def test_a_run_that_is_stopped_goes_on_with_its_scale(row, uninterrupted, tmp_path, monkeypatch):
+    monkeypatch.setattr(scaler, "GROW_AFTER", 3)
+    monkeypatch.setattr(MadeRows, "breaks_at", row)
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        train(case(tmp_path))
+    monkeypatch.setattr(MadeRows, "breaks_at", None)
+    train(case(tmp_path))
+    names = ("step", "loss", "grad_norm", "loss_scale", "overflows")
+    assert columns(tmp_path, *names) == columns(uninterrupted, *names)
+    scales = [float(scale) for scale, in columns(uninterrupted, "loss_scale")]
+    assert max(b / a for a, b in pairwise(scales)) == 2  # it has grown
+
+
+def test_a_checkpoint_from_before_there_were_scales_is_gone_on_from(tmp_path, monkeypatch):
+    options = {"precision": "32-true"}
+    train(case(tmp_path / "whole", steps=4, **options))
+    counters = AuroraModule.counters
+    monkeypatch.setattr(AuroraModule, "counters", lambda self: {
+        key: value for key, value in counters(self).items() if key != "loss_scale"})
+    monkeypatch.setattr(MadeRows, "breaks_at", 9)
+    with pytest.raises(RuntimeError):
+        train(case(tmp_path / "old", steps=4, **options))
+    monkeypatch.undo()
+    train(case(tmp_path / "old", steps=4, **options))
+    assert curve(tmp_path / "old", "first") == curve(tmp_path / "whole", "first")
+
+
+# ---- several processes -----------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One process; two with whole weights, two in flat shards; two copies, from whose checkpoint, while the scale still
+    falls, two shards go on. Two that share every row, and one alone, without an overflow."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def several(name, processes=2, stops_at=None, row_tokens=8, **options):
+        config = case(folder / name, steps=5, row_tokens=row_tokens, checkpoint_every=1000, **options)
+        return {"config": config, "processes": processes, "stops_at": stops_at}
+
+    cases = [several("one", 1),
+             several("copied", strategy="ddp"),
+             several("flat", strategy="fsdp1", defer_gradient_sync=True),
+             # half a row adds up to less than a row, and may overflow later
+             several("together", strategy="fsdp", sequence_parallel=2, row_tokens=4096),
+             several("alone", 1, row_tokens=4096),
+             several("moved", strategy="fsdp_hybrid", shard_size=1, stops_at=1),
+             several("moved", strategy="fsdp", activation_checkpointing="block")]
+    file = folder / "cases.json"
+    file.write_text(json.dumps(cases))
+    done = subprocess.run([sys.executable, "-W", "error", str(FOLDER / "together.py"), str(file)], capture_output=True,
+                          text=True, timeout=200,
+                          env={**os.environ, "PYTHONPATH": str(FOLDER.parents[2]), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def assert_learned_alike(run, expected):
+    losses, right = ([float(loss) for _, loss in curve(folder, "first")] for folder in (run, expected))
+    assert losses == pytest.approx(right, rel=5e-3)
+    weights, right = (torch.cat([p.flatten() for p in load_model(folder / "first" / "model")[0].parameters()])
+                      for folder in (run, expected))
+    assert (weights - right).norm() <= 0.01 * right.norm()
+
+
+@pytest.mark.parametrize("found", ["copied", "flat", "moved"])
+def test_processes_overflow_and_learn_together_as_one_does(found, runs):
+    names = ("step", "overflows", "loss_scale", "skipped")
+    assert columns(runs / found, *names) == columns(runs / "one", *names)
+    after, before = counts(runs / "one")
+    assert (after[0], before[-1]) == (1, after[-1])  # it began with an overflow, and ended without
+    assert_learned_alike(runs / found, runs / "one")
+
+
+def test_processes_that_share_a_row_scale_the_gradients_that_they_hand_on(runs):
+    assert_learned_alike(runs / "together", runs / "alone")
