@@ -27,7 +27,7 @@ _FRAME = Path(__file__).parent
 CONFIG_FOLDER = next(path for path in (_FRAME / "configs", _FRAME.parent / "configs") if path.is_dir())
 ASSET_FOLDER = _FRAME / "assets"
 _TREE = Mapping[str, Any]
-_MIXTURE = re.compile(r"stages\.\w+\.mixture")
+_MIXTURE = re.compile(r"stages\.\w+(\.validation)?\.mixture")
 _KINDS: dict[str, Any] = {
     "run": str, "stage": str, "init_from": str | None, "restart": bool, "seed": int, "dtype": str,
     "quantize": str | None, "keep_ratio": float, "sampling": _TREE, "stages": _TREE,
@@ -81,13 +81,17 @@ def _set_mixtures(config: dict[str, Any], overrides: Sequence[Override]) -> None
     if not isinstance(stages, dict):
         return
     for override in overrides:
-        stage = override.key_or_group.split(".")[1]
+        stage, *validation = override.key_or_group.split(".")[1:-1]
         if not isinstance(stages.get(stage), dict):
             raise AuroraError(f"the config has no {f'stages.{stage}'!r}.{suggest(stage, stages)}")
-        stages[stage]["mixture"] = override.value()
+        tree = stages[stage]
+        if validation:
+            tree["validation"] = tree = tree.get("validation") or {}
+        tree["mixture"] = override.value()
     for stage in stages.values():
-        if isinstance(stage, dict) and isinstance(stage.get("mixture"), str):
-            stage["mixture"] = load_mixture(stage["mixture"])
+        for tree in (stage, stage.get("validation")) if isinstance(stage, dict) else ():
+            if isinstance(tree, dict) and isinstance(tree.get("mixture"), str):
+                tree["mixture"] = load_mixture(tree["mixture"])
 
 
 def check_kinds(config: Mapping[str, Any]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +33,17 @@ class Average:
     def tensors(self) -> Named:
         """`average.NAME`, as a checkpoint holds them."""
         return {f"{AVERAGE}{name}": value for name, value in self._values.items()}
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Puts the averages where the weights are until the block ends."""
+        places = [local(parameter.detach()) for parameter in self._parameters.values()]
+        weights = [place.clone() for place in places]
+        torch._foreach_copy_(places, [local(value) for value in self._values.values()])
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(places, weights)
 
     def weights(self) -> dict[str, Tensor]:
         """The averages by parameter name, in the dtypes of the parameters."""

@@ -29,9 +29,12 @@ class Curves(L.Callback):
                            batch_idx: int) -> None:
         if batch.closes_step and module.report is not None:
             report = {key: value for key, value in module.report._asdict().items() if value is not None}
-            metrics = {**report, **module.measured, **data_metrics(trainer.datamodule)}
-            for logger in trainer.loggers:
-                self._log(logger, metrics, module.step)
+            self.write(trainer, {**report, **module.measured, **data_metrics(trainer.datamodule)}, module.step)
+
+    def write(self, trainer: L.Trainer, metrics: Mapping[str, float], step: int) -> None:
+        """Hands over what there is to say of a step, of which more may be said later."""
+        for logger in trainer.loggers:
+            self._log(logger, metrics, step)
 
     def _log(self, logger: Any, metrics: Mapping[str, float], step: int) -> None:
         try:
@@ -46,9 +49,8 @@ class Curves(L.Callback):
 class EndOfStage(L.Callback):
     """Ends the stage after its last step, which a resumed run may have taken already."""
 
-    def on_fit_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
-        done = module.step if module.resume is None else module.resume.step
-        trainer.should_stop = done >= module.total_steps
+    def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
+        trainer.should_stop = module.step >= module.total_steps
 
     def on_train_batch_end(self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: PackedBatch,
                            batch_idx: int) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from aurora.assemble import build_reader
+from aurora.errors import AuroraError
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
 from aurora.registry import DATA, PROMPT
@@ -31,6 +33,26 @@ def build_data(config: Mapping[str, Any], recipe: Recipe, model: AuroraModel, fo
         "quarantine": str(folder / QUARANTINE_FILE),
     }
     return DATA.build(options, **{key: fact for key, fact in facts.items() if key not in options})
+
+
+def build_held_out(config: Mapping[str, Any], recipe: Recipe, model: AuroraModel, folder: Path
+                   ) -> dict[str, DataModule]:
+    """The rows that a stage is validated on, by dataset; what is written of each goes below `folder`. AuroraError names
+    the dataset that cannot be read."""
+    if recipe.validation is None:
+        return {}
+    mixture, once = recipe.validation.mixture, replace(recipe, epochs=1, max_steps=recipe.validation.max_steps)
+    return {name: _checked(name, replace(once, mixture=mixture.only([name])), config, model, folder / name)
+            for name in mixture.datasets}
+
+
+def _checked(name: str, recipe: Recipe, config: Mapping[str, Any], model: AuroraModel, folder: Path) -> DataModule:
+    try:
+        data = build_data(config, recipe, model, folder)
+        data.total_steps()
+    except AuroraError as error:
+        raise AuroraError(f"validation on {name}: {error}") from error
+    return data
 
 
 def count_samples(data: DataModule, recipe: Recipe) -> int | None:

@@ -74,8 +74,9 @@ class StageFolder:
 
 def fingerprint(config: Mapping[str, Any], stage: str, start: str | None) -> Fingerprint:
     """Everything that decides what a stage learns, in plain JSON values."""
+    recipe = {key: value for key, value in config["stages"][stage].items() if key != "validation"}
     decided = {
-        "stages": {stage: config["stages"][stage]},
+        "stages": {stage: recipe},
         **{slot: config[slot] for slot in MODEL_SLOTS},
         "reader": config.get("reader"),
         "data": {key: value for key, value in config["data"].items() if key not in READING_ONLY},

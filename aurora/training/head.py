@@ -21,6 +21,7 @@ def describe_stage(console: Console, *, stage: str, recipe: Recipe, config: Mapp
                    samples: int | None, fill: tuple[float, float] | None, steps: int, done: int, start: str | None
                    ) -> None:
     """Prints what is trained, from where, on what and how; `fill` are shares of the rows' tokens and frames."""
+    held_out = recipe.validation
     totals, learned = count_parameters(model), count_parameters(model, learned=True)
     parameters = "  ".join(f"{slot} {_short(learned[slot])}/{_short(totals[slot])}" for slot in WEIGHTED_SLOTS)
     behind = f"; going on after step {done:,}" if done else ""
@@ -33,6 +34,7 @@ def describe_stage(console: Console, *, stage: str, recipe: Recipe, config: Mapp
         "steps": f"{steps:,}, each of about {recipe.global_batch:,} "
                  f"{config['data'].get('batch_unit', 'samples')}{behind}",
         "rows": None if fill is None else f"{fill[0]:.1%} of their tokens and {fill[1]:.1%} of their frames are taken",
+        "checks": None if held_out is None else f"loss on {_datasets(held_out.mixture)}, every {held_out.every:,} steps",
         "rate": f"{recipe.peak_lr:.2e} at its peak",
         "keeps": f"{recipe.keep_ratio:.0%} of the patches",
     }

@@ -19,7 +19,10 @@ CURVE_FILE = "metrics.csv"
 
 
 class CsvLogger(Logger):
-    """One line per step in `save_dir`/metrics.csv, written at once, so that a killed run keeps its curve."""
+    """One line per step in `save_dir`/metrics.csv, written at once, so that a killed run keeps its curve.
+
+    What is said of a step afterwards, such as the loss on held-out rows, comes into its line.
+    """
 
     def __init__(self, *, save_dir: str, resume_step: int = 0) -> None:
         """Lines of steps after `resume_step` are dropped: the resumed run takes those steps again."""
@@ -27,6 +30,7 @@ class CsvLogger(Logger):
         self.path = Path(save_dir) / CURVE_FILE
         self._columns: list[str] = []
         self._late: list[dict[str, Any]] = []  # lines that could not be written
+        self._last: int | None = None  # step of the last line
         self._resume_step = resume_step
         self._started = False
 
@@ -44,18 +48,27 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._late.append({"step": step, **{key: value for key, value in metrics.items() if key != "step"}})
+        row = {"step": step, **{key: value for key, value in metrics.items() if key != "step"}}
+        if self._late and self._late[-1]["step"] == step:
+            self._late[-1].update(row)
+        else:
+            self._late.append(row)
         if not self._started:
             self._start()
         missing = dict.fromkeys(key for row in self._late for key in row if key not in self._columns)
-        if missing:
-            self._write(read_curve(self.path.parent), [*self._columns, *missing])
+        more = self._late[0]["step"] == self._last  # of the step that was written last
+        if missing or more:
+            rows: list[dict[str, Any]] = [*read_curve(self.path.parent)]
+            rows[-1:] = [{**last, **self._late[0]} if more else last for last in rows[-1:]]
+            self._write(rows, [*self._columns, *missing])
+            del self._late[:more]
         self._append()
 
     def _start(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_curve(self.path.parent) if int(row["step"]) <= self._resume_step]
         self._write(kept, list(kept[0]) if kept else [])
+        self._last = int(kept[-1]["step"]) if kept else None
         self._started = True
 
     def _append(self) -> None:
@@ -67,6 +80,7 @@ class CsvLogger(Logger):
         except OSError:
             os.truncate(self.path, whole)
             raise
+        self._last = self._late[-1]["step"] if self._late else self._last
         self._late.clear()
 
     def _write(self, rows: list[dict[str, str]], columns: list[str]) -> None:

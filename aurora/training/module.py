@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +140,7 @@ class AuroraModule(L.LightningModule):
     def _learn_from(self, piece: PackedBatch) -> None:
         assert not piece.continues or self._memory or self._neighbours, "a row continues what no row before left open"
         with gradients_when(self._strategy, self.net, self.options, closes=piece.closes_step):
-            look = self._measuring and self._tally.rows == 0
-            loss = self.net(with_agreed_frames(piece, self.net)._replace(look=look), self._memory)
-            self._memory = None if self._neighbours else loss.memory
+            loss = self._read(piece._replace(look=self._measuring and self._tally.rows == 0))
             # a row of text reaches nothing that learns while only the encoder or the connector does
             if loss.total.requires_grad:
                 # in the dtypes that the forward pass chose: autocast would narrow what it kept wide
@@ -156,6 +154,25 @@ class AuroraModule(L.LightningModule):
         looked_at = self._measuring and self._tally.rows == 1 and shows_gradients(self._strategy, self.options)
         if looked_at and not piece.closes_step:
             self._first = self._after_first_row(loss)
+
+    def _read(self, piece: PackedBatch) -> TokenLoss:
+        """Collective, as are the model's own collectives."""
+        loss: TokenLoss = self.net(with_agreed_frames(piece, self.net), self._memory)
+        self._memory = None if self._neighbours else loss.memory
+        return loss
+
+    def losses(self, batch: PackedBatch) -> Iterator[tuple[PackedBatch, TokenLoss]]:
+        """What a row is read in, and the loss of each part, for who learns nothing of it. Collective."""
+        for piece in self._pieces(batch):
+            yield piece, self._read(piece)
+            if self._neighbours is not None:
+                self._neighbours.finish()
+
+    def go_on(self, *, paused: float) -> None:
+        """To the next step, as if nothing else had been done for so many seconds."""
+        self._memory = None
+        self._step_ended += paused
+        seed_step(self.config["seed"], self.step, self.global_rank, self.device)
 
     def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_idx: int) -> None:
         """Called after every callback's, so that saving does not count as waiting for data."""

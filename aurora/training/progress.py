@@ -51,7 +51,7 @@ class ProgressDisplay(L.Callback):
             self._show(module)
 
     def on_train_end(self, trainer: L.Trainer, module: AuroraModule) -> None:
-        if self.display != "none":
+        if self.display != "none" and module.report is not None:
             self._show(module)
         self._close()
 

@@ -28,6 +28,15 @@ MOST_SEED = 2**31 - 1  # what is made of it, the step and the rank has 63 bits
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """What a stage is validated on while it trains; its mixture is always the same rows."""
+
+    mixture: Mixture
+    every: int = 500  # steps from one validation to the next; the last step is followed by one as well
+    max_steps: int | None = None  # read no more of each dataset than so many steps of `global_batch`
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How one stage is trained."""
 
@@ -48,6 +57,13 @@ class Recipe:
     average: float | None = None  # decay of the moving average of the weights that becomes the model; None: the last
     lr_scale: Mapping[str, float] = field(default_factory=dict)
     adapters: Adapters = field(default_factory=dict)  # by slot; read by read_adapters
+    validation: HeldOut | None = None  # None: nothing is held out
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The folders that are read, those to validate on last."""
+        held_out = () if self.validation is None else self.validation.mixture.datasets
+        return *self.mixture.datasets, *held_out
 
     def scale(self, slot: str) -> float:
         """What the rate of a slot is multiplied with."""
@@ -122,6 +138,7 @@ def read_recipe(name: str, entry: Mapping[str, Any]) -> Recipe:
     where = f"stages.{name}"
     recipe = read_fields(Recipe, where, entry)
     recipe = replace(recipe, mixture=read_mixture(f"{where}.mixture", entry["mixture"]),
+                     validation=_read_held_out(f"{where}.validation", entry.get("validation")),
                      adapters=read_adapters(f"{where}.adapters", entry.get("adapters", {}), recipe.trained))
     if not recipe.trained and not recipe.adapters:
         raise AuroraError(f"{where}.trained is empty; a stage trains some of {', '.join(WEIGHTED_SLOTS)}, or adapters")
@@ -134,6 +151,24 @@ def read_recipe(name: str, entry: Mapping[str, Any]) -> Recipe:
     if recipe.prompt is not None:
         PROMPT.build(recipe.prompt)
     return recipe
+
+
+def _read_held_out(where: str, entry: Mapping[str, Any] | None) -> HeldOut | None:
+    """What is held out; None without a mixture."""
+    if entry is None:
+        return None
+    check_kind(where, entry, Mapping[str, Any])
+    given = entry.get("mixture")
+    mixture = Mixture(datasets={}) if given is None else read_mixture(f"{where}.mixture", given)
+    held_out = read_fields(HeldOut, where, {**entry, "mixture": mixture})
+    _require(held_out.every >= 1, f"{where}.every", held_out.every, "a whole number ≥ 1")
+    _require(held_out.max_steps is None or held_out.max_steps >= 1, f"{where}.max_steps", held_out.max_steps,
+             "null or a whole number ≥ 1")
+    for name, group in mixture.groups.items():
+        # each dataset is read by itself, for a loss of its own
+        _require(group.samples is None, f"{where}.mixture.groups.{name}.samples", group.samples,
+                 "left out: datasets are validated on one by one, and each may have `samples` of its own")
+    return None if given is None else held_out
 
 
 def _check_frozen(where: str, recipe: Recipe) -> None:
@@ -227,12 +262,13 @@ def check_datasets(config: Mapping[str, Any], stages: Mapping[str, Recipe]) -> N
     root = config["data"].get("root")
     if root is None or "://" in str(root) or config["data"].get("missing", "refuse") != "refuse":
         return
-    missing = sorted({dataset for recipe in stages.values() for dataset in recipe.mixture.datasets
+    missing = sorted({dataset for recipe in stages.values() for dataset in recipe.datasets
                       if not (Path(root) / dataset).is_dir()})
     if missing:
         raise AuroraError(f"{len(missing)} dataset folders are missing below data.root {root}: {', '.join(missing)}; "
-                          "`aurora shards build NAME INPUT OUTPUT` makes one, stages.STAGE.mixture says which are "
-                          "read, and data.missing=drop trains without them")
+                          "`aurora shards build NAME INPUT OUTPUT` makes one, stages.STAGE.mixture and "
+                          "stages.STAGE.validation.mixture say which are read, and data.missing=drop trains without "
+                          "them")
 
 
 def _check_numbers(where: str, recipe: Recipe) -> None:

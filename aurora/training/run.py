@@ -26,7 +26,14 @@ from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
 from aurora.training.callbacks import Checkpoints, Curves, EndOfStage
 from aurora.training.checkpoints import Checkpoint, newest_checkpoint, refuse_unsafe_loading, require_room
-from aurora.training.data import QUARANTINE_FILE, build_data, count_bad_samples, count_samples, row_fill
+from aurora.training.data import (
+    QUARANTINE_FILE,
+    build_data,
+    build_held_out,
+    count_bad_samples,
+    count_samples,
+    row_fill,
+)
 from aurora.training.estimate import disk, memory, require_fit
 from aurora.training.folder import StageFolder, base_paths, fingerprint, require_same
 from aurora.training.head import describe_stage
@@ -55,6 +62,7 @@ from aurora.training.signals import KILLED, StopOnSignal, requeue
 from aurora.training.start import skeleton
 from aurora.training.state import all_weights, whole
 from aurora.training.trainer import build_trainer, quiet_lightning
+from aurora.training.validation import FOLDER, Validation
 from aurora.training.watchdog import STACKS, Watchdog
 
 ADAPTER_FOLDER = "adapter"
@@ -199,6 +207,7 @@ def _train_stage(stage: Stage, console: Console) -> None:
         require_same(stage.name, resume.state["fingerprint"], now, "begun")
     model = skeleton(stage.config, stage.name, stage.recipe)
     data = build_data(stage.config, stage.recipe, model, stage.folder.path)
+    held_out = build_held_out(stage.config, stage.recipe, model, stage.folder.path / FOLDER)
     if resume is not None:
         data.load_state_dict(resume.state["data"])
     require_room(stage.folder.path, disk(model, average=stage.recipe.average is not None) - stage.folder.size())
@@ -211,7 +220,7 @@ def _train_stage(stage: Stage, console: Console) -> None:
     if module.total_steps == 1 and stage.recipe.max_steps != 1:
         console.print(f"{stage.name}: takes a single step, because global_batch {stage.recipe.global_batch} takes in "
                       "all of its data; a smaller one, or more epochs, would learn more")
-    _fit(stage, module, data, now, console)
+    _fit(stage, module, data, held_out, now, console)
     bad = count_bad_samples(data)
     if bad:
         console.print(f"{stage.name}: {bad} samples could not be read and were left out; "
@@ -243,18 +252,24 @@ def _module(stage: Stage, data: DataModule, resume: Checkpoint | None) -> Aurora
     return module
 
 
-def _fit(stage: Stage, module: AuroraModule, data: DataModule, now: Mapping[str, Any], console: Console) -> None:
+def _fit(stage: Stage, module: AuroraModule, data: DataModule, held_out: Mapping[str, DataModule],
+         now: Mapping[str, Any], console: Console) -> None:
     done = 0 if module.resume is None else module.resume.step
     stop = StopOnSignal()
     watchdog = Watchdog(folder=stage.folder.path / STACKS, seconds=stage.options.watchdog_seconds)
+    curves = Curves(tell=console.print)
+    validation = None if stage.recipe.validation is None else Validation(
+        held_out=stage.recipe.validation, data=held_out, folder=stage.folder.path / FOLDER, curves=curves, stop=stop,
+        watchdog=watchdog, console=console)
     callbacks = [
         watchdog,
         # before what may fail when a process is lost: a step that is saved then stands in the curve
-        Curves(tell=console.print),
+        curves,
         EndOfStage(),
         stop,
         Checkpoints(folder=stage.folder.checkpoints, every=stage.options.checkpoint_every, fingerprint=now,
                     tell=console.print),
+        *([] if validation is None else [validation]),
         ProgressDisplay(stage=stage.name, display=stage.options.progress, seconds=stage.options.progress_seconds,
                         console=console),
         *(instantiate(entry) for entry in stage.options.callbacks.values()),
@@ -263,7 +278,7 @@ def _fit(stage: Stage, module: AuroraModule, data: DataModule, now: Mapping[str,
     trainer = build_trainer(stage.options, stage.place, callbacks=callbacks, loggers=loggers, folder=stage.folder.path)
     with watchdog.watching(), losses_told(stage.folder.path / STACKS, step=lambda: module.step):
         trainer.fit(module, datamodule=data)
-    if module.step >= module.total_steps:
+    if module.step >= module.total_steps and not (validation and validation.interrupted):
         return
     if stop.stopped is not None:
         console.print(f"{stage.name}: stopped by {stop.stopped.name} after step {module.step}, which is saved; "

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from aurora.adapters.attach import sharded_alone
 from aurora.errors import AuroraError
@@ -167,6 +167,13 @@ def gradients_when(strategy: Strategy, net: Any, options: TrainerOptions, *, clo
             # shards are summed inside of the node for every row; across nodes once per step
             net.set_requires_all_reduce(closes)
     return nullcontext()
+
+
+def free_gathered(model: nn.Module) -> None:
+    """Lets go of whole weights that a forward pass has gathered, which the backward pass would have done."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def shows_gradients(strategy: Strategy, options: TrainerOptions) -> bool:

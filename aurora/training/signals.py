@@ -39,12 +39,16 @@ class StopOnSignal(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: PackedBatch,
                            batch_idx: int) -> None:
-        asked = [float(heard in self._asked) for heard in HEARD]
-        if world_size() > 1:
-            asked = sum_over_ranks(asked, module.device) if batch.closes_step else [0.0 for _ in HEARD]
+        if world_size() == 1 or batch.closes_step:
+            self.look(trainer, module)
+
+    def look(self, trainer: L.Trainer, module: AuroraModule) -> bool:
+        """Whether training is to end, because somebody asked one of the processes. Collective."""
+        asked = sum_over_ranks([float(heard in self._asked) for heard in HEARD], module.device)
         self.stopped = next((heard for heard, count in zip(HEARD, asked, strict=True) if count > 0), None)
         if self.stopped is not None:
             trainer.should_stop = True
+        return self.stopped is not None
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT in self._asked and world_size() == 1:

@@ -52,15 +52,21 @@ class Watchdog(L.Callback):
             for old in self.folder.glob(".hung-*"):
                 old.unlink(missing_ok=True)
         self._file = (self.folder / f"rank-{self._rank}.txt").open("a", encoding="utf-8")
-        self._alive(module)
+        self.alive(module)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: PackedBatch,
                            batch_idx: int) -> None:
-        self._alive(module)
+        self.alive(module)
 
     def on_train_end(self, trainer: L.Trainer, module: AuroraModule) -> None:
-        self._alive(module)
+        self.alive(module)
+
+    def alive(self, module: AuroraModule) -> None:
+        """Something was finished that took its time."""
+        self._beat, self._step = time.monotonic(), module.step
+        if self.seconds is not None and self._file is not None:
+            faulthandler.dump_traceback_later(self.seconds + 3 * NOTICE_SECONDS, exit=True, file=self._file)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -73,11 +79,6 @@ class Watchdog(L.Callback):
                 faulthandler.cancel_dump_traceback_later()
                 self._file.close()
                 _remove_empty(Path(self._file.name))
-
-    def _alive(self, module: AuroraModule) -> None:
-        self._beat, self._step = time.monotonic(), module.step
-        if self.seconds is not None and self._file is not None:
-            faulthandler.dump_traceback_later(self.seconds + 3 * NOTICE_SECONDS, exit=True, file=self._file)
 
     def _watch(self) -> None:
         assert self.seconds is not None and self._note is not None

@@ -54,12 +54,10 @@ class Plan:
         # the model itself is not held: it lives as long as others hold it
         self.modules = [module for module in modules if module is not model]
         self.fit = _fits(model, modules)
-        if self.fit:
-            for block in model.blocks:
-                _transpose(block.ffn.value)
         self.places: list[Place] = list(_places(modules))
+        self.steps = False  # whether there are tables for stepping
         if self.fit:
-            self._gather(model)
+            self._measure(model)
 
     def holds(self, model: nn.Module) -> bool:
         """Whether every module and tensor of the model is still what and where it was."""
@@ -68,7 +66,15 @@ class Plan:
             for held, name, value, place in self.places
         ) and not any(_hooked(module) for module in (model, *self.modules))
 
-    def _gather(self, model: Any) -> None:
+    def prepare(self, model: Any) -> None:
+        """Lays out weights for stepping, and tells the kernels where they lie. A model that only reads rows keeps its
+        weights as they are: it may be in the middle of its training."""
+        if self.steps:
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            for block in model.blocks:
+                _transpose(block.ffn.value)
+        self.places = list(_places([model, *self.modules]))
         table = []
         for block in model.blocks:
             table += [block.get_parameter(name).data_ptr() for name in SMALL]
@@ -78,6 +84,9 @@ class Plan:
         ends = (model.blocks[0].ln0, model.ln_out)
         self.pointers = (ctypes.c_void_p * len(table))(*table)
         self.ends = (ctypes.c_void_p * 4)(*(tensor.data_ptr() for norm in ends for tensor in _pair(norm)))
+        self.steps = True
+
+    def _measure(self, model: Any) -> None:
         first = model.blocks[0]
         rank = first.att.time_maa_w2.shape[1], first.att.time_decay_w1.shape[1]
         self.width, self.heads = model.hidden_size, first.att.heads
@@ -151,8 +160,9 @@ def _pair(norm: Any) -> tuple[Tensor, Tensor]:
     return norm.weight, norm.bias
 
 
-def step(plan: Plan, x: Tensor, state: State) -> tuple[Tensor, State]:
+def step(model: nn.Module, plan: Plan, x: Tensor, state: State) -> tuple[Tensor, State]:
     """[S, D] → [S, D] and the next state."""
+    plan.prepare(model)
     given = {name: tensor.contiguous() for name, tensor in state.items()}
     after = {name: torch.empty_like(tensor) for name, tensor in given.items()}
     x, hidden = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -196,7 +206,8 @@ def _fits(model: Any, modules: list[nn.Module]) -> bool:
 
 
 def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether somebody wants to be there when the module is called, or to stand in for it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
 
 
 def _transpose(value: Linear | Int8Linear) -> None:

@@ -237,7 +237,7 @@ class RWKV6(Backbone):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         plan = _rwkv6_native.plan_of(self, x)
         if plan is not None and _rwkv6_native.can_step(plan, x, state):
-            return _rwkv6_native.step(plan, x, state)
+            return _rwkv6_native.step(self, plan, x, state)
         after = []
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)

@@ -71,6 +71,40 @@ def test_lines_that_a_full_disk_did_not_take_are_written_later(tmp_path, monkeyp
     assert steps(tmp_path) == ["1", "2", "3", "4"]
 
 
+def test_what_is_said_of_a_step_later_comes_into_its_line(tmp_path):
+    logger = CsvLogger(save_dir=str(tmp_path))
+    for step in (1, 2):
+        logger.log_metrics({"loss": step}, step)
+    logger.log_metrics({"val_loss": 0.5}, 2)
+    logger.log_metrics({"loss": 3}, 3)
+    resumed = CsvLogger(save_dir=str(tmp_path), resume_step=2)
+    resumed.log_metrics({"val_loss": 0.25}, 2)
+    resumed.log_metrics({"loss": 4}, 3)
+    assert read_curve(tmp_path) == [{"step": "1", "loss": "1", "val_loss": ""},
+                                    {"step": "2", "loss": "2", "val_loss": "0.25"},
+                                    {"step": "3", "loss": "4", "val_loss": ""}]
+
+
+@pytest.mark.parametrize("lost", [{"loss": 2}, {"val_loss": 0.5}])
+def test_what_could_not_be_written_of_a_step_comes_into_its_line_later(lost, tmp_path, monkeypatch):
+    logger = CsvLogger(save_dir=str(tmp_path))
+    logger.log_metrics({"loss": 1}, 1)
+    if "loss" not in lost:
+        logger.log_metrics({"loss": 2}, 2)
+    with monkeypatch.context() as full:
+        full.setattr(type(tmp_path), "open", fails)
+        with pytest.raises(OSError, match="no space"):
+            logger.log_metrics(lost, 2)
+    if "loss" in lost:
+        logger.log_metrics({"val_loss": 0.5}, 2)
+    logger.log_metrics({"loss": 3}, 3)
+    assert [(row["loss"], row["val_loss"]) for row in read_curve(tmp_path)] == [("1", ""), ("2", "0.5"), ("3", "")]
+
+
+def fails(*arguments, **options):
+    raise OSError("no space")
+
+
 def test_a_curve_that_cannot_be_rewritten_stays(tmp_path, monkeypatch):
     CsvLogger(save_dir=str(tmp_path)).log_metrics({"loss": 1.0}, 1)
 

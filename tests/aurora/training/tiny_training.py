@@ -20,6 +20,7 @@ from aurora.registry import DATA
 from aurora.types import IGNORE, Frames, PackedBatch
 
 SIZE, PATCH, KEEP = 16, 8, 2
+HELD_OUT = 5_000  # the first row that is not learned from
 
 
 class MadeRows(L.LightningDataModule, DataModule):
@@ -28,16 +29,20 @@ class MadeRows(L.LightningDataModule, DataModule):
     What a row holds is a function of the seed and its number. In between come the faults that a test asks for: the
     pixels of the rows in `poisoned` are no numbers, reading row `breaks_at` raises, no rows follow step `stops_at`, and
     the environment may ask for more: SECONDS_PER_ROW; rows that are POISONED, at which reading BREAKS, HANGS, LOCKS
-    the interpreter or LEAPS in loss; and a file READ_LOG to which step and number of every row are written.
+    the interpreter or LEAPS in loss; and a file READ_LOG to which step and number of every row are written. Rows to
+    validate on are others than those to learn from, know of no fault but SECONDS_PER_HELD_OUT_ROW, and leave a file
+    `reading` in their folder while they are read.
     """
 
     poisoned = ()
     breaks_at = None
     stops_at = None
 
-    def __init__(self, *, seed, layout, tokenizer, prompt, steps=6, rows_per_step=4, framed=True, row_tokens=4096):
+    def __init__(self, *, seed, layout, tokenizer, prompt, quarantine=None, steps=6, rows_per_step=4, framed=True,
+                 row_tokens=4096):
         """`row_tokens` is what others are told of the length of a row; rows are as they are."""
         super().__init__()
+        self.folder = None if quarantine is None else Path(quarantine).parent
         self.seed, self.layout, self.prompt = seed, layout, prompt
         self.vocab = tokenizer.vocab_size
         self.steps, self.rows_per_step, self.framed = steps, rows_per_step, framed
@@ -56,7 +61,19 @@ class MadeRows(L.LightningDataModule, DataModule):
         self.position = tuple(state_dict["position"])
 
     def train_dataloader(self):
-        return self
+        return self._held_out() if self.folder is not None and self.folder.parent.name == "validation" else self
+
+    def _held_out(self):
+        told = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        reading = self.folder / f"reading-{told['rank']}"
+        reading.touch()
+        for step in range(self.steps):
+            for turn in range(0, self.rows_per_step, told["num_replicas"]):
+                time.sleep(float(os.environ.get("SECONDS_PER_HELD_OUT_ROW", 0)))
+                number = HELD_OUT + step * self.rows_per_step + turn + told["rank"]
+                yield self.row(number)._replace(closes_step=turn + told["num_replicas"] == self.rows_per_step)
+        reading.unlink()
 
     def __iter__(self):
         told = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
