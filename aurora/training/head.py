@@ -34,7 +34,8 @@ def describe_stage(console: Console, *, stage: str, recipe: Recipe, config: Mapp
         "steps": f"{steps:,}, each of about {recipe.global_batch:,} "
                  f"{config['data'].get('batch_unit', 'samples')}{behind}",
         "rows": None if fill is None else f"{fill[0]:.1%} of their tokens and {fill[1]:.1%} of their frames are taken",
-        "checks": None if held_out is None else f"loss on {_datasets(held_out.mixture)}, every {held_out.every:,} steps",
+        "checks": None if held_out is None else "loss on "
+                  f"{_datasets(held_out.mixture)}, every {held_out.every:,} steps",
         "rate": f"{recipe.peak_lr:.2e} at its peak",
         "keeps": f"{recipe.keep_ratio:.0%} of the patches",
     }

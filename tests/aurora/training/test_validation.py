@@ -279,7 +279,7 @@ def test_a_held_out_dataset_that_is_missing_is_named_before_anything_starts(tmp_
     write_shards([sample(0)], tmp_path / "data" / "pictures")
     config = config_for(tmp_path / "run", tmp_path / "data")
     config["stages"]["first"] |= {"validation": {"mixture": {"birds": 1}}}
-    with pytest.raises(AuroraError, match="1 dataset folders are missing .*: birds"):
+    with pytest.raises(AuroraError, match=r"1 dataset folders are missing .*: birds"):
         plan_stages(config)
 
 

@@ -190,6 +190,31 @@ def test_what_needs_gradients_or_trains_uses_the_modules(calls: list[str]) -> No
     assert not calls
 
 
+@torch.no_grad()
+def test_a_block_whose_forward_was_replaced_is_called(calls: list[str]) -> None:
+    model = build(SIZES[0], torch.float32)
+    x, bounds = row(model, 6)
+    plain, _ = model(x, bounds)
+    forward, asked = model.blocks[1].forward, []
+    model.blocks[1].forward = lambda *given: asked.append("block") or forward(*given)
+    torch.testing.assert_close(model(x, bounds)[0], plain, rtol=1e-4, atol=1e-4)
+    assert calls == ["forward"] and asked == ["block"]
+
+
+@torch.no_grad()
+def test_reading_rows_leaves_weights_where_and_as_they_lie_and_stepping_computes_with_them(calls: list[str]) -> None:
+    """A model may be read in the middle of its training, whose arithmetic and checkpoints depend on the layout."""
+    model = build(SIZES[0], torch.float32)
+    state, (x, bounds) = remembered(model, 1), row(model, 6)
+    before = {name: (p.data_ptr(), p.stride()) for name, p in model.named_parameters()}
+    model(x, bounds)
+    assert {name: (p.data_ptr(), p.stride()) for name, p in model.named_parameters()} == before
+    for _ in range(2):
+        assert_close(model.step(x[:1], state)[0], in_float64(model).step(x[:1].double(), wide(state))[0])
+        assert_close(model(x, bounds)[0], in_float64(model)(x.double(), bounds)[0])
+    assert calls == ["forward", "forward", "step", "forward", "step", "forward"]
+
+
 def test_a_model_trains_saves_and_is_copied_after_it_was_used() -> None:
     model = build(SIZES[0], torch.float32)
     x, bounds = row(model, 4)
