@@ -65,7 +65,8 @@ def test_whoever_loses_a_process_says_so_in_one_line_and_keeps_the_traceback(tmp
 def test_a_process_lost_before_training_is_told_in_one_line(tmp_path, ranks):
     with held(tmp_path / "run" / "first", patience=0, tell=print):
         processes = ranks(first_stage(tmp_path, "ddp"), 2)
-        wait_until(lambda: "waiting for process" in (tmp_path / "said-0").read_text(), processes[0])
+        said = tmp_path / "said-0"
+        wait_until(lambda: said.exists() and "waiting for process" in said.read_text(), processes[0])
         processes[0].kill()
         assert end(processes) == [-9, TRY_AGAIN]
     said = (tmp_path / "said-1").read_text()
