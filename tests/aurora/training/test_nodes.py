@@ -13,7 +13,7 @@ from aurora.cli import main
 from aurora.errors import AuroraError
 from aurora.training.checkpoints import CHECKPOINTS, checkpoint_path, is_committed
 
-TOOL = Path(__file__).parents[3] / "tools" / "two_nodes.sh"
+TOOL = Path(__file__).parents[3] / "tools" / "nodes.sh"
 TINY = (
     "data=synthetic", "data.steps=80", "data.frames=1", "data.height=32", "data.width=32", "data.text_tokens=8",
     "stage=pretrain", "stages.pretrain.global_batch=4", "vision.image_size=32", "vision.patch_size=8",
@@ -34,7 +34,7 @@ def alone(tmp_path_factory):
 
 
 class Nodes:
-    """Two network namespaces, in which commands run."""
+    """Three network namespaces, in which commands run."""
 
     def __init__(self):
         self.environment = {**os.environ, "AURORA_NODES": f"t{os.getpid() % 10_000}", "OMP_NUM_THREADS": "1"}
@@ -53,7 +53,7 @@ class Nodes:
 
     def lose(self, node):
         """All at once, as when the power fails."""
-        name = f"{self.environment['AURORA_NODES']}{node}"
+        name = f"{self.environment['AURORA_NODES']}-{node}"
         pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True).stdout.split()
         assert pids
         subprocess.run(["kill", "-9", *pids], check=False)
@@ -62,13 +62,18 @@ class Nodes:
 @pytest.fixture
 def nodes():
     nodes = Nodes()
-    if nodes.tool("up").returncode:
+    if nodes.tool("up", "3").returncode:
         nodes.tool("down")
         pytest.skip("needs permission to make network namespaces")
     yield nodes
     nodes.tool("down")
     for process in nodes.started:
         process.communicate()
+
+
+def wait_for(path, process):
+    while not is_committed(path) and process.poll() is None:
+        time.sleep(0.005)
 
 
 def assert_goes_on(process, run, alone):
@@ -85,14 +90,29 @@ def test_two_nodes_lose_one_and_the_curve_is_that_of_an_undisturbed_run(nodes, a
     told = ("2" if relaunched else "1:2", f"trainer.strategy={strategy}", f"run={tmp_path}",
             "trainer.rendezvous_seconds=60")
     processes = [nodes.train(node, *told) for node in (0, 1)]
-    path = checkpoint_path(tmp_path / "pretrain" / CHECKPOINTS, 4)
-    while not is_committed(path) and processes[0].poll() is None:
-        time.sleep(0.005)
+    wait_for(checkpoint_path(tmp_path / "pretrain" / CHECKPOINTS, 4), processes[0])
     nodes.lose(1)
     assert len(curve(tmp_path, "pretrain")) < len(alone)
     if relaunched:
         nodes.train(1, *told)
     assert_goes_on(processes[0], tmp_path, alone)
+
+
+@LONG
+def test_three_nodes_lose_one_go_on_as_two_and_take_it_back(nodes, tmp_path):
+    # four rows per step, which three processes cannot share evenly
+    steps, run = ("data.steps=400",), tmp_path / "run"
+    assert main(["train", *TINY, *steps, f"run={tmp_path / 'alone'}"]) == 0
+    told = ("2:3", *steps, "trainer.strategy=fsdp", f"run={run}", "trainer.rendezvous_seconds=60")
+    processes = [nodes.train(node, *told) for node in range(3)]
+    wait_for(checkpoint_path(run / "pretrain" / CHECKPOINTS, 4), processes[0])
+    nodes.lose(2)
+    lost_at = len(curve(run, "pretrain"))
+    while len(curve(run, "pretrain")) < lost_at + 20 and processes[0].poll() is None:
+        time.sleep(0.05)
+    back = nodes.train(2, *told)
+    assert_goes_on(processes[0], run, curve(tmp_path / "alone", "pretrain"))
+    assert back.wait(60) == 0
 
 
 SRUN = """#!/bin/bash
@@ -153,9 +173,7 @@ def test_ray_starts_a_run_again_whose_process_was_killed(alone, tmp_path):
         worker = re.search(r"pid=(\d+)\) world_rank=1", line)
         if worker:
             break
-    path = checkpoint_path(tmp_path / "pretrain" / CHECKPOINTS, 4)
-    while not is_committed(path) and process.poll() is None:
-        time.sleep(0.005)
+    wait_for(checkpoint_path(tmp_path / "pretrain" / CHECKPOINTS, 4), process)
     os.kill(int(worker[1]), signal.SIGKILL)
     said.append(process.communicate(timeout=300)[0])
     assert process.returncode == 0 and "going on after step" in "".join(said), "".join(said)
