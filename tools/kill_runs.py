@@ -3,9 +3,10 @@
     python tools/kill_runs.py --kills 100 --seed 0
 
 A third of the kills hit runs of one process, a third each runs of two with whole and with sharded weights, where now
-all and now one of them is killed. A killed run is started again until it is through. Then its curve and its model must
-be those of a run that nothing happened to, to the bit, and every process must have read the rows of its steps once each
-and in order.
+all and now one of them is killed: in steps, in saves, and in validations, of which there is one every three steps. A
+killed run is started again until it is through. Then its curve, the losses on held-out rows included, and its model
+must be those of a run that nothing happened to, to the bit, and every process must have read the rows of its steps once
+each and in order.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "aurora" / "training")]
 
 from tiny_training import curve, start, start_ranks, tiny_config  # noqa: E402
 
+from aurora.training.logs import read_curve  # noqa: E402
+
 STEPS, ROWS = 24, 4
+VALIDATION = {"mixture": {"rows": 1}, "every": 3, "max_steps": 2}
 STAGE = "first"
 MODEL = Path(STAGE, "model", "model.safetensors")
 KINDS = {"one process": (1, "auto"), "two with whole weights": (2, "ddp"), "two with shards": (2, "fsdp")}
@@ -99,6 +103,8 @@ def _kill(processes: list[Any], draw: random.Random) -> None:
 def _place(run: Path) -> str:
     """What the run was at, as far as the disk tells."""
     stage = run / STAGE
+    if any(stage.glob("validation/rows/reading-*")):
+        return "in validations"
     if (stage / "model").exists() or len(curve(run, STAGE)) == STEPS:
         return "at the end of the stage"
     steps = [path for path in stage.glob("checkpoints/step-*") if path.is_dir()]
@@ -111,6 +117,9 @@ def _start(run: Path, kind: str, attempt: int) -> list[Any]:
     world, strategy = KINDS[kind]
     config = {**tiny_config(run, steps=STEPS, rows_per_step=ROWS), "stage": STAGE}
     config["trainer"].update(strategy=strategy, checkpoint_every=2)
+    config["stages"][STAGE]["validation"] = VALIDATION
+    for left in run.glob(f"{STAGE}/validation/rows/reading-*"):
+        left.unlink()  # by the attempt before
     log = {"READ_LOG": f"{run}.read-{attempt:04d}"}
     if world == 1:
         return [start(config, f"{run}.said", **log)]
@@ -133,8 +142,13 @@ def _finish(run: Path, kind: str) -> float:
     return time.monotonic() - begun
 
 
+def _validated(run: Path) -> list[tuple[str, str]]:
+    """(step, loss) of the validations, exactly as written."""
+    return [(row["step"], row["val_loss"]) for row in read_curve(run / STAGE) if row["val_loss"]]
+
+
 def _require_same(run: Path, whole: Path) -> None:
-    if curve(run, STAGE) != curve(whole, STAGE):
+    if curve(run, STAGE) != curve(whole, STAGE) or _validated(run) != _validated(whole):
         raise Changed(f"the curve of {run}")
     if (run / MODEL).read_bytes() != (whole / MODEL).read_bytes():
         raise Changed(f"the model of {run}")

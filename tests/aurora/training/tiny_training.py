@@ -68,12 +68,14 @@ class MadeRows(L.LightningDataModule, DataModule):
         self.folder.mkdir(parents=True, exist_ok=True)
         reading = self.folder / f"reading-{told['rank']}"
         reading.touch()
-        for step in range(self.steps):
-            for turn in range(0, self.rows_per_step, told["num_replicas"]):
-                time.sleep(float(os.environ.get("SECONDS_PER_HELD_OUT_ROW", 0)))
-                number = HELD_OUT + step * self.rows_per_step + turn + told["rank"]
-                yield self.row(number)._replace(closes_step=turn + told["num_replicas"] == self.rows_per_step)
-        reading.unlink()
+        try:
+            for step in range(self.steps):
+                for turn in range(0, self.rows_per_step, told["num_replicas"]):
+                    time.sleep(float(os.environ.get("SECONDS_PER_HELD_OUT_ROW", 0)))
+                    number = HELD_OUT + step * self.rows_per_step + turn + told["rank"]
+                    yield self.row(number)._replace(closes_step=turn + told["num_replicas"] == self.rows_per_step)
+        finally:
+            reading.unlink()
 
     def __iter__(self):
         told = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
