@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from aurora.commands.plan_training import training_lines
+from aurora.commands.plan_training import total, training_lines
 
 COLUMNS = ("samples", "read", "visits", "tokens", "frames", "bytes")
 MARK = {"measured": "", "published": "", "group": " ~", "unknown": " ?"}
@@ -60,13 +60,6 @@ def _stage(name: str, stage: Mapping[str, Any]) -> Table:
     return table
 
 
-def total(reads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What several datasets take together; bytes are unknown when those of one are."""
-    sums: dict[str, Any] = {key: sum(read[key] for read in reads) for key in ("samples", "visits", "tokens", "frames")}
-    sizes = [read["bytes"] for read in reads]
-    return {**sums, "bytes": None if None in sizes else sum(sizes)}
-
-
 def _figures(read: Mapping[str, Any]) -> list[str]:
     repeats = f"×{read['visits'] / read['samples']:.3g}" if read["samples"] else "–"
     return [f"{read['samples']:,}", repeats, f"{read['visits']:,}",
@@ -86,6 +79,10 @@ def _lines(stage: Mapping[str, Any], image_rate: float, video_rate: float) -> li
     if data["fill"] is not None:
         lines.append(f"rows     {data['fill']['tokens']:.1%} of their tokens and {data['fill']['frames']:.1%} of their "
                      f"frames are taken, in {data['fill']['windows']} window(s) that were packed")
+    held_out = stage["validation"]
+    if held_out is not None:
+        lines.append(f"checks   {held_out['times']:,} times on {', '.join(held_out['datasets'])}: each time about "
+                     f"{short(held_out['tokens'])} tokens and {short(held_out['frames'])} frames")
     if stage["published"]:
         assumed = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in data["assumed"].items())
         lines.append(f"assumed  per sample: {assumed}; ~ only the group was counted, ? nobody counted")

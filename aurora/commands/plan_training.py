@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aurora.errors import AuroraError
-from aurora.training.estimate import SPARE, Hardware, cost, memory
+from aurora.model import AuroraModel
+from aurora.training.estimate import SPARE, Hardware, Reads, cost, memory
 from aurora.training.flops import PEAKS, named_peak
 from aurora.training.precision import in_dtype
 from aurora.training.recipe import Recipe, read_options
@@ -39,23 +40,34 @@ def hardware(options: Namespace) -> Hardware | None:
 
 
 def training(
-    config: Mapping[str, Any], stage: str, recipe: Recipe, data: Mapping[str, Any], machine: Hardware
+    config: Mapping[str, Any], name: str, recipe: Recipe, stage: Mapping[str, Any], machine: Hardware
 ) -> dict[str, Any]:
-    """The estimate for a stage as plain numbers, all its text counted as learned. AuroraError for processes that cannot
-    be divided as the trainer's options say."""
-    trainer, reads = read_options(config["trainer"]), data["datasets"]
+    """The estimate for a planned stage as plain numbers, all its text counted as learned. AuroraError for processes
+    that cannot be divided as the trainer's options say."""
+    trainer, held_out = read_options(config["trainer"]), stage["validation"]
     check_processes(trainer, machine.devices)
-    model = skeleton(in_dtype(config, trainer), stage, recipe)
-    size = model.vision.prepare.size
-    frames, positions = (recipe.epochs * sum(read[key] for read in reads) for key in ("frames", "tokens"))
-    seen = frames * model.layout(recipe.keep_ratio).tokens(size, size)
+    model = skeleton(in_dtype(config, trainer), name, recipe)
     needed = memory(model, trainer, keep_ratio=recipe.keep_ratio, row_tokens=config["data"].get("row_tokens", 4096),
                     row_frames=config["data"].get("row_frames", 64), devices=machine.devices, per_node=GPUS_PER_NODE,
                     average=recipe.average is not None)
-    takes = cost(model, trainer, machine, keep_ratio=recipe.keep_ratio, frames=frames, positions=positions,
-                 targets=max(0, positions - seen))
+    takes = cost(model, trainer, machine, keep_ratio=recipe.keep_ratio,
+                 learned=_reads(model, recipe, total(stage["data"]["datasets"]), recipe.epochs),
+                 validated=Reads(0, 0, 0) if held_out is None else _reads(model, recipe, held_out, held_out["times"]))
     return {"memory": {**needed._asdict(), "total": needed.total}, "fits": needed.total <= SPARE * machine.memory,
             **takes._asdict(), "devices": machine.devices, "used": machine.used}
+
+
+def _reads(model: AuroraModel, recipe: Recipe, once: Mapping[str, float], times: int) -> Reads:
+    size = model.vision.prepare.size
+    frames, positions = times * once["frames"], times * once["tokens"]
+    return Reads(frames, positions, max(0.0, positions - frames * model.layout(recipe.keep_ratio).tokens(size, size)))
+
+
+def total(reads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several datasets take together; bytes are unknown when those of one are."""
+    sums: dict[str, Any] = {key: sum(read[key] for read in reads) for key in ("samples", "visits", "tokens", "frames")}
+    sizes = [read["bytes"] for read in reads]
+    return {**sums, "bytes": None if None in sizes else sum(sizes)}
 
 
 def training_lines(told: Mapping[str, Any] | None) -> list[str]:

@@ -14,13 +14,13 @@ import torch
 
 from aurora.assemble import build_model
 from aurora.commands.plan_tables import show
-from aurora.commands.plan_training import hardware, training
+from aurora.commands.plan_training import hardware, total, training
 from aurora.config import load_config
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 from aurora.model import AuroraModel
 from aurora.registry import import_part
-from aurora.training.data import build_data
+from aurora.training.data import build_data, held_out
 from aurora.training.estimate import Hardware
 from aurora.training.folder import StageFolder
 from aurora.training.recipe import Recipe, read_recipes, selected_stages
@@ -60,9 +60,10 @@ def plan_stages(config: Mapping[str, Any], *, published: bool, machine: Hardware
             "table": recipe.mixture.table, "paper": recipe.mixture.paper, "note": recipe.mixture.note,
             "groups": {group: said.paper for group, said in recipe.mixture.groups.items()},
             "published": published, "data": data,
-            "training": None if machine is None else training(config, name, recipe, data, machine),
         }
         stages[name]["steps"] = _steps(stages[name])
+        stages[name]["validation"] = _validation(config, name, recipe, model, stages[name])
+        stages[name]["training"] = None if machine is None else training(config, name, recipe, stages[name], machine)
     return stages
 
 
@@ -108,6 +109,20 @@ def _measured(config: Mapping[str, Any], name: str, recipe: Recipe, model: Auror
         raise AuroraError(f"data {config['data']['name']!r} has no plan of its own to show; webdataset has")
     told: dict[str, Any] = describe()
     return told
+
+
+def _validation(config: Mapping[str, Any], name: str, recipe: Recipe, model: AuroraModel, stage: Mapping[str, Any]
+                ) -> dict[str, Any] | None:
+    """What one validation of a stage reads, and how often there is one; None where nothing is held out."""
+    if recipe.validation is None:
+        return None
+    once = held_out(recipe)
+    data = _published(config, once, model) if stage["published"] else _measured(config, name, once, model)
+    told = {**stage, "data": data, "epochs": 1, "max_steps": None}
+    share = min(1.0, (once.max_steps or math.inf) / max(1, _steps(told)))
+    sums = total(data["datasets"])
+    return {"times": -(-stage["steps"] // recipe.validation.every), "datasets": list(once.mixture.datasets),
+            **{key: share * sums[key] for key in ("visits", "tokens", "frames")}}
 
 
 def _steps(stage: Mapping[str, Any]) -> int:

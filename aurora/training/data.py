@@ -41,9 +41,27 @@ def build_held_out(config: Mapping[str, Any], recipe: Recipe, model: AuroraModel
     the dataset that cannot be read."""
     if recipe.validation is None:
         return {}
-    mixture, once = recipe.validation.mixture, replace(recipe, epochs=1, max_steps=recipe.validation.max_steps)
-    return {name: _checked(name, replace(once, mixture=mixture.only([name])), config, model, folder / name)
-            for name in mixture.datasets}
+    once = held_out(recipe)
+    return {name: _checked(name, replace(once, mixture=once.mixture.only([name])), config, model, folder / name)
+            for name in _there(config["data"], list(once.mixture.datasets))}
+
+
+def _there(data: Mapping[str, Any], names: list[str]) -> list[str]:
+    """The datasets that are not to be dropped because they are missing."""
+    root = data.get("root")
+    if data.get("missing") != "drop" or root is None or "://" in str(root):
+        return names
+    found = [name for name in names if (Path(root) / name).is_dir()]
+    if not found:
+        raise AuroraError(f"validation: none of {', '.join(names)} is below data.root {root}; "
+                          "stages.STAGE.validation.mixture=null trains without one")
+    return found
+
+
+def held_out(recipe: Recipe) -> Recipe:
+    """What one validation reads, as if it were learned from."""
+    assert recipe.validation is not None
+    return replace(recipe, mixture=recipe.validation.mixture, epochs=1, max_steps=recipe.validation.max_steps)
 
 
 def _checked(name: str, recipe: Recipe, config: Mapping[str, Any], model: AuroraModel, folder: Path) -> DataModule:

@@ -17,7 +17,7 @@ from aurora.losses import LOGIT_BYTES
 from aurora.model import AuroraModel
 from aurora.training.blocks import blocks
 from aurora.training.checkpoints import KEPT
-from aurora.training.flops import forward_flops, training_flops
+from aurora.training.flops import forward_flops, reading_flops, training_flops
 from aurora.training.recipe import TrainerOptions
 
 BACKBONE_NUMBERS, VISION_NUMBERS = 37, 17
@@ -54,6 +54,14 @@ class Hardware:
     peak: float  # FLOP/s of each
     used: float = 0.4  # share of the peak that is reached
     price: float | None = None  # of a device and hour
+
+
+class Reads(NamedTuple):
+    """How much is read."""
+
+    frames: float
+    positions: float  # of rows
+    targets: float  # positions whose next token is predicted
 
 
 class Cost(NamedTuple):
@@ -96,13 +104,15 @@ def disk(model: AuroraModel, *, average: bool = False) -> int:
 
 
 def cost(
-    model: AuroraModel, options: TrainerOptions, hardware: Hardware, *, keep_ratio: float, frames: float,
-    positions: float, targets: float,
+    model: AuroraModel, options: TrainerOptions, hardware: Hardware, *, keep_ratio: float, learned: Reads,
+    validated: Reads,
 ) -> Cost:
-    """What so many frames, row positions and learned positions take, of all epochs together."""
+    """What a stage takes that learns from so much and is validated on so much, of all times together."""
     each = forward_flops(model, keep_ratio)
-    flops = training_flops(model, each, frames=frames, positions=positions, targets=targets)
-    done = flops * (RECOMPUTED if options.activation_checkpointing == "block" else 1.0)
+    learning = training_flops(model, each, **learned._asdict())
+    validating = reading_flops(each, **validated._asdict())
+    flops = learning + validating
+    done = learning * (RECOMPUTED if options.activation_checkpointing == "block" else 1.0) + validating
     hours = done / (hardware.devices * hardware.peak * hardware.used) / 3600
     return Cost(flops, hours, None if hardware.price is None else hours * hardware.devices * hardware.price)
 

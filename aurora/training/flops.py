@@ -70,6 +70,11 @@ def training_flops(
             + passes["backbone"] * (positions * each.backbone + targets * each.head))
 
 
+def reading_flops(each: Arithmetic, *, frames: float, positions: float, targets: float) -> float:
+    """What the forward pass over so many of each takes, as in validation."""
+    return frames * (each.vision + each.connector) + positions * each.backbone + targets * each.head
+
+
 def peak_flops(device: torch.device) -> float | None:
     """What a GPU can do per second in 16 bits as its maker says; None where that is not known."""
     if device.type != "cuda":

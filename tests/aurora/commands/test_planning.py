@@ -54,6 +54,30 @@ def test_repeats_and_limits_are_planned(planned):
     assert all(read[key] == 3 * once[key] for key in ("tokens", "frames", "bytes"))
 
 
+def test_what_is_held_out_is_planned_with_the_steps_that_it_follows(planned, run, blocks, tmp_path):
+    held_out = "stages.language_video.validation={mixture: {vision: {samples: 6}}, every: 3}"
+    plain, stage = planned(), planned(held_out)
+    told = stage["validation"]
+    assert plain["validation"] is None and plain["steps"] == stage["steps"]
+    assert told["times"] == -(-stage["steps"] // 3) and (told["visits"], told["datasets"]) == (6, ["vision"])
+    some = planned(held_out, "stages.language_video.validation.max_steps=1",
+                   "stages.language_video.global_batch=3")["validation"]
+    assert some["tokens"] == pytest.approx(told["tokens"] / 2)
+    said = run("plan", *TINY, f"data.root={blocks}", f"run={tmp_path}", held_out)[1]
+    assert f"checks   {told['times']} times on vision: each time about" in said
+
+
+def test_validation_takes_time_and_no_memory(run, blocks, tmp_path):
+    def trained(*overrides):
+        said = run("plan", "--json", "--gpu", "H100", *TINY, f"data.root={blocks}", f"run={tmp_path}", *overrides)[1]
+        return json.loads(said)["stages"]["language_video"]["training"]
+
+    held_out = "stages.language_video.validation={mixture: {language_video: 1}, every: 1000000}"
+    plain, told = trained(), trained(held_out)
+    assert told["memory"] == plain["memory"]
+    assert 1.05 < told["hours"] / plain["hours"] < 1.5  # one forward pass more than those of two epochs, which learn
+
+
 def test_what_is_missing_shrunk_or_dropped_is_told(planned, run, blocks, tmp_path):
     out = run("plan", *TINY, f"data.root={blocks}", f"run={tmp_path}", "data.row_frames=3",
               "stages.language_video.mixture={language_video: 1, elsewhere: 1}")[1]

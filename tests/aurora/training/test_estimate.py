@@ -4,7 +4,7 @@ from tiny_training import tiny_config
 
 from aurora.assemble import build_model
 from aurora.errors import AuroraError
-from aurora.training.estimate import Hardware, Memory, cost, memory, require_fit
+from aurora.training.estimate import Hardware, Memory, Reads, cost, memory, require_fit
 from aurora.training.optim import freeze_untrained
 from aurora.training.recipe import TrainerOptions
 
@@ -69,10 +69,14 @@ def test_hours_and_price_follow_from_arithmetic():
     model = small()
     freeze_untrained(model, EVERYTHING)
     hardware = Hardware(devices=2, memory=1e9, peak=1e9, used=0.5, price=3.0)
-    found = cost(model, TrainerOptions(), hardware, keep_ratio=0.5, frames=10, positions=1000, targets=100)
+    one, two, nothing = Reads(10, 1000, 100), Reads(20, 2000, 200), Reads(0, 0, 0)
+    found = cost(model, TrainerOptions(), hardware, keep_ratio=0.5, learned=one, validated=nothing)
     assert found.hours == pytest.approx(found.flops / 1e9 / 3600) and found.price == pytest.approx(6 * found.hours)
-    twice = cost(model, TrainerOptions(), hardware, keep_ratio=0.5, frames=20, positions=2000, targets=200)
+    twice = cost(model, TrainerOptions(), hardware, keep_ratio=0.5, learned=two, validated=nothing)
     assert twice.flops == pytest.approx(2 * found.flops)
+    # everything learns: a third of the arithmetic is the forward pass
+    checked = cost(model, TrainerOptions(), hardware, keep_ratio=0.5, learned=one, validated=one)
+    assert checked.flops == pytest.approx(found.flops * 4 / 3)
 
 
 def test_what_cannot_fit_is_refused_with_what_takes_the_room():

@@ -283,6 +283,19 @@ def test_a_held_out_dataset_that_is_missing_is_named_before_anything_starts(tmp_
         plan_stages(config)
 
 
+def test_missing_datasets_are_dropped_where_they_may_be_but_not_all(tmp_path):
+    for name in ("pictures", "birds"):
+        write_shards([sample(number) for number in range(6)], tmp_path / "data" / name)
+    config = config_for(tmp_path / "run", tmp_path / "data")
+    config["data"]["missing"] = "drop"
+    config["stages"]["first"] |= {"validation": {"mixture": {"fish": 1}}}
+    with pytest.raises(AuroraError, match="none of fish is below data.root"):
+        train(config)
+    config["stages"]["first"] |= {"validation": {"mixture": {"fish": 1, "birds": 1}}}
+    train(config)
+    assert float(columns(tmp_path / "run", "val_loss", stage="first")[-1][1]) > 0
+
+
 def test_without_a_mixture_nothing_is_held_out():
     assert load_config()["stages"]["vision"]["validation"]["mixture"] is None
     config = load_config(["experiment=blocks"])
