@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from aurora.errors import AuroraError
 from aurora.training.checkpoints import checkpoint_at, checkpoint_path, is_committed, newest_checkpoint, sweep
 from aurora.training.data import data_metrics
+from aurora.training.guests import Guests
 from aurora.training.module import AuroraModule
 from aurora.training.parallel import barrier, from_first_rank, shared_group, sum_over_ranks
 from aurora.training.saver import Saver
@@ -19,7 +21,7 @@ from aurora.types import PackedBatch
 
 
 class Curves(L.Callback):
-    """Hands the report of every step to the loggers. One that fails is told of once."""
+    """Hands the report of every step to loggers and callbacks. A logger that fails is told of once."""
 
     def __init__(self, *, tell: Callable[[str], None]) -> None:
         self.tell = tell
@@ -33,6 +35,8 @@ class Curves(L.Callback):
 
     def write(self, trainer: L.Trainer, metrics: Mapping[str, float], step: int) -> None:
         """Hands over what there is to say of a step, of which more may be said later."""
+        # where Lightning's callbacks look
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         for logger in trainer.loggers:
             self._log(logger, metrics, step)
 
@@ -47,15 +51,35 @@ class Curves(L.Callback):
 
 
 class EndOfStage(L.Callback):
-    """Ends the stage after its last step, which a resumed run may have taken already."""
+    """Ends the stage after its last step, which a resumed run may have taken already, or after the step in which a
+    callback of any rank sets `trainer.should_stop`.
+
+    It stands behind those callbacks: a rank that stopped by itself, or within a step, would leave the others waiting.
+    """
+
+    def __init__(self, *, guests: Guests) -> None:
+        self.guests = guests
+        self._asked = False
+
+    def on_fit_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
+        self._hear(trainer)
 
     def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
-        trainer.should_stop = module.step >= module.total_steps
+        self._hear(trainer)
+        self._decide(trainer, module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: PackedBatch,
                            batch_idx: int) -> None:
-        if module.step >= module.total_steps:
-            trainer.should_stop = True
+        self._hear(trainer)
+        if batch.closes_step:
+            self._decide(trainer, module)
+
+    def _hear(self, trainer: L.Trainer) -> None:
+        self._asked, trainer.should_stop = self._asked or trainer.should_stop, False
+
+    def _decide(self, trainer: L.Trainer, module: AuroraModule) -> None:
+        self.guests.hear(self._asked, module)
+        trainer.should_stop = self.guests.ended is not None or module.step >= module.total_steps
 
 
 class Checkpoints(L.Callback):
@@ -65,11 +89,12 @@ class Checkpoints(L.Callback):
     what is saved in the middle of a step is the end of the step before: its rows are read again.
     """
 
-    def __init__(self, *, folder: Path, every: int, fingerprint: Mapping[str, Any], tell: Callable[[str], None]
-                 ) -> None:
+    def __init__(self, *, folder: Path, every: int, fingerprint: Mapping[str, Any], guests: Guests,
+                 tell: Callable[[str], None]) -> None:
         self.folder = folder
         self.every = every
         self.fingerprint = fingerprint
+        self.guests = guests
         self.tell = tell
         self._saver: Saver | None = None
         self._saved = -1
@@ -118,7 +143,8 @@ class Checkpoints(L.Callback):
             raise AuroraError(f"the weights after step {module.step} are not finite and were not saved; the last good "
                               f"checkpoint is in {self.folder}")
         self._saver.save(module.step, tensors, {**module.counters(), "data": trainer.datamodule.state_dict(),
-                                                "fingerprint": dict(self.fingerprint)})
+                                                "fingerprint": dict(self.fingerprint),
+                                                "callbacks": self.guests.state(trainer)})
 
     def _save_last(self, trainer: L.Trainer, module: AuroraModule, saver: Saver) -> None:
         stopped = f"stopped after step {module.step}"

@@ -17,6 +17,7 @@ from aurora.training.lost import keep_traceback, says_lost
 from aurora.training.module import AuroraModule
 from aurora.training.parallel import gather, most_over_ranks
 from aurora.training.plain import from_plain, to_plain
+from aurora.types import PackedBatch
 
 REFUSED = {
     "Checkpoint": "trainer.checkpoint_every says how often a checkpoint is written, beside training and without pickle",
@@ -77,13 +78,29 @@ class Guests(L.Callback):
         for name, state in kept.get("states", {}).items():
             if name in self.callbacks:
                 self.callbacks[name].load_state_dict(from_plain(state))
+        trainer.callback_metrics.update(from_plain(kept.get("metrics", {})))
 
-    def state(self) -> dict[str, Any]:
+    def on_train_batch_start(self, trainer: L.Trainer, module: AuroraModule, batch: PackedBatch, batch_idx: int
+                             ) -> None:
+        self._count_steps(trainer, module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: PackedBatch,
+                           batch_idx: int) -> None:
+        self._count_steps(trainer, module)
+
+    def _count_steps(self, trainer: L.Trainer, module: AuroraModule) -> None:
+        """What they log belongs to the last step that was taken; Lightning would count rows."""
+        trainer.fit_loop.epoch_loop._batches_that_stepped = module.step
+
+    def state(self, trainer: L.Trainer) -> dict[str, Any]:
         """What a checkpoint holds of them, in plain values. AuroraError names the callback where that cannot be."""
+        if not self.callbacks:
+            return {}
         states = {name: to_plain(f"trainer.callbacks.{name}: what state_dict of {type(callback).__name__} gives",
                                  callback.state_dict())
                   for name, callback in self.callbacks.items()}
-        return {"ended": self.ended, "validated": self._validated,
+        metrics = to_plain("trainer.callback_metrics", dict(trainer.callback_metrics))
+        return {"ended": self.ended, "validated": self._validated, "metrics": metrics,
                 "states": {name: state for name, state in states.items() if state}}
 
     def validated(self, trainer: L.Trainer, module: AuroraModule) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -24,7 +20,6 @@ from aurora.conversion.reading import weight_files
 from aurora.errors import AuroraError
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
-from aurora.training.callbacks import Checkpoints, Curves, EndOfStage
 from aurora.training.checkpoints import Checkpoint, newest_checkpoint, refuse_unsafe_loading, require_room
 from aurora.training.data import (
     QUARANTINE_FILE,
@@ -35,20 +30,18 @@ from aurora.training.data import (
     row_fill,
 )
 from aurora.training.estimate import disk, memory, require_fit
+from aurora.training.fit import Stage, fit
 from aurora.training.folder import StageFolder, base_paths, fingerprint, require_same
+from aurora.training.guests import check_callbacks
 from aurora.training.head import describe_stage
-from aurora.training.instantiate import check_entries, instantiate
+from aurora.training.instantiate import check_entries
 from aurora.training.launch import Place, find_place, fitted, join, refuse_restart, require_equal
 from aurora.training.lock import held
-from aurora.training.logs import build_loggers
 from aurora.training.lost import losses_told
 from aurora.training.module import AuroraModule
 from aurora.training.parallel import agreed, barrier, leave, local_devices
 from aurora.training.precision import in_dtype
-from aurora.training.progress import ProgressDisplay
 from aurora.training.recipe import (
-    Recipe,
-    TrainerOptions,
     check_average,
     check_datasets,
     check_rows,
@@ -58,27 +51,13 @@ from aurora.training.recipe import (
     selected_stages,
 )
 from aurora.training.sharding import check_processes, require_layout
-from aurora.training.signals import KILLED, StopOnSignal, requeue
 from aurora.training.start import skeleton
 from aurora.training.state import all_weights, whole
-from aurora.training.trainer import build_trainer, quiet_lightning
-from aurora.training.validation import FOLDER, Validation
-from aurora.training.watchdog import STACKS, Watchdog
+from aurora.training.trainer import quiet_lightning
+from aurora.training.validation import FOLDER
+from aurora.training.watchdog import STACKS
 
 ADAPTER_FOLDER = "adapter"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage that is about to be trained."""
-
-    name: str
-    config: Mapping[str, Any]
-    recipe: Recipe
-    options: TrainerOptions
-    folder: StageFolder
-    start: str | None  # the model folder that it starts from; None: base weights
-    place: Place | None  # among the processes that a launcher has started
 
 
 def train(config: Mapping[str, Any]) -> Path:
@@ -134,10 +113,10 @@ def plan_stages(config: Mapping[str, Any], place: Place | None = None, *, worlds
     for processes in worlds:
         check_processes(options, processes)
     check_seed(config["seed"])
-    check_entries("trainer.callbacks", options.callbacks, L.Callback)
     check_entries("logger", config["logger"] or {}, Logger)
     config = in_dtype(config, options)
     names = selected_stages(config, recipes)
+    check_callbacks(options.callbacks, validated=any(recipes[name].validation for name in names))
     check_datasets(config, {name: recipes[name] for name in names})
     check_rows(config, options)
     stages = []
@@ -220,7 +199,7 @@ def _train_stage(stage: Stage, console: Console) -> None:
     if module.total_steps == 1 and stage.recipe.max_steps != 1:
         console.print(f"{stage.name}: takes a single step, because global_batch {stage.recipe.global_batch} takes in "
                       "all of its data; a smaller one, or more epochs, would learn more")
-    _fit(stage, module, data, held_out, now, console)
+    fit(stage, module, data, held_out, now, console)
     bad = count_bad_samples(data)
     if bad:
         console.print(f"{stage.name}: {bad} samples could not be read and were left out; "
@@ -250,45 +229,6 @@ def _module(stage: Stage, data: DataModule, resume: Checkpoint | None) -> Aurora
                           total_steps=total if most is None else min(total, most))
     module.resume = resume
     return module
-
-
-def _fit(stage: Stage, module: AuroraModule, data: DataModule, held_out: Mapping[str, DataModule],
-         now: Mapping[str, Any], console: Console) -> None:
-    done = 0 if module.resume is None else module.resume.step
-    stop = StopOnSignal()
-    watchdog = Watchdog(folder=stage.folder.path / STACKS, seconds=stage.options.watchdog_seconds)
-    curves = Curves(tell=console.print)
-    validation = None if stage.recipe.validation is None else Validation(
-        held_out=stage.recipe.validation, data=held_out, folder=stage.folder.path / FOLDER, curves=curves, stop=stop,
-        watchdog=watchdog, console=console)
-    callbacks = [
-        watchdog,
-        # before what may fail when a process is lost: a step that is saved then stands in the curve
-        curves,
-        EndOfStage(),
-        stop,
-        Checkpoints(folder=stage.folder.checkpoints, every=stage.options.checkpoint_every, fingerprint=now,
-                    tell=console.print),
-        *([] if validation is None else [validation]),
-        ProgressDisplay(stage=stage.name, display=stage.options.progress, seconds=stage.options.progress_seconds,
-                        console=console),
-        *(instantiate(entry) for entry in stage.options.callbacks.values()),
-    ]
-    loggers = build_loggers(stage.config["logger"] or {}, stage.folder.path, done)
-    trainer = build_trainer(stage.options, stage.place, callbacks=callbacks, loggers=loggers, folder=stage.folder.path)
-    with watchdog.watching(), losses_told(stage.folder.path / STACKS, step=lambda: module.step):
-        trainer.fit(module, datamodule=data)
-    if module.step >= module.total_steps and not (validation and validation.interrupted):
-        return
-    if stop.stopped is not None:
-        console.print(f"{stage.name}: stopped by {stop.stopped.name} after step {module.step}, which is saved; "
-                      "the same command goes on there")
-        if stop.stopped == signal.SIGUSR1 and module.global_rank == 0:
-            requeue(console.print)
-        # a launcher that sees one end kills the others, which may still be writing
-        barrier()
-        sys.exit(KILLED + stop.stopped)
-    raise AuroraError(f"stage {stage.name!r}: the data ended after step {module.step} of {module.total_steps}")
 
 
 def _save(stage: Stage, module: AuroraModule) -> None:

@@ -25,7 +25,7 @@ def build_trainer(options: TrainerOptions, place: Place | None, *, callbacks: li
     """A Lightning trainer that runs one pass over rows and leaves saving, logging and display to our callbacks."""
     try:
         return _trainer(options, place, callbacks, loggers, folder)
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise AuroraError(f"trainer: {error}") from error
 
 
@@ -45,6 +45,9 @@ def _trainer(options: TrainerOptions, place: Place | None, callbacks: list[L.Cal
         default_root_dir=str(folder),
         max_epochs=1,
         limit_val_batches=0,
+        # not at the end of an epoch, of which a stage has one: so EarlyStopping looks after our validations
+        check_val_every_n_epoch=None,
+        val_check_interval=1,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         enable_checkpointing=False,

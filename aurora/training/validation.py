@@ -15,6 +15,7 @@ from rich.console import Console
 from aurora.interfaces import DataModule
 from aurora.training.callbacks import Curves
 from aurora.training.data import QUARANTINE_FILE
+from aurora.training.guests import Guests
 from aurora.training.module import AuroraModule
 from aurora.training.parallel import barrier
 from aurora.training.randomness import seed_step
@@ -36,10 +37,10 @@ class Validation(L.Callback):
     """
 
     def __init__(self, *, held_out: HeldOut, data: Mapping[str, DataModule], folder: Path, curves: Curves,
-                 stop: StopOnSignal, watchdog: Watchdog, console: Console) -> None:
+                 guests: Guests, stop: StopOnSignal, watchdog: Watchdog, console: Console) -> None:
         """`data` is by dataset; `folder` holds one for each, with its bad samples."""
         self.held_out, self.data, self.folder = held_out, data, folder
-        self.curves, self.stop, self.watchdog, self.console = curves, stop, watchdog, console
+        self.curves, self.guests, self.stop, self.watchdog, self.console = curves, guests, stop, watchdog, console
         self.interrupted = False  # by a signal
 
     def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
@@ -63,9 +64,11 @@ class Validation(L.Callback):
         self.curves.write(trainer, metrics, module.step)
         self.console.print(f"{module.stage} {module.step}/{module.total_steps}  val_loss {metrics['val_loss']:.4f} of "
                            f"{metrics['val_targets']:,.0f} targets in {time.perf_counter() - begun:.1f} s")
+        self.guests.validated(trainer, module)
 
     def _due(self, module: AuroraModule) -> bool:
-        return module.step % self.held_out.every == 0 or module.step == module.total_steps
+        last = module.step == module.total_steps or self.guests.ended is not None
+        return last or module.step % self.held_out.every == 0
 
     def _read(self, rows: Iterable[PackedBatch], trainer: L.Trainer, module: AuroraModule) -> Tally:
         tally, steps = Tally(), 0
