@@ -36,7 +36,8 @@ class Endless(lightning.LightningDataModule, DataModule):  # type: ignore[misc]
         super().__init__()
         self.told = f"data {type(self).__module__.rpartition('.')[2]!r}"
         if max_steps is None:
-            raise AuroraError(f"{self.told}: its rows have no end; stages.STAGE.max_steps says how long to train")
+            raise AuroraError(f"{self.told}: its rows have no end; max_steps says how many to read: that of the "
+                              "stage, and stages.STAGE.validation.max_steps")
         least = {"row_tokens": (row_tokens, 1), "row_frames": (row_frames, 1), "rows_per_step": (rows_per_step, 1),
                  "max_steps": (max_steps, 1), "workers": (workers, 0), "shuffle": (shuffle, 1), "seed": (seed, 0)}
         for name, (value, smallest) in least.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,13 @@ _WAITING = 64
 _log = logging.getLogger(__name__)
 
 
+@cache
+def _tell(rows_per_step: int) -> None:
+    """Once, and not for every validation."""
+    _log.warning("data 'streaming': order and repeats depend on ranks and workers, samples are drawn with replacement, "
+                 "a resumed run draws anew, and a step is %d rows whatever the stage's global_batch", rows_per_step)
+
+
 @DATA.register
 class StreamingModule(Endless):
     """Tars of the folders of a mixture below `root`, read by webdataset and packed on the fly.
@@ -40,9 +47,7 @@ class StreamingModule(Endless):
     """
 
     def rows(self, bad: BadSamples, rank: int, world: int) -> Iterator[PackedBatch]:
-        _log.warning("data 'streaming': order and repeats depend on ranks and workers, samples are drawn with "
-                     "replacement, a resumed run draws anew, and a step is %d rows whatever the stage's global_batch",
-                     self.rows_per_step)
+        _tell(self.rows_per_step)
         first, rows_per_step = self.position[1], self.rows_per_step // world
         stream = _Stream(self._tars(), self.maker, (self.seed, first, rank), self.shuffle)
         loader = iter(DataLoader(stream, batch_size=None, collate_fn=_as_is, num_workers=self.workers,

@@ -289,7 +289,7 @@ def test_missing_datasets_are_dropped_where_they_may_be_but_not_all(tmp_path):
     config = config_for(tmp_path / "run", tmp_path / "data")
     config["data"]["missing"] = "drop"
     config["stages"]["first"] |= {"validation": {"mixture": {"fish": 1}}}
-    with pytest.raises(AuroraError, match="none of fish is below data.root"):
+    with pytest.raises(AuroraError, match=r"none of fish is below data\.root"):
         train(config)
     config["stages"]["first"] |= {"validation": {"mixture": {"fish": 1, "birds": 1}}}
     train(config)
