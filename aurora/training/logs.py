@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ CURVE_FILE = "metrics.csv"
 class CsvLogger(Logger):
     """One line per step in `save_dir`/metrics.csv, written at once, so that a killed run keeps its curve.
 
-    What is said of a step afterwards, such as the loss on held-out rows, comes into its line.
+    What is said of a step afterwards, such as the loss on held-out rows, comes into its line; what is said before the
+    first one has none.
     """
 
     def __init__(self, *, save_dir: str, resume_step: int = 0) -> None:
@@ -30,7 +33,8 @@ class CsvLogger(Logger):
         self.path = Path(save_dir) / CURVE_FILE
         self._columns: list[str] = []
         self._late: list[dict[str, Any]] = []  # lines that could not be written
-        self._last: int | None = None  # step of the last line
+        self._last: dict[str, Any] = {}  # the last line, and where it begins
+        self._begun = 0
         self._resume_step = resume_step
         self._started = False
 
@@ -48,6 +52,8 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if step == 0:
+            return
         row = {"step": step, **{key: value for key, value in metrics.items() if key != "step"}}
         if self._late and self._late[-1]["step"] == step:
             self._late[-1].update(row)
@@ -55,43 +61,60 @@ class CsvLogger(Logger):
             self._late.append(row)
         if not self._started:
             self._start()
+        more = self._late[0]["step"] == self._last.get("step")
+        if more:
+            self._late[0] = {**self._last, **self._late[0]}
         missing = dict.fromkeys(key for row in self._late for key in row if key not in self._columns)
-        more = self._late[0]["step"] == self._last  # of the step that was written last
-        if missing or more:
-            rows: list[dict[str, Any]] = [*read_curve(self.path.parent)]
-            rows[-1:] = [{**last, **self._late[0]} if more else last for last in rows[-1:]]
-            self._write(rows, [*self._columns, *missing])
+        if missing:
+            rows = read_curve(self.path.parent)
+            self._write([*rows[: len(rows) - more], *self._late[:more]], [*self._columns, *missing])
             del self._late[:more]
-        self._append()
+        self._append(self._begun if more and not missing else self.path.stat().st_size)
 
     def _start(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_curve(self.path.parent) if int(row["step"]) <= self._resume_step]
+        kept: list[dict[str, Any]] = [{**row, "step": int(row["step"])} for row in read_curve(self.path.parent)]
+        kept = [row for row in kept if row["step"] <= self._resume_step]
         self._write(kept, list(kept[0]) if kept else [])
-        self._last = int(kept[-1]["step"]) if kept else None
         self._started = True
 
-    def _append(self) -> None:
-        """Writes the lines that are late, all or none: a full disk takes a part of them."""
-        whole = self.path.stat().st_size
-        try:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self._columns).writerows(self._late)
-        except OSError:
-            os.truncate(self.path, whole)
-            raise
-        self._last = self._late[-1]["step"] if self._late else self._last
+    def _append(self, begun: int) -> None:
+        """Writes the lines that are late from a place in the file on, all or none: a full disk takes a part of them."""
+        if not self._late:
+            return
+        lines = io.StringIO(newline="")
+        csv.DictWriter(lines, self._columns).writerows(self._late)
+        data = lines.getvalue().encode()
+        with self.path.open("r+b", buffering=0) as file:
+            file.seek(begun)
+            before = file.readall()
+            try:
+                _overwrite(file, begun, data)
+            except OSError:
+                _overwrite(file, begun, before)
+                raise
+        self._last, self._begun = self._late[-1], begun + data.rstrip().rfind(b"\n") + 1
         self._late.clear()
 
-    def _write(self, rows: list[dict[str, str]], columns: list[str]) -> None:
+    def _write(self, rows: Sequence[dict[str, Any]], columns: list[str]) -> None:
         """Replaces the file at once: whoever is killed meanwhile leaves the old one."""
         partial = self.path.with_name(f".{self.path.name}.tmp")
         with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(rows[:-1])
+            begun = file.tell()
+            writer.writerows(rows[-1:])
         os.replace(partial, self.path)
-        self._columns = columns
+        self._columns, self._last, self._begun = columns, dict(rows[-1]) if rows else {}, begun
+
+
+def _overwrite(file: FileIO, begun: int, data: bytes) -> None:
+    """Puts bytes where the last ones of a file are."""
+    file.seek(begun)
+    while data:
+        data = data[file.write(data) :]
+    file.truncate()
 
 
 def read_curve(folder: str | Path) -> list[dict[str, str]]:
