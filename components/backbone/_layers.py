@@ -27,6 +27,11 @@ def parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape))
 
 
+def with_range(x: Tensor) -> Tensor:
+    """x for a recurrence: it adds up, before a norm makes little of it, to more than the 65,504 that float16 holds."""
+    return x.float() if x.dtype is torch.float16 else x
+
+
 class Linear(nn.Linear):
     """A projection without bias, left empty: its model fills all parameters at once."""
 

@@ -18,7 +18,7 @@ from aurora.registry import BACKBONE
 
 from ..kernels.gla import gla, gla_step
 from ._decoder import NORM_EPS, Decoder, Mixer, mlp_size
-from ._layers import GatedNorm, Linear, check_heads, check_sizes
+from ._layers import GatedNorm, Linear, check_heads, check_sizes, with_range
 from ._packing import Row
 
 # arXiv 2312.06635, section 4.4: the root of a sigmoid, so that decays start near one
@@ -67,9 +67,9 @@ class GatedLinearAttention(Mixer):
     def _mix(self, x: Tensor, recurrence: Recurrence) -> tuple[Tensor, Tensor | None]:
         """[T, D] → [T, D] and the state of the recurrence."""
         y, state = recurrence(
-            self._split(self.q_proj(x)) * self.scale,
-            self._split(self.k_proj(x)),
-            self._split(self.v_proj(x)),
+            self._split(with_range(self.q_proj(x))) * self.scale,
+            self._split(with_range(self.k_proj(x))),
+            self._split(with_range(self.v_proj(x))),
             self._split(self._log_decay(x)),
         )
         return self.o_proj(self.g_norm_swish_gate(y, self._split(self.g_proj(x))).flatten(-2)), state

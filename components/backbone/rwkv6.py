@@ -25,7 +25,7 @@ from ..kernels.linear import project
 from ..kernels.wkv6 import wkv6, wkv6_step
 from . import _rwkv6_native
 from ._checkpoint import fill, read_tensors, write_tensors
-from ._layers import Linear, check_sizes, layer_of, stack_layers
+from ._layers import Linear, check_sizes, layer_of, stack_layers, with_range
 from ._packing import Row
 from ._rwkv6_init import initialise
 from ._time_state import from_time_states, is_time_state, to_time_states
@@ -77,9 +77,9 @@ class TimeMix(nn.Module):
         """[T, D], what stood before each position [T, D] → [T, D] and the state of the recurrence."""
         w, k, v, r, g = self._mix(x, before)
         y, state = recurrence(
-            self._split(self.receptance(r)),
-            self._split(self.key(k)),
-            self._split(self.value(v)),
+            self._split(with_range(self.receptance(r))),
+            self._split(with_range(self.key(k))),
+            self._split(with_range(self.value(v))),
             self._split(self._decay(w)),
             self.time_faaaa,
         )

@@ -22,7 +22,7 @@ from aurora.types import State
 from ..kernels.linear import project
 from ..kernels.wkv7 import wkv7, wkv7_step
 from ._checkpoint import fill, read_tensors, write_tensors
-from ._layers import Linear, check_heads, check_sizes, layer_of, parameter, stack_layers
+from ._layers import Linear, check_heads, check_sizes, layer_of, parameter, stack_layers, with_range
 from ._packing import Row
 from ._rwkv7_init import initialise
 
@@ -95,7 +95,8 @@ class TimeMix(nn.Module):
         difference = before - x
         shares = (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
         r, w, k, v, a, g = (torch.addcmul(x, difference, share[0]) for share in shares)
-        r, w, k, g = self.receptance(r), self._log_decay(w), self.key(k), torch.sigmoid(g @ self.g1) @ self.g2
+        r, w, k = with_range(self.receptance(r)), self._log_decay(w), self.key(k)
+        g = torch.sigmoid(g @ self.g1) @ self.g2
         v, v_first = self._value(v, v_first)
         rate = torch.sigmoid(self.a0[0] + a @ self.a1 @ self.a2)
         removed = F.normalize(self._split(k * self.k_k[0]), dim=-1).flatten(-2)
