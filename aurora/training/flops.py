@@ -75,8 +75,11 @@ def reading_flops(each: Arithmetic, *, frames: float, positions: float, targets:
     return frames * (each.vision + each.connector) + positions * each.backbone + targets * each.head
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """What a GPU can do per second in 16 bits as its maker says; None where that is not known."""
+def peak_flops(device: torch.device, told: float | None = None) -> float | None:
+    """What a device can do per second: so many TFLOP/s as was `told`, or, in 16 bits, what a GPU's maker says; None
+    where that is not known."""
+    if told is not None:
+        return told * 1e12
     if device.type != "cuda":
         return None
     return named_peak(torch.cuda.get_device_name(device))

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from aurora.assemble import WEIGHTED_SLOTS
 from aurora.model import AuroraModel
 from aurora.training.flat import flat_norms, is_flat
+from aurora.training.parallel import sum_over_ranks, world_size
 from aurora.types import State
 
 
@@ -63,6 +64,18 @@ class Noise(NamedTuple):
             return None
         square = (large_count * norm_large - small_count * norm_small) / (large_count - small_count)
         return cls((norm_small - norm_large) / (1 / small_count - 1 / large_count), square)
+
+
+def first_rows(norm: float, targets: float, *, reduced: bool, device: torch.device) -> tuple[float, float]:
+    """The squared norm of the mean gradient of a step's first rows, and their targets, from the norm of the summed
+    gradient and the targets of this rank's row: averaged over the ranks, or of the rows of all of them where gradients
+    are `reduced` already. Collective."""
+    ranks = world_size()
+    if reduced:
+        targets = sum_over_ranks([targets], device)[0]
+        return (norm * ranks / max(1.0, targets)) ** 2, targets
+    square, targets = sum_over_ranks([(norm / max(1.0, targets)) ** 2, targets], device)
+    return square / ranks, targets / ranks
 
 
 def peak_memory(device: torch.device) -> int:

@@ -20,9 +20,17 @@ from aurora.training.checkpoints import CHECKPOINTS, Checkpoint, checkpoint_at
 from aurora.training.flat import Flat, is_flat
 from aurora.training.flops import Arithmetic, forward_flops, peak_flops, training_flops
 from aurora.training.guard import StepGuard, read_spike
-from aurora.training.measures import Noise, gradient_norms, peak_memory, state_norms, total_norm, weight_norms
+from aurora.training.measures import (
+    Noise,
+    first_rows,
+    gradient_norms,
+    peak_memory,
+    state_norms,
+    total_norm,
+    weight_norms,
+)
 from aurora.training.optim import build_optimizer, choose_learned, parameter_groups, set_rate
-from aurora.training.parallel import from_first_rank, shared_group, sum_over_ranks, with_agreed_frames, world_size
+from aurora.training.parallel import from_first_rank, shared_group, with_agreed_frames, world_size
 from aurora.training.pieces import pieces_of
 from aurora.training.randomness import seed_step
 from aurora.training.recipe import read_options, read_recipe
@@ -59,9 +67,7 @@ class AuroraModule(L.LightningModule):
         self.start = start
         self.model: AuroraModel | None = None
         self.resume: Checkpoint | None = None
-        self.step = 0
-        self.skipped = 0
-        self.skipped_in_a_row = 0
+        self.step = self.skipped = self.skipped_in_a_row = 0
         self.report: StepReport | None = None
         self.measured: dict[str, float] = {}  # of the last step, beside its report
         self.average: Average | None = None
@@ -153,7 +159,8 @@ class AuroraModule(L.LightningModule):
             self._states = state_norms(loss.states)
         looked_at = self._measuring and self._tally.rows == 1 and shows_gradients(self._strategy, self.options)
         if looked_at and not piece.closes_step:
-            self._first = self._after_first_row(loss)
+            norm = total_norm(gradient_norms(self.net)) / self.loss_scale.factor
+            self._first = first_rows(norm, float(loss.count), reduced=self.sharded, device=self.device)
 
     def _read(self, piece: PackedBatch) -> TokenLoss:
         """Collective, as are the model's own collectives."""
@@ -228,30 +235,15 @@ class AuroraModule(L.LightningModule):
                                targets=tally.targets)
         self.report = StepReport.of(
             tally, step=self.step, lr=rate, grad_norm=norm, skipped=self.skipped, seconds=now - self._step_ended,
-            memory=peak_memory(self.device), flops=flops, peak=self._peak())
+            memory=peak_memory(self.device), flops=flops, peak=peak_flops(self.device, self.options.peak_tflops))
         self._step_ended = now
         self._tally = Tally()
-
-    def _peak(self) -> float | None:
-        told = self.options.peak_tflops
-        return peak_flops(self.device) if told is None else told * 1e12
 
     @property
     def _measuring(self) -> bool:
         """Whether the step to come is one that is looked at closely."""
         every = self.options.measure_every
         return every > 0 and (self.step + 1) % every == 0
-
-    def _after_first_row(self, loss: TokenLoss) -> tuple[float, float]:
-        """The squared norm of the mean gradient of the first rows, and their targets: of this rank's row and averaged
-        over the ranks while gradients are not reduced, else of the rows of all ranks. Collective."""
-        norm, targets, ranks = total_norm(gradient_norms(self.net)), float(loss.count), world_size()
-        square = (norm / self.loss_scale.factor) ** 2
-        if self.sharded:
-            targets = sum_over_ranks([targets], self.device)[0]
-            return square * (ranks / max(1.0, targets)) ** 2, targets
-        mean = sum_over_ranks([square / max(1.0, targets) ** 2, targets], self.device)
-        return mean[0] / ranks, mean[1] / ranks
 
     def _measure(self, tally: Tally, norms: Mapping[str, float]) -> dict[str, float]:
         """Gradient norms by slot, the loss's scale; every so often norms of the weights and the gradient's noise."""
