@@ -6,7 +6,8 @@ A third of the kills hit runs of one process, a third each runs of two with whol
 all and now one of them is killed: in steps, in saves, and in validations, of which there is one every three steps. A
 killed run is started again until it is through. Then its curve, the losses on held-out rows included, and its model
 must be those of a run that nothing happened to, to the bit, and every process must have read the rows of its steps once
-each and in order.
+each and in order. With --float16 the runs are of precision=16-mixed, and their loss scale, which is part of the curve,
+begins so large that it falls in many steps.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ STEPS, ROWS = 24, 4
 VALIDATION = {"mixture": {"rows": 1}, "every": 3, "max_steps": 2}
 STAGE = "first"
 MODEL = Path(STAGE, "model", "model.safetensors")
-KINDS = {"one process": (1, "auto"), "two with whole weights": (2, "ddp"), "two with shards": (2, "fsdp")}
+COLUMNS = ("step", "loss", "val_loss", "loss_scale", "overflows")
+WIDE = {"one process": (1, {"strategy": "auto"}), "two with whole weights": (2, {"strategy": "ddp"}),
+        "two with shards": (2, {"strategy": "fsdp"})}
+FLOAT16 = {f"{kind} in float16": (world, {**trainer, "precision": "16-mixed"})
+           for kind, (world, trainer) in WIDE.items()}
+KINDS = WIDE | FLOAT16
 PATIENCE_SECONDS = 120.0
 
 
@@ -41,11 +47,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="(default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default %(default)s)")
+    parser.add_argument("--float16", action="store_true", help="runs with a loss scale that changes")
     options = parser.parse_args()
+    kinds = FLOAT16 if options.float16 else WIDE
     folder = Path(tempfile.mkdtemp(prefix="aurora-kills-"))
     try:
-        for number, kind in enumerate(KINDS):
-            begun, kills = time.monotonic(), (options.kills + number) // len(KINDS)
+        for number, kind in enumerate(kinds):
+            begun, kills = time.monotonic(), (options.kills + number) // len(kinds)
             told = check(folder / kind.replace(" ", "-"), kind, kills, random.Random(options.seed))
             print(f"{kind}: {told}; {time.monotonic() - begun:.0f} s")
     except Changed as changed:
@@ -114,9 +122,9 @@ def _place(run: Path) -> str:
 
 
 def _start(run: Path, kind: str, attempt: int) -> list[Any]:
-    world, strategy = KINDS[kind]
-    config = {**tiny_config(run, steps=STEPS, rows_per_step=ROWS), "stage": STAGE}
-    config["trainer"].update(strategy=strategy, checkpoint_every=2)
+    world, trainer = KINDS[kind]
+    config = {**tiny_config(run, steps=STEPS, rows_per_step=ROWS, row_tokens=1), "stage": STAGE}
+    config["trainer"].update(checkpoint_every=2, **trainer)
     config["stages"][STAGE]["validation"] = VALIDATION
     for left in run.glob(f"{STAGE}/validation/rows/reading-*"):
         left.unlink()  # by the attempt before
@@ -142,13 +150,13 @@ def _finish(run: Path, kind: str) -> float:
     return time.monotonic() - begun
 
 
-def _validated(run: Path) -> list[tuple[str, str]]:
-    """(step, loss) of the validations, exactly as written."""
-    return [(row["step"], row["val_loss"]) for row in read_curve(run / STAGE) if row["val_loss"]]
+def _written(run: Path) -> list[list[str | None]]:
+    """The curve, the losses on held-out rows and the scale of the loss, exactly as written."""
+    return [[row.get(name) for name in COLUMNS] for row in read_curve(run / STAGE)]
 
 
 def _require_same(run: Path, whole: Path) -> None:
-    if curve(run, STAGE) != curve(whole, STAGE) or _validated(run) != _validated(whole):
+    if _written(run) != _written(whole):
         raise Changed(f"the curve of {run}")
     if (run / MODEL).read_bytes() != (whole / MODEL).read_bytes():
         raise Changed(f"the model of {run}")
