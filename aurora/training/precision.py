@@ -58,6 +58,15 @@ def precision(options: TrainerOptions) -> dict[str, Any]:
     return {"precision": options.precision}
 
 
+def require_bfloat16(options: TrainerOptions) -> None:
+    """AuroraError for bfloat16 on a GPU that would only imitate it, slowly."""
+    if not options.precision.startswith("bf16") or _device_type(options) != "cuda":
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise AuroraError(f"trainer.precision={options.precision}: {torch.cuda.get_device_name()} has no bfloat16; "
+                          "trainer.precision=16-mixed is right for it")
+
+
 def in_dtype(config: Mapping[str, Any], options: TrainerOptions) -> Mapping[str, Any]:
     """The config with the dtype that the weights have in training. AuroraError where float16 would have nothing wide
     beside it."""

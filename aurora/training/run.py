@@ -40,7 +40,7 @@ from aurora.training.lock import held
 from aurora.training.lost import losses_told
 from aurora.training.module import AuroraModule
 from aurora.training.parallel import agreed, barrier, leave, local_devices
-from aurora.training.precision import in_dtype
+from aurora.training.precision import in_dtype, require_bfloat16
 from aurora.training.recipe import (
     check_average,
     check_datasets,
@@ -96,6 +96,7 @@ def _startable(config: Mapping[str, Any], place: Place | None) -> list[Stage]:
     """The selected stages. AuroraError also for what this machine is not made for, or a GPU has no room for."""
     stages = plan_stages(config, place)
     require_layout(stages[0].options, 1 if place is None else place.nodes)
+    require_bfloat16(stages[0].options)
     for stage in stages:
         if stage.folder.finished() is None or config.get("restart", False):
             _require_memory(stage, skeleton(stage.config, stage.name, stage.recipe))

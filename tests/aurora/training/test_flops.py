@@ -53,5 +53,6 @@ def test_only_what_gradients_pass_through_is_computed_backward(trained, passes):
 
 def test_known_devices_have_a_peak_and_others_none():
     assert named_peak("NVIDIA H100 80GB HBM3") == 989e12 and named_peak("NVIDIA H100 PCIe") == 756e12
+    assert named_peak("Tesla V100-PCIE-16GB") == 112e12 and named_peak("Tesla V100-SXM2-32GB") == 125e12
     assert named_peak("NVIDIA L40S") == 362e12 and named_peak("A card of tomorrow") is None
     assert peak_flops(torch.device("cpu")) is None
