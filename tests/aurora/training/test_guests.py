@@ -41,7 +41,8 @@ class Own(L.Callback):
             self.log("rows_seen", float(batch_idx + 1))
         if self.kind == "fails" and module.step == 3:
             {}["nothing"]
-        if self.kind == "stops" and module.global_rank == 1 and module.step == 3 and not batch.closes_step:
+        last = module.global_rank == trainer.world_size - 1
+        if self.kind == "stops" and last and module.step == 3 and not batch.closes_step:
             trainer.should_stop = True
         if self.kind == "remembers" and batch.closes_step:
             self.seen.append((module.step, trainer.callback_metrics["loss"]))
@@ -143,6 +144,15 @@ def test_a_callback_of_one_rank_that_stops_in_the_middle_of_a_step_ends_all_afte
     assert end(started) == [0, 0], said.read_text()
     assert steps(tmp_path / "run") == [1, 2, 3, 4]
     assert "first: ended after step 4 of 12 by trainer.callbacks (mine)" in said.read_text()
+
+
+def test_a_stage_that_a_callback_ended_stays_so_when_its_model_was_not_written_yet(tmp_path, own, capfd):
+    config = config_of(tmp_path / "run", own("stops"), every=None)
+    train(config)
+    (tmp_path / "run" / "first" / "done.json").unlink()
+    train(config)
+    assert steps(tmp_path / "run") == [1, 2, 3, 4]
+    assert capfd.readouterr().out.count("first: ended after step 4 of 12") == 2
 
 
 def test_a_time_limit_ends_a_stage_in_order(tmp_path, capfd):
