@@ -15,7 +15,7 @@ from torch import nn
 from aurora.errors import AuroraError
 from aurora.losses import LOGIT_BYTES
 from aurora.model import AuroraModel
-from aurora.training.blocks import blocks
+from aurora.training.blocks import blocks, blocks_of
 from aurora.training.checkpoints import KEPT
 from aurora.training.flops import forward_flops, reading_flops, training_flops
 from aurora.training.recipe import TrainerOptions
@@ -23,6 +23,8 @@ from aurora.training.recipe import TrainerOptions
 BACKBONE_NUMBERS, VISION_NUMBERS = 37, 17
 """Numbers that one block keeps for its backward pass, per position and width: of RWKV-6 (RWKV-7 40, Mamba-2 60) and of
 SigLIP, whose attention keeps no scores."""
+MIXED_BYTES = 2.7
+"""Of such a number where products are narrow and norms, residuals and decays are not: RWKV-6 has 2.6, RWKV-7 2.8."""
 OVERHEAD = 3 << 29
 """Bytes that a GPU process holds before there is a model."""
 RECOMPUTED = 4 / 3
@@ -146,7 +148,8 @@ def _gathered(model: AuroraModel) -> float:
 def _activations(
     model: AuroraModel, options: TrainerOptions, keep_ratio: float, row_tokens: int, row_frames: int
 ) -> float:
-    size = 4 if options.precision == "32-true" else 2
+    mixed = options.precision.endswith("-mixed")
+    size = MIXED_BYTES if mixed else 4 if options.precision == "32-true" else 2
     prepare, vision = model.vision.prepare, model.vision
     tokens = prepare.patches(prepare.size, prepare.size)
     removed = model.merge.schedule(tokens, vision.depth, model.merge.keep(tokens, vision.depth, keep_ratio))
@@ -156,7 +159,10 @@ def _activations(
     again = options.activation_checkpointing == "block"
     numbers = (_kept(seen, VISION_NUMBERS, learns=learns[0], again=again)
                + _kept(read, BACKBONE_NUMBERS, learns=learns[1], again=again))
-    return numbers * size + 3.0 * LOGIT_BYTES
+    # products keep their narrow copies of weights for the backward pass, whole ones of sharded weights too
+    keeps = mixed and options.activation_checkpointing == "none"
+    copies = sum(_block_weights(part) for part, passes in zip((vision, model.backbone), learns, strict=True) if passes)
+    return numbers * size + (2.0 * copies if keeps else 0.0) + 3.0 * LOGIT_BYTES
 
 
 def _kept(widths: list[int], each: int, *, learns: bool, again: bool) -> float:
@@ -165,6 +171,10 @@ def _kept(widths: list[int], each: int, *, learns: bool, again: bool) -> float:
         return 0.0
     return sum(widths) * (each if learns and not again else int(learns)) + (each * max(widths) if again or not learns
                                                                             else 0)
+
+
+def _block_weights(part: nn.Module) -> int:
+    return sum(parameter.numel() for block in blocks_of(part) for parameter in block.parameters())
 
 
 def _depth(part: nn.Module, block: type[nn.Module]) -> int:
