@@ -16,12 +16,13 @@ from typing import IO, Any
 
 import lightning as L
 
+from aurora.errors import TRY_AGAIN
 from aurora.training.module import AuroraModule
 from aurora.training.parallel import gather
 from aurora.types import PackedBatch
 
 STACKS = "stacks"  # the folder in that of the stage
-HUNG_EXIT = 75  # EX_TEMPFAIL: the same command may well succeed
+HUNG_EXIT = TRY_AGAIN
 NOTICE_SECONDS = 1.0  # after which every rank knows that one hangs
 
 

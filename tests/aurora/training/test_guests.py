@@ -229,6 +229,11 @@ def test_what_has_no_use_here_is_refused_with_the_reason_before_anything_starts(
     assert str(caught.value).startswith("trainer.callbacks.x: ") and reason in str(caught.value)
 
 
+def test_a_class_that_its_package_does_not_name_as_an_entry_point_is_refused(tmp_path, own):
+    with pytest.raises(AuroraError, match=r"'owns\.L\.Callback' is not allowed.* the group aurora\.callback"):
+        plan_stages(config_of(tmp_path / "run", {"x": {"_target_": "owns.L.Callback"}}, every=None))
+
+
 @pytest.mark.parametrize(("entry", "reason"), [
     ({"_target_": f"{LIGHTNING}Timer", "duration": "an hour"}, "'an hour'\\)` is not a valid duration"),
     ({"_target_": f"{LIGHTNING}EarlyStopping"}, "missing 1 required positional argument: 'monitor'"),
