@@ -40,8 +40,12 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "fsdp on 4, deferred": (4, {"strategy": "fsdp", "defer_gradient_sync": True}),
     "hybrid 2×2": (4, {"strategy": "fsdp_hybrid", "shard_size": 2}),
     "fsdp on 4, rows by 2": (4, {"strategy": "fsdp", "sequence_parallel": 2}),
+    "ddp on 4, rows by 2": (4, {"strategy": "ddp", "sequence_parallel": 2}),
+    "hybrid 2×2, rows by 2": (4, {"strategy": "fsdp_hybrid", "shard_size": 2, "sequence_parallel": 2}),
+    "fsdp on 4, rows by 4, deferred": (4, {"strategy": "fsdp", "sequence_parallel": 4, "defer_gradient_sync": True}),
     "fsdp1 on 2": (2, {"strategy": "fsdp1"}),
     "fsdp1 on 4, deferred": (4, {"strategy": "fsdp1", "defer_gradient_sync": True}),
+    "fsdp1 on 4, rows by 2, deferred": (4, {"strategy": "fsdp1", "sequence_parallel": 2, "defer_gradient_sync": True}),
 }
 RESUMED = [("ddp", 1), ("ddp", 2), ("ddp", 4), ("fsdp", 1), ("fsdp", 2), ("fsdp", 4), ("fsdp_hybrid", 2),
            ("fsdp_hybrid", 4), ("fsdp1", 2)]
