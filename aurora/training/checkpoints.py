@@ -87,7 +87,7 @@ def is_committed(path: Path) -> bool:
 def newest_checkpoint(folder: Path, tell: Tell, *, verify: bool = True) -> Checkpoint | None:
     """The newest whole checkpoint, or None; broken ones are named through `tell` and passed over.
 
-    Without `verify` only sizes are compared: on the ranks that follow the choice of the first. AuroraError when there
+    Without `verify` the weights are not read: on the ranks that follow the choice of the first. AuroraError when there
     were some and none is whole.
     """
     found = by_age(folder)
@@ -97,9 +97,12 @@ def newest_checkpoint(folder: Path, tell: Tell, *, verify: bool = True) -> Check
     for path in found:
         wrong = problem(path, verify=verify)
         if wrong is None:
-            if _step(path) < last:
-                tell(f"going back to {path.name}: {last - _step(path)} steps are lost and made again")
-            return Checkpoint(path, json.loads((path / STATE).read_bytes()))
+            there = Checkpoint(path, json.loads((path / STATE).read_bytes()))
+            if there.step == _step(path):
+                if there.step < last:
+                    tell(f"going back to {path.name}: {last - there.step} steps are lost and made again")
+                return there
+            wrong = f"it is that after step {there.step}"
         tell(f"{path} is broken ({wrong}); trying the one before")
     if last >= 0:
         raise AuroraError(f"none of the checkpoints in {folder} can be read; restart=true begins the stage again")
@@ -115,23 +118,30 @@ def checkpoint_at(folder: Path, step: int) -> Checkpoint:
 
 
 def problem(path: Path, *, verify: bool = True) -> str | None:
-    """What is wrong with a committed checkpoint; None when every file has its size and, with `verify`, its digest."""
+    """What is wrong with a committed checkpoint; None when every file has its size, and the state or, with `verify`,
+    every file its digest."""
     try:
         files: Files = {name: tuple(entry) for name, entry in json.loads((path / COMMITTED).read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return f"{COMMITTED} cannot be read"
+    try:
         if STATE not in files:
             return f"{COMMITTED} does not name {STATE}"
         for name, (size, _) in files.items():
             if (path / name).stat().st_size != size:
                 return f"{name} has {(path / name).stat().st_size} bytes, not {size}"
-        if verify:
-            require_written(digests(path, files), files, path)
-    except (OSError, ValueError, TypeError, AttributeError, AuroraError) as error:
+        require_written(digests(path, files if verify else [STATE]), files, path)
+    except (OSError, ValueError, AuroraError) as error:
         return str(error)
     return None
 
 
 def sweep(folder: Path) -> None:
-    """Removes what a killed save has left."""
+    """Removes what a killed save has left. OSError when nothing can be written here."""
+    folder.mkdir(parents=True, exist_ok=True)
+    trial = folder / ".trial"
+    trial.write_bytes(b"\0")
+    trial.unlink()
     for path in folder.glob("step-*"):
         if path.is_dir() and not is_committed(path):
             shutil.rmtree(path, ignore_errors=True)
@@ -161,7 +171,7 @@ def require_written(found: Files, wanted: Files, path: Path) -> None:
 
 def by_age(folder: Path) -> list[Path]:
     """Committed checkpoints, the newest first."""
-    committed = [path for path in folder.glob("step-*") if path.name[5:].isdigit() and is_committed(path)]
+    committed = [path for path in folder.glob("step-*") if path.name[5:].isdecimal() and is_committed(path)]
     return sorted(committed, key=_step, reverse=True)
 
 
