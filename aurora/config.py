@@ -128,7 +128,10 @@ def _parse(override: str) -> Override:
     try:
         return OverridesParser.create().parse_override(override)
     except HydraException as error:
-        raise AuroraError(f"config: {override!r} is no override such as keep_ratio=0.5 or merge=pool") from error
+        key, given, value = override.partition("=")
+        quoted = f"; a value with signs such as = ( or ü needs quotes inside of the shell's: \"{key}='{value}'\""
+        raise AuroraError(f"config: {override!r} is no override such as keep_ratio=0.5 or merge=pool"
+                          f"{quoted if given else ''}") from error
 
 
 def _check_choice(override: Override) -> None:

@@ -163,3 +163,20 @@ def local_devices(options: TrainerOptions) -> int:
     if devices in ("auto", -1, "-1"):
         return torch.cuda.device_count() if options.accelerator != "cpu" and torch.cuda.is_available() else 1
     raise AuroraError(f"trainer.devices {devices!r} is unknown; a number, a list of numbers or auto is right")
+
+
+def require_devices(options: TrainerOptions) -> None:
+    """AuroraError when this machine does not have what the options ask for."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    wanted = {"gpu": cuda or mps, "cuda": cuda, "mps": mps}
+    if not wanted.get(options.accelerator, True):
+        raise AuroraError(f"trainer.accelerator is {options.accelerator}, and torch finds no such device on this "
+                          "machine; trainer.accelerator=cpu trains without one")
+    count = local_devices(options)
+    if options.accelerator == "cpu" and isinstance(options.devices, list):
+        raise AuroraError(f"trainer.devices {options.devices} is a list of GPUs; on a CPU it is a number of processes")
+    if options.accelerator in ("gpu", "cuda") and cuda:
+        there = torch.cuda.device_count()
+        given = options.devices if isinstance(options.devices, list) else [count - 1]
+        if max(given, default=0) >= there:
+            raise AuroraError(f"trainer.devices is {options.devices}, and this machine has {there} GPUs")

@@ -16,6 +16,7 @@ from aurora.registry import PROMPT
 from aurora.training.guard import read_spike
 
 Strategy = Literal["auto", "ddp", "fsdp", "fsdp_hybrid", "fsdp1"]
+Accelerator = Literal["cpu", "gpu", "cuda", "mps", "auto"]
 Precision = Literal["32-true", "bf16-mixed", "bf16-gathered", "bf16-true", "16-mixed"]
 Recompute = Literal["none", "block", "selective"]
 Compile = Literal["none", "block"]
@@ -78,7 +79,7 @@ class Recipe:
 class TrainerOptions:
     """Where and how a stage runs; nothing but `precision`, `spike` and `backprop_tokens` changes what is learned."""
 
-    accelerator: str = "cpu"
+    accelerator: Accelerator = "cpu"
     devices: int | str | list[int] = 1
     strategy: Strategy = "auto"
     precision: Precision = "32-true"

@@ -17,7 +17,7 @@ from aurora.errors import AuroraError
 from aurora.model import AuroraModel
 from aurora.training.blocks import blocks
 from aurora.training.flat import Flat, flatten
-from aurora.training.parallel import local_devices, reading
+from aurora.training.parallel import local_devices, reading, require_devices
 from aurora.training.recipe import TrainerOptions
 
 
@@ -80,6 +80,7 @@ class Copied(DDPStrategy):
 
 def require_layout(options: TrainerOptions, nodes: int = 1) -> None:
     """AuroraError for a layout that is not possible on so many machines like this one."""
+    require_devices(options)
     if options.strategy == "auto":
         return
     processes = nodes * local_devices(options)

@@ -79,6 +79,7 @@ def test_assets_are_found_from_anywhere(tmp_path, monkeypatch) -> None:
         ("experiment=null", "must be a string or a list"),
         ("run=${nope}", "nope"),
         ("nonsense", "nonsense"),
+        ("run=a=b", "\"run='a=b'\""),
     ],
 )
 def test_an_override_that_makes_no_sense_is_one_line(override: str, named: str) -> None:
