@@ -13,8 +13,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.run import main as torchrun
 
-from aurora.errors import AuroraError
-from aurora.training.parallel import local_devices
+from aurora.errors import AuroraError, LostProcess
+from aurora.training.parallel import local_devices, require_devices
 from aurora.training.recipe import read_options
 from aurora.training.run import plan_stages
 
@@ -29,6 +29,7 @@ def launch(config: Mapping[str, Any], overrides: Sequence[str], *, nodes: str, f
     The exit status is that of the first process that failed for good.
     """
     trainer = read_options(config["trainer"])
+    require_devices(trainer)
     processes = local_devices(trainer)
     fewest, most = _numbers(nodes)
     # what is wrong is said once, and not by every process at every restart
@@ -40,6 +41,7 @@ def launch(config: Mapping[str, Any], overrides: Sequence[str], *, nodes: str, f
     command = ["--nproc-per-node", str(processes), "--max-restarts", str(restarts),
                *_meeting(nodes, first, trainer.rendezvous_seconds),
                "-m", "aurora.cli", "train", *overrides]
+    before = os.times().children_user
     try:
         torchrun(command)
     except ChildFailedError as error:
@@ -48,6 +50,9 @@ def launch(config: Mapping[str, Any], overrides: Sequence[str], *, nodes: str, f
     except SignalException as error:
         return 128 + int(error.sigval)
     except RendezvousError as error:
+        if os.times().children_user > before:  # processes have trained and ended
+            raise LostProcess(f"the first node, {first}, where all meet, is gone ({error.__cause__ or error}). The "
+                              "same command, started on all nodes, goes on at the last checkpoint") from error
         raise AuroraError(f"the nodes did not meet at --first-node {first} within "
                           f"{trainer.rendezvous_seconds:g} s (trainer.rendezvous_seconds). Are all started, is the "
                           "name known here, is the port free and does a firewall leave it open? "
@@ -72,6 +77,9 @@ def _meeting(nodes: str, first: str | None, seconds: float) -> list[str]:
     if first is None:
         raise AuroraError(f"--nodes {nodes} needs --first-node HOST: the one where all meet")
     host, _, port = first.partition(":")
+    if port and not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise AuroraError(f"--first-node {first}: {port!r} is no port from 1 to 65535; HOST:PORT is a name or an IPv4 "
+                          "address and a number")
     address, ours, mine = _addresses(host)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface(mine))
     conf = {"is_host": int(ours), "join_timeout": int(seconds), "read_timeout": int(seconds),

@@ -14,7 +14,7 @@ from aurora.training.checkpoints import checkpoint_at, checkpoint_path, is_commi
 from aurora.training.data import data_metrics
 from aurora.training.guests import Guests
 from aurora.training.module import AuroraModule
-from aurora.training.parallel import barrier, from_first_rank, shared_group, sum_over_ranks
+from aurora.training.parallel import agreed, barrier, from_first_rank, shared_group, sum_over_ranks
 from aurora.training.saver import Saver
 from aurora.training.state import all_finite
 from aurora.types import PackedBatch
@@ -102,9 +102,7 @@ class Checkpoints(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
         """Sweeps what a killed save left. A trial save shows before the first step that the disk takes it."""
         group = shared_group() if module.sharded else None
-        if module.global_rank == 0:
-            sweep(self.folder)
-        barrier()
+        agreed(lambda: sweep(self.folder) if module.global_rank == 0 else None)
         self._saver = Saver(self.folder, group=group, tell=self.tell)
         self._saved = module.step if is_committed(checkpoint_path(self.folder, module.step)) else -1
         self.save(trainer, module)

@@ -65,9 +65,12 @@ class StageFolder:
         return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
     def clear(self) -> None:
-        """Forgets a former attempt; its model stays until a new one replaces it."""
+        """Forgets a former attempt; its model stays until a new one replaces it. OSError when a checkpoint cannot be
+        removed, which the next attempt would go on from."""
         self._done.unlink(missing_ok=True)
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        # one by one: the folder itself may be a link to another disk
+        for path in self.checkpoints.glob("*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         (self.path / CURVE_FILE).unlink(missing_ok=True)
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 

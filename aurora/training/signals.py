@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -54,6 +55,19 @@ class StopOnSignal(L.Callback):
         if number == signal.SIGINT in self._asked and world_size() == 1:
             raise KeyboardInterrupt
         self._asked.add(signal.Signals(number))
+
+
+def requeue_at_once(*, first: bool, tell: Callable[[str], None]) -> None:
+    """Heeds SIGUSR1 in a job of SLURM outside of training, where there is nothing to be saved: the first process puts
+    the job back and ends. The others pay no heed; their launcher ends them with it."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        if first:
+            requeue(tell)
+            sys.exit(KILLED + number)
+
+    if _job() is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, leave)
 
 
 def requeue(tell: Callable[[str], None]) -> None:

@@ -147,6 +147,23 @@ def test_a_job_of_slurm_whose_time_is_up_goes_back_into_the_queue_once(runs, sco
     assert ("could not be requeued (Invalid job id)" in runs.said()) == (variables["SLURM_JOB_ID"] == "13")
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_job_whose_time_is_up_outside_of_training_goes_back_into_the_queue_once(runs, scontrol, world):
+    config = runs.config(strategy="auto" if world == 1 else "ddp")
+    first, = runs.start(runs.config(), HANG="9")
+    runs.wait_for_step(config, 1, [first])
+    path = f"{scontrol.parent}:{os.environ['PATH']}"
+    processes = runs.start(config, world, PATH=path, SLURM_JOB_ID="77")
+    log = Path(f"{runs.log}-0")
+    while not log.exists() or "waiting for process" not in log.read_text():  # for the folder that another run holds
+        assert processes[0].exitcode is None
+        time.sleep(0.005)
+    for process in reversed(processes):
+        os.kill(process.pid, signal.SIGUSR1)
+    assert runs.finish(processes)[0] == 128 + signal.SIGUSR1
+    assert scontrol.with_name("calls").read_text() == "requeue 77\n"
+
+
 def test_a_lost_rank_ends_the_other_and_no_step_is_missing(runs):
     config = runs.config(strategy="ddp")
     processes = runs.start(config, 2, SECONDS_PER_ROW="0.03")

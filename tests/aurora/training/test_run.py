@@ -56,6 +56,17 @@ def test_a_finished_stage_is_skipped(tmp_path, capfd):
     assert model.stat().st_mtime_ns == written
 
 
+def test_restart_forgets_checkpoints_that_lie_on_another_disk(tmp_path):
+    there, stage = tmp_path / "disk", tmp_path / "run" / "first"
+    there.mkdir()
+    stage.mkdir(parents=True)
+    (stage / "checkpoints").symlink_to(there)
+    train(config_for(tmp_path / "run", stage="first"))
+    begun = curve(tmp_path / "run", "first")
+    train(config_for(tmp_path / "run", stage="first", restart=True))
+    assert curve(tmp_path / "run", "first") == begun and len(begun) == 2
+
+
 def test_restart_trains_a_finished_stage_again(tmp_path):
     train(config_for(tmp_path, stage="first"))
     model = tmp_path / "first" / "model" / "model.safetensors"
@@ -122,12 +133,21 @@ def test_a_missing_base_weights_file_is_named_before_anything_starts(tmp_path, c
     assert capfd.readouterr().out == ""
 
 
-@pytest.mark.parametrize("change", [{"accelerator": "nonsense"}, {"devices": 0}, {"devices": "x"}])
-def test_a_machine_that_is_not_there_is_one_clear_error(tmp_path, change):
-    config = config_for(tmp_path, stage="first")
+@pytest.mark.parametrize("change", [{"accelerator": "nonsense"}, {"accelerator": "gpu"}, {"accelerator": "mps"},
+                                    {"devices": 0}, {"devices": "x"}, {"devices": [0, 1]}])
+def test_a_machine_that_is_not_there_is_one_clear_error_before_anything_starts(tmp_path, monkeypatch, change):
+    for kind in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(kind, "is_available", lambda: False)
+    config = config_for(tmp_path / "run", stage="first")
     config["trainer"].update(change)
-    with pytest.raises(AuroraError, match=r"^trainer[.:]"):
+    with pytest.raises(AuroraError, match=rf"^trainer\.{next(iter(change))}"):
         train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_run_is_not_the_folder_at_hand():
+    with pytest.raises(AuroraError, match="run is empty"):
+        plan_stages(config_for(""))
 
 
 def test_a_full_disk_is_said_before_anything_starts(tmp_path, monkeypatch):
