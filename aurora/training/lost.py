@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import traceback
@@ -12,14 +13,13 @@ from pathlib import Path
 import torch.distributed as dist
 
 from aurora.errors import LostProcess
-from aurora.training.parallel import world_size
 
 # What gloo, NCCL and the store say when the other end is gone or no longer answers. Other errors of theirs, such as
 # collectives that do not fit together, are defects of ours, whose traceback is wanted.
 GONE = re.compile(
     r"closed by peer|reset by peer|broken pipe|socket closed|pair closure|failed to recv|got 0 bytes|"
-    r"connection refused|connection was likely closed|timed out waiting|wait timeout|socket timeout|"
-    r"remote process exited|ncclremoteerror|communicator was aborted", re.IGNORECASE)
+    r"connection refused|connection was likely closed|timed out (waiting|connecting)|wait timeout|socket timeout|"
+    r"remote process exited|ncclremoteerror|communicator was aborted|collective operation timeout", re.IGNORECASE)
 
 
 def says_lost(error: BaseException) -> bool:
@@ -42,20 +42,20 @@ def losses_told(folder: Path, step: Callable[[], int | None]) -> Iterator[None]:
     except LostProcess:
         raise
     except Exception as error:
-        if world_size() == 1 or not says_lost(error):
+        if not says_lost(error):
             raise
         kept = keep_traceback(folder, error)
         done = step()
         when = "outside of training" if done is None else f"after step {done}"
         raise LostProcess(
-            f"rank {dist.get_rank()} on {socket.gethostname()} lost another process {when}, which was killed or has "
+            f"rank {_rank()} on {socket.gethostname()} lost another process {when}, which was killed or has "
             f"said itself what failed ({_reason(error)}). The same command goes on at the last checkpoint; {kept}"
         ) from error
 
 
 def keep_traceback(folder: Path, error: BaseException) -> str:
     """Appends a traceback to this rank's file below `folder`; what there is to say of it."""
-    path = folder / f"rank-{dist.get_rank() if dist.is_initialized() else 0}.txt"
+    path = folder / f"rank-{_rank()}.txt"
     # on a full disk, or a file server that went with the other process
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +63,11 @@ def keep_traceback(folder: Path, error: BaseException) -> str:
             file.writelines([*traceback.format_exception(error), "\n"])
         return f"{path} has the traceback"
     return "AURORA_DEBUG=1 shows the traceback"
+
+
+def _rank() -> int:
+    """This process's, also while it has not met the others."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
 
 
 def _reason(error: BaseException) -> str:
