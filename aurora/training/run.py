@@ -51,6 +51,7 @@ from aurora.training.recipe import (
     selected_stages,
 )
 from aurora.training.sharding import check_processes, require_layout
+from aurora.training.signals import requeue_at_once
 from aurora.training.start import skeleton
 from aurora.training.state import all_weights, whole
 from aurora.training.trainer import quiet_lightning
@@ -78,10 +79,11 @@ def train(config: Mapping[str, Any]) -> Path:
 
 
 def _train_together(config: Mapping[str, Any], place: Place | None) -> Path:
+    console = Console(quiet=_rank() != 0, soft_wrap=True, highlight=False, markup=False)
+    requeue_at_once(first=_rank() == 0, tell=console.print)
     if place is not None:
         require_equal(config)
     stages = agreed(lambda: _startable(config, place))
-    console = Console(quiet=_rank() != 0, soft_wrap=True, highlight=False, markup=False)
     if stages[0].options.threads is not None:
         torch.set_num_threads(stages[0].options.threads)
     with quiet_lightning():
@@ -114,6 +116,8 @@ def plan_stages(config: Mapping[str, Any], place: Place | None = None, *, worlds
     for processes in worlds:
         check_processes(options, processes)
     check_seed(config["seed"])
+    if not config["run"]:
+        raise AuroraError("run is empty; it names the folder that training writes into, such as run=runs/mine")
     check_entries("logger", config["logger"] or {}, Logger)
     config = in_dtype(config, options)
     names = selected_stages(config, recipes)
@@ -174,9 +178,7 @@ def _hold(stage: Stage, stack: ExitStack, console: Console) -> None:
 def _train_stage(stage: Stage, console: Console) -> None:
     now = fingerprint(stage.config, stage.name, stage.start)
     if stage.config.get("restart", False):
-        if _rank() == 0:
-            stage.folder.clear()
-        barrier()
+        agreed(lambda: stage.folder.clear() if _rank() == 0 else None)
     done = stage.folder.finished()
     if done is not None:
         require_same(stage.name, done, now, "finished")
