@@ -70,8 +70,8 @@ def require_room(folder: Path, wanted: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < wanted:
-        raise AuroraError(f"{folder} is on a disk with {free / 2**30:.1f} GiB free; the stage writes up to "
-                          f"{wanted / 2**30:.1f} GiB there (checkpoints and model)")
+        raise AuroraError(f"{folder} is on a disk with {free / 2**20:,.0f} MiB free; the stage writes up to "
+                          f"{wanted / 2**20:,.0f} MiB there (checkpoints and model)")
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

@@ -10,7 +10,7 @@ import pytest
 from tiny_training import curve
 
 from aurora.cli import main
-from aurora.errors import AuroraError
+from aurora.errors import TRY_AGAIN, AuroraError
 from aurora.training.checkpoints import CHECKPOINTS, checkpoint_path, is_committed
 
 TOOL = Path(__file__).parents[3] / "tools" / "nodes.sh"
@@ -113,6 +113,18 @@ def test_three_nodes_lose_one_go_on_as_two_and_take_it_back(nodes, tmp_path):
     back = nodes.train(2, *told)
     assert_goes_on(processes[0], run, curve(tmp_path / "alone", "pretrain"))
     assert back.wait(60) == 0
+
+
+@LONG
+def test_a_lost_first_node_ends_the_others_and_all_start_again(nodes, alone, tmp_path):
+    told = ("2", "trainer.strategy=ddp", f"run={tmp_path}", "trainer.rendezvous_seconds=60")
+    first, second = (nodes.train(node, *told) for node in (0, 1))
+    wait_for(checkpoint_path(tmp_path / "pretrain" / CHECKPOINTS, 4), first)
+    nodes.lose(0)
+    said = second.communicate(timeout=60)[0]
+    assert second.returncode == TRY_AGAIN and "the first node, 10.77.0.1, where all meet, is gone" in said, said
+    first, second = (nodes.train(node, *told) for node in (0, 1))
+    assert_goes_on(first, tmp_path, alone)
 
 
 SRUN = """#!/bin/bash
