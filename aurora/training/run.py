@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
+from torch import Tensor
 
 from aurora.adapters.attach import merge_adapters
 from aurora.adapters.folder import save_adapter
@@ -31,7 +32,7 @@ from aurora.training.data import (
 )
 from aurora.training.estimate import disk, memory, require_fit
 from aurora.training.fit import Stage, fit
-from aurora.training.folder import StageFolder, base_paths, fingerprint, require_same
+from aurora.training.folder import Fingerprint, StageFolder, base_paths, fingerprint, require_same
 from aurora.training.guests import check_callbacks
 from aurora.training.head import describe_stage
 from aurora.training.instantiate import check_entries
@@ -39,7 +40,7 @@ from aurora.training.launch import Place, find_place, fitted, join, refuse_resta
 from aurora.training.lock import held
 from aurora.training.lost import losses_told
 from aurora.training.module import AuroraModule
-from aurora.training.parallel import agreed, barrier, leave, local_devices
+from aurora.training.parallel import agreed, leave, local_devices
 from aurora.training.precision import in_dtype, require_bfloat16
 from aurora.training.recipe import (
     check_average,
@@ -175,15 +176,40 @@ def _hold(stage: Stage, stack: ExitStack, console: Console) -> None:
     agreed(lambda: stack.enter_context(lock) if _rank() == 0 else None)
 
 
+class Prepared(NamedTuple):
+    """What a stage is trained with."""
+
+    module: AuroraModule
+    data: DataModule
+    held_out: dict[str, DataModule]
+    fingerprint: Fingerprint
+
+
 def _train_stage(stage: Stage, console: Console) -> None:
-    now = fingerprint(stage.config, stage.name, stage.start)
     if stage.config.get("restart", False):
         agreed(lambda: stage.folder.clear() if _rank() == 0 else None)
+    prepared = agreed(lambda: _prepare(stage, console))
+    if prepared is None:
+        return
+    module, data, held_out, now = prepared
+    fit(stage, module, data, held_out, now, console)
+    bad = count_bad_samples(data)
+    if bad:
+        console.print(f"{stage.name}: {bad} samples could not be read and were left out; "
+                      f"they are listed in {stage.folder.path / QUARANTINE_FILE}")
+    weights = _trained_weights(module)
+    agreed(lambda: _save(stage, weights, now) if module.global_rank == 0 else None)
+    console.print(f"{stage.name}: done, {stage.folder.model}")
+
+
+def _prepare(stage: Stage, console: Console) -> Prepared | None:
+    """None when the stage was finished before. AuroraError when it cannot go on from what is there."""
+    now = fingerprint(stage.config, stage.name, stage.start)
     done = stage.folder.finished()
     if done is not None:
         require_same(stage.name, done, now, "finished")
         console.print(f"{stage.name}: finished before, {stage.folder.model}; restart=true trains it again")
-        return
+        return None
     resume = newest_checkpoint(stage.folder.checkpoints, console.print, verify=_rank() == 0)
     if resume is not None:
         require_same(stage.name, resume.state["fingerprint"], now, "begun")
@@ -202,16 +228,7 @@ def _train_stage(stage: Stage, console: Console) -> None:
     if module.total_steps == 1 and stage.recipe.max_steps != 1:
         console.print(f"{stage.name}: takes a single step, because global_batch {stage.recipe.global_batch} takes in "
                       "all of its data; a smaller one, or more epochs, would learn more")
-    fit(stage, module, data, held_out, now, console)
-    bad = count_bad_samples(data)
-    if bad:
-        console.print(f"{stage.name}: {bad} samples could not be read and were left out; "
-                      f"they are listed in {stage.folder.path / QUARANTINE_FILE}")
-    _save(stage, module)
-    if _rank() == 0:
-        stage.folder.finish(now)
-    barrier()
-    console.print(f"{stage.name}: done, {stage.folder.model}")
+    return Prepared(module, data, held_out, now)
 
 
 def _require_memory(stage: Stage, model: AuroraModel) -> None:
@@ -234,24 +251,28 @@ def _module(stage: Stage, data: DataModule, resume: Checkpoint | None) -> Aurora
     return module
 
 
-def _save(stage: Stage, module: AuroraModule) -> None:
-    """Writes the model of the stage, its adapters merged, and the adapters alone; the config beside the model is the
-    one it is used with, not the stage's."""
-    rank = module.global_rank
-    weights = all_weights(module.net, keep=rank == 0)
+def _trained_weights(module: AuroraModule) -> dict[str, Tensor]:
+    """All weights of the model or, of what is averaged, the average: on the first rank. Collective."""
+    weights = all_weights(module.net, keep=module.global_rank == 0)
     if module.average is not None:
         averages = {name: whole(tensor) for name, tensor in module.average.weights().items()}
         weights = {name: averages.get(name, tensor) for name, tensor in weights.items()}
-    if rank == 0:
-        stage.folder.path.mkdir(parents=True, exist_ok=True)
-        model = skeleton(stage.config, stage.name, stage.recipe)
-        start_like(model.backbone, {name: tensor.shape for name, tensor in weights.items()})
-        model.load_state_dict(weights, assign=True)
-        if stage.recipe.adapters:
-            save_adapter(model, stage.folder.path / ADAPTER_FOLDER, config=stage.config, adapters=stage.recipe.adapters,
-                         trained=stage.recipe.trained, start=stage.start or "base weights")
-            merge_adapters(model)
-        save_model(model, stage.config, stage.folder.model)
+    return weights
+
+
+def _save(stage: Stage, weights: dict[str, Tensor], now: Fingerprint) -> None:
+    """Writes the model of the stage, its adapters merged, the adapters alone, and that it is done; the config beside
+    the model is the one it is used with, not the stage's."""
+    stage.folder.path.mkdir(parents=True, exist_ok=True)
+    model = skeleton(stage.config, stage.name, stage.recipe)
+    start_like(model.backbone, {name: tensor.shape for name, tensor in weights.items()})
+    model.load_state_dict(weights, assign=True)
+    if stage.recipe.adapters:
+        save_adapter(model, stage.folder.path / ADAPTER_FOLDER, config=stage.config, adapters=stage.recipe.adapters,
+                     trained=stage.recipe.trained, start=stage.start or "base weights")
+        merge_adapters(model)
+    save_model(model, stage.config, stage.folder.model)
+    stage.folder.finish(now)
 
 
 def _rank() -> int:

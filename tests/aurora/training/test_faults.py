@@ -336,6 +336,26 @@ def test_no_decision_of_training_depends_on_the_clock_on_the_wall():
     assert not [path.name for path in sources if re.search(r"time\.time\(|datetime\.|st_.time", path.read_text())]
 
 
+def test_what_one_process_finds_wrong_with_the_run_is_said_once_and_ends_all(runs):
+    config = runs.config(strategy="ddp")
+    folder = Path(config["run"]) / "first"
+    (folder / CHECKPOINTS).mkdir(parents=True)
+    (folder / CHECKPOINTS / "newest").write_text("step-3")
+    assert runs.run(config, 2) == [2, 2]
+    assert "none of the checkpoints" in runs.said() and runs.said(1) == ""
+
+
+def test_a_model_that_cannot_be_written_is_said_once_and_ends_all(runs):
+    config = runs.config(strategy="fsdp")
+    model = Path(config["run"]) / "first" / "model"
+    model.parent.mkdir(parents=True)
+    model.symlink_to("nowhere")
+    assert runs.run(config, 2) == [2, 2]
+    assert "Not a directory" in runs.said() and runs.said(1) == ""
+    model.unlink()
+    assert runs.run(config, 2) == [0, 0]
+
+
 # ---- starting together
 
 
