@@ -130,6 +130,10 @@ def join(place: Place, options: TrainerOptions) -> bool:
         raise AuroraError(_why_alone(place, options, str(error))) from error
     finally:
         deadline.cancel()
+    if place.nodes == 1:
+        # torchrun by itself starts a lost process again beside the store in which the attempt before has left its words
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"attempt-{attempt}", store)  # type: ignore[attr-defined]
     # all are there now; from here on it is the watchdog who says that one hangs
     longest = timedelta(seconds=max(GROUP_SECONDS, 2 * (options.watchdog_seconds or 0)))
     store.set_timeout(longest)
