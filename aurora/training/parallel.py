@@ -173,7 +173,7 @@ def require_devices(options: TrainerOptions) -> None:
         raise AuroraError(f"trainer.accelerator is {options.accelerator}, and torch finds no such device on this "
                           "machine; trainer.accelerator=cpu trains without one")
     count = local_devices(options)
-    if options.accelerator == "cpu" and isinstance(options.devices, list):
+    if (options.accelerator == "cpu" or not (cuda or mps)) and isinstance(options.devices, list):
         raise AuroraError(f"trainer.devices {options.devices} is a list of GPUs; on a CPU it is a number of processes")
     if options.accelerator in ("gpu", "cuda") and cuda:
         there = torch.cuda.device_count()

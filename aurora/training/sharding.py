@@ -80,13 +80,12 @@ class Copied(DDPStrategy):
 
 def require_layout(options: TrainerOptions, nodes: int = 1) -> None:
     """AuroraError for a layout that is not possible on so many machines like this one."""
-    require_devices(options)
-    if options.strategy == "auto":
-        return
     processes = nodes * local_devices(options)
-    check_processes(options, processes)
     if options.strategy == "fsdp1":
         require_gpus(options, processes)
+    require_devices(options)
+    if options.strategy != "auto":
+        check_processes(options, processes)
 
 
 def require_gpus(options: TrainerOptions, processes: int) -> None:

@@ -134,7 +134,7 @@ def test_a_missing_base_weights_file_is_named_before_anything_starts(tmp_path, c
 
 
 @pytest.mark.parametrize("change", [{"accelerator": "nonsense"}, {"accelerator": "gpu"}, {"accelerator": "mps"},
-                                    {"devices": 0}, {"devices": "x"}, {"devices": [0, 1]}])
+                                    {"devices": 0}, {"devices": "x"}, {"devices": [0, 1], "accelerator": "auto"}])
 def test_a_machine_that_is_not_there_is_one_clear_error_before_anything_starts(tmp_path, monkeypatch, change):
     for kind in (torch.cuda, torch.backends.mps):
         monkeypatch.setattr(kind, "is_available", lambda: False)
