@@ -81,7 +81,10 @@ def end_together(problem: str | None) -> None:
     """Ends every rank for a problem that all of them know; it is said once."""
     if problem is None:
         return
-    if world_size() == 1 or dist.get_rank() == 0:
+    first = world_size() == 1 or dist.get_rank() == 0
+    # a process that ends inside of its groups aborts now and then
+    leave()
+    if first:
         raise AuroraError(problem)
     raise SystemExit(BAD_INPUT)
 
