@@ -110,7 +110,8 @@ def barrier() -> None:
 def leave() -> None:
     """Ends the group once nobody waits for anybody."""
     if dist.is_initialized():
-        barrier()
+        # on the CPU: nobody may have chosen a GPU yet
+        dist.barrier(group=shared_group("words"))
         _groups.clear()
         dist.destroy_process_group()
 
