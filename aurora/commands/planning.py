@@ -14,7 +14,7 @@ import torch
 
 from aurora.assemble import build_model
 from aurora.commands.plan_tables import show
-from aurora.commands.plan_training import hardware, total, training
+from aurora.commands.plan_training import hardware, training
 from aurora.config import load_config
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
@@ -118,11 +118,16 @@ def _validation(config: Mapping[str, Any], name: str, recipe: Recipe, model: Aur
         return None
     once = held_out(recipe)
     data = _published(config, once, model) if stage["published"] else _measured(config, name, once, model)
-    told = {**stage, "data": data, "epochs": 1, "max_steps": None}
-    share = min(1.0, (once.max_steps or math.inf) / max(1, _steps(told)))
-    sums = total(data["datasets"])
+    shares = [_share(stage, read, once.max_steps) for read in data["datasets"]]
     return {"times": -(-stage["steps"] // recipe.validation.every), "datasets": list(once.mixture.datasets),
-            **{key: share * sums[key] for key in ("visits", "tokens", "frames")}}
+            **{key: sum(share * read[key] for share, read in zip(shares, data["datasets"], strict=True))
+               for key in ("visits", "tokens", "frames")}}
+
+
+def _share(stage: Mapping[str, Any], read: Mapping[str, Any], most: int | None) -> float:
+    """What of a dataset is read in at most so many steps of the stage's size."""
+    alone = {**stage, "data": {"datasets": [read], "steps_per_epoch": None}, "epochs": 1, "max_steps": None}
+    return min(1.0, (most or math.inf) / max(1, _steps(alone)))
 
 
 def _steps(stage: Mapping[str, Any]) -> int:

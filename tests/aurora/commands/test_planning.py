@@ -60,9 +60,10 @@ def test_what_is_held_out_is_planned_with_the_steps_that_it_follows(planned, run
     told = stage["validation"]
     assert plain["validation"] is None and plain["steps"] == stage["steps"]
     assert told["times"] == -(-stage["steps"] // 3) and (told["visits"], told["datasets"]) == (6, ["vision"])
-    some = planned(held_out, "stages.language_video.validation.max_steps=1",
-                   "stages.language_video.global_batch=3")["validation"]
-    assert some["tokens"] == pytest.approx(told["tokens"] / 2)
+    part = ("stages.language_video.validation.max_steps=1", "stages.language_video.global_batch=3")
+    assert planned(held_out, *part)["validation"]["tokens"] == pytest.approx(told["tokens"] / 2)
+    two = held_out.replace("6}}", "6}, language_video: {samples: 12}}")
+    assert planned(two, *part)["validation"]["visits"] == pytest.approx(3 + 3)  # so many steps of each
     said = run("plan", *TINY, f"data.root={blocks}", f"run={tmp_path}", held_out)[1]
     assert f"checks   {told['times']} times on vision: each time about" in said
 
