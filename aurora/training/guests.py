@@ -107,11 +107,12 @@ class Guests(L.Callback):
         """Tells them that a validation has ended, once for every step. Collective."""
         if module.step == self._validated:
             return
-        self._validated = module.step
+        # the last step stops as well, which is nothing that they asked for
+        self._validated, stopping, trainer.should_stop = module.step, trainer.should_stop, False
         for callback in self.callbacks.values():
             callback.on_validation_end(trainer, module)
         self.hear(trainer.should_stop, module)
-        trainer.should_stop = trainer.should_stop or self.ended is not None
+        trainer.should_stop = stopping or self.ended is not None
 
     def hear(self, asked: bool, module: AuroraModule) -> None:
         """Whether one of them asked any rank to stop, between two steps. Collective."""

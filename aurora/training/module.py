@@ -178,7 +178,7 @@ class AuroraModule(L.LightningModule):
     def go_on(self, *, paused: float) -> None:
         """To the next step, as if nothing else had been done for so many seconds."""
         self._memory = None
-        self._step_ended += paused
+        self._step_ended, self._row_ended = self._step_ended + paused, self._row_ended + paused
         seed_step(self.config["seed"], self.step, self.global_rank, self.device)
 
     def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_idx: int) -> None:

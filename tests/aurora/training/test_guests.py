@@ -1,3 +1,4 @@
+import json
 import sys
 import time
 from pathlib import Path
@@ -111,6 +112,13 @@ def test_a_stage_ends_where_the_held_out_loss_no_longer_falls_and_the_next_one_g
     assert "first: ended after step 6 of 12 by trainer.callbacks (patience): Monitored metric val_loss did not" in said
     train(config)
     assert "first: finished before" in capfd.readouterr().out
+
+
+def test_a_stage_that_comes_to_its_end_was_ended_by_no_callback(tmp_path, capfd):
+    train(config_of(tmp_path, {"patience": {**PATIENT, "patience": 100}}, every=STEPS, checkpoint_every=1000))
+    state = checkpoint_path(tmp_path / "first" / CHECKPOINTS, STEPS) / "state.json"
+    assert json.loads(state.read_text())["callbacks"]["ended"] is None
+    assert steps(tmp_path)[-1] == STEPS and "ended after" not in capfd.readouterr().out
 
 
 def test_early_stopping_may_look_at_any_metric_of_the_step(tmp_path):

@@ -108,9 +108,17 @@ def test_the_average_of_the_weights_is_validated_where_it_becomes_the_model(whol
 
 
 def test_the_time_of_a_validation_counts_as_no_step(tmp_path, monkeypatch):
-    monkeypatch.setenv("SECONDS_PER_HELD_OUT_ROW", "0.2")
+    clock, held_out, late = time.perf_counter, MadeRows._held_out, []
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + 1000 * len(late))
+    monkeypatch.setattr(MadeRows, "_held_out", lambda self: late.append("a validation") or held_out(self))
+    monkeypatch.setattr(MadeRows, "stops_at", 3)
+    with pytest.raises(AuroraError, match="the data ended after step 3"):
+        train(config_of(tmp_path, every=1))
+    monkeypatch.setattr(MadeRows, "stops_at", None)
     train(config_of(tmp_path, every=1))
-    assert all(float(seconds) < 0.2 * ROWS for _, seconds in columns(tmp_path, "seconds"))
+    found = columns(tmp_path, "seconds", "data_wait")
+    assert len(late) == STEPS + 1 and len(found) == STEPS  # one of them before the first row of the resumed run
+    assert all(float(seconds) < 1000 and float(waited) < 1 for _, seconds, waited in found)
 
 
 def test_shards_are_validated_on_one_dataset_after_the_other_and_bad_samples_listed_once(tmp_path):
