@@ -20,7 +20,7 @@ from aurora.training.launch import Place
 from aurora.training.logs import build_loggers
 from aurora.training.lost import losses_told
 from aurora.training.module import AuroraModule
-from aurora.training.parallel import barrier
+from aurora.training.parallel import agreed, leave
 from aurora.training.progress import ProgressDisplay
 from aurora.training.recipe import Recipe, TrainerOptions
 from aurora.training.signals import KILLED, StopOnSignal, requeue
@@ -52,10 +52,10 @@ def fit(stage: Stage, module: AuroraModule, data: DataModule, held_out: Mapping[
     done = 0 if module.resume is None else module.resume.step
     stop = StopOnSignal()
     watchdog = Watchdog(folder=stage.folder.path / STACKS, seconds=stage.options.watchdog_seconds)
-    curves, guests = Curves(tell=console.print), Guests(stage.options.callbacks)
-    validation = None if stage.recipe.validation is None else Validation(
+    curves, guests = Curves(tell=console.print), agreed(lambda: Guests(stage.options.callbacks))
+    validation = [] if stage.recipe.validation is None else [Validation(
         held_out=stage.recipe.validation, data=held_out, folder=stage.folder.path / FOLDER, curves=curves,
-        guests=guests, stop=stop, watchdog=watchdog, console=console)
+        guests=guests, stop=stop, watchdog=watchdog, console=console)]
     callbacks = [
         watchdog,
         # before what may fail when a process is lost: a step that is saved then stands in the curve
@@ -66,15 +66,15 @@ def fit(stage: Stage, module: AuroraModule, data: DataModule, held_out: Mapping[
         stop,
         Checkpoints(folder=stage.folder.checkpoints, every=stage.options.checkpoint_every, fingerprint=now,
                     guests=guests, tell=console.print),
-        *([] if validation is None else [validation]),
+        *validation,
         ProgressDisplay(stage=stage.name, display=stage.options.progress, seconds=stage.options.progress_seconds,
                         console=console),
     ]
-    loggers = build_loggers(stage.config["logger"] or {}, stage.folder.path, done)
+    loggers = agreed(lambda: build_loggers(stage.config["logger"] or {}, stage.folder.path, done))
     trainer = build_trainer(stage.options, stage.place, callbacks=callbacks, loggers=loggers, folder=stage.folder.path)
     with watchdog.watching(), _errors_told(stage, module, guests):
         trainer.fit(module, datamodule=data)
-    if module.step < module.total_steps or (validation and validation.interrupted):
+    if module.step < module.total_steps or stop.stopped is not None:
         _end_early(stage, module, stop, guests, console)
 
 
@@ -84,8 +84,9 @@ def _end_early(stage: Stage, module: AuroraModule, stop: StopOnSignal, guests: G
                       "the same command goes on there")
         if stop.stopped == signal.SIGUSR1 and module.global_rank == 0:
             requeue(console.print)
-        # a launcher that sees one end kills the others, which may still be writing
-        barrier()
+        # a launcher that sees one end kills the others, which may still be writing; and a process that ends inside of
+        # its groups aborts now and then, with another status
+        leave()
         sys.exit(KILLED + stop.stopped)
     if guests.ended is not None:
         console.print(f"{stage.name}: ended after step {module.step} of {module.total_steps} by {guests.ended}")

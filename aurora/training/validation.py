@@ -41,7 +41,6 @@ class Validation(L.Callback):
         """`data` is by dataset; `folder` holds one for each, with its bad samples."""
         self.held_out, self.data, self.folder = held_out, data, folder
         self.curves, self.guests, self.stop, self.watchdog, self.console = curves, guests, stop, watchdog, console
-        self.interrupted = False  # by a signal
 
     def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
         if module.step > 0 and self._due(module):
@@ -58,7 +57,7 @@ class Validation(L.Callback):
         with _nothing_learned(trainer, module):
             for name, data in self.data.items():
                 tallies[name] = self._read(self._rows(name, data, trainer), trainer, module)
-                if self.interrupted:
+                if self.stop.stopped is not None:
                     return
         metrics = _metrics({name: tally.over_ranks(module.device) for name, tally in tallies.items()})
         self.curves.write(trainer, metrics, module.step)
@@ -76,9 +75,8 @@ class Validation(L.Callback):
             for piece, loss in module.losses(trainer.strategy.batch_to_device(batch)):
                 tally.add(piece, loss)
             self.watchdog.alive(module)
-            self.interrupted = self.stop.look(trainer, module)
             steps += batch.closes_step
-            if self.interrupted or steps == self.held_out.max_steps:
+            if self.stop.look(trainer, module) or steps == self.held_out.max_steps:
                 break
         return tally
 

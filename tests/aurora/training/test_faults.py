@@ -106,6 +106,14 @@ def test_a_signal_to_one_process_saves_and_ends_all_and_the_run_goes_on_exactly(
     assert_same(config, uninterrupted[world])
 
 
+def test_a_signal_in_the_last_step_ends_all_before_the_model_is_written(runs):
+    config = runs.config(strategy="ddp")
+    assert runs.run(config, 2, SIGTERM=str(4 * STEPS - 1)) == [128 + signal.SIGTERM] * 2
+    assert f"stopped by SIGTERM after step {STEPS}" in runs.said() and not (Path(config["run"]) / MODEL).exists()
+    assert runs.run(config, 2) == [0, 0], runs.said()
+    assert len(curve(config["run"], "first")) == STEPS and (Path(config["run"]) / MODEL).exists()
+
+
 def test_a_second_interrupt_ends_a_process_that_waits_for_a_row(runs):
     config = runs.config()
     process, = runs.start(config, HANG="9")
@@ -343,6 +351,13 @@ def test_what_one_process_finds_wrong_with_the_run_is_said_once_and_ends_all(run
     (folder / CHECKPOINTS / "newest").write_text("step-3")
     assert runs.run(config, 2) == [2, 2]
     assert "none of the checkpoints" in runs.said() and runs.said(1) == ""
+
+
+def test_a_logger_that_finds_no_place_to_write_is_said_once_and_ends_all(runs):
+    config = runs.config(strategy="ddp")
+    config["logger"] = {"board": {"_target_": "lightning.pytorch.loggers.TensorBoardLogger", "save_dir": "/dev/null"}}
+    assert runs.run(config, 2) == [2, 2]
+    assert "logger.board: " in runs.said() and runs.said(1) == ""
 
 
 def test_a_model_that_cannot_be_written_is_said_once_and_ends_all(runs):

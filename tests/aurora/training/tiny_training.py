@@ -5,6 +5,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
@@ -28,10 +29,10 @@ class MadeRows(L.LightningDataModule, DataModule):
 
     What a row holds is a function of the seed and its number. In between come the faults that a test asks for: the
     pixels of the rows in `poisoned` are no numbers, reading row `breaks_at` raises, no rows follow step `stops_at`, and
-    the environment may ask for more: SECONDS_PER_ROW; rows that are POISONED, at which reading BREAKS, HANGS, LOCKS
-    the interpreter or LEAPS in loss; and a file READ_LOG to which step and number of every row are written. Rows to
-    validate on are others than those to learn from, know of no fault but SECONDS_PER_HELD_OUT_ROW, and leave a file
-    `reading` in their folder while they are read.
+    the environment may ask for more: SECONDS_PER_ROW; rows that are POISONED, at which reading BREAKS, HANGS, LOCKS the
+    interpreter, gets a SIGTERM or LEAPS in loss; and a file READ_LOG to which step and number of every row are written.
+    Rows to validate on are others than those to learn from, know of no fault but SECONDS_PER_HELD_OUT_ROW, and leave a
+    file `reading` in their folder while they are read.
     """
 
     poisoned = ()
@@ -89,6 +90,8 @@ class MadeRows(L.LightningDataModule, DataModule):
                 if "READ_LOG" in os.environ:
                     with open(f"{os.environ['READ_LOG']}-{os.getpid()}", "a") as log:
                         log.write(f"{step} {number}\n")
+                if number in rows_that("SIGTERM"):
+                    os.kill(os.getpid(), signal.SIGTERM)
                 if number in rows_that("HANG"):
                     time.sleep(1000)
                 if number in rows_that("LOCK"):
