@@ -12,11 +12,11 @@ import torch
 from aurora.errors import AuroraError
 from aurora.training.checkpoints import checkpoint_at, checkpoint_path, is_committed, newest_checkpoint, sweep
 from aurora.training.data import data_metrics
-from aurora.training.guests import Guests
 from aurora.training.module import AuroraModule
 from aurora.training.parallel import agreed, barrier, from_first_rank, shared_group, sum_over_ranks
 from aurora.training.saver import Saver
 from aurora.training.state import all_finite
+from aurora.training.user_callbacks import UserCallbacks
 from aurora.types import PackedBatch
 
 
@@ -57,8 +57,8 @@ class EndOfStage(L.Callback):
     It stands behind those callbacks: a rank that stopped by itself, or within a step, would leave the others waiting.
     """
 
-    def __init__(self, *, guests: Guests) -> None:
-        self.guests = guests
+    def __init__(self, *, user_callbacks: UserCallbacks) -> None:
+        self.user_callbacks = user_callbacks
         self._asked = False
 
     def on_fit_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
@@ -78,8 +78,8 @@ class EndOfStage(L.Callback):
         self._asked, trainer.should_stop = self._asked or trainer.should_stop, False
 
     def _decide(self, trainer: L.Trainer, module: AuroraModule) -> None:
-        self.guests.hear(self._asked, module)
-        trainer.should_stop = self.guests.ended is not None or module.step >= module.total_steps
+        self.user_callbacks.hear(self._asked, module)
+        trainer.should_stop = self.user_callbacks.ended is not None or module.step >= module.total_steps
 
 
 class Checkpoints(L.Callback):
@@ -89,12 +89,12 @@ class Checkpoints(L.Callback):
     what is saved in the middle of a step is the end of the step before: its rows are read again.
     """
 
-    def __init__(self, *, folder: Path, every: int, fingerprint: Mapping[str, Any], guests: Guests,
+    def __init__(self, *, folder: Path, every: int, fingerprint: Mapping[str, Any], user_callbacks: UserCallbacks,
                  tell: Callable[[str], None]) -> None:
         self.folder = folder
         self.every = every
         self.fingerprint = fingerprint
-        self.guests = guests
+        self.user_callbacks = user_callbacks
         self.tell = tell
         self._saver: Saver | None = None
         self._saved = -1
@@ -142,7 +142,7 @@ class Checkpoints(L.Callback):
                               f"checkpoint is in {self.folder}")
         self._saver.save(module.step, tensors, {**module.counters(), "data": trainer.datamodule.state_dict(),
                                                 "fingerprint": dict(self.fingerprint),
-                                                "callbacks": self.guests.state(trainer)})
+                                                "callbacks": self.user_callbacks.state(trainer)})
 
     def _save_last(self, trainer: L.Trainer, module: AuroraModule, saver: Saver) -> None:
         stopped = f"stopped after step {module.step}"

@@ -32,7 +32,7 @@ def says_lost(error: BaseException) -> bool:
 
 
 @contextmanager
-def losses_told(folder: Path, step: Callable[[], int | None]) -> Iterator[None]:
+def lost_processes_told(folder: Path, step: Callable[[], int | None]) -> Iterator[None]:
     """Raises LostProcess when another process is lost in the block; the traceback goes to `folder`.
 
     `step` is asked after which step that was; None: not while training.

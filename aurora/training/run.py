@@ -33,12 +33,11 @@ from aurora.training.data import (
 from aurora.training.estimate import disk, memory, require_fit
 from aurora.training.fit import Stage, fit
 from aurora.training.folder import Fingerprint, StageFolder, base_paths, fingerprint, require_same
-from aurora.training.guests import check_callbacks
 from aurora.training.head import describe_stage
 from aurora.training.instantiate import check_entries
 from aurora.training.launch import Place, find_place, fitted, join, refuse_restart, require_equal
 from aurora.training.lock import held
-from aurora.training.lost import losses_told
+from aurora.training.lost import lost_processes_told
 from aurora.training.module import AuroraModule
 from aurora.training.parallel import agreed, leave, local_devices
 from aurora.training.precision import in_dtype, require_bfloat16
@@ -56,7 +55,8 @@ from aurora.training.signals import requeue_at_once
 from aurora.training.start import skeleton
 from aurora.training.state import all_weights, whole
 from aurora.training.trainer import quiet_lightning
-from aurora.training.validation import FOLDER
+from aurora.training.user_callbacks import check_callbacks
+from aurora.training.validation import VALIDATION
 from aurora.training.watchdog import STACKS
 
 ADAPTER_FOLDER = "adapter"
@@ -71,7 +71,7 @@ def train(config: Mapping[str, Any]) -> Path:
     """
     refuse_unsafe_loading()
     place = find_place()
-    with losses_told(Path(config["run"]) / STACKS, step=lambda: None):
+    with lost_processes_told(Path(config["run"]) / STACKS, step=lambda: None):
         joined = place is not None and join(place, read_options(config["trainer"]))
         model = _train_together(config, place)
         if joined:
@@ -215,7 +215,7 @@ def _prepare(stage: Stage, console: Console) -> Prepared | None:
         require_same(stage.name, resume.state["fingerprint"], now, "begun")
     model = skeleton(stage.config, stage.name, stage.recipe)
     data = build_data(stage.config, stage.recipe, model, stage.folder.path)
-    held_out = build_held_out(stage.config, stage.recipe, model, stage.folder.path / FOLDER)
+    held_out = build_held_out(stage.config, stage.recipe, model, stage.folder.path / VALIDATION)
     if resume is not None:
         data.load_state_dict(resume.state["data"])
     require_room(stage.folder.path, disk(model, average=stage.recipe.average is not None) - stage.folder.size())

@@ -15,7 +15,6 @@ from rich.console import Console
 from aurora.interfaces import DataModule
 from aurora.training.callbacks import Curves
 from aurora.training.data import QUARANTINE_FILE
-from aurora.training.guests import Guests
 from aurora.training.module import AuroraModule
 from aurora.training.parallel import barrier
 from aurora.training.randomness import seed_step
@@ -23,10 +22,11 @@ from aurora.training.recipe import HeldOut
 from aurora.training.sharding import free_gathered
 from aurora.training.signals import StopOnSignal
 from aurora.training.tally import Tally
+from aurora.training.user_callbacks import UserCallbacks
 from aurora.training.watchdog import Watchdog
 from aurora.types import PackedBatch
 
-FOLDER = "validation"  # in that of the stage; below it one for every dataset
+VALIDATION = "validation"  # in that of the stage; below it one for every dataset
 
 
 class Validation(L.Callback):
@@ -37,10 +37,11 @@ class Validation(L.Callback):
     """
 
     def __init__(self, *, held_out: HeldOut, data: Mapping[str, DataModule], folder: Path, curves: Curves,
-                 guests: Guests, stop: StopOnSignal, watchdog: Watchdog, console: Console) -> None:
+                 user_callbacks: UserCallbacks, stop: StopOnSignal, watchdog: Watchdog, console: Console) -> None:
         """`data` is by dataset; `folder` holds one for each, with its bad samples."""
         self.held_out, self.data, self.folder = held_out, data, folder
-        self.curves, self.guests, self.stop, self.watchdog, self.console = curves, guests, stop, watchdog, console
+        self.curves, self.user_callbacks = curves, user_callbacks
+        self.stop, self.watchdog, self.console = stop, watchdog, console
 
     def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
         if module.step > 0 and self._due(module):
@@ -63,10 +64,10 @@ class Validation(L.Callback):
         self.curves.write(trainer, metrics, module.step)
         self.console.print(f"{module.stage} {module.step}/{module.total_steps}  val_loss {metrics['val_loss']:.4f} of "
                            f"{metrics['val_targets']:,.0f} targets in {time.perf_counter() - begun:.1f} s")
-        self.guests.validated(trainer, module)
+        self.user_callbacks.validated(trainer, module)
 
     def _due(self, module: AuroraModule) -> bool:
-        last = module.step == module.total_steps or self.guests.ended is not None
+        last = module.step == module.total_steps or self.user_callbacks.ended is not None
         return last or module.step % self.held_out.every == 0
 
     def _read(self, rows: Iterable[PackedBatch], trainer: L.Trainer, module: AuroraModule) -> Tally:

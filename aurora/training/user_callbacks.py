@@ -57,7 +57,7 @@ def check_callbacks(entries: Mapping[str, Any], *, validated: bool) -> None:
                               "has any; stages.STAGE.validation.mixture says what is held out")
 
 
-class Guests(L.Callback):
+class UserCallbacks(L.Callback):
     """Gives the callbacks of a stage their state back, tells them of validations, and hears what they ask for.
 
     It stands before them in the trainer's list.
