@@ -30,7 +30,7 @@ VALIDATION = "validation"  # in that of the stage; below it one for every datase
 
 
 class Validation(L.Callback):
-    """Writes `val_loss`, and that of every dataset where there are several, into the line of every so manyth step.
+    """Every so many steps writes `val_loss`, and that of each dataset where there are several, into the step's line.
 
     Comes after the callback that saves, so that nothing waits for it: a run that ended in the middle validates the step
     that it goes on from once more. What becomes the model is validated: the average of the weights where there is one.
