@@ -69,10 +69,10 @@ def _figures(read: Mapping[str, Any]) -> list[str]:
 def _lines(stage: Mapping[str, Any], image_rate: float, video_rate: float) -> list[str]:
     data, about = stage["data"], "about " if stage["published"] else ""
     size = total(data["datasets"])["bytes"]
-    told = "" if size is None else f"{short(size * stage['epochs'])} bytes; "
+    told = "" if size is None else f"{short(size * stage['passes'])} bytes; "
     lines = [
         f"steps    {about}{stage['steps']:,}, each of {stage['global_batch']:,} {stage['batch_unit']}; "
-        f"{stage['epochs']} epoch(s), keep ratio {stage['keep_ratio']:g}",
+        f"{stage['passes']:.3g} epoch(s), keep ratio {stage['keep_ratio']:g}",
         f"reads    {told}decoding takes at most {data['decode_core_hours']:,.1f} core hours, at {image_rate:g} "
         f"megapixels of images and {video_rate:g} of video per core and second",
     ]

@@ -51,13 +51,13 @@ def training(
                     row_frames=config["data"].get("row_frames", 64), devices=machine.devices, per_node=GPUS_PER_NODE,
                     average=recipe.average is not None)
     takes = cost(model, trainer, machine, keep_ratio=recipe.keep_ratio,
-                 learned=_reads(model, recipe, total(stage["data"]["datasets"]), recipe.epochs),
+                 learned=_reads(model, recipe, total(stage["data"]["datasets"]), stage["passes"]),
                  validated=Reads(0, 0, 0) if held_out is None else _reads(model, recipe, held_out, held_out["times"]))
     return {"memory": {**needed._asdict(), "total": needed.total}, "fits": needed.total <= SPARE * machine.memory,
             **takes._asdict(), "devices": machine.devices, "used": machine.used}
 
 
-def _reads(model: AuroraModel, recipe: Recipe, once: Mapping[str, float], times: int) -> Reads:
+def _reads(model: AuroraModel, recipe: Recipe, once: Mapping[str, float], times: float) -> Reads:
     size = model.vision.prepare.size
     frames, positions = times * once["frames"], times * once["tokens"]
     return Reads(frames, positions, max(0.0, positions - frames * model.layout(recipe.keep_ratio).tokens(size, size)))

@@ -62,6 +62,8 @@ def plan_stages(config: Mapping[str, Any], *, published: bool, machine: Hardware
             "published": published, "data": data,
         }
         stages[name]["steps"] = _steps(stages[name])
+        # epochs, or the part of them that `max_steps` takes
+        stages[name]["passes"] = recipe.epochs * stages[name]["steps"] / max(1, _steps(stages[name], cut=False))
         stages[name]["validation"] = _validation(config, name, recipe, model, stages[name])
         stages[name]["training"] = None if machine is None else training(config, name, recipe, stages[name], machine)
     return stages
@@ -126,22 +128,22 @@ def _validation(config: Mapping[str, Any], name: str, recipe: Recipe, model: Aur
 
 def _share(stage: Mapping[str, Any], read: Mapping[str, Any], most: int | None) -> float:
     """What of a dataset is read in at most so many steps of the stage's size."""
-    alone = {**stage, "data": {"datasets": [read], "steps_per_epoch": None}, "epochs": 1, "max_steps": None}
-    return min(1.0, (most or math.inf) / max(1, _steps(alone)))
+    alone = {**stage, "data": {"datasets": [read], "steps_per_epoch": None}, "epochs": 1}
+    return min(1.0, (most or math.inf) / max(1, _steps(alone, cut=False)))
 
 
-def _steps(stage: Mapping[str, Any]) -> int:
-    """Optimizer steps of the stage; by published counts about so many."""
+def _steps(stage: Mapping[str, Any], *, cut: bool = True) -> int:
+    """Optimizer steps of the stage, `cut` by its max_steps; by published counts about so many."""
     reads, per_epoch = stage["data"]["datasets"], stage["data"]["steps_per_epoch"]
     if per_epoch is None:
         unit = "visits" if stage["batch_unit"] == "samples" else "tokens"
         per_epoch = -(-sum(read[unit] for read in reads) // stage["global_batch"])
     steps = int(per_epoch) * int(stage["epochs"])
-    return steps if stage["max_steps"] is None else min(steps, int(stage["max_steps"]))
+    return steps if stage["max_steps"] is None or not cut else min(steps, int(stage["max_steps"]))
 
 
 def _hours(stage: Mapping[str, Any], image_rate: float, video_rate: float) -> float:
     seconds = sum(read["image_megapixels"] / image_rate + read["video_megapixels"] / video_rate
                   for read in stage["data"]["datasets"])
-    return float(seconds * stage["epochs"] / 3600)
+    return float(seconds * stage["passes"] / 3600)
 

@@ -68,11 +68,23 @@ def test_what_is_held_out_is_planned_with_the_steps_that_it_follows(planned, run
     assert f"checks   {told['times']} times on vision: each time about" in said
 
 
-def test_validation_takes_time_and_no_memory(run, blocks, tmp_path):
+@pytest.fixture
+def trained(run, blocks, tmp_path):
+    """What a stage takes on GPUs."""
     def trained(*overrides):
         said = run("plan", "--json", "--gpu", "H100", *TINY, f"data.root={blocks}", f"run={tmp_path}", *overrides)[1]
         return json.loads(said)["stages"]["language_video"]["training"]
 
+    return trained
+
+
+def test_a_part_of_the_steps_takes_its_part_of_the_hours(planned, trained):
+    steps, some = planned()["steps"], "stages.language_video.max_steps=1"
+    for hours in (lambda *given: planned(*given)["data"]["decode_core_hours"], lambda *given: trained(*given)["hours"]):
+        assert hours(some) == pytest.approx(hours() / steps)
+
+
+def test_validation_takes_time_and_no_memory(trained):
     held_out = "stages.language_video.validation={mixture: {language_video: 1}, every: 1000000}"
     plain, told = trained(), trained(held_out)
     assert told["memory"] == plain["memory"]
