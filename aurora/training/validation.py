@@ -16,7 +16,7 @@ from aurora.interfaces import DataModule
 from aurora.training.callbacks import Curves
 from aurora.training.data import QUARANTINE_FILE
 from aurora.training.module import AuroraModule
-from aurora.training.parallel import barrier
+from aurora.training.parallel import agreed, barrier
 from aurora.training.randomness import seed_step
 from aurora.training.recipe import HeldOut
 from aurora.training.sharding import free_gathered
@@ -42,6 +42,15 @@ class Validation(L.Callback):
         self.held_out, self.data, self.folder = held_out, data, folder
         self.curves, self.user_callbacks = curves, user_callbacks
         self.stop, self.watchdog, self.console = stop, watchdog, console
+
+    def setup(self, trainer: L.Trainer, module: AuroraModule, stage: str) -> None:
+        """Does what Lightning does for the rows that are learned from. Collective."""
+        held_out: list[Any] = [*self.data.values()]
+        for data in held_out:
+            data.trainer = trainer  # which knows the rank
+        agreed(lambda: [data.prepare_data() for data in held_out] if trainer.local_rank == 0 else None)
+        for data in held_out:
+            data.setup(stage)
 
     def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
         if module.step > 0 and self._due(module):
@@ -88,7 +97,6 @@ class Validation(L.Callback):
             for listed in (self.folder / name).glob(f"{Path(QUARANTINE_FILE).stem}*"):
                 listed.unlink()
         barrier()
-        data.trainer = trainer  # which knows the rank
         rows: Iterable[PackedBatch] = data.train_dataloader()
         return rows
 

@@ -121,6 +121,14 @@ def test_the_time_of_a_validation_counts_as_no_step(tmp_path, monkeypatch):
     assert all(float(seconds) < 1000 and float(waited) < 1 for _, seconds, waited in found)
 
 
+def test_rows_to_validate_on_are_prepared_as_those_to_learn_from(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(MadeRows, "prepare_data", lambda self: asked.append(("prepare", self.folder.name)))
+    monkeypatch.setattr(MadeRows, "setup", lambda self, stage: asked.append((stage, self.folder.name)))
+    train(config_of(tmp_path))
+    assert sorted(asked) == [("fit", "rows"), ("fit", "second"), ("prepare", "rows"), ("prepare", "second")]
+
+
 def test_shards_are_validated_on_one_dataset_after_the_other_and_bad_samples_listed_once(tmp_path):
     for name, numbers in (("pictures", range(16)), ("birds", range(16, 22)), ("fish", range(22, 25))):
         write_shards([sample(number) for number in numbers] + broken(name), tmp_path / "data" / name)
