@@ -41,6 +41,10 @@ def build_held_out(config: Mapping[str, Any], recipe: Recipe, model: AuroraModel
     the dataset that cannot be read."""
     if recipe.validation is None:
         return {}
+    kind = config["data"]["name"]
+    if "mixture" not in DATA.options(kind):
+        raise AuroraError(f"validation: data {kind!r} takes no mixture, so it cannot read what is held out; "
+                          "stages.STAGE.validation.mixture=null trains without")
     once = held_out(recipe)
     return {name: _checked(name, replace(once, mixture=once.mixture.only([name])), config, model, folder / name)
             for name in _there(config["data"], list(once.mixture.datasets))}

@@ -53,6 +53,8 @@ def fit(stage: Stage, module: AuroraModule, data: DataModule, held_out: Mapping[
     stop = StopOnSignal()
     watchdog = Watchdog(folder=stage.folder.path / STACKS, seconds=stage.options.watchdog_seconds)
     curves, user_callbacks = Curves(tell=console.print), agreed(lambda: UserCallbacks(stage.options.callbacks))
+    for name in user_callbacks.waiting() if stage.recipe.validation is None else ():
+        console.print(f"{stage.name}: trainer.callbacks.{name} acts after each validation, and this stage has none")
     validation = [] if stage.recipe.validation is None else [Validation(
         held_out=stage.recipe.validation, data=held_out, folder=stage.folder.path / VALIDATION, curves=curves,
         user_callbacks=user_callbacks, stop=stop, watchdog=watchdog, console=console)]

@@ -53,7 +53,7 @@ def check_callbacks(entries: Mapping[str, Any], *, validated: bool) -> None:
                                   "is no checkpoint of Lightning's. What it has to keep, state_dict gives and "
                                   "load_state_dict takes")
         if issubclass(kind, EarlyStopping) and not validated:
-            raise AuroraError(f"trainer.callbacks.{name}: {kind.__name__} looks after each validation, and no stage "
+            raise AuroraError(f"trainer.callbacks.{name}: {kind.__name__} acts after each validation, and no stage "
                               "has any; stages.STAGE.validation.mixture says what is held out")
 
 
@@ -102,6 +102,10 @@ class UserCallbacks(L.Callback):
         metrics = to_plain("trainer.callback_metrics", dict(trainer.callback_metrics))
         return {"ended": self.ended, "validated": self._validated, "metrics": metrics,
                 "states": {name: state for name, state in states.items() if state}}
+
+    def waiting(self) -> list[str]:
+        """The names of those that look at nothing but validations."""
+        return [name for name, callback in self.callbacks.items() if isinstance(callback, EarlyStopping)]
 
     def validated(self, trainer: L.Trainer, module: AuroraModule) -> None:
         """Tells them that a validation has ended, once for every step. Collective."""

@@ -110,6 +110,8 @@ def test_a_stage_ends_where_the_held_out_loss_no_longer_falls_and_the_next_one_g
     load_model(tmp_path / "first" / "model")
     said = capfd.readouterr().out
     assert "first: ended after step 6 of 12 by trainer.callbacks (patience): Monitored metric val_loss did not" in said
+    assert "second: trainer.callbacks.patience acts after each validation, and this stage has none" in said
+    assert "first: trainer.callbacks.patience looks" not in said
     train(config)
     assert "first: finished before" in capfd.readouterr().out
 
@@ -228,7 +230,7 @@ def test_a_callback_that_fails_is_named_and_its_traceback_kept(tmp_path, own):
     ({"_target_": f"{LIGHTNING}GradientAccumulationScheduler", "scheduling": {}}, "stages.STAGE.global_batch"),
     ({"_target_": f"{LIGHTNING}BackboneFinetuning"}, "stages.STAGE.trained says what learns"),
     ({"_target_": f"{LIGHTNING}LambdaCallback"}, "it takes functions, which a config cannot hold"),
-    (PATIENT, "EarlyStopping looks after each validation, and no stage has any"),
+    (PATIENT, "EarlyStopping acts after each validation, and no stage has any"),
     ({"_target_": "owns.Elsewhere", "kind": ""}, "Elsewhere has on_save_checkpoint, which is not called"),
 ])
 def test_what_has_no_use_here_is_refused_with_the_reason_before_anything_starts(tmp_path, own, entry, reason):

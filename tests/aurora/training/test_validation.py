@@ -302,6 +302,13 @@ def test_a_held_out_dataset_that_is_missing_is_named_before_anything_starts(tmp_
         plan_stages(config)
 
 
+def test_data_without_a_mixture_holds_nothing_out(tmp_path):
+    config = config_of(tmp_path)
+    config["data"] = {"name": "synthetic", "steps": 3, "frames": 1, "height": 16, "width": 16}
+    with pytest.raises(AuroraError, match="data 'synthetic' takes no mixture, so it cannot read what is held out"):
+        train(config)
+
+
 def test_missing_datasets_are_dropped_where_they_may_be_but_not_all(tmp_path):
     for name in ("pictures", "birds"):
         write_shards([sample(number) for number in range(6)], tmp_path / "data" / name)

@@ -40,8 +40,8 @@ class MadeRows(L.LightningDataModule, DataModule):
     stops_at = None
 
     def __init__(self, *, seed, layout, tokenizer, prompt, quarantine=None, steps=6, rows_per_step=4, framed=True,
-                 row_tokens=4096):
-        """`row_tokens` is what others are told of the length of a row; rows are as they are."""
+                 row_tokens=4096, mixture=None):
+        """`row_tokens` is what others are told of the length of a row; rows are as they are, whatever the mixture."""
         super().__init__()
         self.folder = None if quarantine is None else Path(quarantine).parent
         self.seed, self.layout, self.prompt = seed, layout, prompt
