@@ -108,15 +108,15 @@ def cluster(place: Place | None) -> ClusterEnvironment:
     return LightningEnvironment() if place is None else TorchElasticEnvironment()
 
 
-def join(place: Place, options: TrainerOptions) -> bool:
-    """Meets the other processes, unless the launcher has seen to that as Ray does; whether it was done here.
+def join(place: Place, options: TrainerOptions) -> None:
+    """Meets the other processes, unless the launcher has seen to that as Ray does.
 
     AuroraError when that takes longer than `trainer.rendezvous_seconds`.
     """
     _as_torchrun_says(place)
     rank_zero_only.rank = place.rank
     if place.world == 1 or dist.is_initialized():
-        return False
+        return
     if _on_cuda(options):
         torch.cuda.set_device(place.local)
     patience = timedelta(seconds=options.rendezvous_seconds)
@@ -139,7 +139,6 @@ def join(place: Place, options: TrainerOptions) -> bool:
     store.set_timeout(longest)
     dist.init_process_group("nccl" if _on_cuda(options) else "gloo", store=store, rank=place.rank,
                             world_size=place.world, timeout=longest)
-    return True
 
 
 def require_equal(config: Mapping[str, Any]) -> None:

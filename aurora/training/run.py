@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
@@ -72,9 +73,12 @@ def train(config: Mapping[str, Any]) -> Path:
     refuse_unsafe_loading()
     place = find_place()
     with lost_processes_told(Path(config["run"]) / STACKS, step=lambda: None):
-        joined = place is not None and join(place, read_options(config["trainer"]))
+        met_before = dist.is_initialized()
+        if place is not None:
+            join(place, read_options(config["trainer"]))
         model = _train_together(config, place)
-        if joined:
+        # also where Lightning has started the others: a process that ends inside of its groups aborts now and then
+        if not met_before:
             leave()
     return model
 
