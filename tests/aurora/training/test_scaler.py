@@ -1,15 +1,11 @@
-import json
 import math
-import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import MadeRows, curve, tiny_config
+from tiny_training import MadeRows, curve, tiny_config, train_together
 
 from aurora.checkpoint import load_model
 from aurora.errors import AuroraError
@@ -21,7 +17,6 @@ from aurora.training.recipe import TrainerOptions
 from aurora.training.run import train
 from aurora.training.scaler import DynamicLossScale, LossScale, build_loss_scale
 
-FOLDER = Path(__file__).parent
 STEPS = 12
 
 
@@ -202,12 +197,7 @@ def runs(tmp_path_factory):
              several("alone", 1, row_tokens=4096),
              several("moved", strategy="fsdp_hybrid", shard_size=1, stops_at=1),
              several("moved", strategy="fsdp", activation_checkpointing="block")]
-    file = folder / "cases.json"
-    file.write_text(json.dumps(cases))
-    done = subprocess.run([sys.executable, "-W", "error", str(FOLDER / "together.py"), str(file)], capture_output=True,
-                          text=True, timeout=200,
-                          env={**os.environ, "PYTHONPATH": str(FOLDER.parents[2]), "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout + done.stderr
+    train_together(cases, folder)
     return folder
 
 

@@ -1,15 +1,10 @@
 import copy
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_training import MadeRows, curve, tiny_config
+from tiny_training import MadeRows, curve, tiny_config, train_together
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,7 +20,6 @@ from aurora.training.recipe import TrainerOptions, check_rows, read_options, rea
 from aurora.training.run import plan_stages, train
 from aurora.training.sharding import Sharded, build_strategy, shard
 
-FOLDER = Path(__file__).parent
 STEPS = 3
 
 
@@ -81,12 +75,7 @@ def runs(tmp_path_factory):
              case(folder / "in-slices", 2, strategy="ddp", sequence_parallel=2, measure_every=1),
              case(folder / "in-copies", 4, strategy="fsdp_hybrid", shard_size=2, sequence_parallel=2, measure_every=1),
              case(folder / "pieces", 2, strategy="ddp", backprop_tokens=5)]
-    file = folder / "cases.json"
-    file.write_text(json.dumps(cases))
-    done = subprocess.run([sys.executable, "-W", "error", str(FOLDER / "together.py"), str(file)], capture_output=True,
-                          text=True, timeout=200,
-                          env={**os.environ, "PYTHONPATH": str(FOLDER.parents[2]), "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout + done.stderr
+    train_together(cases, folder)
     return folder
 
 

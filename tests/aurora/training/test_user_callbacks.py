@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_training import start, start_ranks, tiny_config
+from tiny_training import exit_codes, start, start_ranks, tiny_config
 
 from aurora.checkpoint import load_model
 from aurora.errors import AuroraError
@@ -94,12 +94,6 @@ def processes(tmp_path, monkeypatch):
         process.join()
 
 
-def end(started):
-    for process in started:
-        process.join(60)
-    return [process.exitcode for process in started]
-
-
 # ---- stopping early
 
 
@@ -142,16 +136,16 @@ def test_a_run_that_was_killed_stops_at_the_same_step(tmp_path, processes, world
         time.sleep(0.001)
     for process in started:
         process.kill()
-    end(started)
+    exit_codes(started)
     started, said = processes(config, world)
-    assert end(started) == [0] * world, said.read_text()
+    assert exit_codes(started) == [0] * world, said.read_text()
     assert steps(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
     assert "ended after step 6 of 12" in said.read_text() or "finished before" in said.read_text()
 
 
 def test_a_callback_of_one_rank_that_stops_in_the_middle_of_a_step_ends_all_after_it(tmp_path, own, processes):
     started, said = processes(config_of(tmp_path / "run", own("stops"), every=None, strategy="ddp"), 2)
-    assert end(started) == [0, 0], said.read_text()
+    assert exit_codes(started) == [0, 0], said.read_text()
     assert steps(tmp_path / "run") == [1, 2, 3, 4]
     assert "first: ended after step 4 of 12 by trainer.callbacks (mine)" in said.read_text()
 
@@ -180,11 +174,11 @@ def test_what_a_callback_keeps_goes_through_a_stop_exactly(tmp_path, own, proces
     while not is_committed(checkpoint_path(tmp_path / "run" / "first" / CHECKPOINTS, 4)) and not started[0].exitcode:
         time.sleep(0.001)
     started[0].kill()
-    end(started)
+    exit_codes(started)
     started, said = processes(config)
-    assert end(started) == [0], said.read_text()
+    assert exit_codes(started) == [0], said.read_text()
     whole, undisturbed = processes({**config, "run": str(tmp_path / "whole")})
-    assert end(whole) == [0]
+    assert exit_codes(whole) == [0]
     kept, expected = (path.read_text().splitlines()[-2] for path in (said, undisturbed))
     assert kept == expected and expected.count(",") == STEPS - 1
 

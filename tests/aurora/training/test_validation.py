@@ -1,15 +1,11 @@
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from test_real_data import config_for, sample
-from tiny_training import HELD_OUT, MadeRows, start, start_ranks, tiny_config
+from tiny_training import HELD_OUT, MadeRows, exit_codes, start, start_ranks, tiny_config, train_together
 
 from aurora.checkpoint import load_model
 from aurora.config import load_config
@@ -21,7 +17,6 @@ from aurora.training.watchdog import HUNG_EXIT
 from datamodules._samples import ShardSample
 from datamodules._shards import write_shards
 
-FOLDER = Path(__file__).parent
 STEPS, ROWS = 5, 8  # of a run; that are held out
 MODEL = Path("second", "model", "model.safetensors")
 
@@ -175,11 +170,7 @@ LAYOUTS = {
 def layouts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("layouts")
     cases = [case(folder / name, processes, **options) for name, (processes, options) in LAYOUTS.items()]
-    (folder / "cases.json").write_text(json.dumps(cases))
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(FOLDER / "together.py"), str(folder / "cases.json")], capture_output=True,
-        text=True, timeout=200, env={**os.environ, "PYTHONPATH": str(FOLDER.parents[2]), "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout + done.stderr
+    train_together(cases, folder)
     return folder
 
 
@@ -222,12 +213,6 @@ def begin(tmp_path):
         process.join()
 
 
-def status(processes):
-    for process in processes:
-        process.join(60)
-    return [process.exitcode for process in processes]
-
-
 @pytest.mark.parametrize("every", [2, STEPS])
 def test_a_run_killed_while_it_validates_goes_on_exactly(every, begin, tmp_path):
     train(config_of(tmp_path / "whole", every=every))
@@ -246,7 +231,7 @@ def test_a_signal_ends_a_validation_at_once_which_the_resumed_run_makes_up_for(e
     config["trainer"] |= {"strategy": "auto" if world == 1 else "ddp", "checkpoint_every": 1000}
     processes = begin(config, world, SECONDS_PER_HELD_OUT_ROW="0.5")
     processes[-1].terminate()
-    assert status(processes) == [128 + signal.SIGTERM] * world
+    assert exit_codes(processes) == [128 + signal.SIGTERM] * world
     assert validated(tmp_path / "run") == [] and [step for step, in columns(tmp_path / "run")] == [
         str(step) for step in range(1, every + 1)]
     assert not (tmp_path / "run" / MODEL).exists()
@@ -260,10 +245,10 @@ def test_a_signal_ends_a_validation_at_once_which_the_resumed_run_makes_up_for(e
 def test_rows_that_are_read_keep_the_watchdog_quiet_and_a_row_that_hangs_does_not(begin, tmp_path):
     config = config_of(tmp_path / "slow", every=STEPS)
     config["trainer"]["watchdog_seconds"] = 2.0  # a validation takes 2.4
-    assert status(begin(config, SECONDS_PER_HELD_OUT_ROW="0.3")) == [0]
+    assert exit_codes(begin(config, SECONDS_PER_HELD_OUT_ROW="0.3")) == [0]
     config = config_of(tmp_path / "hung", every=STEPS)
     config["trainer"]["watchdog_seconds"] = 2.0
-    assert status(begin(config, SECONDS_PER_HELD_OUT_ROW="1000")) == [HUNG_EXIT]
+    assert exit_codes(begin(config, SECONDS_PER_HELD_OUT_ROW="1000")) == [HUNG_EXIT]
 
 
 def test_validation_may_be_added_to_a_run_that_has_begun(tmp_path, monkeypatch):

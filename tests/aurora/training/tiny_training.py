@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 import warnings
@@ -179,6 +180,23 @@ def start_ranks(config, log, world, *, port=None, **environment):
     told = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port or free_port()), "GLOO_SOCKET_IFNAME": "lo", **environment}
     return [start(config, f"{log}-{rank}", RANK=str(rank), LOCAL_RANK=str(rank), **told) for rank in range(world)]
+
+
+def train_together(cases, folder):
+    """Runs the cases of together.py one after the other; they and what lies beside them go below `folder`."""
+    file = folder / "cases.json"
+    file.write_text(json.dumps(cases))
+    script, root = Path(__file__).with_name("together.py"), Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-W", "error", str(script), str(file)], capture_output=True, text=True,
+                          timeout=200, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def exit_codes(processes):
+    """Those of started processes, once they have ended; None for one that does not within a minute."""
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
 
 
 def free_port():
