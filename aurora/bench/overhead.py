@@ -116,5 +116,6 @@ def _config(settings: Settings, config: Mapping[str, Any], folder: Path) -> dict
             "run": str(folder / "run"), "init_from": str(folder / "start"), "restart": True, "seed": 0,
             "keep_ratio": 0.1, "sampling": {"fps": 1.0}, "base_weights": {},
             "trainer": {"accelerator": "gpu" if settings.gpu else "cpu", "progress": "none", "precision": precision,
-                        "checkpoint_every": CHECKPOINT_EVERY},
+                        # the thread waits between turns for as long as the others are timed, and ends with the process
+                        "checkpoint_every": CHECKPOINT_EVERY, "watchdog_seconds": None},
             "logger": {"csv": {"_target_": "aurora.training.logs.CsvLogger"}}}

@@ -63,7 +63,7 @@ def _stream(pieces: Iterable[str], status: Status) -> None:
             begun = True
             sys.stdout.write(shown)
             sys.stdout.flush()
-    status.clear()
+    status.clear()  # an empty answer has left it there
     sys.stdout.write("\n")
     sys.stdout.flush()
 
@@ -128,14 +128,18 @@ class Status:
     """One line on stderr that is written over; nothing where stderr is no terminal."""
 
     def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
+        self._enabled = sys.stderr.isatty()
+        self._visible = False
 
     def __call__(self, text: str) -> None:
         """Shows a text in place of the one before."""
-        if self._shown:
+        if self._enabled:
             sys.stderr.write(f"\r\x1b[K{text}")
             sys.stderr.flush()
+            self._visible = True
 
     def clear(self) -> None:
-        """Takes the line away."""
-        self("")
+        """Erases the line if it is there: on a terminal stdout shares it, and an answer may stand in it by now."""
+        if self._visible:
+            self("")
+            self._visible = False
