@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
 
-from aurora.types import PackedBatch
+from aurora.steps import StepLoader, rank_and_world
+from aurora.types import PackedBatch, Position
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,19 +57,24 @@ class VideoReader(ABC):
 
 
 class DataModule(ABC):
-    """A source of packed rows for training.
+    """A source of packed rows for training; a subclass is a LightningDataModule as well.
 
     The order of samples depends neither on the number of ranks nor on that of loader workers. Every rank is given
     the same number of rows in every optimizer step. The constructor may ask for the facts that other parts know:
     `tokenizer`, `prompt`, `layout` (VisualLayout) and `reader`.
     """
 
-    position: tuple[int, int, int]
-    """Where training goes on, as in PackedBatch; whoever trains sets it to that of the row it has finished."""
+    trainer: Any  # Lightning's, None outside of it
+    held_out: Mapping[str, DataModule] = MappingProxyType({})
+    """What is validated on, by name: each is read from its beginning to its end in every validation."""
 
     @abstractmethod
-    def train_dataloader(self) -> Iterable[PackedBatch]:
-        """The rows of this rank from `position` to the end of the last epoch, in one pass."""
+    def rows(self, position: Position, *, steps: int, rank: int, world: int) -> Iterator[PackedBatch]:
+        """The rows of one rank in `steps` optimizer steps from a position on, epoch after epoch, lazily.
+
+        The last row of a step has `closes_step`, and the position behind it. `rank` and `world` count the processes
+        that read rows of their own.
+        """
 
     @abstractmethod
     def steps_per_epoch(self) -> int:
@@ -74,15 +82,41 @@ class DataModule(ABC):
 
     @abstractmethod
     def total_steps(self) -> int:
-        """Optimizer steps of the whole training, those before `position` included."""
+        """Optimizer steps of the whole training."""
 
+    @property
     @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """The position, and what it is a position in."""
+    def epochs(self) -> int:
+        """Epochs of the whole training; a second pass over the data starts with the epoch behind them."""
 
-    @abstractmethod
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Goes to a saved position. AuroraError when it was saved by another plan."""
+    def identity(self) -> str:
+        """What a position is a position in: a checkpoint of another one is refused."""
+        return ""
+
+    def counts(self) -> dict[str, int]:
+        """What this rank has counted so far, such as `bad_samples` and `worker_deaths`: columns of the step metrics."""
+        return {}
+
+    def samples(self) -> int | None:
+        """Samples of the whole training; None where that is not known."""
+        return None
+
+    def fill(self) -> tuple[float, float] | None:
+        """Shares of the rows' tokens and frames that are used; None where that is not known."""
+        return None
+
+    def train_dataloader(self) -> StepLoader:
+        """The optimizer steps of this rank."""
+        return self._steps(self.trainer)
+
+    def val_dataloader(self) -> list[StepLoader]:
+        """Those of what is held out, one loader each."""
+        return [data._steps(self.trainer) for data in self.held_out.values()]
+
+    def _steps(self, trainer: Any) -> StepLoader:
+        rank, world = rank_and_world(trainer)
+        return StepLoader(partial(self.rows, rank=rank, world=world), steps=self.total_steps(), epochs=self.epochs,
+                          identity=self.identity(), repeat=getattr(trainer, "overfit_batches", 0) > 0)
 
 
 # ---- source ----------------------------------------------------------------------------------------------------
