@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from aurora.adapters.initial_state import start_like
 from aurora.assemble import MODEL_SLOTS, WEIGHTED_SLOTS, build_model
+from aurora.config import ModelConfig
 from aurora.conversion.loading import load_parts
 from aurora.conversion.reading import INDEX_FILE, open_tensors, read_metadata, weight_files
 from aurora.errors import AuroraError
@@ -88,7 +89,7 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu", overri
     """
     config = {**read_config(folder), **(overrides or {})}
     with torch.device("meta"):
-        model = build_model(config)
+        model = build_model(ModelConfig.parse(config))
     quantize(model.backbone, config.get("quantize"))
     load_weights(model, folder, config)
     fill_unsaved_buffers(model, config)
@@ -182,7 +183,7 @@ def fill_unsaved_buffers(model: AuroraModel, config: Mapping[str, Any]) -> None:
     empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     if not empty:
         return
-    fresh = dict(build_model(config).named_buffers())
+    fresh = dict(build_model(ModelConfig.parse(config)).named_buffers())
     for name in empty:
         owner, _, last = name.rpartition(".")
         setattr(model.get_submodule(owner), last, fresh[name])

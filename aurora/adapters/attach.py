@@ -10,7 +10,7 @@ from types import ModuleType
 from torch import nn
 
 from aurora.adapters.initial_state import PREFIX, tune_state, tuned_state
-from aurora.adapters.spec import Adapters
+from aurora.recipe import Adapters
 from aurora.adapters.targets import find_targets
 from aurora.assemble import WEIGHTED_SLOTS
 from aurora.errors import AuroraError

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from aurora.adapters.attach import is_lora, is_state, lora_module, merge_adapters
 from aurora.adapters.initial_state import start_from, tuned_state
-from aurora.adapters.spec import Adapters
+from aurora.recipe import Adapters
 from aurora.assemble import WEIGHTED_SLOTS
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from aurora.adapters.spec import Lora
+from aurora.recipe import Lora
 from aurora.errors import AuroraError
 
 CONFIG_FILE = "adapter_config.json"

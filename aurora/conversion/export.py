@@ -25,6 +25,7 @@ from aurora.checkpoint import (
     read_config,
     weight_paths,
 )
+from aurora.config import ModelConfig
 from aurora.conversion.card import describe_prompt, model_card, results_of, training_of
 from aurora.conversion.plan import DTYPES
 from aurora.conversion.reading import are_mapped, open_tensors, read_metadata
@@ -82,7 +83,7 @@ def _dtype(name: str) -> str:
 def _skeleton(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> AuroraModel:
     """The model without memory, once the weights were found to be its own."""
     with torch.device("meta"):
-        model = build_model(config)
+        model = build_model(ModelConfig.parse(config))
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     start_like(model.backbone, shapes)
     parts = json.loads(read_metadata(weight_paths(folder)[0]).get("parts", "{}"))

@@ -43,7 +43,6 @@ from aurora.training.module import AuroraModule
 from aurora.training.parallel import agreed, leave, local_devices
 from aurora.training.precision import in_dtype, require_bfloat16
 from aurora.training.recipe import (
-    check_average,
     check_datasets,
     check_rows,
     check_seed,
@@ -134,7 +133,6 @@ def plan_stages(config: Mapping[str, Any], place: Place | None = None, *, worlds
         given = config.get("init_from") if name == names[0] else None
         start = given or _model_before(config["run"], name, recipes[name].after, names)
         _check_start(config, given, start)
-        check_average(name, recipes[name], options)
         stages.append(Stage(name, config, recipes[name], options, StageFolder(config["run"], name), start, place))
         _check_merge(stages[-1])
     return stages

@@ -7,7 +7,7 @@ import torch
 
 from aurora.adapters.initial_state import tune_state, tuned_state
 from aurora.adapters.lora import add_lora, lora_layers, merge_lora
-from aurora.adapters.spec import Lora
+from aurora.recipe import Lora
 from aurora.adapters.targets import find_targets
 from aurora.registry import BACKBONE
 from aurora.testing.backbone import LENGTHS, VOCAB, bounds, build, row

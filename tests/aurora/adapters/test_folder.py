@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from aurora.adapters.attach import attach_adapters, merge_adapters
 from aurora.adapters.folder import adapter_hash, apply_adapter, base_hash, save_adapter
-from aurora.adapters.spec import read_adapters
+from aurora.recipe import read_adapters
 from aurora.checkpoint import load_model, save_model
 from aurora.commands.finding import saved_model
 from aurora.errors import AuroraError

@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from aurora.adapters.spec import Lora, SlotAdapters, TunedState, read_adapters
+from aurora.recipe import Lora, SlotAdapters, TunedState, read_adapters
 from aurora.adapters.targets import find_targets
 from aurora.config import load_config
 from aurora.errors import AuroraError
