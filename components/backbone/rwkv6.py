@@ -20,12 +20,14 @@ from aurora.errors import AuroraError
 from aurora.interfaces import Backbone
 from aurora.registry import BACKBONE
 from aurora.types import State
+from aurora.weights.io import open_tensors
+from aurora.weights.loading import fill, write_tensors
 
 from ..kernels.linear import project
 from ..kernels.wkv6 import wkv6, wkv6_step
 from . import _rwkv6_native
-from ._checkpoint import fill, read_tensors, write_tensors
 from ._layers import Linear, check_sizes, layer_of, stack_layers, with_range
+from ._layouts_rwkv6 import FAMILY
 from ._packing import Row
 from ._rwkv6_init import initialise
 from ._time_state import from_time_states, is_time_state, to_time_states
@@ -172,6 +174,7 @@ class RWKV6(Backbone):
     """RWKV-6 (Finch), a linear RNN whose decay depends on what it reads; defaults are those of the 1.6B model."""
 
     block_class = Block
+    layouts = FAMILY
 
     def __init__(
         self,
@@ -251,7 +254,7 @@ class RWKV6(Backbone):
     def load_base(self, path: str) -> None:
         """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`, with or without a tuned initial
         state."""
-        tensors = read_tensors(path)
+        tensors = open_tensors(path)
         tuned = self.import_state({name: tensors.pop(name) for name in [*tensors] if is_time_state(name)})
         fill(self, tensors, path)
         if tuned:
