@@ -1,4 +1,4 @@
-"""Writing files and folders atomically, so that they are there as a whole or not at all, and room for them on the disk."""
+"""Writing files and folders atomically, so that they are there as a whole or not at all, and room for them."""
 
 from __future__ import annotations
 

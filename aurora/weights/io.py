@@ -136,7 +136,7 @@ def _shards(index: Path) -> list[Path]:
 def _open_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118: it is not a mapping
+            return {name: opened.get_tensor(name) for name in opened.offset_keys()}
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise _broken_safetensors(file, error) from error
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from aurora.errors import AuroraError
 from aurora.files import replacing
-from aurora.interfaces import Backbone
+from aurora.interfaces import INITIAL_STATE, Backbone
 from aurora.weights.io import (
     PICKLED,
     SAFETENSORS,
@@ -24,9 +24,6 @@ from aurora.weights.io import (
     write_safetensors,
 )
 from aurora.weights.layouts import looks_like
-
-TUNED = "initial_state."
-"""What the names of a tuned initial state begin with, inside a backbone."""
 
 _PART_ELEMENTS = 2**24
 _LISTED = 8
@@ -61,9 +58,10 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
 
     AuroraError that names what is missing, unexpected or of another shape.
     """
-    own = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(TUNED)}
-    tuned = {name.removeprefix(TUNED): tensor for name, tensor in tensors.items() if name.startswith(TUNED)}
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(TUNED)}
+    own = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(INITIAL_STATE)}
+    tuned = {name.removeprefix(INITIAL_STATE): tensor for name, tensor in tensors.items()
+             if name.startswith(INITIAL_STATE)}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(INITIAL_STATE)}
     reshaped = [f"{name} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}" for name in own
                 if name in tensors and tensors[name].shape != own[name].shape]
     faults = [
@@ -76,7 +74,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
                           f"{_advice(own, tensors)}")
     if tuned:
         assert isinstance(module, Backbone)
-        start_from(module, tuned)
+        module.start_from(tuned)
     load_parts(module, tensors, mapped=are_mapped(source))
 
 

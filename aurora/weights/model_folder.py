@@ -25,7 +25,7 @@ from aurora.files import replacing
 from aurora.model import AuroraModel
 from aurora.precision import quantize
 from aurora.weights.io import INDEX_FILE, SINGLE_FILE, open_tensors, read_metadata, weight_files
-from aurora.weights.loading import TUNED, load_parts
+from aurora.weights.loading import load_parts
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = SINGLE_FILE
@@ -110,19 +110,12 @@ def fitting_tensors(model: AuroraModel, folder: str | Path, config: Mapping[str,
     paths = weight_paths(folder)
     path = paths[0] if len(paths) == 1 else Path(folder)
     tensors, parts = open_tensors(folder), read_metadata(paths[0]).get("parts", "{}")
-    tune_like(model, tensors)
-    _check_same_model(path, json.loads(parts), config, model.state_dict(), tensors)
+    model.backbone.start_like({name: tensor.shape for name, tensor in tensors.items()})
+    try:
+        _check_same_model(path, json.loads(parts), config, model.state_dict(), tensors)
+    except json.JSONDecodeError as error:
+        raise AuroraError(f"{path} cannot be read: the parts in its header are not JSON ({error})") from error
     return path, tensors
-
-
-def tune_like(model: AuroraModel, weights: Mapping[str, Tensor]) -> None:
-    """Gives the backbone room for the tuned initial state that a model's weights hold, where they hold one."""
-    above = f"backbone.{TUNED}"
-    device = next(model.backbone.parameters()).device
-    state = {name.removeprefix(above): torch.zeros(weights[name].shape, device=device)
-             for name in weights if name.startswith(above)}
-    if state:
-        model.backbone.start_from(state)
 
 
 def weight_paths(folder: str | Path) -> list[Path]:

@@ -20,8 +20,6 @@ from aurora.interfaces import Backbone
 from aurora.types import State
 from aurora.weights.io import open_tensors
 from aurora.weights.loading import fill, write_tensors
-from aurora.weights.io import open_tensors
-from aurora.weights.loading import fill, write_tensors
 
 from ..kernels.linear import project
 from ._layers import GatedNorm, Linear, SwiGLU, layer_of, stack_layers
@@ -106,7 +104,7 @@ class Decoder(Backbone):
     def embed(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.embeddings.weight)
 
-    def init_state(self, sequences: int) -> State:
+    def blank_state(self, sequences: int) -> State:
         weight = self.embeddings.weight
         wide = torch.promote_types(weight.dtype, torch.float32)
         return {
@@ -114,8 +112,8 @@ class Decoder(Backbone):
             for name, shape in self.state_shapes.items()
         }
 
-    def forward(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
+    def read(
+        self, x: Tensor, cu_seqlens: Tensor, state: State | None, *, return_state: bool
     ) -> tuple[Tensor, State | None]:
         row = Row.of(cu_seqlens, x.device)
         after = []

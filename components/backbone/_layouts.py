@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from aurora.weights.layouts import KeyMap, Shapes, View, same
 from aurora.errors import AuroraError
+from aurora.interfaces import INITIAL_STATE
+from aurora.weights.layouts import KeyMap, Shapes, View, same
 
 TIME_STATE = r"blocks\.\d+\.att\.time_state"
-_TUNED = "initial_state.wkv"
+_TUNED = f"{INITIAL_STATE}wkv"
 
 
 def pair(ours: str, theirs: str, to_theirs: View = same, to_ours: View = same) -> KeyMap:

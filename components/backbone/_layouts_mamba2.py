@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from aurora.weights.layouts import KeyMap, Family, Layout, Shapes
 from aurora.errors import AuroraError
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes
 
 from ._layouts import depth, pair, size
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from aurora.weights.layouts import KeyMap, Family, Layout, Shapes
 from aurora.errors import AuroraError
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes
 
 from ._layouts import TIME_STATE, below, deep, depth, flat, pair, pairs, size, transposed, unpack_state
 

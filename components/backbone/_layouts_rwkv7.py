@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aurora.weights.layouts import KeyMap, Family, Layout, Shapes
 from aurora.errors import AuroraError
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes
 
 from ._layouts import TIME_STATE, below, deep, depth, flat, pair, pairs, size, transposed, unpack_state
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from aurora.weights.layouts import KeyMap, Family, Layout, Shapes
 from aurora.errors import AuroraError
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes
 
 from ._base_weights import PREFIX
 
@@ -116,7 +116,8 @@ def _transformers(name: str, title: str, prefix: str) -> Layout:
     )
 
 
-OURS = Layout(name="aurora", title="our own names", marks=(r"^blocks\.\d+\.attention\.qkv\.",), layer=r"blocks\.(\d+)\.")
+OURS = Layout(name="aurora", title="our own names", marks=(r"^blocks\.\d+\.attention\.qkv\.",),
+              layer=r"blocks\.(\d+)\.")
 FAMILY = Family(
     slot="vision",
     part="siglip",
