@@ -1,6 +1,7 @@
-"""What a layout is: the names and shapes under which a family's weights are kept, said relative to our own.
+"""Layouts: the names and shapes under which a family's weights are stored, described relative to our own.
 
-A module of a slot, `_layouts_NAME.py`, says for the part NAME which layouts its weights come in, as `FAMILY`.
+A part whose weights come in several layouts has them in its class attribute `layouts`, a `Family`; `aurora convert`
+finds it there, for parts of other packages as well.
 """
 
 from __future__ import annotations
@@ -34,36 +35,36 @@ Table = dict[str, tuple[Piece, ...]]
 
 
 @dataclass(frozen=True)
-class Bond:
+class KeyMap:
     """The same values under our names and under theirs; one of the two may be several equal parts of the other.
 
-    `forth` shows one of ours as it stands in theirs, `back` the other way round.
+    `to_theirs` gives one of our tensors the shape that it has in theirs, `to_ours` the other way round.
     """
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
-    forth: View = same
-    back: View = same
+    to_theirs: View = same
+    to_ours: View = same
 
-    def to_theirs(self) -> Table:
-        """How their tensors are made."""
-        return _table(self.ours, self.theirs, self.forth)
+    def their_tensors(self) -> Table:
+        """How their tensors are made of ours."""
+        return _table(self.ours, self.theirs, self.to_theirs)
 
-    def to_ours(self) -> Table:
-        """How our tensors are made."""
-        return _table(self.theirs, self.ours, self.back)
+    def our_tensors(self) -> Table:
+        """How our tensors are made of theirs."""
+        return _table(self.theirs, self.ours, self.to_ours)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way of keeping a family's weights."""
+    """One way of storing a family's weights."""
 
     name: str
-    told: str
+    title: str
     marks: tuple[str, ...]  # patterns of names that only this layout has
-    bonds: Callable[[int], Sequence[Bond]] | None = None  # by number of layers; None: our own names
+    key_maps: Callable[[int], Sequence[KeyMap]] | None = None  # by number of layers; None: our own names
     layer: str = r"(?!)"  # a pattern of names with the number of their layer in its group
-    left_out: tuple[str, ...] = ()  # patterns of names that belong to it and have no place among ours
+    ignored: tuple[str, ...] = ()  # patterns of names that belong to it and have no place among ours
     copies: Mapping[str, str] = field(default_factory=dict)  # names that repeat another one and may be absent
     writes_copies: bool = False
     carried: tuple[str, ...] = ()  # patterns of names that may be there and are kept inside the layout only
@@ -76,7 +77,7 @@ class Layout:
         return any(re.search(mark, name) for name in names for mark in self.marks)
 
     def layers(self, names: Iterable[str]) -> int:
-        """The number of layers that names speak of."""
+        """The number of layers that names count."""
         return 1 + max((int(found[1]) for name in names if (found := re.match(self.layer, name))), default=-1)
 
     def carries(self, name: str) -> bool:
@@ -85,7 +86,7 @@ class Layout:
 
     def knows(self, name: str) -> bool:
         """Whether a name belongs to the layout although it has no place among ours."""
-        return name in self.copies or any(re.fullmatch(pattern, name) for pattern in (*self.left_out, *self.carried))
+        return name in self.copies or any(re.fullmatch(pattern, name) for pattern in (*self.ignored, *self.carried))
 
 
 @dataclass(frozen=True)
@@ -116,3 +117,39 @@ def _table(sources: tuple[str, ...], targets: tuple[str, ...], view: View) -> Ta
 
 def _part(tensor: Tensor, *, number: int, of: int, view: View) -> Tensor:
     return view(tensor.chunk(of)[number])
+
+
+_FAMILY_MARKS = (
+    (r"(^|\.)backbone\.blocks\.|^(vision|connector)\.", "a whole Aurora model, which is read as a model folder"),
+    (r"\.lora_[AB]\.", "a LoRA adapter (peft), which needs the model it was trained on"),
+    (r"\.att\.time_state$", "state-tuned RWKV"),
+    (r"blocks\.\d+\.att\.(r_k|k_k)$", "RWKV-7 (x070) by the authors' names"),
+    (r"blocks\.\d+\.att\.time_maa_x$", "RWKV-6 (x060) by the authors' names"),
+    (r"blocks\.\d+\.att\.(gate\.weight|time_mix_g)$", "RWKV-5 (x052)"),
+    (r"blocks\.\d+\.(att|attention)\.(time_first|time_mix_k)$", "RWKV-4"),
+    (r"rwkv\.blocks\.\d+\.attention\.time_maa_x$", "RWKV-6 in the layout of the RWKV/v6-Finch-*-HF repositories"),
+    (r"layers\.\d+\.attn\.x_proj\.0\.mu$", "RWKV-6 by flash-linear-attention's names"),
+    (r"layers\.\d+\.attn\.(k_k|w_lora\..*)$", "RWKV-7 by flash-linear-attention's names"),
+    (r"layers\.\d+\.attn\.(A_log|b_proj\.weight)$", "a gated delta network by flash-linear-attention's names"),
+    (r"layers\.\d+\.attn\.gk_proj\.", "gated linear attention (GLA) by flash-linear-attention's names"),
+    (r"layers\.\d+\.mixer\.(x_proj|dt_proj)\.", "Mamba-1"),
+    (r"layers\.\d+\.mixer\.(dt_bias|norm\.weight)$", "Mamba-2"),
+    (r"layers\.\d+\.temporal_block\.", "RecurrentGemma"),
+    (r"layers\.\d+\.block_sparse_moe\.", "Mixtral"),
+    (r"layers\.\d+\.self_attn\.q_norm\.", "Qwen 3"),
+    (r"^model\.layers\.\d+\.self_attn\.q_proj\.bias$", "Qwen 2"),
+    (r"model\.layers\.\d+\.self_attn\.", "a transformer such as Llama"),
+    (r"h\.\d+\.attn\.c_attn\.", "GPT-2"),
+    (r"gpt_neox\.layers\.", "GPT-NeoX"),
+    (r"vision_model\.encoder\.layers\.", "SigLIP or CLIP"),
+    (r"blocks\.\d+\.attn\.qkv\.", "a vision transformer of timm"),
+)
+
+
+def looks_like(names: Iterable[str]) -> str | None:
+    """The family whose weights have such names, such as 'Mamba-1'; None where it is not known here."""
+    names = list(names)
+    for mark, family in _FAMILY_MARKS:
+        if any(re.search(mark, name) for name in names):
+            return family
+    return None

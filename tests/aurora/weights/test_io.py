@@ -13,9 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aurora.conversion.reading import open_tensors, read_metadata
-from aurora.conversion.writing import Output, plan_shards, write_pth, write_safetensors, write_shards
 from aurora.errors import AuroraError
+from aurora.weights.io import (
+    Output,
+    open_tensors,
+    plan_shards,
+    read_metadata,
+    write_pth,
+    write_safetensors,
+    write_shards,
+)
 
 
 @pytest.fixture
@@ -77,7 +84,7 @@ def test_our_own_reader_gives_back_what_was_written(tensors, tmp_path: Path) -> 
 
 
 def test_large_tensors_are_written_in_blocks_that_add_up(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("aurora.conversion.writing.BLOCK_BYTES", 100)
+    monkeypatch.setattr("aurora.weights.io.BLOCK_BYTES", 100)
     tensors = {"flat": torch.randn(1000), "turned": torch.randn(31, 17).t(), "deep": torch.randn(1, 1, 333)}
     written = []
     write_safetensors(tmp_path / "model.safetensors", outputs(tensors, torch.bfloat16), {}, written.append)
@@ -169,7 +176,7 @@ def test_a_bare_pickle_is_refused(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_holds_more_than_weights_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {"a": torch.ones(2)}, "step": 3}, tmp_path / "model.pth")
-    with pytest.raises(AuroraError, match="no mapping of names to tensors, but state_dict, step"):
+    with pytest.raises(AuroraError, match="does not map names to tensors, but state_dict, step"):
         open_tensors(tmp_path / "model.pth")
 
 
@@ -209,7 +216,7 @@ def test_an_index_may_not_lead_out_of_its_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("index", "message"),
-    [("{", "not readable as JSON"), ("[]", "no JSON object"), ('{"weight_map": {}}', "none at all"),
+    [("{", "not readable as JSON"), ("[]", "not hold a JSON object"), ('{"weight_map": {}}', "none at all"),
      ('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "not there: model-00001-of-00002")],
 )
 def test_a_broken_index_is_named(tmp_path: Path, index: str, message: str) -> None:

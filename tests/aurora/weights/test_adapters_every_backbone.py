@@ -5,13 +5,11 @@ import copy
 import pytest
 import torch
 
-from aurora.adapters.initial_state import tune_state, tuned_state
-from aurora.adapters.lora import add_lora, lora_layers, merge_lora
-from aurora.recipe import Lora
-from aurora.adapters.targets import find_targets
 from aurora.registry import BACKBONE
 from aurora.testing.backbone import LENGTHS, VOCAB, bounds, build, row
 from aurora.types import map_state
+from aurora.weights.adapters import Lora, find_targets
+from aurora.weights.lora import add_lora, lora_layers, merge_lora
 
 SIZES = {"hidden_size": 64, "layers": 2, "head_size": 32}
 TOLERANCE = {"hf": {"rtol": 1e-3, "atol": 1e-4}, "transformer": {"rtol": 1e-3, "atol": 1e-4}}
@@ -47,7 +45,7 @@ def with_lora(plain, *, silent):
     backbone = copy.deepcopy(plain)
     everything = find_targets("t", backbone, r".*")
     torch.manual_seed(1)
-    add_lora(backbone, Lora(rank=2, alpha=3.0), everything)
+    add_lora(backbone, everything, rank=2, alpha=3.0)
     if not silent:
         for layer in lora_layers(backbone).values():
             torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
@@ -90,14 +88,14 @@ def tuned(plain, names=None):
     if not plain.constant_state:
         pytest.skip("its memory grows with what is read")
     backbone = copy.deepcopy(plain)
-    tune_state("t", backbone, names)
+    backbone.tune_state("t", names)
     return backbone
 
 
 def randomise(backbone):
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameter in tuned_state(backbone).parameters():
+        for parameter in backbone.initial_state.parameters():
             parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
 
 
@@ -137,7 +135,7 @@ def test_the_gradient_of_the_initial_state_sums_over_the_sequences(plain, tolera
                       backbone.init_state(len(LENGTHS)))
     backbone(row(backbone), bounds(*LENGTHS))[0].square().sum().backward()
     plain(row(plain), bounds(*LENGTHS), start)[0].square().sum().backward()
-    for name, parameter in tuned_state(backbone).named_parameters():
+    for name, parameter in backbone.initial_state.named_parameters():
         expected = start[name].grad.sum(1, keepdim=True)
         assert expected.abs().max() > 0
         torch.testing.assert_close(parameter.grad, expected, **tolerance)
@@ -150,8 +148,8 @@ def test_a_tuned_state_is_saved_with_the_weights_and_read_back(plain, tmp_path):
     backbone.save_base(str(tmp_path / "tuned.safetensors"))
     again = copy.deepcopy(plain)
     again.load_base(str(tmp_path / "tuned.safetensors"))
-    for name, parameter in tuned_state(backbone).named_parameters():
-        found = dict(tuned_state(again).named_parameters())[name]
+    for name, parameter in backbone.initial_state.named_parameters():
+        found = dict(again.initial_state.named_parameters())[name]
         torch.testing.assert_close(found, parameter, check_dtype=False)
     again.load_base(str(tmp_path / "tuned.safetensors"))  # over a state that is there
 
@@ -160,10 +158,10 @@ def test_what_is_read_into_a_state_does_not_reach_the_parameters(plain):
     backbone = tuned(plain)
     state = backbone.init_state(2)
     assert not any(tensor.requires_grad for tensor in state.values())
-    before = {name: parameter.clone() for name, parameter in tuned_state(backbone).named_parameters()}
+    before = {name: parameter.clone() for name, parameter in backbone.initial_state.named_parameters()}
     for name in before:
         state[name].add_(1)
-    for name, parameter in tuned_state(backbone).named_parameters():
+    for name, parameter in backbone.initial_state.named_parameters():
         assert torch.equal(parameter, before[name])
 
 
@@ -185,7 +183,7 @@ def test_fast_forms_read_what_was_merged_and_tuned(plain):
     fast = copy.deepcopy(plain).float().eval()
     if plain.constant_state:
         for model in (backbone, fast):
-            tune_state("t", model)
+            model.tune_state("t")
     tokens = torch.arange(sum(LENGTHS)) % VOCAB
 
     def logits(model):
@@ -218,8 +216,8 @@ def test_the_gradient_of_the_initial_state_is_the_same_in_float32(plain):
     single = copy.deepcopy(backbone).float()
     for model in (backbone, single):
         model.requires_grad_(False)
-        tuned_state(model).requires_grad_(True)
+        model.initial_state.requires_grad_(True)
         model(row(plain).to(model.embed(torch.tensor([0])).dtype), bounds(*LENGTHS))[0].square().sum().backward()
-    for name, parameter in tuned_state(backbone).named_parameters():
-        found = dict(tuned_state(single).named_parameters())[name].grad
+    for name, parameter in backbone.initial_state.named_parameters():
+        found = dict(single.initial_state.named_parameters())[name].grad
         assert (found - parameter.grad).abs().max() < 1e-3 * parameter.grad.abs().max()
