@@ -20,7 +20,7 @@ def info(options: Namespace) -> int:
     """Parameters per slot and bytes of state."""
     described = _describe(_config(options))
     if options.model is not None:
-        from aurora.checkpoint import model_hash
+        from aurora.weights.model_folder import model_hash
 
         described["hash"] = model_hash(options.model)
     if options.json:
@@ -46,9 +46,9 @@ def _config(options: Namespace) -> dict[str, Any]:
     if options.model is None:
         from aurora.config import load_config
 
-        return load_config(options.overrides)
-    from aurora.checkpoint import read_config
+        return load_config(*options.overrides).tree
     from aurora.commands.overriding import override
+    from aurora.weights.model_folder import read_config
 
     return override(read_config(Path(options.model)), options.overrides)
 
@@ -57,10 +57,11 @@ def _describe(config: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from aurora.assemble import MODEL_SLOTS, build_model, count_parameters
+    from aurora.config import ModelConfig
     from aurora.types import state_bytes
 
     with torch.device("meta"):
-        model = build_model(config)
+        model = build_model(ModelConfig.parse(config))
         state = model.backbone.init_state(1)
     size, keep_ratio = model.vision.prepare.size, config.get("keep_ratio", 0.1)
     return {

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from aurora.adapters.folder import apply_adapter
-from aurora.assemble import base_weights, build_model, load_base_weights
-from aurora.checkpoint import CONFIG_FILE, fill_unsaved_buffers, load_model, read_config
+from aurora.assemble import build_model, load_base_weights
 from aurora.commands.overriding import override
 from aurora.config import load_config
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
 from aurora.precision import quantize
+from aurora.weights.adapter_folder import apply_adapter
+from aurora.weights.model_folder import CONFIG_FILE, fill_unsaved_buffers, load_model, read_config
 
 TRAINED = f"runs/*/language_video/model/{CONFIG_FILE}"
 
@@ -56,19 +56,19 @@ def random_model(
     """The model that a config describes, its config, and where the weights of each slot come from; `adapter` is merged
     into it. To be saved, it is not `rounded`: the config says how it is used."""
     use(device, threads)
-    config = load_config(overrides)
-    kind = config.get("quantize") if rounded else None
-    while_reading = kind is not None and adapter is None and base_weights(config, "backbone") is not None
-    model = build_model(config, empty_backbone=while_reading)
+    config = load_config(*overrides)
+    kind = config.model.quantize if rounded else None
+    while_reading = kind is not None and adapter is None and config.base_path("backbone") is not None
+    model = build_model(config.model, empty_backbone=while_reading)
     if while_reading:
         quantize(model.backbone, kind)
     sources = load_base_weights(model, config)
-    fill_unsaved_buffers(model, config)
+    fill_unsaved_buffers(model, config.tree)
     if adapter is not None:
-        apply_adapter(model, adapter, config, any_base=any_base)
+        apply_adapter(model, adapter, config.tree, any_base=any_base)
     if not while_reading:
         quantize(model.backbone, kind)
-    return model.to(device).eval(), config, sources
+    return model.to(device).eval(), config.tree, sources
 
 
 def use(device: str, threads: int | None) -> None:

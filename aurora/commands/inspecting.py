@@ -8,11 +8,14 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aurora.errors import AuroraError
-from aurora.interfaces import Executor, Sampling
-from aurora.registry import EXECUTOR, import_part
+from aurora.interfaces import Executor
+from aurora.registry import EXECUTOR, READER, import_part
+
+if TYPE_CHECKING:
+    from aurora.config import Config
 
 SHOWN = 20  # findings that are spelt out on the screen
 
@@ -51,12 +54,12 @@ def stats(options: Namespace) -> int:
     numbers = import_part("datamodules._stats")
     config = _config(options)
     with torch.device("meta"):
-        model = build_model(config)
-    ratios = options.keep_ratio or [1.0, config["keep_ratio"]]
+        model = build_model(config.model)
+    ratios = options.keep_ratio or [1.0, config.model.keep_ratio]
     told = numbers.describe(
         [Path(folder) for folder in options.folder], tokenizer=model.tokenizer, prompt=model.prompt,
         layouts={ratio: model.layout(ratio) for ratio in dict.fromkeys(ratios)},
-        sampling=Sampling(**config["sampling"]), executor=_executor(options),
+        sampling=config.model.sampling, executor=_executor(options),
         evaluations=[numbers.read_evaluation(folder) for folder in options.evaluation],
     )
     if options.json:
@@ -68,20 +71,18 @@ def stats(options: Namespace) -> int:
 
 def preview(options: Namespace) -> int:
     """Writes a page that shows samples."""
-    from aurora.assemble import build_reader
-
     folders = [Path(folder) for folder in options.folder]
     path = Path(options.output or folders[0] / "preview.html")
     shown = import_part("datamodules._preview").write_preview(
-        folders, path, samples=options.samples, kinds=options.kind, reader=build_reader(_config(options)))
+        folders, path, samples=options.samples, kinds=options.kind, reader=READER.build(_config(options).model.reader))
     sys.stdout.write(f"{path}: {shown} samples\n")
     return 0
 
 
-def _config(options: Namespace) -> dict[str, Any]:
+def _config(options: Namespace) -> Config:
     from aurora.config import load_config
 
-    return load_config(options.overrides)
+    return load_config(*options.overrides)
 
 
 def _executor(options: Namespace) -> Executor:

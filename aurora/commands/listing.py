@@ -13,10 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aurora.assemble import INJECTED
-from aurora.commands.overriding import configured
+from aurora.config import named_part
 from aurora.errors import AuroraError, suggest
-from aurora.registry import SLOTS, Slot
+from aurora.registry import INJECTED, SLOTS, Slot
 
 
 def list(options: Namespace) -> int:
@@ -38,7 +37,7 @@ def describe(slot: Slot[Any], name: str) -> dict[str, Any]:
         parameters, summary = slot.options(name), (inspect.getdoc(slot.get(name)) or "").partition("\n\n")[0]
     except (AuroraError, ImportError, SyntaxError, AttributeError, NameError, TypeError, OSError) as error:
         return {"summary": None, "options": {}, "error": " ".join(str(error).split())}
-    given = configured(slot.name, name)
+    given = named_part(slot.name, name)
     options = {}
     for key, parameter in parameters.items():
         if key not in INJECTED.get(slot.name, ()):

@@ -15,7 +15,7 @@ import torch
 from aurora.assemble import build_model
 from aurora.commands.plan_tables import show
 from aurora.commands.plan_training import hardware, training
-from aurora.config import load_config
+from aurora.config import ModelConfig, load_config
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 from aurora.model import AuroraModel
@@ -28,7 +28,7 @@ from aurora.training.recipe import Recipe, read_recipes, selected_stages
 
 def plan(options: Namespace) -> int:
     """Plans every selected stage and prints it; 1 when one does not fit the hardware that was named."""
-    config = load_config(options.overrides)
+    config = load_config(*options.overrides).tree
     machine = hardware(options)
     for name, rate in (("--image-rate", options.image_rate), ("--video-rate", options.video_rate)):
         if not 0 < rate < math.inf:
@@ -49,7 +49,7 @@ def plan_stages(config: Mapping[str, Any], *, published: bool, machine: Hardware
     Nothing is built but the model's shape."""
     recipes = read_recipes(config)
     with torch.device("meta"):
-        model = build_model(config)
+        model = build_model(ModelConfig.parse(config))
     stages = {}
     for name in selected_stages(config, recipes):
         recipe = recipes[name]

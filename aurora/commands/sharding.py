@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from aurora.commands.overriding import configured, part
+from aurora.config import named_part
 from aurora.errors import AuroraError, suggest
 from aurora.registry import EXECUTOR, SOURCE, import_part
 
@@ -97,14 +97,14 @@ def _source(name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
         dataset = catalogue.load_dataset(name)
         told = dict(dataset.source)
         about = {key: getattr(dataset, key) for key in ("name", "title", "homepage", "licence")}
-        return {**told, **configured("source", told["name"]), **told}, about
+        return {**told, **named_part("source", told["name"]), **told}, about
     if name in SOURCE.known():
-        return part("source", name), None
+        return named_part("source", name), None
     raise AuroraError(f"no dataset and no source named {name!r}.{suggest(name, [*known, *SOURCE.known()])}")
 
 
 def _executor(options: Namespace, given: Mapping[str, Any]) -> Any:
-    config = {**part("executor", options.executor), **given}
+    config = {**named_part("executor", options.executor), **given}
     if options.executor == "slurm":
         config.setdefault("folder", str(Path(options.output) / ".build"))
     return EXECUTOR.build(config)
@@ -115,7 +115,7 @@ def _counted(given: list[str] | None) -> Any:
     if given is None:
         return None
     tokenizer, prompt = (
-        value if isinstance(value := yaml.safe_load(text), dict) else part(slot, text)
+        value if isinstance(value := yaml.safe_load(text), dict) else named_part(slot, text)
         for slot, text in zip(("tokenizer", "prompt"), given, strict=True))
     return import_part("datamodules._build").Count(tokenizer, prompt)
 

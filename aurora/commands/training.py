@@ -14,7 +14,7 @@ def train(options: Namespace) -> int:
     """Trains the stages that the config names: here, on several nodes, or on a Ray cluster."""
     _check(options)
     restarts = RESTARTS if options.restarts is None else options.restarts
-    config = load_config(options.overrides)
+    config = load_config(*options.overrides).tree
     if options.nodes is not None:
         from aurora.commands.launching import launch
 

@@ -13,7 +13,6 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from aurora.assemble import build_reader
 from aurora.errors import AuroraError
 from aurora.inference.generation import Generation, complete, stream
 from aurora.inference.reading import (
@@ -28,6 +27,7 @@ from aurora.inference.reading import (
 from aurora.inference.visuals import frames_of, sampling_from
 from aurora.interfaces import Sampling, Turn, VideoReader
 from aurora.model import AuroraModel
+from aurora.registry import READER
 from aurora.types import State
 
 DEFAULT_READER = {"name": "pyav"}
@@ -64,7 +64,7 @@ class Session:
         self.model = model
         self.layout = model.layout(keep_ratio)
         self.sampling = sampling or Sampling(fps=1.0)
-        self.reader = reader or build_reader({"reader": DEFAULT_READER})
+        self.reader = reader or READER.build(DEFAULT_READER)
         self.frames_per_chunk = frames_per_chunk
         self.on_frame = on_frame
         self.sources: tuple[str, ...] = ()
@@ -74,7 +74,7 @@ class Session:
     @classmethod
     def from_config(cls, model: AuroraModel, config: Mapping[str, Any], **options: Any) -> Session:
         """A session with the keep ratio, the sampling and the reader of a config."""
-        reader = build_reader({"reader": config.get("reader", DEFAULT_READER)})
+        reader = READER.build(config.get("reader", DEFAULT_READER))
         return cls(model, keep_ratio=config.get("keep_ratio", 0.1), sampling=sampling_from(config), reader=reader,
                    **options)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from aurora.conversion.layouts import Bond, Family, Layout, Shapes
 from aurora.errors import AuroraError
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes
 
 from ._layouts import depth, pair, size
 
@@ -16,12 +16,12 @@ BLOCK = ("norm.weight", "mixer.in_proj.weight", "mixer.conv1d.weight", "mixer.co
          "mixer.A_log", "mixer.D", "mixer.norm.weight", "mixer.out_proj.weight")
 
 
-def _bonds(layers: int, embeddings: str) -> list[Bond]:
-    bonds = [pair("embeddings.weight", f"backbone.{embeddings}.weight")]
-    bonds += [pair("norm_f.weight", "backbone.norm_f.weight")]
+def _key_maps(layers: int, embeddings: str) -> list[KeyMap]:
+    maps = [pair("embeddings.weight", f"backbone.{embeddings}.weight")]
+    maps += [pair("norm_f.weight", "backbone.norm_f.weight")]
     for layer in range(layers):
-        bonds += [pair(f"layers.{layer}.{name}", f"backbone.layers.{layer}.{name}") for name in BLOCK]
-    return bonds
+        maps += [pair(f"layers.{layer}.{name}", f"backbone.layers.{layer}.{name}") for name in BLOCK]
+    return maps
 
 
 def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,9 +108,9 @@ _MAMBA2 = r"^backbone\.layers\.\d+\.mixer\.(dt_bias|norm\.weight)$"
 
 TRANSFORMERS = Layout(
     name="transformers",
-    told="Mamba2ForCausalLM of transformers",
+    title="Mamba2ForCausalLM of transformers",
     marks=(r"^backbone\.embeddings\.weight$",),
-    bonds=partial(_bonds, embeddings="embeddings"),
+    key_maps=partial(_key_maps, embeddings="embeddings"),
     layer=r"backbone\.layers\.(\d+)\.",
     copies={"lm_head.weight": "backbone.embeddings.weight"},
     configure=_configure,
@@ -118,13 +118,13 @@ TRANSFORMERS = Layout(
 )
 AUTHORS = Layout(
     name="authors",
-    told="the authors' names (mamba_ssm)",
+    title="the authors' names (mamba_ssm)",
     marks=(r"^backbone\.embedding\.weight$", _MAMBA2),
-    bonds=partial(_bonds, embeddings="embedding"),
+    key_maps=partial(_key_maps, embeddings="embedding"),
     layer=r"backbone\.layers\.(\d+)\.",
     copies={"lm_head.weight": "backbone.embedding.weight"},
     writes_copies=True,
     configure=_configure_authors,
 )
-OURS = Layout(name="aurora", told="our own names", marks=(r"^layers\.\d+\.mixer\.dt_bias$",), layer=r"layers\.(\d+)\.")
+OURS = Layout(name="aurora", title="our own names", marks=(r"^layers\.\d+\.mixer\.dt_bias$",), layer=r"layers\.(\d+)\.")
 FAMILY = Family(slot="backbone", part="mamba2", layouts=(TRANSFORMERS, AUTHORS, OURS), options=_options)
