@@ -15,7 +15,7 @@ from torch.distributed.run import main as torchrun
 
 from aurora.errors import AuroraError, LostProcess
 from aurora.training.parallel import local_devices, require_devices
-from aurora.training.recipe import read_options
+from aurora.recipe import read_options
 from aurora.training.run import plan_stages
 
 PORT = 29500

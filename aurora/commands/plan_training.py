@@ -12,7 +12,7 @@ from aurora.model import AuroraModel
 from aurora.training.estimate import SPARE, Hardware, Reads, cost, memory
 from aurora.training.flops import PEAKS, named_peak
 from aurora.training.precision import in_dtype
-from aurora.training.recipe import Recipe, read_options
+from aurora.recipe import Recipe, read_options
 from aurora.training.sharding import check_processes
 from aurora.training.start import skeleton
 

@@ -23,7 +23,7 @@ from aurora.registry import import_part
 from aurora.training.data import build_data, held_out
 from aurora.training.estimate import Hardware
 from aurora.training.folder import StageFolder
-from aurora.training.recipe import Recipe, read_recipes, selected_stages
+from aurora.recipe import Recipe, read_recipes, selected_stages
 
 
 def plan(options: Namespace) -> int:

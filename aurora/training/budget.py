@@ -23,9 +23,9 @@ from aurora.errors import AuroraError
 from aurora.interfaces import Backbone, VisionEncoder
 from aurora.losses import LOGIT_BYTES
 from aurora.model import AuroraModel
+from aurora.recipe import TrainerOptions
 from aurora.training.checkpoint.layout import KEPT_CHECKPOINTS
 from aurora.training.distributed.strategies import blocks, blocks_of
-from aurora.training.recipe import TrainerOptions
 
 # ---- arithmetic ------------------------------------------------------------------------------------------------
 

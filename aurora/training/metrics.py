@@ -15,9 +15,9 @@ from torch.distributed.tensor import DTensor
 
 from aurora.assemble import WEIGHTED_SLOTS
 from aurora.model import AuroraModel
+from aurora.recipe import TrainerOptions
 from aurora.training.budget import Arithmetic, peak_flops
 from aurora.training.distributed.collectives import sum_over_ranks, world_size
-from aurora.training.recipe import TrainerOptions
 from aurora.types import PackedBatch, State, TokenLoss
 
 # ---- sums ------------------------------------------------------------------------------------------------------

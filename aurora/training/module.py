@@ -17,10 +17,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from aurora.errors import AuroraError
+from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
+from aurora.recipe import Recipe, TrainerOptions
 from aurora.steps import Step
-from aurora.training.checkpoint.io import RESTORE, AuroraCheckpointIO
 from aurora.training.budget import Arithmetic
+from aurora.training.checkpoint.io import RESTORE, AuroraCheckpointIO
 from aurora.training.checkpoint.layout import Checkpoint
 from aurora.training.checkpoint.state import named_tensors, optimizer_scalars, restore, settle_progress
 from aurora.training.distributed.collectives import cpu_group, world_size
@@ -37,7 +39,6 @@ from aurora.training.distributed.strategies import (
 )
 from aurora.training.metrics import StepMeter, Sums, gradient_norms, total_norm, validation_metrics
 from aurora.training.optim import Average, StepGuard, build_optimizer, build_schedule, parameter_groups, set_trainable
-from aurora.training.recipe import Recipe, TrainerOptions
 from aurora.training.step import segments, with_equal_frames
 from aurora.types import PackedBatch, State, TokenLoss
 
@@ -51,8 +52,8 @@ class AuroraModule(L.LightningModule):
 
     Every row adds the gradient of its summed loss; the end of the step divides by the number of targets over all rows
     and ranks, so that every target counts alike. A step whose loss or gradient is not finite, or whose loss is a spike,
-    is skipped on every rank: the optimizer is stepped without gradients, so that `trainer.global_step`, the schedule and
-    the data keep pace.
+    is skipped on every rank: the optimizer is stepped without gradients, so that `trainer.global_step`, the schedule
+    and the data keep pace.
     """
 
     automatic_optimization = False
@@ -114,12 +115,21 @@ class AuroraModule(L.LightningModule):
         optimizer = build_optimizer(self.stage, groups, self.recipe, _tables(self.net),
                                     fused=not isinstance(self._strategy, FSDP2))
         # a step may be skipped, but not left out of the schedule
-        schedule = build_schedule(self.stage, optimizer, self.recipe, max(1, int(self._total_steps())))
+        schedule = build_schedule(self.stage, optimizer, self.recipe, max(1, self._total_steps()))
         return [optimizer], [{"scheduler": schedule, "interval": "step", "name": "lr"}]
 
-    def _total_steps(self) -> float:
-        """What the trainer will take: of `max_steps`, `max_epochs` and the data, whatever ends first."""
-        return self.trainer.estimated_stepping_batches
+    def _total_steps(self) -> int:
+        """Optimizer steps that the trainer will take, by `max_steps`, `max_epochs` and the data."""
+        trainer, data = self.trainer, self.trainer.datamodule
+        if trainer.max_steps != -1 and (trainer.max_epochs == -1 or not isinstance(data, DataModule)):
+            return int(trainer.max_steps)
+        if not isinstance(data, DataModule):
+            return int(trainer.estimated_stepping_batches)
+        # not `estimated_stepping_batches`: it makes the loader before Lightning restores its state
+        steps, limit = data.total_steps(), trainer.limit_train_batches
+        steps = min(steps, limit) if isinstance(limit, int) else int(steps * limit)
+        total = steps * max(1, trainer.max_epochs)
+        return total if trainer.max_steps == -1 else min(total, trainer.max_steps)
 
     def on_fit_start(self) -> None:
         self._fitting = True
@@ -176,7 +186,7 @@ class AuroraModule(L.LightningModule):
         metrics = self.take_step(sums)
         self.consistent = True
         self._require_progress()
-        self.log_dict(metrics, on_step=True, on_epoch=False)
+        self.log_dict(_float64(metrics), on_step=True, on_epoch=False)
         return {"loss": torch.tensor(sums.mean_loss)}
 
     def learn(self, row: PackedBatch) -> None:
@@ -277,7 +287,7 @@ class AuroraModule(L.LightningModule):
 
     def _data_counts(self) -> dict[str, float]:
         """Samples that could not be read and workers that died, on this rank, where the data module counts them."""
-        counts = getattr(self.trainer.datamodule, "counts", dict)  # type: ignore[attr-defined]
+        counts = getattr(self.trainer.datamodule, "counts", dict)
         return {name: float(count) for name, count in counts().items()}
 
     # ---- validation ----
@@ -311,13 +321,13 @@ class AuroraModule(L.LightningModule):
                 self._sequence_group.finish()
 
     def on_validation_epoch_end(self) -> None:
-        names = getattr(self.trainer.datamodule, "held_out", {})  # type: ignore[attr-defined]
+        names = getattr(self.trainer.datamodule, "held_out", {})
         named = list(names) if len(names) == len(self._val_sums) else [str(n) for n in range(len(self._val_sums))]
         sums = {name: one.over_ranks(self.device) for name, one in zip(named, self._val_sums, strict=True)}
         self.leave_validation()
         metrics = {"step": float(self.trainer.global_step), **validation_metrics(sums)}
         if not self.trainer.sanity_checking:
-            self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
+            self.log_dict(_float64(metrics), on_step=False, on_epoch=True, batch_size=1)
             schedule = self.lr_schedulers() if self._fitting else None
             if isinstance(schedule, ReduceLROnPlateau):
                 schedule.step(metrics["val_loss"])
@@ -353,7 +363,7 @@ class AuroraModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if RESTORE not in checkpoint:
-            raise AuroraError("the checkpoint was not written by this software; `aurora convert` reads weights of others")
+            raise AuroraError("this is not a checkpoint of an AuroraModule; `aurora convert` reads weights of others")
         training = checkpoint["training"]
         self.skipped, self.skipped_in_a_row = training["skipped"], training["skipped_in_a_row"]
         self.guard.load_state_dict(training["guard"])
@@ -386,6 +396,11 @@ class AuroraModule(L.LightningModule):
     @property
     def _strategy(self) -> Strategy:
         return self.trainer.strategy
+
+
+def _float64(metrics: Mapping[str, float]) -> dict[str, Tensor]:
+    """As tensors that Lightning does not round to float32; on the CPU, so that no GPU is waited for."""
+    return dict(zip(metrics, torch.tensor([*metrics.values()], dtype=torch.float64).unbind(), strict=True))
 
 
 def _tables(model: AuroraModel) -> set[nn.Parameter]:

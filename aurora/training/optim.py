@@ -1,4 +1,4 @@
-"""Which parameters are trained, by which optimizer and schedule, which steps are taken, and the average of the weights."""
+"""Trained parameters, optimizer, schedule, which steps are taken, and the average of the weights."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, AdamW, Muon, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from aurora.adapters.attach import is_state, let_adapters_learn, lr_scale
 from aurora.assemble import WEIGHTED_SLOTS
 from aurora.errors import AuroraError
 from aurora.instantiate import resolve
 from aurora.model import AuroraModel
+from aurora.recipe import Recipe, Spike
 from aurora.training.distributed.collectives import local
-from aurora.training.recipe import Recipe, Spike
+from aurora.weights.adapters import is_state, let_adapters_learn, lr_scale
 
 # ---- parameters ------------------------------------------------------------------------------------------------
 
@@ -72,14 +72,16 @@ def build_optimizer(stage: str, groups: list[dict[str, Any]], recipe: Recipe, ta
         if key in options:
             raise AuroraError(f"{where}.{key}: stages.{stage}.{home} is the place for it, which knows every slot's")
     if issubclass(kind, (LBFGS, SparseAdam)):
-        raise AuroraError(f"{where}: {kind.__name__} needs {'a closure' if kind is LBFGS else 'sparse gradients'}, which "
-                          "this training does not have; torch.optim.AdamW, Muon, Adafactor or SGD are right")
+        need = "a closure" if issubclass(kind, LBFGS) else "sparse gradients"
+        raise AuroraError(f"{where}: {kind.__name__} needs {need}, which this training does not have; "
+                          "torch.optim.AdamW, Muon, Adafactor or SGD are right")
     if "betas" in inspect.signature(kind).parameters:
         options.setdefault("betas", recipe.betas)
     try:
         if issubclass(kind, Muon):
             return _MuonAdamW(groups, tables, recipe, fused=fused, **options)
-        return kind(groups, lr=recipe.peak_lr, **options)
+        optimizer: Optimizer = kind(groups, lr=recipe.peak_lr, **options)
+        return optimizer
     except (TypeError, ValueError, RuntimeError) as error:
         raise AuroraError(f"{where}: {kind.__name__}: {' '.join(str(error).split())}") from error
 
@@ -102,7 +104,7 @@ class _MuonAdamW(Optimizer):
         super().__init__([group for part in self.parts for group in part.param_groups], {})
 
     @property
-    def state(self) -> Any:  # type: ignore[override]
+    def state(self) -> Any:
         """Of both, by parameter."""
         return {parameter: values for part in self.parts for parameter, values in part.state.items()}
 

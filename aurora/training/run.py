@@ -8,12 +8,14 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from rich.console import Console
@@ -94,7 +96,7 @@ def _train_stages(config: Config, rank: Rank | None) -> Path:
         for stage in stages:
             with ExitStack() as stack:
                 lock = locked(stage.folder.path, patience=stage.options.rendezvous_seconds, report=console.print)
-                on_all_ranks(lambda lock=lock: stack.enter_context(lock) if rank_zero() else None)
+                on_all_ranks(partial(stack.enter_context, lock) if rank_zero() else _nothing)
                 _train_stage(stage, console)
     return stages[-1].folder.model
 
@@ -114,9 +116,9 @@ def _train_stage(stage: Stage, console: Console) -> None:
     if stage.config.restart:
         on_all_ranks(lambda: stage.folder.clear() if rank_zero() else None)
     now = fingerprint(stage.config, stage.name, stage.initial)
-    resume = on_all_ranks(lambda: _resumable(stage, now, console))
-    if resume == FINISHED:
+    if on_all_ranks(lambda: _is_finished(stage, now, console)):
         return
+    resume = on_all_ranks(lambda: _resumable(stage, now, console))
     module, data = build_module(stage), on_all_ranks(lambda: _prepared_data(stage, resume, console))
     fit(stage, module, data, now, resume, console)
     bad = data.counts().get("bad_samples", 0)
@@ -128,24 +130,28 @@ def _train_stage(stage: Stage, console: Console) -> None:
     console.print(f"{stage.name}: done, {stage.folder.model}")
 
 
-FINISHED = "finished"
+def _nothing() -> None:
+    """What the other ranks do meanwhile."""
 
 
-def _resumable(stage: Stage, now: Fingerprint, console: Console) -> Checkpoint | str | None:
-    """The checkpoint to resume from; None: the stage begins; FINISHED: it was trained before. AuroraError when it was
-    begun with another configuration."""
+def _is_finished(stage: Stage, now: Fingerprint, console: Console) -> bool:
+    """Whether the stage was trained before. AuroraError when that was with another configuration."""
     done = stage.folder.finished()
     if done is not None:
         require_same(stage.name, done, now, "finished")
         console.print(f"{stage.name}: finished before, {stage.folder.model}; restart=true trains it again")
-        return FINISHED
+    return done is not None
+
+
+def _resumable(stage: Stage, now: Fingerprint, console: Console) -> Checkpoint | None:
+    """The checkpoint to resume from, if any. AuroraError when the stage was begun with another configuration."""
     resume = newest_checkpoint(stage.folder.checkpoints, console.print, verify=rank_zero())
     if resume is not None:
         require_same(stage.name, resume.state["callbacks"]["RunCheckpoint"]["fingerprint"], now, "begun")
     return resume
 
 
-def _prepared_data(stage: Stage, resume: Any, console: Console) -> DataModule:
+def _prepared_data(stage: Stage, resume: Checkpoint | None, console: Console) -> DataModule:
     data = build_data(stage)
     steps, average = data.total_steps(), stage.recipe.average is not None
     require_room(stage.folder.path, disk(stage.skeleton, average=average) - stage.folder.size())
@@ -181,7 +187,7 @@ def fit(stage: Stage, module: AuroraModule, data: DataModule, now: Fingerprint, 
     with peer_failures_reported(stacks, step=lambda: trainer.global_step), \
             failures_named(named, stacks, step=lambda: trainer.global_step):
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else resume.path)  # type: ignore[arg-type]
+            trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else resume.path)
         except StepInterrupted:
             assert preemption.stopped is not None
     if preemption.stopped is not None:
@@ -224,8 +230,7 @@ def build_trainer(stage: Stage, steps: int, callbacks: list[L.Callback], loggers
             val_check_interval=held_out.every if held_out else None,
             num_sanity_val_steps=0,
             log_every_n_steps=1,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
@@ -283,10 +288,10 @@ def _save(stage: Stage, weights: Mapping[str, Tensor], now: Fingerprint) -> None
     model.backbone.start_like({name: tensor.shape for name, tensor in weights.items()})
     model.load_state_dict(weights, assign=True)
     if stage.recipe.adapters:
-        save_adapter(model, stage.folder.path / ADAPTER_FOLDER, config=config.model, adapters=stage.recipe.adapters,
+        save_adapter(model, stage.folder.path / ADAPTER_FOLDER, config=config.model.tree, adapters=stage.recipe.adapters,
                      trained=stage.recipe.trained, start=stage.initial or "base weights")
         merge_adapters(model)
-    save_model(model, config.model, stage.folder.model)
+    save_model(model, config.model.tree, stage.folder.model)
     stage.folder.finish(now)
 
 
@@ -322,7 +327,8 @@ def print_summary(console: Console, stage: Stage, data: DataModule, *, steps: in
 def _names(mixture: Mixture) -> str:
     """As many as fit into a line."""
     names = [name if part.repeats == 1 else f"{name} ×{part.repeats}" for name, part in mixture.datasets.items()]
-    return ", ".join(names) if len(names) <= MAX_NAMES else f"{', '.join(names[:MAX_NAMES])} and {len(names) - MAX_NAMES} more"
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def weight_sources(config: Config, initial: str | None) -> str:

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from lightning.pytorch.loggers import Logger
 
-from aurora.assemble import build_model, build_reader, load_base_weights
+from aurora.assemble import build_model, load_base_weights
 from aurora.config import Config
 from aurora.errors import AuroraError, suggest
 from aurora.instantiate import check_entries
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
 from aurora.recipe import Recipe, TrainerOptions
-from aurora.registry import DATA, PROMPT
+from aurora.registry import DATA, PROMPT, READER
 from aurora.training.callbacks import check_callbacks
 from aurora.training.checkpoint.layout import CHECKPOINTS, read_checkpoint
 from aurora.training.checkpoint.run_folder import StageFolder
@@ -141,7 +141,7 @@ def initial_model(config: Config, stage: str, initial: str | None) -> AuroraMode
     if initial is None:
         load_base_weights(model, config)
     else:
-        load_weights(model, initial, config.model)
+        load_weights(model, initial, config.model.tree)
     attach_adapters(f"stages.{stage}.adapters", model, recipe.adapters)
     return model
 
@@ -200,7 +200,7 @@ def _data(stage: Stage, recipe: Recipe, folder: Path) -> DataModule:
         "layout": model.layout(recipe.keep_ratio),
         "tokenizer": model.tokenizer,
         "prompt": model.prompt if recipe.prompt is None else PROMPT.build(recipe.prompt),
-        "reader": build_reader(stage.config.model),
+        "reader": READER.build(stage.config.model.reader),
         "mixture": recipe.mixture,
         "epochs": recipe.epochs,
         "max_steps": recipe.max_steps,
@@ -276,7 +276,7 @@ def _user_stage(config: Config, name: str, initial: str | None) -> Stage:
         if before.finished() is not None:
             initial = str(before.model)
         else:
-            _log.warning("stage %r starts from base weights: the run %s has no model of %r yet", name, config.run, after)
+            _log.warning("stage %r starts from base weights: run %s has no model of %r yet", name, config.run, after)
     config = in_dtype(config)
     _check_initial(config, initial, initial)
     return _stage(config, name, initial)

@@ -49,7 +49,7 @@ class RunCheckpoint(CheckpointCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.ended = bool(state_dict["ended"])
 
-    def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
         """Removes what a killed save left. A trial save shows before the first step that the disk takes it."""
         on_all_ranks(lambda: sweep(self.folder) if module.global_rank == 0 else None)
         self._started = True
@@ -60,24 +60,24 @@ class RunCheckpoint(CheckpointCallback):
         if self.ended:
             trainer.should_stop = True
 
-    def on_train_batch_start(  # type: ignore[override]
+    def on_train_batch_start(
         self, trainer: L.Trainer, module: AuroraModule, batch: Step, batch_idx: int
     ) -> None:
         if trainer.global_step % self.every == 0:
             self.save(trainer, module)
 
-    def on_train_batch_end(  # type: ignore[override]
+    def on_train_batch_end(
         self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
         if module.guard.rolls_back:
             self._roll_back(trainer, module)
 
-    def on_train_end(self, trainer: L.Trainer, module: AuroraModule) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: L.Trainer, module: AuroraModule) -> None:
         self.ended = self.ended or (self.preemption.stopped is None and trainer.global_step < trainer.max_steps)
         self.save(trainer, module, again=self.ended)
         self._io(trainer).finish()
 
-    def on_exception(  # type: ignore[override]
+    def on_exception(
         self, trainer: L.Trainer, module: AuroraModule, exception: BaseException
     ) -> None:
         if not self._started:

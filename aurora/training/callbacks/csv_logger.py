@@ -137,7 +137,8 @@ def build_loggers(entries: Mapping[str, Mapping[str, Any]], folder: Path, resume
 
 def _tolerated(logger: Any, report: Callable[[str], None]) -> Any:
     """The logger, whose failures (a full disk, a server that is away) are not worth a run."""
-    log, failed = logger.log_metrics, []
+    log = logger.log_metrics
+    failed: set[int | None] = set()
 
     def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
         try:
@@ -145,7 +146,7 @@ def _tolerated(logger: Any, report: Callable[[str], None]) -> Any:
         except Exception as error:
             if not failed:
                 report(f"{type(logger).__name__} could not write after step {step}, and training goes on: {error}")
-            failed.append(step)
+            failed.add(step)
 
     logger.log_metrics = log_metrics
     return logger

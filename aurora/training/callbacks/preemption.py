@@ -34,19 +34,19 @@ class Preemption(L.Callback):
         self._received: set[signal.Signals] = set()
         self._module: AuroraModule | None = None
 
-    def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
         self._module = module
         # Lightning has set its own handlers by now, and restores those before them at the end
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._receive)
 
-    def on_train_batch_end(  # type: ignore[override]
+    def on_train_batch_end(
         self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
         self._agree(trainer, module)
 
-    def on_validation_batch_end(  # type: ignore[override]
+    def on_validation_batch_end(
         self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: Step, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -54,7 +54,7 @@ class Preemption(L.Callback):
         if self._agree(trainer, module) and not trainer.sanity_checking:
             module.interrupted = True
 
-    def on_exception(  # type: ignore[override]
+    def on_exception(
         self, trainer: L.Trainer, module: AuroraModule, exception: BaseException
     ) -> None:
         if world_size() == 1:

@@ -10,9 +10,9 @@ import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 
+from aurora.recipe import Display
 from aurora.steps import Step
 from aurora.training.module import AuroraModule
-from aurora.training.recipe import Display
 
 
 def progress_callbacks(display: Display, *, stage: str, seconds: float, console: Console) -> list[L.Callback]:
@@ -32,27 +32,27 @@ class ProgressLines(L.Callback):
         self._line = ""
         self._validated = 0.0
 
-    def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
         self._shown = time.monotonic()
 
-    def on_after_backward(self, trainer: L.Trainer, module: AuroraModule) -> None:  # type: ignore[override]
+    def on_after_backward(self, trainer: L.Trainer, module: AuroraModule) -> None:
         """Within a step, which may take long."""
         if time.monotonic() - self._shown >= self.seconds:
             self._show(trainer, rows=module.meter.sums.rows + 1)
 
-    def on_train_batch_end(  # type: ignore[override]
+    def on_train_batch_end(
         self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
         if time.monotonic() - self._shown >= self.seconds:
             self._show(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, module: AuroraModule) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: L.Trainer, module: AuroraModule) -> None:
         self._show(trainer)
 
-    def on_validation_start(self, trainer: L.Trainer, module: AuroraModule) -> None:  # type: ignore[override]
+    def on_validation_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
         self._validated = time.monotonic()
 
-    def on_validation_end(self, trainer: L.Trainer, module: AuroraModule) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: L.Trainer, module: AuroraModule) -> None:
         metrics = trainer.callback_metrics
         if trainer.is_global_zero and "val_loss" in metrics:
             self.write(f"{self.stage} {trainer.global_step}/{trainer.max_steps}  val_loss {metrics['val_loss']:.4f} on "

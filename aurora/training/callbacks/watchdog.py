@@ -40,7 +40,7 @@ class Watchdog(L.Callback):
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
         if self.seconds is None:
             return
         # a note of an attempt before, or of one of its processes that is still alive, is not ours
@@ -56,12 +56,12 @@ class Watchdog(L.Callback):
         self._thread = threading.Thread(target=self._watch, args=(trainer, module), name="watchdog", daemon=True)
         self._thread.start()
 
-    def on_exception(  # type: ignore[override]
+    def on_exception(
         self, trainer: L.Trainer, module: AuroraModule, exception: BaseException
     ) -> None:
         self._close()
 
-    def teardown(self, trainer: L.Trainer, module: AuroraModule, stage: str) -> None:  # type: ignore[override]
+    def teardown(self, trainer: L.Trainer, module: AuroraModule, stage: str) -> None:
         self._close()
 
     def _close(self) -> None:

@@ -17,12 +17,12 @@ import yaml
 from filelock import FileLock, Timeout
 
 from aurora.assemble import MODEL_SLOTS
-from aurora.checkpoint import CONFIG_FILE, WEIGHTS_FILE, weight_paths
 from aurora.config import Config
-from aurora.conversion.reading import weight_files
 from aurora.errors import AuroraError
 from aurora.training.callbacks.csv_logger import METRICS_FILE
 from aurora.training.checkpoint.layout import CHECKPOINTS
+from aurora.weights.io import weight_files
+from aurora.weights.model_folder import CONFIG_FILE, WEIGHTS_FILE, weight_paths
 
 Fingerprint = dict[str, Any]
 READING_ONLY = ("root", "workers", "quarantine", "max_bad_rate", "bad_rate_after", "sample_seconds", "worker_bytes",
@@ -119,7 +119,7 @@ def _initial_identity(config: Config, initial: str | None) -> dict[str, str]:
     if initial is not None:
         return {"model": "".join(map(_sampled_hash, weight_paths(initial)))}
     return {slot: "random" if path is None else "".join(map(_sampled_hash, weight_files(Path(path))))
-            for slot, path in base_weights(config).items()}
+            for slot, path in config.base_paths().items()}
 
 
 def _sampled_hash(path: Path) -> str:

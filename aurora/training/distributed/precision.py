@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision, Precision
 from torch import nn
 
+from aurora.config import Config
 from aurora.errors import AuroraError
-from aurora.training.recipe import TrainerOptions
+from aurora.recipe import TrainerOptions
 
 
 class AsBuilt(HalfPrecision):
@@ -60,13 +62,16 @@ def require_bfloat16(options: TrainerOptions) -> None:
                           "trainer.precision=16-mixed is right for it")
 
 
-def in_dtype(config: Mapping[str, Any], options: TrainerOptions) -> Mapping[str, Any]:
-    """The config with the dtype that the weights have in training. AuroraError where float16 would have nothing wide
-    beside it."""
-    if options.precision == "16-mixed" and config["dtype"] != "float32":
-        raise AuroraError(f"trainer.precision=16-mixed computes in float16 with float32 weights, and dtype is "
-                          f"{config['dtype']}; dtype=float32 is right")
-    return {**config, "dtype": "bfloat16"} if options.precision == "bf16-true" else config
+def in_dtype(config: Config) -> Config:
+    """The config with the dtype that the weights have in training. AuroraError where float16 would have no float32
+    weights."""
+    precision, dtype = config.trainer.precision, config.model.dtype
+    if precision == "16-mixed" and dtype != "float32":
+        raise AuroraError(f"trainer.precision=16-mixed computes in float16 with float32 weights, and dtype is {dtype}; "
+                          "dtype=float32 is right")
+    if precision != "bf16-true" or dtype == "bfloat16":
+        return config
+    return replace(config, model=replace(config.model, dtype="bfloat16"), tree={**config.tree, "dtype": "bfloat16"})
 
 
 def _autocast(device: str) -> torch.autocast:

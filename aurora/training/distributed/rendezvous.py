@@ -33,10 +33,10 @@ from torch.distributed.rendezvous import rendezvous
 import aurora
 from aurora.config import Config
 from aurora.errors import AuroraError
+from aurora.recipe import TrainerOptions
 from aurora.registry import SLOTS
 from aurora.training.checkpoint.run_folder import differences
 from aurora.training.distributed.collectives import BAD_INPUT, exit_all_ranks, gather, on_all_ranks, world_size
-from aurora.training.recipe import TrainerOptions
 
 GROUP_SECONDS = 1800.0  # that a collective may take at least; the watchdog is there before
 

@@ -12,18 +12,18 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.optim import Optimizer
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from aurora.adapters.attach import sharded_alone
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
+from aurora.recipe import TrainerOptions
 from aurora.training.distributed.rendezvous import local_devices, require_layout
-from aurora.training.recipe import TrainerOptions
+from aurora.weights.adapters import sharded_alone
 
 # ---- strategies ------------------------------------------------------------------------------------------------
 
@@ -42,7 +42,8 @@ class DDP(DDPStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """The one that rank 0 found whole."""
-        return super().load_checkpoint(self.broadcast(checkpoint_path), weights_only)
+        found: dict[str, Any] = super().load_checkpoint(self.broadcast(checkpoint_path), weights_only)
+        return found
 
 
 class FSDP2(ModelParallelStrategy):
@@ -103,7 +104,8 @@ class FSDP2(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Mapping[str, Any]:
         """The one that rank 0 found whole."""
-        return self.checkpoint_io.load_checkpoint(self.broadcast(checkpoint_path))
+        found: dict[str, Any] = self.checkpoint_io.load_checkpoint(self.broadcast(checkpoint_path))
+        return found
 
     def teardown(self) -> None:
         super().teardown()
@@ -112,8 +114,8 @@ class FSDP2(ModelParallelStrategy):
 
 def _data_share(strategy: Strategy, data_ranks: int) -> dict[str, int]:
     """Which share of the rows this process reads: a sequence-parallel group reads the same."""
-    together = strategy.world_size // data_ranks  # type: ignore[attr-defined]
-    return {"num_replicas": data_ranks, "rank": strategy.global_rank // together}  # type: ignore[attr-defined]
+    together = strategy.world_size // data_ranks
+    return {"num_replicas": data_ranks, "rank": strategy.global_rank // together}
 
 
 def is_sharded(strategy: Strategy) -> bool:
@@ -142,7 +144,7 @@ def apply_sharding(model: AuroraModel, strategy: Strategy, options: TrainerOptio
     """Shards the model with FSDP2 where the strategy does. Collective then. AuroraError for another FSDP strategy."""
     if isinstance(strategy, FSDP2):
         shard(model, strategy.weights_mesh, options)
-    elif isinstance(strategy, ModelParallelStrategy) or type(strategy).__name__ in ("FSDPStrategy", "DeepSpeedStrategy"):
+    elif isinstance(strategy, ModelParallelStrategy | FSDPStrategy | DeepSpeedStrategy):
         raise AuroraError(f"{type(strategy).__name__} does not know which blocks of the model are sharded; "
                           "Trainer(strategy=aurora.training.distributed.strategies.build_strategy(options)) or "
                           "`aurora train trainer=fsdp` does")
