@@ -1,9 +1,9 @@
 import pytest
-from tiny_training import tiny_config
+from aurora.testing.training import tiny_config
 
 from aurora.config import load_config
 from aurora.errors import AuroraError
-from aurora.training.recipe import (
+from aurora.recipe import (
     check_datasets,
     check_seed,
     read_options,

@@ -5,13 +5,12 @@ import shutil
 import pytest
 import torch
 import yaml
-from tiny_training import MadeRows, curve, tiny_config
+from aurora.testing.training import MadeRows, curve, plan_stages, tiny_config, train
 
 from aurora.errors import AuroraError
-from aurora.training.estimate import disk
-from aurora.training.folder import StageFolder, fingerprint
-from aurora.training.run import plan_stages, train
-from aurora.training.start import skeleton
+from aurora.training.budget import disk
+from aurora.training.checkpoint.run_folder import StageFolder, fingerprint
+from aurora.training.stage import skeleton
 
 
 def config_for(run, **changes):
