@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_real_data import config_for, sample
+from aurora.testing.shards import config_for, sample
 from aurora.testing.training import (
     HELD_OUT,
     MadeRows,
