@@ -14,8 +14,8 @@ from aurora.interfaces import DataModule, Tokenizer
 from aurora.registry import DATA
 from aurora.types import PackedBatch
 
-from ._rows import Segment, pack
-from ._schedule import Position, check_position, rank_and_world
+from .loading.rows import Segment, pack
+from .plan.schedule import Position, check_position, rank_and_world
 
 
 @DATA.register

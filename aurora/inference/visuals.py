@@ -23,7 +23,7 @@ def is_image(path: str | Path) -> bool:
 
 def read_image(path: str | Path) -> np.ndarray:
     """[H, W, 3] uint8, upright. AuroraError for anything that is no whole image."""
-    samples = import_part("datamodules._samples")
+    samples = import_part("datamodules.shards.format")
     try:
         return samples.decode_image(Path(path).read_bytes())  # type: ignore[no-any-return]
     except samples.BadSample as error:

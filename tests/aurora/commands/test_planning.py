@@ -5,7 +5,7 @@ import json
 import pytest
 
 from aurora.cli import main
-from datamodules._catalogue import known_datasets
+from datamodules.build.catalogue import known_datasets
 from datamodules.blocks.build import build
 
 TINY = ["experiment=blocks", "stage=language_video"]
