@@ -10,8 +10,7 @@ from typing import Any
 import lightning
 
 from aurora.errors import AuroraError
-from aurora.images import VisualLayout
-from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader
+from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader, VisualLayout
 from aurora.mixture import Mixture, Part, read_mixture
 from aurora.types import PackedBatch
 

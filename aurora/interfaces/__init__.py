@@ -14,10 +14,11 @@ from aurora.interfaces.model import (
     Turn,
     VisionEncoder,
     Visual,
+    VisualLayout,
 )
 
 __all__ = [
     "INITIAL_STATE", "Backbone", "BlockView", "Connector", "DataModule", "Entry", "Executor", "InitialState", "Merge",
     "MergeStrategy", "Prompt", "Sampling", "Sorter", "Source", "Text", "Tokenizer", "Turn", "VideoReader",
-    "VisionEncoder", "Visual",
+    "VisionEncoder", "Visual", "VisualLayout",
 ]

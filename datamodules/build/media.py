@@ -19,16 +19,8 @@ from aurora.errors import AuroraError
 from aurora.images import resized
 from aurora.interfaces import Sampling
 
-from ..shards.format import (
-    IMAGE_EXTENSIONS,
-    ORIENTATION,
-    VIDEO_EXTENSIONS,
-    BadSample,
-    ShardSample,
-    open_picture,
-    pixels_of,
-    upright_shape,
-)
+from aurora.images import ORIENTATION, open_picture, pixels_of, upright_shape
+from ..shards.format import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, BadSample, ShardSample
 from ..reader._clip import scan
 from ..reader._decode import frames_at
 from ..reader._file import TIMEOUT_SECONDS, Deadline

@@ -17,7 +17,8 @@ from aurora.interfaces import Sampling, VideoReader
 
 from ..shards.tar import ShardFiles
 from ..shards.index import DatasetIndex, load_index
-from ..shards.format import KINDS, VIDEO, BadSample, Record, decode_image, parse_record
+from aurora.images import decode_image
+from ..shards.format import KINDS, VIDEO, BadSample, Record, parse_record
 from aurora.files import replace_file
 
 FRAMES = 8  # shown of a video, spread evenly

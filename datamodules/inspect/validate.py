@@ -21,7 +21,8 @@ from aurora.registry import READER
 
 from ..shards.tar import ShardFiles
 from ..shards.index import INDEX, MEDIA, SAMPLE, DatasetIndex, file_digest, open_index, sidecar
-from ..shards.format import VIDEO, BadSample, Record, decode_image, parse_record
+from aurora.images import decode_image
+from ..shards.format import VIDEO, BadSample, Record, parse_record
 from ..reader._sampling import sample_counts
 
 ONE_PER_SECOND = Sampling(fps=1.0)

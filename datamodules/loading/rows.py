@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from aurora.errors import AuroraError
-from aurora.images import VisualLayout
-from aurora.interfaces import Prompt, Sampling, Tokenizer, VideoReader
+from aurora.interfaces import Prompt, Sampling, Tokenizer, VideoReader, VisualLayout
 from aurora.types import IGNORE, Frames, PackedBatch
 
 from ..plan.corpus import Corpus, frame_shape
@@ -25,7 +24,8 @@ from ..shards.tar import ShardFiles
 from ..shards.index import DatasetIndex
 from ..plan.lengths import text_pieces
 from ..plan.packing import Budget
-from ..shards.format import VIDEO, BadSample, Record, decode_image, parse_record
+from aurora.images import decode_image
+from ..shards.format import VIDEO, BadSample, Record, parse_record
 from ..plan.packing import WHOLE, Part, part_counts
 from ..reader._sampling import capped
 

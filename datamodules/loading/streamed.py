@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aurora.errors import AuroraError
-from aurora.images import VisualLayout
-from aurora.interfaces import Prompt, Sampling, Tokenizer, VideoReader
+from aurora.interfaces import Prompt, Sampling, Tokenizer, VideoReader, VisualLayout
 from aurora.types import PackedBatch
 
 from ..plan.lengths import text_pieces
 from .rows import Segment, blank_segment, pack
-from ..shards.format import VIDEO, BadSample, check_key, decode_image, parse_record
+from aurora.images import decode_image
+from ..shards.format import VIDEO, BadSample, check_key, parse_record
 from ..reader._sampling import capped
 
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from aurora.errors import AuroraError
 
-from .format import KINDS, LIMITS, TEXT, VIDEO, BadSample, Limits, Record, image_shape, parse_record, split_name
+from aurora.images import image_shape
+from .format import KINDS, LIMITS, TEXT, VIDEO, BadSample, Limits, Record, parse_record, split_name
 from aurora.files import replace_file
 from ..reader._clip import measure
 from ..reader._shape import video_shape
@@ -267,7 +268,7 @@ def _slice(file: io.BufferedReader, place: Place, limits: Limits) -> bytes:
 def _facts(raw: bytes, record: Record, limits: Limits) -> tuple[int, int, int, float, float, float]:
     """Height, width, and of a video, or the range of it that is meant, its frame count, first, last and duration."""
     if record.kind != VIDEO:
-        return (*image_shape(raw, limits), 0, 0.0, 0.0, 0.0)
+        return (*image_shape(raw, limits.pixels), 0, 0.0, 0.0, 0.0)
     try:
         clip = measure(raw, record.start, record.stop)
         height, width = video_shape(raw)

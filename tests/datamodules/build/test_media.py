@@ -14,7 +14,8 @@ from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 from aurora.registry import READER
 from datamodules.build.media import Transcode, small_picture, small_video, stored
-from datamodules.shards.format import BadSample, ShardSample, decode_image, image_shape
+from aurora.images import decode_image, image_shape
+from datamodules.shards.format import BadSample, ShardSample
 from datamodules.reader._clip import measure
 from datamodules.reader._shape import video_shape
 
