@@ -25,7 +25,6 @@ from aurora.conversion.loading import load_parts
 from aurora.conversion.reading import INDEX_FILE, open_tensors, read_metadata, weight_files
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
-from aurora.precision import quantize
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = "model.safetensors"
@@ -88,7 +87,7 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu", overri
     config = {**read_config(folder), **(overrides or {})}
     with torch.device("meta"):
         model = build_model(config)
-    quantize(model.backbone, config.get("quantize"))
+    model.backbone.quantize(config.get("quantize"))
     load_weights(model, folder, config)
     fill_unsaved_buffers(model, config)
     return model.to(device).eval(), config

@@ -164,7 +164,7 @@ def open_picture(
         image = Image.open(io.BytesIO(raw), formats=formats)
     except UnidentifiedImageError:
         # PIL names the buffer by its address
-        raise ValueError(f"it is no {', '.join(formats[:-1]).lower()} or {formats[-1].lower()}") from None
+        raise ValueError(f"it is not a {', '.join(formats[:-1]).lower()} or {formats[-1].lower()}") from None
     _check_pixels(image.height, image.width, max_pixels)
     return image
 

@@ -15,7 +15,7 @@ def load_parts(module: nn.Module, tensors: Mapping[str, Tensor], *, mapped: bool
     """Gives a module tensors of its own names and shapes, in its dtypes: copied, or taken as its own where it stands on
     the meta device.
 
-    Part by part, so that a module which rounds what it is given (`aurora.precision`) never holds much of it. Where the
+    Part by part, so that a module which rounds what it is given (`Backbone.quantize`) never holds much of it. Where the
     tensors are views of mapped files, the pages of each part are given back.
     """
     wanted = module.state_dict()
