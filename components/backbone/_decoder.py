@@ -19,8 +19,7 @@ from aurora.errors import AuroraError
 from ..kernels.linear import project
 from ._checkpoint import fill, read_tensors, write_tensors
 from ._layers import GatedNorm, Linear, SwiGLU
-from ._linear_rnn import LinearRNN, Parts
-from ._packing import Row
+from ._linear_rnn import LinearRNN, Parts, Row
 
 NORM_EPS = 1e-6
 INITIAL_STD = 0.02

@@ -22,8 +22,7 @@ from ..kernels.ssd import ssd, ssd_step
 from ._checkpoint import fill, read_tensors, write_tensors
 from ._conv import convolve, latest, row_window, step_window
 from ._layers import Linear, check_sizes
-from ._linear_rnn import LinearRNN, Parts
-from ._packing import Row
+from ._linear_rnn import LinearRNN, Parts, Row
 
 NORM_EPS = 1e-5
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aurora.errors import AuroraError
 from aurora.interfaces import INITIAL_STATE, Runner
 from aurora.registry import BACKBONE
 from aurora.types import State
@@ -20,10 +21,11 @@ from aurora.types import State
 from ..kernels.wkv6 import wkv6, wkv6_step
 from ._checkpoint import fill, read_tensors, write_tensors
 from ._layers import Linear, check_heads, check_sizes, orthogonal, parameter, with_range
-from ._packing import Row
+from ._linear_rnn import Row
 from ._rwkv import GROUP_NORM_EPS, RWKV, LayerState
 from ._rwkv6_runner import runner_of
-from ._time_state import from_time_states, is_time_state, to_time_states
+
+TIME_STATE = ".att.time_state"  # a tuned initial state, as the authors name it inside a checkpoint or alone
 
 Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
 
@@ -217,7 +219,7 @@ class RWKV6(RWKV):
         """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`, with or without a tuned initial
         state."""
         tensors = read_tensors(path)
-        tuned = self.import_state({name: tensors.pop(name) for name in [*tensors] if is_time_state(name)})
+        tuned = self.import_state({name: tensors.pop(name) for name in [*tensors] if name.endswith(TIME_STATE)})
         fill(self, tensors, path)
         if tuned:
             self.start_from(tuned)
@@ -229,7 +231,23 @@ class RWKV6(RWKV):
         write_tensors(own | tuned, path)
 
     def export_state(self, state: State) -> dict[str, Tensor]:
-        return to_time_states(state)
+        """`wkv` [L, 1, H, K, K] (key, value) → blocks.0.att.time_state [H, K, K] (value, key), …; other states stay."""
+        tensors = {name: tensor for name, tensor in state.items() if name != "wkv"}
+        for layer, memory in enumerate(state.get("wkv", ())):
+            tensors[f"blocks.{layer}{TIME_STATE}"] = memory[0].mT.contiguous()
+        return tensors
 
     def import_state(self, tensors: Mapping[str, Tensor]) -> State:
-        return from_time_states(tensors, self.blank_state(1)["wkv"])
+        state = {name: tensor for name, tensor in tensors.items() if not name.endswith(TIME_STATE)}
+        given = {name: tensor for name, tensor in tensors.items() if name.endswith(TIME_STATE)}
+        if not given:
+            return state
+        names = [f"blocks.{layer}{TIME_STATE}" for layer in range(len(self.blocks))]
+        shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
+        wanted = self.state_shapes["wkv"]
+        if shapes != dict.fromkeys(names, wanted):
+            first = next(iter(shapes))
+            raise AuroraError(f"{len(shapes)} tuned initial states such as {first} {shapes[first]} do not fit: this "
+                              f"backbone has {len(names)} layers of {wanted}")
+        state["wkv"] = torch.stack([given[name].float().mT for name in names]).unsqueeze(1)
+        return state

@@ -20,8 +20,8 @@ from aurora.types import State
 
 from ..kernels.wkv7 import wkv7, wkv7_step
 from ._checkpoint import fill, read_tensors, write_tensors
-from ._layers import Linear, check_heads, check_sizes, layer_of, orthogonal, parameter, stack_layers, with_range
-from ._packing import Row
+from ._layers import Linear, check_heads, check_sizes, orthogonal, parameter, with_range
+from ._linear_rnn import Row, layer_of, stack_layers
 from ._rwkv import GROUP_NORM_EPS, RWKV, LayerState
 
 # a position forgets at most exp(-exp(-1/2)), so 45 % of a channel stays
