@@ -105,8 +105,8 @@ def _options(part: Mapping[str, Any]) -> Iterator[str]:
 
 def _use(config: Mapping[str, Any]) -> str:
     return ("## Use\n\n```bash\naurora ask clip.mp4 \"What happens?\" --model FOLDER\n```\n\n"
-            "`aurora.weights.model_folder.load_model(FOLDER)` gives the model in Python. No file here is a pickle, and no "
-            f"code of this folder is run. Tokenizer: `{config['tokenizer']['name']}`.\n")
+            "`aurora.weights.model_folder.load_model(FOLDER)` gives the model in Python. No file here is a pickle, and "
+            f"no code of this folder is run. Tokenizer: `{config['tokenizer']['name']}`.\n")
 
 
 def _prompt(model: AuroraModel) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from aurora.errors import AuroraError
-from aurora.weights.layouts import Family, KeyMap, Layout, Shapes
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes, require_values
 
 from ._layouts import depth, pair, size
 
@@ -75,9 +75,7 @@ def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 def _check(config: Mapping[str, Any]) -> None:
     needed = {"model_type": "mamba2", "hidden_act": "silu", "layer_norm_epsilon": 1e-5, "use_bias": False,
               "use_conv_bias": True, "rms_norm": True}
-    for key, value in needed.items():
-        if config.get(key, value) != value:
-            raise AuroraError(f"config.json says {key} {config[key]!r}; backbone 'mamba2' has {value!r}")
+    require_values(config, part="backbone 'mamba2'", needed=needed)
     low, high = config.get("time_step_limit") or (0.0, math.inf)
     if _number(low) > 0 or _number(high) < math.inf:
         raise AuroraError(f"config.json says time_step_limit {[low, high]}; backbone 'mamba2' does not limit steps")
