@@ -91,9 +91,9 @@ def _parts(model: AuroraModel, config: Mapping[str, Any]) -> str:
     rows = [(slot, config[slot]["name"], ", ".join(_options(config[slot])),
              f"{counts[slot]:,}" if slot in counts else "") for slot in MODEL_SLOTS]
     state = state_bytes(model.backbone.init_state(1))
-    told = f"{state:,} bytes, whatever the length" if model.backbone.constant_state else "it grows with the length"
+    size = f"{state:,} bytes, whatever the length" if model.backbone.constant_state else "it grows with the length"
     return (f"## Parts\n\n{_table(('slot', 'part', 'options', 'parameters'), rows)}\n"
-            f"{sum(counts.values()):,} parameters in {config['dtype']}; state: {told}. Share of the patches kept per "
+            f"{sum(counts.values()):,} parameters in {config['dtype']}; state: {size}. Share of the patches kept per "
             f"frame: {config.get('keep_ratio', 'as chosen')}.\n")
 
 
