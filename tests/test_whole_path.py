@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from aurora.checkpoint import load_model
 from aurora.config import load_config
 from aurora.inference.generation import Generation
 from aurora.inference.session import Session
 from aurora.registry import BACKBONE, CONNECTOR, MERGE, PROMPT, SORT
 from aurora.training.run import train
+from aurora.weights.model_folder import load_model
 from datamodules.blocks.build import build
 
 SMALL = (

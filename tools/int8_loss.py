@@ -21,12 +21,12 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from aurora.bench.readers import load_backbone
 from aurora.bench.weights import FULL
-from aurora.checkpoint import load_model
 from aurora.evaluation.questions import Question, read_questions
 from aurora.inference.reading import Memory, fork
 from aurora.inference.session import Session
 from aurora.interfaces import Backbone, Runner, Text, Turn
 from aurora.model import AuroraModel
+from aurora.weights.model_folder import load_model
 
 WAYS = {"float32": {"dtype": "float32"}, "bfloat16": {"dtype": "bfloat16"},
         "float32 + int8": {"dtype": "float32", "quantize": "int8"},

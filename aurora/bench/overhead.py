@@ -18,13 +18,13 @@ from torch import Tensor, tensor
 from aurora.assemble import WEIGHTED_SLOTS
 from aurora.bench.case import Settings
 from aurora.bench.timing import Work
-from aurora.checkpoint import save_model
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
 from aurora.registry import DATA
 from aurora.training.module import AuroraModule
 from aurora.training.run import train
 from aurora.types import PackedBatch
+from aurora.weights.model_folder import save_model
 
 CHECKPOINT_EVERY = 10
 NAME = "bench_turns"

@@ -13,10 +13,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from aurora.conversion.plan import refuse_gaps
-from aurora.conversion.report import Report, show
-from aurora.conversion.run import convert as run
 from aurora.errors import AuroraError
+from aurora.weights.convert import convert as run
+from aurora.weights.report import Report, refuse_gaps, show
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -34,10 +33,10 @@ def convert(options: Namespace) -> int:
         show(report, Console(highlight=False))
         refuse_gaps(report, missing_too=options.allow_missing, unexpected_too=options.allow_unexpected)
 
-    with bytes_shown("writing") as told:
+    with bytes_shown("writing") as progress:
         slot, part = ("vision", options.vision) if options.vision else ("backbone", options.backbone)
         run(source, target, slot=slot, part=part, to=options.to, dtype=options.dtype,
-            force=options.force, shard_bytes=size_in_bytes(options.shard_size), accept=accept, told=told)
+            force=options.force, shard_bytes=size_in_bytes(options.shard_size), accept=accept, progress=progress)
     sys.stdout.write(f"written to {target}\n")
     return 0
 

@@ -20,7 +20,7 @@ def info(options: Namespace) -> int:
     """Parameters per slot and bytes of state."""
     described = _describe(_config(options))
     if options.model is not None:
-        from aurora.checkpoint import model_hash
+        from aurora.weights.model_folder import model_hash
 
         described["hash"] = model_hash(options.model)
     if options.json:
@@ -47,8 +47,8 @@ def _config(options: Namespace) -> dict[str, Any]:
         from aurora.config import load_config
 
         return load_config(options.overrides)
-    from aurora.checkpoint import read_config
     from aurora.commands.overriding import override
+    from aurora.weights.model_folder import read_config
 
     return override(read_config(Path(options.model)), options.overrides)
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from aurora.adapters.folder import adapter_hash
-from aurora.checkpoint import model_hash
 from aurora.commands.finding import model_folder, saved_model
 from aurora.errors import AuroraError
 from aurora.evaluation.questions import read_questions
 from aurora.evaluation.report import render
 from aurora.evaluation.run import RESULT_FILE, Protocol, evaluate
 from aurora.inference.generation import Generation
+from aurora.weights.adapter_folder import adapter_hash
+from aurora.weights.model_folder import model_hash
 
 
 def eval(options: Namespace) -> int:

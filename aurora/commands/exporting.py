@@ -9,22 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from aurora.checkpoint import save_model
 from aurora.commands.converting import bytes_shown, size_in_bytes
 from aurora.commands.finding import random_model
-from aurora.conversion.export import export as run
-from aurora.conversion.replacing import require_free
 from aurora.errors import AuroraError
+from aurora.files import require_free
 from aurora.training.restored import is_checkpoint, restored_model
+from aurora.weights.export import export as run
+from aurora.weights.model_folder import save_model
 
 
 def export(options: Namespace) -> int:
     """Writes the folder."""
     target, shard_bytes = Path(options.target), size_in_bytes(options.shard_size)
     require_free(target, folder=True, force=options.force)
-    with _model(options, target) as (folder, sources), bytes_shown("writing") as told:
+    with _model(options, target) as (folder, sources), bytes_shown("writing") as progress:
         run(folder, target, name=options.name, licence=options.license, dtype=options.dtype, results=options.results,
-            sources=sources, force=options.force, shard_bytes=shard_bytes, told=told)
+            sources=sources, force=options.force, shard_bytes=shard_bytes, progress=progress)
     sys.stdout.write(f"written to {target}\n")
     return 0
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from aurora.adapters.folder import apply_adapter
 from aurora.assemble import base_weights, build_model, load_base_weights
-from aurora.checkpoint import CONFIG_FILE, fill_unsaved_buffers, load_model, read_config
 from aurora.commands.overriding import override
 from aurora.config import load_config
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
+from aurora.weights.adapter_folder import apply_adapter
+from aurora.weights.model_folder import CONFIG_FILE, fill_unsaved_buffers, load_model, read_config
 
 TRAINED = f"runs/*/language_video/model/{CONFIG_FILE}"
 

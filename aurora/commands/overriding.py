@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from aurora.checkpoint import DESCRIBED
 from aurora.config import CONFIG_FOLDER, check_kinds
 from aurora.errors import AuroraError, suggest
 from aurora.registry import SLOTS
+from aurora.weights.model_folder import DESCRIBED
 
 
 def override(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

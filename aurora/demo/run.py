@@ -14,7 +14,6 @@ from typing import Any
 
 from rich.console import Console
 
-from aurora.checkpoint import load_model, model_hash
 from aurora.config import load_config
 from aurora.demo.report import Answer, percent, write_report
 from aurora.evaluation.prompts import CAPTION_VIDEO, option_label
@@ -26,6 +25,7 @@ from aurora.inference.session import Session
 from aurora.inference.visuals import frames_of
 from aurora.registry import import_part
 from aurora.training.logs import read_curve
+from aurora.weights.model_folder import load_model, model_hash
 
 SHOWN = ("moving_direction", "state_change", "needle")
 """The families of the three questions that are asked aloud."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from aurora.adapters.spec import Adapters, read_adapters
 from aurora.assemble import WEIGHTED_SLOTS
 from aurora.errors import AuroraError, suggest
 from aurora.mixture import Mixture, read_mixture
 from aurora.options import check_kind, read_fields
 from aurora.registry import PROMPT
 from aurora.training.guard import read_spike
+from aurora.weights.adapters import Adapters, read_adapters
 
 Strategy = Literal["auto", "ddp", "fsdp", "fsdp_hybrid", "fsdp1"]
 Accelerator = Literal["cpu", "gpu", "cuda", "mps", "auto"]

@@ -7,14 +7,14 @@ from typing import Any
 
 import yaml
 
-from aurora.adapters.attach import merge_adapters
-from aurora.checkpoint import CONFIG_FILE
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
 from aurora.training.checkpoints import Checkpoint, checkpoint_at, is_committed, problem
 from aurora.training.recipe import read_recipe
 from aurora.training.start import starting_model
 from aurora.training.state import AVERAGE, WEIGHTS
+from aurora.weights.adapters import merge_adapters
+from aurora.weights.model_folder import CONFIG_FILE
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -14,10 +14,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
-from aurora.adapters.attach import merge_adapters
-from aurora.adapters.folder import save_adapter
-from aurora.checkpoint import read_config, save_model
-from aurora.conversion.reading import weight_files
 from aurora.errors import AuroraError
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
@@ -58,6 +54,10 @@ from aurora.training.trainer import quiet_lightning
 from aurora.training.user_callbacks import check_callbacks
 from aurora.training.validation import VALIDATION
 from aurora.training.watchdog import STACKS
+from aurora.weights.adapter_folder import save_adapter
+from aurora.weights.adapters import merge_adapters
+from aurora.weights.io import weight_files
+from aurora.weights.model_folder import read_config, save_model
 
 ADAPTER_FOLDER = "adapter"
 

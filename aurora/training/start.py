@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from aurora.adapters.attach import attach_adapters
 from aurora.assemble import build_model, load_base_weights
-from aurora.checkpoint import load_weights
 from aurora.model import AuroraModel
 from aurora.training.optim import choose_learned
 from aurora.training.recipe import Recipe
+from aurora.weights.adapters import attach_adapters
+from aurora.weights.model_folder import load_weights
 
 
 def skeleton(config: Mapping[str, Any], stage: str, recipe: Recipe) -> AuroraModel:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from aurora.errors import AuroraError
+from aurora.weights.io import open_tensors
+from aurora.weights.loading import fill, write_tensors
 
 from ..kernels.linear import project
-from ._checkpoint import fill, read_tensors, write_tensors
 from ._layers import GatedNorm, Linear, SwiGLU
 from ._linear_rnn import LinearRNN, Parts, Row
 
@@ -106,7 +107,7 @@ class Decoder(LinearRNN):
 
     def load_base(self, path: str) -> None:
         """Reads a checkpoint of flash-linear-attention, `.pth` or `.safetensors`."""
-        tensors = {_ours(name): tensor for name, tensor in read_tensors(path).items()}
+        tensors = {_ours(name): tensor for name, tensor in open_tensors(path).items()}
         if "layers.0.attn_norm.weight" not in tensors:
             raise AuroraError(f"{path} is in another layout: it has no model.layers.0.attn_norm.weight. Models of "
                               "flash-linear-attention are read, and what save_base writes")

@@ -21,8 +21,9 @@ from transformers.utils import logging
 
 from aurora.errors import AuroraError
 from aurora.interfaces import INITIAL_STATE, Backbone
+from aurora.weights.io import open_tensors
+from aurora.weights.loading import fill, write_tensors
 
-from ._checkpoint import fill, read_tensors, write_tensors
 from ._hf_config import plain_config, read_folder
 
 
@@ -73,7 +74,7 @@ class Hosted(Backbone):
 
     def load_base(self, path: str) -> None:
         """Reads a folder that `save_pretrained` wrote, or one file of its weights (`.safetensors`, `.pth`)."""
-        tensors = self._read_folder(path) if Path(path).is_dir() else read_tensors(path)
+        tensors = self._read_folder(path) if Path(path).is_dir() else open_tensors(path)
         own = {self._own_name(name): tensor for name, tensor in tensors.items()}
         if self.head is None and "head.weight" in own:
             embeddings = _name_of(self.body, self.body.get_input_embeddings())

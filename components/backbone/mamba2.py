@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from aurora.errors import AuroraError
 from aurora.registry import BACKBONE
+from aurora.weights.io import open_tensors
+from aurora.weights.loading import fill, write_tensors
 
 from ..kernels.ssd import ssd, ssd_step
-from ._checkpoint import fill, read_tensors, write_tensors
 from ._conv import convolve, latest, row_window, step_window
 from ._layers import Linear, check_sizes
+from ._layouts_mamba2 import FAMILY
 from ._linear_rnn import LinearRNN, Parts, Row
 
 NORM_EPS = 1e-5
@@ -110,6 +112,7 @@ class Mamba2(LinearRNN):
     block_class = Block
     layer_state = LayerState
     recurrence = "ssm"
+    layouts = FAMILY
 
     def __init__(
         self,
@@ -167,7 +170,7 @@ class Mamba2(LinearRNN):
         """Reads the weights of a `Mamba2ForCausalLM` of `transformers`, or of the authors, with tied embeddings."""
         tensors = {
             name.removeprefix("backbone.").replace("embedding.", "embeddings."): tensor
-            for name, tensor in read_tensors(path).items()
+            for name, tensor in open_tensors(path).items()
         }
         head = tensors.pop("lm_head.weight", None)
         if head is not None and not torch.equal(head, tensors.get("embeddings.weight", head[:0])):

@@ -17,10 +17,12 @@ from aurora.errors import AuroraError
 from aurora.interfaces import INITIAL_STATE, Runner
 from aurora.registry import BACKBONE
 from aurora.types import State
+from aurora.weights.io import open_tensors
+from aurora.weights.loading import fill, write_tensors
 
 from ..kernels.wkv6 import wkv6, wkv6_step
-from ._checkpoint import fill, read_tensors, write_tensors
 from ._layers import Linear, check_heads, check_sizes, orthogonal, parameter, with_range
+from ._layouts_rwkv6 import FAMILY
 from ._linear_rnn import Row
 from ._rwkv import GROUP_NORM_EPS, RWKV, LayerState
 from ._rwkv6_runner import runner_of
@@ -190,6 +192,7 @@ class RWKV6(RWKV):
     """RWKV-6 (Finch), a linear RNN whose decay depends on what it reads; defaults are those of the 1.6B model."""
 
     block_class = Block
+    layouts = FAMILY
 
     def __init__(
         self,
@@ -218,7 +221,7 @@ class RWKV6(RWKV):
     def load_base(self, path: str) -> None:
         """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`, with or without a tuned initial
         state."""
-        tensors = read_tensors(path)
+        tensors = open_tensors(path)
         tuned = self.import_state({name: tensors.pop(name) for name in [*tensors] if name.endswith(TIME_STATE)})
         fill(self, tensors, path)
         if tuned:

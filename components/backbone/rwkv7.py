@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from aurora.errors import AuroraError
 from aurora.registry import BACKBONE
 from aurora.types import State
+from aurora.weights.io import open_tensors
+from aurora.weights.loading import fill, write_tensors
 
 from ..kernels.wkv7 import wkv7, wkv7_step
-from ._checkpoint import fill, read_tensors, write_tensors
 from ._layers import Linear, check_heads, check_sizes, orthogonal, parameter, with_range
+from ._layouts_rwkv7 import FAMILY
 from ._linear_rnn import Row, layer_of, stack_layers
 from ._rwkv import GROUP_NORM_EPS, RWKV, LayerState
 
@@ -213,6 +215,7 @@ class RWKV7(RWKV):
     """RWKV-7 (Goose), a linear RNN that overwrites what it holds for a key; defaults are those of the 1.5B model."""
 
     block_class = Block
+    layouts = FAMILY
 
     def __init__(
         self,
@@ -265,7 +268,7 @@ class RWKV7(RWKV):
 
     def load_base(self, path: str) -> None:
         """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`."""
-        tensors = read_tensors(path)
+        tensors = open_tensors(path)
         if "blocks.0.att.r_k" not in tensors:
             older = " but blocks.0.att.time_maa_x, as RWKV-6 has: backbone=rwkv6 reads it"
             raise AuroraError(f"{path} is no RWKV-7 (x070) checkpoint: it has no blocks.0.att.r_k"

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from aurora.assemble import build_model
-from aurora.checkpoint import save_model
 from aurora.model import AuroraModel
+from aurora.weights.model_folder import save_model
 
 VideoMaker = Callable[..., Path]
 

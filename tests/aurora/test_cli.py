@@ -237,7 +237,7 @@ def test_no_question_is_an_error(run, model_folder, video) -> None:
 
 
 def test_a_folder_that_is_no_model_is_an_error(run, video, tmp_path) -> None:
-    assert "is no model folder" in run("ask", video, "What?", "--model", tmp_path)[2]
+    assert "is not a model folder" in run("ask", video, "What?", "--model", tmp_path)[2]
 
 
 def test_an_unknown_command_is_one_line(run) -> None:

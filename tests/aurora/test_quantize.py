@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aurora.checkpoint import load_model
 from aurora.commands.finding import random_model
-from aurora.conversion import loading
 from aurora.errors import AuroraError
 from aurora.registry import BACKBONE
+from aurora.weights import loading
+from aurora.weights.model_folder import load_model
 from components.backbone._layers import Linear
 from components.kernels.int8 import Int8Linear
 

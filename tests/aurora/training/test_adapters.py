@@ -8,15 +8,15 @@ from safetensors.torch import load_file
 from tiny_training import MadeRows, curve, tiny_config
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from aurora.adapters.attach import attach_adapters
 from aurora.assemble import build_model
-from aurora.checkpoint import load_model, save_model
 from aurora.errors import AuroraError
 from aurora.training.checkpoints import checkpoint_at
 from aurora.training.optim import choose_learned, parameter_groups
 from aurora.training.recipe import TrainerOptions, read_recipe
 from aurora.training.run import train
 from aurora.training.sharding import shard
+from aurora.weights.adapters import attach_adapters
+from aurora.weights.model_folder import load_model, save_model
 
 STEPS = 4
 LORA = {"backbone": {"lora": {"rank": 4, "alpha": 8, "dropout": 0.1}}}
@@ -201,7 +201,7 @@ def test_what_lies_under_an_adapter_stays_in_evaluation_mode():
     ("adapters", "message"),
     [
         ({"backbone": {"lora": {"targets": ["atention"]}}},
-         r"stages\.tuned\.adapters\.backbone\.lora\.targets: 'atention' is the name of no linear layer of RWKV6"),
+         r"stages\.tuned\.adapters\.backbone\.lora\.targets: 'atention' is not the name of a linear layer of RWKV6"),
         ({"backbone": {"state": {"states": ["vkw"]}}},
          r"\.backbone\.state\.states: RWKV6 has no state 'vkw'. Known: att_shift, wkv, ffn_shift"),
         ({"backbone": {"lora": {"rank": 0}}}, r"stages\.tuned\.adapters\.backbone\.lora\.rank is 0"),

@@ -6,7 +6,6 @@ import torch
 from tiny_training import MadeRows, curve, tiny_config
 
 from aurora.assemble import build_model
-from aurora.checkpoint import load_model
 from aurora.errors import AuroraError
 from aurora.training.average import Average
 from aurora.training.logs import read_curve
@@ -14,6 +13,7 @@ from aurora.training.measures import Noise, gradient_norms, total_norm
 from aurora.training.optim import parameter_groups
 from aurora.training.recipe import read_recipe
 from aurora.training.run import train
+from aurora.weights.model_folder import load_model
 
 
 def test_norms_by_slot_add_up_to_that_of_all_gradients():

@@ -7,7 +7,6 @@ from safetensors.torch import load_file
 from tiny_training import MadeRows, curve, tiny_config
 
 from aurora.assemble import build_model
-from aurora.checkpoint import load_model
 from aurora.errors import AuroraError
 from aurora.training.checkpoints import newest_checkpoint
 from aurora.training.logs import read_curve
@@ -16,6 +15,7 @@ from aurora.training.optim import freeze_untrained, parameter_groups
 from aurora.training.recipe import read_recipe
 from aurora.training.run import train
 from aurora.training.schedule import lr_factor
+from aurora.weights.model_folder import load_model
 
 
 def weights(folder):

@@ -122,7 +122,7 @@ def test_a_stage_whose_forerunner_is_missing_says_which_command_trains_it(tmp_pa
 
 
 def test_a_folder_without_a_model_cannot_be_started_from(tmp_path):
-    with pytest.raises(AuroraError, match="is no model folder"):
+    with pytest.raises(AuroraError, match="is not a model folder"):
         train(config_for(tmp_path / "run", init_from=str(tmp_path)))
 
 

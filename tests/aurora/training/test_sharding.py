@@ -10,7 +10,6 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aurora.assemble import build_model
-from aurora.checkpoint import load_model
 from aurora.errors import AuroraError
 from aurora.training.blocks import compile_blocks, recompute_blocks, recompute_cheap
 from aurora.training.flat import Flat, flatten
@@ -18,6 +17,7 @@ from aurora.training.optim import build_optimizer, choose_learned, parameter_gro
 from aurora.training.recipe import TrainerOptions, check_rows, read_options, read_recipe
 from aurora.training.run import plan_stages, train
 from aurora.training.sharding import Sharded, build_strategy, shard
+from aurora.weights.model_folder import load_model
 
 STEPS = 3
 

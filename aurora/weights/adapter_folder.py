@@ -11,24 +11,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aurora.adapters.attach import is_lora, is_state, lora_module, merge_adapters
-from aurora.adapters.spec import Adapters
 from aurora.assemble import WEIGHTED_SLOTS
 from aurora.errors import AuroraError
+from aurora.files import replacing
 from aurora.interfaces import Backbone
 from aurora.model import AuroraModel
-from aurora.registry import import_part
+from aurora.weights.adapters import Adapters, is_lora, is_state, lora_module, merge_adapters
+from aurora.weights.io import open_tensors
+from aurora.weights.loading import load
+from aurora.weights.model_folder import hash_files, part_names
 
 ABOUT_FILE = "adapter.json"
 PEFT_CONFIG_FILE = "adapter_config.json"
@@ -40,31 +39,22 @@ SAMPLES = 1024
 def save_adapter(model: AuroraModel, folder: Path, *, config: Mapping[str, Any], adapters: Adapters,
                  trained: Sequence[str], start: str) -> None:
     """Writes what a stage has learned, before its LoRAs are merged; readers see the old or the new folder."""
-    partial, old = folder.with_name(f"{folder.name}.tmp"), folder.with_name(f"{folder.name}.old")
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    for slot in adapters.keys() | set(trained):
-        (partial / slot).mkdir(parents=True)
-        part = getattr(model, slot)
-        if slot in trained:
-            whole = {name: tensor.cpu().contiguous() for name, tensor in _own_weights(part).items()}
-            save_file(whole, partial / slot / WHOLE_FILE)
-        if slot in adapters and adapters[slot].lora is not None:
-            lora_module().save_lora(part, partial / slot)
-        if isinstance(part, Backbone) and part.initial_state is not None:
-            tuned = part.initial_state.values()
-            exported = part.export_state({name: value.detach().cpu() for name, value in tuned.items()})
-            save_file({name: value.contiguous() for name, value in exported.items()}, partial / slot / STATE_FILE)
     about = {
-        "parts": _part_names(config),
+        "parts": part_names(config),
         "base": {slot: base_hash(getattr(model, slot)) for slot in WEIGHTED_SLOTS if slot not in trained},
         "start": start,
     }
-    (partial / ABOUT_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with replacing(folder, folder=True) as place:
+        for slot in adapters.keys() | set(trained):
+            part = getattr(model, slot)
+            (place / slot).mkdir()
+            if slot in trained:
+                _save(_own_weights(part), place / slot / WHOLE_FILE)
+            if slot in adapters and adapters[slot].lora is not None:
+                lora_module().save_lora(part, place / slot)
+            if isinstance(part, Backbone) and part.initial_state is not None:
+                _save(part.export_state(dict(part.initial_state.values())), place / slot / STATE_FILE)
+        (place / ABOUT_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 def apply_adapter(model: AuroraModel, path: str | Path, config: Mapping[str, Any], *, any_base: bool = False) -> None:
@@ -76,26 +66,21 @@ def apply_adapter(model: AuroraModel, path: str | Path, config: Mapping[str, Any
     """
     path = Path(path)
     if path.is_file():
-        model.backbone.start_from(model.backbone.import_state(_read(path)))
+        model.backbone.start_from(model.backbone.import_state(open_tensors(path)))
     elif (path / ABOUT_FILE).is_file():
         _apply_folder(model, path, config, any_base=any_base)
     elif (path / PEFT_CONFIG_FILE).is_file():
         lora_module().load_lora(model.backbone, path)
     else:
-        raise AuroraError(f"{path} is no adapter: it is no file, and has neither {ABOUT_FILE} nor {PEFT_CONFIG_FILE}. "
-                          "A stage with `adapters` writes one as RUN/STAGE/adapter")
+        raise AuroraError(f"{path} is not an adapter: it is not a file, and has neither {ABOUT_FILE} nor "
+                          f"{PEFT_CONFIG_FILE}. A stage with `adapters` writes one as RUN/STAGE/adapter")
     merge_adapters(model)
 
 
 def adapter_hash(path: str | Path) -> str:
     """SHA-256 over an adapter's files."""
     path = Path(path)
-    digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(path.rglob("*")):
-        if file.is_file():
-            digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return hash_files(path, [path] if path.is_file() else sorted(path.rglob("*")))
 
 
 def base_hash(part: nn.Module) -> str:
@@ -112,7 +97,7 @@ def base_hash(part: nn.Module) -> str:
 
 def _apply_folder(model: AuroraModel, folder: Path, config: Mapping[str, Any], *, any_base: bool) -> None:
     parts, base = _about(folder)
-    for slot, name in _part_names(config).items():
+    for slot, name in part_names(config).items():
         if parts.get(slot, name) != name:
             raise AuroraError(f"{folder} is an adapter for {slot} {parts[slot]!r}, and this model has {name!r}")
     other = [slot for slot, wanted in base.items() if base_hash(getattr(model, slot)) != wanted]
@@ -123,11 +108,11 @@ def _apply_folder(model: AuroraModel, folder: Path, config: Mapping[str, Any], *
     for slot in WEIGHTED_SLOTS:
         part = getattr(model, slot)
         if (folder / slot / WHOLE_FILE).is_file():
-            _fill(part, _read(folder / slot / WHOLE_FILE), folder / slot / WHOLE_FILE)
+            load(part, str(folder / slot / WHOLE_FILE))
         if (folder / slot / PEFT_CONFIG_FILE).is_file():
             lora_module().load_lora(part, folder / slot)
         if (folder / slot / STATE_FILE).is_file():
-            part.start_from(part.import_state(_read(folder / slot / STATE_FILE)))
+            part.start_from(part.import_state(open_tensors(folder / slot / STATE_FILE)))
 
 
 def _about(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
@@ -145,24 +130,5 @@ def _own_weights(part: nn.Module) -> dict[str, Tensor]:
             for name, tensor in part.state_dict().items() if not is_lora(name) and not is_state(name)}
 
 
-def _fill(part: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    own = {name: tensor for name, tensor in part.state_dict(keep_vars=True).items() if not is_state(name)}
-    if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in tensors.items()}:
-        raise AuroraError(f"{source} does not fit {type(part).__name__}: other names or shapes of weights")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix != ".safetensors":
-        tensors: dict[str, Tensor] = import_part("components.backbone._checkpoint").read_tensors(str(path))
-        return tensors
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise AuroraError(f"{path} cannot be read ({error}); it may be truncated") from error
-
-
-def _part_names(config: Mapping[str, Any]) -> dict[str, str]:
-    return {slot: config[slot]["name"] for slot in WEIGHTED_SLOTS}
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from aurora.assemble import build_model, load_base_weights
-from aurora.checkpoint import load_model, save_model
 from aurora.cli import main
 from aurora.config import load_config
 from aurora.training.logs import read_curve
+from aurora.weights.model_folder import load_model, save_model
 from datamodules.blocks.build import build
 
 

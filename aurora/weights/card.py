@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from aurora.evaluation.run import RESULT_FILE
 from aurora.interfaces import Text, Turn
 from aurora.model import AuroraModel
 from aurora.types import state_bytes
+from aurora.weights.io import read_json
 
 DONE_FILE = "done.json"
 
@@ -35,7 +35,7 @@ def training_of(folder: Path) -> list[dict[str, Any]]:
     stages: list[dict[str, Any]] = []
     marker = folder.resolve().parent / DONE_FILE
     while marker.is_file() and len(stages) < 100:
-        done = _read(marker)
+        done = read_json(marker)
         trained: dict[str, dict[str, Any]] = done.get("stages", {})
         if not trained:
             break
@@ -51,12 +51,12 @@ def results_of(folder: Path, model_hash: str, given: Sequence[str]) -> list[dict
 
     AuroraError for one that was given and is of another model.
     """
-    found = [_read(Path(path)) for path in given]
+    found = [read_json(Path(path)) for path in given]
     for path, result in zip(given, found, strict=True):
         if result.get("model") != model_hash:
             raise AuroraError(f"{path} was measured on another model (its hash is {str(result.get('model'))[:12]}…, "
                               f"this one's {model_hash[:12]}…); `aurora eval --model {folder}` measures this one")
-    beside = [_read(path) for path in sorted((folder.resolve().parent / "eval").glob(f"*/{RESULT_FILE}"))]
+    beside = [read_json(path) for path in sorted((folder.resolve().parent / "eval").glob(f"*/{RESULT_FILE}"))]
     return found + [result for result in beside if result.get("model") == model_hash and result not in found]
 
 
@@ -82,8 +82,8 @@ def model_card(model: AuroraModel, config: Mapping[str, Any], *, name: str, lice
 
 
 def _licence(licence: str | None) -> str:
-    told = f"Licence: {licence}." if licence else "Whoever exported this model named no licence."
-    return f"{told} The licences of the weights that it was made from apply as well.\n"
+    own = f"Licence: {licence}." if licence else "Whoever exported this model named no licence."
+    return f"{own} The licences of the weights that it was made from apply as well.\n"
 
 
 def _parts(model: AuroraModel, config: Mapping[str, Any]) -> str:
@@ -91,9 +91,9 @@ def _parts(model: AuroraModel, config: Mapping[str, Any]) -> str:
     rows = [(slot, config[slot]["name"], ", ".join(_options(config[slot])),
              f"{counts[slot]:,}" if slot in counts else "") for slot in MODEL_SLOTS]
     state = state_bytes(model.backbone.init_state(1))
-    told = f"{state:,} bytes, whatever the length" if model.backbone.constant_state else "it grows with the length"
+    size = f"{state:,} bytes, whatever the length" if model.backbone.constant_state else "it grows with the length"
     return (f"## Parts\n\n{_table(('slot', 'part', 'options', 'parameters'), rows)}\n"
-            f"{sum(counts.values()):,} parameters in {config['dtype']}; state: {told}. Share of the patches kept per "
+            f"{sum(counts.values()):,} parameters in {config['dtype']}; state: {size}. Share of the patches kept per "
             f"frame: {config.get('keep_ratio', 'as chosen')}.\n")
 
 
@@ -105,8 +105,8 @@ def _options(part: Mapping[str, Any]) -> Iterator[str]:
 
 def _use(config: Mapping[str, Any]) -> str:
     return ("## Use\n\n```bash\naurora ask clip.mp4 \"What happens?\" --model FOLDER\n```\n\n"
-            "`aurora.checkpoint.load_model(FOLDER)` gives the model in Python. No file here is a pickle, and no code "
-            f"of this folder is run. Tokenizer: `{config['tokenizer']['name']}`.\n")
+            "`aurora.weights.model_folder.load_model(FOLDER)` gives the model in Python. No file here is a pickle, and "
+            f"no code of this folder is run. Tokenizer: `{config['tokenizer']['name']}`.\n")
 
 
 def _prompt(model: AuroraModel) -> str:
@@ -145,8 +145,8 @@ def _results(results: Sequence[Mapping[str, Any]]) -> str:
                  for name, row in {**result.get("families", {}), "all": result}.items() if row.get("n")]
     columns = ("questions", "n", "accuracy", "95 % interval", "on a wrong video", "chance")
     used = {f"keep ratio {result.get('keep_ratio')}, {result.get('dtype')}" for result in results}
-    told = f"Multiple choice, measured by `aurora eval` ({'; '.join(sorted(used))})."
-    return f"## Results\n\n{_table(columns, rows)}\n{told}\n"
+    return (f"## Results\n\n{_table(columns, rows)}\n"
+            f"Multiple choice, measured by `aurora eval` ({'; '.join(sorted(used))}).\n")
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -156,13 +156,3 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AuroraError(f"{path} is not readable as JSON: {error}") from error
-    if not isinstance(read, dict):
-        raise AuroraError(f"{path} is no JSON object")
-    return read

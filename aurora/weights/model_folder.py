@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from aurora.assemble import MODEL_SLOTS, WEIGHTED_SLOTS, build_model
-from aurora.conversion.loading import load_parts
-from aurora.conversion.reading import INDEX_FILE, open_tensors, read_metadata, weight_files
 from aurora.errors import AuroraError
+from aurora.files import replacing
 from aurora.model import AuroraModel
+from aurora.weights.io import INDEX_FILE, SINGLE_FILE, open_tensors, read_metadata, weight_files
+from aurora.weights.loading import load_parts, mismatches
 
 CONFIG_FILE = "config.yaml"
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE = SINGLE_FILE
 TOKENIZER_FOLDER = "tokenizer"
 DESCRIBED = (*MODEL_SLOTS, "reader", "dtype", "quantize", "keep_ratio", "sampling")
 """The keys of a config that describe the model and how it is used."""
@@ -37,40 +37,36 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".ggu
 
 def save_model(model: AuroraModel, config: Mapping[str, Any], folder: str | Path) -> None:
     """Writes the weights and the part of the config that describes the model; readers see the old or the new one."""
-    folder = Path(folder)
     tensors = _savable(model)
-    partial, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with replacing(Path(folder), folder=True) as place:
+        portable = dict(model.backbone.portable(config["backbone"]))
+        describe_model({**config, "backbone": portable}, place)
+        # One entry only: the order of several would differ from run to run, and the file's hash with it.
+        save_file(tensors, place / WEIGHTS_FILE, metadata=part_metadata(config))
+
+
+def describe_model(config: Mapping[str, Any], folder: Path) -> None:
+    """Writes the part of the config that describes the model, and the tokenizer's files, into its folder."""
     described = {key: config[key] for key in DESCRIBED if key in config}
-    described["tokenizer"] = copy_tokenizer(described["tokenizer"], partial / TOKENIZER_FOLDER)
-    described["backbone"] = dict(model.backbone.portable(described["backbone"]))
-    (partial / CONFIG_FILE).write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
-    # One entry only: the order of several would differ from run to run, and the file's hash with it.
-    save_file(tensors, partial / WEIGHTS_FILE, metadata={"parts": json.dumps(part_names(config))})
-    _flush(partial)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    described["tokenizer"] = copy_tokenizer(config["tokenizer"], folder / TOKENIZER_FOLDER)
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The config of a saved model. AuroraError when the folder holds none."""
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
-        raise AuroraError(f"{folder} is no model folder: it has no {CONFIG_FILE}. "
+        raise AuroraError(f"{folder} is not a model folder: it has no {CONFIG_FILE}. "
                           "`aurora train` writes one per stage, as RUN/STAGE/model")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise AuroraError(f"{path} is no readable yaml: {' '.join(str(error).split())}") from error
+        raise AuroraError(f"{path} is not readable as yaml: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
-        raise AuroraError(f"{path} describes no model: it must name {', '.join(MODEL_SLOTS)}")
+        raise AuroraError(f"{path} does not describe a model: it must name {', '.join(MODEL_SLOTS)}")
     for slot in MODEL_SLOTS:
         if not isinstance(config.get(slot), dict) or not isinstance(config[slot].get("name"), str):
-            raise AuroraError(f"{path} describes no model: it has no {slot} with a name; "
+            raise AuroraError(f"{path} does not describe a model: it has no {slot} with a name; "
                               f"it must name {', '.join(MODEL_SLOTS)}")
     if "path" in config["tokenizer"]:
         config["tokenizer"]["path"] = str(path.parent / config["tokenizer"]["path"])
@@ -98,22 +94,27 @@ def load_weights(model: AuroraModel, folder: str | Path, config: Mapping[str, An
 
     A model without memory (on the meta device) takes the read tensors as its own.
     """
-    paths = weight_paths(folder)
-    path = paths[0] if len(paths) == 1 else Path(folder)
-    try:
-        tensors, parts = open_tensors(folder), json.loads(read_metadata(paths[0]).get("parts", "{}"))
-    except (OSError, ValueError) as error:
-        if isinstance(error, AuroraError):
-            raise
-        raise AuroraError(f"{path} cannot be read ({error}); it may be truncated") from error
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    model.backbone.start_like(shapes)
+    path, tensors = fitting_tensors(model, folder, config)
     wanted = model.state_dict()
-    check_same_model(path, parts, config, wanted, shapes)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() != wanted[name].is_floating_point():
             raise AuroraError(f"{path}: {name} is {tensor.dtype} in the file; the model needs {wanted[name].dtype}")
     load_parts(model, tensors, mapped=True)
+
+
+def fitting_tensors(model: AuroraModel, folder: str | Path, config: Mapping[str, Any]
+                    ) -> tuple[Path, dict[str, Tensor]]:
+    """A saved model's weights, mapped, and the file or folder that errors name; the model is given room for the tuned
+    initial state that they hold. AuroraError when they are not those of `model`, or broken."""
+    paths = weight_paths(folder)
+    path = paths[0] if len(paths) == 1 else Path(folder)
+    tensors, parts = open_tensors(folder), read_metadata(paths[0]).get("parts", "{}")
+    model.backbone.start_like({name: tensor.shape for name, tensor in tensors.items()})
+    try:
+        _check_same_model(path, json.loads(parts), config, model.state_dict(), tensors)
+    except json.JSONDecodeError as error:
+        raise AuroraError(f"{path} cannot be read: the parts in its header are not JSON ({error})") from error
+    return path, tensors
 
 
 def weight_paths(folder: str | Path) -> list[Path]:
@@ -127,27 +128,20 @@ def weight_paths(folder: str | Path) -> list[Path]:
 def model_hash(folder: str | Path) -> str:
     """SHA-256 over what makes the model what it is: config, weights and tokenizer files, not its metrics."""
     folder = Path(folder)
+    return hash_files(folder, [folder / CONFIG_FILE, *weight_paths(folder),
+                               *sorted((folder / TOKENIZER_FOLDER).rglob("*"))])
+
+
+def hash_files(folder: Path, paths: list[Path]) -> str:
+    """SHA-256 over the names, sizes and bytes of files below a folder."""
     digest = hashlib.sha256()
-    paths = [folder / CONFIG_FILE, *weight_paths(folder), *sorted((folder / TOKENIZER_FOLDER).rglob("*"))]
     for path in paths:
         if path.is_file():
             digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
-            for block in _blocks(path):
-                digest.update(block)
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
     return digest.hexdigest()
-
-
-def _savable(model: nn.Module) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    storages = set()
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise AuroraError(f"the model is not saved: {name} holds values that are not finite")
-        shared = tensor.untyped_storage().data_ptr() in storages
-        storages.add(tensor.untyped_storage().data_ptr())
-        # safetensors refuses tensors that share memory
-        tensors[name] = tensor.detach().clone() if shared else tensor.detach().contiguous()
-    return tensors
 
 
 def copy_tokenizer(tokenizer: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -166,15 +160,6 @@ def copy_tokenizer(tokenizer: Mapping[str, Any], folder: Path) -> dict[str, Any]
     return {**tokenizer, "path": TOKENIZER_FOLDER}
 
 
-def _flush(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def fill_unsaved_buffers(model: AuroraModel, config: Mapping[str, Any]) -> None:
     """Gives the buffers that no checkpoint holds the values that their constructors compute."""
     empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
@@ -187,27 +172,34 @@ def fill_unsaved_buffers(model: AuroraModel, config: Mapping[str, Any]) -> None:
 
 
 def part_names(config: Mapping[str, Any]) -> dict[str, str]:
-    """The parts that hold weights, as the header of a weight file names them."""
+    """The names of the parts that hold weights."""
     return {slot: config[slot]["name"] for slot in WEIGHTED_SLOTS}
 
 
-def check_same_model(path: Path, parts: Mapping[str, str], config: Mapping[str, Any],
-                     wanted: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]]) -> None:
+def part_metadata(config: Mapping[str, Any]) -> dict[str, str]:
+    """The names of the parts that hold weights, as the header of a weight file has them."""
+    return {"parts": json.dumps(part_names(config))}
+
+
+def _savable(model: nn.Module) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    storages = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise AuroraError(f"the model is not saved: {name} holds values that are not finite")
+        shared = tensor.untyped_storage().data_ptr() in storages
+        storages.add(tensor.untyped_storage().data_ptr())
+        # safetensors refuses tensors that share memory
+        tensors[name] = tensor.detach().clone() if shared else tensor.detach().contiguous()
+    return tensors
+
+
+def _check_same_model(path: Path, parts: Mapping[str, str], config: Mapping[str, Any],
+                      wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
     """AuroraError when a file's parts, names or shapes are not those of the model that its config describes."""
     for slot, name in part_names(config).items():
         if parts.get(slot, name) != name:
             raise AuroraError(f"{path} holds a model with {slot} {parts[slot]!r}, the config asks for {name!r}")
-    missing = sorted(wanted.keys() - found.keys())
-    unexpected = sorted(found.keys() - wanted.keys())
-    reshaped = [f"{name}: {found[name]} in the file, {tuple(wanted[name].shape)} in the config"
-                for name in sorted(wanted.keys() & found.keys()) if wanted[name].shape != found[name]]
-    for problem, names in (("lacks", missing), ("has unexpected", unexpected), ("has other shapes for", reshaped)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise AuroraError(f"{path} is a checkpoint of another model: it {problem} {'; '.join(names[:3])}{more}")
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            yield block
+    faults = mismatches(wanted, found, listed=3)
+    if faults:
+        raise AuroraError(f"{path} is a checkpoint of another model than its config describes; {faults}")

@@ -1,11 +1,10 @@
 import pytest
 from torch import nn
 
-from aurora.adapters.spec import Lora, SlotAdapters, TunedState, read_adapters
-from aurora.adapters.targets import find_targets
 from aurora.config import load_config
 from aurora.errors import AuroraError
 from aurora.training.recipe import read_recipe
+from aurora.weights.adapters import Lora, SlotAdapters, TunedState, find_targets, read_adapters
 
 
 def test_a_slot_may_have_both_kinds() -> None:
@@ -25,8 +24,8 @@ def test_the_recipes_of_adapters_say_all_their_options(name: str) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"backbon": {"lora": {}}}, r"a: 'backbon' is no slot with weights. Did you mean 'backbone'"),
-        ({"merge": {"lora": {}}}, r"'merge' is no slot with weights"),
+        ({"backbon": {"lora": {}}}, r"a: 'backbon' is not a slot with weights. Did you mean 'backbone'"),
+        ({"merge": {"lora": {}}}, r"'merge' is not a slot with weights"),
         ({"backbone": {"lore": {}}}, r"a\.backbone: no adapter named 'lore'. Did you mean 'lora'"),
         ({"backbone": 16}, r"a\.backbone is 16; it must be a mapping"),
         ({"backbone": {"lora": {"rang": 8}}}, r"a\.backbone\.lora has no key 'rang'. Did you mean 'rank'"),
@@ -73,12 +72,12 @@ def test_a_part_without_linear_layers_takes_no_lora() -> None:
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (["key", "recptance"], r"t: 'recptance' is the name of no linear layer of RWKV6. Did you mean .*receptance"),
-        (["ey"], r"'ey' is the name of no linear layer"),
+        (["key", "recptance"], r"t: 'recptance' is not the name of a linear layer of RWKV6. Did you mean .*receptance"),
+        (["ey"], r"'ey' is not the name of a linear layer"),
         (["emb"], r"'emb' is of the kind Embedding, and LoRA changes linear layers of RWKV6"),
         (["time_maa_w1"], r"'time_maa_w1' is a parameter of its own"),
-        (r"att\..*", r"'att\\\\..*' is the name of no linear layer"),
-        ("(", r"t '\(' is no regex"),
+        (r"att\..*", r"'att\\\\..*' is not the name of a linear layer"),
+        ("(", r"t '\(' is not a regex"),
     ],
 )
 def test_a_target_that_is_not_there_is_refused_with_those_that_are(model, targets, message) -> None:

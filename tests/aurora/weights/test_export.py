@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 
-from aurora.checkpoint import load_model, model_hash, save_model, weight_paths
 from aurora.cli import main
 from aurora.errors import AuroraError
 from aurora.training.folder import fingerprint
+from aurora.weights.model_folder import load_model, model_hash, save_model, weight_paths
 
 
 @pytest.fixture
@@ -238,4 +238,4 @@ def test_an_export_that_is_there_is_not_replaced_without_force(run, exported, mo
 def test_what_is_no_model_is_named(run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "missing"):
-        assert "is no model folder" in run("export", tmp_path / folder, tmp_path / "out")[2]
+        assert "is not a model folder" in run("export", tmp_path / folder, tmp_path / "out")[2]

@@ -5,12 +5,11 @@ import copy
 import pytest
 import torch
 
-from aurora.adapters.lora import add_lora, lora_layers, merge_lora
-from aurora.adapters.spec import Lora
-from aurora.adapters.targets import find_targets
 from aurora.registry import BACKBONE
 from aurora.testing.backbone import LENGTHS, VOCAB, bounds, build, row
 from aurora.types import map_state
+from aurora.weights.adapters import find_targets
+from aurora.weights.lora import add_lora, lora_layers, merge_lora
 
 SIZES = {"hidden_size": 64, "layers": 2, "head_size": 32}
 TOLERANCE = {"hf": {"rtol": 1e-3, "atol": 1e-4}, "transformer": {"rtol": 1e-3, "atol": 1e-4}}
@@ -46,7 +45,7 @@ def with_lora(plain, *, silent):
     backbone = copy.deepcopy(plain)
     everything = find_targets("t", backbone, r".*")
     torch.manual_seed(1)
-    add_lora(backbone, Lora(rank=2, alpha=3.0), everything)
+    add_lora(backbone, everything, rank=2, alpha=3.0)
     if not silent:
         for layer in lora_layers(backbone).values():
             torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
@@ -199,7 +198,7 @@ def test_fast_forms_read_what_was_merged_and_tuned(plain):
             randomise(backbone)
             randomise(fast)
         wanted = logits(backbone)
-        add_lora(fast, Lora(rank=2, alpha=3.0), find_targets("t", fast, r".*"))
+        add_lora(fast, find_targets("t", fast, r".*"), rank=2, alpha=3.0)
         for name, layer in lora_layers(fast).items():
             for key, parameter in layer.named_parameters():
                 if "lora_" in key:

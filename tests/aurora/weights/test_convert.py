@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from aurora.cli import main
-from aurora.conversion.reading import open_tensors
-from aurora.conversion.run import convert
 from aurora.registry import BACKBONE
+from aurora.weights.convert import convert
+from aurora.weights.io import open_tensors
 
 SIZES = {"rwkv6": {"hidden_size": 64, "layers": 2, "head_size": 16, "mix_rank": 8, "decay_rank": 8},
          "rwkv7": {"hidden_size": 64, "layers": 2, "head_size": 16},
@@ -203,7 +203,7 @@ def test_a_folder_that_holds_anything_else_is_never_replaced(run, tmp_path: Path
     source, target = base(tmp_path), tmp_path / "out"
     (target / "diary").mkdir(parents=True)
     err = run("convert", source, target, "--backbone", "rwkv6", "--to", "fla", "--force")[2]
-    assert "holds 'diary', which is no part of a model" in err and (target / "diary").is_dir()
+    assert "holds 'diary', which is not part of a model" in err and (target / "diary").is_dir()
 
 
 def test_the_source_is_never_the_target(run, tmp_path: Path) -> None:
@@ -229,14 +229,14 @@ def test_a_stopped_conversion_leaves_what_was_there_and_nothing_else(tmp_path: P
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert(source, tmp_path / target, slot="backbone", part="rwkv6", dtype="bfloat16", force=True, told=stop)
+        convert(source, tmp_path / target, slot="backbone", part="rwkv6", dtype="bfloat16", force=True, progress=stop)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 MEASURED = """
 import sys
 from pathlib import Path
-from aurora.conversion.run import convert
+from aurora.weights.convert import convert
 from aurora.registry import BACKBONE
 
 def resident(key):

@@ -20,10 +20,10 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from aurora.conversion.reading import open_tensors
-from aurora.conversion.run import convert
 from aurora.errors import AuroraError
 from aurora.registry import BACKBONE, VISION
+from aurora.weights.convert import convert
+from aurora.weights.io import open_tensors
 
 VOCAB = 40
 SIZES: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""What became of every name: a value that is shown as a table and written as JSON."""
+"""The report of a conversion: what became of every name, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-LISTED = 8
+from aurora.errors import AuroraError
+from aurora.weights.loading import some
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Mapped:
 
 @dataclass(frozen=True)
 class Report:
-    """A conversion: from what to what, and what became of every name."""
+    """A conversion: its layouts, and what became of every name."""
 
     part: str
     source: str
@@ -34,7 +35,7 @@ class Report:
     options: dict[str, Any]
     mapped: list[Mapped] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # names that the source should have
-    unexpected: list[str] = field(default_factory=list)  # names of the source that nothing is known of
+    unexpected: list[str] = field(default_factory=list)  # names of the source that the layout does not have
     left_out: list[str] = field(default_factory=list)  # names of the source that the target has no place for
     notes: list[str] = field(default_factory=list)
 
@@ -56,17 +57,21 @@ def show(report: Report, console: Console) -> None:
     table.add_column("number", justify="right")
     table.add_column("names", overflow="fold")
     table.add_row("written", f"{len(report.mapped):,}", f"{report.bytes:,} bytes")
-    for told, names in (("missing", report.missing), ("unexpected", report.unexpected), ("left out", report.left_out)):
-        table.add_row(told, f"{len(names):,}", some(names))
+    for kind, names in (("missing", report.missing), ("unexpected", report.unexpected), ("left out", report.left_out)):
+        table.add_row(kind, f"{len(names):,}", some(names))
     console.print(table)
     slot, _, name = report.part.partition(" ")
-    told = ", ".join(f"{key}: {value}" for key, value in report.options.items() if key != "vocab_size")
-    console.print(f"in a config: {slot}: {{name: {name}, {told}}}", soft_wrap=True)
+    options = ", ".join(f"{key}: {value}" for key, value in report.options.items() if key != "vocab_size")
+    console.print(f"in a config: {slot}: {{name: {name}, {options}}}", soft_wrap=True)
     for note in report.notes:
         console.print(f"note: {note}", soft_wrap=True)
 
 
-def some(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f", … ({len(names):,} in all)" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+def refuse_gaps(report: Report, *, missing_too: bool, unexpected_too: bool) -> None:
+    """AuroraError when names are missing or unexpected and that was not allowed."""
+    if report.missing and not missing_too:
+        raise AuroraError(f"{report.source} lacks {len(report.missing)} tensor(s): {some(report.missing)}; "
+                          "--allow-missing writes what is there")
+    if report.unexpected and not unexpected_too:
+        raise AuroraError(f"{report.source} holds {len(report.unexpected)} unexpected tensor(s): "
+                          f"{some(report.unexpected)}; --allow-unexpected leaves them out")

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear, LoraLayer
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aurora.adapters.spec import Lora
 from aurora.errors import AuroraError
+from aurora.weights.io import open_tensors
+from aurora.weights.loading import mismatches
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -38,11 +38,10 @@ class AdaptedLinear(Linear):  # type: ignore[misc]
         return (weight.to(wide) + change).to(weight.dtype)
 
 
-def add_lora(part: nn.Module, lora: Lora, targets: Sequence[str]) -> None:
+def add_lora(part: nn.Module, targets: Sequence[str], *, rank: int, alpha: float, dropout: float = 0.0) -> None:
     """Wraps the named linear layers; B is zero, so that nothing changes until it learns. The adapters are float32
     whatever the weights are."""
-    _inject(part, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
-                             target_modules=list(targets)))
+    _inject(part, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)))
 
 
 def lora_layers(part: nn.Module) -> dict[str, Any]:
@@ -77,16 +76,16 @@ def save_lora(part: nn.Module, folder: Path) -> None:
 def load_lora(part: nn.Module, folder: Path) -> None:
     """Wraps layers as a folder in peft's format says and fills them. AuroraError when it does not fit the part."""
     config = _read_config(folder)
-    try:
-        tensors = {key.removeprefix(_PREFIX): tensor for key, tensor in load_file(folder / WEIGHTS_FILE).items()}
-    except (SafetensorError, OSError) as error:
-        raise AuroraError(f"{folder / WEIGHTS_FILE} cannot be read ({error}); it may be truncated") from error
+    tensors = {key.removeprefix(_PREFIX): tensor for key, tensor in open_tensors(folder / WEIGHTS_FILE).items()}
     try:
         _inject(part, config)
     except (ValueError, RuntimeError) as error:
-        raise AuroraError(f"{folder} is no adapter of {type(part).__name__}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise AuroraError(f"{folder} is not an adapter of {type(part).__name__}: {reason}") from error
     wanted = _tensors(part)
-    _check_same(folder, part, wanted, tensors)
+    faults = mismatches(wanted, tensors, listed=3)
+    if faults:
+        raise AuroraError(f"{folder} is not an adapter of this {type(part).__name__}: {faults}")
     with torch.no_grad():
         for key, tensor in wanted.items():
             tensor.copy_(tensors[key])
@@ -126,7 +125,7 @@ def _read_config(folder: Path) -> LoraConfig:
     try:
         kind = json.loads(path.read_text(encoding="utf-8")).get("peft_type")
         if kind != "LORA":
-            raise AuroraError(f"{path} describes an adapter of the kind {kind!r}; LORA is read here")
+            raise AuroraError(f"{path} describes an adapter of the type {kind!r}; only LORA can be read")
         config = LoraConfig.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, AuroraError):
@@ -134,14 +133,5 @@ def _read_config(folder: Path) -> LoraConfig:
         raise AuroraError(f"{path} cannot be read: {error}") from error
     if config.modules_to_save:
         raise AuroraError(f"{path} stores whole modules ({', '.join(config.modules_to_save)}) beside its LoRA, which "
-                          "are not read here")
+                          "cannot be read")
     return config
-
-
-def _check_same(folder: Path, part: nn.Module, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    faults = [*(f"{key} is missing" for key in sorted(wanted.keys() - found.keys())),
-              *(f"{key} is of no use" for key in sorted(found.keys() - wanted.keys())),
-              *(f"{key} is {tuple(found[key].shape)} instead of {tuple(wanted[key].shape)}"
-                for key in sorted(wanted.keys() & found.keys()) if wanted[key].shape != found[key].shape)]
-    if faults:
-        raise AuroraError(f"{folder} is no adapter of this {type(part).__name__}: {'; '.join(faults[:3])}")
