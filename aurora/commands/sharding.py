@@ -83,7 +83,7 @@ def _order(options: Namespace, given: Mapping[str, Any]) -> Any:
     if not folder.is_dir():
         raise AuroraError(f"{folder} is no folder; give the one in which the dataset's files lie")
     transcode = media.Transcode(short_side=options.short_side, quality=options.quality, fps=options.fps)
-    return plans.Order(
+    return plans.BuildOrder(
         folder=str(folder.resolve()), source={**source, **given}, about=about,
         samples_per_shard=options.samples_per_shard, shard_bytes=options.shard_bytes,
         transcode=transcode if options.transcode else None)
