@@ -20,7 +20,6 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aurora.adapters.initial_state import start_like
 from aurora.assemble import MODEL_SLOTS, WEIGHTED_SLOTS, build_model
 from aurora.conversion.loading import load_parts
 from aurora.conversion.reading import INDEX_FILE, open_tensors, read_metadata, weight_files
@@ -109,7 +108,7 @@ def load_weights(model: AuroraModel, folder: str | Path, config: Mapping[str, An
             raise
         raise AuroraError(f"{path} cannot be read ({error}); it may be truncated") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    start_like(model.backbone, shapes)
+    model.backbone.start_like(shapes)
     wanted = model.state_dict()
     check_same_model(path, parts, config, wanted, shapes)
     for name, tensor in tensors.items():

@@ -14,9 +14,9 @@ import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from aurora.errors import AuroraError
-from aurora.images import VisualLayout
-from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader, check_sampling
+from aurora.errors import AuroraError, BadSample
+from aurora.images import decode_image
+from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader, VisualLayout, check_sampling
 from aurora.mixture import Mixture, Part, read_mixture
 from aurora.registry import DATA
 from aurora.steps import START
@@ -27,9 +27,8 @@ from .loading.rows import Built, Segment, Skipped, blank_segment, pack
 from .loading.supervisor import start_method
 from .plan.lengths import text_pieces
 from .reader._sampling import capped
-from .shards.format import VIDEO, BadSample, check_key, parse_record
+from .shards.format import VIDEO, check_key, parse_record
 from .shards.index import is_remote
-from .shards.pictures import decode_image
 
 # Sequences that wait for a row that they fit in.
 _WAITING = 64

@@ -12,8 +12,7 @@ from typing import Any, get_args
 import lightning
 
 from aurora.errors import AuroraError
-from aurora.images import VisualLayout
-from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader, check_sampling
+from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader, VisualLayout, check_sampling
 from aurora.mixture import Mixture, read_mixture
 from aurora.registry import DATA
 from aurora.steps import START

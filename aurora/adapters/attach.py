@@ -9,11 +9,11 @@ from types import ModuleType
 
 from torch import nn
 
-from aurora.adapters.initial_state import PREFIX, tune_state, tuned_state
 from aurora.adapters.spec import Adapters
 from aurora.adapters.targets import find_targets
 from aurora.assemble import WEIGHTED_SLOTS
 from aurora.errors import AuroraError
+from aurora.interfaces import INITIAL_STATE
 from aurora.model import AuroraModel
 
 
@@ -25,7 +25,7 @@ def attach_adapters(where: str, model: AuroraModel, adapters: Adapters) -> None:
     for slot, wanted in adapters.items():
         part = getattr(model, slot)
         if wanted.state is not None:
-            tune_state(f"{where}.{slot}.state.states", part, wanted.state.states)
+            part.tune_state(f"{where}.{slot}.state.states", wanted.state.states)
         if wanted.lora is not None:
             targets = find_targets(f"{where}.{slot}.lora.targets", part, wanted.lora.targets)
             lora_module().add_lora(part, wanted.lora, targets)
@@ -58,7 +58,7 @@ def is_lora(name: str) -> bool:
 
 def is_state(name: str) -> bool:
     """Whether a parameter of this name, inside its slot, is a tuned initial state."""
-    return name.startswith(PREFIX)
+    return name.startswith(INITIAL_STATE)
 
 
 def lr_scale(adapters: Adapters, slot: str, name: str, otherwise: float) -> float:
@@ -73,9 +73,8 @@ def lr_scale(adapters: Adapters, slot: str, name: str, otherwise: float) -> floa
 
 def sharded_alone(model: AuroraModel) -> Iterator[nn.Module]:
     """Modules whose parameters are float32 beside others that may not be: a sharded unit has one learned dtype."""
-    state = tuned_state(model.backbone)
-    if state is not None:
-        yield state
+    if model.backbone.initial_state is not None:
+        yield model.backbone.initial_state
 
 
 def describe_adapters(model: AuroraModel, adapters: Adapters) -> list[str]:
@@ -86,9 +85,8 @@ def describe_adapters(model: AuroraModel, adapters: Adapters) -> list[str]:
         if wanted.lora is not None:
             layers = sum(name.endswith(".base_layer") for name, _ in part.named_modules())
             lines.append(f"LoRA of rank {wanted.lora.rank} on {layers} layers of {slot}")
-        state = tuned_state(part) if wanted.state is not None else None
-        if state is not None:
-            lines.append(f"initial state ({', '.join(name for name, _ in state.named_parameters())}) of {slot}")
+        if wanted.state is not None and part.initial_state is not None:
+            lines.append(f"initial state ({', '.join(part.initial_state.values())}) of {slot}")
     return lines
 
 

@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from aurora.adapters.attach import is_lora, is_state, lora_module, merge_adapters
-from aurora.adapters.initial_state import start_from, tuned_state
 from aurora.adapters.spec import Adapters
 from aurora.assemble import WEIGHTED_SLOTS
 from aurora.errors import AuroraError
+from aurora.interfaces import Backbone
 from aurora.model import AuroraModel
 from aurora.registry import import_part
 
@@ -51,9 +51,9 @@ def save_adapter(model: AuroraModel, folder: Path, *, config: Mapping[str, Any],
             save_file(whole, partial / slot / WHOLE_FILE)
         if slot in adapters and adapters[slot].lora is not None:
             lora_module().save_lora(part, partial / slot)
-        state = tuned_state(part)
-        if state is not None:
-            exported = part.export_state({name: value.detach().cpu() for name, value in state.named_parameters()})
+        if isinstance(part, Backbone) and part.initial_state is not None:
+            tuned = part.initial_state.values()
+            exported = part.export_state({name: value.detach().cpu() for name, value in tuned.items()})
             save_file({name: value.contiguous() for name, value in exported.items()}, partial / slot / STATE_FILE)
     about = {
         "parts": _part_names(config),
@@ -76,7 +76,7 @@ def apply_adapter(model: AuroraModel, path: str | Path, config: Mapping[str, Any
     """
     path = Path(path)
     if path.is_file():
-        start_from(model.backbone, model.backbone.import_state(_read(path)))
+        model.backbone.start_from(model.backbone.import_state(_read(path)))
     elif (path / ABOUT_FILE).is_file():
         _apply_folder(model, path, config, any_base=any_base)
     elif (path / PEFT_CONFIG_FILE).is_file():
@@ -127,7 +127,7 @@ def _apply_folder(model: AuroraModel, folder: Path, config: Mapping[str, Any], *
         if (folder / slot / PEFT_CONFIG_FILE).is_file():
             lora_module().load_lora(part, folder / slot)
         if (folder / slot / STATE_FILE).is_file():
-            start_from(part, part.import_state(_read(folder / slot / STATE_FILE)))
+            part.start_from(part.import_state(_read(folder / slot / STATE_FILE)))
 
 
 def _about(folder: Path) -> tuple[dict[str, str], dict[str, str]]:

@@ -12,7 +12,6 @@ import torch
 import yaml
 from torch import Tensor
 
-from aurora.adapters.initial_state import start_like
 from aurora.assemble import build_model
 from aurora.checkpoint import (
     CONFIG_FILE,
@@ -84,7 +83,7 @@ def _skeleton(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
     with torch.device("meta"):
         model = build_model(config)
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    start_like(model.backbone, shapes)
+    model.backbone.start_like(shapes)
     parts = json.loads(read_metadata(weight_paths(folder)[0]).get("parts", "{}"))
     check_same_model(folder, parts, config, model.state_dict(), shapes)
     return model

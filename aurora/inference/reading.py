@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aurora.images import VisualLayout
-from aurora.interfaces import Text, Tokenizer, Visual
+from aurora.interfaces import Text, Tokenizer, Visual, VisualLayout
 from aurora.model import AuroraModel
 from aurora.types import State, join_states, select_state
 

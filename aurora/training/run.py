@@ -16,7 +16,6 @@ from torch import Tensor
 
 from aurora.adapters.attach import merge_adapters
 from aurora.adapters.folder import save_adapter
-from aurora.adapters.initial_state import start_like
 from aurora.checkpoint import read_config, save_model
 from aurora.conversion.reading import weight_files
 from aurora.errors import AuroraError
@@ -269,7 +268,7 @@ def _save(stage: Stage, weights: dict[str, Tensor], now: Fingerprint) -> None:
     the model is the one it is used with, not the stage's."""
     stage.folder.path.mkdir(parents=True, exist_ok=True)
     model = skeleton(stage.config, stage.name, stage.recipe)
-    start_like(model.backbone, {name: tensor.shape for name, tensor in weights.items()})
+    model.backbone.start_like({name: tensor.shape for name, tensor in weights.items()})
     model.load_state_dict(weights, assign=True)
     if stage.recipe.adapters:
         save_adapter(model, stage.folder.path / ADAPTER_FOLDER, config=stage.config, adapters=stage.recipe.adapters,

@@ -7,14 +7,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from aurora.adapters.initial_state import PREFIX as TUNED
-from aurora.adapters.initial_state import start_from
 from aurora.conversion.loading import load_parts
 from aurora.conversion.reading import PICKLED, SAFETENSORS, are_mapped, open_tensors
 from aurora.conversion.replacing import replacing
 from aurora.conversion.writing import Output, write_pth, write_safetensors
 from aurora.errors import AuroraError
-from aurora.interfaces import Backbone
+from aurora.interfaces import INITIAL_STATE, Backbone
 
 from .._families import looks_like
 
@@ -46,9 +44,10 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
 
     AuroraError that names what is missing, unexpected or of another shape.
     """
-    own = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(TUNED)}
-    tuned = {name.removeprefix(TUNED): tensor for name, tensor in tensors.items() if name.startswith(TUNED)}
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(TUNED)}
+    own = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(INITIAL_STATE)}
+    tuned = {name.removeprefix(INITIAL_STATE): tensor for name, tensor in tensors.items()
+             if name.startswith(INITIAL_STATE)}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(INITIAL_STATE)}
     faults = [
         *_fault("missing", (name for name in own if name not in tensors)),
         *_fault("unexpected", (name for name in tensors if name not in own)),
@@ -66,7 +65,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
                           f"{_advice(own, tensors)}")
     if tuned:
         assert isinstance(module, Backbone)
-        start_from(module, tuned)
+        module.start_from(tuned)
     load_parts(module, tensors, mapped=are_mapped(source))
 
 

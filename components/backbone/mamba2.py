@@ -159,7 +159,7 @@ class Mamba2(Backbone):
     def embed(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.embeddings.weight)
 
-    def init_state(self, sequences: int) -> State:
+    def blank_state(self, sequences: int) -> State:
         weight = self.embeddings.weight
         dtypes = {"conv": weight.dtype, "ssm": torch.promote_types(weight.dtype, torch.float32)}
         return {
@@ -167,8 +167,8 @@ class Mamba2(Backbone):
             for name, shape in self.state_shapes.items()
         }
 
-    def forward(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
+    def read(
+        self, x: Tensor, cu_seqlens: Tensor, state: State | None, *, return_state: bool
     ) -> tuple[Tensor, State | None]:
         row = Row.of(cu_seqlens, x.device)
         after = []

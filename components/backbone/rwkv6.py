@@ -14,10 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aurora.adapters.initial_state import PREFIX as TUNED
-from aurora.adapters.initial_state import start_from, tuned_state
 from aurora.errors import AuroraError
-from aurora.interfaces import Backbone
+from aurora.interfaces import INITIAL_STATE, Backbone
 from aurora.registry import BACKBONE
 from aurora.types import State
 
@@ -211,7 +209,7 @@ class RWKV6(Backbone):
     def embed(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.emb.weight)
 
-    def init_state(self, sequences: int) -> State:
+    def blank_state(self, sequences: int) -> State:
         weight = self.emb.weight
         shift = (len(self.blocks), sequences, self.hidden_size)
         wkv = (len(self.blocks), sequences, self.hidden_size // self.head_size, self.head_size, self.head_size)
@@ -222,8 +220,8 @@ class RWKV6(Backbone):
             "ffn_shift": weight.new_zeros(shift),
         }
 
-    def forward(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
+    def read(
+        self, x: Tensor, cu_seqlens: Tensor, state: State | None, *, return_state: bool
     ) -> tuple[Tensor, State | None]:
         row = Row.of(cu_seqlens, x.device)
         if _rwkv6_native.plan_of(self, x) is not None:
@@ -255,16 +253,16 @@ class RWKV6(Backbone):
         tuned = self.import_state({name: tensors.pop(name) for name in [*tensors] if is_time_state(name)})
         fill(self, tensors, path)
         if tuned:
-            start_from(self, tuned)
+            self.start_from(tuned)
 
     def save_base(self, path: str) -> None:
         """Writes what `load_base` reads: `.pth` or `.safetensors` by the ending of the path."""
-        own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(TUNED)}
-        tuned = tuned_state(self)
-        write_tensors(own if tuned is None else own | self.export_state(dict(tuned.named_parameters())), path)
+        own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(INITIAL_STATE)}
+        tuned = {} if self.initial_state is None else self.export_state(self.initial_state.values())
+        write_tensors(own | tuned, path)
 
     def export_state(self, state: State) -> dict[str, Tensor]:
         return to_time_states(state)
 
     def import_state(self, tensors: Mapping[str, Tensor]) -> State:
-        return from_time_states(tensors, self.init_state(1)["wkv"])
+        return from_time_states(tensors, self.blank_state(1)["wkv"])

@@ -235,7 +235,7 @@ class RWKV7(Backbone):
     def embed(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.emb.weight)
 
-    def init_state(self, sequences: int) -> State:
+    def blank_state(self, sequences: int) -> State:
         weight = self.emb.weight
         shift = (len(self.blocks), sequences, self.hidden_size)
         wkv = (len(self.blocks), sequences, self.hidden_size // self.head_size, self.head_size, self.head_size)
@@ -246,8 +246,8 @@ class RWKV7(Backbone):
             "ffn_shift": weight.new_zeros(shift),
         }
 
-    def forward(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
+    def read(
+        self, x: Tensor, cu_seqlens: Tensor, state: State | None, *, return_state: bool
     ) -> tuple[Tensor, State | None]:
         row = Row.of(cu_seqlens, x.device)
         v_first, after = None, []

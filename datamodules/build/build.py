@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.files import replace_file
 from aurora.interfaces import Executor, Prompt, Tokenizer
 from aurora.interfaces.data import ShellTask
 from aurora.registry import PROMPT, TOKENIZER
 
 from ..plan.lengths import counter, text_length, text_lengths, write_lengths
-from ..shards.format import BadSample, ShardSample
+from ..shards.format import ShardSample
 from ..shards.index import DatasetIndex, sidecar
 from ..shards.writing import shard_is_done, shard_path, write_index, write_shard
 from .media import stored

@@ -15,15 +15,14 @@ import av
 import numpy as np
 import simplejpeg
 
-from aurora.errors import AuroraError
-from aurora.images import resized
+from aurora.errors import AuroraError, BadSample
+from aurora.images import ORIENTATION, open_picture, pixels_of, resized, upright_shape
 from aurora.interfaces import Sampling
 
 from ..reader._clip import scan
 from ..reader._decode import frames_at, moments
 from ..reader._file import TIMEOUT_SECONDS, Deadline
-from ..shards.format import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, BadSample, ShardSample
-from ..shards.pictures import ORIENTATION, open_picture, pixels_of, upright_shape
+from ..shards.format import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ShardSample
 
 _CLOCK = 90_000  # ticks per second, of which any usual rate is a divisor
 _GROUP_SECONDS = 4

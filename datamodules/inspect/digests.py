@@ -18,10 +18,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from aurora.errors import BadSample
 from aurora.files import replace_file
 from aurora.interfaces import Turn
 
-from ..shards.format import BadSample, parse_record
+from ..shards.format import parse_record
 from ..shards.index import DatasetIndex, open_index, sidecar
 from ..shards.tar import ShardFiles
 

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aurora.images import VisualLayout
-from aurora.interfaces import Sampling
+from aurora.interfaces import Sampling, VisualLayout
 from aurora.mixture import Mixture, take
 
 from ..build.catalogue import Dataset, known_datasets, load_dataset

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aurora.errors import AuroraError
-from aurora.images import VisualLayout
-from aurora.interfaces import Executor, Prompt, Sampling, Tokenizer
+from aurora.interfaces import Executor, Prompt, Sampling, Tokenizer, VisualLayout
 
 from ..plan.corpus import visual_lengths
 from ..plan.lengths import text_lengths

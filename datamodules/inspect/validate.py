@@ -15,14 +15,14 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
+from aurora.images import decode_image
 from aurora.interfaces import Sampling
 from aurora.registry import READER
 
 from ..reader._sampling import sample_counts
-from ..shards.format import VIDEO, BadSample, Record, parse_record
+from ..shards.format import VIDEO, Record, parse_record
 from ..shards.index import INDEX, MEDIA, SAMPLE, DatasetIndex, file_digest, open_index, sidecar
-from ..shards.pictures import decode_image
 from ..shards.tar import ShardFiles
 
 ONE_PER_SECOND = Sampling(fps=1.0)

@@ -13,12 +13,11 @@ from multiprocessing.util import Finalize
 
 import numpy as np
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.types import Position
 
 from ..plan.corpus import Corpus
 from ..plan.epoch import EpochPlan
-from ..shards.format import BadSample
 from ..shards.index import DatasetIndex
 from ..shards.remote import fetch_shard
 from .rows import RowTask

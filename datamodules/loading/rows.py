@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aurora.errors import AuroraError
-from aurora.images import GREY, VisualLayout
-from aurora.interfaces import Prompt, Sampling, Tokenizer, VideoReader
+from aurora.errors import AuroraError, BadSample
+from aurora.images import GREY, decode_image
+from aurora.interfaces import Prompt, Sampling, Tokenizer, VideoReader, VisualLayout
 from aurora.types import IGNORE, Frames, PackedBatch, Position
 
 from ..plan.corpus import Corpus, frame_shape
@@ -27,9 +27,8 @@ from ..plan.lengths import text_pieces
 from ..plan.packing import WHOLE, Budget, SamplePart, part_counts
 from ..plan.schedule import PlannedRow, schedule
 from ..reader._sampling import capped
-from ..shards.format import VIDEO, BadSample, Record, parse_record
+from ..shards.format import VIDEO, Record, parse_record
 from ..shards.index import DatasetIndex
-from ..shards.pictures import decode_image
 from ..shards.tar import ShardFiles
 
 BETWEEN = -1  # reported in place of a sample's while none is being decoded

@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from aurora.errors import AuroraError
-from aurora.images import LONGEST, VisualLayout
-from aurora.interfaces import Prompt, Sampling, Tokenizer
+from aurora.images import LONGEST
+from aurora.interfaces import Prompt, Sampling, Tokenizer, VisualLayout
 from aurora.mixture import Mixture, take
 
 from ..reader._sampling import sample_counts

@@ -23,12 +23,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.files import replace_file
 from aurora.interfaces import Prompt, Text, Tokenizer, Turn
 
 from ..executor.process import cause_of_death, cores, processes_of
-from ..shards.format import TEXT, BadSample, Record, parse_record
+from ..shards.format import TEXT, Record, parse_record
 from ..shards.index import DatasetIndex, npy_bytes, open_index, sidecar
 from ..shards.tar import ShardFiles
 

@@ -15,12 +15,11 @@ import av.error
 import av.logging
 
 from aurora.errors import AuroraError
+from aurora.images import MAX_PIXELS
 
 # Playlists (hls, concat, dash) would open whatever they name, so only files that hold their frames are opened.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,avi,flv,asf,ogg"
 TIMEOUT_SECONDS = 600.0
-# A small file cannot fill the memory.
-MAX_PIXELS = 1 << 26
 _decoded_in: set[int] = set()
 
 

@@ -20,13 +20,13 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.files import replace_file
+from aurora.images import image_shape
 
 from ..reader._clip import measure
 from ..reader._file import video_shape
-from .format import KINDS, MEMBER_BYTES, TEXT, VIDEO, BadSample, Record, parse_record, split_name
-from .pictures import image_shape
+from .format import KINDS, MEMBER_BYTES, TEXT, VIDEO, Record, parse_record, split_name
 
 VERSION = 1
 INDEX = "index.json"

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .format import MEMBER_BYTES, BadSample
+from aurora.errors import BadSample
+
+from .format import MEMBER_BYTES
 from .index import ORIGIN, DatasetIndex, file_digest
 
 _OPEN = 32

@@ -18,10 +18,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.files import replace_file, room_for
 
-from .format import MEMBER_BYTES, BadSample, ShardSample, check_key, parse_record, split_name
+from .format import MEMBER_BYTES, ShardSample, check_key, parse_record, split_name
 from .index import (
     INDEX,
     MEDIA,

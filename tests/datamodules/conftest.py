@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aurora.images import ImagePreparation, VisualLayout
-from aurora.interfaces import Tokenizer
+from aurora.images import ImagePreparation
+from aurora.interfaces import Tokenizer, VisualLayout
 from aurora.registry import DATA, MERGE, PROMPT, READER
 from datamodules.shards.format import ShardSample
 from datamodules.shards.writing import write_shards

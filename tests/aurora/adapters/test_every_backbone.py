@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 
-from aurora.adapters.initial_state import tune_state, tuned_state
 from aurora.adapters.lora import add_lora, lora_layers, merge_lora
 from aurora.adapters.spec import Lora
 from aurora.adapters.targets import find_targets
@@ -90,14 +89,14 @@ def tuned(plain, names=None):
     if not plain.constant_state:
         pytest.skip("its memory grows with what is read")
     backbone = copy.deepcopy(plain)
-    tune_state("t", backbone, names)
+    backbone.tune_state("t", names)
     return backbone
 
 
 def randomise(backbone):
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameter in tuned_state(backbone).parameters():
+        for parameter in backbone.initial_state.parameters():
             parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
 
 
@@ -137,7 +136,7 @@ def test_the_gradient_of_the_initial_state_sums_over_the_sequences(plain, tolera
                       backbone.init_state(len(LENGTHS)))
     backbone(row(backbone), bounds(*LENGTHS))[0].square().sum().backward()
     plain(row(plain), bounds(*LENGTHS), start)[0].square().sum().backward()
-    for name, parameter in tuned_state(backbone).named_parameters():
+    for name, parameter in backbone.initial_state.named_parameters():
         expected = start[name].grad.sum(1, keepdim=True)
         assert expected.abs().max() > 0
         torch.testing.assert_close(parameter.grad, expected, **tolerance)
@@ -150,8 +149,8 @@ def test_a_tuned_state_is_saved_with_the_weights_and_read_back(plain, tmp_path):
     backbone.save_base(str(tmp_path / "tuned.safetensors"))
     again = copy.deepcopy(plain)
     again.load_base(str(tmp_path / "tuned.safetensors"))
-    for name, parameter in tuned_state(backbone).named_parameters():
-        found = dict(tuned_state(again).named_parameters())[name]
+    for name, parameter in backbone.initial_state.named_parameters():
+        found = dict(again.initial_state.named_parameters())[name]
         torch.testing.assert_close(found, parameter, check_dtype=False)
     again.load_base(str(tmp_path / "tuned.safetensors"))  # over a state that is there
 
@@ -160,10 +159,10 @@ def test_what_is_read_into_a_state_does_not_reach_the_parameters(plain):
     backbone = tuned(plain)
     state = backbone.init_state(2)
     assert not any(tensor.requires_grad for tensor in state.values())
-    before = {name: parameter.clone() for name, parameter in tuned_state(backbone).named_parameters()}
+    before = {name: parameter.clone() for name, parameter in backbone.initial_state.named_parameters()}
     for name in before:
         state[name].add_(1)
-    for name, parameter in tuned_state(backbone).named_parameters():
+    for name, parameter in backbone.initial_state.named_parameters():
         assert torch.equal(parameter, before[name])
 
 
@@ -185,7 +184,7 @@ def test_fast_forms_read_what_was_merged_and_tuned(plain):
     fast = copy.deepcopy(plain).float().eval()
     if plain.constant_state:
         for model in (backbone, fast):
-            tune_state("t", model)
+            model.tune_state("t")
     tokens = torch.arange(sum(LENGTHS)) % VOCAB
 
     def logits(model):
@@ -218,8 +217,8 @@ def test_the_gradient_of_the_initial_state_is_the_same_in_float32(plain):
     single = copy.deepcopy(backbone).float()
     for model in (backbone, single):
         model.requires_grad_(False)
-        tuned_state(model).requires_grad_(True)
+        model.initial_state.requires_grad_(True)
         model(row(plain).to(model.embed(torch.tensor([0])).dtype), bounds(*LENGTHS))[0].square().sum().backward()
-    for name, parameter in tuned_state(backbone).named_parameters():
-        found = dict(tuned_state(single).named_parameters())[name].grad
+    for name, parameter in backbone.initial_state.named_parameters():
+        found = dict(single.initial_state.named_parameters())[name].grad
         assert (found - parameter.grad).abs().max() < 1e-3 * parameter.grad.abs().max()

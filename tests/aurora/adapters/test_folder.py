@@ -216,11 +216,9 @@ def test_a_state_is_refused_by_a_backbone_without_such_states(make_model, make_c
 def test_a_memory_that_grows_has_no_initial_state(model):
     backbone = copy.deepcopy(model.backbone)
     backbone.constant_state = False
-    from aurora.adapters.initial_state import tune_state
-
     assert isinstance(backbone, Backbone)
     with pytest.raises(AuroraError, match="grows with what is read"):
-        tune_state("t", backbone)
+        backbone.tune_state("t")
 
 
 def test_without_peft_a_lora_says_what_to_install(model, monkeypatch):

@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 
-from aurora.adapters.initial_state import start_from
 from aurora.checkpoint import load_model, model_hash, save_model, weight_paths
 from aurora.cli import main
 from aurora.errors import AuroraError
@@ -91,7 +90,7 @@ def test_an_export_in_another_dtype_says_so(exported) -> None:
 
 def test_a_tuned_initial_state_is_exported_too(make_model, make_config, exported, tmp_path: Path) -> None:
     model = make_model()
-    start_from(model.backbone, {"wkv": torch.randn_like(model.backbone.init_state(1)["wkv"])})
+    model.backbone.start_from({"wkv": torch.randn_like(model.backbone.init_state(1)["wkv"])})
     save_model(model, make_config(), tmp_path / "tuned")
     loaded, _ = load_model(exported(source=tmp_path / "tuned"))
     assert torch.equal(loaded.backbone.init_state(2)["wkv"], model.backbone.init_state(2)["wkv"])

@@ -15,7 +15,6 @@ from test_pieces import RECURRENT, long_row
 from tiny_training import tiny_config
 from together import fork
 
-from aurora.adapters.initial_state import tune_state
 from aurora.assemble import build_model
 from aurora.registry import BACKBONE
 from aurora.training.blocks import recompute_blocks
@@ -29,7 +28,7 @@ def model_of(backbone):
     config = tiny_config("run")
     config["backbone"] = {**config["backbone"], "name": backbone}
     model = build_model(config)
-    tune_state("state", model.backbone)
+    model.backbone.tune_state("state")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)

@@ -9,7 +9,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aurora.adapters.initial_state import tune_state
 from aurora.assemble import build_model
 from aurora.checkpoint import load_model
 from aurora.errors import AuroraError
@@ -125,7 +124,7 @@ def test_gradients_are_reduced_and_remembered_only_where_something_learns(traine
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view:UserWarning")
 def test_a_tuned_state_is_gathered_as_often_whether_or_not_a_row_goes_on(two_ranks):
     model = build_model(tiny_config("run"))
-    tune_state("state", model.backbone)
+    model.backbone.tune_state("state")
     shard(model, two_ranks, TrainerOptions(strategy="fsdp"))
     gathers = []
     for continues in (False, False, True):  # the root stays gathered after the first
@@ -233,7 +232,7 @@ def test_a_machine_without_a_gpu_refuses_fsdp1_before_anything_starts(tmp_path, 
 def test_what_flat_shards_cannot_hold_is_refused(options, message):
     model = build_model(tiny_config("run"))
     if options:
-        tune_state("state", model.backbone)
+        model.backbone.tune_state("state")
     else:
         model.vision.blocks[0].mlp.to(torch.bfloat16)
     with pytest.raises(AuroraError, match=message):

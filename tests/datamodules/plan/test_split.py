@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from aurora.adapters.initial_state import tune_state
 from aurora.assemble import build_model
 from aurora.errors import AuroraError
 from aurora.types import IGNORE
@@ -103,7 +102,7 @@ def test_gradients_end_where_a_row_ends(long, model):
 def test_a_tuned_initial_state_has_a_gradient_in_every_row(long):
     # or a rank that reads such a row would leave the others waiting
     model = build_model(CONFIG)
-    tune_state("here", model.backbone)
+    model.backbone.tune_state("here")
     first, second, *_ = chain.from_iterable(long(slice(0, 1)).train_dataloader())
     model(second, model(first).memory).total.backward()
     assert all(parameter.grad is not None for parameter in model.backbone.initial_state.parameters())

@@ -8,11 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.registry import EXECUTOR
 from datamodules.build.build import build_tasks, join, run_tasks
 from datamodules.build.plan import BuildOrder, make_plan
-from datamodules.shards.format import BadSample
 from datamodules.source._lines import AnnotationsBroken, entries, fault_of
 from datamodules.source._media import find
 from datamodules.source._turns import conversation
