@@ -7,6 +7,7 @@ What takes long to import is imported when the function runs, so that help and c
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import inspect
@@ -44,8 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         command = typer.main.get_command(app)
-        if "_AURORA_COMPLETE" in os.environ:  # a shell asks for completions
-            command.main(prog_name="aurora")
+        if "_AURORA_COMPLETE" in os.environ:  # a shell asks for completions; an error would stand in its line
+            with contextlib.suppress(AuroraError):
+                command.main(prog_name="aurora")
+            return 1
         with command.make_context("aurora", list(sys.argv[1:] if arguments is None else arguments)) as context:
             status: int | None = command.invoke(context)
         sys.stdout.flush()
