@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..build.build import Count
     from ..build.media import Transcode
-    from ..build.plan import Order
+    from ..build.plan import BuildOrder
 
 Tokens: TypeAlias = Annotated[tuple[str, str] | None, typer.Option("--count", metavar="TOKENIZER PROMPT", help=(
     "Count the tokens of all texts now, so that training need not: names of parts, or '{name: hf, path: ...}'."))]
@@ -192,14 +192,14 @@ def _given(overrides: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def _order(source: str, folder: Path, given: Mapping[str, Any], samples_per_shard: int, shard_bytes: int,
-           transcode: Transcode | None) -> Order:
+           transcode: Transcode | None) -> BuildOrder:
     """What is to be built: of a dataset of the catalogue, or of a source part."""
-    from ..build.plan import Order
+    from ..build.plan import BuildOrder
 
     options, about = _source(source)
     if not folder.is_dir():
         raise AuroraError(f"{folder} is not a folder; give the one that holds the dataset's files")
-    return Order(folder=str(folder.resolve()), source={**options, **given}, about=about,
+    return BuildOrder(folder=str(folder.resolve()), source={**options, **given}, about=about,
                  samples_per_shard=samples_per_shard, shard_bytes=shard_bytes, transcode=transcode)
 
 

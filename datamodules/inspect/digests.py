@@ -18,12 +18,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from aurora.files import replace_file
 from aurora.interfaces import Turn
 
-from ..shards.tar import ShardFiles
-from ..shards.index import DatasetIndex, open_index, sidecar
 from ..shards.format import BadSample, parse_record
-from aurora.files import replace_file
+from ..shards.index import DatasetIndex, open_index, sidecar
+from ..shards.tar import ShardFiles
 
 _MARKS = re.compile(r"<image>|<video>")
 _NO_WORD = re.compile(r"\W+")
@@ -39,7 +39,7 @@ class Digests(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Task:
+class DigestTask:
     """One shard."""
 
     folder: Path
@@ -56,7 +56,7 @@ def turn_digest(question: str, answer: str) -> int:
     return digest(f"{_plain(question)}\n{_plain(answer)}".encode())
 
 
-def shard_digests(task: Task) -> Digests:
+def shard_digests(task: DigestTask) -> Digests:
     """The digests of a shard, from the file beside it or from reading it whole."""
     index = open_index(task.folder)
     shard = index.shards[task.number]

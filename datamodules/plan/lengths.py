@@ -24,17 +24,17 @@ from zipfile import BadZipFile
 import numpy as np
 
 from aurora.errors import AuroraError
+from aurora.files import replace_file
 from aurora.interfaces import Prompt, Text, Tokenizer, Turn
 
-from ..shards.tar import ShardFiles
-from ..shards.index import DatasetIndex, open_index, sidecar
-from ..executor.process import cause_of_death, processes_of
+from ..executor.process import cause_of_death, cores, processes_of
 from ..shards.format import TEXT, BadSample, Record, parse_record
-from aurora.files import npy_bytes, replace_file
+from ..shards.index import DatasetIndex, npy_bytes, open_index, sidecar
+from ..shards.tar import ShardFiles
 
 # Fewer samples are counted before other processes have started.
 PARALLEL_SAMPLES = 20_000
-# Tokenizers and prompts are told apart by what they do, whatever options made them so.
+# Tokenizers and prompts are identified by what they do, whatever options made them so.
 _PROBE = ("User: How many? Wie viele Körper? 几个红色方块？ сколько\n\n"
           "Assistant: 12 + 0.5 → x_1 \U0001f600 {}[]\t  the\r\n")
 _TURNS = [Turn("<image>\nWhat moves? Answer the question using a single word or phrase.", "ball\n\nred"),
@@ -49,7 +49,7 @@ def text_pieces(record: Record, prompt: Prompt, tokenizer: Tokenizer) -> list[tu
 
 
 def text_length(raw: bytes, prompt: Prompt, tokenizer: Tokenizer) -> int:
-    """Text tokens of a json member, or 1 where it is no record."""
+    """Text tokens of a json member, or 1 where it is not a record."""
     try:
         record = parse_record(raw)
     except BadSample:
@@ -58,7 +58,7 @@ def text_length(raw: bytes, prompt: Prompt, tokenizer: Tokenizer) -> int:
 
 
 def counter(prompt: Prompt, tokenizer: Tokenizer) -> str:
-    """What counts, told by what it does."""
+    """The identity of a tokenizer and a prompt: what they do with a probe."""
     does = {
         "tokenizer": [type(tokenizer).__qualname__, tokenizer.vocab_size, tokenizer.encode(_PROBE)],
         "prompt": [type(prompt).__qualname__, repr(prompt.layout(_TURNS, visual=True)),
@@ -110,7 +110,7 @@ def _kept(tar: Path, shard: dict[str, object], by: str) -> np.ndarray | None:
 def _counted(index: DatasetIndex, shards: list[int], prompt: Prompt, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """The lengths of some shards, in their order."""
     samples = sum(int(index.shards[number]["samples"]) for number in shards)
-    workers = min(len(shards), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    workers = min(len(shards), cores())
     if samples < PARALLEL_SAMPLES or workers < 2:
         for number in shards:
             yield count_shard(index, number, prompt, tokenizer)

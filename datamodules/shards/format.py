@@ -24,20 +24,13 @@ its last part has no dot, because what follows the first dot there is the extens
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
-import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.ImageFile import ImageFile
 
 from aurora.errors import AuroraError
 from aurora.interfaces import Turn
@@ -46,9 +39,11 @@ KINDS = ("text", "image", "images", "video")
 TEXT, IMAGE, IMAGES, VIDEO = range(4)
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 VIDEO_EXTENSIONS = ("mp4", "webm", "mkv")
+EXTENSIONS = ("json", "txt", "npy", *IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS)
+"""Every extension that a member may have. Nothing that reads them runs what it reads."""
 MAX_KEY = 90
-_JPEG_END = b"\xff\xd9"
-ORIENTATION = 0x0112  # of Exif: 1 is upright
+MEMBER_BYTES = 1 << 30
+"""What a member may hold at most, so that a small file cannot fill the memory."""
 _KEY = re.compile(r"[A-Za-z0-9_./-]+")
 _EXTENSION = re.compile(r"(?:\d+\.)?[a-z0-9]+")
 
@@ -60,21 +55,6 @@ class BadSample(Exception):
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a member may hold at most, so that a small file cannot fill the memory."""
-
-    member_bytes: int = 1 << 30
-    pixels: int = 1 << 26
-    frames: int = 4_000_000
-    seconds: float = 48 * 3600.0
-
-
-LIMITS = Limits()
-# `Limits.pixels` decides, for every picture that this process opens; PIL would print a warning of its own above 89 MP.
-Image.MAX_IMAGE_PIXELS = None
 
 
 @dataclass(frozen=True)
@@ -112,8 +92,8 @@ def split_name(name: str) -> tuple[str, str]:
     """A member's key and extension. AuroraError for a name outside the format."""
     folder, slash, last = name.rpartition("/")
     stem, dot, extension = last.partition(".")
-    if not dot or not _EXTENSION.fullmatch(extension) or extension.rpartition(".")[2] not in DECODERS:
-        raise AuroraError(f"member {name!r} is not one of {', '.join(DECODERS)}; no other member is ever decoded")
+    if not dot or not _EXTENSION.fullmatch(extension) or extension.rpartition(".")[2] not in EXTENSIONS:
+        raise AuroraError(f"member {name!r} is not one of {', '.join(EXTENSIONS)}; no other member is ever decoded")
     return check_key(folder + slash + stem), extension
 
 
@@ -175,88 +155,3 @@ def _turns(conversation: object) -> tuple[Turn, ...]:
         values.append(entry["value"])
     answers = [*values[1::2], None]
     return tuple(Turn(asked, answered) for asked, answered in zip(values[0::2], answers, strict=False))
-
-
-def decode_image(raw: bytes, limits: Limits = LIMITS) -> np.ndarray:
-    """[H, W, 3] uint8, upright. BadSample for anything that is no whole jpeg, png or webp within the limits."""
-    try:
-        with open_picture(raw, limits=limits) as image:
-            return pixels_of(image, raw)
-    except (OSError, ValueError, SyntaxError, TypeError, EOFError) as error:
-        raise BadSample("image", str(error)) from error
-
-
-def pixels_of(image: Image.Image, raw: bytes, short_side: int = 0) -> np.ndarray:
-    """[H, W, 3] uint8, upright, of an opened image; a JPEG may come at an eighth to a half of its size, where
-    that leaves the short side so many pixels. The errors of PIL."""
-    upright = image.getexif().get(ORIENTATION, 1) == 1
-    if image.format == "JPEG" and image.mode == "RGB" and upright:
-        # The same library as PIL's, without its copies. What it finds wrong is left to PIL to judge.
-        with suppress(ValueError):
-            pixels: np.ndarray = simplejpeg.decode_jpeg(raw, min_height=short_side, min_width=short_side, min_factor=2)
-            return pixels
-    if short_side:
-        image.draft("RGB", (short_side, short_side))
-    if not upright:
-        ImageOps.exif_transpose(image, in_place=True)
-    coloured = image.convert("RGBA") if "transparency" in image.info else image
-    # A conversion to what it already is would copy it.
-    return np.array(coloured if coloured.mode == "RGB" else coloured.convert("RGB"))
-
-
-def image_shape(raw: bytes, limits: Limits = LIMITS) -> tuple[int, int]:
-    """Height and width once upright, told without decoding a JPEG. BadSample like `decode_image`, for a JPEG only where
-    its header is broken or its end is missing."""
-    try:
-        # What turns a picture stands before its scan.
-        if raw.startswith(b"\xff\xd8") and raw.endswith(_JPEG_END) and b"Exif\0" not in raw[:raw.find(b"\xff\xda")]:
-            with suppress(ValueError):  # else PIL, which takes ten times as long, says what is wrong
-                height, width, *_ = simplejpeg.decode_jpeg_header(raw)
-                _check_pixels(height, width, limits)
-                return height, width
-        with open_picture(raw, limits=limits) as image:
-            if image.format == "JPEG" and image.fp and raw.rfind(_JPEG_END, image.fp.tell()) < 0:
-                raise ValueError("it is cut off: a JPEG ends with a marker, which is not there")
-            return upright_shape(image)
-    except (OSError, ValueError, SyntaxError, TypeError, EOFError) as error:
-        raise BadSample("image", str(error)) from error
-
-
-def upright_shape(image: Image.Image) -> tuple[int, int]:
-    """Height and width of an opened image once upright."""
-    # Exif orientations 5 to 8 lay the picture on its side.
-    sideways = image.getexif().get(ORIENTATION, 1) >= 5
-    return (image.width, image.height) if sideways else (image.height, image.width)
-
-
-def open_picture(
-    raw: bytes, *, formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP"), limits: Limits = LIMITS
-) -> ImageFile:
-    """A picture of one of PIL's `formats`, its pixels not decoded yet. BadSample where they are more than the limit,
-    an error of PIL's for anything else."""
-    try:
-        image = Image.open(io.BytesIO(raw), formats=formats)
-    except UnidentifiedImageError:
-        # PIL names the buffer by its address
-        raise ValueError(f"it is no {', '.join(formats[:-1]).lower()} or {formats[-1].lower()}") from None
-    _check_pixels(image.height, image.width, limits)
-    return image
-
-
-def _check_pixels(height: int, width: int, limits: Limits) -> None:
-    if height * width > limits.pixels:
-        raise BadSample("limits", f"{width}×{height} pixels are more than {limits.pixels}")
-
-
-def _array(raw: bytes) -> np.ndarray:
-    return np.load(io.BytesIO(raw), allow_pickle=False)  # type: ignore[no-any-return]
-
-
-DECODERS: dict[str, Callable[[bytes], Any]] = {
-    "json": parse_record,
-    "txt": lambda raw: raw.decode("utf-8"),
-    "npy": _array,
-    **dict.fromkeys(IMAGE_EXTENSIONS, decode_image),
-    **dict.fromkeys(VIDEO_EXTENSIONS, bytes),  # the reader takes the bytes of a file
-}
-"""Every extension that a member may have, and how it is decoded. Nothing here runs what it reads."""

@@ -19,8 +19,9 @@ from zipfile import BadZipFile
 import numpy as np
 
 from aurora.errors import AuroraError
+from aurora.files import replace_file, room_for
 
-from .tar import member_header
+from .format import MEMBER_BYTES, BadSample, ShardSample, check_key, parse_record, split_name
 from .index import (
     INDEX,
     MEDIA,
@@ -34,10 +35,10 @@ from .index import (
     index_shard,
     load_index,
     measure_sample,
+    npy_bytes,
     sidecar,
 )
-from .format import LIMITS, BadSample, ShardSample, check_key, parse_record, split_name
-from aurora.files import npy_bytes, replace_file, room_for
+from .tar import member_header
 
 
 def write_shards(
@@ -200,8 +201,8 @@ def _members(sample: ShardSample) -> Iterator[tuple[str, bytes]]:
 def _bytes(data: bytes | Path) -> bytes:
     try:
         size = data.stat().st_size if isinstance(data, Path) else len(data)
-        if size > LIMITS.member_bytes:
-            raise BadSample("limits", f"a member of {size} bytes is larger than {LIMITS.member_bytes}")
+        if size > MEMBER_BYTES:
+            raise BadSample("limits", f"a member of {size} bytes is larger than {MEMBER_BYTES}")
         return data.read_bytes() if isinstance(data, Path) else data
     except OSError as error:
         raise BadSample("missing", f"{error.filename}: {error.strerror}") from error
@@ -212,7 +213,7 @@ def _json(sample: ShardSample) -> bytes:
     try:
         return json.dumps(dict(record), ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
-        raise BadSample("json", f"the record is no JSON: {error}") from error
+        raise BadSample("json", f"the record is not JSON: {error}") from error
 
 
 class _TarWriter:

@@ -15,12 +15,12 @@ from aurora.cli import main
 from aurora.errors import AuroraError
 from aurora.registry import EXECUTOR, PROMPT, SOURCE, TOKENIZER
 from datamodules.build.build import BuildTask, Count, build_tasks, clear, join, retry_skipped, run_tasks, write_task
-from datamodules.build.media import Transcode
-from datamodules.build.plan import Order, load_plan, make_plan, read_task
 from datamodules.build.catalogue import known_datasets, load_dataset
-from datamodules.shards.tar import ShardFiles
-from datamodules.shards.index import load_index
+from datamodules.build.media import Transcode
+from datamodules.build.plan import BuildOrder, load_plan, make_plan, read_task
 from datamodules.plan.lengths import counter, joined_path, text_lengths
+from datamodules.shards.index import load_index
+from datamodules.shards.tar import ShardFiles
 from datamodules.shards.writing import verify_shards, write_shards
 
 KILLS = int(os.environ.get("AURORA_BUILD_KILLS", "5"))
@@ -46,7 +46,7 @@ def dataset(make, tmp_path):
 
 
 def order(folder, **options):
-    return Order(folder=str(folder), source={"name": "llava", "annotations": "a.jsonl"},
+    return BuildOrder(folder=str(folder), source={"name": "llava", "annotations": "a.jsonl"},
                  **{"samples_per_shard": 4, **options})
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datamodules.reader._shape import video_shape
 from PIL import Image
 
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 from aurora.registry import READER
 from datamodules.build.media import Transcode, small_picture, small_video, stored
-from datamodules.shards.format import BadSample, ShardSample, decode_image, image_shape
 from datamodules.reader._clip import measure
-from datamodules.reader._shape import video_shape
+from datamodules.shards.format import BadSample, ShardSample, decode_image, image_shape
 
 SMALL = Transcode(short_side=32, fps=2)
 

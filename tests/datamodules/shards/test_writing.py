@@ -9,21 +9,14 @@ import webdataset
 from PIL import Image
 
 from aurora.errors import AuroraError
-from datamodules.build.media import Transcode, small_picture
-from datamodules.shards.tar import ShardFiles, member_header
-from datamodules.shards.index import load_index
-from datamodules.shards.format import (
-    KINDS,
-    LIMITS,
-    BadSample,
-    Limits,
-    ShardSample,
-    decode_image,
-    image_shape,
-    parse_record,
-)
-from datamodules.shards.writing import shard_is_done, shard_path, verify_shards, write_index, write_shard, write_shards
 from aurora.files import replace_file
+from datamodules.build.media import Transcode, small_picture
+from datamodules.shards import pictures
+from datamodules.shards.format import KINDS, BadSample, ShardSample, parse_record
+from datamodules.shards.index import load_index
+from datamodules.shards.pictures import MAX_PIXELS, decode_image, image_shape
+from datamodules.shards.tar import ShardFiles, member_header
+from datamodules.shards.writing import shard_is_done, shard_path, verify_shards, write_index, write_shard, write_shards
 
 
 def files(folder):
@@ -248,9 +241,10 @@ def test_bytes_behind_the_end_of_a_jpeg_do_not_matter():
     assert image_shape(jpeg() + b"more") == (40, 60)
 
 
-def test_an_image_with_more_pixels_than_the_limit_is_not_decoded(make):
+def test_an_image_with_more_pixels_than_the_limit_is_not_decoded(make, monkeypatch):
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 40 * 60 - 1)
     with pytest.raises(BadSample, match=r"limits.*60×40 pixels are more than 2399"):
-        decode_image(make.picture(), Limits(pixels=40 * 60 - 1))
+        decode_image(make.picture())
 
 
 @pytest.mark.parametrize("side", [9_500, 13_500], ids=["where PIL warns", "where PIL refuses"])
@@ -259,7 +253,7 @@ def test_an_image_with_more_pixels_than_the_limit_is_not_decoded(make):
 def test_our_own_limit_decides_on_pixels_and_nothing_is_warned_of(side, read):
     buffer = io.BytesIO()
     Image.new("1", (side, side)).save(buffer, "PNG", compress_level=1)
-    with pytest.raises(BadSample, match=rf"limits.*{side}×{side} pixels are more than {LIMITS.pixels}"):
+    with pytest.raises(BadSample, match=rf"limits.*{side}×{side} pixels are more than {MAX_PIXELS}"):
         read(buffer.getvalue())
 
 
