@@ -1,4 +1,4 @@
-"""Which model a command uses."""
+"""Which model is used: a saved one or one of base weights, with overrides, an adapter and rounding."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from aurora.adapters.folder import apply_adapter
 from aurora.assemble import base_weights, build_model, load_base_weights
 from aurora.checkpoint import CONFIG_FILE, fill_unsaved_buffers, load_model, read_config
-from aurora.commands.overriding import override
 from aurora.config import load_config
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
+from aurora.overrides import override
 from aurora.precision import quantize
 
 TRAINED = f"runs/*/language_video/model/{CONFIG_FILE}"
