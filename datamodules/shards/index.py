@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -84,6 +85,23 @@ class DatasetIndex:
 def sidecar(tar: Path, suffix: str) -> Path:
     """`000000.tar` → `000000.<suffix>`."""
     return tar.with_name(f"{tar.name.removesuffix('.tar')}.{suffix}")
+
+
+def read_sidecar(path: Path, sha256: str) -> dict[str, np.ndarray] | None:
+    """Arrays that were measured of a shard and kept beside it; None unless they are whole and of the same bytes."""
+    try:
+        # numpy leaves a file open that is not a whole archive, unless it is given it
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays) if str(arrays["sha256"]) == sha256 else None
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
+
+
+def write_sidecar(path: Path, sha256: str, **arrays: np.ndarray) -> None:
+    """Keeps arrays beside the shard that they were measured of."""
+    buffer = io.BytesIO()
+    np.savez(buffer, sha256=np.array(sha256), **arrays)  # type: ignore[arg-type]
+    replace_file(path, buffer.getvalue())
 
 
 def is_remote(root: str) -> bool:

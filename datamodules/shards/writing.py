@@ -31,7 +31,6 @@ from .index import (
     MeasuredSample,
     Place,
     ShardRows,
-    file_digest,
     index_shard,
     load_index,
     measure_sample,
@@ -146,18 +145,6 @@ def _measured(tar: Path) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray]]
     with sidecar(tar, "index.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         rows = arrays["samples"].astype(SAMPLE), arrays["media"].astype(MEDIA)
     return json.loads(sidecar(tar, "manifest.json").read_bytes()), rows
-
-
-def verify_shards(folder: str | Path) -> list[str]:
-    """What is wrong with the shards of a folder, byte by byte: one line per shard that is not what was written."""
-    index = load_index(folder)
-    wrong = []
-    for row in index.shards:
-        with index.folder.joinpath(row["name"]).open("rb") as file:
-            digest = file_digest(file)
-        if digest != row["sha256"]:
-            wrong.append(f"{index.folder / row['name']}: sha256 is {digest}, not {row['sha256']}")
-    return wrong
 
 
 class Cut:

@@ -15,7 +15,7 @@ from datamodules.build.media import Transcode, small_picture
 from datamodules.shards.format import KINDS, ShardSample, parse_record
 from datamodules.shards.index import load_index
 from datamodules.shards.tar import ShardFiles, member_header
-from datamodules.shards.writing import shard_is_done, shard_path, verify_shards, write_index, write_shard, write_shards
+from datamodules.shards.writing import shard_is_done, shard_path, write_index, write_shard, write_shards
 
 
 def files(folder):
@@ -175,12 +175,13 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path):
 
 def test_a_flipped_byte_is_found_by_verifying(make, tmp_path):
     write_shards(make.mixed(2), tmp_path)
-    assert verify_shards(tmp_path) == []
+    assert make.wrong(tmp_path) == []
     tar = shard_path(tmp_path, 0)
     data = bytearray(tar.read_bytes())
     data[600] ^= 1
     tar.write_bytes(data)
-    assert "000000.tar" in verify_shards(tmp_path)[0]
+    found, = make.wrong(tmp_path)
+    assert (found.shard, found.reason) == ("000000.tar", "sha256")
 
 
 @pytest.mark.parametrize("folder", ["pipe:cat x", "s3://bucket/x", "http://host/x"])
