@@ -18,18 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
+from aurora.files import replace_file
 from aurora.interfaces import Executor, Prompt, Tokenizer
 from aurora.interfaces.data import ShellTask
 from aurora.registry import PROMPT, TOKENIZER
 
-from .media import stored
-from .plan import Plan, build_folder, load_plan, read_task
-from ..shards.index import DatasetIndex, sidecar
 from ..plan.lengths import counter, text_length, text_lengths, write_lengths
-from ..shards.format import BadSample, ShardSample
+from ..shards.format import ShardSample
+from ..shards.index import DatasetIndex, sidecar
 from ..shards.writing import shard_is_done, shard_path, write_index, write_shard
-from aurora.files import replace_file
+from .media import stored
+from .plan import BuildPlan, build_folder, load_plan, read_task
 
 SKIPPED = "skipped.jsonl"
 DATASET = "dataset.json"
@@ -81,7 +81,7 @@ class BuildTask(ShellTask):
         return build_folder(self.output) / f"{self.number:06d}.{SKIPPED}"
 
 
-def build_tasks(output: Path, plan: Plan, count: Count | None = None) -> list[BuildTask]:
+def build_tasks(output: Path, plan: BuildPlan, count: Count | None = None) -> list[BuildTask]:
     """The tasks of a plan."""
     return [BuildTask(output, number, count) for number in range(plan.tasks)]
 
@@ -137,7 +137,7 @@ def run_tasks(
                 "raise the rate")
 
 
-def join(output: Path, plan: Plan, count: Count | None = None) -> dict[str, Any]:
+def join(output: Path, plan: BuildPlan, count: Count | None = None) -> dict[str, Any]:
     """Joins finished shards into a dataset, and returns what `dataset.json` says of it."""
     tasks = build_tasks(output, plan)
     rows = [task.result() for task in tasks]
@@ -209,7 +209,7 @@ def _parts(configs: str) -> tuple[Prompt, Tokenizer]:
     return PROMPT.build(prompt), TOKENIZER.build(tokenizer)
 
 
-def _about(plan: Plan, index: DatasetIndex, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _about(plan: BuildPlan, index: DatasetIndex, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     kinds, skipped = Counter[str](), Counter[str]()
     for row in rows:
         kinds.update(row["kinds"])

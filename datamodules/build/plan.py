@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from aurora.errors import AuroraError
+from aurora.files import replace_file, room_for
 from aurora.interfaces import Entry, Source
 from aurora.registry import SOURCE
 
-from .media import Transcode
 from ..shards.writing import Cut
-from aurora.files import replace_file, room_for
 from ..source._lines import AnnotationsBroken
+from .media import Transcode
 
 _VERSION = 1
 _TICK = 1000
@@ -29,7 +29,7 @@ Tick = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Order:
+class BuildOrder:
     """What is to be built of what."""
 
     folder: str  # the dataset's own, absolute
@@ -45,10 +45,10 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """An order whose entries were counted and cut."""
 
-    order: Order
+    order: BuildOrder
     tasks: int
     entries: int
     broken: str | None  # why the annotations could not be read to their end
@@ -59,7 +59,7 @@ def build_folder(output: Path) -> Path:
     return output / ".build"
 
 
-def make_plan(order: Order, output: Path, tick: Tick = lambda entries: None) -> Plan:
+def make_plan(order: BuildOrder, output: Path, tick: Tick = lambda entries: None) -> BuildPlan:
     """Reads all annotations and writes the tasks, or finds that this was done. AuroraError when `output` is of another
     order."""
     source = order.build_source()
@@ -82,7 +82,7 @@ def make_plan(order: Order, output: Path, tick: Tick = lambda entries: None) -> 
     return load_plan(output)
 
 
-def load_plan(output: Path) -> Plan:
+def load_plan(output: Path) -> BuildPlan:
     """The plan of a folder. AuroraError when there is none."""
     told = _read(output)
     if told is None:
@@ -90,7 +90,8 @@ def load_plan(output: Path) -> Plan:
     order = dict(told["made_of"]["order"])
     transcode = order.pop("transcode")
     media = None if transcode is None else Transcode(**transcode)
-    return Plan(Order(transcode=media, about=told["about"], **order), told["tasks"], told["entries"], told["broken"])
+    return BuildPlan(BuildOrder(transcode=media, about=told["about"], **order), told["tasks"], told["entries"],
+                     told["broken"])
 
 
 def read_task(output: Path, number: int) -> Iterator[tuple[int, Entry]]:
@@ -105,7 +106,7 @@ def read_task(output: Path, number: int) -> Iterator[tuple[int, Entry]]:
         raise AuroraError(f"{output} has no task {number}") from None
 
 
-def _write_tasks(source: Source, order: Order, output: Path, tick: Tick) -> tuple[int, int, str | None]:
+def _write_tasks(source: Source, order: BuildOrder, output: Path, tick: Tick) -> tuple[int, int, str | None]:
     """Number of tasks and entries, and why not all annotations could be read."""
     numbered = _Until(source.entries())
     cut = Cut(order.samples_per_shard, order.shard_bytes)
@@ -137,7 +138,7 @@ class _Until:
             self.broken = str(error)
 
 
-def _plain(order: Order) -> dict[str, Any]:
+def _plain(order: BuildOrder) -> dict[str, Any]:
     """What decides the bytes, as JSON gives it back."""
     told: dict[str, Any] = json.loads(json.dumps(asdict(order)))
     del told["about"]

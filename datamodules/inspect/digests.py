@@ -7,23 +7,21 @@ among some 10^9 of them.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
+from aurora.errors import BadSample
 from aurora.interfaces import Turn
 
+from ..shards.format import parse_record
+from ..shards.index import DatasetIndex, open_index, read_sidecar, sidecar, write_sidecar
 from ..shards.tar import ShardFiles
-from ..shards.index import DatasetIndex, open_index, sidecar
-from ..shards.format import BadSample, parse_record
-from aurora.files import replace_file
 
 _MARKS = re.compile(r"<image>|<video>")
 _NO_WORD = re.compile(r"\W+")
@@ -39,7 +37,7 @@ class Digests(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Task:
+class DigestTask:
     """One shard."""
 
     folder: Path
@@ -56,14 +54,14 @@ def turn_digest(question: str, answer: str) -> int:
     return digest(f"{_plain(question)}\n{_plain(answer)}".encode())
 
 
-def shard_digests(task: Task) -> Digests:
+def shard_digests(task: DigestTask) -> Digests:
     """The digests of a shard, from the file beside it or from reading it whole."""
     index = open_index(task.folder)
     shard = index.shards[task.number]
     tar = task.folder / str(shard["name"])
-    kept = _kept(sidecar(tar, "digests.npz"), str(shard["sha256"]))
+    kept = read_sidecar(sidecar(tar, "digests.npz"), str(shard["sha256"]))
     if kept is not None:
-        return kept
+        return Digests(*(kept[name] for name in Digests._fields))
     files = ShardFiles()
     texts, samples, media, turns = [], [], [], list[int]()
     for sample in index.of_shard(task.number):
@@ -84,18 +82,8 @@ def shard_digests(task: Task) -> Digests:
     files.close()
     found = Digests(*(np.array(column, np.uint64) for column in (texts, samples, media, turns)))
     if os.access(task.folder, os.W_OK):
-        buffer = io.BytesIO()
-        np.savez(buffer, sha256=np.array(shard["sha256"]), **found._asdict())
-        replace_file(sidecar(tar, "digests.npz"), buffer.getvalue())
+        write_sidecar(sidecar(tar, "digests.npz"), str(shard["sha256"]), **found._asdict())
     return found
-
-
-def _kept(path: Path, sha256: str) -> Digests | None:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return Digests(*(arrays[name] for name in Digests._fields)) if str(arrays["sha256"]) == sha256 else None
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        return None
 
 
 def _medium(files: ShardFiles, index: DatasetIndex, sample: int, number: int, name: str) -> int:

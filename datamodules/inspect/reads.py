@@ -12,10 +12,10 @@ from aurora.mixture import Mixture, take
 
 from ..build.catalogue import Dataset, known_datasets, load_dataset
 from ..plan.corpus import Corpus, blank_tokens
-from ..shards.index import DatasetIndex
-from ..plan.epoch import Plan
-from ..shards.format import VIDEO
+from ..plan.epoch import EpochPlan
 from ..reader._sampling import sample_counts
+from ..shards.format import VIDEO
+from ..shards.index import DatasetIndex
 
 ASSUMED = {"text_tokens": 200, "images": 4, "video_seconds": 30.0, "image_megapixels": 0.3,
            "video_megapixels_per_second": 27.6}
@@ -42,7 +42,7 @@ class Read(NamedTuple):
     published: int | None  # samples that its makers state
 
 
-def measured(corpus: Corpus, plan: Plan, mixture: Mixture) -> dict[str, Any]:
+def measured(corpus: Corpus, plan: EpochPlan, mixture: Mixture) -> dict[str, Any]:
     """What an epoch reads of shards, how full rows are, and what became of samples."""
     reads, known = [], set(known_datasets())
     for number, index in enumerate(corpus.datasets):

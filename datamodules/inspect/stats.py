@@ -13,10 +13,10 @@ from aurora.errors import AuroraError
 from aurora.interfaces import Executor, Prompt, Sampling, Tokenizer, VisualLayout
 
 from ..plan.corpus import visual_lengths
-from .digests import Digests, Task, digest, shard_digests, turn_digest
-from ..shards.index import DatasetIndex, load_index
 from ..plan.lengths import text_lengths
 from ..shards.format import KINDS
+from ..shards.index import DatasetIndex, load_index
+from .digests import Digests, DigestTask, digest, shard_digests, turn_digest
 
 QUANTILES = (0.05, 0.5, 0.95, 1.0)
 
@@ -77,7 +77,7 @@ def read_evaluation(folder: str | Path) -> Evaluation:
 
 
 def _digests(index: DatasetIndex, executor: Executor) -> Digests:
-    parts = list(executor.run(shard_digests, [Task(index.folder, number) for number in range(len(index.shards))]))
+    parts = list(executor.run(shard_digests, [DigestTask(index.folder, number) for number in range(len(index.shards))]))
     return Digests(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

@@ -15,15 +15,15 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
+from aurora.images import decode_image
 from aurora.interfaces import Sampling
 from aurora.registry import READER
 
-from ..shards.tar import ShardFiles
-from ..shards.index import INDEX, MEDIA, SAMPLE, DatasetIndex, file_digest, open_index, sidecar
-from aurora.images import decode_image
-from ..shards.format import VIDEO, BadSample, Record, parse_record
 from ..reader._sampling import sample_counts
+from ..shards.format import VIDEO, Record, parse_record
+from ..shards.index import INDEX, MEDIA, SAMPLE, DatasetIndex, file_digest, open_index, sidecar
+from ..shards.tar import ShardFiles
 
 ONE_PER_SECOND = Sampling(fps=1.0)
 """Frames of a video that are decoded when it is checked."""
@@ -50,7 +50,7 @@ class Checked(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Task:
+class CheckTask:
     """One shard of a folder to be checked."""
 
     folder: Path
@@ -59,7 +59,9 @@ class Task:
     reader: Mapping[str, Any]
 
 
-def tasks(folder: str | Path, *, decode: int | None, reader: Mapping[str, Any]) -> tuple[list[Task], list[Finding]]:
+def tasks(
+    folder: str | Path, *, decode: int | None, reader: Mapping[str, Any]
+) -> tuple[list[CheckTask], list[Finding]]:
     """The tasks of a folder, and what is wrong with the folder as a whole."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -71,10 +73,10 @@ def tasks(folder: str | Path, *, decode: int | None, reader: Mapping[str, Any]) 
     known = {str(row["name"]) for row in index.shards}
     strange = sorted({path.name for path in folder.glob("*.tar")} - known)
     findings = [Finding(folder.name, name, "", "unknown", f"{INDEX} does not know this tar") for name in strange]
-    return [Task(folder, number, decode, reader) for number in range(len(index.shards))], findings
+    return [CheckTask(folder, number, decode, reader) for number in range(len(index.shards))], findings
 
 
-def check_shard(task: Task) -> Checked:
+def check_shard(task: CheckTask) -> Checked:
     """Compares a shard with its manifest and decodes samples of it."""
     index = open_index(task.folder)
     shard = index.shards[task.number]

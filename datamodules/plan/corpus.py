@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,18 +15,16 @@ import numpy as np
 from aurora.errors import AuroraError
 from aurora.images import LONGEST
 from aurora.interfaces import Prompt, Sampling, Tokenizer, VisualLayout
-from aurora.mixture import Mixture
+from aurora.mixture import Mixture, take
 
-from ..shards.index import DatasetIndex, load_index
-from .lengths import counter, text_lengths
-from .corpus import members
-from .packing import Budget
-from .epoch import Members
-from ..shards.format import IMAGE, IMAGES, TEXT, VIDEO
-from .packing import part_counts
-from .packing import too_long as no_row_holds
-from .arrays import Allocate, Arrays, load_arrays, shared_arrays
 from ..reader._sampling import sample_counts
+from ..shards.format import IMAGE, IMAGES, TEXT, VIDEO
+from ..shards.index import DatasetIndex, load_index
+from .arrays import Allocate, Arrays, load_arrays, shared_arrays
+from .epoch import Members
+from .lengths import counter, text_lengths
+from .packing import Budget, part_counts
+from .packing import too_long as no_row_holds
 
 TooLong = Literal["shrink", "split", "drop", "refuse"]
 Missing = Literal["refuse", "drop"]
@@ -148,6 +146,33 @@ def _fill(
         numbers[first:stop] = one.samples
     return {"members": [[first, stop, one.repeats] for one, first, stop in zip(read, stops, stops[1:], strict=False)],
             "counts": counts}
+
+
+def members(mixture: Mixture, samples: Mapping[str, np.ndarray]) -> list[list[Members]]:
+    """What is read of each dataset's samples, in the order of `mixture`.
+
+    Which samples are taken of a dataset follows from its name alone: asking for more keeps those of before, and
+    neither the seed nor the other datasets change them.
+    """
+    takes = take(mixture, {name: len(numbers) for name, numbers in samples.items()})
+    return [_members_of(name, samples[name], *takes[name]) for name in mixture.datasets]
+
+
+def _members_of(name: str, samples: np.ndarray, count: int, visits: int) -> list[Members]:
+    """All that are taken, as often as they go into `visits`, and some of them once more."""
+    if not count:
+        return []
+    taken = _chosen(name, samples, count)
+    repeats, rest = divmod(visits, count)
+    return [Members(taken, repeats), *([Members(_chosen(name, taken, rest), 1)] if rest else [])]
+
+
+def _chosen(name: str, samples: np.ndarray, count: int) -> np.ndarray:
+    """So many of the samples, in their order."""
+    if count == len(samples):
+        return samples
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    return samples[np.sort(np.random.default_rng(seed).permutation(len(samples))[:count])]
 
 
 class _Measured(NamedTuple):

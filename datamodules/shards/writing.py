@@ -18,9 +18,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
+from aurora.files import replace_file, room_for
 
-from .tar import member_header
+from .format import MEMBER_BYTES, ShardSample, check_key, parse_record, split_name
 from .index import (
     INDEX,
     MEDIA,
@@ -30,14 +31,13 @@ from .index import (
     MeasuredSample,
     Place,
     ShardRows,
-    file_digest,
     index_shard,
     load_index,
     measure_sample,
+    npy_bytes,
     sidecar,
 )
-from .format import LIMITS, BadSample, ShardSample, check_key, parse_record, split_name
-from aurora.files import npy_bytes, replace_file, room_for
+from .tar import member_header
 
 
 def write_shards(
@@ -147,18 +147,6 @@ def _measured(tar: Path) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray]]
     return json.loads(sidecar(tar, "manifest.json").read_bytes()), rows
 
 
-def verify_shards(folder: str | Path) -> list[str]:
-    """What is wrong with the shards of a folder, byte by byte: one line per shard that is not what was written."""
-    index = load_index(folder)
-    wrong = []
-    for row in index.shards:
-        with index.folder.joinpath(row["name"]).open("rb") as file:
-            digest = file_digest(file)
-        if digest != row["sha256"]:
-            wrong.append(f"{index.folder / row['name']}: sha256 is {digest}, not {row['sha256']}")
-    return wrong
-
-
 class Cut:
     """Says which shard each sample goes to, one after the other."""
 
@@ -200,8 +188,8 @@ def _members(sample: ShardSample) -> Iterator[tuple[str, bytes]]:
 def _bytes(data: bytes | Path) -> bytes:
     try:
         size = data.stat().st_size if isinstance(data, Path) else len(data)
-        if size > LIMITS.member_bytes:
-            raise BadSample("limits", f"a member of {size} bytes is larger than {LIMITS.member_bytes}")
+        if size > MEMBER_BYTES:
+            raise BadSample("limits", f"a member of {size} bytes is larger than {MEMBER_BYTES}")
         return data.read_bytes() if isinstance(data, Path) else data
     except OSError as error:
         raise BadSample("missing", f"{error.filename}: {error.strerror}") from error
@@ -212,7 +200,7 @@ def _json(sample: ShardSample) -> bytes:
     try:
         return json.dumps(dict(record), ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
-        raise BadSample("json", f"the record is no JSON: {error}") from error
+        raise BadSample("json", f"the record is not JSON: {error}") from error
 
 
 class _TarWriter:

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
+from aurora.images import decode_image, image_shape
 from aurora.interfaces import Sampling
 from aurora.registry import READER
 from datamodules.build.media import Transcode, small_picture, small_video, stored
-from aurora.images import decode_image, image_shape
-from datamodules.shards.format import BadSample, ShardSample
 from datamodules.reader._clip import measure
-from datamodules.reader._shape import video_shape
+from datamodules.reader._file import video_shape
+from datamodules.shards.format import ShardSample
 
 SMALL = Transcode(short_side=32, fps=2)
 
