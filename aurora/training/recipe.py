@@ -12,7 +12,9 @@ from aurora.options import check_kind, read_fields
 from aurora.recipe import LONGEST_SECONDS as LONGEST_SECONDS
 from aurora.recipe import Display as Display
 from aurora.recipe import HeldOut as HeldOut
-from aurora.recipe import Recipe, TrainerOptions, in_order
+from aurora.recipe import Recipe as Recipe
+from aurora.recipe import TrainerOptions as TrainerOptions
+from aurora.recipe import in_order
 
 
 def read_recipe(name: str, entry: Mapping[str, Any]) -> Recipe:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
@@ -269,10 +270,10 @@ def _save(stage: Stage, weights: dict[str, Tensor], now: Fingerprint) -> None:
     model.backbone.start_like({name: tensor.shape for name, tensor in weights.items()})
     model.load_state_dict(weights, assign=True)
     if stage.recipe.adapters:
-        save_adapter(model, stage.folder.path / ADAPTER_FOLDER, config=stage.config, adapters=stage.recipe.adapters,
-                     trained=stage.recipe.trained, start=stage.start or "base weights")
+        save_adapter(model, stage.folder.path / ADAPTER_FOLDER, config=ModelConfig.parse(stage.config),
+                     adapters=stage.recipe.adapters, trained=stage.recipe.trained, start=stage.start or "base weights")
         merge_adapters(model)
-    save_model(model, stage.config, stage.folder.model)
+    save_model(model, ModelConfig.parse(stage.config), stage.folder.model)
     stage.folder.finish(now)
 
 

@@ -33,7 +33,7 @@ def starting_model(config: Mapping[str, Any], stage: str, recipe: Recipe, start:
     if start is None:
         load_base_weights(model, Config.parse(config))
     else:
-        load_weights(model, start, config)
+        load_weights(model, start, ModelConfig.parse(config))
     attach_adapters(f"stages.{stage}.adapters", model, recipe.adapters)
     choose_learned(model, recipe)
     return model

@@ -7,19 +7,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from aurora.commands.finding import saved_model
 from aurora.errors import AuroraError
+from aurora.inference.models import saved_model
 from aurora.inference.reading import blank, read_texts
 from aurora.interfaces import Backbone
 from aurora.precision import quantize
+from aurora.recipe import Lora, SlotAdapters, TunedState
 from aurora.weights.adapter_folder import adapter_hash, apply_adapter, base_hash, save_adapter
-from aurora.weights.adapters import attach_adapters, merge_adapters, read_adapters
+from aurora.weights.adapters import attach_adapters, merge_adapters
 from aurora.weights.model_folder import load_model, save_model
 
-ADAPTERS = read_adapters("a", {
-    "backbone": {"lora": {"rank": 3, "alpha": 5, "targets": ["key", "head"]}, "state": {}},
-    "vision": {"lora": {"rank": 2}},
-}, ["connector"])
+ADAPTERS = {
+    "backbone": SlotAdapters(Lora(rank=3, alpha=5, targets=["key", "head"]), TunedState()),
+    "vision": SlotAdapters(Lora(rank=2)),
+}
 BOUNDS = torch.tensor([0, 5, 9])
 
 

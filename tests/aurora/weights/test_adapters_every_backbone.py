@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 
+from aurora.recipe import Lora
 from aurora.registry import BACKBONE
 from aurora.testing.backbone import LENGTHS, VOCAB, bounds, build, row
 from aurora.types import map_state
-from aurora.weights.adapters import Lora, find_targets
+from aurora.weights.adapters import find_targets
 from aurora.weights.lora import add_lora, lora_layers, merge_lora
 
 SIZES = {"hidden_size": 64, "layers": 2, "head_size": 32}
