@@ -51,7 +51,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     quantize: str | None = None
     keep_ratio: Annotated[float, Gt(0), Le(1)] = 0.1
-    sampling: Sampling = Sampling(fps=1.0)
+    sampling: Sampling = field(default_factory=lambda: Sampling(fps=1.0))
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> ModelConfig:
@@ -108,7 +108,7 @@ class Config:
     data: Part
     stages: Mapping[str, Recipe]  # each after the one whose model it starts from
     base_weights: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)  # by slot and part
-    trainer: TrainerOptions = TrainerOptions()
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
     logger: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     run: str
     stage: str = "all"

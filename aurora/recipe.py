@@ -70,7 +70,7 @@ Adapters = Mapping[WeightedSlot, SlotAdapters]
 class HeldOut:
     """What a stage is validated on while it trains; its mixture is always the same rows."""
 
-    mixture: Mixture = Mixture(datasets={})
+    mixture: Mixture = field(default_factory=lambda: Mixture(datasets={}))
     every: Count = 500  # steps from one validation to the next; the last step is followed by one as well
     max_steps: Count | None = None  # read no more of each dataset than so many steps of `global_batch`
 

@@ -307,7 +307,7 @@ def test_a_bad_file_is_one_line_and_status_2(run, model_folder, bad, name: str) 
     [
         (("--temperature", "-1"), "temperature -1.0"),
         (("--top-p", "2"), "top_p 2.0"),
-        (("--keep-ratio", "0"), "keep_ratio 0"),
+        (("--keep-ratio", "0"), "keep_ratio is 0.0"),
         (("--fps", "1", "--frames", "2"), "--fps and --frames exclude each other"),
         (("--fps", "0"), "fps 0"),
         (("--frames", "2", "--max-frames", "1"), "max_frames 1"),
