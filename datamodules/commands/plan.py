@@ -81,7 +81,8 @@ def plan(
       aurora plan --published
       aurora plan data.root=data stage=vision
       aurora plan experiment=blocks data.root=data/blocks --json
-      aurora plan --published experiment=auroralong --gpu H100 --gpus 8 --price 2.5
+      aurora plan --published experiment=auroralong --gpu H100 \\
+        --gpus 8 --price 2.5
     """
     from aurora.config import load_config
 

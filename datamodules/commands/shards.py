@@ -103,7 +103,8 @@ def build(
       aurora shards build sharegpt4v downloads/sharegpt4v data/shards/sharegpt4v
       aurora shards build table downloads/mine data/shards/mine \\
         source.files=rows.csv source.question=q source.answer=a source.image=file
-      aurora shards build llava_video downloads/videos data/shards/videos --transcode --fps 1
+      aurora shards build llava_video downloads/videos data/shards/videos \\
+        --transcode --fps 1
     """
     from ..build import build as builds
     from ..build.media import Transcode

@@ -185,8 +185,8 @@ def test_a_model_is_made_of_a_siglip_folder_and_an_rwkv_file(run, make_model, ma
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("{out}",), "give either MODEL_FOLDER or --from-parts"),
-    (("{model}", "{out}", "--from-parts"), "give either MODEL_FOLDER or --from-parts"),
+    (("{out}",), "give MODEL_FOLDER TARGET, or --from-parts TARGET"),
+    (("{model}", "{out}", "--from-parts"), "give MODEL_FOLDER TARGET, or --from-parts TARGET"),
     (("{model}", "{out}", "--", "dtype=bfloat16"), "'dtype=bfloat16' goes with --from-parts"),
     (("{out}", "--from-parts", "--", "base_weights.vision.siglip=nowhere"), "nowhere does not exist"),
 ])
