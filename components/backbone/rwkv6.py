@@ -24,7 +24,7 @@ from ..kernels.wkv6 import wkv6, wkv6_step
 from ._layers import Linear, check_heads, check_sizes, orthogonal, parameter, with_range
 from ._layouts_rwkv6 import FAMILY
 from ._linear_rnn import Row
-from ._rwkv import GROUP_NORM_EPS, RWKV, LayerState
+from ._rwkv import GROUP_NORM_EPS, RWKV, LayerState, RWKVBlock
 from ._rwkv6_runner import runner_of
 
 TIME_STATE = ".att.time_state"  # a tuned initial state, as the authors name it inside a checkpoint or alone
@@ -145,26 +145,20 @@ class ChannelMix(nn.Module):
         nn.init.zeros_(self.value.weight)
 
 
-class Block(nn.Module):
+class Block(RWKVBlock):
     """One layer; the first one also normalises what enters the model."""
 
     def __init__(
         self, width: int, head_size: int, ffn_size: int, mix_rank: int, decay_rank: int, *, first: bool
     ) -> None:
-        super().__init__()
-        if first:
-            self.ln0 = nn.LayerNorm(width)
-        self.ln1 = nn.LayerNorm(width)
-        self.ln2 = nn.LayerNorm(width)
-        self.att = TimeMix(width, head_size, mix_rank, decay_rank)
-        self.ffn = ChannelMix(width, ffn_size)
-        self.first = first
+        att = TimeMix(width, head_size, mix_rank, decay_rank)
+        super().__init__(width, att, ChannelMix(width, ffn_size), first=first)
 
     def forward(
         self, x: Tensor, row: Row, state: LayerState | None, return_state: bool
     ) -> tuple[Tensor, LayerState | None]:
         """[T, D] → [T, D] and each sequence's state when asked for."""
-        x = self._enter(x)
+        x = self.enter(x)
         att_shift, wkv, ffn_shift = state or (None, None, None)
         a = self.ln1(x)
         read = partial(wkv6, cu_seqlens=row.cu_seqlens, state=wkv, return_state=return_state)
@@ -176,15 +170,12 @@ class Block(nn.Module):
 
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
         """[S, D] → [S, D] and the next state."""
-        x = self._enter(x)
+        x = self.enter(x)
         a = self.ln1(x)
         mixed, wkv = self.att(a, state.att_shift, partial(wkv6_step, state=state.wkv))
         x = x + mixed
         f = self.ln2(x)
         return x + self.ffn(f, state.ffn_shift), LayerState(a, wkv, f)
-
-    def _enter(self, x: Tensor) -> Tensor:
-        return self.ln0(x) if self.first else x
 
 
 @BACKBONE.register
