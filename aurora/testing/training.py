@@ -245,9 +245,9 @@ def _train(config, log, cwd, environment):
     if "ROW_LOG" in os.environ:
         note_rows(f"{os.environ['ROW_LOG']}-{os.getpid()}")
     if "START_SECONDS" in os.environ:
-        from datamodules import _workers
+        from datamodules.loading import supervisor
 
-        _workers.START_SECONDS = float(os.environ["START_SECONDS"])
+        supervisor.START_SECONDS = float(os.environ["START_SECONDS"])
     try:
         train(config)
     except (AuroraError, LostProcess) as error:
