@@ -141,7 +141,7 @@ def initial_model(config: Config, stage: str, initial: str | None) -> AuroraMode
     if initial is None:
         load_base_weights(model, config)
     else:
-        load_weights(model, initial, config.model.tree)
+        load_weights(model, initial, config.model)
     attach_adapters(f"stages.{stage}.adapters", model, recipe.adapters)
     return model
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from aurora.testing.shards import config_for, sample
+from test_real_data import config_for, sample
 from aurora.testing.training import (
     HELD_OUT,
     MadeRows,
@@ -114,7 +114,7 @@ def test_the_average_of_the_weights_is_validated_where_it_becomes_the_model(whol
 def test_the_time_of_a_validation_counts_as_no_step(tmp_path, monkeypatch):
     clock, held_out, late = time.perf_counter, MadeRows._held_out, []
     monkeypatch.setattr(time, "perf_counter", lambda: clock() + 1000 * len(late))
-    monkeypatch.setattr(MadeRows, "_held_out", lambda self: late.append("a validation") or held_out(self))
+    monkeypatch.setattr(MadeRows, "_held_out", lambda self, *share: late.append("a validation") or held_out(self, *share))
     monkeypatch.setattr(MadeRows, "stops_at", 3)
     with pytest.raises(AuroraError, match="the data ended after step 3"):
         train(config_of(tmp_path, every=1))
@@ -169,7 +169,6 @@ LAYOUTS = {
     "shards": (2, {"strategy": "fsdp", "reshard_after_forward": False, "checkpoint_every": 2}),
     "hybrid": (4, {"strategy": "fsdp_hybrid", "shard_size": 2, "activation_checkpointing": "block"}),
     "averaged": (2, {"strategy": "fsdp", "reshard_after_forward": False, "average": 0.9}),
-    "flat": (2, {"strategy": "fsdp1", "checkpoint_every": 2}),
     "pieces": (1, {"backprop_tokens": 5}),
     "together": (2, {"strategy": "ddp", "sequence_parallel": 2}),
 }
