@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from aurora.errors import AuroraError
-from aurora.training import saver as saving
-from aurora.training.checkpoint.io import Saver
+from aurora.training.checkpoint import io
+from aurora.training.checkpoint.io import RESTORE, AuroraCheckpointIO
 from aurora.training.checkpoint.layout import (
-    checkpoint_at,
+    KEPT_CHECKPOINTS,
+    by_age,
     checkpoint_path,
     newest_checkpoint,
     problem,
+    read_checkpoint,
     refuse_unsafe_loading,
     sweep,
 )
@@ -30,11 +32,24 @@ def tensors(step):
     return {"weights.w": torch.full((1000,), float(step)), "optimizer.exp_avg.w": torch.ones(10, 2).bfloat16() * step}
 
 
+def save(writer, folder, step, given=None):
+    writer.save_checkpoint({"state_dict": given or tensors(step), "global_step": step}, checkpoint_path(folder, step))
+
+
+def asynchronous(report=silent):
+    writer = AuroraCheckpointIO(report=report)
+    writer.start()
+    return writer
+
+
 def write(folder, *steps):
-    saver = Saver(folder, group=None, tell=silent)
+    writer = asynchronous()
     for step in steps:
-        saver.save(step, tensors(step), {"step": step})
-    saver.finish()
+        kept = by_age(folder)
+        save(writer, folder, step)
+        for old in kept[KEPT_CHECKPOINTS - 1 :]:
+            writer.remove_checkpoint(old)
+    writer.teardown()
 
 
 def weights(checkpoint):
@@ -52,8 +67,8 @@ def test_the_newest_checkpoint_is_read_back(tmp_path):
     found = newest_checkpoint(tmp_path, silent)
     assert (found.step, (tmp_path / "newest").read_text()) == (10, "step-10")
     assert all(torch.equal(tensor, tensors(10)[name]) for name, tensor in weights(found).items())
-    assert found.shapes() == set(tensors(0))
-    assert checkpoint_at(tmp_path, 9).step == 9
+    assert found.shapes() == {name: tuple(tensor.shape) for name, tensor in tensors(0).items()}
+    assert read_checkpoint(checkpoint_path(tmp_path, 9)).step == 9
 
 
 def test_two_checkpoints_are_kept(tmp_path):
@@ -62,15 +77,15 @@ def test_two_checkpoints_are_kept(tmp_path):
 
 
 def test_what_is_saved_is_what_the_tensors_were_when_it_was_asked_for(tmp_path):
-    saver, given = Saver(tmp_path, group=None, tell=silent), tensors(1)
-    saver.save(1, given, {"step": 1})
+    writer, given = asynchronous(), tensors(1)
+    save(writer, tmp_path, 1, given)
     given["weights.w"].fill_(99)
-    saver.finish()
+    writer.finish()
     assert weights(newest_checkpoint(tmp_path, silent))["weights.w"].eq(1).all()
 
 
 def test_large_checkpoints_are_cut_into_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(saving, "FILE_BYTES", 3000)
+    monkeypatch.setattr(io, "FILE_BYTES", 3000)
     write(tmp_path, 1)
     assert len(list(checkpoint_path(tmp_path, 1).glob("shard-*"))) == 2
     assert weights(newest_checkpoint(tmp_path, silent))["weights.w"].eq(1).all()
@@ -109,19 +124,19 @@ def test_a_checkpoint_that_is_half_deleted_is_none_and_what_that_costs_is_said(t
 
 def test_a_checkpoint_that_reads_back_wrong_keeps_the_older_ones(tmp_path, monkeypatch):
     write(tmp_path, 1, 2)
-    commit = saving._commit
+    commit = io._commit
 
     def damaging(path, files):
         commit(path, files)
         shard(tmp_path, 3).write_bytes(b"x" * shard(tmp_path, 3).stat().st_size)
 
-    monkeypatch.setattr(saving, "_commit", damaging)
+    monkeypatch.setattr(io, "_commit", damaging)
     told = []
-    saver = Saver(tmp_path, group=None, tell=told.append)
-    saver.save(3, tensors(3), {"step": 3})
+    writer = asynchronous(told.append)
+    save(writer, tmp_path, 3)
     with pytest.raises(AuroraError, match="is not what was written"):
-        saver.finish()
-    assert "step 3 could not be written" in told[0]
+        writer.finish()
+    assert "step-3 could not be written" in told[0]
     assert newest_checkpoint(tmp_path, lambda _: None).step == 2 and checkpoint_path(tmp_path, 1).exists()
 
 
@@ -150,7 +165,7 @@ def test_a_pointer_that_is_broken_or_behind_changes_nothing(tmp_path, pointer):
 def test_an_empty_folder_has_no_checkpoint(tmp_path):
     assert newest_checkpoint(tmp_path / "none", silent) is None
     with pytest.raises(AuroraError, match="same folder"):
-        checkpoint_at(tmp_path, 3)
+        read_checkpoint(checkpoint_path(tmp_path, 3))
 
 
 def test_a_checkpoint_under_the_name_of_another_is_broken(tmp_path):
@@ -158,7 +173,7 @@ def test_a_checkpoint_under_the_name_of_another_is_broken(tmp_path):
     shutil.copytree(checkpoint_path(tmp_path, 1), checkpoint_path(tmp_path, 7))
     told = []
     assert newest_checkpoint(tmp_path, told.append).path == checkpoint_path(tmp_path, 1)
-    assert "step-7 is broken (it is that after step 1)" in told[0]
+    assert "step-7 is broken (its state is that after step 1)" in told[0]
 
 
 def test_what_a_killed_save_left_is_swept_and_nothing_else(tmp_path):
@@ -188,57 +203,91 @@ def test_unsafe_loading_is_refused(monkeypatch):
         refuse_unsafe_loading()
 
 
-def test_a_rank_that_was_lost_while_saving_is_no_error_of_the_user(tmp_path, monkeypatch):
+def test_a_rank_that_was_lost_while_saving_is_not_an_error_of_the_user(tmp_path, monkeypatch):
     def lost(self, *given):
         raise RuntimeError("Connection closed by peer")
 
-    monkeypatch.setattr(Saver, "_write", lost)
-    saver = Saver(tmp_path, group=None, tell=lambda message: None)
-    saver.save(1, tensors(1), {"step": 1})
+    monkeypatch.setattr(AuroraCheckpointIO, "_write", lost)
+    writer = asynchronous(lambda message: None)
+    save(writer, tmp_path, 1)
     with pytest.raises(RuntimeError, match="could not be written: Connection closed by peer"):
-        saver.finish()
+        writer.finish()
 
 
-def test_training_bears_one_save_that_fails_and_stops_at_the_second(tmp_path):
-    (tmp_path / "file").write_text("no folder")
+def test_training_tolerates_one_save_that_fails_and_stops_at_the_second(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("not a folder")
     told = []
-    saver = Saver(tmp_path / "file", group=None, tell=told.append)
-    saver.save(1, tensors(1), {"step": 1})
-    saver.save(2, tensors(2), {"step": 2})
+    writer = asynchronous(told.append)
+    save(writer, file, 1)
+    save(writer, file, 2)
     with pytest.raises(AuroraError, match="2 checkpoints in a row could not be written"):
-        saver.save(3, tensors(3), {"step": 3})
+        save(writer, file, 3)
     assert len(told) == 2
-    (tmp_path / "file").unlink()
+
+
+def test_an_older_checkpoint_stays_when_the_newer_could_not_be_written(tmp_path, monkeypatch):
+    write(tmp_path, 1)
+    monkeypatch.setattr(io, "_commit", lambda path, files: 1 / 0)
+    writer = asynchronous(lambda message: None)
+    save(writer, tmp_path, 2)
+    writer.remove_checkpoint(checkpoint_path(tmp_path, 1))
+    with pytest.raises(AuroraError, match="division"):
+        writer.finish()
+    assert newest_checkpoint(tmp_path, silent).step == 1
+
+
+def test_without_a_running_trainer_a_checkpoint_is_whole_when_saving_returns(tmp_path):
+    save(AuroraCheckpointIO(report=silent), tmp_path, 1)
+    assert problem(checkpoint_path(tmp_path, 1)) is None
+
+
+def test_what_is_loaded_is_what_was_saved_and_paths_move_with_the_folder(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    saved = {"global_step": 1, "best": str(here / "step-1"), "betas": (0.9, 0.99), "score": torch.tensor(0.1),
+             "milestones": {3: 1}, "none": None}
+    AuroraCheckpointIO(report=silent).save_checkpoint({**saved, "state_dict": tensors(1)}, here / "step-1")
+    here.rename(there)
+    loaded = AuroraCheckpointIO(report=silent).load_checkpoint(there / "step-1")
+    assert loaded[RESTORE].step == 1 and loaded["state_dict"] == {}
+    assert {name: loaded[name] for name in saved} == {**saved, "best": str(there / "step-1")}
+
+
+@pytest.mark.parametrize(("path", "message"), [("absent", "there is no checkpoint"), ("folder", "has no COMMITTED")])
+def test_what_is_not_a_checkpoint_is_refused_with_what_would_be(tmp_path, path, message):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(AuroraError, match=message):
+        AuroraCheckpointIO(report=silent).load_checkpoint(tmp_path / path)
 
 
 @pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="needs a full device")
 def test_a_full_disk_is_told_and_leaves_the_older_checkpoint(tmp_path):
     write(tmp_path, 1)
     told = []
-    saver = Saver(tmp_path, group=None, tell=told.append)
+    writer = asynchronous(told.append)
     path = checkpoint_path(tmp_path, 2)
-    begin = saving._begin
+    begin = io._begin
 
     def full(folder, state):
         begin(folder, state)
         (path / "shard-00001-model-00001-of-00001.safetensors").symlink_to("/dev/full")
 
-    saving._begin = full
+    io._begin = full
     try:
-        saver.save(2, tensors(2), {"step": 2})
+        save(writer, tmp_path, 2)
         with pytest.raises(AuroraError, match="No space left"):
-            saver.finish()
+            writer.finish()
     finally:
-        saving._begin = begin
+        io._begin = begin
     assert "No space left" in told[0] and newest_checkpoint(tmp_path, silent).step == 1
 
 
-def test_a_kill_in_the_middle_of_saving_leaves_a_readable_checkpoint(tmp_path):
+def test_a_kill_in_the_middle_of_io_leaves_a_readable_checkpoint(tmp_path):
     code = f"""
 from pathlib import Path
 import torch
 from aurora.training.checkpoint.io import Saver
-saver = Saver(Path({str(tmp_path)!r}), group=None, tell=print)
+writer = asynchronous(print)
 for step in range(1, 100_000):
     saver.save(step, {{"weights.w": torch.full((400_000,), float(step))}}, {{"step": step}})
 """
