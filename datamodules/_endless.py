@@ -10,14 +10,13 @@ from typing import Any
 import lightning
 
 from aurora.errors import AuroraError
-from aurora.images import VisualLayout
-from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader
+from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader, VisualLayout
 from aurora.mixture import Mixture, Part, read_mixture
 from aurora.types import PackedBatch
 
-from ._files import is_remote
-from ._loader import BadSamples
-from ._schedule import Position, check_position, rank_and_world
+from .shards.tar import is_remote
+from .loading.loader import BadSamples
+from .plan.schedule import Position, check_position, rank_and_world
 from ._segments import Segments
 from .reader._sampling import check_sampling
 

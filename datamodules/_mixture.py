@@ -9,7 +9,7 @@ import numpy as np
 
 from aurora.mixture import Mixture, take
 
-from ._plan import Members
+from .plan.epoch import Members
 
 
 def members(mixture: Mixture, samples: Mapping[str, np.ndarray]) -> list[list[Members]]:

@@ -15,7 +15,7 @@ from aiohttp import ClientTimeout
 
 from aurora.errors import AuroraError
 
-from ._files import SCHEMES
+from .shards.tar import SCHEMES
 
 LATER = (408, 425, 429)  # what a server says that may be asked again
 TRIES = 5

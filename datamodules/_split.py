@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._packing import Budget
-from ._samples import TEXT, VIDEO
+from .plan.packing import Budget
+from .shards.format import TEXT, VIDEO
 
 
 class Part(NamedTuple):

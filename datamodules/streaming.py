@@ -17,12 +17,12 @@ from aurora.registry import DATA
 from aurora.types import PackedBatch
 
 from ._endless import Endless
-from ._loader import BadSamples
-from ._rows import Segment, Skipped
-from ._samples import BadSample
+from .loading.loader import BadSamples
+from .loading.rows import Segment, Skipped
+from .shards.format import BadSample
 from ._segments import Segments
-from ._worker import Built
-from ._workers import start_method
+from .loading.worker import Built
+from .loading.supervisor import start_method
 
 # Sequences that wait for a row that they fit in.
 _WAITING = 64

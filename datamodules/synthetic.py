@@ -9,13 +9,12 @@ import lightning
 import torch
 
 from aurora.errors import AuroraError
-from aurora.images import VisualLayout
-from aurora.interfaces import DataModule, Tokenizer
+from aurora.interfaces import DataModule, Tokenizer, VisualLayout
 from aurora.registry import DATA
 from aurora.types import PackedBatch
 
-from ._rows import Segment, pack
-from ._schedule import Position, check_position, rank_and_world
+from .loading.rows import Segment, pack
+from .plan.schedule import Position, check_position, rank_and_world
 
 
 @DATA.register

@@ -12,20 +12,19 @@ from typing import Any, get_args
 import lightning
 
 from aurora.errors import AuroraError
-from aurora.images import VisualLayout
-from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader
+from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader, VisualLayout
 from aurora.mixture import Mixture, read_mixture
 from aurora.registry import DATA
 
-from ._corpus import FOLDER, Corpus, Missing, TooLong, blank_tokens, build_corpus, kind_groups
-from ._files import ShardFiles, is_remote
-from ._loader import BadSamples, RowLoader, RowTask, Share
-from ._packing import Budget
-from ._plan import BatchUnit, Plan
-from ._planning import measured
-from ._rows import RowBuilder
-from ._schedule import Position, check_position, rank_and_world
-from ._worker import Care
+from .plan.corpus import FOLDER, Corpus, Missing, TooLong, blank_tokens, build_corpus, kind_groups
+from .shards.tar import ShardFiles, is_remote
+from .loading.loader import BadSamples, RowLoader, RowTask, Share
+from .plan.packing import Budget
+from .plan.epoch import BatchUnit, Plan
+from .inspect.reads import measured
+from .loading.rows import RowBuilder
+from .plan.schedule import Position, check_position, rank_and_world
+from .loading.worker import Care
 from .reader._sampling import check_sampling
 
 
@@ -116,7 +115,7 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
         """Where the dataset folders are, once the indices of remote ones are here."""
         if not self._remote:
             return Path(self._root)
-        from ._cache import mirror  # the packages behind it are not needed for local shards
+        from .shards.remote import mirror  # the packages behind it are not needed for local shards
 
         return mirror(self._root, self._mixture.datasets, self._cache.expanduser().absolute(), self._cache_bytes)
 

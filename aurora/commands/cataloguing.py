@@ -22,7 +22,7 @@ WIDTH = 150
 
 def list(options: Namespace) -> int:
     """Every dataset in a line, or all that is known of one."""
-    catalogue = import_part("datamodules._catalogue")
+    catalogue = import_part("datamodules.build.catalogue")
     names = [options.name] if options.name else catalogue.known_datasets()
     found = {name: asdict(catalogue.load_dataset(name)) for name in names}
     if options.json:

@@ -13,7 +13,6 @@ from aurora.commands.overriding import override
 from aurora.config import load_config
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
-from aurora.precision import quantize
 from aurora.weights.adapter_folder import apply_adapter
 from aurora.weights.model_folder import CONFIG_FILE, fill_unsaved_buffers, load_model, read_config
 
@@ -45,7 +44,7 @@ def saved_model(
     # it is merged into matrices, which are rounded afterwards
     model, _ = load_model(folder, device=device, overrides={**config, "quantize": None})
     apply_adapter(model, adapter, config, any_base=any_base)
-    quantize(model.backbone, config.get("quantize"))
+    model.backbone.quantize(config.get("quantize"))
     return model, config
 
 
@@ -61,13 +60,13 @@ def random_model(
     while_reading = kind is not None and adapter is None and base_weights(config, "backbone") is not None
     model = build_model(config, empty_backbone=while_reading)
     if while_reading:
-        quantize(model.backbone, kind)
+        model.backbone.quantize(kind)
     sources = load_base_weights(model, config)
     fill_unsaved_buffers(model, config)
     if adapter is not None:
         apply_adapter(model, adapter, config, any_base=any_base)
     if not while_reading:
-        quantize(model.backbone, kind)
+        model.backbone.quantize(kind)
     return model.to(device).eval(), config, sources
 
 

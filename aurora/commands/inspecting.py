@@ -19,7 +19,7 @@ SHOWN = 20  # findings that are spelt out on the screen
 
 def validate(options: Namespace) -> int:
     """Checks every shard; 1 when anything is wrong."""
-    checks = import_part("datamodules._validate")
+    checks = import_part("datamodules.inspect.validate")
     decode = None if options.decode == "all" else _count("--decode", options.decode)
     config, found, datasets = _config(options), [], {}
     for folder in options.folder:
@@ -34,7 +34,7 @@ def validate(options: Namespace) -> int:
         found += findings
     if options.findings is not None:
         lines = (json.dumps(finding._asdict(), ensure_ascii=False) + "\n" for finding in found)
-        import_part("datamodules._writing").replace_file(Path(options.findings), "".join(lines).encode())
+        import_part("aurora.files").replace_file(Path(options.findings), "".join(lines).encode())
     if options.json:
         sys.stdout.write(json.dumps({"datasets": datasets, "findings": [one._asdict() for one in found]}) + "\n")
     else:
@@ -48,7 +48,7 @@ def stats(options: Namespace) -> int:
 
     from aurora.assemble import build_model
 
-    numbers = import_part("datamodules._stats")
+    numbers = import_part("datamodules.inspect.stats")
     config = _config(options)
     with torch.device("meta"):
         model = build_model(config)
@@ -72,7 +72,7 @@ def preview(options: Namespace) -> int:
 
     folders = [Path(folder) for folder in options.folder]
     path = Path(options.output or folders[0] / "preview.html")
-    shown = import_part("datamodules._preview").write_preview(
+    shown = import_part("datamodules.inspect.preview").write_preview(
         folders, path, samples=options.samples, kinds=options.kind, reader=build_reader(_config(options)))
     sys.stdout.write(f"{path}: {shown} samples\n")
     return 0

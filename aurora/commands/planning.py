@@ -86,12 +86,12 @@ def against_paper(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _published(config: Mapping[str, Any], recipe: Recipe, model: AuroraModel) -> dict[str, Any]:
-    catalogue = import_part("datamodules._catalogue")
+    catalogue = import_part("datamodules.build.catalogue")
     known = set(catalogue.known_datasets())
     entries = {name: catalogue.load_dataset(name) for name in recipe.mixture.datasets if name in known}
     data = config["data"]
     sampling = Sampling(fps=data.get("fps"), frames=data.get("frames"), max_frames=data.get("max_frames"))
-    planning = import_part("datamodules._planning")
+    planning = import_part("datamodules.inspect.reads")
     told: dict[str, Any] = planning.published(recipe.mixture, entries, model.layout(recipe.keep_ratio), sampling)
     return {**told, "assumed": planning.ASSUMED}
 

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 def index(options: Namespace) -> int:
     """Indexes folders of tars."""
     for folder in options.folder:
-        found = import_part("datamodules._shards").write_index(folder)
+        found = import_part("datamodules.shards.writing").write_index(folder)
         sys.stdout.write(f"{folder}: {len(found)} samples in {len(found.shards)} shards\n")
     return 0
 
 
 def build(options: Namespace) -> int:
     """Plans, writes what is not there yet, and joins."""
-    plans, builds = import_part("datamodules._build_plan"), import_part("datamodules._build")
+    plans, builds = import_part("datamodules.build.plan"), import_part("datamodules.build.build")
     builds.check_rate(options.max_bad_rate)
     output, given = Path(options.output), _given(options.overrides)
     order, executor = _order(options, given["source"]), _executor(options, given["executor"])
@@ -54,7 +54,7 @@ def build(options: Namespace) -> int:
 
 def work(options: Namespace) -> int:
     """Writes one shard of a planned build: what a job of a cluster does."""
-    builds = import_part("datamodules._build")
+    builds = import_part("datamodules.build.build")
     row = builds.write_task(builds.BuildTask(Path(options.output), options.task, _counted(options.count)))
     sys.stdout.write(f"{row['name']}: {row['samples']} samples, {row['bytes']} bytes, skipped {row['skipped']}\n")
     return 0
@@ -77,7 +77,7 @@ def _given(overrides: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def _order(options: Namespace, given: Mapping[str, Any]) -> Any:
     """What is to be built: of a dataset of the catalogue, or of a source part."""
-    plans, media = import_part("datamodules._build_plan"), import_part("datamodules._build_media")
+    plans, media = import_part("datamodules.build.plan"), import_part("datamodules.build.media")
     source, about = _source(options.source)
     folder = Path(options.input)
     if not folder.is_dir():
@@ -91,7 +91,7 @@ def _order(options: Namespace, given: Mapping[str, Any]) -> Any:
 
 def _source(name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The source of a dataset of the catalogue and what is known of it, or a source part by its name."""
-    catalogue = import_part("datamodules._catalogue")
+    catalogue = import_part("datamodules.build.catalogue")
     known = catalogue.known_datasets()
     if name in known or name.endswith((".yaml", ".yml")):
         dataset = catalogue.load_dataset(name)
@@ -117,7 +117,7 @@ def _counted(given: list[str] | None) -> Any:
     tokenizer, prompt = (
         value if isinstance(value := yaml.safe_load(text), dict) else part(slot, text)
         for slot, text in zip(("tokenizer", "prompt"), given, strict=True))
-    return import_part("datamodules._build").Count(tokenizer, prompt)
+    return import_part("datamodules.build.build").Count(tokenizer, prompt)
 
 
 @contextmanager

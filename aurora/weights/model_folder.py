@@ -23,7 +23,6 @@ from aurora.assemble import MODEL_SLOTS, WEIGHTED_SLOTS, build_model
 from aurora.errors import AuroraError
 from aurora.files import replacing
 from aurora.model import AuroraModel
-from aurora.precision import quantize
 from aurora.weights.io import INDEX_FILE, SINGLE_FILE, open_tensors, read_metadata, weight_files
 from aurora.weights.loading import load_parts, mismatches
 
@@ -84,7 +83,7 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu", overri
     config = {**read_config(folder), **(overrides or {})}
     with torch.device("meta"):
         model = build_model(config)
-    quantize(model.backbone, config.get("quantize"))
+    model.backbone.quantize(config.get("quantize"))
     load_weights(model, folder, config)
     fill_unsaved_buffers(model, config)
     return model.to(device).eval(), config

@@ -19,8 +19,8 @@ from typing import NamedTuple
 from aurora.errors import AuroraError
 from aurora.interfaces import Turn
 
-from .._samples import ShardSample
-from .._shards import shard_path, write_index, write_shard
+from ..shards.format import ShardSample
+from ..shards.writing import shard_path, write_index, write_shard
 from .conversations import STILL, image_caption_turn, question_turns, to_json, video_caption_turn
 from .families import FAMILIES, Question
 from .render import encode, picture

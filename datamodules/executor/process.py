@@ -17,7 +17,7 @@ from aurora.errors import AuroraError
 from aurora.interfaces.data import Executor, R, T
 from aurora.registry import EXECUTOR
 
-from .._pool import cause_of_death, processes_of
+from .process import cause_of_death, processes_of
 
 
 @EXECUTOR.register

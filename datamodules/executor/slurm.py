@@ -14,7 +14,7 @@ from aurora.errors import AuroraError
 from aurora.interfaces.data import Executor, R, ShellTask, T
 from aurora.registry import EXECUTOR
 
-from .._writing import replace_file
+from aurora.files import replace_file
 
 _POLL_SECONDS = 5.0
 _SCRIPT = """#!/bin/bash

@@ -19,7 +19,7 @@ import numpy as np
 
 from aurora.errors import AuroraError
 
-from .._samples import LIMITS
+from ..shards.format import LIMITS
 from ._file import TIMEOUT_SECONDS, Deadline, label, open_video
 from ._file import decoded_here as decoded_here  # who starts processes asks here
 

@@ -16,7 +16,7 @@ import av.logging
 
 from aurora.errors import AuroraError
 
-from .._samples import LIMITS
+from ..shards.format import LIMITS
 
 # Playlists (hls, concat, dash) would open whatever they name, so only files that hold their frames are opened.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,avi,flv,asf,ogg"

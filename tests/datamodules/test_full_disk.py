@@ -9,15 +9,15 @@ import pytest
 from aurora.cli import main
 from aurora.errors import AuroraError
 from aurora.registry import PROMPT, READER, TOKENIZER
-from datamodules._build_plan import Order, make_plan
-from datamodules._digests import Task, shard_digests
-from datamodules._index import index_shard, load_index
-from datamodules._lengths import text_lengths
-from datamodules._loader import BadSamples
-from datamodules._preview import write_preview
-from datamodules._rows import Skipped
-from datamodules._shards import write_index, write_shard, write_shards
-from datamodules._store import shared_arrays
+from datamodules.build.plan import Order, make_plan
+from datamodules.inspect.digests import Task, shard_digests
+from datamodules.shards.index import index_shard, load_index
+from datamodules.plan.lengths import text_lengths
+from datamodules.loading.loader import BadSamples
+from datamodules.inspect.preview import write_preview
+from datamodules.loading.rows import Skipped
+from datamodules.shards.writing import write_index, write_shard, write_shards
+from datamodules.plan.arrays import shared_arrays
 from datamodules.source._join import Row, joined
 
 

@@ -7,8 +7,8 @@ from aurora.errors import AuroraError
 from aurora.registry import DATA, PROMPT, READER
 from aurora.types import IGNORE
 from datamodules import streaming
-from datamodules._samples import ShardSample
-from datamodules._shards import shard_path, write_shards
+from datamodules.shards.format import ShardSample
+from datamodules.shards.writing import shard_path, write_shards
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import torch
 
 from aurora.errors import AuroraError
 from aurora.types import IGNORE
-from datamodules._samples import ShardSample
-from datamodules._shards import shard_path, write_shards
+from datamodules.shards.format import ShardSample
+from datamodules.shards.writing import shard_path, write_shards
 
 
 def on_rank(monkeypatch, rank, world):

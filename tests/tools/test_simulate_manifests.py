@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aurora.images import ImagePreparation, VisualLayout
+from aurora.images import ImagePreparation
+from aurora.interfaces import VisualLayout
 from aurora.registry import DATA, MERGE, PROMPT, READER, TOKENIZER
-from datamodules._schedule import schedule
+from datamodules.plan.schedule import schedule
 
 TOOL = Path(__file__).parents[2] / "tools" / "simulate_manifests.py"
 

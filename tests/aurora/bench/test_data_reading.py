@@ -7,7 +7,7 @@ import pytest
 from aurora.bench.case import Settings
 from aurora.bench.data_reading import cases
 from aurora.bench.parity import difference
-from datamodules import _workers
+from datamodules.loading import supervisor
 
 
 @pytest.mark.filterwarnings("ignore")  # webdataset leaves files open

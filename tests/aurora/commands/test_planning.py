@@ -5,8 +5,8 @@ import json
 import pytest
 
 from aurora.cli import main
-from datamodules._catalogue import known_datasets
 from datamodules.blocks.build import build
+from datamodules.build.catalogue import known_datasets
 
 TINY = ["experiment=blocks", "stage=language_video"]
 

@@ -12,7 +12,7 @@ import pytest
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 from aurora.registry import READER
-from datamodules._samples import Limits
+from datamodules.shards.format import Limits
 from datamodules.reader import _clip, _file, _other
 
 TOOLS = Path(__file__).parents[3] / "tools"

@@ -10,9 +10,9 @@ import pytest
 
 from aurora.errors import AuroraError
 from aurora.registry import EXECUTOR
-from datamodules._build import build_tasks, join, run_tasks
-from datamodules._build_plan import Order, make_plan
-from datamodules._samples import BadSample
+from datamodules.build.build import build_tasks, join, run_tasks
+from datamodules.build.plan import Order, make_plan
+from datamodules.shards.format import BadSample
 from datamodules.source._lines import AnnotationsBroken, entries, fault_of
 from datamodules.source._media import find
 from datamodules.source._turns import conversation
