@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ def describe(
     """
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
-        raise AuroraError(f"two of {', '.join(map(str, folders))} have the same name, by which they are told apart")
+        raise AuroraError(f"two of {', '.join(map(str, folders))} have the same name, which must differ")
     indices = [load_index(folder) for folder in folders]
     digests = {index.folder.name: _digests(index, executor) for index in indices}
     datasets = {}
@@ -64,7 +64,7 @@ def read_evaluation(folder: str | Path) -> Evaluation:
     try:
         lines = (folder / "questions.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise AuroraError(f"{folder} is no evaluation set: {error}") from error
+        raise AuroraError(f"{folder} is not an evaluation set: {error}") from error
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
@@ -73,7 +73,7 @@ def read_evaluation(folder: str | Path) -> Evaluation:
             media.add(digest((folder / row["video"]).read_bytes()))
         except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
             raise AuroraError(f"{folder / 'questions.jsonl'}, line {number}: {error}") from error
-    return Evaluation(folder.name, _sorted(media), _sorted(turns))
+    return Evaluation(folder.name, np.array(sorted(media), np.uint64), np.array(sorted(turns), np.uint64))
 
 
 def _digests(index: DatasetIndex, executor: Executor) -> Digests:
@@ -145,7 +145,3 @@ def _common(columns: Sequence[np.ndarray]) -> np.ndarray:
         same = values[apart:] == values[:-apart]
         np.add.at(shared, (owner[:-apart][same], owner[apart:][same]), 1)
     return shared
-
-
-def _sorted(values: Iterable[int]) -> np.ndarray:
-    return np.array(sorted(values), np.uint64)

@@ -16,7 +16,7 @@ from ._media import VIDEOS, Medium, content, find, media, size_of
 from ._turns import Conversation
 
 
-class Told(NamedTuple):
+class Parsed(NamedTuple):
     """What a record says."""
 
     turns: Conversation
@@ -29,10 +29,10 @@ class Told(NamedTuple):
 
 
 class RecordSource(Source):
-    """Streams records; a part says in `tell` what each means."""
+    """Streams records; a part says in `parse` what each means."""
 
     by_place = False
-    """Whether lines of JSON hold the media too, and are told by where they stand."""
+    """Whether lines of JSON hold the media too, and are identified by their place."""
 
     def __init__(self, folder: Path, annotations: str | Sequence[str]) -> None:
         self._folder = folder
@@ -52,20 +52,20 @@ class RecordSource(Source):
         if place is not None:
             return weight_of(self._folder, place)
         try:
-            told = self.tell(self._record(entry), "")
+            parsed = self.parse(self._record(entry), "")
         except BadSample:
             return 0
-        return sum(size_of(self._folder, told.below, one) for one in told.media)
+        return sum(size_of(self._folder, parsed.below, one) for one in parsed.media)
 
     def sample(self, entry: Entry, key: str) -> ShardSample:
         record = self._record(entry)
-        told = self.tell(record, key)
-        told_id = record.get("id")
-        base = {"id": key if told_id is None else str(told_id), "conversations": told.turns}
-        return with_media(key, base, media(self._folder, told.below, told.media), told.span)
+        parsed = self.parse(record, key)
+        name = record.get("id")
+        base = {"id": key if name is None else str(name), "conversations": parsed.turns}
+        return with_media(key, base, media(self._folder, parsed.below, parsed.media), parsed.span)
 
     @abstractmethod
-    def tell(self, record: Mapping[str, Any], key: str) -> Told:
+    def parse(self, record: Mapping[str, Any], key: str) -> Parsed:
         """What a record means. BadSample when it makes no sense."""
 
     def _record(self, entry: Entry) -> Mapping[str, Any]:
@@ -75,7 +75,7 @@ class RecordSource(Source):
         except ValueError as error:
             raise BadSample("json", f"{place}: {error}") from error
         if not isinstance(record, Mapping):
-            raise BadSample("json", f"{place}: no object")
+            raise BadSample("json", f"{place}: not an object")
         wrong = fault_of(record)
         if wrong is not None:
             raise BadSample("json", wrong)
@@ -99,7 +99,7 @@ def annotation_file(folder: Path, name: str) -> Path:
     except BadSample as error:
         raise AuroraError(f"annotations: {error.detail} below {folder}") from error
     if not path.is_file():
-        raise AuroraError(f"annotations: {path} is no file")
+        raise AuroraError(f"annotations: {path} is not a file")
     return path
 
 

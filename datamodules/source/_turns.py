@@ -14,17 +14,17 @@ _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"
              "chatgpt": "gpt", "system": "system"}
 
 
-def conversation(told: Any) -> Conversation:
+def conversation(given: Any) -> Conversation:
     """[{"from", "value"}, …] from a list of those, or of {"role", "content"}; BadSample for what makes no sense.
 
     What a system says is put before the next question. What is answered before anybody asked is left out, as is a
     question at the end that nobody answers.
     """
-    if not isinstance(told, Sequence) or isinstance(told, (str, bytes)) or not told:
-        raise BadSample("turns", f"conversations are {type(told).__name__}, not a list of turns")
+    if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or not given:
+        raise BadSample("turns", f"conversations are {type(given).__name__}, not a list of turns")
     turns: Conversation = []
     system = ""
-    for number, turn in enumerate(told):
+    for number, turn in enumerate(given):
         speaker, text = _turn(turn, number)
         if speaker == "system":
             system += text + "\n"
@@ -45,17 +45,17 @@ def conversation(told: Any) -> Conversation:
 
 
 def asked(question: Any, answer: Any) -> Conversation:
-    """One question and its answer. BadSample when one is no text."""
+    """One question and its answer. BadSample when one is not a text."""
     return [{"from": "human", "value": text(question, "question")}, {"from": "gpt", "value": text(answer, "answer")}]
 
 
-def text(told: Any, what: str) -> str:
+def text(given: Any, what: str) -> str:
     """A text that is not empty, or a number as one. BadSample for anything else."""
-    if isinstance(told, (int, float)) and not isinstance(told, bool):
-        told = str(told)
-    if not isinstance(told, str) or not told.strip():
-        raise BadSample("text", f"{what} is {str(told)[:80]!r}, no text")
-    return told.strip()
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        given = str(given)
+    if not isinstance(given, str) or not given.strip():
+        raise BadSample("text", f"{what} is {str(given)[:80]!r}, not a text")
+    return given.strip()
 
 
 def agreed(answers: Any) -> Any:
@@ -72,7 +72,7 @@ def chosen(options: Sequence[str], key: str) -> str:
 
 def _turn(turn: Any, number: int) -> tuple[str, str]:
     if not isinstance(turn, Mapping):
-        raise BadSample("turns", f"turn {number} is no object")
+        raise BadSample("turns", f"turn {number} is not an object")
     speaker, value = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
     if not isinstance(speaker, str) or speaker not in _SPEAKERS or not isinstance(value, str):
         raise BadSample("turns", f"turn {number}: from {speaker!r}, {type(value).__name__}; speakers are "
