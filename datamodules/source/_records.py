@@ -1,8 +1,10 @@
-"""What sources have in common whose annotations are records that name media, or hold them."""
+"""Sources whose annotations are records that name media, or hold them; conversations in the forms that they use."""
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +15,10 @@ from aurora.interfaces import Entry, Source
 from ..shards.format import ShardSample
 from ._lines import entries, fault_of, place_of, record_at, weight_of
 from ._media import VIDEOS, Medium, content, find, media, size_of
-from ._turns import Conversation
+
+Conversation = list[dict[str, str]]
+_SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "model": "gpt", "bot": "gpt",
+             "chatgpt": "gpt", "system": "system"}
 
 
 class Parsed(NamedTuple):
@@ -121,3 +126,69 @@ def with_media(
         return ShardSample(key, record)
     names = [f"{number}.{extension}" for number, extension in enumerate(extensions)]
     return ShardSample(key, {**record, "image": names}, dict(zip(names, media, strict=True)))
+
+
+def conversation(given: Any) -> Conversation:
+    """[{"from", "value"}, …] from a list of those, or of {"role", "content"}; BadSample for what makes no sense.
+
+    What a system says is put before the next question. What is answered before anybody asked is left out, as is a
+    question at the end that nobody answers.
+    """
+    if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or not given:
+        raise BadSample("turns", f"conversations are {type(given).__name__}, not a list of turns")
+    turns: Conversation = []
+    system = ""
+    for number, turn in enumerate(given):
+        speaker, text = _turn(turn, number)
+        if speaker == "system":
+            system += text + "\n"
+        elif not turns and speaker == "gpt":
+            continue
+        elif turns and turns[-1]["from"] == speaker:
+            raise BadSample("turns", f"turn {number} is from {speaker} again")
+        elif speaker == "gpt" and not text.strip():
+            raise BadSample("text", f"turn {number} is an empty answer")
+        else:
+            turns.append({"from": speaker, "value": system + text})
+            system = ""
+    if len(turns) % 2:
+        turns.pop()
+    if not turns:
+        raise BadSample("turns", "no question is answered")
+    return turns
+
+
+def asked(question: Any, answer: Any) -> Conversation:
+    """One question and its answer. BadSample when one is not a text."""
+    return [{"from": "human", "value": text(question, "question")}, {"from": "gpt", "value": text(answer, "answer")}]
+
+
+def text(given: Any, what: str) -> str:
+    """A text that is not empty, or a number as one. BadSample for anything else."""
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        given = str(given)
+    if not isinstance(given, str) or not given.strip():
+        raise BadSample("text", f"{what} is {str(given)[:80]!r}, not a text")
+    return given.strip()
+
+
+def agreed(answers: Any) -> Any:
+    """What most of several people answered, the first of those that are equally many; a single answer as it is."""
+    if not isinstance(answers, Sequence) or isinstance(answers, str) or not answers:
+        return answers
+    return Counter(map(str, answers)).most_common(1)[0][0]
+
+
+def chosen(options: Sequence[str], key: str) -> str:
+    """One of several, the same for the same key, each about equally often."""
+    return options[int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % len(options)]
+
+
+def _turn(turn: Any, number: int) -> tuple[str, str]:
+    if not isinstance(turn, Mapping):
+        raise BadSample("turns", f"turn {number} is not an object")
+    speaker, value = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+    if not isinstance(speaker, str) or speaker not in _SPEAKERS or not isinstance(value, str):
+        raise BadSample("turns", f"turn {number}: from {speaker!r}, {type(value).__name__}; speakers are "
+                                 f"{', '.join(_SPEAKERS)}, and what they say is a text")
+    return _SPEAKERS[speaker], value

@@ -9,8 +9,7 @@ from typing import Any
 from aurora.errors import AuroraError, BadSample
 from aurora.registry import SOURCE
 
-from ._records import Parsed, RecordSource
-from ._turns import asked, chosen, text
+from ._records import Parsed, RecordSource, asked, chosen, text
 
 PROMPTS = ("Describe this in detail.", "What do you see? Give a detailed description.",
            "Write a description of what is shown.", "Explain what can be seen here.")

@@ -12,8 +12,7 @@ from aurora.registry import SOURCE
 
 from ._join import Row, joined
 from ._lines import items
-from ._records import Parsed, RecordSource
-from ._turns import asked, chosen
+from ._records import Parsed, RecordSource, asked, chosen
 
 PROMPTS = ("Describe the image in one sentence.", "What does the image show? Answer in one sentence.",
            "Give a short caption of the image.")

@@ -9,8 +9,7 @@ from typing import Any
 from aurora.errors import BadSample
 from aurora.registry import SOURCE
 
-from ._records import Parsed, RecordSource
-from ._turns import conversation
+from ._records import Parsed, RecordSource, conversation
 
 
 @SOURCE.register

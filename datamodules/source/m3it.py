@@ -11,8 +11,7 @@ from typing import Any
 from aurora.errors import BadSample
 from aurora.registry import SOURCE
 
-from ._records import Parsed, RecordSource
-from ._turns import asked, text
+from ._records import Parsed, RecordSource, asked, text
 
 
 @SOURCE.register

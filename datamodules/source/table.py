@@ -10,8 +10,7 @@ from typing import Any
 from aurora.errors import BadSample
 from aurora.registry import SOURCE
 
-from ._records import Parsed, RecordSource
-from ._turns import agreed, asked
+from ._records import Parsed, RecordSource, agreed, asked
 from .captions import field
 
 _CLOCK = re.compile(r"(?:(\d+):)?(?:(\d+):)?(\d+(?:\.\d+)?)")

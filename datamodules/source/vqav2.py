@@ -13,8 +13,7 @@ from aurora.registry import SOURCE
 
 from ._join import Row, joined
 from ._lines import items
-from ._records import Parsed, RecordSource, annotation_file
-from ._turns import agreed, asked
+from ._records import Parsed, RecordSource, agreed, annotation_file, asked
 
 
 @SOURCE.register
