@@ -7,7 +7,6 @@ import re
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datamodules.source._records import conversation
 
 from aurora.errors import AuroraError, BadSample
 from aurora.registry import EXECUTOR
@@ -15,6 +14,7 @@ from datamodules.build.build import build_tasks, join, run_tasks
 from datamodules.build.plan import BuildOrder, make_plan
 from datamodules.source._lines import AnnotationsBroken, entries, fault_of
 from datamodules.source._media import find
+from datamodules.source._records import conversation
 
 TALK = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
 
