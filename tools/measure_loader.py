@@ -16,6 +16,7 @@ import os
 import statistics
 import tempfile
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def main() -> None:
 
 def wait(root: Path, samples: int, workers: int) -> dict[str, float]:
     """Sleeps twice as long per row as building one takes with these workers."""
-    rows = iter(module(root, samples, workers).train_dataloader())
+    rows = iter(chain.from_iterable(module(root, samples, workers).train_dataloader()))
     next(rows)
     start = time.perf_counter()
     built = sum(1 for _ in zip(range(20), rows, strict=False))
@@ -68,7 +69,7 @@ def memory(root: Path, samples: int, workers: int) -> dict[str, Any]:
     data, start = module(root, samples, workers), time.perf_counter()
     total = data.plan.samples
     seen, course = 0, []
-    for row in data.train_dataloader():
+    for row in chain.from_iterable(data.train_dataloader()):
         before, seen = seen, seen + row.samples
         if before * 20 // total != seen * 20 // total:
             pids = [worker.pid for worker in multiprocessing.active_children() if worker.pid]

@@ -10,9 +10,8 @@ import numpy as np
 
 from aurora.errors import AuroraError
 from aurora.images import read_image
-from aurora.interfaces import Sampling, VideoReader
+from aurora.interfaces import Sampling, VideoReader, check_sampling
 from aurora.options import read_fields
-from aurora.registry import import_part
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -67,4 +66,4 @@ def check_file(path: str | Path) -> None:
 def sampling_from(config: Mapping[str, Any]) -> Sampling:
     """The `sampling` of a config. AuroraError unless exactly one of `fps` and `frames` is given."""
     sampling = read_fields(Sampling, "sampling", config.get("sampling") or {"fps": 1.0})
-    return import_part("datamodules.reader._sampling").check_sampling(sampling)  # type: ignore[no-any-return]
+    return check_sampling(sampling)

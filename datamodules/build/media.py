@@ -15,16 +15,15 @@ import av
 import numpy as np
 import simplejpeg
 
-from aurora.errors import AuroraError
-from aurora.images import resized
+from aurora.errors import AuroraError, BadSample
+from aurora.images import ORIENTATION, open_picture, pixels_of, resized, upright_shape
 from aurora.interfaces import Sampling
 
-from aurora.images import ORIENTATION, open_picture, pixels_of, upright_shape
-from ..shards.format import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, BadSample, ShardSample
 from ..reader._clip import scan
-from ..reader._decode import frames_at
+from ..reader._decode import frames_at, moments
 from ..reader._file import TIMEOUT_SECONDS, Deadline
-from ..reader._plan import moments
+from ..shards.format import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ShardSample
+from ..shards.writing import medium_bytes
 
 _CLOCK = 90_000  # ticks per second, of which any usual rate is a divisor
 _GROUP_SECONDS = 4
@@ -53,7 +52,7 @@ def stored(sample: ShardSample, how: Transcode | None) -> ShardSample:
             raise BadSample("format", f"{', '.join(foreign)} is not stored as it is; --transcode makes it jpg or mp4")
         return sample
     if "video" not in sample.record:
-        return _renamed(sample, "image", "jpg", {name: small_picture(_bytes(medium), how)
+        return _renamed(sample, "image", "jpg", {name: small_picture(medium_bytes(medium), how)
                                                  for name, medium in sample.media.items()})
     (name, medium), = sample.media.items()
     span = sample.record.get("range")
@@ -87,14 +86,14 @@ def small_video(source: bytes | Path, how: Transcode, span: tuple[float, float] 
 
     Sampled at `fps`, or at a whole fraction of it, it gives the frames that the original gives at those moments.
     """
-    told = str(source) if isinstance(source, Path) else source
+    video = str(source) if isinstance(source, Path) else source
     start, stop = span or (0.0, None)
-    deadline = Deadline(TIMEOUT_SECONDS, told)
+    deadline = Deadline(TIMEOUT_SECONDS, video)
     try:
-        packets = scan(told, deadline)
-        times = moments(packets, Sampling(fps=how.fps, start=start, stop=stop), told)
-        frames = frames_at(told, packets, times, threads=1, deadline=deadline, short_side=how.short_side)
-        return _mp4((pixels for _, pixels in deadline.timed(frames)), how, packets.within(start, stop, told).duration)
+        packets = scan(video, deadline)
+        times = moments(packets, Sampling(fps=how.fps, start=start, stop=stop), video)
+        frames = frames_at(video, packets, times, threads=1, deadline=deadline, short_side=how.short_side)
+        return _mp4((pixels for _, pixels in deadline.timed(frames)), how, packets.within(start, stop, video).duration)
     except AuroraError as error:
         raise BadSample("video", str(error)) from error
 
@@ -124,16 +123,9 @@ def _mp4(frames: Iterable[np.ndarray], how: Transcode, seconds: float) -> bytes:
     return buffer.getvalue()
 
 
-def _bytes(medium: bytes | Path) -> bytes:
-    try:
-        return medium.read_bytes() if isinstance(medium, Path) else medium
-    except OSError as error:
-        raise BadSample("missing", f"{error.filename}: {error.strerror}") from error
-
-
 def _renamed(sample: ShardSample, field: str, extension: str, media: dict[str, bytes]) -> ShardSample:
     """The sample with other media, under their old names with another extension."""
     named = {name.rpartition(".")[0]: data for name, data in media.items()}
     media = {f"{stem}.{extension}" if stem else extension: data for stem, data in named.items()}
-    told: str | list[str] = list(media) if len(media) > 1 else next(iter(media), "")
-    return ShardSample(sample.key, {**sample.record, **({field: told} if media else {})}, media)
+    names: str | list[str] = list(media) if len(media) > 1 else next(iter(media), "")
+    return ShardSample(sample.key, {**sample.record, **({field: names} if media else {})}, media)

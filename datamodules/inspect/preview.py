@@ -12,14 +12,14 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
+from aurora.files import replace_file
+from aurora.images import decode_image
 from aurora.interfaces import Sampling, VideoReader
 
-from ..shards.tar import ShardFiles
+from ..shards.format import KINDS, VIDEO, Record, parse_record
 from ..shards.index import DatasetIndex, load_index
-from aurora.images import decode_image
-from ..shards.format import KINDS, VIDEO, BadSample, Record, parse_record
-from aurora.files import replace_file
+from ..shards.tar import ShardFiles
 
 FRAMES = 8  # shown of a video, spread evenly
 PICTURES = 8  # shown of a sample with more
@@ -39,7 +39,7 @@ def write_preview(
     datasets = [(index := load_index(folder), _chosen(index, samples, kinds)) for folder in folders]
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                               undefined=StrictUndefined)
-    page = environment.get_template("_preview.html.j2").render(datasets=[
+    page = environment.get_template("preview.html.j2").render(datasets=[
         {"name": index.folder.name, "samples": len(index), "shown": _shown(index, chosen, reader)}
         for index, chosen in datasets])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,19 +11,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
+from aurora.images import decode_image
 from aurora.interfaces import Sampling
 from aurora.registry import READER
 
-from ..shards.tar import ShardFiles
-from ..shards.index import INDEX, MEDIA, SAMPLE, DatasetIndex, file_digest, open_index, sidecar
-from aurora.images import decode_image
-from ..shards.format import VIDEO, BadSample, Record, parse_record
 from ..reader._sampling import sample_counts
+from ..shards.format import VIDEO, Record, parse_record
+from ..shards.index import INDEX, UNREADABLE, DatasetIndex, file_digest, open_index, shard_arrays, sidecar
+from ..shards.tar import ShardFiles
 
 ONE_PER_SECOND = Sampling(fps=1.0)
 """Frames of a video that are decoded when it is checked."""
@@ -50,7 +49,7 @@ class Checked(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Task:
+class CheckTask:
     """One shard of a folder to be checked."""
 
     folder: Path
@@ -59,7 +58,9 @@ class Task:
     reader: Mapping[str, Any]
 
 
-def tasks(folder: str | Path, *, decode: int | None, reader: Mapping[str, Any]) -> tuple[list[Task], list[Finding]]:
+def tasks(
+    folder: str | Path, *, decode: int | None, reader: Mapping[str, Any]
+) -> tuple[list[CheckTask], list[Finding]]:
     """The tasks of a folder, and what is wrong with the folder as a whole."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -71,10 +72,10 @@ def tasks(folder: str | Path, *, decode: int | None, reader: Mapping[str, Any]) 
     known = {str(row["name"]) for row in index.shards}
     strange = sorted({path.name for path in folder.glob("*.tar")} - known)
     findings = [Finding(folder.name, name, "", "unknown", f"{INDEX} does not know this tar") for name in strange]
-    return [Task(folder, number, decode, reader) for number in range(len(index.shards))], findings
+    return [CheckTask(folder, number, decode, reader) for number in range(len(index.shards))], findings
 
 
-def check_shard(task: Task) -> Checked:
+def check_shard(task: CheckTask) -> Checked:
     """Compares a shard with its manifest and decodes samples of it."""
     index = open_index(task.folder)
     shard = index.shards[task.number]
@@ -113,15 +114,14 @@ def _bytes(tar: Path, number: int, index: DatasetIndex) -> Iterator[tuple[str, s
 def _rows(tar: Path, number: int, index: DatasetIndex) -> Iterator[tuple[str, str]]:
     """Whether the folder's arrays hold what this shard's own index says."""
     try:
-        with np.load(sidecar(tar, "index.npz"), allow_pickle=False) as arrays:
-            samples, media = arrays["samples"].astype(SAMPLE), arrays["media"].astype(MEDIA)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        samples, media = shard_arrays(tar)
+    except UNREADABLE as error:
         yield "index", f"{sidecar(tar, 'index.npz').name} cannot be read: {error}"
         return
     these = index.of_shard(number)
     mine = np.array(index.samples[these.start:these.stop])
     start = int(mine["media"][0]) if len(mine) else 0
-    mine["shard"] -= np.uint32(number)  # 0 as in the shard's own index, unless it is told of another
+    mine["shard"] -= np.uint32(number)  # 0 as in the shard's own index, unless it is of another
     mine["media"] -= np.uint64(start)
     if not np.array_equal(mine, samples) or not np.array_equal(index.media[start:start + len(media)], media):
         yield "index", "the folder's arrays are not those of the shard; run `aurora shards index`"

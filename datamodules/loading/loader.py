@@ -5,73 +5,27 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 
 from aurora.errors import AuroraError
+from aurora.files import room_for
 from aurora.types import Frames, PackedBatch
 
-from ..plan.corpus import Corpus
-from ..plan.epoch import Plan
-from .rows import RowBuilder, Skipped
-from ..shards.format import BadSample
-from ..plan.schedule import Position, Turn, schedule
-from .worker import Built, Care
+from .prefetch import Prefetch
+from .rows import Built, RowTask, Skipped
 from .supervisor import supervised
-from aurora.files import room_for
-
-if TYPE_CHECKING:
-    from .prefetch import Prefetch
+from .worker import WorkerLimits
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Share:
-    """What one rank does from where to where."""
-
-    position: Position
-    epochs: int
-    rank: int
-    world: int
-    max_steps: int | None
-
-
-@dataclass(frozen=True)
-class RowTask:
-    """The rows of a rank, one by one."""
-
-    builder: RowBuilder
-    share: Share
-    plan_of: Callable[[Corpus], Plan]
-
-    @cached_property
-    def plan(self) -> Plan:
-        """The order of the rows."""
-        return self.plan_of(self.builder.corpus)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy in another process maps the corpus and plans anew, or it would carry the lengths of all samples.
-        return {name: value for name, value in vars(self).items() if name != "plan"}
-
-    def turns(self, position: Position) -> Iterator[Turn]:
-        """The micro-steps of this rank from a position on."""
-        return schedule(self.plan, **{**vars(self.share), "position": position}, parts=self.builder.parts)
-
-    def build(self, turn: Turn, given_up: Mapping[int, BadSample], note: Callable[[int], None]) -> Built:
-        """The row of a micro-step, without the samples at the places in `given_up`."""
-        batch, skipped = self.builder.row(turn.samples, turn.part, given_up, note)
-        return batch._replace(closes_step=turn.closes_step, position=turn.position), skipped
-
-
 @dataclass
 class BadSamples:
-    """Counts samples that became placeholders, names them, and stops the run when they are too many.
+    """Counts samples that became placeholders, lists them, and stops the run when they are too many.
 
     What is counted is what this process reads: a run that is resumed begins to count anew, and goes on writing to the
     same list.
@@ -82,6 +36,13 @@ class BadSamples:
     path: Path | None  # jsonl, one line for each
     seen: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+
+    def restart(self) -> None:
+        """Counts and lists from zero: what follows reads the data from its beginning."""
+        self.seen = 0
+        self.reasons.clear()
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
     def add(self, samples: int, skipped: list[Skipped]) -> None:
         """Counts a row of so many samples, skipped ones included."""
@@ -101,43 +62,35 @@ class BadSamples:
         return f"{self.reasons.total()} of {self.seen} samples are bad" + (f" ({counts})" if counts else "")
 
 
-class RowLoader:
-    """Iterates over the rows of a rank. Workers live as long as the iteration, which goes through all epochs."""
+def rank_path(path: str | None, rank: int, world: int) -> Path | None:
+    """Where a rank lists its bad samples."""
+    if path is None or world == 1:
+        return None if path is None else Path(path)
+    whole = Path(path)
+    return whole.with_name(f"{whole.stem}-{rank}{whole.suffix}")
 
-    def __init__(self, task: RowTask, *, workers: int, care: Care, bad: BadSamples, prefetch: bool = False) -> None:
-        """`prefetch` fetches the shards of the windows to come while rows are read."""
-        self.task, self.workers, self.care, self.bad, self.prefetch = task, workers, care, bad, prefetch
-        self.deaths = 0  # of workers, by themselves or because they hung
 
-    def __iter__(self) -> Iterator[PackedBatch]:
-        pin = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
-        ahead = self._prefetch() if self.prefetch else None
-        try:
-            for batch, skipped in self._built():
-                self.bad.add(batch.samples + len(skipped), skipped)
-                if ahead:
-                    ahead.reached(batch.position)
-                yield pinned(batch) if pin else batch
-        finally:
+def load_rows(
+    task: RowTask, *, workers: int, limits: WorkerLimits, bad: BadSamples, died: Callable[[], None],
+    prefetch: bool = False,
+) -> Iterator[PackedBatch]:
+    """The rows of a rank; workers live as long as the iteration. `died` is called for each worker that dies or hangs.
+
+    `prefetch` fetches the shards of the windows to come while rows are read.
+    """
+    pin = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    ahead = Prefetch(task) if prefetch else None
+    try:
+        for batch, skipped in _built(task, workers, limits, died):
+            bad.add(batch.samples + len(skipped), skipped)
             if ahead:
-                ahead.stop()
-            if self.bad.reasons:
-                _log.warning("data: %s%s", self.bad.summary(),
-                             f"; they are listed in {self.bad.path}" if self.bad.path else "")
-
-    def _prefetch(self) -> Prefetch:
-        from .prefetch import Prefetch  # the packages behind it are not needed for local shards
-
-        return Prefetch(self.task)
-
-    def _built(self) -> Iterator[Built]:
-        position = self.task.share.position
-        if self.workers:
-            return supervised(self.task, position, self.workers, self.care, self._died)
-        return (self.task.build(turn, {}, _nobody_watches) for turn in self.task.turns(position))
-
-    def _died(self) -> None:
-        self.deaths += 1
+                ahead.reached(batch.position)
+            yield pinned(batch) if pin else batch
+    finally:
+        if ahead:
+            ahead.stop()
+        if bad.reasons:
+            _log.warning("data: %s%s", bad.summary(), f"; they are listed in {bad.path}" if bad.path else "")
 
 
 def pinned(batch: PackedBatch) -> PackedBatch:
@@ -147,5 +100,7 @@ def pinned(batch: PackedBatch) -> PackedBatch:
                           cu_seqlens=batch.cu_seqlens.pin_memory(), frames=frames)
 
 
-def _nobody_watches(place: int) -> None:
-    """What this process builds itself is not built again."""
+def _built(task: RowTask, workers: int, limits: WorkerLimits, died: Callable[[], None]) -> Iterator[Built]:
+    if workers:
+        return supervised(task, workers, limits, died)
+    return (task.build(row) for row in task.planned(task.position, task.steps))

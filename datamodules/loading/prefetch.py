@@ -8,19 +8,18 @@ import multiprocessing
 import os
 import time
 from collections.abc import Iterator
+from itertools import count
 from multiprocessing.util import Finalize
 
 import numpy as np
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
+from aurora.types import Position
 
-from ..shards.remote import fetch_shard
 from ..plan.corpus import Corpus
+from ..plan.epoch import EpochPlan
 from ..shards.index import DatasetIndex
-from .loader import RowTask
-from ..plan.epoch import Plan
-from ..shards.format import BadSample
-from ..plan.schedule import Position
+from .rows import RowTask
 from .worker import settle
 
 LOOK_SECONDS = 0.5
@@ -29,14 +28,14 @@ _log = logging.getLogger(__name__)
 
 
 class Prefetch:
-    """Fetches this rank's share of the shards of the current window and the next. If it fails, rows are as they were:
+    """Fetches this rank's share of the shards of the current window and the next. If it fails, rows stay the same:
     whoever needs a shard fetches it."""
 
     def __init__(self, task: RowTask) -> None:
         # never forked: what fetches has threads of its own, and so may have this process
         context = multiprocessing.get_context("spawn")
         self._plan = task.plan
-        self._window = context.RawValue(ctypes.c_long, _number(task.plan, task.share.position))
+        self._window = context.RawValue(ctypes.c_long, _number(task.plan, task.position))
         self._process = context.Process(target=_run, args=(task, self._window, os.getpid()), daemon=True)
         self._process.start()
         self._at_exit = Finalize(None, self._process.kill, exitpriority=10)
@@ -53,7 +52,7 @@ class Prefetch:
         self._process.close()
 
 
-def window_shards(corpus: Corpus, plan: Plan, epoch: int, window: int) -> list[tuple[DatasetIndex, int]]:
+def window_shards(corpus: Corpus, plan: EpochPlan, epoch: int, window: int) -> list[tuple[DatasetIndex, int]]:
     """The shards of a window's samples in the order in which they are first needed."""
     samples = np.concatenate(plan.window(epoch, window).packs)
     owners = np.searchsorted(corpus.starts, samples, side="right") - 1
@@ -66,22 +65,31 @@ def window_shards(corpus: Corpus, plan: Plan, epoch: int, window: int) -> list[t
 
 
 def _run(task: RowTask, reached: ctypes.c_long, parent: int) -> None:
+    from ..shards.remote import fetch_shard  # the packages behind it are slow to import, and not needed elsewhere
+
     settle(parent, ())
-    plan, share = task.plan, task.share
-    for epoch, window in _windows(plan, share.position, share.epochs):
+    plan = task.plan
+    for epoch, window in windows(plan, task.position, task.steps):
         while epoch * plan.windows + window > reached.value + AHEAD:
             time.sleep(LOOK_SECONDS)
-        for index, shard in window_shards(task.builder.corpus, plan, epoch, window)[share.rank::share.world]:
+        for index, shard in window_shards(task.builder.corpus, plan, epoch, window)[task.rank::task.world]:
             try:
                 fetch_shard(index.folder, index.shards[shard])
             except (BadSample, AuroraError) as error:
                 _log.warning("data: not fetched ahead: %s", error)
 
 
-def _windows(plan: Plan, position: Position, epochs: int) -> Iterator[tuple[int, int]]:
-    first = _number(plan, position)
-    return (divmod(number, plan.windows) for number in range(first, epochs * plan.windows))
+def windows(plan: EpochPlan, position: Position, steps: int) -> Iterator[tuple[int, int]]:
+    """Epoch and window of all that so many steps from a position on read."""
+    epoch, window, pack = position
+    here = int(np.searchsorted(plan.window(epoch, window).steps, pack, side="right")) - 1
+    end = plan.steps_before(epoch, window) + here + steps
+    for number in count(_number(plan, position)):
+        epoch, window = divmod(number, plan.windows)
+        if plan.steps_before(epoch, window) >= end:
+            return
+        yield epoch, window
 
 
-def _number(plan: Plan, position: Position) -> int:
+def _number(plan: EpochPlan, position: Position) -> int:
     return position[0] * plan.windows + position[1]

@@ -7,29 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
+from aurora.images import GREY, decode_image
 from aurora.interfaces import Prompt, Sampling, Tokenizer, VideoReader, VisualLayout
-from aurora.types import IGNORE, Frames, PackedBatch
+from aurora.types import IGNORE, Frames, PackedBatch, Position
 
 from ..plan.corpus import Corpus, frame_shape
-from ..shards.tar import ShardFiles
-from ..shards.index import DatasetIndex
+from ..plan.epoch import EpochPlan
 from ..plan.lengths import text_pieces
-from ..plan.packing import Budget
-from aurora.images import decode_image
-from ..shards.format import VIDEO, BadSample, Record, parse_record
-from ..plan.packing import WHOLE, Part, part_counts
+from ..plan.packing import WHOLE, Budget, SamplePart, part_counts
+from ..plan.schedule import PlannedRow, schedule
 from ..reader._sampling import capped
+from ..shards.format import VIDEO, Record, parse_record
+from ..shards.index import DatasetIndex
+from ..shards.tar import ShardFiles
 
-BETWEEN = -1  # what is noted when no sample is in hand
+BETWEEN = -1  # reported in place of a sample's while none is being decoded
 
 
 @dataclass
@@ -73,6 +75,9 @@ class Skipped(NamedTuple):
     detail: str
 
 
+Built = tuple[PackedBatch, list[Skipped]]
+
+
 def pack(sequences: Sequence[Segment]) -> PackedBatch:
     """The row of some sequences. The target of a position is the next token of its sequence if that is learned."""
     bounds = np.cumsum([0, *(len(sequence.tokens) for sequence in sequences)])
@@ -99,7 +104,7 @@ def blank_segment(layout: VisualLayout) -> Segment:
 
 
 def _grey(layout: VisualLayout, height: int, width: int) -> Tensor:
-    return torch.full((3, *layout.prepare.shape(height, width)), 127, dtype=torch.uint8)
+    return torch.full((3, *layout.prepare.shape(height, width)), GREY, dtype=torch.uint8)
 
 
 @dataclass
@@ -116,27 +121,28 @@ class RowBuilder:
     files: ShardFiles = field(default_factory=ShardFiles)
 
     def parts(self, sample: int) -> int:
-        """Over how many rows a sample is laid."""
+        """Over how many rows a sample is split."""
         corpus, one = self.corpus, slice(sample, sample + 1)
         return int(part_counts(corpus.tokens[one], corpus.text[one], corpus.frames[one], corpus.kinds[one],
                                self.budget)[0])
 
     def row(
-        self, samples: Sequence[int], part: Part = WHOLE, given_up: Mapping[int, BadSample] = MappingProxyType({}),
-        note: Callable[[int], object] = int,
-    ) -> tuple[PackedBatch, list[Skipped]]:
+        self, samples: Sequence[int], part: SamplePart = WHOLE,
+        given_up: Mapping[int, BadSample] = MappingProxyType({}), report: Callable[[int], object] = int,
+    ) -> Built:
         """The row of some samples, or of a part of one; of none it is a placeholder for a rank that has nothing to do
         in this micro-step.
 
-        Samples at the places in `given_up` are not tried; `note` is told each place before its sample is decoded.
+        Samples at the places in `given_up` are not tried; `report` is called with each place before its sample is
+        decoded.
         A row without frames is given a blank one as a sequence of its own, without targets: every rank runs its
         encoder in every micro-step, or gradients could not be gathered.
         """
         sequences, skipped = [], []
         for place, sample in enumerate(samples):
-            note(BETWEEN)
+            report(BETWEEN)
             self.files.ready(*self.corpus.locate(sample))
-            note(place)
+            report(place)
             try:
                 if place in given_up:
                     raise given_up[place]
@@ -152,7 +158,7 @@ class RowBuilder:
         real = len(samples) - len(skipped) if part.last else 0
         return pack(sequences)._replace(samples=real, continues=not part.first, goes_on=not part.last), skipped
 
-    def _sequence(self, sample: int, part: Part) -> Segment:
+    def _sequence(self, sample: int, part: SamplePart) -> Segment:
         index, number = self.corpus.locate(sample)
         key, raw = self.files.record(index, number)
         record = parse_record(raw)
@@ -161,15 +167,15 @@ class RowBuilder:
             if piece is not None:
                 sequence.add_text(*piece)
                 continue
-            before = len(sequence.tokens)
-            self._add_frames(sequence, index, number, key, record, sample, part)
+            before, frames = len(sequence.tokens), int(self.corpus.frames[sample])
+            self._add_frames(sequence, index, number, key, record, frames, part.of(frames))
             seen = range(before, len(sequence.tokens))
         planned = int(self.corpus.tokens[sample])
         if len(sequence.tokens) != planned:
             raise BadSample("length", f"{len(sequence.tokens)} tokens, not {planned}")
         return sequence if part == WHOLE else sequence.cut(*self._bounds(sample, part, seen))
 
-    def _bounds(self, sample: int, part: Part, seen: range) -> tuple[int, int]:
+    def _bounds(self, sample: int, part: SamplePart, seen: range) -> tuple[int, int]:
         """Where a part of a sequence begins and ends; the visual tokens of the whole stand at `seen`."""
         tokens, frames = int(self.corpus.tokens[sample]), int(self.corpus.frames[sample])
         if not frames:
@@ -180,27 +186,11 @@ class RowBuilder:
         return 0 if part.first else start, tokens if part.last else stop
 
     def _add_frames(
-        self, sequence: Segment, index: DatasetIndex, number: int, key: str, record: Record, sample: int, part: Part
+        self, sequence: Segment, index: DatasetIndex, number: int, key: str, record: Record, frames: int, wanted: range
     ) -> None:
-        """The frames of a part of a sample, and empty positions in the place of all others."""
+        """The wanted ones of a sample's frames, prepared, and empty positions in the place of all others."""
         assert self.layout is not None
-        frames = int(self.corpus.frames[sample])
-        wanted = part.of(frames)
         found = 0
-        for pixels, tokens in self._frames(index, number, key, record, frames, wanted):
-            if not found:
-                sequence.add_text([0] * tokens * wanted.start, False)
-            sequence.add_frame(pixels, tokens)
-            found += 1
-        if found != len(wanted):
-            raise BadSample("length", f"{found} frames, not {len(wanted)}")
-        sequence.add_text([0] * tokens * (frames - wanted.stop), False)
-
-    def _frames(
-        self, index: DatasetIndex, number: int, key: str, record: Record, frames: int, wanted: range
-    ) -> Iterator[tuple[Tensor, int]]:
-        """The prepared pixels of every wanted one of so many frames, and how many positions each takes."""
-        assert self.layout is not None
         for place, extension in enumerate(record.media):
             raw = self.files.media(index, number, place, f"{key}.{extension}")
             planned = self.layout.tokens(*frame_shape(index.media_of(number)[place], self.layout))
@@ -208,7 +198,13 @@ class RowBuilder:
                 tokens = self.layout.tokens(*image.shape[:2])
                 if tokens != planned:
                     raise BadSample("length", f"{key}.{extension}: {tokens} tokens per frame, not {planned}")
-                yield self.layout.prepare(image), tokens
+                if not found:
+                    sequence.add_text([0] * tokens * wanted.start, False)
+                sequence.add_frame(self.layout.prepare(image), tokens)
+                found += 1
+        if found != len(wanted):
+            raise BadSample("length", f"{found} frames, not {len(wanted)}")
+        sequence.add_text([0] * tokens * (frames - wanted.stop), False)
 
     def _images(self, raw: bytes, record: Record, frames: int, wanted: range) -> Iterator[np.ndarray]:
         if record.kind != VIDEO:
@@ -231,7 +227,7 @@ class RowBuilder:
         stop = record.stop if wanted.stop == frames else record.start + wanted.stop / fps
         return replace(sampling, start=record.start + wanted.start / fps, stop=stop), 0
 
-    def _placeholder(self, sample: int, part: Part) -> Segment:
+    def _placeholder(self, sample: int, part: SamplePart) -> Segment:
         """A sequence of the planned length and frames without targets, so that the plan never shifts."""
         index, number = self.corpus.locate(sample)
         sequence = Segment()
@@ -258,3 +254,37 @@ class RowBuilder:
         except BadSample:
             key = f"#{number}"
         return Skipped(index.folder.name, index.path(number).name, key, error.reason, error.detail)
+
+
+@dataclass(frozen=True)
+class RowTask:
+    """The rows of a rank in so many steps from a position on, one by one; copied into every worker."""
+
+    builder: RowBuilder
+    plan_of: Callable[[Corpus], EpochPlan]
+    position: Position
+    steps: int
+    rank: int
+    world: int
+
+    @cached_property
+    def plan(self) -> EpochPlan:
+        """The order of the rows."""
+        return self.plan_of(self.builder.corpus)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy in another process maps the corpus and plans anew, or it would carry the lengths of all samples.
+        return {name: value for name, value in vars(self).items() if name != "plan"}
+
+    def planned(self, position: Position, steps: int) -> Iterator[PlannedRow]:
+        """The rows of this rank in so many steps from a position on."""
+        return schedule(self.plan, position=position, steps=steps, rank=self.rank, world=self.world,
+                        parts=self.builder.parts)
+
+    def build(
+        self, row: PlannedRow, given_up: Mapping[int, BadSample] = MappingProxyType({}),
+        report: Callable[[int], object] = int,
+    ) -> Built:
+        """A row, without the samples at the places in `given_up`; `report` as in `RowBuilder.row`."""
+        batch, skipped = self.builder.row(row.samples, row.part, given_up, report)
+        return batch._replace(closes_step=row.closes_step, position=row.position), skipped

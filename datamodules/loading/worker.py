@@ -1,4 +1,4 @@
-"""What a worker process does: builds every W-th row of a rank, and says which sample it is at."""
+"""What a worker process does: builds every W-th row of a rank, and reports which sample it is at."""
 
 from __future__ import annotations
 
@@ -12,42 +12,30 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
-from aurora.errors import AuroraError
-from aurora.types import PackedBatch
+from aurora.errors import AuroraError, BadSample
+from aurora.types import Position
 
-from .rows import BETWEEN, Skipped
-from ..shards.format import BadSample
-from ..plan.schedule import Position, Turn
+from ..plan.schedule import PlannedRow
+from .rows import BETWEEN, RowTask
 from .transfer import send
 
-IDLE = -2  # beside a sample's number in its row: there is no room for another row
-END, RENEW = -1, -2  # beside a row's number: no row is left; the memory has grown too much
+IDLE = -2  # reported in place of a sample: there is no room for another row
+END, RENEW = -1, -2  # sent in place of a row's number: no row is left; the memory has grown too much
 FREED = struct.Struct("<q")  # what the other side answers when a row was taken: its bytes
 _SIGKILL_ON_PARENT_DEATH = 1  # PR_SET_PDEATHSIG
-Built = tuple[PackedBatch, list[Skipped]]
-
-
-class Task(Protocol):
-    """What is to be done, copied into every worker."""
-
-    def turns(self, position: Position) -> Iterator[Turn]:
-        """The micro-steps of this rank from a position on."""
-
-    def build(self, turn: Turn, given_up: Mapping[int, BadSample], note: Callable[[int], None]) -> Built:
-        """The row of a micro-step. `note` is told each sample's place in it before that is decoded."""
 
 
 @dataclass(frozen=True)
-class Care:
+class WorkerLimits:
     """What workers may take."""
 
     sample_seconds: float = 600.0  # for one sample
@@ -61,50 +49,64 @@ class Care:
                 raise AuroraError(f"data: {name} {value} must be more than 0")
 
 
-class Order(NamedTuple):
-    """Which rows a worker builds."""
+class Progress(NamedTuple):
+    """Row `number` is the first of the `steps` that are left behind `position`."""
 
-    lane: int
-    lanes: int
-    number: int  # of the first row behind `position`
+    number: int
     position: Position
-    first: int  # the row that it begins with
+    steps: int
+
+
+class Assignment(NamedTuple):
+    """Which rows a worker builds: of all that follow `progress` those of its turn, from row `first` on."""
+
+    worker: int
+    workers: int
+    progress: Progress
+    first: int
     given_up: Mapping[int, Mapping[int, BadSample]]  # by row and place: samples that are not tried again
 
+    def rows(self, task: RowTask) -> Iterator[tuple[int, PlannedRow]]:
+        """The rows and their numbers."""
+        number, position, steps = self.progress
+        for at, row in enumerate(task.planned(position, steps), number):
+            if at % self.workers == self.worker and at >= self.first:
+                yield at, row
 
-class Desk:
-    """What a worker is at, readable by the process that watches over it, even after the worker's death."""
+
+class Heartbeat:
+    """What a worker is at, readable by its supervisor, even after the worker's death."""
 
     def __init__(self, context: BaseContext) -> None:
         self._fields = context.RawArray("d", 3)
 
-    def note(self, row: int, sample: int) -> None:
-        """The sample's place in its row, BETWEEN or IDLE."""
+    def beat(self, row: int, sample: int) -> None:
+        """Reports the sample's place in its row, BETWEEN or IDLE."""
         self._fields[2] = time.monotonic()
         self._fields[0] = row
         self._fields[1] = sample
 
-    def look(self) -> tuple[int, int, float]:
+    def last(self) -> tuple[int, int, float]:
         """Row, sample, and for how many seconds."""
         return int(self._fields[0]), int(self._fields[1]), time.monotonic() - self._fields[2]
 
 
-def work(task: Task, order: Order, desk: Desk, line: socket.socket, care: Care, parent: int,
-         inherited: Sequence[socket.socket]) -> None:
+def work(task: RowTask, assignment: Assignment, heartbeat: Heartbeat, line: socket.socket, limits: WorkerLimits,
+         parent: int, inherited: Sequence[socket.socket]) -> None:
     """The life of a worker. What goes wrong is sent as text, in the place of the row."""
     settle(parent, inherited)
-    number = order.first
+    number = assignment.first
     try:
-        room, base = _Room(line, care, order.lanes), _private_bytes()
-        for number, turn in _mine(task, order):
-            desk.note(number, IDLE)
+        room, base = _Room(line, limits, assignment.workers), _private_bytes()
+        for number, row in assignment.rows(task):
+            heartbeat.beat(number, IDLE)
             if not room.wait():
                 return
-            desk.note(number, BETWEEN)
-            built = task.build(turn, order.given_up.get(number, {}), partial(desk.note, number))
-            desk.note(number, BETWEEN)
+            heartbeat.beat(number, BETWEEN)
+            built = task.build(row, assignment.given_up.get(number, {}), partial(heartbeat.beat, number))
+            heartbeat.beat(number, BETWEEN)
             room.take(send(line, number, built))
-            if _private_bytes() - base > care.worker_bytes:
+            if _private_bytes() - base > limits.worker_bytes:
                 send(line, RENEW, None)
                 return
         send(line, END, None)
@@ -117,17 +119,11 @@ def work(task: Task, order: Order, desk: Desk, line: socket.socket, care: Care, 
         send(line, number, f"a worker failed:\n{traceback.format_exc()}")
 
 
-def _mine(task: Task, order: Order) -> Iterator[tuple[int, Turn]]:
-    for number, turn in enumerate(task.turns(order.position), order.number):
-        if number % order.lanes == order.lane and number >= order.first:
-            yield number, turn
-
-
 class _Room:
     """How much of what a worker has built was not taken yet."""
 
-    def __init__(self, line: socket.socket, care: Care, lanes: int) -> None:
-        self._line, self._rows, self._bytes = line, care.prefetch_rows, care.prefetch_bytes // lanes
+    def __init__(self, line: socket.socket, limits: WorkerLimits, workers: int) -> None:
+        self._line, self._rows, self._bytes = line, limits.prefetch_rows, limits.prefetch_bytes // workers
         self._sizes: deque[int] = deque()
 
     def take(self, size: int) -> None:
@@ -171,5 +167,5 @@ def _private_bytes() -> int:
 
 
 def failed(item: Any) -> str | None:
-    """What went wrong, where that came instead of a row."""
+    """The error that came in place of a row, if one did."""
     return item if isinstance(item, str) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,18 +15,16 @@ import numpy as np
 from aurora.errors import AuroraError
 from aurora.images import LONGEST
 from aurora.interfaces import Prompt, Sampling, Tokenizer, VisualLayout
-from aurora.mixture import Mixture
+from aurora.mixture import Mixture, take
 
-from ..shards.index import DatasetIndex, load_index
-from .lengths import counter, text_lengths
-from .corpus import members
-from .packing import Budget
-from .epoch import Members
-from ..shards.format import IMAGE, IMAGES, TEXT, VIDEO
-from .packing import part_counts
-from .packing import too_long as no_row_holds
-from .arrays import Allocate, Arrays, load_arrays, shared_arrays
 from ..reader._sampling import sample_counts
+from ..shards.format import IMAGE, IMAGES, TEXT, VIDEO
+from ..shards.index import DatasetIndex, load_index
+from .arrays import Allocate, Arrays, load_arrays, shared_arrays
+from .epoch import Members
+from .lengths import counter, text_lengths
+from .packing import Budget, part_counts
+from .packing import too_long as no_row_holds
 
 TooLong = Literal["shrink", "split", "drop", "refuse"]
 Missing = Literal["refuse", "drop"]
@@ -133,11 +131,11 @@ def _fill(
         kept, shrunk = [], 0
         for where in _blocks(index):
             here = slice(start + where.start, start + where.stop)
-            part = _measured(index, where, lengths[where], layout, sampling, budget, too_long)
-            for name in arrays:
-                arrays[name][here] = getattr(part, name)
-            kept.append((np.flatnonzero(part.fits) + here.start).astype(np.uint32))
-            shrunk += int((part.shrunk & part.fits).sum())
+            block, fits, fewer = _measured(index, where, lengths[where], layout, sampling, budget, too_long)
+            for name, values in block.items():
+                arrays[name][here] = values
+            kept.append((np.flatnonzero(fits) + here.start).astype(np.uint32))
+            shrunk += int((fewer & fits).sum())
         fitting[index.folder.name] = np.concatenate(kept) if kept else np.zeros(0, np.uint32)
         counts.append(Count(len(index), len(index) - len(fitting[index.folder.name]), shrunk))
         start += len(index)
@@ -150,31 +148,48 @@ def _fill(
             "counts": counts}
 
 
-class _Measured(NamedTuple):
-    """A block of samples: [S] each."""
+def members(mixture: Mixture, samples: Mapping[str, np.ndarray]) -> list[list[Members]]:
+    """What is read of each dataset's samples, in the order of `mixture`.
 
-    tokens: np.ndarray
-    text: np.ndarray
-    frames: np.ndarray
-    kinds: np.ndarray
-    fits: np.ndarray
-    shrunk: np.ndarray
+    Which samples are taken of a dataset follows from its name alone: asking for more keeps those of before, and
+    neither the seed nor the other datasets change them.
+    """
+    takes = take(mixture, {name: len(numbers) for name, numbers in samples.items()})
+    return [_members_of(name, samples[name], *takes[name]) for name in mixture.datasets]
+
+
+def _members_of(name: str, samples: np.ndarray, count: int, visits: int) -> list[Members]:
+    """All that are taken, as often as they go into `visits`, and some of them once more."""
+    if not count:
+        return []
+    taken = _chosen(name, samples, count)
+    repeats, rest = divmod(visits, count)
+    return [Members(taken, repeats), *([Members(_chosen(name, taken, rest), 1)] if rest else [])]
+
+
+def _chosen(name: str, samples: np.ndarray, count: int) -> np.ndarray:
+    """So many of the samples, in their order."""
+    if count == len(samples):
+        return samples
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    return samples[np.sort(np.random.default_rng(seed).permutation(len(samples))[:count])]
 
 
 def _measured(
     index: DatasetIndex, where: slice, text: np.ndarray, layout: VisualLayout | None, sampling: Sampling,
     budget: Budget, too_long: TooLong,
-) -> _Measured:
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """The arrays of a block of samples; [S] bool: which fit a row, and which are read with fewer frames."""
     kinds = np.asarray(index.samples["kind"][where])
     if layout is None and (kinds != TEXT).any():
-        raise AuroraError(f"data: {index.folder} holds images or videos, but the model sees nothing")
+        raise AuroraError(f"data: {index.folder} holds images or videos, but the model has no vision encoder")
     frames, each, visual = _visual(index, where, layout, sampling)
     text = text.astype(np.int64)
     fewer = _fewer(kinds, text, frames, each, budget) if too_long == "shrink" else frames
     tokens = text + np.where(fewer < frames, fewer * each, visual)
     fits = (part_counts(tokens, text, fewer, kinds, budget) > 0 if too_long == "split"
             else ~no_row_holds(tokens, fewer, budget))
-    return _Measured(tokens, text, fewer, kinds, fits, fewer < frames)
+    return {"tokens": tokens, "text": text, "frames": fewer, "kinds": kinds}, fits, fewer < frames
 
 
 def _corpus(arrays: Arrays, datasets: tuple[DatasetIndex, ...], identity: str) -> Corpus:
@@ -201,7 +216,7 @@ def _layout_identity(layout: VisualLayout | None) -> Any:
 
 
 def frame_shape(row: np.void, layout: VisualLayout) -> tuple[int, int]:
-    """Height and width before preparation; a medium that could not be measured stands for one of the model's own."""
+    """Height and width before preparation; a medium that could not be measured counts as one of the model's own."""
     size = layout.prepare.size
     return (int(row["height"]), int(row["width"])) if row["height"] else (size, size)
 
@@ -260,7 +275,7 @@ def _fewer(kinds: np.ndarray, text: np.ndarray, frames: np.ndarray, each: np.nda
 def _report(corpus: Corpus, budget: Budget, too_long: TooLong) -> None:
     total = len(corpus.tokens)
     if corpus.dropped == total:
-        raise AuroraError(f"data: none of the {total} samples fits a row of {budget.tokens} tokens and "
+        raise AuroraError(f"data: not one of the {total} samples fits a row of {budget.tokens} tokens and "
                           f"{budget.frames} frames; the smallest takes {int(corpus.tokens.min())} tokens")
     if corpus.dropped and too_long == "refuse":
         raise AuroraError(f"data: {corpus.dropped} of {total} samples are longer than a row of {budget.tokens} tokens "

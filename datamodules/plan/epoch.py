@@ -13,8 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .packing import Budget, pack_rows
-from .packing import too_long
+from .packing import Budget, pack_rows, too_long
 
 CHUNK = 256
 WINDOW_CHUNKS = 64
@@ -44,7 +43,7 @@ class Members(NamedTuple):
     repeats: int
 
 
-class Plan:
+class EpochPlan:
     """Rows and steps of every epoch."""
 
     def __init__(
@@ -99,7 +98,7 @@ class Plan:
         packs = [pack for window in chosen for pack in self.window(0, window).packs]
         tokens = np.array([self._tokens[pack].sum(dtype=np.int64) for pack in packs])
         frames = np.array([self._frames[pack].sum(dtype=np.int64) for pack in packs])
-        # A sample that is longer than a row is laid over several.
+        # A sample that is longer than a row is split over several.
         rows = np.maximum(-(-tokens // self._budget.tokens), -(-frames // self._budget.frames)).sum()
         return Fill(float(tokens.sum() / (rows * self._budget.tokens)),
                     float(frames.sum() / (rows * self._budget.frames)), len(chosen))
@@ -117,7 +116,7 @@ class Plan:
         long = too_long(tokens, frames, self._budget)
         short = np.flatnonzero(~long)
         rows = [short[row] for row in pack_rows(tokens[short], frames[short], self._budget, most)]
-        # What is laid over several rows shares none of them, so that one memory is handed on.
+        # What is split over several rows shares none of them, so that one recurrent state is handed on.
         rows += list(np.flatnonzero(long)[:, None])
         rows = [rows[index] for index in rng.permutation(len(rows))]
         return [[ids[rows[index]] for index in step]

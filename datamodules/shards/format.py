@@ -18,48 +18,34 @@ At most one of "image" and "video" is there: kinds are text, image, images (a li
 fields ("id", "family", ...) are kept and not read. `<image>` and `<video>` inside human turns are markers that a
 prompt removes. Images are jpg, jpeg, png or webp; videos mp4, webm or mkv.
 
-A key is made of letters, digits and `_ . / -`, has no `..`, is no absolute path, is at most 90 characters long, and
+A key is made of letters, digits and `_ . / -`, has no `..`, is not an absolute path, is at most 90 characters long, and
 its last part has no dot, because what follows the first dot there is the extension (as in webdataset).
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from aurora.errors import AuroraError
-from aurora.errors import BadSample as BadSample
-from aurora.images import MAX_PIXELS, decode_image
+from aurora.errors import AuroraError, BadSample
 from aurora.interfaces import Turn
 
 KINDS = ("text", "image", "images", "video")
 TEXT, IMAGE, IMAGES, VIDEO = range(4)
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 VIDEO_EXTENSIONS = ("mp4", "webm", "mkv")
+EXTENSIONS = ("json", "txt", "npy", *IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS)
+"""Every extension that a member may have. Nothing that reads them runs what it reads."""
 MAX_KEY = 90
+MEMBER_BYTES = 1 << 30
+"""What a member may hold at most, so that a small file cannot fill the memory."""
 _KEY = re.compile(r"[A-Za-z0-9_./-]+")
 _EXTENSION = re.compile(r"(?:\d+\.)?[a-z0-9]+")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a member may hold at most, so that a small file cannot fill the memory."""
-
-    member_bytes: int = 1 << 30
-    pixels: int = MAX_PIXELS
-    frames: int = 4_000_000
-    seconds: float = 48 * 3600.0
-
-
-LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -97,8 +83,8 @@ def split_name(name: str) -> tuple[str, str]:
     """A member's key and extension. AuroraError for a name outside the format."""
     folder, slash, last = name.rpartition("/")
     stem, dot, extension = last.partition(".")
-    if not dot or not _EXTENSION.fullmatch(extension) or extension.rpartition(".")[2] not in DECODERS:
-        raise AuroraError(f"member {name!r} is not one of {', '.join(DECODERS)}; no other member is ever decoded")
+    if not dot or not _EXTENSION.fullmatch(extension) or extension.rpartition(".")[2] not in EXTENSIONS:
+        raise AuroraError(f"member {name!r} is not one of {', '.join(EXTENSIONS)}; no other member is ever decoded")
     return check_key(folder + slash + stem), extension
 
 
@@ -160,17 +146,3 @@ def _turns(conversation: object) -> tuple[Turn, ...]:
         values.append(entry["value"])
     answers = [*values[1::2], None]
     return tuple(Turn(asked, answered) for asked, answered in zip(values[0::2], answers, strict=False))
-
-
-def _array(raw: bytes) -> np.ndarray:
-    return np.load(io.BytesIO(raw), allow_pickle=False)  # type: ignore[no-any-return]
-
-
-DECODERS: dict[str, Callable[[bytes], Any]] = {
-    "json": parse_record,
-    "txt": lambda raw: raw.decode("utf-8"),
-    "npy": _array,
-    **dict.fromkeys(IMAGE_EXTENSIONS, decode_image),
-    **dict.fromkeys(VIDEO_EXTENSIONS, bytes),  # the reader takes the bytes of a file
-}
-"""Every extension that a member may have, and how it is decoded. Nothing here runs what it reads."""

@@ -9,27 +9,31 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from zipfile import BadZipFile
 
 import numpy as np
 
-from aurora.errors import AuroraError
-
-from aurora.images import image_shape
-from .format import KINDS, LIMITS, TEXT, VIDEO, BadSample, Limits, Record, parse_record, split_name
+from aurora.errors import AuroraError, BadSample
 from aurora.files import replace_file
+from aurora.images import image_shape
+
 from ..reader._clip import measure
-from ..reader._shape import video_shape
+from ..reader._file import video_shape
+from .format import KINDS, MEMBER_BYTES, TEXT, VIDEO, Record, parse_record, split_name
 
 VERSION = 1
 INDEX = "index.json"
 ORIGIN = "origin.json"  # in a mirror of a remote dataset, whose shards come when they are needed
+SCHEMES = {"s3": "s3", "gs": "gcs", "https": ""}
+"""What shards may be read from, and the extra to install for it. `pipe:` and its like would run a shell."""
 SAMPLE = np.dtype([
     ("shard", "<u4"), ("kind", "u1"), ("count", "<u2"),  # media members of the sample
     ("size", "<u4"), ("offset", "<u8"),  # bytes of the json member
@@ -40,6 +44,9 @@ MEDIA = np.dtype([
     ("height", "<u4"), ("width", "<u4"),  # upright; 0 for a member that could not be measured
     ("frames", "<u4"), ("first", "<f8"), ("last", "<f8"), ("duration", "<f8"),  # as in reader._clip.Clip; 0 for images
 ])
+
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, BadZipFile)
+"""What reading arrays raises that are missing or not whole."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class DatasetIndex:
         return self.shards[int(self.samples[sample]["shard"])]
 
     def of_shard(self, number: int) -> range:
-        """The samples of a shard, which stand together, told without looking through all of them."""
+        """The samples of a shard, which stand together, without looking through all of them."""
         start = sum(int(row["samples"]) for row in self.shards[:number])
         return range(start, start + int(self.shards[number]["samples"]))
 
@@ -83,6 +90,49 @@ def sidecar(tar: Path, suffix: str) -> Path:
     return tar.with_name(f"{tar.name.removesuffix('.tar')}.{suffix}")
 
 
+def shard_arrays(tar: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of one shard, SAMPLE and MEDIA. One of UNREADABLE unless they are whole."""
+    # numpy leaves a file open that is not a whole archive, unless it is given it
+    with sidecar(tar, "index.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return arrays["samples"].astype(SAMPLE), arrays["media"].astype(MEDIA)
+
+
+def read_sidecar(path: Path, sha256: str) -> dict[str, np.ndarray] | None:
+    """Arrays that were measured of a shard and kept beside it; None unless they are whole and of the same bytes."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays) if str(arrays["sha256"]) == sha256 else None
+    except UNREADABLE:
+        return None
+
+
+def write_sidecar(path: Path, sha256: str, **arrays: np.ndarray) -> None:
+    """Keeps arrays beside the shard that they were measured of."""
+    buffer = io.BytesIO()
+    np.savez(buffer, sha256=np.array(sha256), **arrays)  # type: ignore[arg-type]
+    replace_file(path, buffer.getvalue())
+
+
+def is_remote(root: str) -> bool:
+    """Whether a root is on a server. AuroraError for a scheme that nothing is read from."""
+    scheme, colon, rest = root.partition(":")
+    if not colon or len(scheme) < 2 or os.path.exists(root):
+        return False
+    # for trying things out on one machine
+    loopback = scheme == "http" and urlsplit(root).hostname in ("127.0.0.1", "::1", "localhost")
+    if (scheme not in SCHEMES and not loopback) or not rest.startswith("//"):
+        raise AuroraError(f"data.root {root!r}: shards are read from a local folder, or from one of "
+                          f"{', '.join(f'{name}://' for name in SCHEMES)}; nothing else is opened")
+    return True
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """The array as an npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
 def load_index(folder: str | Path) -> DatasetIndex:
     """The index of a folder, once every shard was found whole in size. AuroraError that says how to mend it."""
     index = open_index(folder)
@@ -94,7 +144,8 @@ def load_index(folder: str | Path) -> DatasetIndex:
 def open_index(folder: str | Path) -> DatasetIndex:
     """The index of a folder, whatever became of its shards. AuroraError that says how to mend it."""
     if re.match(r"[a-zA-Z0-9+.-]{2,}:", str(folder)):
-        raise AuroraError(f"{folder} is no folder on this machine; other schemes are refused, pipe: would run a shell")
+        raise AuroraError(f"{folder} is not a folder on this machine; other schemes are refused, as pipe: would run a "
+                          "shell")
     folder = Path(folder)
     try:
         index = json.loads(folder.joinpath(INDEX).read_bytes())
@@ -130,7 +181,7 @@ def _mend(folder: Path) -> str:
     return f"write the shards again, or index those that are there: aurora shards index {folder}"
 
 
-def index_shard(tar: Path, limits: Limits = LIMITS) -> dict[str, Any]:
+def index_shard(tar: Path) -> dict[str, Any]:
     """Measures a finished tar and writes its index and, last, its manifest, which is returned.
 
     Media that cannot be measured stay in the index and are listed as "bad" in the manifest.
@@ -138,7 +189,7 @@ def index_shard(tar: Path, limits: Limits = LIMITS) -> dict[str, Any]:
     rows = ShardRows()
     with tar.open("rb") as file:
         for key, members in _runs(tar):
-            rows.add(measure_sample(key, members, partial(_slice, file, limits=limits), limits))
+            rows.add(measure_sample(key, members, lambda place: _slice(file, place)))
         file.seek(0)
         digest = file_digest(file)
     return rows.write(tar, digest)
@@ -200,10 +251,10 @@ def file_digest(file: io.BufferedReader) -> str:
     return digest.hexdigest()
 
 
-def _runs(tar: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+def _runs(tar: Path) -> Iterator[tuple[str, dict[str, Place]]]:
     """Each sample's key and its members' (offset, size) by extension."""
     seen: set[str] = set()
-    key, members = None, dict[str, tuple[int, int]]()
+    key, members = None, dict[str, Place]()
     try:
         with tarfile.open(tar, "r:") as archive:
             for member in archive:
@@ -219,21 +270,19 @@ def _runs(tar: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
                     seen.add(name)
                 members[extension] = (member.offset_data, member.size)
     except tarfile.TarError as error:
-        raise AuroraError(f"{tar} is no whole tar: {error}") from error
+        raise AuroraError(f"{tar} is not a whole tar: {error}") from error
     if key is not None:
         yield _whole(tar, key, members)
 
 
-def _whole(tar: Path, key: str, members: dict[str, tuple[int, int]]) -> tuple[str, dict[str, tuple[int, int]]]:
+def _whole(tar: Path, key: str, members: dict[str, Place]) -> tuple[str, dict[str, Place]]:
     if "json" not in members:
         raise AuroraError(f"{tar}: sample {key!r} has no json member, which says what the others are")
     return key, members
 
 
-def measure_sample(
-    key: str, members: Mapping[str, Place], read: Callable[[Place], bytes], limits: Limits = LIMITS
-) -> MeasuredSample:
-    """Measures the members of a sample, which stand at places by their extension."""
+def measure_sample(key: str, members: Mapping[str, Place], read: Callable[[Place], bytes]) -> MeasuredSample:
+    """Measures the members of a sample; `members` are their places by extension."""
     bad: list[dict[str, str]] = []
     try:
         record = parse_record(read(members["json"]))
@@ -245,35 +294,32 @@ def measure_sample(
         try:
             if not at:
                 raise BadSample("missing", f"no member {key}.{extension}")
-            facts = _facts(read((at, size)), record, limits)
+            facts = _facts(read((at, size)), record)
         except BadSample as error:
             bad.append(_found(key, error))
             facts = (0, 0, 0, 0.0, 0.0, 0.0)
         rows.append((at, size, *facts))
-    said = sum(len(turn.question.encode()) + len((turn.answer or "").encode()) for turn in record.turns)
-    return MeasuredSample(members["json"], record.kind, rows, said, bad)
+    text_bytes = sum(len(turn.question.encode()) + len((turn.answer or "").encode()) for turn in record.turns)
+    return MeasuredSample(members["json"], record.kind, rows, text_bytes, bad)
 
 
 def _found(key: str, error: BadSample) -> dict[str, str]:
     return {"key": key, "reason": error.reason, "detail": error.detail}
 
 
-def _slice(file: io.BufferedReader, place: Place, limits: Limits) -> bytes:
-    if place[1] > limits.member_bytes:
-        raise BadSample("limits", f"{place[1]} bytes are more than {limits.member_bytes}")
+def _slice(file: io.BufferedReader, place: Place) -> bytes:
+    if place[1] > MEMBER_BYTES:
+        raise BadSample("limits", f"{place[1]} bytes are more than {MEMBER_BYTES}")
     file.seek(place[0])
     return file.read(place[1])
 
 
-def _facts(raw: bytes, record: Record, limits: Limits) -> tuple[int, int, int, float, float, float]:
+def _facts(raw: bytes, record: Record) -> tuple[int, int, int, float, float, float]:
     """Height, width, and of a video, or the range of it that is meant, its frame count, first, last and duration."""
     if record.kind != VIDEO:
-        return (*image_shape(raw, limits.pixels), 0, 0.0, 0.0, 0.0)
+        return (*image_shape(raw), 0, 0.0, 0.0, 0.0)
     try:
         clip = measure(raw, record.start, record.stop)
-        height, width = video_shape(raw)
+        return (*video_shape(raw), clip.frames, clip.first, clip.last, clip.duration)
     except AuroraError as error:
         raise BadSample("video", str(error)) from error
-    if height * width > limits.pixels or clip.frames > limits.frames or clip.duration > limits.seconds:
-        raise BadSample("limits", f"{height}×{width} pixels, {clip.frames} frames, {clip.duration:.0f} s are too many")
-    return height, width, clip.frames, clip.first, clip.last, clip.duration

@@ -8,24 +8,33 @@ one that was not used for the longest time first, only when nobody reads them.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from aurora.errors import AuroraError
+import fsspec
+from aiohttp import ClientTimeout
 
-from .index import INDEX, ORIGIN, file_digest
-from .remote import fetch_bytes, fetch_file
-from .format import BadSample
+from aurora.errors import AuroraError, BadSample
 from aurora.files import replace_file
 
+from .index import INDEX, ORIGIN, SCHEMES, file_digest
+
 ARRAYS = ("index.samples.npy", "index.media.npy")
+LATER = (408, 425, 429)  # what a server says that may be asked again
+TRIES = 5
+BACKOFF_SECONDS = 1.0  # before the second try, and twice as long before each further one
+CONNECT_SECONDS, STALL_SECONDS = 20.0, 60.0
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -40,11 +49,11 @@ def mirror(root: str, datasets: Iterable[str], cache: Path, cache_bytes: int | N
         folder = local / name
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / "index.lock"):
-            _take_index(folder, url, index, {"url": url, "cache": str(cache), "cache_bytes": cache_bytes})
+            _update_index(folder, url, index, {"url": url, "cache": str(cache), "cache_bytes": cache_bytes})
     return local
 
 
-def _take_index(folder: Path, url: str, index: bytes, origin: Mapping[str, Any]) -> None:
+def _update_index(folder: Path, url: str, index: bytes, origin: Mapping[str, Any]) -> None:
     if not folder.joinpath(INDEX).is_file() or folder.joinpath(INDEX).read_bytes() != index:
         # written anew at its origin: what is here belongs to another dataset of that name
         folder.joinpath(INDEX).unlink(missing_ok=True)
@@ -148,3 +157,66 @@ def _removed(path: Path) -> bool:
             return False
         path.unlink()
         return True
+
+
+def fetch_bytes(url: str) -> bytes | None:
+    """A small file, or None where there is none."""
+    def read() -> bytes | None:
+        files, path = _file_system(url)
+        return bytes(files.cat_file(path))
+
+    try:
+        return _retried(read, url)
+    except FileNotFoundError:
+        return None
+
+
+def fetch_file(url: str, target: Path) -> None:
+    """Brings a file here. Errors as of `_retried`."""
+    def get() -> None:
+        files, path = _file_system(url)
+        files.get_file(path, str(target))
+
+    _retried(get, url)
+
+
+def _retried(work: Callable[[], T], url: str) -> T:
+    """What `work` gives, tried again after a pause. FileNotFoundError at once; AuroraError after the last try."""
+    for attempt in range(TRIES):
+        try:
+            return work()
+        except (FileNotFoundError, AuroraError):
+            raise
+        # every kind of store has errors of its own
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise AuroraError(f"data: no room for {url} in the cache ({error}); data.cache_bytes bounds "
+                                  "what it keeps, data.cache says where it is") from error
+            reason = f"{type(error).__name__}: {error}".strip(": ")[:300]  # some say what they got instead, in full
+            status = getattr(error, "status", 0)
+            if isinstance(error, PermissionError) or (400 <= status < 500 and status not in LATER):
+                raise AuroraError(f"data: {url} was refused: {reason}") from error
+            if attempt == TRIES - 1:
+                raise AuroraError(f"data: {url} could not be read in {TRIES} tries, the last time because of {reason}"
+                                  ) from error
+            pause = BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.5)
+            _log.warning("data: %s: %s; again in %.1f s", url, reason, pause)
+            time.sleep(pause)
+    raise AssertionError
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    scheme = url.partition(":")[0]
+    options: dict[str, Any] = {}
+    if scheme in ("http", "https"):
+        timeout = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=STALL_SECONDS)
+        options = {"client_kwargs": {"timeout": timeout}}
+    elif scheme == "s3":
+        options = {"config_kwargs": {"connect_timeout": CONNECT_SECONDS, "read_timeout": STALL_SECONDS}}
+    try:
+        # listings are of no use here, and kept ones could be old
+        files, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
+    except ImportError as error:
+        raise AuroraError(f"data: {scheme}:// is read by another package: pip install 'auroralong[{SCHEMES[scheme]}]'"
+                          ) from error
+    return files, path

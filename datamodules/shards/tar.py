@@ -1,4 +1,4 @@
-"""Reading members of shards by offset."""
+"""Reading members of shards by offset, and the tar headers that shards have."""
 
 from __future__ import annotations
 
@@ -8,32 +8,16 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
-from aurora.errors import AuroraError
+from aurora.errors import BadSample
 
+from .format import MEMBER_BYTES
 from .index import ORIGIN, DatasetIndex, file_digest
-from .format import LIMITS, BadSample
 
-SCHEMES = {"s3": "s3", "gs": "gcs", "https": ""}
-"""What shards may be read from, and the extra to install for it. `pipe:` and its like would run a shell."""
 _OPEN = 32
 
 
-def is_remote(root: str) -> bool:
-    """Whether a root is no local folder. AuroraError for a scheme that nothing is read from."""
-    scheme, colon, rest = root.partition(":")
-    if not colon or len(scheme) < 2 or os.path.exists(root):
-        return False
-    # for trying things out on one machine
-    loopback = scheme == "http" and urlsplit(root).hostname in ("127.0.0.1", "::1", "localhost")
-    if (scheme not in SCHEMES and not loopback) or not rest.startswith("//"):
-        raise AuroraError(f"data.root {root!r}: shards are read from a local folder, or from one of "
-                          f"{', '.join(f'{name}://' for name in SCHEMES)}; nothing else is opened")
-    return True
-
-
-class _Asked(NamedTuple):
+class _Located(NamedTuple):
     """Where a sample stands."""
 
     dataset: DatasetIndex
@@ -59,7 +43,7 @@ class ShardFiles:
         self._open: OrderedDict[str, int] = OrderedDict()
         self._verified: set[str] = set()
         self._bad: dict[str, BadSample] = {}
-        self._asked: _Asked | None = None
+        self._last: _Located | None = None
 
     def ready(self, index: DatasetIndex, sample: int) -> None:
         """Opens the shard of a sample, which may have to be fetched first. Errors come when the sample is read."""
@@ -70,54 +54,54 @@ class ShardFiles:
 
     def record(self, index: DatasetIndex, sample: int) -> tuple[str, bytes]:
         """A sample's key and the bytes of its json member. BadSample when the shard holds something else there."""
-        asked = self._ask(index, sample)
-        name, data = self._member(asked, asked.offset, asked.size)
+        place = self._find(index, sample)
+        name, data = self._member(place, place.offset, place.size)
         if not name.endswith(".json"):
             raise BadSample("shard", f"{index.path(sample)} holds {name!r} where a json member should be")
         return name.removesuffix(".json"), data
 
     def media(self, index: DatasetIndex, sample: int, number: int, name: str) -> bytes:
         """The bytes of a sample's media member, which is called `name`."""
-        asked = self._ask(index, sample)
-        row = index.media[asked.media + number]
+        place = self._find(index, sample)
+        row = index.media[place.media + number]
         offset = int(row["offset"])
         if not offset:
             raise BadSample("missing", f"no member {name}")
-        found, data = self._member(asked, offset, int(row["size"]))
+        found, data = self._member(place, offset, int(row["size"]))
         if found != name:
             raise BadSample("shard", f"{index.path(sample)} holds {found!r} where {name!r} should be")
         return data
 
     def close(self) -> None:
         """Closes every shard."""
-        self._asked = None
+        self._last = None
         while self._open:
             os.close(self._open.popitem()[1])
 
     def __del__(self) -> None:
         self.close()
 
-    def _ask(self, index: DatasetIndex, sample: int) -> _Asked:
+    def _find(self, index: DatasetIndex, sample: int) -> _Located:
         """Where a sample stands: looked up once for its record and its media, which follow each other."""
-        asked = self._asked
-        if asked is None or asked.sample != sample or asked.dataset is not index:
+        place = self._last
+        if place is None or place.sample != sample or place.dataset is not index:
             shard, _, _, size, offset, media = index.samples[sample].item()
-            asked = _Asked(index, sample, self._descriptor(index, index.shards[shard]), size, offset, media)
-            self._asked = asked
-        return asked
+            place = _Located(index, sample, self._descriptor(index, index.shards[shard]), size, offset, media)
+            self._last = place
+        return place
 
-    def _member(self, asked: _Asked, offset: int, size: int) -> tuple[str, bytes]:
-        if size > LIMITS.member_bytes:
-            raise BadSample("limits", f"a member of {size} bytes is larger than {LIMITS.member_bytes}")
-        # The header stands right before the data; reading both tells a shard that was changed from the one indexed.
-        block = os.pread(asked.descriptor, tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
+    def _member(self, place: _Located, offset: int, size: int) -> tuple[str, bytes]:
+        if size > MEMBER_BYTES:
+            raise BadSample("limits", f"a member of {size} bytes is larger than {MEMBER_BYTES}")
+        # The header stands right before the data; reading both shows when a shard is not the one indexed.
+        block = os.pread(place.descriptor, tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
         data = block[tarfile.BLOCKSIZE:]
         try:
-            name, told = _header(block[:tarfile.BLOCKSIZE])
+            name, length = _header(block[:tarfile.BLOCKSIZE])
         except tarfile.HeaderError as error:
-            raise BadSample("shard", f"{asked} at {offset}: {error}") from error
-        if told != size or len(data) != size:
-            raise BadSample("shard", f"{asked} at {offset}: {len(data)} bytes of {name!r}, not {size}")
+            raise BadSample("shard", f"{place} at {offset}: {error}") from error
+        if length != size or len(data) != size:
+            raise BadSample("shard", f"{place} at {offset}: {len(data)} bytes of {name!r}, not {size}")
         return name, data
 
     def _descriptor(self, index: DatasetIndex, row: Mapping[str, Any]) -> int:
@@ -128,7 +112,7 @@ class ShardFiles:
         if shard in self._bad:
             raise self._bad[shard]
         if len(self._open) == _OPEN:
-            self._asked = None  # it may be of the shard that is closed
+            self._last = None  # it may be of the shard that is closed
             os.close(self._open.popitem(last=False)[1])
         try:
             self._open[shard] = self._opened(index.folder, row)
@@ -175,16 +159,16 @@ _SUM = sum(_REST) + 8 * ord(" ")  # the checksum's own field counts as spaces
 
 def member_header(name: str, size: int) -> bytes:
     """The tar header of a member as shards have it: nothing in it depends on who writes it, or when."""
-    stem, told = name.encode(), b"%011o\0" % size
-    if len(stem) > 100 or len(told) > 12:
+    stem, length = name.encode(), b"%011o\0" % size
+    if len(stem) > 100 or len(length) > 12:
         return _tar_header(name, size)
     # As tarfile writes it, in a tenth of its time.
-    checksum = b"%06o\0 " % (sum(stem) + sum(told) + _SUM)
-    return b"".join((stem.ljust(100, b"\0"), _REST[:24], told, _REST[24:36], checksum, _REST[36:]))
+    checksum = b"%06o\0 " % (sum(stem) + sum(length) + _SUM)
+    return b"".join((stem.ljust(100, b"\0"), _REST[:24], length, _REST[24:36], checksum, _REST[36:]))
 
 
 def _header(block: bytes) -> tuple[str, int]:
-    """The name and size that a tar header tells. tarfile.HeaderError where it is none."""
+    """The name and size in a tar header. tarfile.HeaderError where it is not one."""
     # The same here, the other way round.
     name, size = block[:100].rstrip(b"\0"), block[124:136]
     try:

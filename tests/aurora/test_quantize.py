@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aurora.commands.finding import random_model
 from aurora.errors import AuroraError
+from aurora.inference.models import random_model
 from aurora.registry import BACKBONE
 from aurora.weights import loading
 from aurora.weights.model_folder import load_model

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from aurora.commands.finding import saved_model
 from aurora.errors import AuroraError
+from aurora.inference.models import saved_model
 from aurora.inference.reading import blank, read_texts
 from aurora.interfaces import Backbone
 from aurora.weights.adapter_folder import adapter_hash, apply_adapter, base_hash, save_adapter

@@ -15,13 +15,13 @@ from aurora.cli import main
 from aurora.errors import AuroraError
 from aurora.registry import EXECUTOR, PROMPT, SOURCE, TOKENIZER
 from datamodules.build.build import BuildTask, Count, build_tasks, clear, join, retry_skipped, run_tasks, write_task
-from datamodules.build.media import Transcode
-from datamodules.build.plan import Order, load_plan, make_plan, read_task
 from datamodules.build.catalogue import known_datasets, load_dataset
-from datamodules.shards.tar import ShardFiles
-from datamodules.shards.index import load_index
+from datamodules.build.media import Transcode
+from datamodules.build.plan import BuildOrder, load_plan, make_plan, read_task
 from datamodules.plan.lengths import counter, joined_path, text_lengths
-from datamodules.shards.writing import verify_shards, write_shards
+from datamodules.shards.index import load_index
+from datamodules.shards.tar import ShardFiles
+from datamodules.shards.writing import write_shards
 
 KILLS = int(os.environ.get("AURORA_BUILD_KILLS", "5"))
 
@@ -46,7 +46,7 @@ def dataset(make, tmp_path):
 
 
 def order(folder, **options):
-    return Order(folder=str(folder), source={"name": "llava", "annotations": "a.jsonl"},
+    return BuildOrder(folder=str(folder), source={"name": "llava", "annotations": "a.jsonl"},
                  **{"samples_per_shard": 4, **options})
 
 
@@ -74,7 +74,7 @@ def test_every_entry_becomes_a_sample_in_order(make, dataset, tmp_path):
         key, raw = reading.record(index, number)
         assert (key, json.loads(raw)["id"]) == (f"{number:09d}", f"id-{number}")
         assert reading.media(index, number, 0, f"{key}.jpg") == make.picture(number, 40 + number % 3, 60)
-    assert verify_shards(tmp_path / "out") == []
+    assert make.wrong(tmp_path / "out") == []
     assert (told["samples"], told["kinds"]["image"], told["skipped"]) == (10, 10, {})
 
 

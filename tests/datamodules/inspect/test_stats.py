@@ -6,10 +6,9 @@ import pytest
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 from aurora.registry import EXECUTOR, PROMPT
-from datamodules.inspect.digests import Task, shard_digests, turn_digest
+from datamodules.inspect.stats import DigestTask, describe, read_evaluation, shard_digests, turn_digest
 from datamodules.shards.format import ShardSample
 from datamodules.shards.writing import write_shards
-from datamodules.inspect.stats import describe, read_evaluation
 
 
 @pytest.fixture
@@ -61,12 +60,13 @@ def test_media_and_answers_of_an_evaluation_set_are_found(make, told, tmp_path):
 
 def test_digests_are_kept_and_counted_again_when_the_shard_is_another(make, tmp_path):
     write_shards(make.mixed(4), tmp_path / "set")
-    first = shard_digests(Task(tmp_path / "set", 0))
+    first = shard_digests(DigestTask(tmp_path / "set", 0))
     kept = tmp_path / "set" / "000000.digests.npz"
     before = kept.read_bytes()
-    assert all(np.array_equal(*pair) for pair in zip(first, shard_digests(Task(tmp_path / "set", 0)), strict=True))
+    again = shard_digests(DigestTask(tmp_path / "set", 0))
+    assert all(np.array_equal(*pair) for pair in zip(first, again, strict=True))
     write_shards(make.mixed(4, start=50), tmp_path / "set")
-    assert not np.array_equal(shard_digests(Task(tmp_path / "set", 0)).text, first.text)
+    assert not np.array_equal(shard_digests(DigestTask(tmp_path / "set", 0)).text, first.text)
     assert kept.read_bytes() != before
 
 

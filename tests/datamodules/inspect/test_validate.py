@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from aurora.errors import AuroraError
+from datamodules.inspect.validate import check_shard, tasks
 from datamodules.shards.format import ShardSample
 from datamodules.shards.writing import shard_path, write_index, write_shards
-from datamodules.inspect.validate import check_shard, tasks
 
 READER = {"name": "pyav"}
 

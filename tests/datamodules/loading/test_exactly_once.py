@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
+from aurora.steps import START
 from datamodules.loading import supervisor
-from datamodules.shards.tar import ShardFiles
+from datamodules.shards.format import ShardSample
 from datamodules.shards.index import _check_shards, load_index
-from datamodules.shards.format import BadSample, ShardSample
+from datamodules.shards.tar import ShardFiles
 from datamodules.shards.writing import shard_path, write_shards
 
 MIXTURE = {"once": 1, "thrice": 3}
@@ -25,7 +26,7 @@ LAYOUTS = [(1, 1, 0), (1, 2, 2), (2, 2, 3), (3, 1, 1)]  # nodes, ranks of each, 
 @pytest.fixture(autouse=True)
 def forked(monkeypatch):
     # nothing is decoded here; spawning takes seconds
-    monkeypatch.setattr(_workers, "start_method", lambda: "fork")
+    monkeypatch.setattr(supervisor, "start_method", lambda: "fork")
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +43,18 @@ def whole(make, root):
     return steps([turn for rank in ranks(make, root, (1, 1, 0)) for turn in rank])
 
 
-def rows(make, root, rank, world, workers, position=None):
-    """(ids, closes, position) of every micro-step of a rank."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RANK", str(rank))
-        patch.setenv("WORLD_SIZE", str(world))
-        module = make.module(root, MIXTURE, layout=None, workers=workers, epochs=2)
-        module.position = position or module.position
-        loader = module.train_dataloader()
-    return ((make.answers(batch), batch.closes_step, batch.position) for batch in loader)
+def rows(make, root, rank, world, workers, done=()):
+    """(ids, closes, position) of every row of a rank behind those that are done."""
+    module = make.module(root, MIXTURE, layout=None, workers=workers, epochs=2)
+    steps = module.total_steps() - sum(closes for _, closes, _ in done)
+    position = done[-1][2] if done else START
+    return ((make.answers(batch), batch.closes_step, batch.position)
+            for batch in module.rows(position, steps=steps, rank=rank, world=world))
 
 
-def ranks(make, root, layout, position=None):
+def ranks(make, root, layout, done=()):
     nodes, each, workers = layout
-    return [list(rows(make, root, rank, nodes * each, workers, position)) for rank in range(nodes * each)]
+    return [list(rows(make, root, rank, nodes * each, workers, done)) for rank in range(nodes * each)]
 
 
 def joined(found):
@@ -91,7 +90,7 @@ def test_a_run_that_is_cut_anywhere_goes_on_on_any_layout_with_the_same_samples(
         before, after = draw.choice(list(worlds)), draw.choice(list(worlds))
         cut = draw.randrange(1, len(worlds[before]))
         done = worlds[before][:cut]
-        rest = joined(ranks(make, root, (1, after, 0), done[-1][2]))
+        rest = joined(ranks(make, root, (1, after, 0), done))
         assert steps(done) + steps(rest) == whole
 
 
@@ -118,7 +117,7 @@ def test_a_run_whose_processes_are_killed_goes_on_with_the_same_samples(make, ro
             done.append(told.recv())
     told.close()
     main.close()
-    assert steps(done) + steps(joined(ranks(make, root, resumed, done[-1][2]))) == whole
+    assert steps(done) + steps(joined(ranks(make, root, resumed, done))) == whole
 
 
 def test_workers_that_are_killed_while_they_wait_cost_nothing(make, root, whole):

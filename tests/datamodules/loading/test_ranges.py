@@ -1,13 +1,15 @@
 """A sample may be a range of a video: its index row, its plan and its row then are those of the range."""
 
 import json
+from itertools import chain
 
 import pytest
 
-from datamodules.shards.index import load_index
-from datamodules.shards.format import BadSample, ShardSample, parse_record
-from datamodules.shards.writing import write_shards
+from aurora.errors import BadSample
 from datamodules.inspect.validate import check_shard, tasks
+from datamodules.shards.format import ShardSample, parse_record
+from datamodules.shards.index import load_index
+from datamodules.shards.writing import write_shards
 
 
 def record(**fields):
@@ -49,7 +51,7 @@ def test_an_index_row_holds_the_range(ranges):
 
 def test_as_many_frames_are_read_as_were_planned(make, ranges):
     data = make.module(ranges, {"ranges": 1}, fps=4.0, epochs=1)
-    batches = list(data.train_dataloader())
+    batches = list(chain.from_iterable(data.train_dataloader()))
     read = sum(frames.pixels.shape[0] for batch in batches for frames in batch.frames)
     assert sum(batch.samples for batch in batches) == 5 and read == 12 + 4 + 7 + 8 + 1
 

@@ -9,6 +9,7 @@ import pickle
 import re
 import signal
 import time
+from itertools import chain
 from pathlib import Path
 
 import fsspec.asyn
@@ -18,12 +19,13 @@ import torch
 
 from aurora.errors import AuroraError
 from aurora.interfaces import VideoReader
+from aurora.steps import START
 from aurora.types import IGNORE
 from datamodules.loading import supervisor
-from datamodules.plan.epoch import Plan
+from datamodules.loading.supervisor import start_method
+from datamodules.plan.epoch import EpochPlan
 from datamodules.shards.format import ShardSample
 from datamodules.shards.writing import write_shards
-from datamodules.loading.supervisor import start_method
 
 
 class Trapped(VideoReader):
@@ -72,7 +74,7 @@ LEAKED = []
 @pytest.fixture(autouse=True)
 def quick_workers(monkeypatch):
     # No video was decoded with threads here that a forked worker could miss; spawning takes seconds.
-    monkeypatch.setattr(_workers, "start_method", lambda: "fork")
+    monkeypatch.setattr(supervisor, "start_method", lambda: "fork")
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +107,10 @@ def build(make, tmp_path):
     return build
 
 
+def all_rows(module):
+    return module.rows(START, steps=module.total_steps(), rank=0, world=1)
+
+
 def same(found, wanted):
     return all(torch.equal(one, other) for one, other in zip(
         [found.tokens, found.targets, *found.frames[0]], [wanted.tokens, wanted.targets, *wanted.frames[0]],
@@ -112,16 +118,16 @@ def same(found, wanted):
 
 
 def test_workers_build_the_rows_of_the_main_process(build):
-    wanted = list(build({}, workers=0).train_dataloader())
-    found = list(build({}, workers=3).train_dataloader())
+    wanted = list(chain.from_iterable(build({}, workers=0).train_dataloader()))
+    found = list(chain.from_iterable(build({}, workers=3).train_dataloader()))
     assert len(found) == len(wanted) and all(map(same, found, wanted))
 
 
 def test_crashes_and_hangs_cost_their_samples_and_nothing_else(build, make, tmp_path):
     faults = {3: "crash", 7: "killed", 12: "hang", 13: "crash", 20: "quit"}
-    wanted = list(build({}, workers=0).train_dataloader())
+    wanted = list(chain.from_iterable(build({}, workers=0).train_dataloader()))
     module = build(faults, sample_seconds=1.0)
-    found = list(module.train_dataloader())
+    found = list(chain.from_iterable(module.train_dataloader()))
     assert [(len(batch.tokens), *batch[5:]) for batch in found] == [(len(batch.tokens), *batch[5:]) for batch in wanted]
     bad = [str(number) for number in faults]
     for batch, whole in zip(found, wanted, strict=True):
@@ -139,18 +145,18 @@ def test_crashes_and_hangs_cost_their_samples_and_nothing_else(build, make, tmp_
 
 @pytest.mark.parametrize(("fault", "why"), [("unlucky", "ended with SIGKILL"), ("stopped", "not decoded after 1 s")])
 def test_a_worker_that_dies_or_hangs_once_costs_no_sample_and_is_counted_and_told(build, caplog, fault, why):
-    wanted = list(build({}, workers=0).train_dataloader())
+    wanted = list(chain.from_iterable(build({}, workers=0).train_dataloader()))
     module = build({7: fault}, sample_seconds=1.0)
-    found = list(module.train_dataloader())
+    found = list(chain.from_iterable(module.train_dataloader()))
     assert len(found) == len(wanted) and all(map(same, found, wanted))
     assert module.worker_deaths == 1 and module.bad.reasons == {}
     assert re.search(f"is started again, and a sample tried once more .*{why}", caplog.text)
 
 
 def test_a_worker_that_stops_while_it_waits_is_replaced(build, caplog, tmp_path):
-    wanted = list(build({}, workers=0, row_frames=4).train_dataloader())
+    wanted = list(chain.from_iterable(build({}, workers=0, row_frames=4).train_dataloader()))
     module = build({}, sample_seconds=0.5, row_frames=4, log=tmp_path / "log")
-    rows = iter(module.train_dataloader())
+    rows = iter(chain.from_iterable(module.train_dataloader()))
     found = [next(rows)]
     while len((tmp_path / "log").read_bytes()) < 5:  # what both may build ahead
         time.sleep(0.01)
@@ -163,34 +169,34 @@ def test_a_worker_that_stops_while_it_waits_is_replaced(build, caplog, tmp_path)
 
 
 def test_what_a_spawned_worker_is_given_does_not_grow_with_the_samples(build):
-    loader = build({}).train_dataloader()
-    assert loader.task.plan.samples == 24  # is there, and stays here
-    assert "plan" not in pickle.loads(pickle.dumps(loader.task)).__dict__
+    task = build({}).task(START, steps=1, rank=0, world=1)
+    assert task.plan.samples == 24  # is there, and stays here
+    assert "plan" not in pickle.loads(pickle.dumps(task)).__dict__
 
 
 def test_a_worker_that_grows_is_renewed_between_rows(build, caplog):
     caplog.set_level("INFO", "datamodules")
-    wanted = list(build({}, workers=0).train_dataloader())
-    found = list(build(dict.fromkeys(range(24), "leak"), worker_bytes=20 << 20).train_dataloader())
+    wanted = list(chain.from_iterable(build({}, workers=0).train_dataloader()))
+    found = list(chain.from_iterable(build(dict.fromkeys(range(24), "leak"), worker_bytes=20 << 20).train_dataloader()))
     assert all(map(same, found, wanted)) and "is renewed" in caplog.text
 
 
 def test_a_worker_that_dies_without_a_sample_in_hand_stops_the_run(build, monkeypatch):
     module = build({})
-    monkeypatch.setattr(Plan, "window", lambda plan, epoch, window: os._exit(7))
+    monkeypatch.setattr(EpochPlan, "window", lambda plan, epoch, window: os._exit(7))
     with pytest.raises(AuroraError, match=r"ended 3 times in a row without .*the last time with status 7"):
-        list(module.train_dataloader())
+        list(chain.from_iterable(module.train_dataloader()))
 
 
 def test_an_error_in_a_worker_is_told_as_it_is(build):
     module = build({}, workers=1)
     module._reader.read = None
     with pytest.raises(AuroraError, match=r"a worker failed:(.|\n)*not callable"):
-        list(module.train_dataloader())
+        list(chain.from_iterable(module.train_dataloader()))
 
 
 def test_rows_lie_in_memory_without_a_name(build):
-    rows = iter(build({}).train_dataloader())
+    rows = all_rows(build({}))
     row = next(rows)
     maps = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
     named = [line[5] for line in maps for first, last in [line[0].split("-")]
@@ -200,7 +206,7 @@ def test_rows_lie_in_memory_without_a_name(build):
 
 
 def test_an_iteration_may_end_early(build):
-    rows = iter(build({12: "hang"}).train_dataloader())
+    rows = all_rows(build({12: "hang"}))
     next(rows)
     assert len(multiprocessing.active_children()) == 2
     rows.close()
@@ -208,8 +214,7 @@ def test_an_iteration_may_end_early(build):
 
 
 def test_an_iteration_that_nobody_holds_ends(build):
-    rows = build({}).train_dataloader()
-    for _ in zip(rows, range(2), strict=False):
+    for _ in zip(chain.from_iterable(build({}).train_dataloader()), range(2), strict=False):
         pass
     assert multiprocessing.active_children() == []
 
@@ -218,7 +223,7 @@ def test_an_iteration_that_nobody_holds_ends(build):
                                                 ({"prefetch_rows": 9, "prefetch_bytes": 1}, 1)])
 def test_what_is_kept_ready_is_bounded_in_rows_and_bytes(build, tmp_path, options, ready):
     # four frames to a row and to a video, so that rows are counted by videos
-    rows = iter(build({}, workers=1, row_frames=4, log=tmp_path / "log", **options).train_dataloader())
+    rows = all_rows(build({}, workers=1, row_frames=4, log=tmp_path / "log", **options))
     next(rows)
     time.sleep(0.5)
     assert len((tmp_path / "log").read_bytes()) == 1 + ready
@@ -227,7 +232,7 @@ def test_what_is_kept_ready_is_bounded_in_rows_and_bytes(build, tmp_path, option
 
 def endless(module, tell):
     """What a training that is killed does."""
-    rows = iter(module.train_dataloader())
+    rows = iter(chain.from_iterable(module.train_dataloader()))
     next(rows)
     tell.send([worker.pid for worker in multiprocessing.active_children()])
     list(rows)
@@ -243,7 +248,7 @@ def gone(pid):
 
 def test_workers_do_not_outlive_a_killed_main_process(build, make):
     told, tell = multiprocessing.Pipe()
-    *_, last = build({}, workers=0).train_dataloader()
+    *_, last = chain.from_iterable(build({}, workers=0).train_dataloader())
     module = build({int(make.answers(last)[0]): "hang"})
     main = multiprocessing.get_context("fork").Process(target=endless, args=(module, tell))
     main.start()
@@ -262,10 +267,10 @@ def test_workers_do_not_outlive_a_killed_main_process(build, make):
 
 def test_workers_start_by_spawning_once_this_process_has_decoded_or_read_from_a_server(monkeypatch):
     monkeypatch.setattr(fsspec.asyn, "iothread", [None])
-    monkeypatch.setattr(_workers, "decoded_here", lambda: False)
+    monkeypatch.setattr(supervisor, "decoded_here", lambda: False)
     assert start_method() == "fork"
     monkeypatch.setattr(fsspec.asyn, "iothread", [object()])
     assert start_method() == "spawn"
     monkeypatch.setattr(fsspec.asyn, "iothread", [None])
-    monkeypatch.setattr(_workers, "decoded_here", lambda: True)
+    monkeypatch.setattr(supervisor, "decoded_here", lambda: True)
     assert start_method() == "spawn"

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from aurora.errors import AuroraError
+from datamodules.plan import corpus
 from datamodules.shards.writing import write_shards
 
 
 def test_a_corpus_is_measured_once_and_mapped_from_then_on(make, shards, monkeypatch):
-    from datamodules.plan import corpus
 
     first = make.module(shards, {"mixed": 1, "text": 2}).corpus
-    monkeypatch.setattr(_corpus, "_fill", None)
+    monkeypatch.setattr(corpus, "_fill", None)
     again = make.module(shards, {"mixed": 1, "text": 2}).corpus
     assert isinstance(again.tokens, np.memmap) and again.identity == first.identity
     assert again.tokens.tolist() == first.tokens.tolist() and again.counts == first.counts
@@ -45,11 +45,10 @@ def test_other_shards_under_the_same_name_are_measured_anew(make, tmp_path):
 
 
 def test_measuring_in_blocks_gives_the_same(make, shards, tmp_path, monkeypatch):
-    from datamodules.plan import corpus
 
     whole = make.module(shards, {"mixed": 1}).corpus
-    monkeypatch.setattr(_corpus, "_BLOCK", 7)
-    monkeypatch.setattr(_corpus, "FOLDER", ".elsewhere")
+    monkeypatch.setattr(corpus, "_BLOCK", 7)
+    monkeypatch.setattr(corpus, "FOLDER", ".elsewhere")
     blocks = make.module(shards, {"mixed": 1}).corpus
     for name in ("tokens", "text", "frames", "kinds"):
         assert getattr(blocks, name).tolist() == getattr(whole, name).tolist()

@@ -5,10 +5,11 @@ import pytest
 
 from aurora.errors import AuroraError
 from aurora.registry import PROMPT, TOKENIZER
-from datamodules.plan import lengths
-from datamodules.shards.index import load_index, sidecar
+from datamodules.executor import process
+from datamodules.plan import lengths as module
 from datamodules.plan.lengths import counter, joined_path, text_lengths, write_lengths
 from datamodules.shards.format import ShardSample
+from datamodules.shards.index import load_index, sidecar
 from datamodules.shards.writing import write_shards
 
 PROMPT_PART, TOKENIZER_PART = PROMPT.build({"name": "generic"}), TOKENIZER.build({"name": "bytes"})
@@ -41,8 +42,8 @@ def test_counting_goes_on_with_the_shards_that_were_not_counted(index, monkeypat
     path.unlink()
     shard_files(index)[1].unlink()
     counted = []
-    count = _lengths.count_shard
-    monkeypatch.setattr(_lengths, "count_shard", lambda *args: counted.append(args[1]) or count(*args))
+    count = module.count_shard
+    monkeypatch.setattr(module, "count_shard", lambda *args: counted.append(args[1]) or count(*args))
     assert lengths(index).tolist() == whole.tolist() and counted == [1] and path.is_file()
 
 
@@ -70,8 +71,8 @@ class Deadly(type(TOKENIZER_PART)):
 
 
 def test_a_process_that_dies_while_counting_is_told_by_what_it_died_of(index, monkeypatch):
-    monkeypatch.setattr(_lengths, "PARALLEL_SAMPLES", 1)
-    monkeypatch.setattr(_lengths.os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    monkeypatch.setattr(module, "PARALLEL_SAMPLES", 1)
+    monkeypatch.setattr(process.os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
     with pytest.raises(AuroraError, match="ended with status 3"):
         text_lengths(index, PROMPT_PART, Deadly())
 
@@ -80,6 +81,6 @@ def test_many_processes_count_the_same(index, monkeypatch):
     serial = lengths(index)
     for path in [*shard_files(index), joined_path(index, counter(PROMPT_PART, TOKENIZER_PART))]:
         path.unlink()
-    monkeypatch.setattr(_lengths, "PARALLEL_SAMPLES", 1)
-    monkeypatch.setattr(_lengths.os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    monkeypatch.setattr(module, "PARALLEL_SAMPLES", 1)
+    monkeypatch.setattr(process.os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
     assert lengths(index).tolist() == serial.tolist() and all(path.is_file() for path in shard_files(index))

@@ -1,7 +1,7 @@
-"""Samples longer than a row: which rows they are laid over, and that nothing but gradients ends between them."""
+"""Samples longer than a row: which rows they are split over, and that nothing but gradients ends between them."""
 
 import json
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -10,11 +10,10 @@ import torch
 from aurora.assemble import build_model
 from aurora.errors import AuroraError
 from aurora.types import IGNORE
-from datamodules.plan.packing import Budget
-from datamodules.shards.format import TEXT, VIDEO, ShardSample
+from datamodules.plan.packing import Budget, SamplePart, part_counts
 from datamodules.plan.schedule import deal
+from datamodules.shards.format import TEXT, VIDEO, ShardSample
 from datamodules.shards.writing import write_shards
-from datamodules.plan.packing import Part, part_counts
 
 CONFIG = {
     "vision": {"name": "siglip", "image_size": 16, "patch_size": 8, "width": 16, "layers": 2, "heads": 2,
@@ -65,8 +64,8 @@ def losses(model, rows):
 
 @pytest.mark.parametrize("which", [0, 1], ids=["video", "text"])
 def test_a_sample_over_several_rows_has_the_loss_that_it_has_in_one(long, model, which):
-    whole, = long(slice(which, which + 1), row_tokens=2000, row_frames=99).train_dataloader()
-    parts = list(long(slice(which, which + 1)).train_dataloader())
+    whole, = chain.from_iterable(long(slice(which, which + 1), row_tokens=2000, row_frames=99).train_dataloader())
+    parts = list(chain.from_iterable(long(slice(which, which + 1)).train_dataloader()))
     assert len(parts) == (4 if which == 0 else 3)
     wanted, found = model(whole), list(losses(model, parts))
     assert sum(int(loss.count) for loss in found) == int(wanted.count) > 10
@@ -78,8 +77,8 @@ def test_a_sample_over_several_rows_has_the_loss_that_it_has_in_one(long, model,
 
 @pytest.mark.parametrize("which", [0, 1], ids=["video", "text"])
 def test_the_rows_joined_are_the_row(long, which):
-    whole, = long(slice(which, which + 1), row_tokens=2000, row_frames=99).train_dataloader()
-    parts = list(long(slice(which, which + 1)).train_dataloader())
+    whole, = chain.from_iterable(long(slice(which, which + 1), row_tokens=2000, row_frames=99).train_dataloader())
+    parts = list(chain.from_iterable(long(slice(which, which + 1)).train_dataloader()))
     stop = int(whole.cu_seqlens[1])
     for name in ("tokens", "targets"):
         joined = torch.cat([getattr(part, name)[:part.cu_seqlens[1]] for part in parts])
@@ -94,7 +93,7 @@ def test_the_rows_joined_are_the_row(long, which):
 
 
 def test_gradients_end_where_a_row_ends(long, model):
-    first, second, *_ = long(slice(0, 1)).train_dataloader()
+    first, second, *_ = chain.from_iterable(long(slice(0, 1)).train_dataloader())
     memory = model(first).memory
     assert not any(tensor.requires_grad for tensor in memory.values())
     assert model(second._replace(goes_on=False), memory).memory is None
@@ -104,7 +103,7 @@ def test_a_tuned_initial_state_has_a_gradient_in_every_row(long):
     # or a rank that reads such a row would leave the others waiting
     model = build_model(CONFIG)
     model.backbone.tune_state("here")
-    first, second, *_ = long(slice(0, 1)).train_dataloader()
+    first, second, *_ = chain.from_iterable(long(slice(0, 1)).train_dataloader())
     model(second, model(first).memory).total.backward()
     assert all(parameter.grad is not None for parameter in model.backbone.initial_state.parameters())
 
@@ -114,20 +113,21 @@ def test_the_parts_of_a_video_are_read_as_ranges(long, monkeypatch):
     read = module._reader.read
     monkeypatch.setattr(module._reader, "read", lambda source, how: asked.append((how.start, how.stop)) or
                         read(source, how))
-    list(module.train_dataloader())
+    list(chain.from_iterable(module.train_dataloader()))
     assert asked == [(0.0, 0.7), (0.7, 1.3), (1.3, 1.9), (1.9, None)]
 
 
 @pytest.mark.parametrize("sampling", [{"frames": 25}, {"fps": 20.0, "max_frames": 25}], ids=str)
 def test_a_video_whose_frames_are_spread_is_split_as_well(long, sampling):
     options = {"fps": None, **sampling}
-    whole, = long(slice(0, 1), row_tokens=2000, row_frames=99, **options).train_dataloader()
-    parts = list(long(slice(0, 1), **options).train_dataloader())
+    whole, = chain.from_iterable(long(slice(0, 1), row_tokens=2000, row_frames=99, **options).train_dataloader())
+    parts = list(chain.from_iterable(long(slice(0, 1), **options).train_dataloader()))
     assert torch.equal(torch.cat([part.frames[0].pixels for part in parts]), whole.frames[0].pixels)
 
 
 def test_rows_of_samples_that_fit_stay_as_they_are(long, model):
-    rows, others = (list(long(slice(2, None), too_long=how).train_dataloader()) for how in ("split", "shrink"))
+    rows, others = (list(chain.from_iterable(long(slice(2, None), too_long=how).train_dataloader()))
+                    for how in ("split", "shrink"))
     gradients = []
     for row in (rows[0], others[0]):
         model.zero_grad()
@@ -144,7 +144,7 @@ def test_the_rows_of_a_sample_follow_each_other_on_one_rank(long, monkeypatch, w
         for rank in range(world):
             monkeypatch.setenv("RANK", str(rank))
             monkeypatch.setenv("WORLD_SIZE", str(world))
-            rows.append(list(long().train_dataloader()))
+            rows.append(list(chain.from_iterable(long().train_dataloader())))
         return rows
 
     found = ranks(world)
@@ -165,9 +165,9 @@ def test_ranks_take_turns_and_a_long_one_is_waited_for():
 
 def test_a_long_sample_that_cannot_be_read_leaves_its_rows_empty(make, long, tmp_path):
     module = long(max_bad_rate=1.0, quarantine=str(tmp_path / "q"))
-    whole = list(module.train_dataloader())
+    whole = list(chain.from_iterable(module.train_dataloader()))
     module._reader.read = lambda source, sampling: iter(())
-    rows = list(module.train_dataloader())
+    rows = list(chain.from_iterable(module.train_dataloader()))
     for name in ("closes_step", "position", "continues", "goes_on"):
         assert [getattr(row, name) for row in rows] == [getattr(row, name) for row in whole]
     frames = [[[len(group.pixels) for group in row.frames] for row in found] for found in (rows, whole)]
@@ -191,4 +191,4 @@ def test_every_row_has_room_for_the_whole_text_of_a_video():
     assert count(170, 20, 15, VIDEO) == 2 and count(190, 20, 17, VIDEO) == 3
     assert count(195, 95, 10, VIDEO) == 0  # no frame beside the text
     assert [count(tokens, tokens, 0, TEXT) for tokens in (96, 97, 192, 193)] == [1, 2, 2, 3]
-    assert [list(Part(number, 3).of(7)) for number in range(3)] == [[0, 1, 2], [3, 4], [5, 6]]
+    assert [list(SamplePart(number, 3).of(7)) for number in range(3)] == [[0, 1, 2], [3, 4], [5, 6]]

@@ -7,14 +7,15 @@ import threading
 from collections import Counter
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
 
 import pytest
 
 from aurora.errors import AuroraError
+from aurora.steps import START
 from datamodules.shards import remote
+from datamodules.shards.index import is_remote, load_index
 from datamodules.shards.remote import fetch_shard, mirror, open_shard
-from datamodules.shards.tar import is_remote
-from datamodules.shards.index import load_index
 from datamodules.shards.writing import shard_path, write_shards
 
 
@@ -77,8 +78,8 @@ def server(shards):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(_remote, "BACKOFF_SECONDS", 0.01)
-    monkeypatch.setattr(_remote, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(remote, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(remote, "STALL_SECONDS", 0.5)
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def mirrored(server, tmp_path):
 
 
 def rows(make, root, **options):
-    return list(make.module(root, {"mixed": 1, "text": 1}, **options).train_dataloader())
+    return list(chain.from_iterable(make.module(root, {"mixed": 1, "text": 1}, **options).train_dataloader()))
 
 
 def test_rows_from_a_server_are_those_of_the_folder(make, shards, server, tmp_path):
@@ -125,7 +126,7 @@ def test_a_server_that_goes_on_failing_is_told_of(server, mirrored, fault):
 def test_a_server_that_refuses_is_not_asked_again(server, mirrored):
     index = mirrored()
     server.faults["000001.tar"] = ["deny"] * 9
-    with pytest.raises(AuroraError, match=r"000001\.tar is refused to us: .*403"):
+    with pytest.raises(AuroraError, match=r"000001\.tar was refused: .*403"):
         open_shard(index.folder, index.shards[1])
     assert server.asked["000001.tar"] == 1
 
@@ -136,10 +137,9 @@ def test_a_server_that_fails_half_way_stops_the_run(make, server, tmp_path):
     for tar in tmp_path.glob("cache/*/mixed/000001.tar"):
         tar.unlink()
     server.faults["000001.tar"] = ["fail"] * 99
-    loader = module.train_dataloader()
-    loader.prefetch = False
+    module._remote = False  # nothing is fetched ahead
     with pytest.raises(AuroraError, match=r"000001\.tar could not be read in 5 tries"):
-        list(loader)
+        list(chain.from_iterable(module.train_dataloader()))
 
 
 def test_a_shard_that_comes_twice_with_other_bytes_is_bad_and_not_asked_for_again(make, server, tmp_path):
@@ -149,9 +149,8 @@ def test_a_shard_that_comes_twice_with_other_bytes_is_bad_and_not_asked_for_agai
         tar.unlink()
     server.faults["000001.tar"] = ["lie"] * 99
     before = server.asked["000001.tar"]
-    loader = module.train_dataloader()
-    loader.prefetch = False
-    assert sum(row.samples for row in loader) == 25
+    module._remote = False  # nothing is fetched ahead
+    assert sum(row.samples for row in chain.from_iterable(module.train_dataloader())) == 25
     assert module.bad.reasons == {"shard": 15} and server.asked["000001.tar"] == before + 2
 
 
@@ -217,8 +216,8 @@ def test_a_dataset_that_was_written_anew_is_fetched_anew(make, tmp_path):
     server.server_close()
 
 
-def test_the_windows_to_come_are_fetched_ahead(make, server, tmp_path, monkeypatch):
-    from datamodules.loading.prefetch import window_shards
+def test_the_windows_to_come_are_fetched_ahead(make, server, tmp_path):
+    from datamodules.loading.prefetch import Prefetch, window_shards
 
     module = make.module(server.url, {"mixed": 1, "text": 1}, cache=str(tmp_path / "cache"))
     found = window_shards(module.corpus, module.plan, 0, 0)
@@ -227,13 +226,21 @@ def test_the_windows_to_come_are_fetched_ahead(make, server, tmp_path, monkeypat
     tars = list(tmp_path.glob("cache/*/*/*.tar"))
     for tar in tars:
         tar.unlink()
-    loader = module.train_dataloader()
-    monkeypatch.setattr(loader, "_built", lambda: iter(()))
-    ahead = loader._prefetch()
+    ahead = Prefetch(module.task(START, steps=module.total_steps(), rank=0, world=1))
     deadline = threading.Event()
     while not all(tar.exists() for tar in tars) and not deadline.wait(0.1):
         assert ahead._process.is_alive()
     ahead.stop()
+
+
+def test_what_is_fetched_ahead_ends_with_the_steps(make, shards):
+    from datamodules.loading.prefetch import windows
+
+    plan = make.module(shards, {"mixed": 1, "text": 1}).plan
+    each = plan.steps_before(1, 0)
+    assert list(windows(plan, START, each)) == [(0, 0)] and list(windows(plan, START, each + 1)) == [(0, 0), (1, 0)]
+    last = int(plan.window(0, 0).steps[-2])
+    assert list(windows(plan, (0, 0, last), 1)) == [(0, 0)] and list(windows(plan, (0, 0, last), 2)) == [(0, 0), (1, 0)]
 
 
 @pytest.mark.parametrize("root", ["pipe:cat x", "ftp://host/x", "file:///x", "http://example.org/x", "s3:x",
@@ -252,6 +259,6 @@ def test_a_store_whose_package_is_missing_names_it(monkeypatch):
     def missing(url, **options):
         raise ImportError
 
-    monkeypatch.setattr(_remote.fsspec.core, "url_to_fs", missing)
+    monkeypatch.setattr(remote.fsspec.core, "url_to_fs", missing)
     with pytest.raises(AuroraError, match=r"pip install 'auroralong\[s3\]'"):
-        _remote.fetch_bytes("s3://bucket/x")
+        remote.fetch_bytes("s3://bucket/x")

@@ -1,13 +1,14 @@
 """Shards from an S3 store that is really asked, on this machine."""
 
 import threading
+from itertools import chain
 
 import pytest
 
 from aurora.errors import AuroraError
 from datamodules.shards import remote
-from datamodules.shards.remote import mirror, open_shard
 from datamodules.shards.index import load_index
+from datamodules.shards.remote import mirror, open_shard
 
 pytest.importorskip("s3fs", reason="pip install 'auroralong[s3]'")
 pytest.importorskip("moto", reason="pip install 'moto[s3]' flask flask-cors")
@@ -47,7 +48,7 @@ def store(shards):
         patch.setenv("AWS_ACCESS_KEY_ID", "any")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "any")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setattr(_remote, "BACKOFF_SECONDS", 0.01)
+        patch.setattr(remote, "BACKOFF_SECONDS", 0.01)
         client = boto3.client("s3")
         client.create_bucket(Bucket="shards")
         for path in shards.glob("*/*.*"):
@@ -67,7 +68,7 @@ def mirrored(store, tmp_path):
 
 def test_rows_from_a_bucket_are_those_of_the_folder(make, shards, store, tmp_path):
     def rows(root, **options):
-        return list(make.module(root, {"mixed": 1, "text": 1}, **options).train_dataloader())
+        return list(chain.from_iterable(make.module(root, {"mixed": 1, "text": 1}, **options).train_dataloader()))
 
     wanted, found = rows(shards), rows("s3://shards", cache=str(tmp_path / "cache"))
     assert [row.tokens.tolist() for row in found] == [row.tokens.tolist() for row in wanted]
@@ -83,7 +84,7 @@ def test_a_download_that_goes_wrong_is_made_again(shards, store, mirrored, fault
 
 def test_a_store_that_refuses_ends_the_run_with_its_reason(store, mirrored):
     store.faults["000000.tar"] = ["deny"]
-    with pytest.raises(AuroraError, match=r"s3://shards/mixed/000000\.tar is refused to us.*not yours"):
+    with pytest.raises(AuroraError, match=r"s3://shards/mixed/000000\.tar was refused.*not yours"):
         open_shard(mirrored.folder, mirrored.shards[0])
 
 

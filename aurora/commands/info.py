@@ -1,56 +1,45 @@
-"""`aurora info` and `aurora version`."""
+"""`aurora info`."""
 
 from __future__ import annotations
 
 import json
-import platform
 import sys
-from argparse import Namespace
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from aurora import __version__
+import typer
 
-SHOWN_PACKAGES = ("torch", "lightning", "transformers", "av", "decord", "webdataset", "hydra-core")
+from aurora.commands._options import Json, Overrides
 
 
-def info(options: Namespace) -> int:
-    """Parameters per slot and bytes of state."""
-    described = _describe(_config(options))
-    if options.model is not None:
-        from aurora.weights.model_folder import model_hash
+def info(
+    *,
+    overrides: Overrides,
+    model: Annotated[Path | None, typer.Option(metavar="FOLDER", help="A model folder.")] = None,
+    json_output: Json = False,
+) -> None:
+    """Show the parameters per slot and the size of the state.
 
-        described["hash"] = model_hash(options.model)
-    if options.json:
+    Describes a saved model, or without --model the one that a config describes, which takes no memory here.
+
+    \b
+    example:
+      aurora info --model runs/demo/language_video/model
+      aurora info backbone=rwkv6 dtype=bfloat16
+    """
+    if model is None:
+        from aurora.config import load_config
+
+        described = _describe(load_config(overrides))
+    else:
+        from aurora.overrides import override
+        from aurora.weights.model_folder import model_hash, read_config
+
+        described = {**_describe(override(read_config(model), overrides)), "hash": model_hash(model)}
+    if json_output:
         sys.stdout.write(json.dumps(described, indent=2) + "\n")
     else:
         _show(described)
-    return 0
-
-
-def version(options: Namespace) -> int:
-    """Aurora, Python, and the packages that results depend on."""
-    lines = [f"aurora {__version__}", f"python {platform.python_version()}"]
-    for package in SHOWN_PACKAGES:
-        try:
-            lines.append(f"{package} {installed(package)}")
-        except PackageNotFoundError:
-            lines.append(f"{package} not installed")
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0
-
-
-def _config(options: Namespace) -> dict[str, Any]:
-    if options.model is None:
-        from aurora.config import load_config
-
-        return load_config(options.overrides)
-    from aurora.commands.overriding import override
-    from aurora.weights.model_folder import read_config
-
-    return override(read_config(Path(options.model)), options.overrides)
 
 
 def _describe(config: dict[str, Any]) -> dict[str, Any]:

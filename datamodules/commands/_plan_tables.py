@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from aurora.commands.plan_training import total, training_lines
+from ._plan_stages import total
 
 COLUMNS = ("samples", "read", "visits", "tokens", "frames", "bytes")
 MARK = {"measured": "", "published": "", "group": " ~", "unknown": " ?"}
@@ -25,7 +25,7 @@ def show(told: Mapping[str, Any], image_rate: float, video_rate: float) -> None:
     console.width = max(console.width, WIDTH)
     for name, stage in told["stages"].items():
         console.print(_stage(name, stage))
-        for line in [*_lines(stage, image_rate, video_rate), *training_lines(stage["training"])]:
+        for line in [*_lines(stage, image_rate, video_rate), *_training(stage["training"])]:
             console.print(f"  {line}")
         if stage["note"]:
             console.print("  " + stage["note"].strip().replace("\n", "\n  "), style="dim")
@@ -121,3 +121,17 @@ def _table(title: str, first: str, columns: Sequence[str]) -> Table:
 
 def _count(number: int | None) -> str:
     return "" if number is None else f"{number:,}"
+
+
+def _training(told: Mapping[str, Any] | None) -> list[str]:
+    """The same for people; nothing where no hardware was named."""
+    if told is None:
+        return []
+    parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in told["memory"].items() if name != "total")
+    price = "" if told["price"] is None else f", at a cost of {told['price']:,.0f}"
+    return [
+        f"trains   {told['flops'] / 1e18:,.1f} EFLOP: {told['hours']:,.1f} hours on {told['devices']} GPUs at "
+        f"{told['used']:.0%} of their peak{price}",
+        f"memory   about {told['memory']['total'] / 2**30:.1f} GiB of each GPU ({parts})"
+        + ("" if told["fits"] else ": DOES NOT FIT"),
+    ]

@@ -1,47 +1,30 @@
-"""`aurora plan`: what the stages of a config will read, before anything is trained."""
+"""What `aurora plan` knows of the stages of a config: what each reads, and what that takes on given hardware."""
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from aurora.assemble import build_model
-from aurora.commands.plan_tables import show
-from aurora.commands.plan_training import hardware, training
-from aurora.config import load_config
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 from aurora.model import AuroraModel
-from aurora.registry import import_part
 from aurora.training.data import build_data, held_out
-from aurora.training.estimate import Hardware
+from aurora.training.estimate import SPARE, Hardware, Reads, cost, memory
 from aurora.training.folder import StageFolder
-from aurora.training.recipe import Recipe, read_recipes, selected_stages
+from aurora.training.precision import in_dtype
+from aurora.training.recipe import Recipe, read_options, read_recipes, selected_stages
+from aurora.training.sharding import check_processes
+from aurora.training.start import skeleton
 
+from ..build.catalogue import known_datasets, load_dataset
+from ..inspect.reads import ASSUMED, published
 
-def plan(options: Namespace) -> int:
-    """Plans every selected stage and prints it; 1 when one does not fit the hardware that was named."""
-    config = load_config(options.overrides)
-    machine = hardware(options)
-    for name, rate in (("--image-rate", options.image_rate), ("--video-rate", options.video_rate)):
-        if not 0 < rate < math.inf:
-            raise AuroraError(f"{name} {rate} must be above 0")
-    stages = plan_stages(config, published=options.published, machine=machine)
-    for stage in stages.values():
-        stage["data"]["decode_core_hours"] = _hours(stage, options.image_rate, options.video_rate)
-    told = {"stages": stages, "tables": against_paper(stages)}
-    if options.json:
-        sys.stdout.write(json.dumps(told, indent=2) + "\n")
-    else:
-        show(told, options.image_rate, options.video_rate)
-    return int(any(not stage["training"]["fits"] for stage in stages.values() if stage["training"] is not None))
+GPUS_PER_NODE = 8
 
 
 def plan_stages(config: Mapping[str, Any], *, published: bool, machine: Hardware | None) -> dict[str, dict[str, Any]]:
@@ -53,7 +36,7 @@ def plan_stages(config: Mapping[str, Any], *, published: bool, machine: Hardware
     stages = {}
     for name in selected_stages(config, recipes):
         recipe = recipes[name]
-        data = _published(config, recipe, model) if published else _measured(config, name, recipe, model)
+        data = _from_catalogue(config, recipe, model) if published else _measured(config, name, recipe, model)
         stages[name] = {
             "keep_ratio": recipe.keep_ratio, "epochs": recipe.epochs, "max_steps": recipe.max_steps,
             "global_batch": recipe.global_batch, "batch_unit": config["data"].get("batch_unit", "samples"),
@@ -65,7 +48,7 @@ def plan_stages(config: Mapping[str, Any], *, published: bool, machine: Hardware
         # epochs, or the part of them that `max_steps` takes
         stages[name]["passes"] = recipe.epochs * stages[name]["steps"] / max(1, _steps(stages[name], cut=False))
         stages[name]["validation"] = _validation(config, name, recipe, model, stages[name])
-        stages[name]["training"] = None if machine is None else training(config, name, recipe, stages[name], machine)
+        stages[name]["training"] = None if machine is None else _training(config, name, recipe, stages[name], machine)
     return stages
 
 
@@ -85,15 +68,13 @@ def against_paper(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return tables
 
 
-def _published(config: Mapping[str, Any], recipe: Recipe, model: AuroraModel) -> dict[str, Any]:
-    catalogue = import_part("datamodules.build.catalogue")
-    known = set(catalogue.known_datasets())
-    entries = {name: catalogue.load_dataset(name) for name in recipe.mixture.datasets if name in known}
+def _from_catalogue(config: Mapping[str, Any], recipe: Recipe, model: AuroraModel) -> dict[str, Any]:
+    known = set(known_datasets())
+    entries = {name: load_dataset(name) for name in recipe.mixture.datasets if name in known}
     data = config["data"]
     sampling = Sampling(fps=data.get("fps"), frames=data.get("frames"), max_frames=data.get("max_frames"))
-    planning = import_part("datamodules.inspect.reads")
-    told: dict[str, Any] = planning.published(recipe.mixture, entries, model.layout(recipe.keep_ratio), sampling)
-    return {**told, "assumed": planning.ASSUMED}
+    told = published(recipe.mixture, entries, model.layout(recipe.keep_ratio), sampling)
+    return {**told, "assumed": ASSUMED}
 
 
 def _measured(config: Mapping[str, Any], name: str, recipe: Recipe, model: AuroraModel) -> dict[str, Any]:
@@ -119,7 +100,7 @@ def _validation(config: Mapping[str, Any], name: str, recipe: Recipe, model: Aur
     if recipe.validation is None:
         return None
     once = held_out(recipe)
-    data = _published(config, once, model) if stage["published"] else _measured(config, name, once, model)
+    data = _from_catalogue(config, once, model) if stage["published"] else _measured(config, name, once, model)
     shares = [_share(stage, read, once.max_steps) for read in data["datasets"]]
     return {"times": -(-stage["steps"] // recipe.validation.every), "datasets": list(once.mixture.datasets),
             **{key: sum(share * read[key] for share, read in zip(shares, data["datasets"], strict=True))
@@ -142,8 +123,38 @@ def _steps(stage: Mapping[str, Any], *, cut: bool = True) -> int:
     return steps if stage["max_steps"] is None or not cut else min(steps, int(stage["max_steps"]))
 
 
-def _hours(stage: Mapping[str, Any], image_rate: float, video_rate: float) -> float:
+def decode_core_hours(stage: Mapping[str, Any], image_rate: float, video_rate: float) -> float:
     seconds = sum(read["image_megapixels"] / image_rate + read["video_megapixels"] / video_rate
                   for read in stage["data"]["datasets"])
     return float(seconds * stage["passes"] / 3600)
 
+
+def _training(
+    config: Mapping[str, Any], name: str, recipe: Recipe, stage: Mapping[str, Any], machine: Hardware
+) -> dict[str, Any]:
+    """The estimate for a planned stage as plain numbers, all its text counted as learned. AuroraError for processes
+    that cannot be divided as the trainer's options say."""
+    trainer, held_out = read_options(config["trainer"]), stage["validation"]
+    check_processes(trainer, machine.devices)
+    model = skeleton(in_dtype(config, trainer), name, recipe)
+    needed = memory(model, trainer, keep_ratio=recipe.keep_ratio, row_tokens=config["data"].get("row_tokens", 4096),
+                    row_frames=config["data"].get("row_frames", 64), devices=machine.devices, per_node=GPUS_PER_NODE,
+                    average=recipe.average is not None)
+    takes = cost(model, trainer, machine, keep_ratio=recipe.keep_ratio,
+                 learned=_reads(model, recipe, total(stage["data"]["datasets"]), stage["passes"]),
+                 validated=Reads(0, 0, 0) if held_out is None else _reads(model, recipe, held_out, held_out["times"]))
+    return {"memory": {**needed._asdict(), "total": needed.total}, "fits": needed.total <= SPARE * machine.memory,
+            **takes._asdict(), "devices": machine.devices, "used": machine.used}
+
+
+def _reads(model: AuroraModel, recipe: Recipe, once: Mapping[str, float], times: float) -> Reads:
+    size = model.vision.prepare.size
+    frames, positions = times * once["frames"], times * once["tokens"]
+    return Reads(frames, positions, max(0.0, positions - frames * model.layout(recipe.keep_ratio).tokens(size, size)))
+
+
+def total(reads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several datasets take together; bytes are unknown when those of one are."""
+    sums: dict[str, Any] = {key: sum(read[key] for read in reads) for key in ("samples", "visits", "tokens", "frames")}
+    sizes = [read["bytes"] for read in reads]
+    return {**sums, "bytes": None if None in sizes else sum(sizes)}

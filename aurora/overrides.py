@@ -1,7 +1,10 @@
-"""Overrides for a saved model: the same `key=value` as in training, on the config that lies in the model's folder."""
+"""Overrides among the words of a command line, and for a saved model: the same `key=value` as in training, on the
+config that lies in the model's folder."""
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -14,6 +17,30 @@ from aurora.errors import AuroraError, suggest
 from aurora.registry import SLOTS
 from aurora.weights.model_folder import DESCRIBED
 
+_OVERRIDE = re.compile(r"(?:[+]{0,2}|~)(?P<root>[a-z_]+)(?:[.@/][\w.@/]*)?(?P<equals>=)?", re.IGNORECASE)
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words that are not overrides, and the overrides: KEY=VALUE, or ~KEY, with a key at the top of the config.
+
+    AuroraError for a key that is nearly one of them: `keep_raito=0.5` is not meant as a question.
+    """
+    others: list[str] = []
+    overrides: list[str] = []
+    known = {path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir()}
+    known |= {str(key) for key in OmegaConf.load(CONFIG_FOLDER / "aurora.yaml")} - {"defaults"} | {"stages"}
+    for word in words:
+        found = _OVERRIDE.match(word)
+        if found is None or not (found["equals"] or word.startswith("~")):
+            others.append(word)
+        elif found["root"] in known:
+            overrides.append(word)
+        elif " " not in word and difflib.get_close_matches(found["root"], known, cutoff=0.7):
+            raise AuroraError(f"{word!r}: the config has no {found['root']!r}.{suggest(found['root'], sorted(known))}")
+        else:
+            others.append(word)
+    return others, overrides
+
 
 def override(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The config with `merge=pool` (another part, with the options of its yaml), `merge.schedule=floor` or
@@ -22,7 +49,7 @@ def override(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise AuroraError(f"{text!r} is no override; an override is key=value, such as keep_ratio=0.5")
+            raise AuroraError(f"{text!r} is not an override; an override is KEY=VALUE, such as keep_ratio=0.5")
         root, *below = key.split(".")
         if root not in DESCRIBED:
             raise AuroraError(f"a saved model has no {root!r} to override.{suggest(root, list(DESCRIBED))}")
@@ -65,5 +92,5 @@ def _parse(text: str, value: str) -> Any:
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise AuroraError(f"{text!r}: the value is no yaml") from error
+        raise AuroraError(f"{text!r}: the value is not valid YAML") from error
     return parsed

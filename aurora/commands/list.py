@@ -5,35 +5,53 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import typer
 
-from aurora.assemble import INJECTED
-from aurora.commands.overriding import configured
+from aurora.commands._options import Json
 from aurora.errors import AuroraError, suggest
-from aurora.registry import SLOTS, Slot
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+    from aurora.registry import Slot
 
 
-def list(options: Namespace) -> int:
-    """One slot, or all."""
-    if options.slot is not None and options.slot not in SLOTS:
-        raise AuroraError(f"no slot named {options.slot!r}.{suggest(options.slot, [*SLOTS])}")
-    slots = [SLOTS[options.slot]] if options.slot else SLOTS.values()
-    described = {slot.name: {name: describe(slot, name) for name in slot.known()} for slot in slots}
-    if options.json:
+def list(
+    *,
+    slot: Annotated[str | None, typer.Argument(metavar="SLOT", help="Show only this one.")] = None,
+    json_output: Json = False,
+) -> None:
+    """List slots, their parts, options and defaults.
+
+    Shows which names a config may give for each slot, and what their options are.
+
+    \b
+    example:
+      aurora list
+      aurora list merge
+    """
+    from rich.console import Console
+
+    from aurora.registry import SLOTS
+
+    if slot is not None and slot not in SLOTS:
+        raise AuroraError(f"no slot named {slot!r}.{suggest(slot, SLOTS)}")
+    slots = [SLOTS[slot]] if slot else SLOTS.values()
+    described = {one.name: {name: _describe(one, name) for name in one.known()} for one in slots}
+    if json_output:
         sys.stdout.write(json.dumps(described, indent=2, default=str) + "\n")
     else:
         Console().print(_table(described))
-    return 0
 
 
-def describe(slot: Slot[Any], name: str) -> dict[str, Any]:
+def _describe(slot: Slot[Any], name: str) -> dict[str, Any]:
     """What a part does and takes. One that cannot be imported says why."""
+    from aurora.assemble import INJECTED
+    from aurora.overrides import configured
+
     try:
         parameters, summary = slot.options(name), (inspect.getdoc(slot.get(name)) or "").partition("\n\n")[0]
     except (AuroraError, ImportError, SyntaxError, AttributeError, NameError, TypeError, OSError) as error:
@@ -50,6 +68,8 @@ def describe(slot: Slot[Any], name: str) -> dict[str, Any]:
 
 
 def _table(described: dict[str, dict[str, Any]]) -> Table:
+    from rich.table import Table
+
     table = Table()
     table.add_column("slot", no_wrap=True)
     table.add_column("part", no_wrap=True)
@@ -57,11 +77,13 @@ def _table(described: dict[str, dict[str, Any]]) -> Table:
     for slot, parts in described.items():
         table.add_section()
         for number, (name, part) in enumerate(parts.items()):
-            table.add_row("" if number else slot, name, _told(part))
+            table.add_row("" if number else slot, name, _summary(part))
     return table
 
 
-def _told(part: dict[str, Any]) -> Text:
+def _summary(part: dict[str, Any]) -> Text:
+    from rich.text import Text
+
     if part["error"] is not None:
         return Text(f"cannot be used: {part['error']}", style="red")
     options = "  ".join(f"{key}={_shown(option)}" for key, option in part["options"].items())
@@ -73,5 +95,7 @@ def _shown(option: dict[str, Any]) -> str:
     value = option.get("configs", option["default"])
     if option["required"] and "configs" not in option:
         return "(required)"
+    import yaml
+
     text: str = yaml.safe_dump(value, default_flow_style=True, width=1000)
     return text.removesuffix("\n...\n").strip()

@@ -1,4 +1,4 @@
-"""Which model a command uses."""
+"""Which model is used: a saved one or one of base weights, with overrides, an adapter and rounding."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from aurora.assemble import base_weights, build_model, load_base_weights
-from aurora.commands.overriding import override
 from aurora.config import load_config
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
+from aurora.overrides import override
 from aurora.weights.adapter_folder import apply_adapter
 from aurora.weights.model_folder import CONFIG_FILE, fill_unsaved_buffers, load_model, read_config
 
