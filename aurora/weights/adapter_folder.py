@@ -27,6 +27,7 @@ from aurora.recipe import Adapters
 from aurora.registry import WEIGHTED_SLOTS, WeightedSlot
 from aurora.weights.adapters import is_lora, is_state, lora_module, merge_adapters
 from aurora.weights.io import open_tensors
+from aurora.weights.loading import load
 from aurora.weights.model_folder import hash_files, part_names
 
 ABOUT_FILE = "adapter.json"
@@ -108,7 +109,7 @@ def _apply_folder(model: AuroraModel, folder: Path, config: ModelConfig, *, any_
     for slot in WEIGHTED_SLOTS:
         part = getattr(model, slot)
         if (folder / slot / WHOLE_FILE).is_file():
-            _fill(part, folder / slot / WHOLE_FILE)
+            load(part, str(folder / slot / WHOLE_FILE))
         if (folder / slot / PEFT_CONFIG_FILE).is_file():
             lora_module().load_lora(part, folder / slot)
         if (folder / slot / STATE_FILE).is_file():
@@ -132,13 +133,3 @@ def _own_weights(part: nn.Module) -> dict[str, Tensor]:
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-
-
-def _fill(part: nn.Module, source: Path) -> None:
-    tensors = open_tensors(source)
-    own = {name: tensor for name, tensor in part.state_dict(keep_vars=True).items() if not is_state(name)}
-    if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in tensors.items()}:
-        raise AuroraError(f"{source} does not fit {type(part).__name__}: other names or shapes of weights")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])

@@ -93,9 +93,9 @@ def _parts(model: AuroraModel, config: ModelConfig) -> str:
     rows = [(slot, config.part(slot)["name"], ", ".join(_options(config.part(slot))),
              f"{counts[slot]:,}" if slot in counts else "") for slot in MODEL_SLOTS]
     state = state_bytes(model.backbone.init_state(1))
-    told = f"{state:,} bytes, whatever the length" if model.backbone.constant_state else "it grows with the length"
+    size = f"{state:,} bytes, whatever the length" if model.backbone.constant_state else "it grows with the length"
     return (f"## Parts\n\n{_table(('slot', 'part', 'options', 'parameters'), rows)}\n"
-            f"{sum(counts.values()):,} parameters in {config.dtype}; state: {told}. Share of the patches kept per "
+            f"{sum(counts.values()):,} parameters in {config.dtype}; state: {size}. Share of the patches kept per "
             f"frame: {config.keep_ratio}.\n")
 
 

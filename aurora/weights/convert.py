@@ -30,8 +30,9 @@ from aurora.weights.io import (
     write_shards,
 )
 from aurora.weights.layouts import Family, Layout, Piece, Shapes, Table, View, looks_like
+from aurora.weights.loading import some
 from aurora.weights.model_folder import CONFIG_FILE, read_config
-from aurora.weights.report import Mapped, Report, some
+from aurora.weights.report import Mapped, Report
 
 CONFIG_JSON = "config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -28,7 +28,7 @@ from aurora.model import AuroraModel
 from aurora.precision import quantize
 from aurora.registry import MODEL_SLOTS, WEIGHTED_SLOTS
 from aurora.weights.io import INDEX_FILE, SINGLE_FILE, open_tensors, read_metadata, weight_files
-from aurora.weights.loading import load_parts
+from aurora.weights.loading import load_parts, mismatches
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = SINGLE_FILE
@@ -200,11 +200,6 @@ def _check_same_model(path: Path, parts: Mapping[str, str], config: ModelConfig,
     for slot, name in part_names(config).items():
         if parts.get(slot, name) != name:
             raise AuroraError(f"{path} holds a model with {slot} {parts[slot]!r}, the config asks for {name!r}")
-    reshaped = [f"{name}: {tuple(found[name].shape)} in the file, {tuple(wanted[name].shape)} in the config"
-                for name in sorted(wanted.keys() & found.keys()) if wanted[name].shape != found[name].shape]
-    for problem, names in (("lacks", sorted(wanted.keys() - found.keys())),
-                           ("has unexpected", sorted(found.keys() - wanted.keys())),
-                           ("has other shapes for", reshaped)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise AuroraError(f"{path} is a checkpoint of another model: it {problem} {'; '.join(names[:3])}{more}")
+    faults = mismatches(wanted, found, listed=3)
+    if faults:
+        raise AuroraError(f"{path} is a checkpoint of another model than its config describes; {faults}")

@@ -116,7 +116,7 @@ def test_the_folder_is_as_small_as_what_was_learned(adapted, folder):
                   if "lora_" in name or "initial_state" in name or name.startswith("connector."))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     assert learned < size < learned + 30_000
-    assert not (folder.parent / "adapter.tmp").exists()
+    assert not list(folder.parent.glob(".adapter*"))
 
 
 def test_the_same_adapter_is_written_as_the_same_bytes(adapted, folder, config):
@@ -181,15 +181,15 @@ def drop(path):
         ("adapter.json", lambda path: path.write_text("{"), r"adapter\.json cannot be read"),
         ("adapter.json", lambda path: path.write_text("{}"), r"adapter\.json cannot be read: KeyError 'parts'"),
         ("adapter.json", lambda path: path.unlink(), r"is not an adapter: .* neither adapter\.json nor "),
-        ("backbone/adapter_model.safetensors", cut, "cannot be read"),
-        ("backbone/adapter_model.safetensors", drop, r"is not an adapter of this RWKV6: .* is missing"),
-        ("backbone/adapter_model.safetensors", lambda path: path.unlink(), "cannot be read"),
+        ("backbone/adapter_model.safetensors", cut, "not a readable safetensors file .* may be truncated"),
+        ("backbone/adapter_model.safetensors", drop, r"is not an adapter of this RWKV6: missing: "),
+        ("backbone/adapter_model.safetensors", lambda path: path.unlink(), "no weights at .*adapter_model"),
         ("backbone/adapter_config.json", lambda path: path.write_text("[]"), "cannot be read"),
-        ("backbone/adapter_config.json", lambda path: path.write_text('{"peft_type": "IA3"}'), "of the kind 'IA3'"),
+        ("backbone/adapter_config.json", lambda path: path.write_text('{"peft_type": "IA3"}'), "of the type 'IA3'"),
         ("backbone/adapter_config.json",
          lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), "target_modules": ["q_proj"]})),
          "is not an adapter of RWKV6: "),
-        ("backbone/state.safetensors", cut, "cannot be read"),
+        ("backbone/state.safetensors", cut, "not a readable safetensors file"),
         ("backbone/state.safetensors", drop, "1 tuned initial states .* do not fit: this backbone has 2 layers"),
         ("connector/weights.safetensors", drop, "does not fit MlpConnector"),
     ],

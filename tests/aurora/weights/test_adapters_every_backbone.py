@@ -199,7 +199,7 @@ def test_fast_forms_read_what_was_merged_and_tuned(plain):
             randomise(backbone)
             randomise(fast)
         wanted = logits(backbone)
-        add_lora(fast, Lora(rank=2, alpha=3.0), find_targets("t", fast, r".*"))
+        add_lora(fast, find_targets("t", fast, r".*"), rank=2, alpha=3.0)
         for name, layer in lora_layers(fast).items():
             for key, parameter in layer.named_parameters():
                 if "lora_" in key:
