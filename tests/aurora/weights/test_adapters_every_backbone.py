@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 
-from aurora.recipe import Lora
 from aurora.registry import BACKBONE
 from aurora.testing.backbone import LENGTHS, VOCAB, bounds, build, row
 from aurora.types import map_state
