@@ -202,11 +202,14 @@ def _end_with_parent() -> None:
 def _usage(error: typer.TyperException) -> str:
     """What is wrong with the command line, and where its help is."""
     context = getattr(error, "ctx", None)
-    called = "aurora" if context is None else context.command_path
-    message, near = f"`{called}`: {error.format_message()}", getattr(error, "possibilities", None)
+    called = "aurora COMMAND" if context is None else context.command_path
+    message, near = error.format_message().rstrip("."), getattr(error, "possibilities", None)
     extra = re.search(r"unexpected extra argument.*?\((\S+=.*)\)", message)
-    if near:
-        message = f"`{called}`: {error.message}. Did you mean {near[0]!r}?"
+    found = getattr(error.__cause__, "errors", list)()  # pydantic's, which may leave out what was given
+    if found and repr(found[0]["input"]) not in message:
+        message += f", not {found[0]['input']!r}"
+    elif near:
+        message = f"{error.message}. Did you mean {near[0]!r}?"
     elif extra:
         message = f"`{called}` takes no overrides, but was given {extra[1]!r}"
     return f"{message} (see `{called} --help`)"

@@ -55,7 +55,8 @@ def answers(folder: Path, data: Path) -> Iterator[str]:
     for question in read_questions(data):
         videos[question.video].append(question)
     for name, way in WAYS.items():
-        model, config = load_model(folder, overrides={"quantize": None, **way})
+        ways = [f"{key}={value}" for key, value in way.items()]
+        model, config = load_model(folder, overrides=["quantize=null", *ways])
         session, losses = Session.from_config(model, config), []
         for video, questions in videos.items():
             session.watch(data / video)

@@ -53,7 +53,7 @@ def convert(
 
     \b
     example:
-      aurora convert RWKV-x060-World-1B6.pth finch --backbone rwkv6 --to fla --dtype bfloat16
+      aurora convert RWKV-x060-World-1B6.pth finch --backbone rwkv6 --to fla
       aurora convert finch finch.pth --backbone rwkv6
       aurora convert runs/demo/language_video/model tower --vision siglip
     """

@@ -41,7 +41,8 @@ def eval(
 
     \b
     example:
-      aurora eval --model runs/demo/language_video/model --data data/blocks/heldout keep_ratio=0.5
+      aurora eval --model runs/demo/language_video/model \\
+        --data data/blocks/heldout keep_ratio=0.5
     """
     from rich.console import Console
     from rich.progress import Progress

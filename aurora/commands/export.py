@@ -45,7 +45,8 @@ def export(
 
     \b
     example:
-      aurora export runs/demo/language_video/model exports/blocks --license apache-2.0
+      aurora export runs/demo/language_video/model exports/blocks \\
+        --license apache-2.0
       aurora export --from-parts exports/untrained dtype=bfloat16 \\
         base_weights.vision.siglip=siglip-large-patch16-384 \\
         base_weights.backbone.rwkv6=RWKV-x060-World-1B6-v2.1-20240328-ctx4096.pth
@@ -56,7 +57,7 @@ def export(
 
     folders, overrides = split_overrides(words)
     if len(folders) != (1 if from_parts else 2):
-        raise AuroraError(f"{len(folders)} folders were given; give MODEL_FOLDER TARGET, or --from-parts TARGET")
+        raise AuroraError(f"{' '.join(folders)}: give MODEL_FOLDER TARGET, or --from-parts TARGET")
     if overrides and not from_parts:
         raise AuroraError(f"{overrides[0]!r} goes with --from-parts; a saved model is exported as it is")
     target, shard_bytes = Path(folders[-1]), size_in_bytes(shard_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from aurora.assemble import build_reader
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.inference.generation import Generation, complete, stream
 from aurora.inference.reading import (
@@ -26,14 +26,13 @@ from aurora.inference.reading import (
     read_texts,
     tokenize,
 )
-from aurora.inference.visuals import frames_of, sampling_from
+from aurora.inference.visuals import frames_of
 from aurora.interfaces import Sampling, Turn, VideoReader
 from aurora.model import AuroraModel
+from aurora.registry import READER
 from aurora.types import State
 
 log = logging.getLogger(__name__)
-
-DEFAULT_READER = {"name": "pyav"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Session:
             log.info("the modules of the backbone are called: %s", self.runner.reason)
         self.layout = model.layout(keep_ratio)
         self.sampling = sampling or Sampling(fps=1.0)
-        self.reader = reader or build_reader({"reader": DEFAULT_READER})
+        self.reader = reader or READER.build({"name": "pyav"})
         self.frames_per_chunk = frames_per_chunk
         self.on_frame = on_frame
         self.sources: tuple[str, ...] = ()
@@ -78,10 +77,9 @@ class Session:
         self.seen: Seen | None = None
 
     @classmethod
-    def from_config(cls, model: AuroraModel, config: Mapping[str, Any], **options: Any) -> Session:
+    def from_config(cls, model: AuroraModel, config: ModelConfig, **options: Any) -> Session:
         """A session with the keep ratio, the sampling and the reader of a config."""
-        reader = build_reader({"reader": config.get("reader", DEFAULT_READER)})
-        return cls(model, keep_ratio=config.get("keep_ratio", 0.1), sampling=sampling_from(config), reader=reader,
+        return cls(model, keep_ratio=config.keep_ratio, sampling=config.sampling, reader=READER.build(config.reader),
                    **options)
 
     def watch(self, *sources: str | Path) -> None:

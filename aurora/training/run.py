@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
@@ -38,7 +39,6 @@ from aurora.training.module import AuroraModule
 from aurora.training.parallel import agreed, leave, local_devices
 from aurora.training.precision import in_dtype, require_bfloat16
 from aurora.training.recipe import (
-    check_average,
     check_datasets,
     check_rows,
     check_seed,
@@ -133,7 +133,6 @@ def plan_stages(config: Mapping[str, Any], place: Place | None = None, *, worlds
         given = config.get("init_from") if name == names[0] else None
         start = given or _model_before(config["run"], name, recipes[name].after, names)
         _check_start(config, given, start)
-        check_average(name, recipes[name], options)
         stages.append(Stage(name, config, recipes[name], options, StageFolder(config["run"], name), start, place))
         _check_merge(stages[-1])
     return stages
@@ -271,10 +270,10 @@ def _save(stage: Stage, weights: dict[str, Tensor], now: Fingerprint) -> None:
     model.backbone.start_like({name: tensor.shape for name, tensor in weights.items()})
     model.load_state_dict(weights, assign=True)
     if stage.recipe.adapters:
-        save_adapter(model, stage.folder.path / ADAPTER_FOLDER, config=stage.config, adapters=stage.recipe.adapters,
-                     trained=stage.recipe.trained, start=stage.start or "base weights")
+        save_adapter(model, stage.folder.path / ADAPTER_FOLDER, config=ModelConfig.parse(stage.config),
+                     adapters=stage.recipe.adapters, trained=stage.recipe.trained, start=stage.start or "base weights")
         merge_adapters(model)
-    save_model(model, stage.config, stage.folder.model)
+    save_model(model, ModelConfig.parse(stage.config), stage.folder.model)
     stage.folder.finish(now)
 
 

@@ -13,18 +13,19 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aurora.assemble import WEIGHTED_SLOTS
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.files import replacing
 from aurora.interfaces import Backbone
 from aurora.model import AuroraModel
-from aurora.weights.adapters import Adapters, is_lora, is_state, lora_module, merge_adapters
+from aurora.recipe import Adapters
+from aurora.registry import WEIGHTED_SLOTS, WeightedSlot
+from aurora.weights.adapters import is_lora, is_state, lora_module, merge_adapters
 from aurora.weights.io import open_tensors
 from aurora.weights.loading import load
 from aurora.weights.model_folder import hash_files, part_names
@@ -36,8 +37,8 @@ WHOLE_FILE = "weights.safetensors"
 SAMPLES = 1024
 
 
-def save_adapter(model: AuroraModel, folder: Path, *, config: Mapping[str, Any], adapters: Adapters,
-                 trained: Sequence[str], start: str) -> None:
+def save_adapter(model: AuroraModel, folder: Path, *, config: ModelConfig, adapters: Adapters,
+                 trained: Sequence[WeightedSlot], start: str) -> None:
     """Writes what a stage has learned, before its LoRAs are merged; readers see the old or the new folder."""
     about = {
         "parts": part_names(config),
@@ -57,7 +58,7 @@ def save_adapter(model: AuroraModel, folder: Path, *, config: Mapping[str, Any],
         (place / ABOUT_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
-def apply_adapter(model: AuroraModel, path: str | Path, config: Mapping[str, Any], *, any_base: bool = False) -> None:
+def apply_adapter(model: AuroraModel, path: str | Path, config: ModelConfig, *, any_base: bool = False) -> None:
     """Changes a base model by an adapter, merged: a folder that training wrote, a folder of `peft` for the backbone,
     or a file with a tuned initial state in the layout of the backbone's makers.
 
@@ -95,7 +96,7 @@ def base_hash(part: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _apply_folder(model: AuroraModel, folder: Path, config: Mapping[str, Any], *, any_base: bool) -> None:
+def _apply_folder(model: AuroraModel, folder: Path, config: ModelConfig, *, any_base: bool) -> None:
     parts, base = _about(folder)
     for slot, name in part_names(config).items():
         if parts.get(slot, name) != name:

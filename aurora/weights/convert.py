@@ -116,7 +116,7 @@ def open_source(path: Path, family: Family) -> Source:
 
 
 def _open_model(path: Path, family: Family) -> Source:
-    config = read_config(path)[family.slot]
+    config = read_config(path).part(family.slot)
     if config["name"] != family.part:
         raise AuroraError(f"{path} is a model with {family.slot} {config['name']!r}, not {family.part!r}")
     prefix = f"{family.slot}."

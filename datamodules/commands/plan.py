@@ -81,14 +81,15 @@ def plan(
       aurora plan --published
       aurora plan data.root=data stage=vision
       aurora plan experiment=blocks data.root=data/blocks --json
-      aurora plan --published experiment=auroralong --gpu H100 --gpus 8 --price 2.5
+      aurora plan --published experiment=auroralong --gpu H100 \\
+        --gpus 8 --price 2.5
     """
     from aurora.config import load_config
 
     from ._plan_stages import against_paper, decode_core_hours, plan_stages
     from ._plan_tables import show
 
-    config, machine = load_config(overrides), gpus.hardware()
+    config, machine = load_config(*overrides), gpus.hardware()
     for name, rate in (("--image-rate", image_rate), ("--video-rate", video_rate)):
         if not 0 < rate < math.inf:
             raise AuroraError(f"{name} {rate} must be above 0")

@@ -53,10 +53,10 @@ def test_weights_rounded_while_they_are_read_are_those_rounded_afterwards(backbo
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_saved_model_is_rounded_while_it_is_read(model_folder, dtype) -> None:
-    early, config = load_model(model_folder, overrides={"dtype": dtype, "quantize": "int8"})
-    late, _ = load_model(model_folder, overrides={"dtype": dtype})
+    early, config = load_model(model_folder, overrides=[f"dtype={dtype}", "quantize=int8"])
+    late, _ = load_model(model_folder, overrides=[f"dtype={dtype}"])
     late.backbone.quantize("int8")
-    assert config["quantize"] == "int8"
+    assert config.quantize == "int8"
     assert_same(early, late)
 
 
@@ -84,7 +84,7 @@ def test_base_weights_are_rounded_while_they_are_read(backbone, tmp_path) -> Non
                  f"base_weights.backbone.rwkv6={tmp_path / 'base.pth'}"]
     early, config, sources = random_model([*overrides, "quantize=int8"])
     saved, _, _ = random_model([*overrides, "quantize=int8"], rounded=False)
-    assert sources["backbone"].endswith("base.pth") and config["quantize"] == "int8"
+    assert sources["backbone"].endswith("base.pth") and config.quantize == "int8"
     assert_same(saved.backbone, backbone)
     backbone.quantize("int8")
     assert_same(early.backbone, backbone)
@@ -95,4 +95,4 @@ def test_base_weights_are_rounded_while_they_are_read(backbone, tmp_path) -> Non
 def test_an_unknown_rounding_is_refused_before_weights_are_read(model_folder, tmp_path, kind) -> None:
     (tmp_path / "config.yaml").write_bytes((model_folder / "config.yaml").read_bytes())
     with pytest.raises(AuroraError, match=r"quantize .* is unknown"):
-        load_model(tmp_path, overrides={"quantize": kind})
+        load_model(tmp_path, overrides=[f"quantize={kind}"])

@@ -16,6 +16,7 @@ from tiny_training import tiny_config
 from together import fork
 
 from aurora.assemble import build_model
+from aurora.config import ModelConfig
 from aurora.registry import BACKBONE
 from aurora.training.blocks import recompute_blocks
 from aurora.training.parallel import with_agreed_frames
@@ -27,7 +28,7 @@ def model_of(backbone):
     torch.manual_seed(0)
     config = tiny_config("run")
     config["backbone"] = {**config["backbone"], "name": backbone}
-    model = build_model(config)
+    model = build_model(ModelConfig.parse(config))
     model.backbone.tune_state("state")
     with torch.no_grad():
         for parameter in model.parameters():

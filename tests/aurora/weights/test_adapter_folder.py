@@ -11,14 +11,15 @@ from aurora.errors import AuroraError
 from aurora.inference.models import saved_model
 from aurora.inference.reading import blank, read_texts
 from aurora.interfaces import Backbone
+from aurora.recipe import Lora, SlotAdapters, TunedState
 from aurora.weights.adapter_folder import adapter_hash, apply_adapter, base_hash, save_adapter
-from aurora.weights.adapters import attach_adapters, merge_adapters, read_adapters
+from aurora.weights.adapters import attach_adapters, merge_adapters
 from aurora.weights.model_folder import load_model, save_model
 
-ADAPTERS = read_adapters("a", {
-    "backbone": {"lora": {"rank": 3, "alpha": 5, "targets": ["key", "head"]}, "state": {}},
-    "vision": {"lora": {"rank": 2}},
-}, ["connector"])
+ADAPTERS = {
+    "backbone": SlotAdapters(Lora(rank=3, alpha=5, targets=["key", "head"]), TunedState()),
+    "vision": SlotAdapters(Lora(rank=2)),
+}
 BOUNDS = torch.tensor([0, 5, 9])
 
 
@@ -61,11 +62,11 @@ def test_an_applied_adapter_computes_what_was_trained(model, adapted, folder, co
 
 def test_a_lora_is_merged_before_matrices_are_rounded(model, folder, config, tmp_path):
     save_model(model, config, tmp_path / "model")
-    found, told = saved_model(tmp_path / "model", ["quantize=int8"], adapter=str(folder))
+    found, changed = saved_model(tmp_path / "model", ["quantize=int8"], adapter=str(folder))
     expected = copy.deepcopy(model)
     apply_adapter(expected, folder, config)
     expected.backbone.quantize("int8")
-    assert told["quantize"] == "int8"
+    assert changed.quantize == "int8"
     for name, tensor in expected.backbone.state_dict().items():
         assert torch.equal(found.backbone.state_dict()[name], tensor), name
 
