@@ -20,12 +20,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from aurora.training.flops import forward_flops, training_flops
+from aurora.training.recipe import Recipe, read_recipes
+
 from aurora.assemble import build_model
 from aurora.config import ModelConfig, load_config
 from aurora.model import AuroraModel
-from aurora.training.flops import forward_flops, training_flops
 from aurora.training.optim import choose_learned
-from aurora.training.recipe import Recipe, read_recipes
 
 
 @dataclass(frozen=True)

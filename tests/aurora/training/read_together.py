@@ -11,6 +11,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from aurora.training.blocks import recompute_blocks
+from aurora.training.parallel import with_agreed_frames
+from aurora.training.sequence import Neighbours, read_together
 from test_pieces import RECURRENT, long_row
 from tiny_training import tiny_config
 from together import fork
@@ -18,9 +21,6 @@ from together import fork
 from aurora.assemble import build_model
 from aurora.config import ModelConfig
 from aurora.registry import BACKBONE
-from aurora.training.blocks import recompute_blocks
-from aurora.training.parallel import with_agreed_frames
-from aurora.training.sequence import Neighbours, read_together
 
 
 def model_of(backbone):

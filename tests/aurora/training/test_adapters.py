@@ -4,6 +4,9 @@ from collections import Counter
 
 import pytest
 import torch
+from aurora.training.checkpoints import checkpoint_at
+from aurora.training.recipe import TrainerOptions, read_recipe
+from aurora.training.sharding import shard
 from safetensors.torch import load_file
 from tiny_training import MadeRows, curve, tiny_config
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
@@ -11,11 +14,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from aurora.assemble import build_model
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
-from aurora.training.checkpoints import checkpoint_at
 from aurora.training.optim import choose_learned, parameter_groups
-from aurora.training.recipe import TrainerOptions, read_recipe
 from aurora.training.run import train
-from aurora.training.sharding import shard
 from aurora.weights.adapters import attach_adapters
 from aurora.weights.model_folder import load_model, save_model
 

@@ -3,9 +3,9 @@ import resource
 import signal
 
 import pytest
+from aurora.training.logs import CURVE_FILE, CsvLogger, build_loggers, read_curve
 
 from aurora.errors import AuroraError
-from aurora.training.logs import CURVE_FILE, CsvLogger, build_loggers, read_curve
 
 
 def steps(folder):

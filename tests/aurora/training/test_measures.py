@@ -3,16 +3,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from aurora.training.average import Average
+from aurora.training.logs import read_curve
+from aurora.training.measures import Noise, gradient_norms, total_norm
+from aurora.training.recipe import read_recipe
 from tiny_training import MadeRows, curve, tiny_config
 
 from aurora.assemble import build_model
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
-from aurora.training.average import Average
-from aurora.training.logs import read_curve
-from aurora.training.measures import Noise, gradient_norms, total_norm
 from aurora.training.optim import parameter_groups
-from aurora.training.recipe import read_recipe
 from aurora.training.run import train
 from aurora.weights.model_folder import load_model
 

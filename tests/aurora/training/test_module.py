@@ -3,19 +3,19 @@ import copy
 import pytest
 import torch
 import yaml
+from aurora.training.checkpoints import newest_checkpoint
+from aurora.training.logs import read_curve
+from aurora.training.recipe import read_recipe
+from aurora.training.schedule import lr_factor
 from safetensors.torch import load_file
 from tiny_training import MadeRows, curve, tiny_config
 
 from aurora.assemble import build_model
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
-from aurora.training.checkpoints import newest_checkpoint
-from aurora.training.logs import read_curve
 from aurora.training.module import AuroraModule
 from aurora.training.optim import freeze_untrained, parameter_groups
-from aurora.training.recipe import read_recipe
 from aurora.training.run import train
-from aurora.training.schedule import lr_factor
 from aurora.weights.model_folder import load_model
 
 

@@ -1,10 +1,10 @@
 import torch
+from aurora.training.blocks import blocks
 from tiny_training import MadeRows, tiny_config
 
 from aurora.assemble import build_model
 from aurora.config import ModelConfig
 from aurora.training import parallel
-from aurora.training.blocks import blocks
 
 
 def test_a_blank_frame_changes_neither_loss_nor_gradient(monkeypatch):

@@ -5,13 +5,13 @@ import shutil
 import pytest
 import torch
 import yaml
+from aurora.training.estimate import disk
+from aurora.training.folder import StageFolder, fingerprint
+from aurora.training.start import skeleton
 from tiny_training import MadeRows, curve, tiny_config
 
 from aurora.errors import AuroraError
-from aurora.training.estimate import disk
-from aurora.training.folder import StageFolder, fingerprint
 from aurora.training.run import plan_stages, train
-from aurora.training.start import skeleton
 
 
 def config_for(run, **changes):

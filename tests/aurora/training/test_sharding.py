@@ -4,6 +4,10 @@ from collections import Counter
 import pytest
 import torch
 import torch.distributed as dist
+from aurora.training.blocks import compile_blocks, recompute_blocks, recompute_cheap
+from aurora.training.flat import Flat, flatten
+from aurora.training.recipe import TrainerOptions, check_rows, read_options, read_recipe
+from aurora.training.sharding import Sharded, build_strategy, shard
 from tiny_training import MadeRows, curve, tiny_config, train_together
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -12,12 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from aurora.assemble import build_model
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
-from aurora.training.blocks import compile_blocks, recompute_blocks, recompute_cheap
-from aurora.training.flat import Flat, flatten
 from aurora.training.optim import build_optimizer, choose_learned, parameter_groups
-from aurora.training.recipe import TrainerOptions, check_rows, read_options, read_recipe
 from aurora.training.run import plan_stages, train
-from aurora.training.sharding import Sharded, build_strategy, shard
 from aurora.weights.model_folder import load_model
 
 STEPS = 3

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from aurora.training.logs import read_curve
+from aurora.training.recipe import read_recipe
+from aurora.training.watchdog import HUNG_EXIT
 from test_real_data import config_for, sample
 from tiny_training import HELD_OUT, MadeRows, exit_codes, start, start_ranks, tiny_config, train_together
 
 from aurora.config import load_config
 from aurora.errors import AuroraError
-from aurora.training.logs import read_curve
-from aurora.training.recipe import read_recipe
 from aurora.training.run import plan_stages, train
-from aurora.training.watchdog import HUNG_EXIT
 from aurora.weights.model_folder import load_model
 from datamodules.shards.format import ShardSample
 from datamodules.shards.writing import write_shards

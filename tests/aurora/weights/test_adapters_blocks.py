@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
+from aurora.training.logs import read_curve
 
 from aurora.assemble import build_model, load_base_weights
 from aurora.cli import main
 from aurora.config import load_config
-from aurora.training.logs import read_curve
 from aurora.weights.model_folder import load_model, save_model
 from datamodules.blocks.build import build
 

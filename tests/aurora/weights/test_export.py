@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from aurora.training.folder import fingerprint
 
 from aurora.cli import main
 from aurora.errors import AuroraError
-from aurora.training.folder import fingerprint
 from aurora.weights.model_folder import load_model, model_hash, save_model, weight_paths
 
 
