@@ -106,7 +106,8 @@ def ask(
 
     \b
     example:
-      aurora ask clip.mp4 "What colour is it?" --model runs/demo/language_video/model
+      aurora ask clip.mp4 "What colour is the ball?" \\
+        --model runs/demo/language_video/model
       aurora ask clip.mp4 "Where does it go?" --option left --option right
       aurora ask one.jpg "What changed?" --with two.jpg
       aurora ask clip.mp4 "What is it?" --random-weights --frames 8 dtype=bfloat16
