@@ -21,12 +21,12 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from aurora.bench.readers import load_backbone
 from aurora.bench.weights import FULL
-from aurora.checkpoint import load_model
 from aurora.evaluation.questions import Question, read_questions
 from aurora.inference.reading import Memory, fork
 from aurora.inference.session import Session
 from aurora.interfaces import Backbone, Text, Turn
 from aurora.model import AuroraModel
+from aurora.weights.model_folder import load_model
 
 WAYS = {"float32": {"dtype": "float32"}, "bfloat16": {"dtype": "bfloat16"},
         "float32 + int8": {"dtype": "float32", "quantize": "int8"},
@@ -55,7 +55,8 @@ def answers(folder: Path, data: Path) -> Iterator[str]:
     for question in read_questions(data):
         videos[question.video].append(question)
     for name, way in WAYS.items():
-        model, config = load_model(folder, overrides={"quantize": None, **way})
+        ways = [f"{key}={value}" for key, value in way.items()]
+        model, config = load_model(folder, overrides=["quantize=null", *ways])
         session, losses = Session.from_config(model, config), []
         for video, questions in videos.items():
             session.watch(data / video)

@@ -18,13 +18,14 @@ from torch import Tensor, tensor
 from aurora.assemble import WEIGHTED_SLOTS
 from aurora.bench.case import Settings
 from aurora.bench.timing import Work
-from aurora.checkpoint import save_model
+from aurora.config import ModelConfig
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
 from aurora.registry import DATA
 from aurora.training.module import AuroraModule
 from aurora.training.run import train
 from aurora.types import PackedBatch
+from aurora.weights.model_folder import save_model
 
 CHECKPOINT_EVERY = 10
 NAME = "bench_turns"
@@ -69,7 +70,7 @@ class Turns(L.LightningDataModule, DataModule):  # type: ignore[misc]
 def trained(settings: Settings, model: AuroraModel, config: Mapping[str, Any], batch: PackedBatch) -> Work:
     """One step of `aurora train` from these weights; gives its loss and the norm of each slot's gradient."""
     folder = settings.folder / "overhead"
-    save_model(model, config, folder / "start")
+    save_model(model, ModelConfig.parse(config), folder / "start")
     if NAME not in DATA.known():
         DATA.add(NAME, Turns)
     Turns.batch = batch

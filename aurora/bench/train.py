@@ -19,6 +19,7 @@ from aurora.bench.ceilings import Cost
 from aurora.bench.timing import Work
 from aurora.bench.towers import TowerSize
 from aurora.bench.weights import Size
+from aurora.config import ModelConfig
 from aurora.model import AuroraModel
 from aurora.training.blocks import recompute_blocks
 from aurora.types import IGNORE, Frames, PackedBatch
@@ -135,7 +136,7 @@ def _model(settings: Settings, size: TrainSize, dtype: str) -> AuroraModel:
     """The same weights in every dtype."""
     torch.manual_seed(0)
     with torch.device(settings.device):
-        model = build_model(size.config("float32"))
+        model = build_model(ModelConfig.parse(size.config("float32")))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=SPREAD)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,6 +13,7 @@ from aurora.commands._options import Adapter, Device, ModelFolder
 from aurora.errors import AuroraError
 
 if TYPE_CHECKING:
+    from aurora.config import ModelConfig
     from aurora.inference.generation import Generation
     from aurora.model import AuroraModel
 
@@ -147,7 +148,7 @@ def answer_each(
 
 
 def _load(model: Model, adapter: Adapter, device: Device, overrides: Sequence[str]
-          ) -> tuple[AuroraModel, dict[str, Any]]:
+          ) -> tuple[AuroraModel, ModelConfig]:
     from aurora.inference.models import model_folder, random_model, saved_model
 
     options = {**vars(adapter), **vars(device)}

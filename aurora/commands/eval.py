@@ -47,13 +47,13 @@ def eval(
     from rich.console import Console
     from rich.progress import Progress
 
-    from aurora.adapters.folder import adapter_hash
-    from aurora.checkpoint import model_hash
     from aurora.evaluation.questions import read_questions
     from aurora.evaluation.report import render
     from aurora.evaluation.run import RESULT_FILE, Protocol, evaluate
     from aurora.inference.generation import Generation
     from aurora.inference.models import model_folder, saved_model
+    from aurora.weights.adapter_folder import adapter_hash
+    from aurora.weights.model_folder import model_hash
 
     if parallel < 1:
         raise AuroraError(f"--parallel {parallel} reads nothing; give 1 or more")

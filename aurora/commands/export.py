@@ -51,9 +51,9 @@ def export(
         base_weights.vision.siglip=siglip-large-patch16-384 \\
         base_weights.backbone.rwkv6=RWKV-x060-World-1B6-v2.1-20240328-ctx4096.pth
     """
-    from aurora.conversion.export import export as run
-    from aurora.conversion.replacing import require_free
+    from aurora.files import require_free
     from aurora.overrides import split_overrides
+    from aurora.weights.export import export as run
 
     folders, overrides = split_overrides(words)
     if len(folders) != (1 if from_parts else 2):
@@ -65,7 +65,7 @@ def export(
     saved = None if from_parts else Path(folders[0])
     with _model(saved, overrides, target) as (folder, sources), show_bytes("writing") as tick:
         run(folder, target, name=name, licence=license, dtype=dtype, results=results, sources=sources, force=force,
-            shard_bytes=shard_bytes, told=tick)
+            shard_bytes=shard_bytes, progress=tick)
     sys.stdout.write(f"written to {target}\n")
 
 
@@ -74,9 +74,9 @@ def _model(folder: Path | None, overrides: Sequence[str], target: Path
            ) -> Iterator[tuple[Path, Mapping[str, str] | None]]:
     """The model's folder and, of a model of base weights, their sources. Of a checkpoint or of base weights a folder is
     made, which is there for as long as it is needed."""
-    from aurora.checkpoint import save_model
     from aurora.inference.models import random_model
     from aurora.training.restored import is_checkpoint, restored_model
+    from aurora.weights.model_folder import save_model
 
     if folder is None:
         model, config, sources = random_model(overrides, rounded=False)

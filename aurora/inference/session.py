@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from aurora.assemble import build_reader
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.inference.generation import Generation, complete, stream
 from aurora.inference.reading import (
@@ -25,12 +25,11 @@ from aurora.inference.reading import (
     read_texts,
     tokenize,
 )
-from aurora.inference.visuals import frames_of, sampling_from
+from aurora.inference.visuals import frames_of
 from aurora.interfaces import Sampling, Turn, VideoReader
 from aurora.model import AuroraModel
+from aurora.registry import READER
 from aurora.types import State
-
-DEFAULT_READER = {"name": "pyav"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Session:
         self.model = model
         self.layout = model.layout(keep_ratio)
         self.sampling = sampling or Sampling(fps=1.0)
-        self.reader = reader or build_reader({"reader": DEFAULT_READER})
+        self.reader = reader or READER.build({"name": "pyav"})
         self.frames_per_chunk = frames_per_chunk
         self.on_frame = on_frame
         self.sources: tuple[str, ...] = ()
@@ -72,10 +71,9 @@ class Session:
         self.seen: Seen | None = None
 
     @classmethod
-    def from_config(cls, model: AuroraModel, config: Mapping[str, Any], **options: Any) -> Session:
+    def from_config(cls, model: AuroraModel, config: ModelConfig, **options: Any) -> Session:
         """A session with the keep ratio, the sampling and the reader of a config."""
-        reader = build_reader({"reader": config.get("reader", DEFAULT_READER)})
-        return cls(model, keep_ratio=config.get("keep_ratio", 0.1), sampling=sampling_from(config), reader=reader,
+        return cls(model, keep_ratio=config.keep_ratio, sampling=config.sampling, reader=READER.build(config.reader),
                    **options)
 
     def watch(self, *sources: str | Path) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from aurora.errors import AuroraError
-from aurora.interfaces import Sampling, VideoReader, check_sampling
-from aurora.options import read_fields
+from aurora.interfaces import Sampling, VideoReader
 from aurora.registry import import_part
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -70,9 +68,3 @@ def check_file(path: str | Path) -> None:
                           else f"{path} is not a regular file")
     if path.stat().st_size == 0:
         raise AuroraError(f"{path} is empty")
-
-
-def sampling_from(config: Mapping[str, Any]) -> Sampling:
-    """The `sampling` of a config. AuroraError unless exactly one of `fps` and `frames` is given."""
-    sampling = read_fields(Sampling, "sampling", config.get("sampling") or {"fps": 1.0})
-    return check_sampling(sampling)

@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aurora.assemble import build_reader
 from aurora.errors import AuroraError
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
-from aurora.registry import DATA, PROMPT
+from aurora.registry import DATA, PROMPT, READER
 from aurora.training.recipe import Recipe
 
 QUARANTINE_FILE = "bad_samples.jsonl"
@@ -24,7 +23,7 @@ def build_data(config: Mapping[str, Any], recipe: Recipe, model: AuroraModel, fo
         "layout": model.layout(recipe.keep_ratio),
         "tokenizer": model.tokenizer,
         "prompt": model.prompt if recipe.prompt is None else PROMPT.build(recipe.prompt),
-        "reader": build_reader(config),
+        "reader": READER.build(config["reader"]),
         "mixture": recipe.mixture,
         "epochs": recipe.epochs,
         "max_steps": recipe.max_steps,

@@ -26,7 +26,6 @@ from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, Sha
 from torch.distributed.fsdp.wrap import CustomPolicy
 from torch.optim import Optimizer
 
-from aurora.adapters.initial_state import tuned_state
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
 from aurora.training.blocks import blocks
@@ -67,7 +66,7 @@ def flatten(model: AuroraModel, strategy: Flat, options: TrainerOptions) -> Auro
     """
     units = {*blocks(model), model.connector}
     _require_one_dtype(model, units)
-    if options.precision == "bf16-gathered" and tuned_state(model.backbone) is not None:
+    if options.precision == "bf16-gathered" and model.backbone.initial_state is not None:
         raise AuroraError("trainer.strategy=fsdp1 with precision=bf16-gathered would gather a tuned initial state as "
                           "bfloat16; trainer.strategy=fsdp leaves it in float32, as does precision=bf16-mixed")
     with warnings.catch_warnings():

@@ -13,11 +13,11 @@ from typing import Any
 import yaml
 
 from aurora.assemble import MODEL_SLOTS, WEIGHTED_SLOTS
-from aurora.checkpoint import CONFIG_FILE, WEIGHTS_FILE, weight_paths
-from aurora.conversion.reading import weight_files
 from aurora.errors import AuroraError
 from aurora.training.checkpoints import CHECKPOINTS
 from aurora.training.logs import CURVE_FILE
+from aurora.weights.io import weight_files
+from aurora.weights.model_folder import CONFIG_FILE, WEIGHTS_FILE, weight_paths
 
 Fingerprint = dict[str, Any]
 READING_ONLY = ("root", "workers", "quarantine", "max_bad_rate", "bad_rate_after", "sample_seconds", "worker_bytes",

@@ -4,38 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
 
-from aurora.errors import AuroraError
-from aurora.options import read_fields
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spike:
-    """A step is a spike when its loss exceeds `factor` times the median of the last `window` steps that were taken.
-
-    `skip` leaves it out; `rollback` also takes the weights of the newest checkpoint, so that the rows since then
-    have taught nothing (arXiv 2204.02311, section 5.1).
-    """
-
-    factor: float
-    window: int = 50
-    action: Literal["skip", "rollback"] = "skip"
-
-
-def read_spike(entry: Mapping[str, Any] | None) -> Spike | None:
-    """`trainer.spike`; None: no step is a spike. AuroraError for anything that makes no sense."""
-    if entry is None:
-        return None
-    spike = read_fields(Spike, "trainer.spike", entry)
-    if spike.factor <= 1:
-        raise AuroraError(f"trainer.spike.factor is {spike.factor}; it must be above 1")
-    if spike.window < 2:
-        raise AuroraError(f"trainer.spike.window is {spike.window}; it must be a whole number ≥ 2")
-    return spike
+from aurora.recipe import Spike
 
 
 class StepGuard:

@@ -7,12 +7,12 @@ from typing import Any
 
 from rich.console import Console
 
-from aurora.adapters.attach import describe_adapters
 from aurora.assemble import WEIGHTED_SLOTS, count_parameters
 from aurora.mixture import Mixture
 from aurora.model import AuroraModel
 from aurora.training.folder import base_paths
 from aurora.training.recipe import Recipe
+from aurora.weights.adapters import describe_adapters
 
 NAMED = 6
 

@@ -19,7 +19,7 @@ from aurora.training.blocks import prepare_blocks
 from aurora.training.checkpoints import CHECKPOINTS, Checkpoint, checkpoint_at
 from aurora.training.flat import Flat, is_flat
 from aurora.training.flops import Arithmetic, forward_flops, peak_flops, training_flops
-from aurora.training.guard import StepGuard, read_spike
+from aurora.training.guard import StepGuard
 from aurora.training.measures import (
     Noise,
     first_rows,
@@ -71,7 +71,7 @@ class AuroraModule(L.LightningModule):
         self.report: StepReport | None = None
         self.measured: dict[str, float] = {}  # of the last step, beside its report
         self.average: Average | None = None
-        self.guard = StepGuard(read_spike(self.options.spike))
+        self.guard = StepGuard(self.options.spike)
         self.loss_scale = build_loss_scale(self.options, config)
         self.changing = False  # true while the optimizer writes: the weights belong to no step then
         self._groups: list[dict[str, Any]] = []  # of the optimizer; there once the model is

@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW
 
-from aurora.adapters.attach import is_state, let_adapters_learn, lr_scale
 from aurora.assemble import WEIGHTED_SLOTS
 from aurora.model import AuroraModel
 from aurora.training.recipe import Recipe
+from aurora.weights.adapters import is_state, let_adapters_learn, lr_scale
 
 
 def choose_learned(model: AuroraModel, recipe: Recipe) -> None:

@@ -7,14 +7,15 @@ from typing import Any
 
 import yaml
 
-from aurora.adapters.attach import merge_adapters
-from aurora.checkpoint import CONFIG_FILE
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
 from aurora.training.checkpoints import Checkpoint, checkpoint_at, is_committed, problem
 from aurora.training.recipe import read_recipe
 from aurora.training.start import starting_model
 from aurora.training.state import AVERAGE, WEIGHTS
+from aurora.weights.adapters import merge_adapters
+from aurora.weights.model_folder import CONFIG_FILE
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -22,7 +23,7 @@ def is_checkpoint(folder: Path) -> bool:
     return folder.name.startswith("step-") and is_committed(folder)
 
 
-def restored_model(folder: Path) -> tuple[AuroraModel, dict[str, Any]]:
+def restored_model(folder: Path) -> tuple[AuroraModel, ModelConfig]:
     """The model after the steps of a checkpoint, and its config: with the average of its weights where one was kept,
     its adapters merged.
 
@@ -39,7 +40,7 @@ def restored_model(folder: Path) -> tuple[AuroraModel, dict[str, Any]]:
     _fill(model, checkpoint)
     if recipe.adapters:
         merge_adapters(model)
-    return model, config
+    return model, ModelConfig.parse(config)
 
 
 def _fill(model: AuroraModel, checkpoint: Checkpoint) -> None:

@@ -14,11 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
-from aurora.adapters.attach import merge_adapters
-from aurora.adapters.folder import save_adapter
-from aurora.adapters.initial_state import start_like
-from aurora.checkpoint import read_config, save_model
-from aurora.conversion.reading import weight_files
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
@@ -43,7 +39,6 @@ from aurora.training.module import AuroraModule
 from aurora.training.parallel import agreed, leave, local_devices
 from aurora.training.precision import in_dtype, require_bfloat16
 from aurora.training.recipe import (
-    check_average,
     check_datasets,
     check_rows,
     check_seed,
@@ -59,6 +54,10 @@ from aurora.training.trainer import quiet_lightning
 from aurora.training.user_callbacks import check_callbacks
 from aurora.training.validation import VALIDATION
 from aurora.training.watchdog import STACKS
+from aurora.weights.adapter_folder import save_adapter
+from aurora.weights.adapters import merge_adapters
+from aurora.weights.io import weight_files
+from aurora.weights.model_folder import read_config, save_model
 
 ADAPTER_FOLDER = "adapter"
 
@@ -134,7 +133,6 @@ def plan_stages(config: Mapping[str, Any], place: Place | None = None, *, worlds
         given = config.get("init_from") if name == names[0] else None
         start = given or _model_before(config["run"], name, recipes[name].after, names)
         _check_start(config, given, start)
-        check_average(name, recipes[name], options)
         stages.append(Stage(name, config, recipes[name], options, StageFolder(config["run"], name), start, place))
         _check_merge(stages[-1])
     return stages
@@ -269,13 +267,13 @@ def _save(stage: Stage, weights: dict[str, Tensor], now: Fingerprint) -> None:
     the model is the one it is used with, not the stage's."""
     stage.folder.path.mkdir(parents=True, exist_ok=True)
     model = skeleton(stage.config, stage.name, stage.recipe)
-    start_like(model.backbone, {name: tensor.shape for name, tensor in weights.items()})
+    model.backbone.start_like({name: tensor.shape for name, tensor in weights.items()})
     model.load_state_dict(weights, assign=True)
     if stage.recipe.adapters:
-        save_adapter(model, stage.folder.path / ADAPTER_FOLDER, config=stage.config, adapters=stage.recipe.adapters,
-                     trained=stage.recipe.trained, start=stage.start or "base weights")
+        save_adapter(model, stage.folder.path / ADAPTER_FOLDER, config=ModelConfig.parse(stage.config),
+                     adapters=stage.recipe.adapters, trained=stage.recipe.trained, start=stage.start or "base weights")
         merge_adapters(model)
-    save_model(model, stage.config, stage.folder.model)
+    save_model(model, ModelConfig.parse(stage.config), stage.folder.model)
     stage.folder.finish(now)
 
 

@@ -12,13 +12,13 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from aurora.adapters.attach import sharded_alone
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
 from aurora.training.blocks import blocks
 from aurora.training.flat import Flat, flatten
 from aurora.training.parallel import local_devices, reading, require_devices
 from aurora.training.recipe import TrainerOptions
+from aurora.weights.adapters import sharded_alone
 
 
 class Sharded(ModelParallelStrategy):

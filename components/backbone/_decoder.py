@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from aurora.errors import AuroraError
 from aurora.interfaces import Backbone
 from aurora.types import State
+from aurora.weights.io import open_tensors
+from aurora.weights.loading import fill, write_tensors
 
 from ..kernels.linear import project
-from ._checkpoint import fill, read_tensors, write_tensors
 from ._layers import GatedNorm, Linear, SwiGLU, layer_of, stack_layers
 from ._packing import Row
 
@@ -103,7 +104,7 @@ class Decoder(Backbone):
     def embed(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.embeddings.weight)
 
-    def init_state(self, sequences: int) -> State:
+    def blank_state(self, sequences: int) -> State:
         weight = self.embeddings.weight
         wide = torch.promote_types(weight.dtype, torch.float32)
         return {
@@ -111,8 +112,8 @@ class Decoder(Backbone):
             for name, shape in self.state_shapes.items()
         }
 
-    def forward(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
+    def read(
+        self, x: Tensor, cu_seqlens: Tensor, state: State | None, *, return_state: bool
     ) -> tuple[Tensor, State | None]:
         row = Row.of(cu_seqlens, x.device)
         after = []
@@ -135,7 +136,7 @@ class Decoder(Backbone):
 
     def load_base(self, path: str) -> None:
         """Reads a checkpoint of flash-linear-attention, `.pth` or `.safetensors`."""
-        tensors = {_ours(name): tensor for name, tensor in read_tensors(path).items()}
+        tensors = {_ours(name): tensor for name, tensor in open_tensors(path).items()}
         if "layers.0.attn_norm.weight" not in tensors:
             raise AuroraError(f"{path} is in another layout: it has no model.layers.0.attn_norm.weight. Models of "
                               "flash-linear-attention are read, and what save_base writes")

@@ -13,8 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from aurora.adapters.initial_state import PREFIX as TUNED
-from aurora.adapters.initial_state import InitialState
+from aurora.interfaces import INITIAL_STATE, InitialState
 from aurora.types import State
 
 from ..kernels._native import arguments, library, missing, pointer, threads
@@ -196,7 +195,7 @@ def _fits(model: Any, modules: list[nn.Module]) -> bool:
         and all(
             type(p) is nn.Parameter and p.dtype is model.emb.weight.dtype and p.device.type == "cpu"
             and (p.is_contiguous() or name.endswith("ffn.value.weight"))
-            for name, p in model.named_parameters() if not name.startswith(TUNED)
+            for name, p in model.named_parameters() if not name.startswith(INITIAL_STATE)
         )
         and all(
             b.device.type == "cpu" and (b.dtype is torch.float32 or name.endswith(".weight"))

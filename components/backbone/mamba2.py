@@ -19,11 +19,13 @@ from aurora.errors import AuroraError
 from aurora.interfaces import Backbone
 from aurora.registry import BACKBONE
 from aurora.types import State
+from aurora.weights.io import open_tensors
+from aurora.weights.loading import fill, write_tensors
 
 from ..kernels.ssd import ssd, ssd_step
-from ._checkpoint import fill, read_tensors, write_tensors
 from ._conv import convolve, latest, row_window, step_window
 from ._layers import Linear, check_sizes, layer_of, stack_layers
+from ._layouts_mamba2 import FAMILY
 from ._packing import Row
 
 NORM_EPS = 1e-5
@@ -110,6 +112,7 @@ class Mamba2(Backbone):
     """
 
     block_class = Block
+    layouts = FAMILY
 
     def __init__(
         self,
@@ -159,7 +162,7 @@ class Mamba2(Backbone):
     def embed(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.embeddings.weight)
 
-    def init_state(self, sequences: int) -> State:
+    def blank_state(self, sequences: int) -> State:
         weight = self.embeddings.weight
         dtypes = {"conv": weight.dtype, "ssm": torch.promote_types(weight.dtype, torch.float32)}
         return {
@@ -167,8 +170,8 @@ class Mamba2(Backbone):
             for name, shape in self.state_shapes.items()
         }
 
-    def forward(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
+    def read(
+        self, x: Tensor, cu_seqlens: Tensor, state: State | None, *, return_state: bool
     ) -> tuple[Tensor, State | None]:
         row = Row.of(cu_seqlens, x.device)
         after = []
@@ -192,7 +195,7 @@ class Mamba2(Backbone):
         """Reads the weights of a `Mamba2ForCausalLM` of `transformers`, or of the authors, with tied embeddings."""
         tensors = {
             name.removeprefix("backbone.").replace("embedding.", "embeddings."): tensor
-            for name, tensor in read_tensors(path).items()
+            for name, tensor in open_tensors(path).items()
         }
         head = tensors.pop("lm_head.weight", None)
         if head is not None and not torch.equal(head, tensors.get("embeddings.weight", head[:0])):

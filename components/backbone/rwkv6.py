@@ -14,18 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aurora.adapters.initial_state import PREFIX as TUNED
-from aurora.adapters.initial_state import start_from, tuned_state
 from aurora.errors import AuroraError
-from aurora.interfaces import Backbone
+from aurora.interfaces import INITIAL_STATE, Backbone
 from aurora.registry import BACKBONE
 from aurora.types import State
+from aurora.weights.io import open_tensors
+from aurora.weights.loading import fill, write_tensors
 
 from ..kernels.linear import project
 from ..kernels.wkv6 import wkv6, wkv6_step
 from . import _rwkv6_native
-from ._checkpoint import fill, read_tensors, write_tensors
 from ._layers import Linear, check_sizes, layer_of, stack_layers, with_range
+from ._layouts_rwkv6 import FAMILY
 from ._packing import Row
 from ._rwkv6_init import initialise
 from ._time_state import from_time_states, is_time_state, to_time_states
@@ -172,6 +172,7 @@ class RWKV6(Backbone):
     """RWKV-6 (Finch), a linear RNN whose decay depends on what it reads; defaults are those of the 1.6B model."""
 
     block_class = Block
+    layouts = FAMILY
 
     def __init__(
         self,
@@ -211,7 +212,7 @@ class RWKV6(Backbone):
     def embed(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.emb.weight)
 
-    def init_state(self, sequences: int) -> State:
+    def blank_state(self, sequences: int) -> State:
         weight = self.emb.weight
         shift = (len(self.blocks), sequences, self.hidden_size)
         wkv = (len(self.blocks), sequences, self.hidden_size // self.head_size, self.head_size, self.head_size)
@@ -222,8 +223,8 @@ class RWKV6(Backbone):
             "ffn_shift": weight.new_zeros(shift),
         }
 
-    def forward(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
+    def read(
+        self, x: Tensor, cu_seqlens: Tensor, state: State | None, *, return_state: bool
     ) -> tuple[Tensor, State | None]:
         row = Row.of(cu_seqlens, x.device)
         if _rwkv6_native.plan_of(self, x) is not None:
@@ -251,20 +252,20 @@ class RWKV6(Backbone):
     def load_base(self, path: str) -> None:
         """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`, with or without a tuned initial
         state."""
-        tensors = read_tensors(path)
+        tensors = open_tensors(path)
         tuned = self.import_state({name: tensors.pop(name) for name in [*tensors] if is_time_state(name)})
         fill(self, tensors, path)
         if tuned:
-            start_from(self, tuned)
+            self.start_from(tuned)
 
     def save_base(self, path: str) -> None:
         """Writes what `load_base` reads: `.pth` or `.safetensors` by the ending of the path."""
-        own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(TUNED)}
-        tuned = tuned_state(self)
-        write_tensors(own if tuned is None else own | self.export_state(dict(tuned.named_parameters())), path)
+        own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(INITIAL_STATE)}
+        tuned = {} if self.initial_state is None else self.export_state(self.initial_state.values())
+        write_tensors(own | tuned, path)
 
     def export_state(self, state: State) -> dict[str, Tensor]:
         return to_time_states(state)
 
     def import_state(self, tensors: Mapping[str, Tensor]) -> State:
-        return from_time_states(tensors, self.init_state(1)["wkv"])
+        return from_time_states(tensors, self.blank_state(1)["wkv"])

@@ -18,11 +18,13 @@ from aurora.errors import AuroraError
 from aurora.interfaces import Backbone
 from aurora.registry import BACKBONE
 from aurora.types import State
+from aurora.weights.io import open_tensors
+from aurora.weights.loading import fill, write_tensors
 
 from ..kernels.linear import project
 from ..kernels.wkv7 import wkv7, wkv7_step
-from ._checkpoint import fill, read_tensors, write_tensors
 from ._layers import Linear, check_heads, check_sizes, layer_of, parameter, stack_layers, with_range
+from ._layouts_rwkv7 import FAMILY
 from ._packing import Row
 from ._rwkv7_init import initialise
 
@@ -190,6 +192,7 @@ class RWKV7(Backbone):
     """RWKV-7 (Goose), a linear RNN that overwrites what it holds for a key; defaults are those of the 1.5B model."""
 
     block_class = Block
+    layouts = FAMILY
 
     def __init__(
         self,
@@ -235,7 +238,7 @@ class RWKV7(Backbone):
     def embed(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.emb.weight)
 
-    def init_state(self, sequences: int) -> State:
+    def blank_state(self, sequences: int) -> State:
         weight = self.emb.weight
         shift = (len(self.blocks), sequences, self.hidden_size)
         wkv = (len(self.blocks), sequences, self.hidden_size // self.head_size, self.head_size, self.head_size)
@@ -246,8 +249,8 @@ class RWKV7(Backbone):
             "ffn_shift": weight.new_zeros(shift),
         }
 
-    def forward(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
+    def read(
+        self, x: Tensor, cu_seqlens: Tensor, state: State | None, *, return_state: bool
     ) -> tuple[Tensor, State | None]:
         row = Row.of(cu_seqlens, x.device)
         v_first, after = None, []
@@ -270,7 +273,7 @@ class RWKV7(Backbone):
 
     def load_base(self, path: str) -> None:
         """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`."""
-        tensors = read_tensors(path)
+        tensors = open_tensors(path)
         if "blocks.0.att.r_k" not in tensors:
             older = " but blocks.0.att.time_maa_x, as RWKV-6 has: backbone=rwkv6 reads it"
             raise AuroraError(f"{path} is no RWKV-7 (x070) checkpoint: it has no blocks.0.att.r_k"

@@ -89,7 +89,7 @@ def plan(
     from ._plan_stages import against_paper, decode_core_hours, plan_stages
     from ._plan_tables import show
 
-    config, machine = load_config(overrides), gpus.hardware()
+    config, machine = load_config(*overrides), gpus.hardware()
     for name, rate in (("--image-rate", image_rate), ("--video-rate", video_rate)):
         if not 0 < rate < math.inf:
             raise AuroraError(f"{name} {rate} must be above 0")

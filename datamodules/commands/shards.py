@@ -206,7 +206,7 @@ def _order(source: str, folder: Path, given: Mapping[str, Any], samples_per_shar
 
 def _source(name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The source of a dataset of the catalogue and what is known of it, or a source part by its name."""
-    from aurora.overrides import configured, part
+    from aurora.config import named_part
     from aurora.registry import SOURCE
 
     from ..build.catalogue import known_datasets, load_dataset
@@ -216,17 +216,17 @@ def _source(name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
         dataset = load_dataset(name)
         options = dict(dataset.source)
         about = {key: getattr(dataset, key) for key in ("name", "title", "homepage", "licence")}
-        return {**options, **configured("source", options["name"]), **options}, about
+        return {**options, **named_part("source", options["name"]), **options}, about
     if name in SOURCE.known():
-        return part("source", name), None
+        return named_part("source", name), None
     raise AuroraError(f"no dataset and no source named {name!r}.{suggest(name, [*known, *SOURCE.known()])}")
 
 
 def _executor(name: str, output: Path, given: Mapping[str, Any]) -> Executor:
-    from aurora.overrides import part
+    from aurora.config import named_part
     from aurora.registry import EXECUTOR
 
-    config = {**part("executor", name), **given}
+    config = {**named_part("executor", name), **given}
     if name == "slurm":
         config.setdefault("folder", str(output / ".build"))
     return EXECUTOR.build(config)
@@ -238,12 +238,12 @@ def _counted(given: tuple[str, str] | None) -> Count | None:
         return None
     import yaml
 
-    from aurora.overrides import part
+    from aurora.config import named_part
 
     from ..build.build import Count
 
     tokenizer, prompt = (
-        value if isinstance(value := yaml.safe_load(text), dict) else part(slot, text)
+        value if isinstance(value := yaml.safe_load(text), dict) else named_part(slot, text)
         for slot, text in zip(("tokenizer", "prompt"), given, strict=True))
     return Count(tokenizer, prompt)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aurora.checkpoint import load_model
-from aurora.conversion import loading
 from aurora.errors import AuroraError
 from aurora.inference.models import random_model
 from aurora.precision import quantize
 from aurora.registry import BACKBONE
+from aurora.weights import loading
+from aurora.weights.model_folder import load_model
 from components.backbone._layers import Linear
 from components.kernels.int8 import Int8Linear
 
@@ -54,10 +54,10 @@ def test_weights_rounded_while_they_are_read_are_those_rounded_afterwards(backbo
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_saved_model_is_rounded_while_it_is_read(model_folder, dtype) -> None:
-    early, config = load_model(model_folder, overrides={"dtype": dtype, "quantize": "int8"})
-    late, _ = load_model(model_folder, overrides={"dtype": dtype})
+    early, config = load_model(model_folder, overrides=[f"dtype={dtype}", "quantize=int8"])
+    late, _ = load_model(model_folder, overrides=[f"dtype={dtype}"])
     quantize(late.backbone, "int8")
-    assert config["quantize"] == "int8"
+    assert config.quantize == "int8"
     assert_same(early, late)
 
 
@@ -85,7 +85,7 @@ def test_base_weights_are_rounded_while_they_are_read(backbone, tmp_path) -> Non
                  f"base_weights.backbone.rwkv6={tmp_path / 'base.pth'}"]
     early, config, sources = random_model([*overrides, "quantize=int8"])
     saved, _, _ = random_model([*overrides, "quantize=int8"], rounded=False)
-    assert sources["backbone"].endswith("base.pth") and config["quantize"] == "int8"
+    assert sources["backbone"].endswith("base.pth") and config.quantize == "int8"
     assert_same(saved.backbone, backbone)
     quantize(backbone, "int8")
     assert_same(early.backbone, backbone)
@@ -96,4 +96,4 @@ def test_base_weights_are_rounded_while_they_are_read(backbone, tmp_path) -> Non
 def test_an_unknown_rounding_is_refused_before_weights_are_read(model_folder, tmp_path, kind) -> None:
     (tmp_path / "config.yaml").write_bytes((model_folder / "config.yaml").read_bytes())
     with pytest.raises(AuroraError, match=r"quantize .* is unknown"):
-        load_model(tmp_path, overrides={"quantize": kind})
+        load_model(tmp_path, overrides=[f"quantize={kind}"])

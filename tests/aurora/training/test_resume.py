@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from tiny_training import MadeRows, curve, tiny_config
 
-from aurora.checkpoint import load_model
 from aurora.errors import AuroraError
 from aurora.training.checkpoints import newest_checkpoint
 from aurora.training.run import train
+from aurora.weights.model_folder import load_model
 
 STEPS = 8
 

@@ -237,7 +237,7 @@ def _train(config, log, cwd, environment):
     if "START_SECONDS" in os.environ:
         from datamodules.loading import supervisor
 
-        _workers.START_SECONDS = float(os.environ["START_SECONDS"])
+        supervisor.START_SECONDS = float(os.environ["START_SECONDS"])
     try:
         train(config)
     except (AuroraError, LostProcess) as error:
