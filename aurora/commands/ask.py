@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from aurora.commands._options import Adapter, Device, ModelFolder
+from aurora.commands._options import Adapter, Device, ModelFolder, split_overrides
 from aurora.errors import AuroraError
 
 if TYPE_CHECKING:
@@ -114,7 +114,6 @@ def ask(
       aurora ask clip.mp4 "What is it?" --random-weights --frames 8 dtype=bfloat16
     """
     from aurora.evaluation.prompts import multiple_choice
-    from aurora.overrides import split_overrides
 
     questions, overrides = split_overrides(words)
     if not questions and not chat:
