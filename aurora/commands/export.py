@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from aurora.commands._options import split_overrides
 from aurora.commands.convert import Force, ShardSize, show_bytes, size_in_bytes
 from aurora.errors import AuroraError
 
@@ -52,7 +53,6 @@ def export(
         base_weights.backbone.rwkv6=RWKV-x060-World-1B6-v2.1-20240328-ctx4096.pth
     """
     from aurora.files import require_free
-    from aurora.overrides import split_overrides
     from aurora.weights.export import export as run
 
     folders, overrides = split_overrides(words)
