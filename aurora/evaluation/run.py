@@ -111,7 +111,8 @@ def _predict(session: Session, folder: Path, tasks: Sequence[Task], questions: M
     for options, places in ((protocol.choice, [i for i, question in enumerate(asked) if question.options]),
                             (protocol.open, [i for i, question in enumerate(asked) if not question.options])):
         if places:
-            for place, answer in zip(places, complete(session.model, fork(memory, places), options), strict=True):
+            said = complete(session.model, session.runner, fork(memory, places), options)
+            for place, answer in zip(places, said, strict=True):
                 answers[place] = answer.strip()
     return [Prediction(task.id, task.shown, task.video, answer)
             for task, answer in zip(tasks, answers, strict=True)]

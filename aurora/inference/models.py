@@ -11,7 +11,6 @@ from aurora.assemble import build_model, load_base_weights
 from aurora.config import ModelConfig, load_config
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
-from aurora.precision import quantize
 from aurora.weights.adapter_folder import apply_adapter
 from aurora.weights.model_folder import CONFIG_FILE, fill_unsaved_buffers, load_model, read_config
 
@@ -43,7 +42,7 @@ def saved_model(
     config = read_config(folder).override(overrides)
     model, _ = load_model(folder, device=device, overrides=[*overrides, "quantize=null"])
     apply_adapter(model, adapter, config, any_base=any_base)
-    quantize(model.backbone, config.quantize)
+    model.backbone.quantize(config.quantize)
     return model, config
 
 
@@ -59,13 +58,13 @@ def random_model(
     while_reading = kind is not None and adapter is None and config.base_path("backbone") is not None
     model = build_model(config.model, empty_backbone=while_reading)
     if while_reading:
-        quantize(model.backbone, kind)
+        model.backbone.quantize(kind)
     sources = load_base_weights(model, config)
     fill_unsaved_buffers(model, config.model)
     if adapter is not None:
         apply_adapter(model, adapter, config.model, any_base=any_base)
     if not while_reading:
-        quantize(model.backbone, kind)
+        model.backbone.quantize(kind)
     return model.to(device).eval(), config.model, sources
 
 

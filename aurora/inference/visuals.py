@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from aurora.errors import AuroraError
+from aurora.images import read_image
 from aurora.interfaces import Sampling, VideoReader
-from aurora.registry import import_part
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -17,15 +17,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 def is_image(path: str | Path) -> bool:
     """Whether the name is that of an image file."""
     return Path(path).suffix.lower() in IMAGE_SUFFIXES
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """[H, W, 3] uint8, upright. AuroraError for anything that is no whole image."""
-    samples = import_part("datamodules.shards.pictures")
-    try:
-        return samples.decode_image(Path(path).read_bytes())  # type: ignore[no-any-return]
-    except samples.BadSample as error:
-        raise AuroraError(f"{path} is no readable image: {error.detail}") from error
 
 
 class UnreadableVisual(AuroraError):

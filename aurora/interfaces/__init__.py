@@ -1,6 +1,6 @@
 """The contracts of the slots: `backbone` and `model` of what computes, `data` of what is read."""
 
-from aurora.interfaces.backbone import INITIAL_STATE, Backbone, InitialState
+from aurora.interfaces.backbone import INITIAL_STATE, Backbone, InitialState, Runner
 from aurora.interfaces.data import DataModule, Entry, Executor, Sampling, Source, VideoReader, check_sampling
 from aurora.interfaces.model import (
     BlockView,
@@ -14,10 +14,11 @@ from aurora.interfaces.model import (
     Turn,
     VisionEncoder,
     Visual,
+    VisualLayout,
 )
 
 __all__ = [
     "INITIAL_STATE", "Backbone", "BlockView", "Connector", "DataModule", "Entry", "Executor", "InitialState", "Merge",
-    "MergeStrategy", "Prompt", "Sampling", "Sorter", "Source", "Text", "Tokenizer", "Turn", "VideoReader",
-    "VisionEncoder", "Visual", "check_sampling",
+    "MergeStrategy", "Prompt", "Runner", "Sampling", "Sorter", "Source", "Text", "Tokenizer", "Turn", "VideoReader",
+    "VisionEncoder", "Visual", "VisualLayout", "check_sampling",
 ]

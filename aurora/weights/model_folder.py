@@ -25,7 +25,6 @@ from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.files import replacing
 from aurora.model import AuroraModel
-from aurora.precision import quantize
 from aurora.registry import MODEL_SLOTS, WEIGHTED_SLOTS
 from aurora.weights.io import INDEX_FILE, SINGLE_FILE, open_tensors, read_metadata, weight_files
 from aurora.weights.loading import load_parts, mismatches
@@ -83,7 +82,7 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu", overri
     config = read_config(folder).override(overrides)
     with torch.device("meta"):
         model = build_model(config)
-    quantize(model.backbone, config.quantize)
+    model.backbone.quantize(config.quantize)
     load_weights(model, folder, config)
     fill_unsaved_buffers(model, config)
     return model.to(device).eval(), config

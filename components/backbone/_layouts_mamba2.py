@@ -31,8 +31,8 @@ def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     if groups != 1:
         raise AuroraError(f"config.json says n_groups {groups}; backbone 'mamba2' has one group of keys and queries")
     if inner % width or inner % heads:
-        raise AuroraError(f"the inner width {inner} is not a multiple of the width {width} and the {heads} heads, as that "
-                          "of backbone 'mamba2' is")
+        raise AuroraError(f"the inner width {inner} is not a multiple of the width {width} and the {heads} heads, as "
+                          "that of backbone 'mamba2' is")
     return {
         "vocab_size": size(shapes, "embeddings.weight", 0),
         "hidden_size": width,

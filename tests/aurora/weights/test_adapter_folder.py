@@ -11,7 +11,6 @@ from aurora.errors import AuroraError
 from aurora.inference.models import saved_model
 from aurora.inference.reading import blank, read_texts
 from aurora.interfaces import Backbone
-from aurora.precision import quantize
 from aurora.recipe import Lora, SlotAdapters, TunedState
 from aurora.weights.adapter_folder import adapter_hash, apply_adapter, base_hash, save_adapter
 from aurora.weights.adapters import attach_adapters, merge_adapters
@@ -49,7 +48,8 @@ def outputs(model):
     """Of frames and of text that is read from the beginning."""
     frames = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     hidden, _ = model.backbone(model.backbone.embed(torch.arange(9)), BOUNDS)
-    read = read_texts(model, blank(model, 2), [[1, 2, 3], [4]])
+    runner = model.backbone.runner()
+    read = read_texts(runner, blank(runner, 2), [[1, 2, 3], [4]])
     return model.encode(frames, 8), model.backbone.logits(hidden), read.hidden
 
 
@@ -65,8 +65,8 @@ def test_a_lora_is_merged_before_matrices_are_rounded(model, folder, config, tmp
     found, told = saved_model(tmp_path / "model", ["quantize=int8"], adapter=str(folder))
     expected = copy.deepcopy(model)
     apply_adapter(expected, folder, config)
-    quantize(expected.backbone, "int8")
-    assert told["quantize"] == "int8"
+    expected.backbone.quantize("int8")
+    assert told.quantize == "int8"
     for name, tensor in expected.backbone.state_dict().items():
         assert torch.equal(found.backbone.state_dict()[name], tensor), name
 

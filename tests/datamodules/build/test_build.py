@@ -21,7 +21,7 @@ from datamodules.build.plan import BuildOrder, load_plan, make_plan, read_task
 from datamodules.plan.lengths import counter, joined_path, text_lengths
 from datamodules.shards.index import load_index
 from datamodules.shards.tar import ShardFiles
-from datamodules.shards.writing import verify_shards, write_shards
+from datamodules.shards.writing import write_shards
 
 KILLS = int(os.environ.get("AURORA_BUILD_KILLS", "5"))
 
@@ -74,7 +74,7 @@ def test_every_entry_becomes_a_sample_in_order(make, dataset, tmp_path):
         key, raw = reading.record(index, number)
         assert (key, json.loads(raw)["id"]) == (f"{number:09d}", f"id-{number}")
         assert reading.media(index, number, 0, f"{key}.jpg") == make.picture(number, 40 + number % 3, 60)
-    assert verify_shards(tmp_path / "out") == []
+    assert make.wrong(tmp_path / "out") == []
     assert (told["samples"], told["kinds"]["image"], told["skipped"]) == (10, 10, {})
 
 

@@ -7,7 +7,6 @@ import torch
 
 from aurora.errors import AuroraError
 from aurora.inference.models import random_model
-from aurora.precision import quantize
 from aurora.registry import BACKBONE
 from aurora.weights import loading
 from aurora.weights.model_folder import load_model
@@ -44,10 +43,10 @@ def test_weights_rounded_while_they_are_read_are_those_rounded_afterwards(backbo
     path = str(tmp_path / f"base{ending}")
     backbone.save_base(path)
     early, late = empty(backbone, dtype), empty(backbone, dtype)
-    quantize(early, "int8")
+    early.quantize("int8")
     early.load_base(path)
     late.load_base(path)
-    quantize(late, "int8")
+    late.quantize("int8")
     assert sum(isinstance(module, Int8Linear) for module in early.modules()) == 2 * 8 + 1
     assert_same(early, late)
 
@@ -56,7 +55,7 @@ def test_weights_rounded_while_they_are_read_are_those_rounded_afterwards(backbo
 def test_a_saved_model_is_rounded_while_it_is_read(model_folder, dtype) -> None:
     early, config = load_model(model_folder, overrides=[f"dtype={dtype}", "quantize=int8"])
     late, _ = load_model(model_folder, overrides=[f"dtype={dtype}"])
-    quantize(late.backbone, "int8")
+    late.backbone.quantize("int8")
     assert config.quantize == "int8"
     assert_same(early, late)
 
@@ -67,12 +66,12 @@ def test_no_matrix_is_held_unrounded_once_the_next_one_is_read(backbone, ending,
     backbone.save_base(path)
     model, held = empty(backbone, torch.bfloat16), []
 
-    def forget(_) -> None:
+    def release(_) -> None:
         held.append(sum(isinstance(m, Linear) and not m.weight.is_meta for m in model.modules()))
 
-    monkeypatch.setattr(loading, "forget", forget)
-    monkeypatch.setattr(loading, "_PART", 1)
-    quantize(model, "int8")
+    monkeypatch.setattr(loading, "release_pages", release)
+    monkeypatch.setattr(loading, "_PART_ELEMENTS", 1)
+    model.quantize("int8")
     model.load_base(path)
     assert len(held) == len(backbone.state_dict()) and not any(held)
 
@@ -87,7 +86,7 @@ def test_base_weights_are_rounded_while_they_are_read(backbone, tmp_path) -> Non
     saved, _, _ = random_model([*overrides, "quantize=int8"], rounded=False)
     assert sources["backbone"].endswith("base.pth") and config.quantize == "int8"
     assert_same(saved.backbone, backbone)
-    quantize(backbone, "int8")
+    backbone.quantize("int8")
     assert_same(early.backbone, backbone)
     assert all(not tensor.is_meta for tensor in early.state_dict().values())
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from datamodules.shards.format import BadSample
-from datamodules.shards.pictures import decode_image, image_shape, open_picture, pixels_of
+from aurora.errors import BadSample
+from aurora.images import decode_image, image_shape, open_picture, pixels_of
 
 
 def jpeg(size: tuple[int, int] = (61, 43), mode: str = "RGB", **options: object) -> bytes:

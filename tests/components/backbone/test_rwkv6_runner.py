@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import gc
-import weakref
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from aurora.errors import AuroraError
-from aurora.precision import quantize
+from aurora.interfaces import Runner
 from aurora.registry import BACKBONE
 from aurora.types import State, map_state
-from components.backbone import _rwkv6_native as native
+from components.backbone._rwkv6_runner import MOST_SEQUENCES, FusedRunner
 from components.kernels.int8 import Int8Linear
 
 SIZES = [
@@ -36,7 +34,7 @@ def build(sizes: dict[str, int], dtype: torch.dtype, quantized: str | None = Non
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     model = model.to(dtype).eval()
-    quantize(model, quantized)
+    model.quantize(quantized)
     return model
 
 
@@ -75,14 +73,10 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
     assert float((actual.double() - expected).abs().max()) <= tolerance * float(expected.abs().max())
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Which of our paths were taken."""
-    taken: list[str] = []
-    for name in ("forward", "step"):
-        path = getattr(native, name)
-        monkeypatch.setattr(native, name, lambda *x, path=path, name=name: taken.append(name) or path(*x))
-    return taken
+def fused(model: Any) -> FusedRunner:
+    runner = model.runner()
+    assert isinstance(runner, FusedRunner) and not runner.reason
+    return runner
 
 
 @pytest.mark.parametrize(("dtype", "quantized"), KINDS)
@@ -90,13 +84,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 @pytest.mark.parametrize("lengths", [(1,), (3, 1, 40), (70,)])
 @torch.no_grad()
 def test_a_row_equals_the_modules(
-    sizes: dict[str, int], dtype: torch.dtype, quantized: str | None, lengths: tuple[int, ...], calls: list[str]
+    sizes: dict[str, int], dtype: torch.dtype, quantized: str | None, lengths: tuple[int, ...]
 ) -> None:
     model = build(sizes, dtype, quantized)
     twin, state, (x, bounds) = in_float64(model), remembered(model, len(lengths)), row(model, *lengths)
-    calls.clear()
-    hidden, after = model(x, bounds, state, return_state=True)
-    assert calls == ["forward"]
+    hidden, after = fused(model).read(x, bounds, state)
     expected, end = twin(x.double(), bounds, wide(state), return_state=True)
     assert_close(hidden, expected)
     assert_close(model.logits(hidden), twin.logits(expected))
@@ -110,13 +102,13 @@ def test_a_row_equals_the_modules(
 @pytest.mark.parametrize("sequences", [1, 3, 8, 9])
 @torch.no_grad()
 def test_a_step_equals_the_modules(
-    sizes: dict[str, int], dtype: torch.dtype, quantized: str | None, sequences: int, calls: list[str]
+    sizes: dict[str, int], dtype: torch.dtype, quantized: str | None, sequences: int
 ) -> None:
     model = build(sizes, dtype, quantized)
     twin, state, (x, _) = in_float64(model), remembered(model, sequences), row(model, sequences)
-    before, calls[:] = {name: tensor.clone() for name, tensor in state.items()}, []
-    hidden, after = model.step(x, state)
-    assert calls == (["step"] if sequences <= native.MOST_SEQUENCES else [])
+    before, runner = {name: tensor.clone() for name, tensor in state.items()}, fused(model)
+    hidden, after = runner.step(x, state)
+    assert runner.fuses_step(x, state) == (sequences <= MOST_SEQUENCES)
     expected, end = twin.step(x.double(), wide(state))
     assert_close(hidden, expected)
     for name in end:
@@ -130,27 +122,57 @@ def test_likelihood_does_not_drift_over_two_thousand_tokens() -> None:
     twin = in_float64(model)
     tokens = torch.randint(0, VOCAB, (2049,), generator=torch.Generator().manual_seed(4))
     likelihoods = []
-    for which in (model, twin):
-        hidden, _ = which(which.embed(tokens[:-1]), torch.tensor([0, 2048]))
+    for which, read in ((model, fused(model).read), (twin, twin)):
+        hidden, _ = read(which.embed(tokens[:-1]), torch.tensor([0, 2048]))
         likelihoods.append(-nn.functional.cross_entropy(which.logits(hidden).double(), tokens[1:], reduction="none"))
     assert (likelihoods[0] - likelihoods[1]).abs().max() <= 1e-4
 
 
-@torch.no_grad()
-def test_weights_that_move_or_change_are_seen() -> None:
+def test_a_runner_starts_from_a_tuned_initial_state() -> None:
     model = build(SIZES[0], torch.float32)
-    state, (x, _) = remembered(model, 1), row(model, 1)
+    model.tune_state("here")
+    x, bounds = row(model, 6)
+    with torch.no_grad():
+        model.initial_state.wkv.normal_(generator=torch.Generator().manual_seed(5))
+        last, state = fused(model).prefill(x, bounds)
+        expected, end = model.prefill(x, bounds)
+    assert_close(last, expected)
+    assert_close(state["wkv"], end["wkv"])
+    assert not last.requires_grad
 
-    def assert_right() -> None:
-        assert_close(model.step(x, state)[0], in_float64(model).step(x.double(), wide(state))[0])
 
-    assert_right()
-    model.blocks[1].att.key.weight.mul_(-2)  # in place
-    assert_right()
-    model.blocks[1].ffn.value.weight.data = model.blocks[1].ffn.value.weight.data.clone().neg()  # elsewhere
-    assert_right()
-    model.blocks[0].ln1.bias = nn.Parameter(torch.ones(128))  # another one
-    assert_right()
+@torch.no_grad()
+def test_weights_that_change_in_place_are_seen() -> None:
+    model = build(SIZES[0], torch.float32)
+    runner, state, (x, _) = fused(model), remembered(model, 1), row(model, 1)
+    model.blocks[1].att.key.weight.mul_(-2)
+    model.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    assert_close(runner.step(x, state)[0], in_float64(model).step(x.double(), wide(state))[0])
+
+
+def move(model: Any) -> None:
+    model.blocks[1].ffn.value.weight.data = model.blocks[1].ffn.value.weight.data.clone()
+
+
+def replace(model: Any) -> None:
+    model.blocks[0].ln1.bias = nn.Parameter(torch.ones(128))
+
+
+def hook(model: Any) -> None:
+    model.blocks[2].att.output.register_forward_hook(lambda module, given, out: out * 2)
+
+
+@pytest.mark.parametrize("change", [move, replace, hook])
+@torch.no_grad()
+def test_a_runner_refuses_weights_that_it_was_not_made_for(change: Callable[[Any], None]) -> None:
+    model = build(SIZES[0], torch.float32)
+    runner, state, (x, bounds) = fused(model), remembered(model, 1), row(model, 1)
+    change(model)
+    for use in (lambda: runner.read(x, bounds), lambda: runner.step(x, state)):
+        with pytest.raises(RuntimeError, match=r"changed since this runner was made.*backbone\.runner\(\)"):
+            use()
+    last, _ = model.runner().prefill(x, bounds, state)
+    torch.testing.assert_close(last, model(x, bounds, state)[0], rtol=1e-4, atol=1e-4)
 
 
 class Doubled(nn.Linear):
@@ -158,99 +180,94 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
-@torch.no_grad()
-def test_modules_that_are_not_plain_are_called(calls: list[str]) -> None:
-    model = build(SIZES[0], torch.float32)
-    state, (x, bounds) = remembered(model, 1), row(model, 1)
-    hidden, _ = model.step(x, state)
-    calls.clear()
+def double(model: Any) -> None:
     plain = model.blocks[2].att.output
-    handle = plain.register_forward_hook(lambda module, given, out: out * 2)
-    hooked, _ = model.step(x, state)
-    handle.remove()
     model.blocks[2].att.output = Doubled(128, 128, bias=False)
     model.blocks[2].att.output.weight = plain.weight
-    replaced, _ = model.step(x, state)
-    model(x, bounds)
-    assert not calls
-    torch.testing.assert_close(hooked, replaced)
-    assert not torch.allclose(hooked, hidden, atol=1e-3)
 
 
-def test_what_needs_gradients_or_trains_uses_the_modules(calls: list[str]) -> None:
-    model = build(SIZES[0], torch.float32)
-    x, bounds = row(model, 6)
-    model(x, bounds)[0].sum().backward()
-    assert model.blocks[0].att.key.weight.grad is not None
-    model.train()
-    with torch.no_grad():
-        model(x, bounds)
-        with torch.autocast("cpu", torch.bfloat16):
-            model.eval()(x, bounds)
-    assert not calls
+def stand_in(model: Any) -> None:
+    forward = model.blocks[2].att.output.forward
+    model.blocks[2].att.output.forward = lambda x: 2 * forward(x)
 
 
+@pytest.mark.parametrize(("change", "reason"), [
+    (hook, "a Linear has a hook"), (double, "knows no Doubled"), (stand_in, "a forward of its own"),
+])
 @torch.no_grad()
-def test_a_block_whose_forward_was_replaced_is_called(calls: list[str]) -> None:
+def test_modules_that_are_not_plain_are_called_and_the_reason_is_said(
+    change: Callable[[Any], None], reason: str
+) -> None:
     model = build(SIZES[0], torch.float32)
-    x, bounds = row(model, 6)
-    plain, _ = model(x, bounds)
-    forward, asked = model.blocks[1].forward, []
-    model.blocks[1].forward = lambda *given: asked.append("block") or forward(*given)
-    torch.testing.assert_close(model(x, bounds)[0], plain, rtol=1e-4, atol=1e-4)
-    assert calls == ["forward"] and asked == ["block"]
+    state, (x, _) = remembered(model, 1), row(model, 1)
+    before, _ = fused(model).step(x, state)
+    change(model)
+    runner = model.runner()
+    assert type(runner) is Runner and reason in runner.reason
+    after, _ = runner.step(x, state)
+    torch.testing.assert_close(after, model.step(x, state)[0])
+    assert not torch.allclose(after, before, atol=1e-3)
 
 
-@torch.no_grad()
-def test_reading_rows_leaves_weights_where_and_as_they_lie_and_stepping_computes_with_them(calls: list[str]) -> None:
-    """A model may be read in the middle of its training, whose arithmetic and checkpoints depend on the layout."""
+def test_what_the_kernels_cannot_read_is_said() -> None:
+    assert "not torch.float64 on cpu" in build(SIZES[0], torch.float64).runner().reason
+    with torch.device("meta"):
+        assert "on meta" in BACKBONE.build({"name": "rwkv6", **SIZES[0]}, vocab_size=VOCAB).runner().reason
+
+
+def test_the_modules_are_called_without_a_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was made for the model, its forward is that of its blocks, with gradients and without."""
     model = build(SIZES[0], torch.float32)
     state, (x, bounds) = remembered(model, 1), row(model, 6)
+    fused(model)
+    called: list[str] = []
+    for block in model.blocks:
+        for name in ("forward", "step"):
+            method = getattr(block, name)
+            monkeypatch.setattr(block, name, lambda *given, m=method, n=name: called.append(n) or m(*given))
+    with torch.no_grad():
+        plain, _ = model(x, bounds)
+        model.step(x[:1], state)
+    learned, _ = model(x, bounds)
+    assert called == ["forward"] * 3 + ["step"] * 3 + ["forward"] * 3
+    torch.testing.assert_close(plain, learned)
+
+
+@torch.no_grad()
+def test_reading_with_the_modules_leaves_weights_where_and_as_they_lie() -> None:
+    """A model may be read in the middle of its training, whose arithmetic and checkpoints depend on the layout."""
+    model = build(SIZES[0], torch.float32)
+    x, bounds = row(model, 6)
     before = {name: (p.data_ptr(), p.stride()) for name, p in model.named_parameters()}
     model(x, bounds)
+    model.step(x[:1], model.init_state(1))
     assert {name: (p.data_ptr(), p.stride()) for name, p in model.named_parameters()} == before
-    for _ in range(2):
-        assert_close(model.step(x[:1], state)[0], in_float64(model).step(x[:1].double(), wide(state))[0])
-        assert_close(model(x, bounds)[0], in_float64(model)(x.double(), bounds)[0])
-    assert calls == ["forward", "forward", "step", "forward", "step", "forward"]
 
 
 def test_a_model_trains_saves_and_is_copied_after_it_was_used() -> None:
     model = build(SIZES[0], torch.float32)
     x, bounds = row(model, 4)
     with torch.inference_mode():
-        model.step(x, model.init_state(4))
+        fused(model).step(x, model.init_state(4))
     saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     twin = copy.deepcopy(model)
-    fresh = build(SIZES[1] | {"layers": 1}, torch.float32)
-    assert fresh is not twin
     model.load_state_dict(saved)
     model.train()(x, bounds)[0].sum().backward()
     assert model.blocks[0].ffn.value.weight.grad is not None
     with torch.no_grad():
-        torch.testing.assert_close(twin(x, bounds)[0], in_float64(model)(x.double(), bounds)[0].float())
-
-
-def test_a_model_that_was_used_can_be_forgotten() -> None:
-    model = build(SIZES[0], torch.float32)
-    with torch.no_grad():
-        model.step(row(model, 1)[0], model.init_state(1))
-    gone = weakref.ref(model.blocks[0])
-    del model
-    gc.collect()
-    assert gone() is None
+        torch.testing.assert_close(fused(twin).read(x, bounds)[0], in_float64(model)(x.double(), bounds)[0].float())
 
 
 @pytest.mark.parametrize("wrong", ["int4", "INT8", ""])
 def test_an_unknown_rounding_is_named(wrong: str) -> None:
     with pytest.raises(AuroraError, match=r"quantize .* is unknown.*int8"):
-        quantize(build(SIZES[0], torch.float32), wrong)
+        build(SIZES[0], torch.float32).quantize(wrong)
 
 
 def test_memory_of_matrices_shrinks_to_a_quarter() -> None:
     model = build(SIZES[0], torch.float32)
     matrices = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     before = sum(model.get_parameter(name).nbytes for name in matrices)
-    quantize(model, "int8")
+    model.quantize("int8")
     assert sum(model.get_buffer(name).nbytes for name in matrices) * 4 == before
     assert not any(isinstance(module, nn.Linear) for module in model.modules())
