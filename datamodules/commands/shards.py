@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from aurora.interfaces import Executor
 
-    from ..build.build import Count
+    from ..build.build import TextCounter
     from ..build.media import Transcode
     from ..build.plan import BuildOrder
 
@@ -232,7 +232,7 @@ def _executor(name: str, output: Path, given: Mapping[str, Any]) -> Executor:
     return EXECUTOR.build(config)
 
 
-def _counted(given: tuple[str, str] | None) -> Count | None:
+def _counted(given: tuple[str, str] | None) -> TextCounter | None:
     """What texts are counted with: names of parts, or their configs as YAML."""
     if given is None:
         return None
@@ -240,12 +240,12 @@ def _counted(given: tuple[str, str] | None) -> Count | None:
 
     from aurora.config import named_part
 
-    from ..build.build import Count
+    from ..build.build import TextCounter
 
     tokenizer, prompt = (
         value if isinstance(value := yaml.safe_load(text), dict) else named_part(slot, text)
         for slot, text in zip(("tokenizer", "prompt"), given, strict=True))
-    return Count(tokenizer, prompt)
+    return TextCounter(tokenizer, prompt)
 
 
 @contextmanager
