@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from aurora.training.recipe import TrainerOptions
 from aurora.training.saver import Saver
 from aurora.training.sharding import shard
 from aurora.training.state import learned_tensors
@@ -27,6 +26,7 @@ from simulate_scale import Cluster, checkpoint_bytes, communication, gathered_by
 
 from aurora.assemble import build_model
 from aurora.config import ModelConfig
+from aurora.recipe import TrainerOptions
 from aurora.types import Frames, PackedBatch
 
 WORLD = 2

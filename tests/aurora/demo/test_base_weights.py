@@ -3,9 +3,9 @@ from __future__ import annotations
 import random
 
 import torch
-from aurora.training.stage import initial_model
 
 from aurora.config import load_config
+from aurora.training.stage import initial_model
 from datamodules.blocks.render import draw
 from datamodules.blocks.scenes import SceneMaker
 
