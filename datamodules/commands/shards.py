@@ -291,13 +291,13 @@ def _show_all(found: Mapping[str, Mapping[str, Any]]) -> None:
     readers = _readers()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in COLUMNS:
-        table.add_column(column, justify="right" if column == "samples" else "left", no_wrap=column != "licence")
+        table.add_column(column, justify="right" if column == "samples" else "left", overflow="fold",
+                         no_wrap=column in ("name", "samples"))
     for name, dataset in found.items():
         samples = dataset["samples"]
         table.add_row(name, dataset["title"], " ".join(dataset["kinds"]), "" if samples is None else f"{samples:,}",
                       dataset["licence"], " ".join(readers.get(name, ())))
-    console = Console(highlight=False)
-    console.width = max(console.width, WIDTH)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     console.print(table)
     console.print("`aurora shards list NAME` shows one; `aurora shards build NAME INPUT OUTPUT` makes its shards. "
                   "Licences are as their makers state them; check them yourself.")
