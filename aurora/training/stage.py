@@ -192,6 +192,12 @@ def build_data(stage: Stage) -> DataModule:
     return data
 
 
+def total_steps(stage: Stage, data: DataModule) -> int:
+    """Optimizer steps of the stage: those of its epochs, or fewer by `max_steps`."""
+    steps, most = data.total_steps(), stage.recipe.max_steps
+    return steps if most is None else min(steps, most)
+
+
 def _data(stage: Stage, recipe: Recipe, folder: Path) -> DataModule:
     """What the recipe and other parts know is handed over unless `config.data` says it."""
     model = stage.skeleton

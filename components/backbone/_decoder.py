@@ -20,8 +20,7 @@ from aurora.weights.loading import fill, write_tensors
 
 from ..kernels.linear import project
 from ._layers import GatedNorm, Linear, SwiGLU
-from ._linear_rnn import LinearRNN, Parts
-from ._packing import Row
+from ._linear_rnn import LinearRNN, Parts, Row
 
 NORM_EPS = 1e-6
 INITIAL_STD = 0.02

@@ -1,4 +1,4 @@
-"""What our own backbones share: a stack of blocks that each keep a state, between embeddings and a norm.
+"""What our own backbones share: packed rows, and a stack of blocks that each keep a state.
 
 Shape letters: T packed positions, S sequences, D width, L layers.
 """
@@ -6,8 +6,8 @@ Shape letters: T packed positions, S sequences, D width, L layers.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,28 @@ from aurora.interfaces import Backbone
 from aurora.types import State
 
 from ..kernels.int8 import quantize_linears
-from ._layers import Linear, layer_of, stack_layers
-from ._packing import Row
+from ._layers import Linear
+
+LayerState = TypeVar("LayerState")
+
+
+class Row(NamedTuple):
+    """Where the sequences of a row start and end."""
+
+    cu_seqlens: Tensor  # [S + 1] on the CPU: kernels lay out their work by it, and should not wait for a device
+    first: Tensor  # [S] position of the first token of each sequence
+    last: Tensor  # [S] position of the last one
+
+    @classmethod
+    def of(cls, cu_seqlens: Tensor, device: torch.device) -> Row:
+        bounds = cu_seqlens.cpu()
+        return cls(bounds, bounds[:-1].to(device), (bounds[1:] - 1).to(device))
+
+    def shift(self, x: Tensor, before: Tensor | None) -> Tensor:
+        """[T, D]: what stood before each position; `before` [S, D] (or zero) at the start of each sequence."""
+        if before is None:
+            before = x.new_zeros(len(self.first), x.shape[-1])
+        return torch.cat([x[:1], x[:-1]]).index_copy(0, self.first, before.to(x.dtype))
 
 
 class Parts(NamedTuple):
@@ -86,3 +106,13 @@ class LinearRNN(Backbone):
 
 def _round(backbone: nn.Module, _: object = None) -> None:
     quantize_linears(backbone, Linear)
+
+
+def layer_of(kind: Callable[..., LayerState], state: State, layer: int) -> LayerState:
+    """The state of one layer, as a named tuple whose fields are the names of the state."""
+    return kind(**{name: tensor[layer] for name, tensor in state.items()})
+
+
+def stack_layers(layers: list[Any]) -> State:
+    """The states of all layers, [L, S, ...]."""
+    return {name: torch.stack([getattr(layer, name) for layer in layers]) for name in layers[0]._fields}

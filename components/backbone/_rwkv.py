@@ -28,9 +28,26 @@ class LayerState(NamedTuple):
     ffn_shift: Tensor  # [S, D]
 
 
+class RWKVBlock(nn.Module):
+    """The norms of one layer around its mixes; the first one also normalises what enters the model."""
+
+    def __init__(self, width: int, att: nn.Module, ffn: nn.Module, *, first: bool) -> None:
+        super().__init__()
+        if first:
+            self.ln0 = nn.LayerNorm(width)
+        self.ln1 = nn.LayerNorm(width)
+        self.ln2 = nn.LayerNorm(width)
+        self.att = att
+        self.ffn = ffn
+        self.first = first
+
+    def enter(self, x: Tensor) -> Tensor:
+        """[T, D] → [T, D]: what the layer reads."""
+        return self.ln0(x) if self.first else x
+
+
 class RWKV(LinearRNN):
-    """Blocks with a time mix `att`, whose output is normalised by `ln_x`, and a channel mix `ffn`; the first one also
-    normalises what enters the model."""
+    """Blocks with a time mix `att`, whose output is normalised by `ln_x`, and a channel mix `ffn`."""
 
     layer_state = LayerState
     recurrence = "wkv"

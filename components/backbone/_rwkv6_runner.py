@@ -21,7 +21,7 @@ from ..kernels.linear import project
 from ..kernels.rwkv6_mix import mix_five, norm_gate, norm_shift
 from ..kernels.wkv6 import wkv6
 from ._layers import Linear
-from ._packing import Row
+from ._linear_rnn import Row
 
 MOST_SEQUENCES = 8
 """How many sequences one call can step."""

@@ -24,8 +24,7 @@ from ..kernels.ssd import ssd, ssd_step
 from ._conv import convolve, latest, row_window, step_window
 from ._layers import Linear, check_sizes
 from ._layouts_mamba2 import FAMILY
-from ._linear_rnn import LinearRNN, Parts
-from ._packing import Row
+from ._linear_rnn import LinearRNN, Parts, Row
 
 NORM_EPS = 1e-5
 
@@ -111,9 +110,9 @@ class Mamba2(LinearRNN):
     """
 
     block_class = Block
-    layouts = FAMILY
     layer_state = LayerState
     recurrence = "ssm"
+    layouts = FAMILY
 
     def __init__(
         self,

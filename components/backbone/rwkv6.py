@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aurora.errors import AuroraError
 from aurora.interfaces import INITIAL_STATE, Runner
 from aurora.registry import BACKBONE
 from aurora.types import State
@@ -22,10 +23,11 @@ from aurora.weights.loading import fill, write_tensors
 from ..kernels.wkv6 import wkv6, wkv6_step
 from ._layers import Linear, check_heads, check_sizes, orthogonal, parameter, with_range
 from ._layouts_rwkv6 import FAMILY
-from ._packing import Row
-from ._rwkv import GROUP_NORM_EPS, RWKV, LayerState
+from ._linear_rnn import Row
+from ._rwkv import GROUP_NORM_EPS, RWKV, LayerState, RWKVBlock
 from ._rwkv6_runner import runner_of
-from ._time_state import from_time_states, is_time_state, to_time_states
+
+TIME_STATE = ".att.time_state"  # a tuned initial state, as the authors name it inside a checkpoint or alone
 
 Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
 
@@ -143,26 +145,20 @@ class ChannelMix(nn.Module):
         nn.init.zeros_(self.value.weight)
 
 
-class Block(nn.Module):
+class Block(RWKVBlock):
     """One layer; the first one also normalises what enters the model."""
 
     def __init__(
         self, width: int, head_size: int, ffn_size: int, mix_rank: int, decay_rank: int, *, first: bool
     ) -> None:
-        super().__init__()
-        if first:
-            self.ln0 = nn.LayerNorm(width)
-        self.ln1 = nn.LayerNorm(width)
-        self.ln2 = nn.LayerNorm(width)
-        self.att = TimeMix(width, head_size, mix_rank, decay_rank)
-        self.ffn = ChannelMix(width, ffn_size)
-        self.first = first
+        att = TimeMix(width, head_size, mix_rank, decay_rank)
+        super().__init__(width, att, ChannelMix(width, ffn_size), first=first)
 
     def forward(
         self, x: Tensor, row: Row, state: LayerState | None, return_state: bool
     ) -> tuple[Tensor, LayerState | None]:
         """[T, D] → [T, D] and each sequence's state when asked for."""
-        x = self._enter(x)
+        x = self.enter(x)
         att_shift, wkv, ffn_shift = state or (None, None, None)
         a = self.ln1(x)
         read = partial(wkv6, cu_seqlens=row.cu_seqlens, state=wkv, return_state=return_state)
@@ -174,15 +170,12 @@ class Block(nn.Module):
 
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
         """[S, D] → [S, D] and the next state."""
-        x = self._enter(x)
+        x = self.enter(x)
         a = self.ln1(x)
         mixed, wkv = self.att(a, state.att_shift, partial(wkv6_step, state=state.wkv))
         x = x + mixed
         f = self.ln2(x)
         return x + self.ffn(f, state.ffn_shift), LayerState(a, wkv, f)
-
-    def _enter(self, x: Tensor) -> Tensor:
-        return self.ln0(x) if self.first else x
 
 
 @BACKBONE.register
@@ -220,7 +213,7 @@ class RWKV6(RWKV):
         """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`, with or without a tuned initial
         state."""
         tensors = open_tensors(path)
-        tuned = self.import_state({name: tensors.pop(name) for name in [*tensors] if is_time_state(name)})
+        tuned = self.import_state({name: tensors.pop(name) for name in [*tensors] if name.endswith(TIME_STATE)})
         fill(self, tensors, path)
         if tuned:
             self.start_from(tuned)
@@ -232,7 +225,23 @@ class RWKV6(RWKV):
         write_tensors(own | tuned, path)
 
     def export_state(self, state: State) -> dict[str, Tensor]:
-        return to_time_states(state)
+        """`wkv` [L, 1, H, K, K] (key, value) → blocks.0.att.time_state [H, K, K] (value, key), …; other states stay."""
+        tensors = {name: tensor for name, tensor in state.items() if name != "wkv"}
+        for layer, memory in enumerate(state.get("wkv", ())):
+            tensors[f"blocks.{layer}{TIME_STATE}"] = memory[0].mT.contiguous()
+        return tensors
 
     def import_state(self, tensors: Mapping[str, Tensor]) -> State:
-        return from_time_states(tensors, self.blank_state(1)["wkv"])
+        state = {name: tensor for name, tensor in tensors.items() if not name.endswith(TIME_STATE)}
+        given = {name: tensor for name, tensor in tensors.items() if name.endswith(TIME_STATE)}
+        if not given:
+            return state
+        names = [f"blocks.{layer}{TIME_STATE}" for layer in range(len(self.blocks))]
+        shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
+        wanted = self.state_shapes["wkv"]
+        if shapes != dict.fromkeys(names, wanted):
+            first = next(iter(shapes))
+            raise AuroraError(f"{len(shapes)} tuned initial states such as {first} {shapes[first]} do not fit: this "
+                              f"backbone has {len(names)} layers of {wanted}")
+        state["wkv"] = torch.stack([given[name].float().mT for name in names]).unsqueeze(1)
+        return state

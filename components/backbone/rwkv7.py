@@ -21,10 +21,10 @@ from aurora.weights.io import open_tensors
 from aurora.weights.loading import fill, write_tensors
 
 from ..kernels.wkv7 import wkv7, wkv7_step
-from ._layers import Linear, check_heads, check_sizes, layer_of, orthogonal, parameter, stack_layers, with_range
+from ._layers import Linear, check_heads, check_sizes, orthogonal, parameter, with_range
 from ._layouts_rwkv7 import FAMILY
-from ._packing import Row
-from ._rwkv import GROUP_NORM_EPS, RWKV, LayerState
+from ._linear_rnn import Row, layer_of, stack_layers
+from ._rwkv import GROUP_NORM_EPS, RWKV, LayerState, RWKVBlock
 
 # a position forgets at most exp(-exp(-1/2)), so 45 % of a channel stays
 STRONGEST_LOG_DECAY = -math.exp(-0.5)
@@ -166,7 +166,7 @@ class ChannelMix(nn.Module):
         nn.init.zeros_(self.value.weight)
 
 
-class Block(nn.Module):
+class Block(RWKVBlock):
     """One layer; the first one also normalises what enters the model, and its values are given to all others.
 
     Those values pass through every block, given and returned, so that a block that is sharded or computed again in the
@@ -174,20 +174,13 @@ class Block(nn.Module):
     """
 
     def __init__(self, width: int, head_size: int, ffn_size: int, ranks: Ranks, *, first: bool) -> None:
-        super().__init__()
-        if first:
-            self.ln0 = nn.LayerNorm(width)
-        self.ln1 = nn.LayerNorm(width)
-        self.ln2 = nn.LayerNorm(width)
-        self.att = TimeMix(width, head_size, ranks, first=first)
-        self.ffn = ChannelMix(width, ffn_size)
-        self.first = first
+        super().__init__(width, TimeMix(width, head_size, ranks, first=first), ChannelMix(width, ffn_size), first=first)
 
     def forward(
         self, x: Tensor, v_first: Tensor | None, row: Row, state: LayerState | None, return_state: bool
     ) -> tuple[Tensor, Tensor, LayerState | None]:
         """[T, D], values of the first layer → [T, D], those values, and each sequence's state when asked for."""
-        x = self._enter(x)
+        x = self.enter(x)
         att_shift, wkv, ffn_shift = state or (None, None, None)
         a = self.ln1(x)
         read = partial(wkv7, cu_seqlens=row.cu_seqlens, state=wkv, return_state=return_state)
@@ -199,15 +192,12 @@ class Block(nn.Module):
 
     def step(self, x: Tensor, v_first: Tensor | None, state: LayerState) -> tuple[Tensor, Tensor, LayerState]:
         """[S, D], values of the first layer → [S, D], those values, and the next state."""
-        x = self._enter(x)
+        x = self.enter(x)
         a = self.ln1(x)
         mixed, v_first, wkv = self.att(a, state.att_shift, v_first, partial(wkv7_step, state=state.wkv))
         x = x + mixed
         f = self.ln2(x)
         return x + self.ffn(f, state.ffn_shift), v_first, LayerState(a, wkv, f)
-
-    def _enter(self, x: Tensor) -> Tensor:
-        return self.ln0(x) if self.first else x
 
 
 @BACKBONE.register

@@ -177,18 +177,15 @@ for check in (validate, stats, preview):
 
 def _given(overrides: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The options behind `source.` and `executor.`."""
-    import yaml
+    from aurora.config import parse_override
 
     found: dict[str, dict[str, Any]] = {"source": {}, "executor": {}}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        slot, dot, option = key.partition(".")
-        if not equals or not dot or slot not in found:
-            raise AuroraError(f"{text!r} is not an override of a build; give source.KEY=VALUE or executor.KEY=VALUE")
-        try:
-            found[slot][option] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise AuroraError(f"{text!r}: the value is not valid YAML") from error
+    for override in map(parse_override, overrides):
+        slot, dot, option = override.key_or_group.partition(".")
+        if not dot or slot not in found or override.is_delete():
+            raise AuroraError(f"{override.input_line!r} is not an override of a build; give source.KEY=VALUE or "
+                              "executor.KEY=VALUE")
+        found[slot][option] = override.value()
     return found
 
 

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from aurora.training.estimate import Hardware, Memory, Reads, cost, memory, require_fit
-from aurora.training.recipe import TrainerOptions
-from tiny_training import tiny_config
+from aurora.testing.training import tiny_config
 
 from aurora.assemble import build_model
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
+from aurora.recipe import TrainerOptions
+from aurora.training.budget import Hardware, Memory, Reads, cost, memory, require_fit
 from aurora.training.optim import freeze_untrained
 
 EVERYTHING = ["vision", "connector", "backbone"]
