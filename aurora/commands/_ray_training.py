@@ -36,7 +36,7 @@ def train_on_ray(config: Config, *, workers: int, restarts: int) -> None:
 
 
 def work(tree: dict[str, Any]) -> None:
-    """What every process does. Ray has made their group and told each its place."""
+    """What every process runs, after Ray has initialized their group and set each one's rank."""
     os.environ.setdefault("GROUP_RANK", os.environ.get("NODE_RANK", "0"))
     from aurora.training.run import train
 

@@ -60,10 +60,10 @@ def against_paper(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         table = tables.setdefault(stage["table"], {"paper": stage["paper"], "groups": {}})
         for group, paper in stage["groups"].items():
             reads = [read for read in stage["data"]["datasets"] if read["group"] == group]
-            told = table["groups"].setdefault(group, {"samples": 0, "visits": 0, "paper": None})
-            told["samples"] += sum(read["samples"] for read in reads)
-            told["visits"] += sum(read["visits"] for read in reads) * stage["epochs"]
-            told["paper"] = told["paper"] if paper is None else paper
+            counts = table["groups"].setdefault(group, {"samples": 0, "visits": 0, "paper": None})
+            counts["samples"] += sum(read["samples"] for read in reads)
+            counts["visits"] += sum(read["visits"] for read in reads) * stage["epochs"]
+            counts["paper"] = counts["paper"] if paper is None else paper
     return tables
 
 
@@ -72,8 +72,8 @@ def _from_catalogue(config: Config, recipe: Recipe, model: AuroraModel) -> dict[
     entries = {name: load_dataset(name) for name in recipe.mixture.datasets if name in known}
     data = config.data
     sampling = Sampling(fps=data.get("fps"), frames=data.get("frames"), max_frames=data.get("max_frames"))
-    told = published(recipe.mixture, entries, model.layout(recipe.keep_ratio), sampling)
-    return {**told, "assumed": ASSUMED}
+    reads = published(recipe.mixture, entries, model.layout(recipe.keep_ratio), sampling)
+    return {**reads, "assumed": ASSUMED}
 
 
 def _measured(config: Config, name: str, recipe: Recipe, model: AuroraModel) -> dict[str, Any]:
@@ -89,8 +89,8 @@ def _measured(config: Config, name: str, recipe: Recipe, model: AuroraModel) -> 
     describe = getattr(data, "describe", None)
     if describe is None:
         raise AuroraError(f"data {config.data['name']!r} has no plan of its own to show; webdataset has")
-    told: dict[str, Any] = describe()
-    return told
+    reads: dict[str, Any] = describe()
+    return reads
 
 
 def _validation(config: Config, name: str, recipe: Recipe, model: AuroraModel, stage: Mapping[str, Any]
