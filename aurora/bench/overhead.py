@@ -15,13 +15,12 @@ from typing import Any
 import lightning as L
 from torch import Tensor, tensor
 
-from aurora.assemble import WEIGHTED_SLOTS
 from aurora.bench.case import Settings
 from aurora.bench.timing import Work
 from aurora.config import ModelConfig
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
-from aurora.registry import DATA
+from aurora.registry import DATA, WEIGHTED_SLOTS
 from aurora.training.module import AuroraModule
 from aurora.training.run import train
 from aurora.types import PackedBatch

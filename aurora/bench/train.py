@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from aurora.assemble import WEIGHTED_SLOTS, build_model
+from aurora.assemble import build_model
 from aurora.bench import language, overhead, towers, weights
 from aurora.bench.case import Case, Contestant, Outcome, Settings
 from aurora.bench.ceilings import Cost
@@ -21,6 +21,7 @@ from aurora.bench.towers import TowerSize
 from aurora.bench.weights import Size
 from aurora.config import ModelConfig
 from aurora.model import AuroraModel
+from aurora.registry import WEIGHTED_SLOTS
 from aurora.training.blocks import recompute_blocks
 from aurora.types import IGNORE, Frames, PackedBatch
 
