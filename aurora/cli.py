@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from aurora import __version__
-from aurora.commands import asking_options, bench_options, plan_options, shard_options, train_options, weight_options
+from aurora.commands import asking_options, plan_options, shard_options, train_options, weight_options
 from aurora.commands.parent import end_with_parent
 from aurora.errors import TRY_AGAIN, AuroraError, LostProcess
 

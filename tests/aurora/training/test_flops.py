@@ -4,9 +4,9 @@ from tiny_training import tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from aurora.assemble import build_model
-from aurora.bench import language, towers
 from aurora.training.flops import forward_flops, named_peak, peak_flops, training_flops
 from aurora.training.optim import freeze_untrained
+from tools.bench import language, towers
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 
-from aurora.bench.timing import Work
 from aurora.registry import import_part
+from tools.bench.timing import Work
 
 SLOTS = 2
 Shape = tuple[int, ...]

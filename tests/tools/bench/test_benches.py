@@ -10,22 +10,21 @@ from typing import Any
 import pytest
 import torch
 
-from aurora.bench import language, machine, towers, train, weights
-from aurora.bench.case import Settings
-from aurora.bench.operators import OPERATORS, Operator, Shape
-from aurora.bench.parity import difference
-from aurora.cli import main
 from aurora.registry import BACKBONE, MERGE
+from tools.bench import language, machine, towers, train, weights
+from tools.bench.__main__ import main
+from tools.bench.case import Settings, difference
+from tools.bench.operators import OPERATORS, Operator, Shape
 
 Run = Callable[..., tuple[int, list[dict[str, Any]], str]]
 
 
 @pytest.fixture
 def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """(exit status, rows of results.json, what was shown) of `aurora bench`."""
+    """(exit status, rows of results.json, what was shown) of `python -m tools.bench`."""
 
     def run(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
-        status = main(["bench", *arguments, "--quick", "--out", str(tmp_path / "out")])
+        status = main([*arguments, "--quick", "--out", str(tmp_path / "out")])
         cases = json.loads((tmp_path / "out" / "results.json").read_text())["cases"]
         return status, [row for case in cases for row in case["rows"]], capsys.readouterr().out
 
@@ -82,18 +81,18 @@ def test_another_result_than_the_peers_ends_with_status_1(run: Run, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (["kernels", "--dtype", "int8"], "kernels has no work in int8"),
-        (["kernels", "--device", "mps"], "works are timed on cpu and cuda only"),
-        (["decode", "--weights", "nowhere.pth"], "there is no such file"),
-        (["decode", "--threads", "0"], "leaves nothing to run on"),
+        (["kernels", "--dtype", "int8"], "kernels has no case in int8"),
+        (["kernels", "--device", "mps"], "only cpu and cuda can be timed"),
+        (["decode", "--weights", "nowhere.pth"], "no such file"),
+        (["decode", "--threads", "0"], "must be at least 1"),
     ],
 )
-def test_what_cannot_be_measured_is_said(arguments: list[str], told: str, tmp_path: Path,
+def test_what_cannot_be_measured_is_an_error(arguments: list[str], message: str, tmp_path: Path,
                                          capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", *arguments, "--out", str(tmp_path)]) == 2
-    assert told in capsys.readouterr().err
+    assert main([*arguments, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
@@ -153,9 +152,8 @@ def test_llama_cpp_reads_the_same_model(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     pytest.importorskip("llama_cpp")
     settings = Settings(quick=True, folder=tmp_path)
-    from aurora.bench.gguf_file import write_gguf
-    from aurora.bench.llama import Llama
-    from aurora.bench.readers import Aurora, load_backbone
+    from tools.bench.gguf_file import write_gguf
+    from tools.bench.readers import Aurora, Llama, load_backbone
 
     path = language.weights_file(settings, "float32")
     write_gguf(torch.load(path, weights_only=True), tmp_path / "model.gguf", torch.float32)

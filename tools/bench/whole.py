@@ -11,15 +11,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from aurora.bench import language, towers
-from aurora.bench.case import Case, Contestant, Outcome, Settings
-from aurora.bench.ceilings import DTYPES, Cost
-from aurora.bench.machine import missing
-from aurora.bench.readers import Authors, load_backbone
-from aurora.bench.timing import Work
-from aurora.bench.towers import TowerSize
 from aurora.registry import CONNECTOR
 from aurora.types import VisualTokens
+from tools.bench import language, towers
+from tools.bench.case import Case, Contestant, Outcome, Settings
+from tools.bench.machine import DTYPES, Cost, missing
+from tools.bench.readers import Authors, load_backbone
+from tools.bench.timing import Work
+from tools.bench.towers import TowerSize
 
 Encode = Callable[[Tensor], Tensor]
 TOLERANCE = 8e-2

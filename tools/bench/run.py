@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -11,31 +10,21 @@ from dataclasses import dataclass, field
 
 import torch
 
-from aurora.bench.case import Case, Contestant, Outcome, Result, Row, Settings
-from aurora.bench.ceilings import Ceilings, measure_ceilings
-from aurora.bench.memory import peak_bytes
-from aurora.bench.neighbours import Neighbours
-from aurora.bench.parity import difference
-from aurora.bench.timing import Clock, Spread, Work, clock_of, interleave, ratios, spread
 from aurora.errors import AuroraError
+from tools.bench.case import Case, Contestant, Outcome, Result, Row, Settings, difference
+from tools.bench.machine import Ceilings, OtherProcesses, measure_ceilings
+from tools.bench.memory import peak_bytes
+from tools.bench.timing import Clock, Spread, Work, clock_of, interleave, ratios, spread
 
 log = logging.getLogger(__name__)
 
-BENCHES = {"kernels": "kernels", "prefill": "language", "decode": "language", "vision": "vision", "train": "train",
-           "data": "data"}
-"""The file of `aurora.bench` that holds the function of each bench's name, which gives its cases."""
 ROUNDS, QUICK_ROUNDS = 12, 3
 SECONDS = 12.0  # per group of contestants, once the fewest rounds are done
 
 
-def cases_of(bench: str, settings: Settings) -> list[Case]:
-    """The works of a bench; none when it has none in a dtype that was asked for."""
-    return getattr(importlib.import_module(f"aurora.bench.{BENCHES[bench]}"), bench)(settings)  # type: ignore[no-any-return]
-
-
 def run_case(bench: str, case: Case, settings: Settings) -> Result:
     """A row for every contestant, those that cannot take part included, and what the machine could do at that time."""
-    neighbours = Neighbours()
+    others = OtherProcesses()
     before = measure_ceilings(settings.device, quick=settings.quick)
     present = [contestant for contestant in case.contestants if contestant.missing is None]
     course = _Course(bench, case, settings)
@@ -43,7 +32,7 @@ def run_case(bench: str, case: Case, settings: Settings) -> Result:
         course.run(group)
     ceilings = before.best(measure_ceilings(settings.device, quick=settings.quick))
     rows = [_row(contestant, course, ceilings) for contestant in case.contestants]
-    return Result(case.name, rows, ceilings, neighbours.cores())
+    return Result(case.name, rows, ceilings, others.cores())
 
 
 @dataclass

@@ -21,12 +21,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from aurora.bench.case import Case, Contestant, Settings
-from aurora.bench.ceilings import Cost
-from aurora.bench.timing import Work
 from aurora.images import ImagePreparation
 from aurora.interfaces import Sampling
 from aurora.registry import READER, import_part
+from tools.bench.case import Case, Contestant, Settings
+from tools.bench.machine import Cost
+from tools.bench.timing import Work
 
 RATE = 30
 SCENE = 150  # frames until the next cut
@@ -54,7 +54,7 @@ class Size(NamedTuple):
 FULL, QUICK = Size(60, 10, 720, 1280), Size(2, 2, 180, 320)
 
 
-def cases(settings: Settings) -> list[Case]:
+def data(settings: Settings) -> list[Case]:
     """One frame per second with one thread and with two, a few frames of the same file, and pictures."""
     size = QUICK if settings.quick else FULL
     total = size.seconds * size.repeats

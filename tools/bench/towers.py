@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from aurora.bench.ceilings import DTYPES, Cost
 from aurora.interfaces import VisionEncoder
 from aurora.registry import MERGE, SORT, VISION
 from aurora.types import VisualTokens
+from tools.bench.machine import DTYPES, Cost
 
 
 class TowerSize(NamedTuple):

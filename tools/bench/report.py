@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from aurora.bench.case import Result, Row
-from aurora.bench.ceilings import Ceilings
-from aurora.bench.neighbours import warning
-from aurora.bench.timing import Spread
+from tools.bench.case import Result, Row
+from tools.bench.machine import Ceilings, warning
+from tools.bench.timing import Spread
 
 UNITS = ((1.0, "s"), (1e3, "ms"), (1e6, "µs"))
 COLUMNS = ("contestant", "median (quartiles)", "rate", "× the first", "of the limit", "difference", "peak memory")
@@ -46,7 +47,7 @@ def console_table(result: Result) -> Group:
             table.add_row(*cells(row))
     notes = [Text(f" {row.contestant}: {row.note}", style="red" if row.status == "failed" else "dim")
              for row in result.rows if row.status != "ok"]
-    notes.append(Text(f" limit: {ceilings_told(result.ceilings)}", style="dim"))
+    notes.append(Text(f" limit: {describe_ceilings(result.ceilings)}", style="dim"))
     disturbed = warning(result.others)
     if disturbed is not None:
         notes.append(Text(f" {disturbed}", style="red"))
@@ -55,7 +56,7 @@ def console_table(result: Result) -> Group:
 
 def write_results(folder: Path, machine: dict[str, Any], results: Sequence[Result]) -> None:
     """`results.json`, `results.md` and `results.png`."""
-    from aurora.bench.plot import plot
+    from tools.bench.report import plot
 
     plain = [{"case": result.case, "ceilings": result.ceilings._asdict(), "other_processes_cores": result.others,
               "rows": [{**_plain(row), "of_limit": row.of_limit} for row in result.rows]} for result in results]
@@ -80,13 +81,13 @@ def markdown(machine: dict[str, Any], results: Sequence[Result]) -> str:
         lines += ["| " + " | ".join(cells(row)) + " |" for row in result.rows if row.status == "ok"]
         lines.append("")
         lines += [f"- {row.contestant}: {row.note}" for row in result.rows if row.status != "ok"]
-        lines.append(f"- limit: {ceilings_told(result.ceilings)}")
+        lines.append(f"- limit: {describe_ceilings(result.ceilings)}")
         disturbed = warning(result.others)
         lines += [*([] if disturbed is None else [f"- {disturbed}"]), ""]
     return "\n".join(lines)
 
 
-def ceilings_told(ceilings: Ceilings) -> str:
+def describe_ceilings(ceilings: Ceilings) -> str:
     """The measured limits in a sentence."""
     products = ", ".join(f"{figure(value / 1e9)} GFLOP/s in {name}" for name, value in ceilings.flops.items())
     return f"matrix products {products}, reading {figure(ceilings.read / 1e9)} GB/s"
@@ -109,3 +110,47 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return {key: _plain(part) for key, part in value._asdict().items()}
     return value
+
+
+LEAD, OTHER = "#1b6ca8", "#b9c4cc"
+ROW_INCHES = 0.28
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Two bars per measured row, as a PNG."""
+    timed = [row for row in rows if row.seconds is not None]
+    figure = Figure(figsize=(13, 1.2 + ROW_INCHES * (len(timed) + len({row.case for row in timed}))))
+    left, right = figure.subplots(1, 2, sharey=True)
+    places, labels = _places(timed)
+    colors = [LEAD if row.slower is None else OTHER for row in timed]
+    ratios = [1.0 if row.slower is None else row.slower.median for row in timed]
+    shares = [100 * (row.of_limit or 0.0) for row in timed]
+    _bars(left, places, ratios, colors, [f"{ratio:.2f}×" for ratio in ratios])
+    _bars(right, places, shares, colors, [f"{share:.0f} %" for share in shares])
+    left.set_xscale("log")
+    left.set_yticks(places, labels, fontsize=7)
+    if places:
+        left.set_ylim(places[-1] + 1, places[0] - 1)
+    left.set_title("time, as a multiple of the first row of each case", fontsize=9)
+    right.set_title("share of the machine's measured limit", fontsize=9)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def _places(rows: Sequence[Row]) -> tuple[list[float], list[str]]:
+    """Where each bar stands, a gap before every case, whose name the first bar carries."""
+    places: list[float] = []
+    labels = []
+    last = None
+    for row in rows:
+        new = row.case != last
+        places.append((places[-1] if places else 0.0) + (2.0 if new else 1.0))
+        labels.append(f"{row.case}\n{row.contestant}" if new else row.contestant)
+        last = row.case
+    return places, labels
+
+
+def _bars(axes: Axes, places: list[float], values: list[float], colors: list[str], told: list[str]) -> None:
+    bars = axes.barh(places, values, color=colors, height=0.8)
+    axes.bar_label(bars, told, padding=3, fontsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.15)

@@ -4,16 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from aurora.bench.case import Settings
-from aurora.bench.data_decoding import cases
-from aurora.bench.parity import difference
+from tools.bench.case import Settings, difference
+from tools.bench.data_decoding import data
 
 NAMES = ["one thread", "two threads", "few frames", "pictures"]
 
 
 @pytest.mark.parametrize("number", range(len(NAMES)), ids=NAMES)
 def test_all_readers_give_the_same_frames(tmp_path: Path, number: int) -> None:
-    made = cases(Settings(quick=True, folder=tmp_path))
+    made = data(Settings(quick=True, folder=tmp_path))
     assert len(made) == len(NAMES)
     case = made[number]
     ours, *others = (one.build()() for one in case.contestants if one.missing is None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +11,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from aurora.bench.ceilings import Ceilings, Cost
-from aurora.bench.timing import Spread, Work
+from tools.bench.machine import Ceilings, Cost
+from tools.bench.timing import Spread, Work
+
+BENCHES = {"kernels": ("kernels",), "prefill": ("language",), "decode": ("language",), "vision": ("vision",),
+           "train": ("train",), "data": ("data_building", "data_decoding", "data_reading")}
+"""For each bench the modules beside this one whose function of the bench's name gives its cases."""
 
 Outcome = Tensor | Sequence[Tensor]
 """What a run gives, to be compared with what it should have given."""
@@ -100,3 +106,28 @@ class Result(NamedTuple):
     ceilings: Ceilings
     others: float | None
     """Cores that other processes kept busy meanwhile; none where the system does not say."""
+
+
+def cases_of(bench: str, settings: Settings) -> list[Case]:
+    """The cases of a bench; empty when it has none in a dtype that was asked for."""
+    return [case for name in BENCHES[bench]
+            for case in getattr(importlib.import_module(f"tools.bench.{name}"), bench)(settings)]
+
+
+def difference(actual: Outcome, expected: Outcome) -> float:
+    """The largest |actual - expected| / |expected| over the tensors, in the Euclidean norm; infinite when shapes or
+    numbers do not agree or anything is not finite."""
+    pairs = list(zip(_listed(actual), _listed(expected), strict=False))
+    if len(_listed(actual)) != len(_listed(expected)) or any(a.shape != b.shape for a, b in pairs):
+        return math.inf
+    return max(_difference(a, b) for a, b in pairs)
+
+
+def _difference(actual: Tensor, expected: Tensor) -> float:
+    expected = expected.detach().double().cpu()
+    error = float((actual.detach().double().cpu() - expected).norm() / expected.norm().clamp(min=1e-300))
+    return error if math.isfinite(error) else math.inf
+
+
+def _listed(outcome: Outcome) -> Sequence[Tensor]:
+    return [outcome] if isinstance(outcome, Tensor) else outcome

@@ -1,4 +1,4 @@
-"""`aurora bench prefill` and `decode`: RWKV-6 1.6B with the same weights in every contestant."""
+"""The benches `prefill` and `decode`: RWKV-6 1.6B with the same weights in every contestant."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from typing import NamedTuple
 
 import torch
 
-from aurora.bench.case import Case, Contestant, Outcome, Settings
-from aurora.bench.ceilings import Cost
-from aurora.bench.gguf_file import write_gguf
-from aurora.bench.llama import Llama, quantize
-from aurora.bench.machine import missing
-from aurora.bench.readers import Aurora, AuroraGraph, Authors, Reader, load_backbone
-from aurora.bench.timing import Work
-from aurora.bench.weights import FULL, QUICK, Size, random_weights
+from tools.bench.case import Case, Contestant, Outcome, Settings
+from tools.bench.gguf_file import write_gguf
+from tools.bench.machine import Cost, missing
+from tools.bench.readers import Aurora, AuroraGraph, Authors, Llama, Reader, load_backbone, quantize_gguf
+from tools.bench.timing import Work
+from tools.bench.weights import FULL, QUICK, Size, random_weights
 
 PROMPT, QUICK_PROMPT, GPU_PROMPT = 512, 24, 4096
 BEFORE = 16  # tokens that are read before decoding starts
@@ -90,7 +88,7 @@ def gguf_file(settings: Settings, dtype: str) -> Path:
         return path
     quantized = settings.folder / "rwkv6-q8_0.gguf"
     if not quantized.exists():
-        quantize(path, quantized, threads=settings.threads)
+        quantize_gguf(path, quantized, threads=settings.threads)
     return quantized
 
 

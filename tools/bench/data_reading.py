@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from aurora.bench.case import Case, Contestant, Settings
-from aurora.bench.ceilings import Cost
-from aurora.bench.row_handing import WAYS, hand_over
-from aurora.bench.timing import Work
 from aurora.images import ImagePreparation, VisualLayout
 from aurora.interfaces import Sampling
 from aurora.registry import DATA, MERGE, PROMPT, READER, TOKENIZER, import_part
+from tools.bench.case import Case, Contestant, Settings
+from tools.bench.machine import Cost
+from tools.bench.row_handing import WAYS, hand_over
+from tools.bench.timing import Work
 
 WORKERS = 2
 SIDE = 384
@@ -40,7 +40,7 @@ class Size(NamedTuple):
 FULL, QUICK = Size(8000, 64, 32, 40, 64), Size(60, 4, 4, 3, 2)
 
 
-def cases(settings: Settings) -> list[Case]:
+def data(settings: Settings) -> list[Case]:
     """What the loader is made of, and the whole of it."""
     size = QUICK if settings.quick else FULL
     pictures, clips = partial(_pictures, settings.folder, size), partial(_clips, settings.folder, size)

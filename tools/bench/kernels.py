@@ -1,4 +1,4 @@
-"""`aurora bench kernels`: the operators under the backbones in every form that fits, and other ways to compute them."""
+"""The bench `kernels`: the operators under the backbones in every form that fits, and other ways to compute them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from aurora.bench.case import Case, Contestant, Outcome, Settings
-from aurora.bench.ceilings import DTYPES, Cost
-from aurora.bench.operators import LOOP, OPERATORS, Compute, Operator, Peer, Shape
-from aurora.bench.timing import Work
+from tools.bench.case import Case, Contestant, Outcome, Settings
+from tools.bench.machine import DTYPES, Cost
+from tools.bench.operators import LOOP, OPERATORS, Compute, Operator, Peer, Shape
+from tools.bench.timing import Work
 
 SHAPES = (Shape(1, 2048, 32),)
 GPU_SHAPES = (Shape(8, 4096, 32), Shape(1, 16384, 32), Shape(1, 65536, 32))

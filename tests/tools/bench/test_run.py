@@ -12,11 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from aurora.bench import memory, neighbours, run
-from aurora.bench.case import Case, Contestant, Row, Settings
-from aurora.bench.ceilings import Cost
-from aurora.bench.parity import difference
-from aurora.bench.timing import Work
+from tools.bench import machine, memory, run
+from tools.bench.case import Case, Contestant, Row, Settings, difference
+from tools.bench.machine import Cost
+from tools.bench.timing import Work
 
 QUICK = Settings(quick=True)
 RIGHT = torch.arange(1.0, 9.0)
@@ -114,7 +113,7 @@ def test_no_more_than_two_heavy_contestants_are_held() -> None:
 def test_the_processor_time_of_others_is_told_and_ours_is_not() -> None:
     """The other process counts as ours only after it has ended."""
     work = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
-    alone, beside = neighbours.Neighbours(), neighbours.Neighbours()
+    alone, beside = machine.OtherProcesses(), machine.OtherProcesses()
     if alone.cores() is None:
         pytest.skip("the system does not say how busy it is")
     other = subprocess.Popen([sys.executable, "-c", work])
@@ -128,14 +127,14 @@ def test_the_processor_time_of_others_is_told_and_ours_is_not() -> None:
 
 
 def test_only_a_busy_machine_is_warned_about() -> None:
-    assert neighbours.warning(0.05) is None and neighbours.warning(None) is None
-    assert "used 1.5 of" in str(neighbours.warning(1.5))
+    assert machine.warning(0.05) is None and machine.warning(None) is None
+    assert "used 1.5 of" in str(machine.warning(1.5))
 
 
 def test_the_peak_is_what_one_run_adds() -> None:
     """In a process that has done nothing before, as the measuring one is."""
     size = 64 * 2**20
-    code = ("import torch; from aurora.bench import memory; from aurora.bench.case import Settings\n"
+    code = ("import torch; from tools.bench import memory; from tools.bench.case import Settings\n"
             "quick = Settings(quick=True)\n"
             f"before = memory._start(quick); torch.ones({size // 4}).sum()\n"
             "print(before and memory._peak(quick, before))")

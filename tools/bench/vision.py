@@ -1,15 +1,14 @@
-"""`aurora bench vision`: SigLIP-L/16-384, unmerged and merged, and a whole model that reads frames."""
+"""The bench `vision`: SigLIP-L/16-384, unmerged and merged, and a whole model that reads frames."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from aurora.bench import towers, whole
-from aurora.bench.case import Case, Contestant, Outcome, Settings
-from aurora.bench.ceilings import DTYPES, Cost
-from aurora.bench.machine import missing
-from aurora.bench.timing import Work
-from aurora.bench.towers import FULL, QUICK, TowerSize, over_patches
+from tools.bench import towers, whole
+from tools.bench.case import Case, Contestant, Outcome, Settings
+from tools.bench.machine import DTYPES, Cost, missing
+from tools.bench.timing import Work
+from tools.bench.towers import FULL, QUICK, TowerSize, over_patches
 
 FRAMES, GPU_FRAMES, QUICK_FRAMES = 4, 64, 2
 RATIO = 0.1

@@ -1,4 +1,4 @@
-"""The operators that `aurora bench kernels` is about: their inputs, what they cost, and who else computes them.
+"""The operators of the bench `kernels`: their inputs, what they cost, and who else computes them.
 
 Shape letters: B rows of equal length T, H heads, K key width, V value width. Rows are packed: inputs are [B T, H, K].
 """
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aurora.bench.machine import missing
 from aurora.registry import import_part
+from tools.bench.machine import missing
 
 Compute = Callable[..., Tensor]
 """(*inputs, shape) → y [B T, H, V]."""

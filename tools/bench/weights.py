@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.serialization import set_default_mmap_options, skip_data
 
-from aurora.bench.ceilings import DTYPES
 from aurora.registry import BACKBONE
+from tools.bench.machine import DTYPES
 
 
 class Size(NamedTuple):

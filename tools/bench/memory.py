@@ -1,6 +1,6 @@
 """Peak memory of one contestant, measured in a process that holds nothing else.
 
-Run as `python -m aurora.bench.memory`, this file is that process: it reads who is to be measured from standard input.
+Run as `python -m tools.bench.memory`, this file is that process: it reads who is to be measured from standard input.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from aurora.bench.case import Settings
 from aurora.errors import AuroraError
+from tools.bench.case import Settings, cases_of
 
 SECONDS = 300
 
@@ -22,7 +22,7 @@ def peak_bytes(bench: str, case: str, contestant: str, settings: Settings) -> in
     """What building the contestant and one run add at most to a process that has imported torch, with all that the
     processes which it starts take; on CUDA the device's memory. None where the system does not say."""
     request = {"bench": bench, "case": case, "contestant": contestant, "settings": asdict(settings)}
-    done = subprocess.run([sys.executable, "-m", "aurora.bench.memory"], input=json.dumps(request, default=str),
+    done = subprocess.run([sys.executable, "-m", "tools.bench.memory"], input=json.dumps(request, default=str),
                           capture_output=True, text=True, timeout=SECONDS)
     if done.returncode:
         raise AuroraError(f"it ended with status {done.returncode} in a process of its own. "
@@ -35,8 +35,6 @@ def main() -> None:
     """The measuring process."""
     request = json.loads(sys.stdin.read())
     settings = _settings(request["settings"])
-    from aurora.bench.run import cases_of
-
     case = next(case for case in cases_of(request["bench"], settings) if case.name == request["case"])
     contestant = next(one for one in case.contestants if one.name == request["contestant"])
     before = _start(settings)

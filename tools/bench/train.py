@@ -1,4 +1,4 @@
-"""`aurora bench train`: an optimizer step of a whole model, with the share of the machine's arithmetic that it uses.
+"""The bench `train`: an optimizer step of a whole model, with the share of the machine's arithmetic that it uses.
 
 Shape letters: T packed positions, N frames, M tokens per frame.
 """
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from aurora.assemble import WEIGHTED_SLOTS, build_model
-from aurora.bench import language, overhead, towers, weights
-from aurora.bench.case import Case, Contestant, Outcome, Settings
-from aurora.bench.ceilings import Cost
-from aurora.bench.timing import Work
-from aurora.bench.towers import TowerSize
-from aurora.bench.weights import Size
 from aurora.model import AuroraModel
 from aurora.training.blocks import recompute_blocks
 from aurora.types import IGNORE, Frames, PackedBatch
+from tools.bench import language, overhead, towers, weights
+from tools.bench.case import Case, Contestant, Outcome, Settings
+from tools.bench.machine import Cost
+from tools.bench.timing import Work
+from tools.bench.towers import TowerSize
+from tools.bench.weights import Size
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 6e-2}
 RATIO = 0.1
@@ -91,7 +91,7 @@ def _surroundings(settings: Settings, size: TrainSize, dtype: str) -> Case:
 
 
 def _trained(settings: Settings, size: TrainSize, dtype: str) -> Work:
-    return overhead.trained(settings, _model(settings, size, dtype), size.config(dtype), _row(size, settings.device))
+    return overhead.Trained(settings, _model(settings, size, dtype), size.config(dtype), _row(size, settings.device))
 
 
 def cost(size: TrainSize, dtype: str) -> Cost:

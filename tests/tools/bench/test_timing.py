@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from aurora.bench.ceilings import Ceilings, Cost, measure_ceilings
-from aurora.bench.timing import Spread, Work, clock_of, interleave, ratios, spread
+from tools.bench.machine import Ceilings, Cost, measure_ceilings
+from tools.bench.timing import Spread, Work, clock_of, interleave, ratios, spread
 
 
 def told(*seconds: float) -> tuple[Callable[[Work], float], list[str]]:

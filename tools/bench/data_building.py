@@ -23,11 +23,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from aurora.bench.case import Case, Contestant, Settings
-from aurora.bench.ceilings import Cost
-from aurora.bench.data_decoding import Size, video_file
-from aurora.bench.timing import Work
 from aurora.registry import EXECUTOR, import_part
+from tools.bench.case import Case, Contestant, Settings
+from tools.bench.data_decoding import Size, video_file
+from tools.bench.machine import Cost
+from tools.bench.timing import Work
 
 WORKERS = 2
 SHORT_SIDE, QUALITY, FPS = 384, 90, 2
@@ -61,7 +61,7 @@ QUICK = (Job(64, 2, "image", 64, 48, False), Job(64, 2, "image", 64, 48, True), 
 VIDEO, QUICK_VIDEO = Size(5, 2, 720, 1280), Size(2, 2, 180, 320)
 
 
-def cases(settings: Settings) -> list[Case]:
+def data(settings: Settings) -> list[Case]:
     """Copying pictures, making them smaller, and videos."""
     return [
         Case(str(job),
