@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from aurora import __version__
-from aurora.commands import asking_options, plan_options, shard_options, train_options, weight_options
+from aurora.commands import asking_options, bench, plan_options, shard_options, train_options, weight_options
 from aurora.commands.parent import end_with_parent
 from aurora.errors import TRY_AGAIN, AuroraError, LostProcess
 
@@ -194,9 +194,9 @@ def _eval(commands: Commands) -> None:
 
 
 def _bench(commands: Commands) -> None:
-    parser = _command(commands, "bench", "benching", "measure speed and memory beside other implementations",
-                      bench_options.BENCH, bench_options.EXAMPLE)
-    bench_options.bench(parser)
+    parser = _command(commands, "bench", "bench", "measure the speed of a configuration on this machine",
+                      bench.BENCH, bench.EXAMPLE)
+    bench.options(parser)
     asking_options.machine(parser)
 
 
