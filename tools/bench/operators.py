@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aurora.registry import import_part
+from components.kernels import ssd, wkv6, wkv7
+from components.kernels._forms import choose
 from tools.bench.machine import missing
 
+MODULES = {"wkv6": wkv6, "wkv7": wkv7, "ssd": ssd}
 Compute = Callable[..., Tensor]
 """(*inputs, shape) → y [B T, H, V]."""
 
@@ -63,16 +65,16 @@ class Operator:
 
     def forms(self) -> dict[str, Any]:
         """By name; the first that fits and is not slow is what `auto` takes."""
-        return import_part(f"components.kernels.{self.name}").FORMS  # type: ignore[no-any-return]
+        return MODULES[self.name].FORMS  # type: ignore[no-any-return]
 
     def chosen(self, k: Tensor, v: Tensor, shape: Shape) -> str:
         """The form that `auto` takes for such keys and values."""
-        forms, choose = self.forms(), import_part("components.kernels._forms").choose
+        forms = self.forms()
         taken = choose(self.name, forms, "auto", k, v, (shape.length,) * shape.rows)
         return next(name for name, form in forms.items() if form is taken)
 
     def __call__(self, *inputs: Tensor, shape: Shape, form: str) -> Tensor:
-        function = getattr(import_part(f"components.kernels.{self.name}"), self.name)
+        function = getattr(MODULES[self.name], self.name)
         return function(*inputs, shape.bounds(), form=form, return_state=False)[0]  # type: ignore[no-any-return]
 
 
