@@ -18,6 +18,8 @@ from datamodules._index import _check_shards, load_index
 from datamodules._samples import BadSample, ShardSample
 from datamodules._shards import shard_path, write_shards
 
+pytestmark = pytest.mark.process
+
 MIXTURE = {"once": 1, "thrice": 3}
 LAYOUTS = [(1, 1, 0), (1, 2, 2), (2, 2, 3), (3, 1, 1)]  # nodes, ranks of each, workers of each
 

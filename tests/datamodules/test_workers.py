@@ -25,6 +25,8 @@ from datamodules._samples import ShardSample
 from datamodules._shards import write_shards
 from datamodules._workers import start_method
 
+pytestmark = pytest.mark.process
+
 
 class Trapped(VideoReader):
     """Four grey frames of every file, unless the file's bytes name a way to fail."""

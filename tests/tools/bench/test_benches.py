@@ -31,6 +31,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of other packages, when they are imported
 @pytest.mark.parametrize("what", [["kernels"], ["prefill", "--dtype", "bfloat16"], ["decode", "--dtype", "float32"],
                                   ["vision", "--dtype", "bfloat16"], ["train"]], ids=lambda what: what[0])

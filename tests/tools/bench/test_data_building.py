@@ -7,6 +7,8 @@ import pytest
 from tools.bench.case import Case, Settings, difference
 from tools.bench.data_building import data
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.filterwarnings("ignore")  # webdataset leaves files open
 @pytest.mark.parametrize(("number", "records"), [(0, 64), (1, 64), (2, 4)], ids=["copied", "made smaller", "videos"])
