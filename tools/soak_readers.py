@@ -122,7 +122,7 @@ def child(options: argparse.Namespace) -> None:
 
 def outcome(kind: str, data: bytes, reader: VideoReader) -> str:
     """Reads a file as a sample's member is read, and says what came of it."""
-    samples, index = import_part("datamodules._samples"), import_part("datamodules._index")
+    samples, index = import_part("datamodules.shards.format"), import_part("datamodules.shards.index")
     try:
         if kind == "json":
             samples.parse_record(data)

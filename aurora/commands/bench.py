@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json as to_json
+import json
 import platform
 import sys
 import tempfile
-from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
-from aurora.errors import AuroraError
+import typer
+
+from aurora.commands._options import Device, Json, Overrides
+from aurora.errors import AuroraError, suggest
 
 if TYPE_CHECKING:
     import torch
@@ -21,82 +24,83 @@ if TYPE_CHECKING:
     from aurora.training.recipe import Recipe
 
 WORKS = ("vision", "prefill", "decode", "train", "data")
-BENCH = (
-    "Measures your configuration on this machine: encoding frames, reading a prompt, generating tokens, a training "
-    "step of `stage`, and reading training data where data.root is given. With --model, a saved model's first three. "
-    "Shows medians with quartiles, peak memory, and for training the share of the device's peak arithmetic (MFU) where "
-    "that is known (trainer.peak_tflops)."
-)
-EXAMPLE = "aurora bench experiment=blocks data.root=data/blocks\n  aurora bench --model runs/demo/language_video/model"
 
 
-class Sizes(NamedTuple):
-    """How much one run of a work is."""
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes"""
 
-    frames: int
-    tokens: int
-    sequences: int
-
-
-def options(parser: ArgumentParser) -> None:
-    """The arguments, but for those of the machine."""
-    parser.set_defaults(rest="overrides")
-    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="key=value, see configs/aurora.yaml")
-    parser.add_argument("--model", metavar="FOLDER", help="a model folder, instead of the config's model")
-    parser.add_argument("--only", action="append", choices=WORKS, metavar="WORK",
-                        help=f"{', '.join(WORKS)}; may be repeated (default: all)")
-    parser.add_argument("--frames", type=int, default=8, metavar="N", help="encoded together (default %(default)s)")
-    parser.add_argument("--tokens", type=int, default=512, metavar="N", help="of a prompt (default %(default)s)")
-    parser.add_argument("--sequences", type=int, default=1, metavar="N",
-                        help="generated side by side (default %(default)s)")
-    parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="per work (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="the result on standard output instead of a table")
+    frames: Annotated[int, typer.Option(metavar="N", help="Frames that are encoded together.")] = 8
+    tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of a prompt.")] = 512
+    sequences: Annotated[int, typer.Option(metavar="N", help="Sequences that are generated side by side.")] = 1
+    seconds: Annotated[float, typer.Option(metavar="S", help="How long each measurement runs.")] = 3.0
 
 
-def bench(options: Namespace) -> int:
-    """Measures one work after the other, and says why another cannot be measured; 1 when none could."""
+def bench(
+    *,
+    overrides: Overrides,
+    model: Annotated[Path | None, typer.Option(metavar="FOLDER", help="A model folder, in place of a config.")] = None,
+    only: Annotated[list[str], typer.Option(
+        metavar="NAME", default_factory=list, show_default=False,
+        help=f"Measure only this: {', '.join(WORKS)}. May be repeated.")],
+    sizes: Sizes,
+    device: Device,
+    json_output: Json = False,
+) -> int:
+    """Measure the speed of a configuration on this machine.
+
+    Measures encoding frames, reading a prompt and generating tokens; of a config also a training step of `stage` and,
+    where data.root is given, reading training data. Shows medians with quartiles, peak memory, and for training the
+    share of the device's peak arithmetic (MFU) where that is known (trainer.peak_tflops).
+
+    \b
+    example:
+      aurora bench experiment=blocks data.root=data/blocks
+      aurora bench --model runs/demo/language_video/model --sequences 8
+    """
     import torch
 
     from aurora.benchmark import measure
 
-    device = torch.device(options.device)
-    sizes = Sizes(options.frames, options.tokens, options.sequences)
-    for name, number in (*sizes._asdict().items(), ("seconds", options.seconds)):
+    for name, number in asdict(sizes).items():
         if number <= 0:
             raise AuroraError(f"--{name} {number}: must be greater than 0")
+    for name in only:
+        if name not in WORKS:
+            raise AuroraError(f"--only {name}: must be one of {', '.join(WORKS)}.{suggest(name, WORKS)}")
     measured: list[Measurement] = []
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        works = _works(options, sizes, Path(folder))
-        for name in options.only or WORKS:
+        works = _works(model, overrides, sizes, device, Path(folder))
+        for name in only or WORKS:
             try:
-                measured.append(measure(works[name](), device, options.seconds))
+                measured.append(measure(works[name](), torch.device(device.device), sizes.seconds))
             except (AuroraError, torch.OutOfMemoryError) as error:
                 skipped[name] = " ".join(str(error).split())
-    if options.json:
+    machine = _machine(torch.device(device.device))
+    if json_output:
         rows = [{**one._asdict(), "rate": one.rate} for one in measured]
-        result = {**_machine(device), "measurements": rows, "skipped": skipped}
-        sys.stdout.write(to_json.dumps(result, indent=2) + "\n")
+        sys.stdout.write(json.dumps({**machine, "measurements": rows, "skipped": skipped}, indent=2) + "\n")
     else:
-        _show(measured, skipped, _machine(device))
+        _show(measured, skipped, machine)
     return 0 if measured else 1
 
 
-def _works(options: Namespace, sizes: Sizes, folder: Path) -> Mapping[str, Callable[[], Work]]:
+def _works(given: Path | None, overrides: Sequence[str], sizes: Sizes, device: Device, folder: Path
+           ) -> Mapping[str, Callable[[], Work]]:
     """What makes each work ready, by name."""
     from aurora import benchmark
-    from aurora.commands.finding import random_model, saved_model
+    from aurora.inference.models import random_model, saved_model
 
-    machine: dict[str, Any] = {"device": options.device, "threads": options.threads}
-    if options.model is not None:
-        model, config = saved_model(Path(options.model), options.overrides, **machine)
+    if given is not None:
+        model, config = saved_model(given, overrides, device=device.device, threads=device.threads)
     else:
-        model, config, _ = random_model(options.overrides, **machine)
+        model, config, _ = random_model(overrides, device=device.device, threads=device.threads)
     return {
         "vision": lambda: benchmark.vision(model, config["keep_ratio"], sizes.frames),
         "prefill": lambda: benchmark.prefill(model, sizes.tokens),
         "decode": lambda: benchmark.decode(model, sizes.sequences),
-        "train": lambda: _train(config, options.device),
+        "train": lambda: _train(config, device.device),
         "data": lambda: _data(config, model, folder),
     }
 
@@ -152,8 +156,9 @@ def _show(measured: Sequence[Measurement], skipped: Mapping[str, str], machine: 
 
     console, table = Console(highlight=False), Table()
     console.print(f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}")
-    for number, column in enumerate(("work", "rate", "median ms (quartiles)", "peak memory", "MFU")):
-        table.add_column(column, justify="right" if number else "left")
+    table.add_column("work")
+    for column in ("rate", "median ms (quartiles)", "peak memory", "MFU"):
+        table.add_column(column, justify="right")
     for one in measured:
         median, low, high = (f"{1000 * seconds:.4g}" for seconds in (one.median, one.low, one.high))
         rate = f"{one.rate:,.0f}" if one.rate >= 100 else f"{one.rate:.3g}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from aurora.errors import AuroraError
-from aurora.interfaces import Sampling, VideoReader
+from aurora.interfaces import Sampling, VideoReader, check_sampling
 from aurora.options import read_fields
 from aurora.registry import import_part
 
@@ -23,7 +23,7 @@ def is_image(path: str | Path) -> bool:
 
 def read_image(path: str | Path) -> np.ndarray:
     """[H, W, 3] uint8, upright. AuroraError for anything that is no whole image."""
-    samples = import_part("datamodules._samples")
+    samples = import_part("datamodules.shards.pictures")
     try:
         return samples.decode_image(Path(path).read_bytes())  # type: ignore[no-any-return]
     except samples.BadSample as error:
@@ -75,4 +75,4 @@ def check_file(path: str | Path) -> None:
 def sampling_from(config: Mapping[str, Any]) -> Sampling:
     """The `sampling` of a config. AuroraError unless exactly one of `fps` and `frames` is given."""
     sampling = read_fields(Sampling, "sampling", config.get("sampling") or {"fps": 1.0})
-    return import_part("datamodules.reader._sampling").check_sampling(sampling)  # type: ignore[no-any-return]
+    return check_sampling(sampling)

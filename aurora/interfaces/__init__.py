@@ -1,6 +1,6 @@
 """The contracts of the slots: `model` of what computes, `data` of what is read."""
 
-from aurora.interfaces.data import DataModule, Entry, Executor, Sampling, Source, VideoReader
+from aurora.interfaces.data import DataModule, Entry, Executor, Sampling, Source, VideoReader, check_sampling
 from aurora.interfaces.model import (
     Backbone,
     BlockView,
@@ -19,4 +19,5 @@ from aurora.interfaces.model import (
 __all__ = [
     "Backbone", "BlockView", "Connector", "DataModule", "Entry", "Executor", "Merge", "MergeStrategy", "Prompt",
     "Sampling", "Sorter", "Source", "Text", "Tokenizer", "Turn", "VideoReader", "VisionEncoder", "Visual",
+    "check_sampling",
 ]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from aurora.errors import AuroraError
 from aurora.interfaces import Entry, Source
 
-from .._samples import BadSample, ShardSample
+from ..shards.format import BadSample, ShardSample
 from ._lines import entries, fault_of, place_of, record_at, weight_of
 from ._media import VIDEOS, Medium, content, find, media, size_of
 from ._turns import Conversation

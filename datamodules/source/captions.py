@@ -9,7 +9,7 @@ from typing import Any
 from aurora.errors import AuroraError
 from aurora.registry import SOURCE
 
-from .._samples import BadSample
+from ..shards.format import BadSample
 from ._records import RecordSource, Told
 from ._turns import asked, chosen, text
 

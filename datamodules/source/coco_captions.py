@@ -9,7 +9,7 @@ from typing import Any
 from aurora.interfaces import Entry
 from aurora.registry import SOURCE
 
-from .._samples import BadSample
+from ..shards.format import BadSample
 from ._join import Row, joined
 from ._lines import items
 from ._records import RecordSource, Told

@@ -8,7 +8,7 @@ from typing import Any
 
 from aurora.registry import SOURCE
 
-from .._samples import BadSample
+from ..shards.format import BadSample
 from ._records import RecordSource, Told
 from ._turns import conversation
 

@@ -11,7 +11,7 @@ from aurora.errors import AuroraError
 from aurora.interfaces import Entry
 from aurora.registry import SOURCE
 
-from .._samples import BadSample
+from ..shards.format import BadSample
 from ._join import Row, joined
 from ._lines import items
 from ._records import RecordSource, Told, annotation_file

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from aurora.checkpoint import load_model
-from aurora.commands.finding import random_model
 from aurora.conversion import loading
 from aurora.errors import AuroraError
+from aurora.inference.models import random_model
 from aurora.precision import quantize
 from aurora.registry import BACKBONE
 from components.backbone._layers import Linear

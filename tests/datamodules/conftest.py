@@ -15,8 +15,8 @@ from PIL import Image
 from aurora.images import ImagePreparation, VisualLayout
 from aurora.interfaces import Tokenizer
 from aurora.registry import DATA, MERGE, PROMPT, READER
-from datamodules._samples import ShardSample
-from datamodules._shards import write_shards
+from datamodules.shards.format import ShardSample
+from datamodules.shards.writing import write_shards
 
 STEP = 8  # brightness between two frames, more than compression takes away
 

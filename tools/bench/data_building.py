@@ -23,7 +23,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from aurora.registry import EXECUTOR, import_part
+from aurora.registry import EXECUTOR
+from datamodules.build import build, plan
+from datamodules.build.media import Transcode
 from tools.bench.case import Case, Contestant, Settings
 from tools.bench.data_decoding import Size, video_file
 from tools.bench.machine import Cost
@@ -91,14 +93,13 @@ def _work(settings: Settings, job: Job, write: Callable[[Job, Path, Path], objec
 
 
 def _aurora(job: Job, folder: Path, output: Path) -> None:
-    plans, builds = import_part("datamodules._build_plan"), import_part("datamodules._build")
-    transcode = import_part("datamodules._build_media").Transcode(SHORT_SIDE, QUALITY, FPS) if job.smaller else None
-    order = plans.Order(folder=str(folder), source={"name": "llava", "annotations": "a.jsonl"}, transcode=transcode,
-                        samples_per_shard=job.records // job.shards)
-    plan = plans.make_plan(order, output)
+    transcode = Transcode(SHORT_SIDE, QUALITY, FPS) if job.smaller else None
+    order = plan.BuildOrder(folder=str(folder), source={"name": "llava", "annotations": "a.jsonl"}, transcode=transcode,
+                            samples_per_shard=job.records // job.shards)
+    planned = plan.make_plan(order, output)
     executor = EXECUTOR.build({"name": "process", "workers": WORKERS})
-    list(builds.run_tasks(builds.build_tasks(output, plan), executor, entries=plan.entries, max_bad_rate=0.0))
-    builds.join(output, plan)
+    list(build.run_tasks(build.build_tasks(output, planned), executor, entries=planned.entries, max_bad_rate=0.0))
+    build.join(output, planned)
 
 
 def _plain(job: Job, folder: Path, output: Path) -> None:

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from aurora.images import ImagePreparation
 from aurora.interfaces import Sampling
-from aurora.registry import READER, import_part
+from aurora.registry import READER
+from datamodules.shards.pictures import decode_image
 from tools.bench.case import Case, Contestant, Settings
 from tools.bench.machine import Cost
 from tools.bench.timing import Work
@@ -202,11 +203,10 @@ def _pictures(settings: Settings) -> Case:
     count = QUICK_PICTURES if settings.quick else PICTURES
     files = [_jpeg(seed) for seed in range(count)]
     prepare = ImagePreparation(size=PREPARED, patch_size=16)
-    decode = import_part("datamodules._samples").decode_image
     moved = sum(len(file) for file in files) + count * 3 * PREPARED**2
     return Case(
         f"{count} JPEGs of 640×480 to {PREPARED}×{PREPARED} pixels",
-        [Contestant("aurora", lambda: lambda: [prepare(decode(file)) for file in files]),
+        [Contestant("aurora", lambda: lambda: [prepare(decode_image(file)) for file in files]),
          Contestant("PIL", lambda: lambda: [_plain(file) for file in files])],
         Cost(0.0, float(moved)), ROUNDING, items=count, unit="pictures")
 

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,12 @@ from torch import Tensor
 
 from aurora.images import ImagePreparation, VisualLayout
 from aurora.interfaces import Sampling
-from aurora.registry import DATA, MERGE, PROMPT, READER, TOKENIZER, import_part
+from aurora.registry import DATA, MERGE, PROMPT, READER, TOKENIZER
+from datamodules.loading.supervisor import start_method
+from datamodules.shards.format import ShardSample
+from datamodules.shards.index import load_index
+from datamodules.shards.tar import ShardFiles
+from datamodules.shards.writing import write_shards
 from tools.bench.case import Case, Contestant, Settings
 from tools.bench.machine import Cost
 from tools.bench.row_handing import WAYS, hand_over
@@ -63,8 +69,8 @@ def data(settings: Settings) -> list[Case]:
 
 
 def _members(folder: Callable[[], Path], shuffled: bool) -> Work:
-    index = import_part("datamodules._index").load_index(folder() / "d")
-    files = import_part("datamodules._files").ShardFiles()
+    index = load_index(folder() / "d")
+    files = ShardFiles()
     order = np.random.default_rng(0).permutation(len(index)) if shuffled else np.arange(len(index))
 
     def work() -> Tensor:
@@ -99,7 +105,7 @@ def _loader(folder: Callable[[], Path]) -> Work:
          "workers": WORKERS},
         mixture={"d": 1}, global_batch=4, tokenizer=TOKENIZER.build({"name": "bytes"}), seed=0, epochs=1 << 20,
         prompt=PROMPT.build({"name": "sandwich"}), layout=_layout(), reader=READER.build({"name": "pyav"}))
-    rows = iter(module.train_dataloader())
+    rows = chain.from_iterable(module.train_dataloader())
 
     def work() -> Tensor:
         """One epoch of many: workers have started, and end with as many rows ready as they began with."""
@@ -116,7 +122,7 @@ def _loader(folder: Callable[[], Path]) -> Work:
 
 def _decoding(folder: Callable[[], Path]) -> Work:
     root = folder()
-    pool = multiprocessing.get_context(import_part("datamodules._workers").start_method()).Pool(WORKERS)
+    pool = multiprocessing.get_context(start_method()).Pool(WORKERS)
     frames = json.loads((root / "frames.json").read_text())
 
     def work() -> Tensor:
@@ -138,7 +144,7 @@ def _decoded(root: Path, frames: int, place: tuple[int, int, int]) -> Tensor:
 
 
 def _places(root: Path) -> Iterator[tuple[int, int, int]]:
-    index = import_part("datamodules._index").load_index(root / "d")
+    index = load_index(root / "d")
     for number in range(len(index)):
         row = index.media_of(number)[0]
         yield int(index.samples[number]["shard"]), int(row["offset"]), int(row["size"])
@@ -173,11 +179,10 @@ def _clips(folder: Path, size: Size) -> Path:
 def _shards(root: Path, count: int, kind: str, extension: str, media: list[bytes]) -> Path:
     if root.joinpath("d", "index.json").is_file():
         return root
-    samples = import_part("datamodules._samples")
     turns: Any = [{"from": "human", "value": f"<{kind}>\nWhat is shown?"}, {"from": "gpt", "value": "A thing. " * 10}]
-    import_part("datamodules._shards").write_shards(
-        (samples.ShardSample(f"{number:08d}", {"conversations": turns, kind: extension},
-                             {extension: media[number % len(media)]}) for number in range(count)), root / "d")
+    write_shards(
+        (ShardSample(f"{number:08d}", {"conversations": turns, kind: extension},
+                     {extension: media[number % len(media)]}) for number in range(count)), root / "d")
     return root
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 
-from aurora.registry import import_part
+from datamodules.loading import transfer
 from tools.bench.timing import Work
 
 SLOTS = 2
@@ -36,7 +36,6 @@ def _row(number: int, out: Tensor) -> None:
 
 
 def _ours(rows: int, shape: Shape) -> Iterator[Tensor]:
-    transfer = import_part("datamodules._transfer")
     ours, theirs = socket.socketpair()
     with _sender(_send_ours, theirs, rows, shape), ours:
         theirs.close()
@@ -46,7 +45,6 @@ def _ours(rows: int, shape: Shape) -> Iterator[Tensor]:
 
 
 def _send_ours(line: socket.socket, rows: int, shape: Shape) -> None:
-    transfer = import_part("datamodules._transfer")
     for number in range(rows):
         if number >= SLOTS:
             line.recv(1)

@@ -11,8 +11,8 @@ from aurora.adapters.attach import attach_adapters, merge_adapters
 from aurora.adapters.folder import adapter_hash, apply_adapter, base_hash, save_adapter
 from aurora.adapters.spec import read_adapters
 from aurora.checkpoint import load_model, save_model
-from aurora.commands.finding import saved_model
 from aurora.errors import AuroraError
+from aurora.inference.models import saved_model
 from aurora.inference.reading import blank, read_texts
 from aurora.interfaces import Backbone
 from aurora.precision import quantize

@@ -13,6 +13,7 @@ import torch
 from aurora import benchmark
 from aurora.cli import main
 
+SYNTHETIC = ["experiment=blocks", "data=synthetic", "data.steps=4", "data.height=96", "data.width=96"]
 TINY = ["experiment=blocks", "data.row_tokens=128", "data.row_frames=2"]
 RUN = ["--seconds", "0.01", "--frames", "1", "--tokens", "8"]
 
@@ -29,7 +30,7 @@ def bench(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
 
 
 def test_a_configuration_is_measured_in_every_work_that_it_has(bench: Callable[..., dict[str, Any]]) -> None:
-    result = bench(*TINY, "data=synthetic", "data.steps=4", "data.height=96", "data.width=96")
+    result = bench(*SYNTHETIC)
     assert [one["name"] for one in result["measurements"]] == ["vision", "prefill", "decode", "train", "data"]
     assert all(one["rate"] == pytest.approx(one["items"] / one["median"]) and one["runs"] >= 3
                for one in result["measurements"])

@@ -14,8 +14,8 @@ from PIL import Image
 from tiny_training import curve, start, start_ranks, tiny_config
 
 from aurora.training.logs import read_curve
-from datamodules._samples import ShardSample
-from datamodules._shards import write_shards
+from datamodules.shards.format import ShardSample
+from datamodules.shards.writing import write_shards
 
 SAMPLES, EPOCHS = 24, 2
 APART = 8  # rows between two signals to a run's workers: all of them have built some of them

@@ -14,8 +14,8 @@ from aurora.training.logs import read_curve
 from aurora.training.recipe import read_recipe
 from aurora.training.run import plan_stages, train
 from aurora.training.watchdog import HUNG_EXIT
-from datamodules._samples import ShardSample
-from datamodules._shards import write_shards
+from datamodules.shards.format import ShardSample
+from datamodules.shards.writing import write_shards
 
 STEPS, ROWS = 5, 8  # of a run; that are held out
 MODEL = Path("second", "model", "model.safetensors")

@@ -235,7 +235,7 @@ def _train(config, log, cwd, environment):
     if "ROW_LOG" in os.environ:
         note_rows(f"{os.environ['ROW_LOG']}-{os.getpid()}")
     if "START_SECONDS" in os.environ:
-        from datamodules import _workers
+        from datamodules.loading import supervisor
 
         _workers.START_SECONDS = float(os.environ["START_SECONDS"])
     try:

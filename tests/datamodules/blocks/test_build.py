@@ -13,11 +13,11 @@ import av
 import pytest
 
 from aurora.errors import AuroraError
-from datamodules._shards import load_index, verify_shards
 from datamodules.blocks.build import SAMPLES, build, heldout_question, write_heldout
 from datamodules.blocks.families import FAMILIES
 from datamodules.blocks.render import encode
 from datamodules.blocks.scenes import SceneMaker
+from datamodules.shards.writing import load_index, verify_shards
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from datamodules.reader._plan import plan
 
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
@@ -14,7 +15,6 @@ from aurora.registry import READER
 from datamodules.reader import _decode
 from datamodules.reader._clip import measure, scan
 from datamodules.reader._file import Deadline
-from datamodules.reader._plan import plan
 
 HEIGHT, WIDTH, STEP, FRAMES = 48, 64, 8, 30
 NOISE = np.random.default_rng(0).integers(0, 255, (HEIGHT + FRAMES, WIDTH + FRAMES, 3), dtype=np.uint8)

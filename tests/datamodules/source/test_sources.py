@@ -10,7 +10,7 @@ import pytest
 
 from aurora.errors import AuroraError
 from aurora.registry import SOURCE
-from datamodules._samples import BadSample
+from datamodules.shards.format import BadSample
 from datamodules.source.table import seconds
 
 

@@ -4,16 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from datamodules import _workers
+from tools.bench import data_reading
 from tools.bench.case import Settings, difference
-from tools.bench.data_reading import data
 
 
 @pytest.mark.filterwarnings("ignore")  # webdataset leaves files open
 @pytest.mark.parametrize("number", [0, 1, 2], ids=["members", "frames", "rows"])
 def test_all_ways_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    monkeypatch.setattr(_workers, "start_method", lambda: "fork")  # spawning takes seconds
-    case = data(Settings(quick=True, folder=tmp_path))[number]
+    monkeypatch.setattr(data_reading, "start_method", lambda: "fork")  # spawning takes seconds
+    case = data_reading.data(Settings(quick=True, folder=tmp_path))[number]
     ours, *others = (contestant.build()() for contestant in case.contestants)
     assert others and float(ours.sum()) > 0
     assert all(difference(other, ours) <= case.tolerance for other in others)

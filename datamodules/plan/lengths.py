@@ -1,0 +1,165 @@
+"""How many text tokens each sample takes: counted once per tokenizer and prompt, and kept beside the shards.
+
+Beside `000000.tar` stands `000000.lengths-COUNTER.npz` with `lengths` [S] int32 and the `sha256` of the tar that they
+were counted in, so that counting goes on where it was stopped; COUNTER says what tokenizer and prompt do. Whoever
+writes shards may count at once: `write_lengths(tar, sha256, counter(prompt, tokenizer), lengths)` with `text_length` of
+every record. For the folder they are joined into `lengths-COUNTER-SHARDS.npy`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from aurora.errors import AuroraError
+from aurora.files import replace_file
+from aurora.interfaces import Prompt, Text, Tokenizer, Turn
+
+from ..executor.process import cause_of_death, cores, processes_of
+from ..shards.format import TEXT, BadSample, Record, parse_record
+from ..shards.index import DatasetIndex, npy_bytes, open_index, sidecar
+from ..shards.tar import ShardFiles
+
+# Fewer samples are counted before other processes have started.
+PARALLEL_SAMPLES = 20_000
+# Tokenizers and prompts are identified by what they do, whatever options made them so.
+_PROBE = ("User: How many? Wie viele Körper? 几个红色方块？ сколько\n\n"
+          "Assistant: 12 + 0.5 → x_1 \U0001f600 {}[]\t  the\r\n")
+_TURNS = [Turn("<image>\nWhat moves? Answer the question using a single word or phrase.", "ball\n\nred"),
+          Turn("<video> Where?", "left")]
+_log = logging.getLogger(__name__)
+
+
+def text_pieces(record: Record, prompt: Prompt, tokenizer: Tokenizer) -> list[tuple[list[int], bool] | None]:
+    """The ids of each text piece and whether it is learned; None where the visual tokens stand."""
+    return [(tokenizer.encode(piece.text), piece.learned) if isinstance(piece, Text) else None
+            for piece in prompt.layout(record.turns, visual=record.kind != TEXT)]
+
+
+def text_length(raw: bytes, prompt: Prompt, tokenizer: Tokenizer) -> int:
+    """Text tokens of a json member, or 1 where it is not a record."""
+    try:
+        record = parse_record(raw)
+    except BadSample:
+        return 1
+    return sum(len(piece[0]) for piece in text_pieces(record, prompt, tokenizer) if piece)
+
+
+def counter(prompt: Prompt, tokenizer: Tokenizer) -> str:
+    """The identity of a tokenizer and a prompt: what they do with a probe."""
+    does = {
+        "tokenizer": [type(tokenizer).__qualname__, tokenizer.vocab_size, tokenizer.encode(_PROBE)],
+        "prompt": [type(prompt).__qualname__, repr(prompt.layout(_TURNS, visual=True)),
+                   repr(prompt.layout(_TURNS, visual=False))],
+    }
+    return hashlib.sha256(json.dumps(does, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def text_lengths(index: DatasetIndex, prompt: Prompt, tokenizer: Tokenizer) -> np.ndarray:
+    """[S] int32: text tokens of every sample. Shards that were not counted yet are, on every core."""
+    by = counter(prompt, tokenizer)
+    path = joined_path(index, by)
+    if path.is_file():
+        kept = np.load(path, mmap_mode="r", allow_pickle=False)
+        if kept.shape == (len(index),):
+            return np.asarray(kept)
+    parts = {number: kept for number, shard in enumerate(index.shards)
+             if (kept := _kept(index.folder / str(shard["name"]), shard, by)) is not None}
+    left = [number for number in range(len(index.shards)) if number not in parts]
+    parts |= zip(left, _counted(index, left, prompt, tokenizer), strict=True)
+    lengths = np.concatenate([np.zeros(0, np.int32), *(parts[number] for number in range(len(index.shards)))])
+    if os.access(index.folder, os.W_OK):
+        replace_file(path, npy_bytes(lengths))
+    return lengths
+
+
+def joined_path(index: DatasetIndex, by: str) -> Path:
+    """Where the lengths of all samples of a dataset are kept."""
+    return index.folder / f"lengths-{by}-{index.digest[:12]}.npy"
+
+
+def write_lengths(tar: Path, sha256: str, by: str, lengths: np.ndarray) -> None:
+    """Keeps the lengths of a shard's samples, in their order, beside it."""
+    buffer = io.BytesIO()
+    np.savez(buffer, lengths=lengths.astype(np.int32), sha256=np.array(sha256))
+    replace_file(sidecar(tar, f"lengths-{by}.npz"), buffer.getvalue())
+
+
+def _kept(tar: Path, shard: dict[str, object], by: str) -> np.ndarray | None:
+    try:
+        with np.load(sidecar(tar, f"lengths-{by}.npz"), allow_pickle=False) as arrays:
+            lengths = np.asarray(arrays["lengths"])
+            right = str(arrays["sha256"]) == shard["sha256"] and len(lengths) == shard["samples"]
+            return lengths if right else None
+    except (OSError, ValueError, KeyError, BadZipFile):
+        return None
+
+
+def _counted(index: DatasetIndex, shards: list[int], prompt: Prompt, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """The lengths of some shards, in their order."""
+    samples = sum(int(index.shards[number]["samples"]) for number in shards)
+    workers = min(len(shards), cores())
+    if samples < PARALLEL_SAMPLES or workers < 2:
+        for number in shards:
+            yield count_shard(index, number, prompt, tokenizer)
+        return
+    _log.warning("data: counting the text of %d samples in %s with %d processes; this is kept, and done once",
+                 samples, index.folder, workers)
+    # Spawned, because this process may hold threads and an accelerator.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (prompt, tokenizer))
+    processes = processes_of(pool)
+    try:
+        with pool:
+            yield from pool.map(_count, [(str(index.folder), number) for number in shards])
+    except BrokenProcessPool as error:
+        raise AuroraError(f"data: a process that counted the text of {index.folder} ended with "
+                          f"{cause_of_death(processes)}. What was counted is kept, so start again") from error
+
+
+def count_shard(index: DatasetIndex, number: int, prompt: Prompt, tokenizer: Tokenizer) -> np.ndarray:
+    """[S] int32: counts the samples of one shard and keeps the result beside it."""
+    files = ShardFiles()
+    shard = index.shards[number]
+    lengths = np.array([_length(files, index, sample, prompt, tokenizer)
+                        for sample in index.of_shard(number)], np.int32)
+    files.close()
+    if os.access(index.folder, os.W_OK):
+        write_lengths(index.folder / str(shard["name"]), str(shard["sha256"]), counter(prompt, tokenizer), lengths)
+    return lengths
+
+
+def _length(files: ShardFiles, index: DatasetIndex, sample: int, prompt: Prompt, tokenizer: Tokenizer) -> int:
+    try:
+        return text_length(files.record(index, sample)[1], prompt, tokenizer)
+    except BadSample:
+        return 1
+
+
+_counting: list[tuple[Prompt, Tokenizer]] = []
+"""In a process that counts, what it counts with."""
+
+
+def _begin(prompt: Prompt, tokenizer: Tokenizer) -> None:
+    _counting.append((prompt, tokenizer))
+
+
+def _count(task: tuple[str, int]) -> np.ndarray:
+    folder, number = task
+    return count_shard(_opened(folder), number, *_counting[0])
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: str) -> DatasetIndex:
+    return open_index(folder)
