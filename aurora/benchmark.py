@@ -8,26 +8,29 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightning as L
 import torch
 
+from aurora.config import Config
 from aurora.errors import AuroraError
 from aurora.inference.reading import Memory
 from aurora.inference.steps import Steps
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
-from aurora.training.blocks import prepare_blocks
-from aurora.training.flops import forward_flops, peak_flops, training_flops
-from aurora.training.optim import build_optimizer, parameter_groups
-from aurora.training.recipe import Recipe, TrainerOptions
-from aurora.types import IGNORE, Frames, PackedBatch
+from aurora.training.budget import peak_flops
+from aurora.training.distributed.precision import precision
+from aurora.training.stage import data_module, skeleton, training_module
+from aurora.types import IGNORE, Frames, PackedBatch, Position
 
 FEWEST_RUNS = 3
 TOKENS_TOGETHER = 16  # that decoding is timed over
-LOW_PRECISION = {"bf16-mixed": torch.bfloat16, "bf16-gathered": torch.bfloat16, "16-mixed": torch.float16}
+_ENDLESS = 10**6  # steps
 ROW_TOKENS, ROW_FRAMES = 4096, 16  # of a training row, where the data config does not say
 
 
@@ -40,8 +43,6 @@ class Work(NamedTuple):
     unit: str
     run: Callable[[], object]
     together: int = 1  # runs that are timed as one, because a single one is too short
-    flops: float | None = None  # of one run
-    peak: float | None = None  # FLOP/s of the device
 
 
 class Measurement(NamedTuple):
@@ -72,17 +73,14 @@ def measure(work: Work, device: torch.device, seconds: float) -> Measurement:
     end = time.perf_counter() + seconds
     while len(samples) < FEWEST_RUNS or time.perf_counter() < end:
         samples.append(_time(work, device))
-    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
-    mfu = None if work.flops is None or work.peak is None else work.flops / median / work.peak
-    return Measurement(work.name, work.what, work.items, work.unit, median, low, high, work.together * len(samples),
-                       _peak(device) if reset else None, mfu)
+    return _measurement(work, samples, device, reset)
 
 
 def vision(model: AuroraModel, keep_ratio: float, frames: int) -> Work:
     """Encoding frames [N, 3, h, w] of the size that the encoder prepares into what the language model reads."""
     size = model.vision.prepare.size
     keep = model.layout(keep_ratio).tokens(size, size)
-    pixels = torch.randint(256, (frames, 3, size, size), dtype=torch.uint8, device=device_of(model))
+    pixels = torch.randint(256, (frames, 3, size, size), dtype=torch.uint8, device=_device_of(model))
     return Work("vision", f"encode {frames} frames of {size}×{size} to {keep} tokens each", frames, "frames",
                 torch.inference_mode()(lambda: model.encode(pixels, keep)))
 
@@ -102,60 +100,100 @@ def decode(model: AuroraModel, sequences: int) -> Work:
     return Work("decode", f"generate a token, sequences: {sequences}", sequences, "tokens", run, TOKENS_TOGETHER)
 
 
-def train(model: AuroraModel, recipe: Recipe, options: TrainerOptions, row: PackedBatch) -> Work:
-    """Forward pass, backward pass and optimizer step over one packed row."""
-    device = device_of(model)
-    prepare_blocks(model, options)
-    optimizer = build_optimizer(parameter_groups(model, recipe), recipe, fused=True)
-    low = LOW_PRECISION.get(options.precision)
-    frames, targets = sum(len(group.pixels) for group in row.frames), int((row.targets != IGNORE).sum())
-
-    def run() -> None:
-        with torch.autocast(device.type, low, enabled=low is not None):
-            loss = model(row)
-        (loss.total / loss.count).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    flops = training_flops(model, forward_flops(model, recipe.keep_ratio), frames=frames, positions=len(row.tokens),
-                           targets=targets)
-    return Work("train", f"train on a row of {len(row.tokens)} tokens with {frames} frames", len(row.tokens), "tokens",
-                run, flops=flops, peak=peak_flops(device, options.peak_tflops))
-
-
-def data(module: DataModule) -> Work:
+def data(config: Config, stage: str) -> Work:
     """Reading training rows, decoded and packed; the first ones wait until the workers have started."""
-    rows = _rows(module)
+    module = data_module(config, stage)
+    rows = chain.from_iterable(chain.from_iterable(repeat(module.train_dataloader())))
     first = next(rows)
     return Work("data", f"read a row of {len(first.tokens)} tokens", 1, "rows", lambda: next(rows))
 
 
-def training_row(model: AuroraModel, recipe: Recipe, data: Mapping[str, Any]) -> PackedBatch:
+def measure_training(config: Config, stage: str, device: torch.device, seconds: float) -> Measurement:
+    """Optimizer steps of one full row each, through Lightning's trainer as `aurora train` takes them."""
+    model = skeleton(config, stage)
+    row = _training_row(model, config.stages[stage].keep_ratio, config.data)
+    _check_room(model, device)
+    module, timer, reset = training_module(config, stage), _Timer(device, seconds), _reset_peak(device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's hints about loaders and loggers
+        L.Trainer(accelerator=device.type, devices=1 if device.index is None else [device.index], max_steps=_ENDLESS,
+                  **precision(config.trainer), callbacks=[timer], limit_val_batches=0, logger=False,
+                  enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                  use_distributed_sampler=False).fit(module, datamodule=_OneRow(row))
+    frames = sum(len(group.pixels) for group in row.frames)
+    what = Work("train", f"train on a row of {len(row.tokens)} tokens with {frames} frames", len(row.tokens), "tokens",
+                lambda: None)
+    found, peak = _measurement(what, timer.samples, device, reset), peak_flops(device, config.trainer.peak_tflops)
+    return found if peak is None else found._replace(mfu=module.flops_per_batch / found.median / peak)
+
+
+class _OneRow(DataModule, L.LightningDataModule):  # type: ignore[misc]
+    """The same row in every step."""
+
+    epochs = 1
+
+    def __init__(self, row: PackedBatch) -> None:
+        super().__init__()
+        self._row = row
+
+    def rows(self, position: Position, *, steps: int, rank: int, world: int) -> Iterator[PackedBatch]:
+        return repeat(self._row, steps)
+
+    def steps_per_epoch(self) -> int:
+        return _ENDLESS
+
+    def total_steps(self) -> int:
+        return _ENDLESS
+
+
+class _Timer(L.Callback):  # type: ignore[misc]
+    """Times the steps after the first one, and ends the training when there are enough."""
+
+    def __init__(self, device: torch.device, seconds: float) -> None:
+        self.samples: list[float] = []
+        self._device, self._seconds, self._last = device, seconds, 0.0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        _wait(self._device)
+        now = time.perf_counter()
+        if trainer.global_step > 1:
+            self.samples.append(now - self._last)
+        trainer.should_stop = len(self.samples) >= FEWEST_RUNS and sum(self.samples) >= self._seconds
+        self._last = now
+
+
+def _training_row(model: AuroraModel, keep_ratio: float, data: Mapping[str, Any]) -> PackedBatch:
     """A full row [T] of one sample: frames [N, 3, h, w] in front of text, of which half is learned."""
-    device, size = device_of(model), model.vision.prepare.size
-    keep = model.layout(recipe.keep_ratio).tokens(size, size)
+    size = model.vision.prepare.size
+    keep = model.layout(keep_ratio).tokens(size, size)
     length = int(data.get("row_tokens") or ROW_TOKENS)
     number = min(int(data.get("row_frames") or ROW_FRAMES), length // 2 // keep)
-    tokens = torch.randint(model.tokenizer.vocab_size, (length,), device=device)
+    tokens = torch.randint(model.tokenizer.vocab_size, (length,))
     tokens[: number * keep] = 0
     targets = torch.full_like(tokens, IGNORE)
-    targets[(length + number * keep) // 2 :] = tokens[(length + number * keep) // 2 :]
-    pixels = torch.randint(256, (number, 3, size, size), dtype=torch.uint8, device=device)
-    positions = torch.arange(number * keep, device=device).view(number, keep)
-    frames = (Frames(pixels, positions),) if number else ()
+    learned = (length + number * keep) // 2
+    targets[learned:] = tokens[learned:]
+    pixels = torch.randint(256, (number, 3, size, size), dtype=torch.uint8)
+    frames = (Frames(pixels, torch.arange(number * keep).view(number, keep)),) if number else ()
     return PackedBatch(tokens, targets, torch.tensor([0, length]), frames, samples=1)
 
 
-def check_room(model: AuroraModel, device: torch.device) -> None:
-    """AuroraError where the gradients and the optimizer's state alone do not fit into the memory that is free."""
-    needed = sum(3 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+def _check_room(model: AuroraModel, device: torch.device) -> None:
+    """AuroraError where weights, gradients and optimizer state alone do not fit into the memory that is free."""
+    needed = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in model.parameters())
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _kibibytes("/proc/meminfo", "MemAvailable")
     if free is not None and needed > free:
-        raise AuroraError(f"gradients and optimizer state take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free "
-                          f"on {device}")
+        raise AuroraError(f"weights, gradients and optimizer state take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
+                          f"are free on {device}")
 
 
-def device_of(model: AuroraModel) -> torch.device:
+def _measurement(work: Work, samples: list[float], device: torch.device, reset: bool) -> Measurement:
+    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return Measurement(work.name, work.what, work.items, work.unit, median, low, high, work.together * len(samples),
+                       _peak(device) if reset else None)
+
+
+def _device_of(model: AuroraModel) -> torch.device:
     """Where the model is."""
     return next(model.parameters()).device
 
@@ -172,16 +210,10 @@ def _time(work: Work, device: torch.device) -> float:
 
 def _read(model: AuroraModel, sequences: int, tokens: int) -> Memory:
     """What so many sequences remember of so many random tokens each."""
-    ids = torch.randint(model.tokenizer.vocab_size, (sequences * tokens,), device=device_of(model))
+    ids = torch.randint(model.tokenizer.vocab_size, (sequences * tokens,), device=_device_of(model))
     bounds = torch.arange(sequences + 1) * tokens
     state = model.backbone.init_state(sequences)
     return Memory(*model.backbone.prefill(model.backbone.embed(ids), bounds, state))
-
-
-def _rows(module: DataModule) -> Iterator[PackedBatch]:
-    while True:
-        for step in module.train_dataloader():
-            yield from step
 
 
 def _wait(device: torch.device) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,9 +21,7 @@ from aurora.errors import AuroraError, suggest
 if TYPE_CHECKING:
     import torch
 
-    from aurora.benchmark import Measurement, Work
-    from aurora.model import AuroraModel
-    from aurora.training.recipe import Recipe
+    from aurora.benchmark import Measurement
 
 WORKS = ("vision", "prefill", "decode", "train", "data")
 
@@ -60,8 +60,6 @@ def bench(
     """
     import torch
 
-    from aurora.benchmark import measure
-
     for name, number in asdict(sizes).items():
         if number <= 0:
             raise AuroraError(f"--{name} {number}: must be greater than 0")
@@ -70,13 +68,15 @@ def bench(
             raise AuroraError(f"--only {name}: must be one of {', '.join(WORKS)}.{suggest(name, WORKS)}")
     measured: list[Measurement] = []
     skipped: dict[str, str] = {}
+    logging.disable(logging.WARNING)  # hints of Lightning's, and where a stage would start from
     with tempfile.TemporaryDirectory() as folder:
-        works = _works(model, overrides, sizes, device, Path(folder))
+        measurements = _measurements(model, overrides, sizes, device, Path(folder))
         for name in only or WORKS:
             try:
-                measured.append(measure(works[name](), torch.device(device.device), sizes.seconds))
+                measured.append(measurements[name]())
             except (AuroraError, torch.OutOfMemoryError) as error:
                 skipped[name] = " ".join(str(error).split())
+    logging.disable(logging.NOTSET)
     machine = _machine(torch.device(device.device))
     if json_output:
         rows = [{**one._asdict(), "rate": one.rate} for one in measured]
@@ -86,59 +86,43 @@ def bench(
     return 0 if measured else 1
 
 
-def _works(given: Path | None, overrides: Sequence[str], sizes: Sizes, device: Device, folder: Path
-           ) -> Mapping[str, Callable[[], Work]]:
-    """What makes each work ready, by name."""
-    from aurora import benchmark
-    from aurora.inference.models import random_model, saved_model
-
-    if given is not None:
-        model, config = saved_model(given, overrides, device=device.device, threads=device.threads)
-    else:
-        model, config, _ = random_model(overrides, device=device.device, threads=device.threads)
-    return {
-        "vision": lambda: benchmark.vision(model, config["keep_ratio"], sizes.frames),
-        "prefill": lambda: benchmark.prefill(model, sizes.tokens),
-        "decode": lambda: benchmark.decode(model, sizes.sequences),
-        "train": lambda: _train(config, device.device),
-        "data": lambda: _data(config, model, folder),
-    }
-
-
-def _train(config: Mapping[str, Any], device: str) -> Work:
-    """The stage's model, as training begins with it."""
+def _measurements(given: Path | None, overrides: Sequence[str], sizes: Sizes, device: Device, folder: Path
+                  ) -> Mapping[str, Callable[[], Measurement]]:
+    """What measures each work, by name. A saved model has neither stages nor data."""
     import torch
 
     from aurora import benchmark
-    from aurora.training.precision import in_dtype
-    from aurora.training.recipe import read_options
-    from aurora.training.start import starting_model
+    from aurora.config import Config, ModelConfig, load_config
+    from aurora.inference.models import random_model, saved_model
 
-    stage, recipe = _stage(config)
-    options = read_options(config["trainer"])
-    model = starting_model(in_dtype(config, options), stage, recipe, None)
-    benchmark.check_room(model, torch.device(device))
-    model = model.to(device)
-    return benchmark.train(model, recipe, options, benchmark.training_row(model, recipe, config["data"]))
+    machine: dict[str, Any] = {"device": device.device, "threads": device.threads}
+    config: Config | None = None
+    if given is not None:
+        model, tree = saved_model(given, overrides, **machine)
+        keep_ratio = ModelConfig.parse(tree).keep_ratio
+    else:
+        model, _, _ = random_model(overrides, **machine)
+        config = load_config(*overrides)
+        keep_ratio = config.model.keep_ratio
+    place = torch.device(device.device)
+    measure = partial(benchmark.measure, device=place, seconds=sizes.seconds)
 
+    def stage() -> tuple[Config, str]:
+        if config is None:
+            raise AuroraError("a saved model has no stages and no data; give a config in place of --model")
+        return config, list(config.selected)[-1]
 
-def _data(config: Mapping[str, Any], model: AuroraModel, folder: Path) -> Work:
-    from aurora import benchmark
-    from aurora.training.data import build_data
+    def data() -> Measurement:
+        config, name = stage()
+        return measure(benchmark.data(replace(config, run=str(folder)), name))
 
-    _, recipe = _stage(config)
-    return benchmark.data(build_data(config, recipe, model, folder))
-
-
-def _stage(config: Mapping[str, Any]) -> tuple[str, Recipe]:
-    """The stage that the config selects, of several the last one."""
-    from aurora.training.recipe import read_recipes, selected_stages
-
-    if "stages" not in config:
-        raise AuroraError("a saved model has no stages; give a config instead of --model")
-    recipes = read_recipes(config)
-    name = selected_stages(config, recipes)[-1]
-    return name, recipes[name]
+    return {
+        "vision": lambda: measure(benchmark.vision(model, keep_ratio, sizes.frames)),
+        "prefill": lambda: measure(benchmark.prefill(model, sizes.tokens)),
+        "decode": lambda: measure(benchmark.decode(model, sizes.sequences)),
+        "train": lambda: benchmark.measure_training(*stage(), device=place, seconds=sizes.seconds),
+        "data": data,
+    }
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
-from aurora.assemble import WEIGHTED_SLOTS
-from aurora.checkpoint import save_model
+from aurora.config import Config
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
-from aurora.registry import DATA
+from aurora.registry import DATA, WEIGHTED_SLOTS
 from aurora.training.run import train
 from aurora.types import PackedBatch, Position
+from aurora.weights.model_folder import save_model
 from tools.bench.case import Settings
 
 CHECKPOINT_EVERY = 10
@@ -37,7 +37,7 @@ class Ended(Exception):
 class Turns(threading.Thread):
     """A training whose every step waits until it is asked for."""
 
-    def __init__(self, batch: PackedBatch, config: Mapping[str, Any]) -> None:
+    def __init__(self, batch: PackedBatch, config: Config) -> None:
         super().__init__(daemon=True)
         self.batch, self.config = batch, config
         self.asked, self.ready = threading.Semaphore(0), threading.Semaphore(0)
@@ -105,7 +105,7 @@ class Trained:
         save_model(model, config, folder / "start")
         if NAME not in DATA.known():
             DATA.add(NAME, OneRow)
-        self.turns = OneRow.turns = Turns(batch._replace(closes_step=True), _config(settings, config, folder))
+        self.turns = OneRow.turns = Turns(batch, Config.parse(_config(settings, config, folder)))
         with contextlib.redirect_stdout(io.StringIO()):
             self.turns.start()
             self.turns.wait()
@@ -132,4 +132,4 @@ def _config(settings: Settings, config: Mapping[str, Any], folder: Path) -> dict
             "trainer": {"accelerator": "gpu" if settings.gpu else "cpu", "progress": "none", "precision": precision,
                         # the thread waits between turns for as long as the others are timed
                         "checkpoint_every": CHECKPOINT_EVERY, "watchdog_seconds": None},
-            "logger": {"csv": {"_target_": "aurora.training.logs.CsvLogger"}}}
+            "logger": {"csv": {"_target_": "aurora.training.callbacks.csv_logger.CsvLogger"}}}

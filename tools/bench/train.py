@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from aurora.assemble import WEIGHTED_SLOTS, build_model
+from aurora.assemble import build_model
+from aurora.config import ModelConfig
 from aurora.model import AuroraModel
-from aurora.training.blocks import recompute_blocks
+from aurora.recipe import TrainerOptions
+from aurora.registry import WEIGHTED_SLOTS
+from aurora.training.distributed.strategies import prepare_blocks
 from aurora.types import IGNORE, Frames, PackedBatch
 from tools.bench import language, overhead, towers, weights
 from tools.bench.case import Case, Contestant, Outcome, Settings
@@ -106,7 +109,7 @@ def cost(size: TrainSize, dtype: str) -> Cost:
 def _step(settings: Settings, size: TrainSize, dtype: str, recompute: bool) -> Work:
     model = _model(settings, size, dtype)
     if recompute:
-        recompute_blocks(model)
+        prepare_blocks(model, TrainerOptions(activation_checkpointing="block"))
     batch = _row(size, settings.device)
     slots = [[*getattr(model, slot).parameters()] for slot in WEIGHTED_SLOTS]
     parameters = [parameter for slot in slots for parameter in slot]
@@ -135,7 +138,7 @@ def _model(settings: Settings, size: TrainSize, dtype: str) -> AuroraModel:
     """The same weights in every dtype."""
     torch.manual_seed(0)
     with torch.device(settings.device):
-        model = build_model(size.config("float32"))
+        model = build_model(ModelConfig.parse(size.config("float32")))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=SPREAD)

@@ -60,9 +60,14 @@ def test_sizes_must_be_positive(option: str, capsys: pytest.CaptureFixture[str])
     assert f"{option} 0" in capsys.readouterr().err
 
 
-def test_the_share_of_the_peak_is_arithmetic_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_share_of_the_peak_is_shown_where_the_peak_is_known(bench: Callable[..., dict[str, Any]]) -> None:
+    [train] = bench(*TINY, "trainer.peak_tflops=1", "--only", "train")["measurements"]
+    assert 0 < train["mfu"] < 1
+
+
+def test_runs_that_are_timed_together_share_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1000))
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: float(next(clock)))
-    work = benchmark.Work("train", "", 8, "tokens", lambda: None, together=2, flops=3.0, peak=12.0)
+    work = benchmark.Work("decode", "", 8, "tokens", lambda: None, together=2)
     found = benchmark.measure(work, torch.device("cpu"), 0.0)
-    assert (found.median, found.rate, found.mfu) == (0.5, 16.0, 0.5)
+    assert (found.median, found.rate, found.runs) == (0.5, 16.0, 6)
