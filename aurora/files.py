@@ -1,16 +1,19 @@
-"""Writing files atomically: a file is there as a whole or not at all, and a full disk names what had no room."""
+"""Writing files and folders atomically, so that they are there as a whole or not at all, and room for them."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from aurora.errors import AuroraError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_OF_A_MODEL = re.compile(r".*\.(safetensors|json|yaml|txt|md|model|jinja)|tokenizer|LICENSE|NOTICE|\.gitattributes")
 
 
 @contextlib.contextmanager
@@ -40,3 +43,69 @@ def replace_file(path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+@contextlib.contextmanager
+def replacing(target: Path, *, folder: bool) -> Iterator[Path]:
+    """A place beside `target` to write a file or folder to: it replaces `target` at the end, once it is on the disk,
+    and is removed after an error. Readers see the old or the new one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = (target.with_name(f".{target.name}.{kind}") for kind in ("tmp", "old"))
+    for leftover in (partial, old):
+        _remove(leftover)
+    if folder:
+        partial.mkdir()
+    try:
+        yield partial
+        for path in [*(partial.rglob("*") if folder else ()), partial]:
+            _flush(path)
+        # a folder cannot be replaced while it holds something
+        if target.is_dir():
+            os.replace(target, old)
+        os.replace(partial, target)
+        _flush(target.parent)
+    except BaseException:
+        _remove(partial)
+        raise
+    _remove(old)
+
+
+def require_free(target: Path, *, folder: bool, force: bool) -> None:
+    """AuroraError when there is something at `target` that may not be replaced."""
+    if target.is_dir() and not folder:
+        raise AuroraError(f"{target} is a folder; give the name of a file")
+    if folder and target.exists() and not target.is_dir():
+        raise AuroraError(f"{target} is a file; give the name of a folder, or of a .safetensors or .pth file")
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not force:
+        raise AuroraError(f"{target} already exists; --force replaces it")
+    others = sorted(entry.name for entry in target.iterdir() if not _OF_A_MODEL.fullmatch(entry.name)) if folder else []
+    if others:
+        raise AuroraError(f"{target} is not replaced: it holds {others[0]!r}, which is not part of a model; "
+                          "give a folder of its own")
+
+
+def require_room(target: Path, wanted: int) -> None:
+    """AuroraError when the disk has no room for so many bytes."""
+    place = target.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < wanted:
+        raise AuroraError(f"{target} needs {wanted / 2**30:.2f} GiB; {free / 2**30:.2f} GiB are free on its disk")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 from aurora import interfaces
 from aurora.errors import AuroraError, suggest
 from aurora.options import check_kind, kinds_of
 
 T = TypeVar("T")
+WeightedSlot = Literal["vision", "connector", "backbone"]
 _FRAME = Path(__file__).parent
 # In the wheel the parts lie inside aurora/, in a clone beside it.
 _INSIDE = (_FRAME / "components").is_dir()
@@ -65,24 +66,29 @@ class Slot(Generic[T]):
 
         `injected` are facts that other parts know (widths); those that the constructor does not ask for are left out.
         """
+        part = self.check(config, *injected)
+        parameters = inspect.signature(part).parameters
+        options = {key: value for key, value in config.items() if key != "name"}
+        return part(**options, **{key: value for key, value in injected.items() if key in parameters})
+
+    def check(self, config: Mapping[str, Any], *injected: str) -> type[T]:
+        """The class that `{name: ..., **options}` asks for. AuroraError when it does not take the options."""
         options = dict(config)
         name = options.pop("name", None)
         if not isinstance(name, str):
             raise AuroraError(f"{self.name}: the config {dict(config)} has no 'name'. Known: {', '.join(self.known())}")
-        parameters = self.options(name)
-        configurable = [key for key in parameters if key not in injected]
+        configurable = {key: option for key, option in self.options(name).items() if key not in injected}
         for key in options:
             if key not in configurable:
-                raise AuroraError(self._unknown_option(name, key, configurable))
-        facts = {key: value for key, value in injected.items() if key in parameters}
-        required = [key for key in configurable if parameters[key].default is inspect.Parameter.empty]
-        missing = [key for key in required if key not in options]
+                raise AuroraError(f"{self.name} {name!r} has no option {key!r}.{suggest(key, configurable)}")
+        missing = [key for key, option in configurable.items()
+                   if option.default is inspect.Parameter.empty and key not in options]
         if missing:
             raise AuroraError(f"{self.name} {name!r} needs the option(s) {', '.join(missing)}")
         kinds = kinds_of(self.get(name))
         for key, value in options.items():
             check_kind(f"{self.name} {name!r}: {key}", value, kinds.get(key, Any))
-        return self.get(name)(**options, **facts)
+        return self.get(name)
 
     def _files(self) -> list[str]:
         return [path.stem for path in self.folder.glob("*.py") if not path.stem.startswith("_")]
@@ -140,9 +146,6 @@ class Slot(Generic[T]):
     def _taken(self, name: str, by: object, part: object) -> AuroraError:
         return AuroraError(f"{self.name} {name!r} is taken by {by}; {part} needs another name")
 
-    def _unknown_option(self, name: str, key: str, configurable: list[str]) -> str:
-        return f"{self.name} {name!r} has no option {key!r}.{suggest(key, configurable)}"
-
 
 def import_part(module: str) -> ModuleType:
     """A module of `components` or `datamodules` by its path in the clone: the frame never imports them by statement."""
@@ -165,3 +168,14 @@ SLOTS: dict[str, Slot[Any]] = {
     slot.name: slot for slot in (VISION, MERGE, SORT, CONNECTOR, BACKBONE, TOKENIZER, PROMPT, READER, DATA, SOURCE,
                                 EXECUTOR)
 }
+
+MODEL_SLOTS = ("vision", "merge", "sort", "connector", "backbone", "tokenizer", "prompt")
+WEIGHTED_SLOTS: tuple[WeightedSlot, ...] = get_args(WeightedSlot)
+INJECTED = {
+    "connector": ("in_width", "out_width"),
+    "backbone": ("vocab_size",),
+    "data": ("layout", "tokenizer", "prompt", "reader", "mixture", "epochs", "max_steps", "global_batch", "seed",
+             "quarantine"),
+    "source": ("folder",),
+}
+"""Constructor arguments that other parts know, so that no config says them."""

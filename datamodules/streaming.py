@@ -14,9 +14,9 @@ import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from aurora.errors import AuroraError
-from aurora.images import VisualLayout
-from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader, check_sampling
+from aurora.errors import AuroraError, BadSample
+from aurora.images import decode_image
+from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader, VisualLayout, check_sampling
 from aurora.mixture import Mixture, Part, read_mixture
 from aurora.registry import DATA
 from aurora.steps import START
@@ -27,9 +27,8 @@ from .loading.rows import Built, Segment, Skipped, blank_segment, pack
 from .loading.supervisor import start_method
 from .plan.lengths import text_pieces
 from .reader._sampling import capped
-from .shards.format import VIDEO, BadSample, check_key, parse_record
+from .shards.format import VIDEO, check_key, parse_record
 from .shards.index import is_remote
-from .shards.pictures import decode_image
 
 # Sequences that wait for a row that they fit in.
 _WAITING = 64
@@ -40,7 +39,7 @@ _log = logging.getLogger(__name__)
 class StreamingModule(DataModule, lightning.LightningDataModule):  # type: ignore[misc]
     """Tars of the folders of a mixture below `root`, read by webdataset and packed on the fly.
 
-    For tars without an index. Every worker draws shards for ever, so that all ranks make the same `max_steps` steps of
+    For tars without an index. Every worker draws shards forever, so that all ranks make the same `max_steps` steps of
     `rows_per_step` rows and none waits for another. What this cannot promise, and `webdataset` does: that each sample
     is read once per epoch, the same order on another number of ranks or workers, going on where a run stopped.
     Samples longer than a row count as bad.

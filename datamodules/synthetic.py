@@ -8,8 +8,7 @@ import lightning
 import torch
 
 from aurora.errors import AuroraError
-from aurora.images import VisualLayout
-from aurora.interfaces import DataModule, Tokenizer
+from aurora.interfaces import DataModule, Tokenizer, VisualLayout
 from aurora.registry import DATA
 from aurora.types import PackedBatch, Position
 

@@ -19,13 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from simulate_scale import Cluster, checkpoint_bytes, communication, gathered_bytes, unit_count
-
-from aurora.assemble import build_model
 from aurora.training.recipe import TrainerOptions
 from aurora.training.saver import Saver
 from aurora.training.sharding import shard
 from aurora.training.state import learned_tensors
+from simulate_scale import Cluster, checkpoint_bytes, communication, gathered_bytes, unit_count
+
+from aurora.assemble import build_model
+from aurora.config import ModelConfig
 from aurora.types import Frames, PackedBatch
 
 WORLD = 2
@@ -64,7 +65,7 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module")
     torch.manual_seed(0)
-    model = build_model(CONFIG)
+    model = build_model(ModelConfig.parse(CONFIG))
     shard(model, init_device_mesh("cpu", (WORLD,)), TrainerOptions())
     optimizer = torch.optim.AdamW(model.parameters())
     row = PackedBatch(torch.ones(48, dtype=torch.int64), torch.ones(48, dtype=torch.int64), torch.tensor([0, 48]),
@@ -85,7 +86,7 @@ def work(rank: int, folder: str) -> None:
 def check() -> int:
     """Prints both; 1 when they are more than a tenth apart."""
     with torch.device("meta"):
-        model = build_model(CONFIG)
+        model = build_model(ModelConfig.parse(CONFIG))
     weights, learned = gathered_bytes(model)
     _, received = communication(model, 1, WORLD, "fsdp", Cluster())
     with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from aurora.images import ImagePreparation, VisualLayout
+from aurora.images import ImagePreparation
+from aurora.interfaces import VisualLayout
 from aurora.registry import DATA, MERGE, PROMPT, READER, TOKENIZER, import_part
 
 SIDE = 64

@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from aurora.commands._options import Adapter, Device, ModelFolder
+from aurora.commands._options import Adapter, Device, ModelFolder, split_overrides
 from aurora.errors import AuroraError
 
 if TYPE_CHECKING:
+    from aurora.config import ModelConfig
     from aurora.inference.generation import Generation
     from aurora.model import AuroraModel
 
@@ -106,13 +107,13 @@ def ask(
 
     \b
     example:
-      aurora ask clip.mp4 "What colour is the ball?" --model runs/demo/language_video/model
+      aurora ask clip.mp4 "What colour is the ball?" \\
+        --model runs/demo/language_video/model
       aurora ask clip.mp4 "Where does it go?" --option left --option right
       aurora ask one.jpg "What changed?" --with two.jpg
-      aurora ask clip.mp4 "What is this?" --random-weights --frames 8 dtype=bfloat16
+      aurora ask clip.mp4 "What is it?" --random-weights --frames 8 dtype=bfloat16
     """
     from aurora.evaluation.prompts import multiple_choice
-    from aurora.overrides import split_overrides
 
     questions, overrides = split_overrides(words)
     if not questions and not chat:
@@ -146,7 +147,7 @@ def answer_each(
 
 
 def _load(model: Model, adapter: Adapter, device: Device, overrides: Sequence[str]
-          ) -> tuple[AuroraModel, dict[str, Any]]:
+          ) -> tuple[AuroraModel, ModelConfig]:
     from aurora.inference.models import model_folder, random_model, saved_model
 
     options = {**vars(adapter), **vars(device)}

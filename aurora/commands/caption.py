@@ -24,7 +24,8 @@ def caption(
 
     \b
     example:
-      aurora caption clip.mp4 --model runs/demo/language_video/model --max-new-tokens 200
+      aurora caption clip.mp4 --model runs/demo/language_video/model \\
+        --max-new-tokens 200
     """
     from aurora.evaluation.prompts import CAPTION_IMAGE, CAPTION_VIDEO
     from aurora.inference.visuals import is_image

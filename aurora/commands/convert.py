@@ -15,7 +15,7 @@ import typer
 from aurora.errors import AuroraError
 
 if TYPE_CHECKING:
-    from aurora.conversion.report import Report
+    from aurora.weights.report import Report
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 ShardSize: TypeAlias = Annotated[str, typer.Option(metavar="SIZE", help="Of a folder's files, such as 500MB.")]
@@ -53,15 +53,14 @@ def convert(
 
     \b
     example:
-      aurora convert RWKV-x060-World-1B6.pth finch --backbone rwkv6 --to fla --dtype bfloat16
+      aurora convert RWKV-x060-World-1B6.pth finch --backbone rwkv6 --to fla
       aurora convert finch finch.pth --backbone rwkv6
       aurora convert runs/demo/language_video/model tower --vision siglip
     """
     from rich.console import Console
 
-    from aurora.conversion.plan import refuse_gaps
-    from aurora.conversion.report import show
-    from aurora.conversion.run import convert as run
+    from aurora.weights.convert import convert as run
+    from aurora.weights.report import refuse_gaps, show
 
     slot, part = ("backbone", backbone) if vision is None else ("vision", vision)
     if part is None or (backbone and vision):
@@ -78,7 +77,7 @@ def convert(
 
     with show_bytes("writing") as tick:
         run(source, target, slot=slot, part=part, to=to, dtype=dtype, force=force,
-            shard_bytes=size_in_bytes(shard_size), accept=accept, told=tick)
+            shard_bytes=size_in_bytes(shard_size), accept=accept, progress=tick)
     sys.stdout.write(f"written to {target}\n")
 
 

@@ -41,18 +41,19 @@ def eval(
 
     \b
     example:
-      aurora eval --model runs/demo/language_video/model --data data/blocks/heldout keep_ratio=0.5
+      aurora eval --model runs/demo/language_video/model \\
+        --data data/blocks/heldout keep_ratio=0.5
     """
     from rich.console import Console
     from rich.progress import Progress
 
-    from aurora.adapters.folder import adapter_hash
-    from aurora.checkpoint import model_hash
     from aurora.evaluation.questions import read_questions
     from aurora.evaluation.report import render
     from aurora.evaluation.run import RESULT_FILE, Protocol, evaluate
     from aurora.inference.generation import Generation
     from aurora.inference.models import model_folder, saved_model
+    from aurora.weights.adapter_folder import adapter_hash
+    from aurora.weights.model_folder import model_hash
 
     if parallel < 1:
         raise AuroraError(f"--parallel {parallel} reads nothing; give 1 or more")

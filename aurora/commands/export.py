@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from aurora.commands._options import split_overrides
 from aurora.commands.convert import Force, ShardSize, show_bytes, size_in_bytes
 from aurora.errors import AuroraError
 
@@ -45,18 +46,18 @@ def export(
 
     \b
     example:
-      aurora export runs/demo/language_video/model exports/blocks --license apache-2.0
+      aurora export runs/demo/language_video/model exports/blocks \\
+        --license apache-2.0
       aurora export --from-parts exports/untrained dtype=bfloat16 \\
         base_weights.vision.siglip=siglip-large-patch16-384 \\
         base_weights.backbone.rwkv6=RWKV-x060-World-1B6-v2.1-20240328-ctx4096.pth
     """
-    from aurora.conversion.export import export as run
-    from aurora.conversion.replacing import require_free
-    from aurora.overrides import split_overrides
+    from aurora.files import require_free
+    from aurora.weights.export import export as run
 
     folders, overrides = split_overrides(words)
     if len(folders) != (1 if from_parts else 2):
-        raise AuroraError(f"{len(folders)} folders were given; give MODEL_FOLDER TARGET, or --from-parts TARGET")
+        raise AuroraError(f"{' '.join(folders)}: give MODEL_FOLDER TARGET, or --from-parts TARGET")
     if overrides and not from_parts:
         raise AuroraError(f"{overrides[0]!r} goes with --from-parts; a saved model is exported as it is")
     target, shard_bytes = Path(folders[-1]), size_in_bytes(shard_size)
@@ -64,7 +65,7 @@ def export(
     saved = None if from_parts else Path(folders[0])
     with _model(saved, overrides, target) as (folder, sources), show_bytes("writing") as tick:
         run(folder, target, name=name, licence=license, dtype=dtype, results=results, sources=sources, force=force,
-            shard_bytes=shard_bytes, told=tick)
+            shard_bytes=shard_bytes, progress=tick)
     sys.stdout.write(f"written to {target}\n")
 
 
@@ -73,16 +74,17 @@ def _model(folder: Path | None, overrides: Sequence[str], target: Path
            ) -> Iterator[tuple[Path, Mapping[str, str] | None]]:
     """The model's folder and, of a model of base weights, their sources. Of a checkpoint or of base weights a folder is
     made, which is there for as long as it is needed."""
-    from aurora.checkpoint import save_model
     from aurora.inference.models import random_model
-    from aurora.training.restored import is_checkpoint, restored_model
+    from aurora.training.stage import from_checkpoint, is_checkpoint
+    from aurora.weights.model_folder import save_model
 
     if folder is None:
         model, config, sources = random_model(overrides, rounded=False)
     elif folder.exists() and target.resolve().is_relative_to(folder.resolve()):
         raise AuroraError(f"{target} lies in the model that is exported; give another target")
     elif is_checkpoint(folder):
-        sources, (model, config) = None, restored_model(folder)
+        model, trained = from_checkpoint(folder)
+        config, sources = trained.model, None
     else:
         yield folder, None
         return

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aurora.commands._options import Json, Overrides
+
+if TYPE_CHECKING:
+    from aurora.config import ModelConfig
 
 
 def info(
@@ -30,30 +33,30 @@ def info(
     if model is None:
         from aurora.config import load_config
 
-        described = _describe(load_config(overrides))
+        described = _describe(load_config(*overrides).model)
     else:
-        from aurora.checkpoint import model_hash, read_config
-        from aurora.overrides import override
+        from aurora.weights.model_folder import model_hash, read_config
 
-        described = {**_describe(override(read_config(model), overrides)), "hash": model_hash(model)}
+        described = {**_describe(read_config(model).override(overrides)), "hash": model_hash(model)}
     if json_output:
         sys.stdout.write(json.dumps(described, indent=2) + "\n")
     else:
         _show(described)
 
 
-def _describe(config: dict[str, Any]) -> dict[str, Any]:
+def _describe(config: ModelConfig) -> dict[str, Any]:
     import torch
 
-    from aurora.assemble import MODEL_SLOTS, build_model, count_parameters
+    from aurora.assemble import build_model, count_parameters
+    from aurora.registry import MODEL_SLOTS
     from aurora.types import state_bytes
 
     with torch.device("meta"):
         model = build_model(config)
         state = model.backbone.init_state(1)
-    size, keep_ratio = model.vision.prepare.size, config.get("keep_ratio", 0.1)
+    size, keep_ratio = model.vision.prepare.size, config.keep_ratio
     return {
-        "parts": {slot: config[slot]["name"] for slot in MODEL_SLOTS},
+        "parts": {slot: config.part(slot)["name"] for slot in MODEL_SLOTS},
         "parameters": count_parameters(model),
         "weight_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
         "state_bytes": state_bytes(state),

@@ -49,14 +49,14 @@ def list(
 
 def _describe(slot: Slot[Any], name: str) -> dict[str, Any]:
     """What a part does and takes. One that cannot be imported says why."""
-    from aurora.assemble import INJECTED
-    from aurora.overrides import configured
+    from aurora.config import named_part
+    from aurora.registry import INJECTED
 
     try:
         parameters, summary = slot.options(name), (inspect.getdoc(slot.get(name)) or "").partition("\n\n")[0]
     except (AuroraError, ImportError, SyntaxError, AttributeError, NameError, TypeError, OSError) as error:
         return {"summary": None, "options": {}, "error": " ".join(str(error).split())}
-    given = configured(slot.name, name)
+    given = named_part(slot.name, name)
     options = {}
     for key, parameter in parameters.items():
         if key not in INJECTED.get(slot.name, ()):

@@ -50,13 +50,15 @@ def train(*, overrides: Overrides, processes: Processes) -> int:
     \b
     example:
       aurora train experiment=blocks data.root=data/blocks
-      aurora train experiment=blocks data.root=data/blocks stage=vision stages.vision.peak_lr=1e-4
-      aurora train --nodes 2 --first-node node0 trainer=fsdp data.root=/data run=/shared/run
+      aurora train experiment=blocks data.root=data/blocks stage=vision \\
+        stages.vision.peak_lr=1e-4
+      aurora train --nodes 2 --first-node node0 trainer=fsdp \\
+        data.root=/data run=/shared/run
     """
     from aurora.config import load_config
 
     restarts = RESTARTS if processes.restarts is None else processes.restarts
-    config = load_config(overrides)
+    config = load_config(*overrides)
     if processes.nodes is not None:
         from aurora.commands._launching import launch
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from rich.console import Console
 
-from aurora.checkpoint import load_model, model_hash
 from aurora.config import load_config
 from aurora.demo.report import Answer, percent, write_report
 from aurora.evaluation.prompts import CAPTION_VIDEO, option_label
@@ -24,7 +23,8 @@ from aurora.evaluation.run import evaluate
 from aurora.evaluation.scoring import chosen_option
 from aurora.inference.session import Session
 from aurora.inference.visuals import frames_of
-from aurora.training.logs import read_curve
+from aurora.training.callbacks.csv_logger import read_metrics
+from aurora.weights.model_folder import load_model, model_hash
 
 SHOWN = ("moving_direction", "state_change", "needle")
 """The families of the three questions that are asked aloud."""
@@ -47,11 +47,11 @@ def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0,
     chosen = any(override.startswith("trainer=") for override in overrides)
     settings = ["experiment=blocks", f"run={folder}", f"data.root={data}", f"seed={seed}",
                 *([] if chosen else processes()), *overrides]
-    recipe = load_config(settings)
+    recipe = load_config(*settings)
     run_aloud("train", *settings, console=console)
 
     console.rule("Evaluation")
-    trained = folder / list(recipe["stages"])[-1] / "model"
+    trained = folder / list(recipe.stages)[-1] / "model"
     model, config = load_model(trained)
     result = evaluate(model, config, data / "heldout", output=folder / "eval", model_hash=model_hash(trained))
     console.print(render(result))
@@ -63,11 +63,11 @@ def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0,
     result |= {
         "seconds": round(time.monotonic() - began, 1),
         "peak_memory_bytes": peak_memory_bytes(),
-        "seeds": {"data": seed, "training": recipe["seed"], "wrong_videos": result["protocol"]["seed"]},
+        "seeds": {"data": seed, "training": recipe.seed, "wrong_videos": result["protocol"]["seed"]},
     }
     (folder / "result.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    curves = {stage: [(int(row["step"]), float(row["loss"])) for row in read_curve(folder / stage)]
-              for stage in recipe["stages"]}
+    curves = {stage: [(int(row["step"]), float(row["loss"])) for row in read_metrics(folder / stage)]
+              for stage in recipe.stages}
     write_report(folder / "report.html", model=model, config=config, result=result, answers=answers, curves=curves)
     console.rule()
     accuracy, wrong, chance = (percent(result[key]) for key in ("accuracy", "wrong_video_accuracy", "chance"))

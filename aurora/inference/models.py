@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from aurora.adapters.folder import apply_adapter
-from aurora.assemble import base_weights, build_model, load_base_weights
-from aurora.checkpoint import CONFIG_FILE, fill_unsaved_buffers, load_model, read_config
-from aurora.config import load_config
+from aurora.assemble import build_model, load_base_weights
+from aurora.config import ModelConfig, load_config
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
-from aurora.overrides import override
-from aurora.precision import quantize
+from aurora.weights.adapter_folder import apply_adapter
+from aurora.weights.model_folder import CONFIG_FILE, fill_unsaved_buffers, load_model, read_config
 
 TRAINED = f"runs/*/language_video/model/{CONFIG_FILE}"
 
@@ -36,39 +33,39 @@ def model_folder(given: str | None) -> Path:
 def saved_model(
     folder: Path, overrides: Sequence[str], *, device: str = "cpu", threads: int | None = None,
     adapter: str | None = None, any_base: bool = False
-) -> tuple[AuroraModel, dict[str, Any]]:
+) -> tuple[AuroraModel, ModelConfig]:
     """A saved model and its config, with overrides; `adapter` is merged into it."""
     use(device, threads)
-    config = override(read_config(folder), overrides)
     if adapter is None:
-        return load_model(folder, device=device, overrides=config)
+        return load_model(folder, device=device, overrides=overrides)
     # it is merged into matrices, which are rounded afterwards
-    model, _ = load_model(folder, device=device, overrides={**config, "quantize": None})
+    config = read_config(folder).override(overrides)
+    model, _ = load_model(folder, device=device, overrides=[*overrides, "quantize=null"])
     apply_adapter(model, adapter, config, any_base=any_base)
-    quantize(model.backbone, config.get("quantize"))
+    model.backbone.quantize(config.quantize)
     return model, config
 
 
 def random_model(
     overrides: Sequence[str], *, device: str = "cpu", threads: int | None = None, adapter: str | None = None,
     any_base: bool = False, rounded: bool = True
-) -> tuple[AuroraModel, dict[str, Any], dict[str, str]]:
+) -> tuple[AuroraModel, ModelConfig, dict[str, str]]:
     """The model that a config describes, its config, and where the weights of each slot come from; `adapter` is merged
     into it. To be saved, it is not `rounded`: the config says how it is used."""
     use(device, threads)
-    config = load_config(overrides)
-    kind = config.get("quantize") if rounded else None
-    while_reading = kind is not None and adapter is None and base_weights(config, "backbone") is not None
-    model = build_model(config, empty_backbone=while_reading)
+    config = load_config(*overrides)
+    kind = config.model.quantize if rounded else None
+    while_reading = kind is not None and adapter is None and config.base_path("backbone") is not None
+    model = build_model(config.model, empty_backbone=while_reading)
     if while_reading:
-        quantize(model.backbone, kind)
+        model.backbone.quantize(kind)
     sources = load_base_weights(model, config)
-    fill_unsaved_buffers(model, config)
+    fill_unsaved_buffers(model, config.model)
     if adapter is not None:
-        apply_adapter(model, adapter, config, any_base=any_base)
+        apply_adapter(model, adapter, config.model, any_base=any_base)
     if not while_reading:
-        quantize(model.backbone, kind)
-    return model.to(device).eval(), config, sources
+        model.backbone.quantize(kind)
+    return model.to(device).eval(), config.model, sources
 
 
 def use(device: str, threads: int | None) -> None:

@@ -19,11 +19,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import logging
 
-from aurora.adapters.initial_state import PREFIX as TUNED
 from aurora.errors import AuroraError
-from aurora.interfaces import Backbone
+from aurora.interfaces import INITIAL_STATE, Backbone
+from aurora.weights.io import open_tensors
+from aurora.weights.loading import fill, write_tensors
 
-from ._checkpoint import fill, read_tensors, write_tensors
 from ._hf_config import plain_config, read_folder
 
 
@@ -74,7 +74,7 @@ class Hosted(Backbone):
 
     def load_base(self, path: str) -> None:
         """Reads a folder that `save_pretrained` wrote, or one file of its weights (`.safetensors`, `.pth`)."""
-        tensors = self._read_folder(path) if Path(path).is_dir() else read_tensors(path)
+        tensors = self._read_folder(path) if Path(path).is_dir() else open_tensors(path)
         own = {self._own_name(name): tensor for name, tensor in tensors.items()}
         if self.head is None and "head.weight" in own:
             embeddings = _name_of(self.body, self.body.get_input_embeddings())
@@ -128,14 +128,14 @@ class Hosted(Backbone):
         return tensors
 
     def _own_name(self, theirs: str) -> str:
-        if theirs.startswith(TUNED):
+        if theirs.startswith(INITIAL_STATE):
             return theirs
         if theirs.startswith(f"{self._head_name}."):
             return "head." + theirs.removeprefix(f"{self._head_name}.")
         return "body." + theirs.removeprefix(f"{self._prefix}.")
 
     def _their_name(self, own: str) -> str:
-        if own.startswith(TUNED):
+        if own.startswith(INITIAL_STATE):
             return own
         part, _, rest = own.partition(".")
         return f"{self._prefix if part == 'body' else self._head_name}.{rest}"

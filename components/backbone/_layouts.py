@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
-from aurora.conversion.layouts import Bond, Shapes, View, same
 from aurora.errors import AuroraError
+from aurora.interfaces import INITIAL_STATE
+from aurora.weights.layouts import KeyMap, Shapes, View, same
 
 TIME_STATE = r"blocks\.\d+\.att\.time_state"
-_TUNED = "initial_state.wkv"
+_TUNED = f"{INITIAL_STATE}wkv"
 
 
-def pair(ours: str, theirs: str, forth: View = same, back: View = same) -> Bond:
+def pair(ours: str, theirs: str, to_theirs: View = same, to_ours: View = same) -> KeyMap:
     """One tensor under two names."""
-    return Bond((ours,), (theirs,), forth, back)
+    return KeyMap((ours,), (theirs,), to_theirs, to_ours)
 
 
-def pairs(names: Mapping[str, str], kinds: Iterable[str] = ("weight",)) -> list[Bond]:
+def pairs(names: Mapping[str, str], kinds: Iterable[str] = ("weight",)) -> list[KeyMap]:
     """The parameters of these kinds of modules that go by two names."""
     kinds = tuple(kinds)
     return [pair(f"{ours}.{kind}", f"{theirs}.{kind}") for ours, theirs in names.items() for kind in kinds]
 
 
-def below(ours: str, theirs: str, bonds: Iterable[Bond]) -> list[Bond]:
-    """Bonds between the names that stand below two prefixes."""
-    return [Bond(tuple(ours + name for name in bond.ours), tuple(theirs + name for name in bond.theirs), bond.forth,
-                 bond.back) for bond in bonds]
+def below(ours: str, theirs: str, maps: Iterable[KeyMap]) -> list[KeyMap]:
+    """The same maps between names below two prefixes."""
+    return [replace(each, ours=tuple(ours + name for name in each.ours),
+                    theirs=tuple(theirs + name for name in each.theirs)) for each in maps]
 
 
 def transposed(tensor: Tensor) -> Tensor:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from aurora.conversion.layouts import Bond, Family, Layout, Shapes
-from aurora.errors import AuroraError
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes, require_values
 
 from ._layouts import TIME_STATE, below, deep, depth, flat, pair, pairs, size, transposed, unpack_state
 
 
-def _low_rank(letter: str, *, bias: bool = True) -> list[Bond]:
+def _low_rank(letter: str, *, bias: bool = True) -> list[KeyMap]:
     """x → (x @ w1) @ w2 + w0, as two projections."""
     lora = f"attn.{letter}_lora.lora"
-    bonds = [pair(f"att.{letter}1", f"{lora}.0.weight", transposed, transposed),
+    maps = [pair(f"att.{letter}1", f"{lora}.0.weight", transposed, transposed),
              pair(f"att.{letter}2", f"{lora}.2.weight", transposed, transposed)]
-    return [*bonds, pair(f"att.{letter}0", f"{lora}.2.bias", flat, deep)] if bias else bonds
+    return [*maps, pair(f"att.{letter}0", f"{lora}.2.bias", flat, deep)] if bias else maps
 
 
 BLOCK = [
@@ -32,13 +32,13 @@ BLOCK = [
 ]
 
 
-def _bonds(layers: int) -> list[Bond]:
-    bonds = pairs({"emb": "model.embeddings", "head": "lm_head"})
-    bonds += pairs({"blocks.0.ln0": "model.layers.0.pre_norm", "ln_out": "model.norm"}, ("weight", "bias"))
+def _key_maps(layers: int) -> list[KeyMap]:
+    maps = pairs({"emb": "model.embeddings", "head": "lm_head"})
+    maps += pairs({"blocks.0.ln0": "model.layers.0.pre_norm", "ln_out": "model.norm"}, ("weight", "bias"))
     for layer in range(layers):
         block = [*BLOCK, *_low_rank("v")] if layer else BLOCK
-        bonds += below(f"blocks.{layer}.", f"model.layers.{layer}.", block)
-    return bonds
+        maps += below(f"blocks.{layer}.", f"model.layers.{layer}.", block)
+    return maps
 
 
 def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,30 +83,26 @@ def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     }
 
 
-def _check(config: Mapping[str, Any]) -> None:
-    needed = {"model_type": "rwkv7", "hidden_act": "sqrelu", "norm_first": True, "norm_bias": True, "attn": None,
-              "norm_eps": 1e-5, "tie_word_embeddings": False}
-    for key, value in needed.items():
-        if config.get(key, value) != value:
-            raise AuroraError(f"config.json says {key} {config[key]!r}; backbone 'rwkv7' has {value!r}")
-
+NEEDED = {"model_type": "rwkv7", "hidden_act": "sqrelu", "norm_first": True, "norm_bias": True, "attn": None,
+          "norm_eps": 1e-5, "tie_word_embeddings": False}
+"""What a config.json must say, where it says anything of it."""
 
 AUTHORS = Layout(
     name="authors",
-    told="the authors' names (x070)",
+    title="the authors' names (x070)",
     marks=(r"^blocks\.\d+\.att\.(r_k|k_k|k_a|w0)$",),
     layer=r"blocks\.(\d+)\.",
     carried=(TIME_STATE,),
     # some published files hold the first layer's value residual, which no layer reads
-    left_out=(r"blocks\.0\.att\.v[012]",),
+    ignored=(r"blocks\.0\.att\.v[012]",),
 )
 FLA = Layout(
     name="fla",
-    told="flash-linear-attention's RWKV7ForCausalLM",
+    title="flash-linear-attention's RWKV7ForCausalLM",
     marks=(r"^model\.layers\.\d+\.attn\.(r_k|k_k|k_a|w_lora\..*)$",),
-    bonds=_bonds,
+    key_maps=_key_maps,
     layer=r"model\.layers\.(\d+)\.",
     configure=_configure,
-    check=_check,
+    check=partial(require_values, part="backbone 'rwkv7'", needed=NEEDED),
 )
 FAMILY = Family(slot="backbone", part="rwkv7", layouts=(AUTHORS, FLA), options=_options, unpack=unpack_state)

@@ -62,11 +62,11 @@ class HF(Hosted):
         super().__init__(described, name="hf", vocab_size=vocab_size, attention=None)
         self.memory = FAMILIES[described.model_type](self.body)
 
-    def init_state(self, sequences: int) -> State:
+    def blank_state(self, sequences: int) -> State:
         return self.memory.empty(sequences)
 
-    def forward(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
+    def read(
+        self, x: Tensor, cu_seqlens: Tensor, state: State | None, *, return_state: bool
     ) -> tuple[Tensor, State | None]:
         lengths = Row.of(cu_seqlens, x.device).cu_seqlens.diff().tolist()
         if min(lengths) < 1:

@@ -16,14 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aurora.errors import AuroraError
-from aurora.interfaces import Backbone
 from aurora.registry import BACKBONE
-from aurora.types import State
+from aurora.weights.io import open_tensors
+from aurora.weights.loading import fill, write_tensors
 
 from ..kernels.ssd import ssd, ssd_step
-from ._checkpoint import fill, read_tensors, write_tensors
 from ._conv import convolve, latest, row_window, step_window
-from ._layers import Linear, check_sizes, layer_of, stack_layers
+from ._layers import Linear, check_sizes
+from ._layouts_mamba2 import FAMILY
+from ._linear_rnn import LinearRNN, Parts
 from ._packing import Row
 
 NORM_EPS = 1e-5
@@ -103,13 +104,16 @@ class Block(nn.Module):
 
 
 @BACKBONE.register
-class Mamba2(Backbone):
+class Mamba2(LinearRNN):
     """Mamba-2, a linear RNN with one decay per head; defaults are those of the 1.3B model.
 
     Parameters are named as `transformers` names them.
     """
 
     block_class = Block
+    layouts = FAMILY
+    layer_state = LayerState
+    recurrence = "ssm"
 
     def __init__(
         self,
@@ -156,34 +160,9 @@ class Mamba2(Backbone):
             block.norm.reset_parameters()
             _fill_mixer(block.mixer, len(self.layers))
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.embeddings.weight)
-
-    def init_state(self, sequences: int) -> State:
-        weight = self.embeddings.weight
-        dtypes = {"conv": weight.dtype, "ssm": torch.promote_types(weight.dtype, torch.float32)}
-        return {
-            name: weight.new_zeros(len(self.layers), sequences, *shape, dtype=dtypes[name])
-            for name, shape in self.state_shapes.items()
-        }
-
-    def forward(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
-    ) -> tuple[Tensor, State | None]:
-        row = Row.of(cu_seqlens, x.device)
-        after = []
-        for layer, block in enumerate(self.layers):
-            x, layer_state = block(x, row, None if state is None else layer_of(LayerState, state, layer), return_state)
-            after.append(layer_state)
-        return self.norm_f(x), stack_layers(after) if return_state else None
-
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        after = []
-        for layer, block in enumerate(self.layers):
-            assert isinstance(block, Block)
-            x, layer_state = block.step(x, layer_of(LayerState, state, layer))
-            after.append(layer_state)
-        return self.norm_f(x), stack_layers(after)
+    @property
+    def parts(self) -> Parts:
+        return Parts(self.embeddings, self.layers, self.norm_f)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embeddings.weight)
@@ -192,7 +171,7 @@ class Mamba2(Backbone):
         """Reads the weights of a `Mamba2ForCausalLM` of `transformers`, or of the authors, with tied embeddings."""
         tensors = {
             name.removeprefix("backbone.").replace("embedding.", "embeddings."): tensor
-            for name, tensor in read_tensors(path).items()
+            for name, tensor in open_tensors(path).items()
         }
         head = tensors.pop("lm_head.weight", None)
         if head is not None and not torch.equal(head, tensors.get("embeddings.weight", head[:0])):

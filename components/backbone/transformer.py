@@ -57,14 +57,14 @@ class Transformer(Hosted):
         super().__init__(described, name="transformer", vocab_size=vocab_size, attention=NAME)
         self.state_shapes = shapes
 
-    def init_state(self, sequences: int) -> State:
+    def blank_state(self, sequences: int) -> State:
         weight = self.body.get_input_embeddings().weight
         empty = {name: weight.new_zeros(layers, sequences, 0, *shape)
                  for name, (layers, shape) in self.state_shapes.items()}
         return {**empty, "length": weight.new_zeros(1, sequences, dtype=torch.int64)}
 
-    def forward(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
+    def read(
+        self, x: Tensor, cu_seqlens: Tensor, state: State | None, *, return_state: bool
     ) -> tuple[Tensor, State | None]:
         lengths = Row.of(cu_seqlens, x.device).cu_seqlens.diff().tolist()
         if min(lengths) < 1:

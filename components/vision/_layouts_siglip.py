@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from aurora.conversion.layouts import Bond, Family, Layout, Shapes
 from aurora.errors import AuroraError
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes, require_values
 
 from ._base_weights import PREFIX
 
@@ -32,12 +32,12 @@ def _square_patch(weight: Tensor) -> Tensor:
     return weight.view(len(weight), 3, side, side)
 
 
-def _bonds(layers: int, prefix: str) -> list[Bond]:
+def _key_maps(layers: int, prefix: str) -> list[KeyMap]:
     embeddings = f"{prefix}embeddings."
-    bonds = [
-        Bond(("patch.weight",), (f"{embeddings}patch_embedding.weight",), _square_patch, _flat_patch),
-        Bond(("patch.bias",), (f"{embeddings}patch_embedding.bias",)),
-        Bond(("position",), (f"{embeddings}position_embedding.weight",)),
+    maps = [
+        KeyMap(("patch.weight",), (f"{embeddings}patch_embedding.weight",), _square_patch, _flat_patch),
+        KeyMap(("patch.bias",), (f"{embeddings}patch_embedding.bias",)),
+        KeyMap(("position",), (f"{embeddings}position_embedding.weight",)),
     ]
     modules = {"norm": f"{prefix}post_layernorm"}
     for layer in range(layers):
@@ -45,10 +45,10 @@ def _bonds(layers: int, prefix: str) -> list[Bond]:
         modules |= {ours + "norm_attention": theirs + "layer_norm1", ours + "norm_mlp": theirs + "layer_norm2",
                     ours + "attention.out": theirs + "self_attn.out_proj", ours + "mlp.up": theirs + "mlp.fc1",
                     ours + "mlp.down": theirs + "mlp.fc2"}
-        bonds += [Bond((f"{ours}attention.qkv.{kind}",),
+        maps += [KeyMap((f"{ours}attention.qkv.{kind}",),
                        tuple(f"{theirs}self_attn.{letter}_proj.{kind}" for letter in "qkv"))
                   for kind in ("weight", "bias")]
-    return bonds + [Bond((f"{ours}.{kind}",), (f"{theirs}.{kind}",)) for ours, theirs in modules.items()
+    return maps + [KeyMap((f"{ours}.{kind}",), (f"{theirs}.{kind}",)) for ours, theirs in modules.items()
                     for kind in ("weight", "bias")]
 
 
@@ -94,29 +94,27 @@ def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def _check(config: Mapping[str, Any]) -> None:
-    vision = config.get("vision_config", config)
-    needed = {"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"}
-    for key, value in needed.items():
-        if vision.get(key, value) != value:
-            raise AuroraError(f"config.json says {key} {vision[key]!r}; vision 'siglip' has {value!r}")
+    require_values(config.get("vision_config", config), part="vision 'siglip'",
+                   needed={"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"})
 
 
-def _transformers(name: str, told: str, prefix: str) -> Layout:
+def _transformers(name: str, title: str, prefix: str) -> Layout:
     escaped = prefix.replace(".", r"\.")
     return Layout(
         name=name,
-        told=told,
+        title=title,
         marks=(rf"^{escaped}embeddings\.patch_embedding\.weight$",),
-        bonds=partial(_bonds, prefix=prefix),
+        key_maps=partial(_key_maps, prefix=prefix),
         layer=rf"{escaped}encoder\.layers\.(\d+)\.",
-        left_out=(r"text_model\..*", r"logit_(scale|bias)", rf"{escaped}head\..*",
+        ignored=(r"text_model\..*", r"logit_(scale|bias)", rf"{escaped}head\..*",
                   rf"{escaped}embeddings\.position_ids"),
         configure=_configure,
         check=_check,
     )
 
 
-OURS = Layout(name="aurora", told="our own names", marks=(r"^blocks\.\d+\.attention\.qkv\.",), layer=r"blocks\.(\d+)\.")
+OURS = Layout(name="aurora", title="our own names", marks=(r"^blocks\.\d+\.attention\.qkv\.",),
+              layer=r"blocks\.(\d+)\.")
 FAMILY = Family(
     slot="vision",
     part="siglip",

@@ -21,6 +21,7 @@ from .._options import whole
 from ..kernels.attention import attention
 from ..kernels.vision import affine, gelu_tanh
 from ._base_weights import PREFIX, copy_into, count_blocks, read_tower, write_tower
+from ._layouts_siglip import FAMILY
 from ._tokens import fresh, reorder
 
 EPS = 1e-6  # of SigLIP's layer norms
@@ -101,6 +102,7 @@ class Siglip(VisionEncoder):
     """
 
     block_class = SiglipBlock
+    layouts = FAMILY
 
     def __init__(
         self,

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from aurora.assemble import build_model
+from aurora.config import Config
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 from aurora.model import AuroraModel
-from aurora.training.data import build_data, held_out
-from aurora.training.estimate import SPARE, Hardware, Reads, cost, memory
-from aurora.training.folder import StageFolder
-from aurora.training.precision import in_dtype
-from aurora.training.recipe import Recipe, read_options, read_recipes, selected_stages
-from aurora.training.sharding import check_processes
-from aurora.training.start import skeleton
+from aurora.recipe import Recipe
+from aurora.training.budget import SPARE, Hardware, Reads, cost, memory
+from aurora.training.checkpoint.run_folder import StageFolder
+from aurora.training.distributed.precision import in_dtype
+from aurora.training.distributed.rendezvous import check_processes
+from aurora.training.stage import Stage, build_data, held_out_recipe, skeleton
 
 from ..build.catalogue import known_datasets, load_dataset
 from ..inspect.reads import ASSUMED, published
@@ -27,19 +28,17 @@ from ..inspect.reads import ASSUMED, published
 GPUS_PER_NODE = 8
 
 
-def plan_stages(config: Mapping[str, Any], *, published: bool, machine: Hardware | None) -> dict[str, dict[str, Any]]:
+def plan_stages(config: Config, *, published: bool, machine: Hardware | None) -> dict[str, dict[str, Any]]:
     """By stage: what its recipe says, below `data` what it reads, below `training` what that takes on a machine.
     Nothing is built but the model's shape."""
-    recipes = read_recipes(config)
     with torch.device("meta"):
-        model = build_model(config)
+        model = build_model(config.model)
     stages = {}
-    for name in selected_stages(config, recipes):
-        recipe = recipes[name]
+    for name, recipe in config.selected.items():
         data = _from_catalogue(config, recipe, model) if published else _measured(config, name, recipe, model)
         stages[name] = {
             "keep_ratio": recipe.keep_ratio, "epochs": recipe.epochs, "max_steps": recipe.max_steps,
-            "global_batch": recipe.global_batch, "batch_unit": config["data"].get("batch_unit", "samples"),
+            "global_batch": recipe.global_batch, "batch_unit": config.data.get("batch_unit", "samples"),
             "table": recipe.mixture.table, "paper": recipe.mixture.paper, "note": recipe.mixture.note,
             "groups": {group: said.paper for group, said in recipe.mixture.groups.items()},
             "published": published, "data": data,
@@ -68,38 +67,38 @@ def against_paper(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return tables
 
 
-def _from_catalogue(config: Mapping[str, Any], recipe: Recipe, model: AuroraModel) -> dict[str, Any]:
+def _from_catalogue(config: Config, recipe: Recipe, model: AuroraModel) -> dict[str, Any]:
     known = set(known_datasets())
     entries = {name: load_dataset(name) for name in recipe.mixture.datasets if name in known}
-    data = config["data"]
+    data = config.data
     sampling = Sampling(fps=data.get("fps"), frames=data.get("frames"), max_frames=data.get("max_frames"))
     told = published(recipe.mixture, entries, model.layout(recipe.keep_ratio), sampling)
     return {**told, "assumed": ASSUMED}
 
 
-def _measured(config: Mapping[str, Any], name: str, recipe: Recipe, model: AuroraModel) -> dict[str, Any]:
-    root = config["data"].get("root")
+def _measured(config: Config, name: str, recipe: Recipe, model: AuroraModel) -> dict[str, Any]:
+    root = config.data.get("root")
     if root is not None and "://" not in str(root) and not any(
             (Path(root) / dataset).is_dir() for dataset in recipe.mixture.datasets):
         raise AuroraError(f"stage {name!r}: none of its {len(recipe.mixture.datasets)} datasets is below data.root "
                           f"{root}; `aurora plan --published` plans from published counts")
     # What is missing is shown, not refused.
-    missing = config["data"].get("missing", "refuse")
-    shown = {**config, "data": {**config["data"], "missing": "drop" if missing == "refuse" else missing}}
-    data = build_data(shown, recipe, model, StageFolder(config["run"], name).path)
+    missing = config.data.get("missing", "refuse")
+    shown = replace(config, data={**config.data, "missing": "drop" if missing == "refuse" else missing})
+    data = build_data(Stage(name, shown, replace(recipe, validation=None), StageFolder(config.run, name), None, model))
     describe = getattr(data, "describe", None)
     if describe is None:
-        raise AuroraError(f"data {config['data']['name']!r} has no plan of its own to show; webdataset has")
+        raise AuroraError(f"data {config.data['name']!r} has no plan of its own to show; webdataset has")
     told: dict[str, Any] = describe()
     return told
 
 
-def _validation(config: Mapping[str, Any], name: str, recipe: Recipe, model: AuroraModel, stage: Mapping[str, Any]
+def _validation(config: Config, name: str, recipe: Recipe, model: AuroraModel, stage: Mapping[str, Any]
                 ) -> dict[str, Any] | None:
     """What one validation of a stage reads, and how often there is one; None where nothing is held out."""
     if recipe.validation is None:
         return None
-    once = held_out(recipe)
+    once = held_out_recipe(recipe)
     data = _from_catalogue(config, once, model) if stage["published"] else _measured(config, name, once, model)
     shares = [_share(stage, read, once.max_steps) for read in data["datasets"]]
     return {"times": -(-stage["steps"] // recipe.validation.every), "datasets": list(once.mixture.datasets),
@@ -130,15 +129,15 @@ def decode_core_hours(stage: Mapping[str, Any], image_rate: float, video_rate: f
 
 
 def _training(
-    config: Mapping[str, Any], name: str, recipe: Recipe, stage: Mapping[str, Any], machine: Hardware
+    config: Config, name: str, recipe: Recipe, stage: Mapping[str, Any], machine: Hardware
 ) -> dict[str, Any]:
     """The estimate for a planned stage as plain numbers, all its text counted as learned. AuroraError for processes
     that cannot be divided as the trainer's options say."""
-    trainer, held_out = read_options(config["trainer"]), stage["validation"]
+    trainer, held_out = config.trainer, stage["validation"]
     check_processes(trainer, machine.devices)
-    model = skeleton(in_dtype(config, trainer), name, recipe)
-    needed = memory(model, trainer, keep_ratio=recipe.keep_ratio, row_tokens=config["data"].get("row_tokens", 4096),
-                    row_frames=config["data"].get("row_frames", 64), devices=machine.devices, per_node=GPUS_PER_NODE,
+    model = skeleton(in_dtype(config), name)
+    needed = memory(model, trainer, keep_ratio=recipe.keep_ratio, row_tokens=config.data.get("row_tokens", 4096),
+                    row_frames=config.data.get("row_frames", 64), devices=machine.devices, per_node=GPUS_PER_NODE,
                     average=recipe.average is not None)
     takes = cost(model, trainer, machine, keep_ratio=recipe.keep_ratio,
                  learned=_reads(model, recipe, total(stage["data"]["datasets"]), stage["passes"]),

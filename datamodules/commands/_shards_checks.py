@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from aurora.commands._options import Json
+from aurora.commands._options import Json, split_overrides
 from aurora.errors import AuroraError
 
 if TYPE_CHECKING:
+    from aurora.config import Config
+
     from ..inspect.validate import Finding
 
 SHOWN = 20  # findings that are spelt out on the screen
@@ -53,7 +55,7 @@ def validate(
     found: list[Finding] = []
     datasets = {}
     for folder in folders:
-        work, wrong = tasks(folder, decode=number, reader=config["reader"])
+        work, wrong = tasks(folder, decode=number, reader=dict(config.model.reader))
         runner = EXECUTOR.build({"name": executor})
         done = [*_progress(runner.run(check_shard, work), len(work), f"checking {folder}")]
         wrong += [finding for one in done for finding in one.findings]
@@ -97,19 +99,18 @@ def stats(
     import torch
 
     from aurora.assemble import build_model
-    from aurora.interfaces import Sampling
     from aurora.registry import EXECUTOR
 
     from ..inspect.stats import describe, read_evaluation
 
     folders, config = _read(words)
     with torch.device("meta"):
-        model = build_model(config)
-    ratios = keep_ratio or [1.0, config["keep_ratio"]]
+        model = build_model(config.model)
+    ratios = keep_ratio or [1.0, config.model.keep_ratio]
     counted = describe(
         [Path(folder) for folder in folders], tokenizer=model.tokenizer, prompt=model.prompt,
         layouts={ratio: model.layout(ratio) for ratio in dict.fromkeys(ratios)},
-        sampling=Sampling(**config["sampling"]), executor=EXECUTOR.build({"name": executor}),
+        sampling=config.model.sampling, executor=EXECUTOR.build({"name": executor}),
         evaluations=[read_evaluation(folder) for folder in evaluation],
     )
     if json_output:
@@ -136,26 +137,25 @@ def preview(
     example:
       aurora shards preview data/shards/mine --samples 50 --kind video
     """
-    from aurora.assemble import build_reader
+    from aurora.registry import READER
 
     from ..inspect.preview import write_preview
 
     folders, config = _read(words)
     path = output or Path(folders[0], "preview.html")
     shown = write_preview([Path(folder) for folder in folders], path, samples=samples, kinds=kind,
-                          reader=build_reader(config))
+                          reader=READER.build(config.model.reader))
     sys.stdout.write(f"{path}: {shown} samples\n")
 
 
-def _read(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+def _read(words: Sequence[str]) -> tuple[list[str], Config]:
     """The folders among the words, and the config of the overrides among them."""
     from aurora.config import load_config
-    from aurora.overrides import split_overrides
 
     folders, overrides = split_overrides(words)
     if not folders:
         raise AuroraError("no folder of shards was given")
-    return folders, load_config(overrides)
+    return folders, load_config(*overrides)
 
 
 def _count(name: str, value: str) -> int:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from aurora.interfaces import Executor
 
-    from ..build.build import Count
+    from ..build.build import TextCounter
     from ..build.media import Transcode
     from ..build.plan import BuildOrder
 
@@ -103,7 +103,8 @@ def build(
       aurora shards build sharegpt4v downloads/sharegpt4v data/shards/sharegpt4v
       aurora shards build table downloads/mine data/shards/mine \\
         source.files=rows.csv source.question=q source.answer=a source.image=file
-      aurora shards build llava_video downloads/videos data/shards/videos --transcode --fps 1
+      aurora shards build llava_video downloads/videos data/shards/videos \\
+        --transcode --fps 1
     """
     from ..build import build as builds
     from ..build.media import Transcode
@@ -205,7 +206,7 @@ def _order(source: str, folder: Path, given: Mapping[str, Any], samples_per_shar
 
 def _source(name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The source of a dataset of the catalogue and what is known of it, or a source part by its name."""
-    from aurora.overrides import configured, part
+    from aurora.config import named_part
     from aurora.registry import SOURCE
 
     from ..build.catalogue import known_datasets, load_dataset
@@ -215,36 +216,36 @@ def _source(name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
         dataset = load_dataset(name)
         options = dict(dataset.source)
         about = {key: getattr(dataset, key) for key in ("name", "title", "homepage", "licence")}
-        return {**options, **configured("source", options["name"]), **options}, about
+        return {**options, **named_part("source", options["name"]), **options}, about
     if name in SOURCE.known():
-        return part("source", name), None
+        return named_part("source", name), None
     raise AuroraError(f"no dataset and no source named {name!r}.{suggest(name, [*known, *SOURCE.known()])}")
 
 
 def _executor(name: str, output: Path, given: Mapping[str, Any]) -> Executor:
-    from aurora.overrides import part
+    from aurora.config import named_part
     from aurora.registry import EXECUTOR
 
-    config = {**part("executor", name), **given}
+    config = {**named_part("executor", name), **given}
     if name == "slurm":
         config.setdefault("folder", str(output / ".build"))
     return EXECUTOR.build(config)
 
 
-def _counted(given: tuple[str, str] | None) -> Count | None:
+def _counted(given: tuple[str, str] | None) -> TextCounter | None:
     """What texts are counted with: names of parts, or their configs as YAML."""
     if given is None:
         return None
     import yaml
 
-    from aurora.overrides import part
+    from aurora.config import named_part
 
-    from ..build.build import Count
+    from ..build.build import TextCounter
 
     tokenizer, prompt = (
-        value if isinstance(value := yaml.safe_load(text), dict) else part(slot, text)
+        value if isinstance(value := yaml.safe_load(text), dict) else named_part(slot, text)
         for slot, text in zip(("tokenizer", "prompt"), given, strict=True))
-    return Count(tokenizer, prompt)
+    return TextCounter(tokenizer, prompt)
 
 
 @contextmanager

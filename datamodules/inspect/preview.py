@@ -12,13 +12,13 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.files import replace_file
+from aurora.images import decode_image
 from aurora.interfaces import Sampling, VideoReader
 
-from ..shards.format import KINDS, VIDEO, BadSample, Record, parse_record
+from ..shards.format import KINDS, VIDEO, Record, parse_record
 from ..shards.index import DatasetIndex, load_index
-from ..shards.pictures import decode_image
 from ..shards.tar import ShardFiles
 
 FRAMES = 8  # shown of a video, spread evenly

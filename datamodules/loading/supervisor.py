@@ -23,10 +23,9 @@ from multiprocessing.util import Finalize
 
 import torch
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 
 from ..reader._file import decoded_here
-from ..shards.format import BadSample
 from .rows import BETWEEN, Built, RowTask
 from .transfer import Parcel, receive
 from .worker import END, FREED, IDLE, RENEW, Assignment, Heartbeat, Progress, WorkerLimits, failed, work

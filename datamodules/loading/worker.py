@@ -21,11 +21,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.types import Position
 
 from ..plan.schedule import PlannedRow
-from ..shards.format import BadSample
 from .rows import BETWEEN, RowTask
 from .transfer import send
 

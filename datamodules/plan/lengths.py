@@ -9,27 +9,21 @@ every record. For the folder they are joined into `lengths-COUNTER-SHARDS.npy`.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import NamedTuple
 
 import numpy as np
 
-from aurora.errors import AuroraError
+from aurora.errors import BadSample
 from aurora.files import replace_file
 from aurora.interfaces import Prompt, Text, Tokenizer, Turn
 
-from ..executor.process import cause_of_death, cores, processes_of
-from ..shards.format import TEXT, BadSample, Record, parse_record
-from ..shards.index import DatasetIndex, npy_bytes, open_index, sidecar
+from ..executor.process import ProcessExecutor, cores
+from ..shards.format import TEXT, Record, parse_record
+from ..shards.index import DatasetIndex, npy_bytes, open_index, read_sidecar, sidecar, write_sidecar
 from ..shards.tar import ShardFiles
 
 # Fewer samples are counted before other processes have started.
@@ -75,10 +69,13 @@ def text_lengths(index: DatasetIndex, prompt: Prompt, tokenizer: Tokenizer) -> n
         kept = np.load(path, mmap_mode="r", allow_pickle=False)
         if kept.shape == (len(index),):
             return np.asarray(kept)
-    parts = {number: kept for number, shard in enumerate(index.shards)
-             if (kept := _kept(index.folder / str(shard["name"]), shard, by)) is not None}
+    parts = {}
+    for number, shard in enumerate(index.shards):
+        kept = read_sidecar(sidecar(index.folder / str(shard["name"]), f"lengths-{by}.npz"), str(shard["sha256"]))
+        if kept is not None and len(kept["lengths"]) == shard["samples"]:
+            parts[number] = kept["lengths"]
     left = [number for number in range(len(index.shards)) if number not in parts]
-    parts |= zip(left, _counted(index, left, prompt, tokenizer), strict=True)
+    parts |= _counted(index, left, prompt, tokenizer)
     lengths = np.concatenate([np.zeros(0, np.int32), *(parts[number] for number in range(len(index.shards)))])
     if os.access(index.folder, os.W_OK):
         replace_file(path, npy_bytes(lengths))
@@ -92,40 +89,7 @@ def joined_path(index: DatasetIndex, by: str) -> Path:
 
 def write_lengths(tar: Path, sha256: str, by: str, lengths: np.ndarray) -> None:
     """Keeps the lengths of a shard's samples, in their order, beside it."""
-    buffer = io.BytesIO()
-    np.savez(buffer, lengths=lengths.astype(np.int32), sha256=np.array(sha256))
-    replace_file(sidecar(tar, f"lengths-{by}.npz"), buffer.getvalue())
-
-
-def _kept(tar: Path, shard: dict[str, object], by: str) -> np.ndarray | None:
-    try:
-        with np.load(sidecar(tar, f"lengths-{by}.npz"), allow_pickle=False) as arrays:
-            lengths = np.asarray(arrays["lengths"])
-            right = str(arrays["sha256"]) == shard["sha256"] and len(lengths) == shard["samples"]
-            return lengths if right else None
-    except (OSError, ValueError, KeyError, BadZipFile):
-        return None
-
-
-def _counted(index: DatasetIndex, shards: list[int], prompt: Prompt, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """The lengths of some shards, in their order."""
-    samples = sum(int(index.shards[number]["samples"]) for number in shards)
-    workers = min(len(shards), cores())
-    if samples < PARALLEL_SAMPLES or workers < 2:
-        for number in shards:
-            yield count_shard(index, number, prompt, tokenizer)
-        return
-    _log.warning("data: counting the text of %d samples in %s with %d processes; this is kept, and done once",
-                 samples, index.folder, workers)
-    # Spawned, because this process may hold threads and an accelerator.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (prompt, tokenizer))
-    processes = processes_of(pool)
-    try:
-        with pool:
-            yield from pool.map(_count, [(str(index.folder), number) for number in shards])
-    except BrokenProcessPool as error:
-        raise AuroraError(f"data: a process that counted the text of {index.folder} ended with "
-                          f"{cause_of_death(processes)}. What was counted is kept, so start again") from error
+    write_sidecar(sidecar(tar, f"lengths-{by}.npz"), sha256, lengths=lengths.astype(np.int32))
 
 
 def count_shard(index: DatasetIndex, number: int, prompt: Prompt, tokenizer: Tokenizer) -> np.ndarray:
@@ -140,26 +104,33 @@ def count_shard(index: DatasetIndex, number: int, prompt: Prompt, tokenizer: Tok
     return lengths
 
 
+class _CountTask(NamedTuple):
+    """One shard of a folder, and what counts."""
+
+    folder: Path
+    number: int
+    prompt: Prompt
+    tokenizer: Tokenizer
+
+
+def _counted(index: DatasetIndex, shards: list[int], prompt: Prompt, tokenizer: Tokenizer) -> dict[int, np.ndarray]:
+    """The lengths of some shards, by their number."""
+    samples = sum(int(index.shards[number]["samples"]) for number in shards)
+    workers = min(len(shards), cores())
+    if samples < PARALLEL_SAMPLES or workers < 2:
+        return {number: count_shard(index, number, prompt, tokenizer) for number in shards}
+    _log.warning("data: counting the text of %d samples in %s with %d processes; this is kept, and done once",
+                 samples, index.folder, workers)
+    tasks = [_CountTask(index.folder, number, prompt, tokenizer) for number in shards]
+    return dict(ProcessExecutor(workers=workers).run(_count, tasks))
+
+
+def _count(task: _CountTask) -> tuple[int, np.ndarray]:
+    return task.number, count_shard(open_index(task.folder), task.number, task.prompt, task.tokenizer)
+
+
 def _length(files: ShardFiles, index: DatasetIndex, sample: int, prompt: Prompt, tokenizer: Tokenizer) -> int:
     try:
         return text_length(files.record(index, sample)[1], prompt, tokenizer)
     except BadSample:
         return 1
-
-
-_counting: list[tuple[Prompt, Tokenizer]] = []
-"""In a process that counts, what it counts with."""
-
-
-def _begin(prompt: Prompt, tokenizer: Tokenizer) -> None:
-    _counting.append((prompt, tokenizer))
-
-
-def _count(task: tuple[str, int]) -> np.ndarray:
-    folder, number = task
-    return count_shard(_opened(folder), number, *_counting[0])
-
-
-@lru_cache(maxsize=1)
-def _opened(folder: str) -> DatasetIndex:
-    return open_index(folder)

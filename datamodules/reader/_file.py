@@ -1,4 +1,4 @@
-"""Opening a video file: only what holds its frames itself, with every fault of FFmpeg told as one AuroraError."""
+"""Opening a video file: only what holds its frames itself, with every fault of FFmpeg as an AuroraError."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ import av.error
 import av.logging
 
 from aurora.errors import AuroraError
+from aurora.images import MAX_PIXELS
 
 # Playlists (hls, concat, dash) would open whatever they name, so only files that hold their frames are opened.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,avi,flv,asf,ogg"
 TIMEOUT_SECONDS = 600.0
-# A small file cannot fill the memory.
-MAX_PIXELS = 1 << 26
 _decoded_in: set[int] = set()
 
 
@@ -50,7 +49,7 @@ class Deadline:
 def check_timeout(seconds: float | None) -> float | None:
     """The option `timeout_seconds` of a reader, or AuroraError."""
     if seconds is not None and not seconds > 0:
-        raise AuroraError(f"reader: timeout_seconds {seconds} is not above 0; null is no limit")
+        raise AuroraError(f"reader: timeout_seconds {seconds} is not above 0; null means no limit")
     return seconds
 
 
@@ -110,7 +109,7 @@ def _prepare(stream: Any, threads: int, source: str | bytes) -> None:
         raise AuroraError(f"{label(source)} has frames of {stream.width}×{stream.height} pixels, which are more than "
                           f"{MAX_PIXELS}")
     if threads > 1:
-        # FFmpeg's threads would wait for ever for Python's lock to report to a logger of Python's.
+        # FFmpeg's threads would wait forever for Python's lock to report to a logger of Python's.
         av.logging.set_level(None)
     # Frames in parallel: most files have one slice per frame. A single thread starts no other.
     stream.thread_type = "FRAME" if threads > 1 else "SLICE"

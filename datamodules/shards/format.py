@@ -18,7 +18,7 @@ At most one of "image" and "video" is there: kinds are text, image, images (a li
 fields ("id", "family", ...) are kept and not read. `<image>` and `<video>` inside human turns are markers that a
 prompt removes. Images are jpg, jpeg, png or webp; videos mp4, webm or mkv.
 
-A key is made of letters, digits and `_ . / -`, has no `..`, is no absolute path, is at most 90 characters long, and
+A key is made of letters, digits and `_ . / -`, has no `..`, is not an absolute path, is at most 90 characters long, and
 its last part has no dot, because what follows the first dot there is the extension (as in webdataset).
 """
 
@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.interfaces import Turn
 
 KINDS = ("text", "image", "images", "video")
@@ -46,15 +46,6 @@ MEMBER_BYTES = 1 << 30
 """What a member may hold at most, so that a small file cannot fill the memory."""
 _KEY = re.compile(r"[A-Za-z0-9_./-]+")
 _EXTENSION = re.compile(r"(?:\d+\.)?[a-z0-9]+")
-
-
-class BadSample(Exception):
-    """A sample that cannot be used: counted under `reason` and skipped, unlike an error of the user's."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+from zipfile import BadZipFile
 
 import numpy as np
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.files import replace_file
+from aurora.images import image_shape
 
 from ..reader._clip import measure
 from ..reader._file import video_shape
-from .format import KINDS, MEMBER_BYTES, TEXT, VIDEO, BadSample, Record, parse_record, split_name
-from .pictures import image_shape
+from .format import KINDS, MEMBER_BYTES, TEXT, VIDEO, Record, parse_record, split_name
 
 VERSION = 1
 INDEX = "index.json"
@@ -43,6 +44,9 @@ MEDIA = np.dtype([
     ("height", "<u4"), ("width", "<u4"),  # upright; 0 for a member that could not be measured
     ("frames", "<u4"), ("first", "<f8"), ("last", "<f8"), ("duration", "<f8"),  # as in reader._clip.Clip; 0 for images
 ])
+
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, BadZipFile)
+"""What reading arrays raises that are missing or not whole."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,29 @@ class DatasetIndex:
 def sidecar(tar: Path, suffix: str) -> Path:
     """`000000.tar` → `000000.<suffix>`."""
     return tar.with_name(f"{tar.name.removesuffix('.tar')}.{suffix}")
+
+
+def shard_arrays(tar: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of one shard, SAMPLE and MEDIA. One of UNREADABLE unless they are whole."""
+    # numpy leaves a file open that is not a whole archive, unless it is given it
+    with sidecar(tar, "index.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return arrays["samples"].astype(SAMPLE), arrays["media"].astype(MEDIA)
+
+
+def read_sidecar(path: Path, sha256: str) -> dict[str, np.ndarray] | None:
+    """Arrays that were measured of a shard and kept beside it; None unless they are whole and of the same bytes."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays) if str(arrays["sha256"]) == sha256 else None
+    except UNREADABLE:
+        return None
+
+
+def write_sidecar(path: Path, sha256: str, **arrays: np.ndarray) -> None:
+    """Keeps arrays beside the shard that they were measured of."""
+    buffer = io.BytesIO()
+    np.savez(buffer, sha256=np.array(sha256), **arrays)  # type: ignore[arg-type]
+    replace_file(path, buffer.getvalue())
 
 
 def is_remote(root: str) -> bool:
@@ -272,8 +299,8 @@ def measure_sample(key: str, members: Mapping[str, Place], read: Callable[[Place
             bad.append(_found(key, error))
             facts = (0, 0, 0, 0.0, 0.0, 0.0)
         rows.append((at, size, *facts))
-    said = sum(len(turn.question.encode()) + len((turn.answer or "").encode()) for turn in record.turns)
-    return MeasuredSample(members["json"], record.kind, rows, said, bad)
+    text_bytes = sum(len(turn.question.encode()) + len((turn.answer or "").encode()) for turn in record.turns)
+    return MeasuredSample(members["json"], record.kind, rows, text_bytes, bad)
 
 
 def _found(key: str, error: BadSample) -> dict[str, str]:

@@ -24,10 +24,9 @@ from typing import Any, TypeVar
 import fsspec
 from aiohttp import ClientTimeout
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.files import replace_file
 
-from .format import BadSample
 from .index import INDEX, ORIGIN, SCHEMES, file_digest
 
 ARRAYS = ("index.samples.npy", "index.media.npy")

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .format import MEMBER_BYTES, BadSample
+from aurora.errors import BadSample
+
+from .format import MEMBER_BYTES
 from .index import ORIGIN, DatasetIndex, file_digest
 
 _OPEN = 32
@@ -91,7 +93,7 @@ class ShardFiles:
     def _member(self, place: _Located, offset: int, size: int) -> tuple[str, bytes]:
         if size > MEMBER_BYTES:
             raise BadSample("limits", f"a member of {size} bytes is larger than {MEMBER_BYTES}")
-        # The header stands right before the data; reading both tells a shard that was changed from the one indexed.
+        # The header stands right before the data; reading both shows when a shard is not the one indexed.
         block = os.pread(place.descriptor, tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
         data = block[tarfile.BLOCKSIZE:]
         try:

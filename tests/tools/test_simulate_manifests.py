@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aurora.images import ImagePreparation, VisualLayout
+from aurora.images import ImagePreparation
+from aurora.interfaces import VisualLayout
 from aurora.registry import DATA, MERGE, PROMPT, READER, TOKENIZER
 from datamodules.plan.schedule import schedule
 

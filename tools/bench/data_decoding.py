@@ -21,10 +21,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from aurora.images import ImagePreparation
+from aurora.images import ImagePreparation, decode_image
 from aurora.interfaces import Sampling
 from aurora.registry import READER
-from datamodules.shards.pictures import decode_image
 from tools.bench.case import Case, Contestant, Settings
 from tools.bench.machine import Cost
 from tools.bench.timing import Work

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from aurora.images import ImagePreparation, VisualLayout
-from aurora.interfaces import Sampling
+from aurora.images import ImagePreparation
+from aurora.interfaces import Sampling, VisualLayout
 from aurora.registry import DATA, MERGE, PROMPT, READER, TOKENIZER
 from datamodules.loading.supervisor import start_method
 from datamodules.shards.format import ShardSample

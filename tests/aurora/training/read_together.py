@@ -11,16 +11,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from aurora.training.blocks import recompute_blocks
+from aurora.training.parallel import with_agreed_frames
+from aurora.training.sequence import Neighbours, read_together
 from test_pieces import RECURRENT, long_row
 from tiny_training import tiny_config
 from together import fork
 
-from aurora.adapters.initial_state import tune_state
 from aurora.assemble import build_model
+from aurora.config import ModelConfig
 from aurora.registry import BACKBONE
-from aurora.training.blocks import recompute_blocks
-from aurora.training.parallel import with_agreed_frames
-from aurora.training.sequence import Neighbours, read_together
 
 
 def model_of(backbone):
@@ -28,8 +28,8 @@ def model_of(backbone):
     torch.manual_seed(0)
     config = tiny_config("run")
     config["backbone"] = {**config["backbone"], "name": backbone}
-    model = build_model(config)
-    tune_state("state", model.backbone)
+    model = build_model(ModelConfig.parse(config))
+    model.backbone.tune_state("state")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)

@@ -4,19 +4,20 @@ from collections import Counter
 
 import pytest
 import torch
+from aurora.training.checkpoints import checkpoint_at
+from aurora.training.recipe import TrainerOptions, read_recipe
+from aurora.training.sharding import shard
 from safetensors.torch import load_file
 from tiny_training import MadeRows, curve, tiny_config
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from aurora.adapters.attach import attach_adapters
 from aurora.assemble import build_model
-from aurora.checkpoint import load_model, save_model
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
-from aurora.training.checkpoints import checkpoint_at
 from aurora.training.optim import choose_learned, parameter_groups
-from aurora.training.recipe import TrainerOptions, read_recipe
 from aurora.training.run import train
-from aurora.training.sharding import shard
+from aurora.weights.adapters import attach_adapters
+from aurora.weights.model_folder import load_model, save_model
 
 STEPS = 4
 LORA = {"backbone": {"lora": {"rank": 4, "alpha": 8, "dropout": 0.1}}}
@@ -31,7 +32,7 @@ def base(tmp_path_factory):
     """A model in which nothing is silent; an untrained RWKV-6 starts with zeros."""
     config = tiny_config("run")
     torch.manual_seed(0)
-    model = build_model(config)
+    model = build_model(ModelConfig.parse(config))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -170,7 +171,7 @@ def test_sharding_refuses_learned_weights_of_two_dtypes_in_one_unit():
     entry = {**tiny_config("run")["stages"]["first"], "trained": ["vision"],
              "adapters": {"backbone": {"lora": {"targets": ["head"]}}}}
     recipe = read_recipe("s", entry)
-    model = build_model({**tiny_config("run"), "dtype": "bfloat16"})
+    model = build_model(ModelConfig.parse({**tiny_config("run"), "dtype": "bfloat16"}))
     attach_adapters("s", model, recipe.adapters)
     choose_learned(model, recipe)
     with pytest.raises(AuroraError, match="cannot train a slot whole beside a float32 LoRA on layers outside"):
@@ -180,7 +181,7 @@ def test_sharding_refuses_learned_weights_of_two_dtypes_in_one_unit():
 def test_adapters_have_their_own_rates_and_states_are_never_decayed():
     adapters = {"backbone": {"lora": {"lr_scale": 0.5}, "state": {"lr_scale": 30.0}}}
     recipe = read_recipe("s", {**tiny_config("run")["stages"]["first"], "adapters": adapters, "weight_decay": 0.1})
-    model = build_model(tiny_config("run"))
+    model = build_model(ModelConfig.parse(tiny_config("run")))
     attach_adapters("s", model, recipe.adapters)
     choose_learned(model, recipe)
     groups = {(group["scale"], group["weight_decay"]): len(group["params"])
@@ -189,7 +190,7 @@ def test_adapters_have_their_own_rates_and_states_are_never_decayed():
 
 
 def test_what_lies_under_an_adapter_stays_in_evaluation_mode():
-    model = build_model(tiny_config("run"))
+    model = build_model(ModelConfig.parse(tiny_config("run")))
     recipe = read_recipe("s", {**tiny_config("run")["stages"]["first"], "trained": [], "adapters": LORA})
     attach_adapters("s", model, recipe.adapters)
     choose_learned(model, recipe)
@@ -201,7 +202,7 @@ def test_what_lies_under_an_adapter_stays_in_evaluation_mode():
     ("adapters", "message"),
     [
         ({"backbone": {"lora": {"targets": ["atention"]}}},
-         r"stages\.tuned\.adapters\.backbone\.lora\.targets: 'atention' is the name of no linear layer of RWKV6"),
+         r"stages\.tuned\.adapters\.backbone\.lora\.targets: 'atention' is not the name of a linear layer of RWKV6"),
         ({"backbone": {"state": {"states": ["vkw"]}}},
          r"\.backbone\.state\.states: RWKV6 has no state 'vkw'. Known: att_shift, wkv, ffn_shift"),
         ({"backbone": {"lora": {"rank": 0}}}, r"stages\.tuned\.adapters\.backbone\.lora\.rank is 0"),

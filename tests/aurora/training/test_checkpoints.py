@@ -8,9 +8,6 @@ import time
 
 import pytest
 import torch
-
-from aurora.errors import AuroraError
-from aurora.training import saver as saving
 from aurora.training.checkpoints import (
     checkpoint_at,
     checkpoint_path,
@@ -20,6 +17,9 @@ from aurora.training.checkpoints import (
     sweep,
 )
 from aurora.training.saver import Saver
+
+from aurora.errors import AuroraError
+from aurora.training import saver as saving
 
 
 def silent(message):

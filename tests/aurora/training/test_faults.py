@@ -7,15 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
-from tiny_training import curve, free_port, start, start_ranks, tiny_config
-
-from aurora.errors import AuroraError
 from aurora.training.checkpoints import CHECKPOINTS, checkpoint_path, is_committed
 from aurora.training.launch import Place, find_place, fitted
 from aurora.training.logs import CURVE_FILE
 from aurora.training.recipe import TrainerOptions, read_options
 from aurora.training.watchdog import HUNG_EXIT
+from safetensors.torch import load_file
+from tiny_training import curve, free_port, start, start_ranks, tiny_config
+
+from aurora.errors import AuroraError
 
 STEPS = 8
 MODEL = Path("first", "model", "model.safetensors")

@@ -1,7 +1,7 @@
 import pytest
+from aurora.training.instantiate import instantiate
 
 from aurora.errors import AuroraError
-from aurora.training.instantiate import instantiate
 
 
 def test_a_callback_of_lightning_is_built_with_its_options():

@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from aurora.training.lock import LOCK, held
 
 from aurora.errors import AuroraError
 from aurora.training import lock
-from aurora.training.lock import LOCK, held
 
 HOLD = """
 import socket, sys

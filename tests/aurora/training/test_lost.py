@@ -3,12 +3,12 @@ import time
 
 import pytest
 import torch.distributed as dist
-from tiny_training import free_port, start, start_ranks, tiny_config
-
-from aurora.errors import TRY_AGAIN
 from aurora.training.checkpoints import CHECKPOINTS, checkpoint_path, is_committed
 from aurora.training.lock import held
 from aurora.training.lost import says_lost
+from tiny_training import free_port, start, start_ranks, tiny_config
+
+from aurora.errors import TRY_AGAIN
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] "
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from aurora.training.logs import read_curve
 from PIL import Image
 from tiny_training import curve, start, start_ranks, tiny_config
 
-from aurora.training.logs import read_curve
 from datamodules.shards.format import ShardSample
 from datamodules.shards.writing import write_shards
 

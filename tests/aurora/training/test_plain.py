@@ -3,10 +3,10 @@ import math
 
 import pytest
 import torch
+from aurora.training.plain import MOST_NUMBERS, from_plain, to_plain
 from torch.testing import assert_close
 
 from aurora.errors import AuroraError
-from aurora.training.plain import MOST_NUMBERS, from_plain, to_plain
 
 
 def through_a_file(value):

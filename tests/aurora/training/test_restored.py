@@ -1,12 +1,12 @@
 import pytest
-from tiny_training import tiny_config
-
-from aurora.checkpoint import load_model
-from aurora.cli import main
-from aurora.errors import AuroraError
 from aurora.training.checkpoints import checkpoint_path
 from aurora.training.restored import is_checkpoint, restored_model
+from tiny_training import tiny_config
+
+from aurora.cli import main
+from aurora.errors import AuroraError
 from aurora.training.run import train
+from aurora.weights.model_folder import load_model
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,12 @@ import time
 from pathlib import Path
 
 import pytest
+from aurora.training.checkpoints import newest_checkpoint
 from tiny_training import MadeRows, curve, tiny_config
 
-from aurora.checkpoint import load_model
 from aurora.errors import AuroraError
-from aurora.training.checkpoints import newest_checkpoint
 from aurora.training.run import train
+from aurora.weights.model_folder import load_model
 
 STEPS = 8
 

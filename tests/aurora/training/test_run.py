@@ -5,13 +5,13 @@ import shutil
 import pytest
 import torch
 import yaml
+from aurora.training.estimate import disk
+from aurora.training.folder import StageFolder, fingerprint
+from aurora.training.start import skeleton
 from tiny_training import MadeRows, curve, tiny_config
 
 from aurora.errors import AuroraError
-from aurora.training.estimate import disk
-from aurora.training.folder import StageFolder, fingerprint
 from aurora.training.run import plan_stages, train
-from aurora.training.start import skeleton
 
 
 def config_for(run, **changes):
@@ -122,7 +122,7 @@ def test_a_stage_whose_forerunner_is_missing_says_which_command_trains_it(tmp_pa
 
 
 def test_a_folder_without_a_model_cannot_be_started_from(tmp_path):
-    with pytest.raises(AuroraError, match="is no model folder"):
+    with pytest.raises(AuroraError, match="is not a model folder"):
         train(config_for(tmp_path / "run", init_from=str(tmp_path)))
 
 
@@ -255,7 +255,7 @@ def test_tensorboard_holds_the_curve(tmp_path):
     from aurora.config import load_config
 
     config = config_for(tmp_path, stage="first")
-    config["logger"] = load_config(["data.root=data", "logger=csv_tensorboard"])["logger"]
+    config["logger"] = load_config("data.root=data", "logger=csv_tensorboard").logger
     train(config)
     events = EventAccumulator(str(tmp_path / "first" / "tensorboard"))
     events.Reload()

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import MadeRows, curve, tiny_config, train_together
-
-from aurora.checkpoint import load_model
-from aurora.errors import AuroraError
-from aurora.training import precision, scaler
 from aurora.training.logs import read_curve
-from aurora.training.module import AuroraModule
 from aurora.training.precision import in_dtype, require_bfloat16
 from aurora.training.recipe import TrainerOptions
-from aurora.training.run import train
 from aurora.training.scaler import DynamicLossScale, LossScale, build_loss_scale
+from tiny_training import MadeRows, curve, tiny_config, train_together
+
+from aurora.errors import AuroraError
+from aurora.training import precision, scaler
+from aurora.training.module import AuroraModule
+from aurora.training.run import train
+from aurora.weights.model_folder import load_model
 
 STEPS = 12
 

@@ -1,7 +1,6 @@
 import math
 
 import pytest
-
 from aurora.training.schedule import lr_factor, warmup_steps
 
 PAPER = {"warmup_ratio": 0.03, "start_factor": 1e-5}

@@ -4,13 +4,13 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_training import exit_codes, start, start_ranks, tiny_config
-
-from aurora.checkpoint import load_model
-from aurora.errors import AuroraError
 from aurora.training.checkpoints import CHECKPOINTS, checkpoint_path, is_committed
 from aurora.training.logs import read_curve
+from tiny_training import exit_codes, start, start_ranks, tiny_config
+
+from aurora.errors import AuroraError
 from aurora.training.run import plan_stages, train
+from aurora.weights.model_folder import load_model
 
 LIGHTNING = "lightning.pytorch.callbacks."
 STEPS = 12

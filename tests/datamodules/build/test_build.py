@@ -14,14 +14,23 @@ import pytest
 from aurora.cli import main
 from aurora.errors import AuroraError
 from aurora.registry import EXECUTOR, PROMPT, SOURCE, TOKENIZER
-from datamodules.build.build import BuildTask, Count, build_tasks, clear, join, retry_skipped, run_tasks, write_task
+from datamodules.build.build import (
+    BuildTask,
+    TextCounter,
+    build_tasks,
+    clear,
+    join,
+    retry_skipped,
+    run_tasks,
+    write_task,
+)
 from datamodules.build.catalogue import known_datasets, load_dataset
 from datamodules.build.media import Transcode
 from datamodules.build.plan import BuildOrder, load_plan, make_plan, read_task
 from datamodules.plan.lengths import counter, joined_path, text_lengths
 from datamodules.shards.index import load_index
 from datamodules.shards.tar import ShardFiles
-from datamodules.shards.writing import verify_shards, write_shards
+from datamodules.shards.writing import write_shards
 
 KILLS = int(os.environ.get("AURORA_BUILD_KILLS", "5"))
 
@@ -74,7 +83,7 @@ def test_every_entry_becomes_a_sample_in_order(make, dataset, tmp_path):
         key, raw = reading.record(index, number)
         assert (key, json.loads(raw)["id"]) == (f"{number:09d}", f"id-{number}")
         assert reading.media(index, number, 0, f"{key}.jpg") == make.picture(number, 40 + number % 3, 60)
-    assert verify_shards(tmp_path / "out") == []
+    assert make.wrong(tmp_path / "out") == []
     assert (told["samples"], told["kinds"]["image"], told["skipped"]) == (10, 10, {})
 
 
@@ -268,7 +277,7 @@ def test_joining_before_all_is_written_names_what_lacks(dataset, tmp_path):
 
 def test_texts_counted_while_building_are_those_that_training_counts(dataset, tmp_path):
     parts = {"name": "bytes"}, {"name": "sandwich"}
-    build(order(dataset(10)), tmp_path, count=Count(*parts))
+    build(order(dataset(10)), tmp_path, count=TextCounter(*parts))
     index, tokenizer, prompt = load_index(tmp_path), TOKENIZER.build(parts[0]), PROMPT.build(parts[1])
     path = joined_path(index, counter(prompt, tokenizer))
     counted = np.load(path)
@@ -320,8 +329,8 @@ def test_every_dataset_of_the_catalogue_says_what_its_source_asks_for(name):
     (["lava", "{input}"], "no dataset and no source named 'lava'"),
     (["llava", "{input}"], "needs the option(s) annotations"),
     (["llava", "{input}", "source.annotation=a.jsonl"], "has no option 'annotation'"),
-    (["llava", "{input}/nowhere"], "is no folder"),
-    (["llava", "{input}", "annotations=a.jsonl"], "is no option"),
+    (["llava", "{input}/nowhere"], "is not a folder"),
+    (["llava", "{input}", "annotations=a.jsonl"], "is not an override of a build"),
     (["llava", "{input}", "source.annotations=a.jsonl", "--executor", "prcess"], "no executor named 'prcess'"),
     (["llava", "{input}", "source.annotations=a.jsonl", "--transcode", "--fps", "0"], "fps 0.0"),
     (["llava", "{input}", "source.annotations=a.jsonl", "--samples-per-shard", "0"], "must be 1 or more"),

@@ -19,7 +19,7 @@ def test_the_source_of_every_dataset_takes_its_options(name):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_dataset_of_the_papers_stages_is_in_the_catalogue(stage):
-    assert set(read_mixture(stage, load_config()["stages"][stage]["mixture"]).datasets) <= set(known_datasets())
+    assert set(load_config().stages[stage].mixture.datasets) <= set(known_datasets())
 
 
 def published(stage):
@@ -52,7 +52,7 @@ def test_a_dataset_of_ones_own_is_a_path(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("[]", "no dataset of a catalogue"), ("{title: T}", "lacks homepage"), ("{: ", "no dataset of a catalogue"),
+    ("[]", "not a dataset of a catalogue"), ("{title: T}", "lacks homepage"), ("{: ", "not a dataset of a catalogue"),
     ("{title: T, homepage: h, licence: l, samples: many, kinds: [], bytes: null, layout: x, source: {}}",
      "samples is 'many'"),
 ])

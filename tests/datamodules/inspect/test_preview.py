@@ -45,7 +45,7 @@ def test_what_a_sample_says_is_no_markup(make, page, tmp_path):
 def test_a_broken_sample_is_shown_with_the_reason(make, page, tmp_path):
     write_shards([ShardSample("k", {"image": "jpg", "conversations": make.talk()}, {"jpg": b"none"})], tmp_path / "set")
     shown, text = page(tmp_path / "set")
-    assert shown == 1 and "image: it is no jpeg, png or webp" in text
+    assert shown == 1 and "image: it is not a jpeg, png or webp" in text
 
 
 def test_an_unknown_kind_is_refused(make, page, tmp_path):

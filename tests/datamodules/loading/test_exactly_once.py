@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.steps import START
 from datamodules.loading import supervisor
-from datamodules.shards.format import BadSample, ShardSample
+from datamodules.shards.format import ShardSample
 from datamodules.shards.index import _check_shards, load_index
 from datamodules.shards.tar import ShardFiles
 from datamodules.shards.writing import shard_path, write_shards

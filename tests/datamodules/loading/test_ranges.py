@@ -5,8 +5,9 @@ from itertools import chain
 
 import pytest
 
+from aurora.errors import BadSample
 from datamodules.inspect.validate import check_shard, tasks
-from datamodules.shards.format import BadSample, ShardSample, parse_record
+from datamodules.shards.format import ShardSample, parse_record
 from datamodules.shards.index import load_index
 from datamodules.shards.writing import write_shards
 

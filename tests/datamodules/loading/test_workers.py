@@ -216,8 +216,7 @@ def test_an_iteration_may_end_early(build):
 
 
 def test_an_iteration_that_nobody_holds_ends(build):
-    rows = chain.from_iterable(build({}).train_dataloader())
-    for _ in zip(rows, range(2), strict=False):
+    for _ in zip(chain.from_iterable(build({}).train_dataloader()), range(2), strict=False):
         pass
     assert multiprocessing.active_children() == []
 

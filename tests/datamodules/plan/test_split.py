@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from aurora.adapters.initial_state import tune_state
 from aurora.assemble import build_model
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.types import IGNORE
 from datamodules.plan.packing import Budget, SamplePart, part_counts
@@ -28,7 +28,7 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    model = build_model(CONFIG)
+    model = build_model(ModelConfig.parse(CONFIG))
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, std=0.3)
         if "decay" in name:
@@ -102,8 +102,8 @@ def test_gradients_end_where_a_row_ends(long, model):
 
 def test_a_tuned_initial_state_has_a_gradient_in_every_row(long):
     # or a rank that reads such a row would leave the others waiting
-    model = build_model(CONFIG)
-    tune_state("here", model.backbone)
+    model = build_model(ModelConfig.parse(CONFIG))
+    model.backbone.tune_state("here")
     first, second, *_ = chain.from_iterable(long(slice(0, 1)).train_dataloader())
     model(second, model(first).memory).total.backward()
     assert all(parameter.grad is not None for parameter in model.backbone.initial_state.parameters())

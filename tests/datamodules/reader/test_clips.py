@@ -4,12 +4,12 @@ import struct
 
 import numpy as np
 import pytest
-from datamodules.reader._shape import video_shape
 
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 from aurora.registry import READER
 from datamodules.reader._clip import measure
+from datamodules.reader._file import video_shape
 from datamodules.reader._sampling import capped, sample_counts, sample_times
 
 

@@ -84,7 +84,7 @@ def test_a_download_that_goes_wrong_is_made_again(shards, store, mirrored, fault
 
 def test_a_store_that_refuses_ends_the_run_with_its_reason(store, mirrored):
     store.faults["000000.tar"] = ["deny"]
-    with pytest.raises(AuroraError, match=r"s3://shards/mixed/000000\.tar is refused to us.*not yours"):
+    with pytest.raises(AuroraError, match=r"s3://shards/mixed/000000\.tar was refused.*not yours"):
         open_shard(mirrored.folder, mirrored.shards[0])
 
 

@@ -8,15 +8,14 @@ import pytest
 import webdataset
 from PIL import Image
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.files import replace_file
+from aurora.images import MAX_PIXELS, decode_image, image_shape
 from datamodules.build.media import Transcode, small_picture
-from datamodules.shards import pictures
-from datamodules.shards.format import KINDS, BadSample, ShardSample, parse_record
+from datamodules.shards.format import KINDS, ShardSample, parse_record
 from datamodules.shards.index import load_index
-from datamodules.shards.pictures import MAX_PIXELS, decode_image, image_shape
 from datamodules.shards.tar import ShardFiles, member_header
-from datamodules.shards.writing import shard_is_done, shard_path, verify_shards, write_index, write_shard, write_shards
+from datamodules.shards.writing import shard_is_done, shard_path, write_index, write_shard, write_shards
 
 
 def files(folder):
@@ -176,12 +175,13 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path):
 
 def test_a_flipped_byte_is_found_by_verifying(make, tmp_path):
     write_shards(make.mixed(2), tmp_path)
-    assert verify_shards(tmp_path) == []
+    assert make.wrong(tmp_path) == []
     tar = shard_path(tmp_path, 0)
     data = bytearray(tar.read_bytes())
     data[600] ^= 1
     tar.write_bytes(data)
-    assert "000000.tar" in verify_shards(tmp_path)[0]
+    found, = make.wrong(tmp_path)
+    assert (found.shard, found.reason) == ("000000.tar", "sha256")
 
 
 @pytest.mark.parametrize("folder", ["pipe:cat x", "s3://bucket/x", "http://host/x"])
@@ -241,10 +241,9 @@ def test_bytes_behind_the_end_of_a_jpeg_do_not_matter():
     assert image_shape(jpeg() + b"more") == (40, 60)
 
 
-def test_an_image_with_more_pixels_than_the_limit_is_not_decoded(make, monkeypatch):
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 40 * 60 - 1)
+def test_an_image_with_more_pixels_than_the_limit_is_not_decoded(make):
     with pytest.raises(BadSample, match=r"limits.*60×40 pixels are more than 2399"):
-        decode_image(make.picture())
+        decode_image(make.picture(), max_pixels=40 * 60 - 1)
 
 
 @pytest.mark.parametrize("side", [9_500, 13_500], ids=["where PIL warns", "where PIL refuses"])
