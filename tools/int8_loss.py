@@ -24,9 +24,9 @@ from aurora.inference.reading import Memory, fork
 from aurora.inference.session import Session
 from aurora.interfaces import Backbone, Runner, Text, Turn
 from aurora.model import AuroraModel
+from aurora.weights.model_folder import load_model
 from tools.bench.readers import load_backbone
 from tools.bench.weights import FULL
-from aurora.weights.model_folder import load_model
 
 WAYS = {"float32": {"dtype": "float32"}, "bfloat16": {"dtype": "bfloat16"},
         "float32 + int8": {"dtype": "float32", "quantize": "int8"},

@@ -5,7 +5,6 @@ from tiny_training import tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from aurora.assemble import build_model
-from aurora.training.flops import forward_flops, named_peak, peak_flops, training_flops
 from aurora.config import ModelConfig
 from aurora.training.optim import freeze_untrained
 from tools.bench import language, towers
