@@ -8,7 +8,11 @@ import time
 
 import pytest
 import torch
-from aurora.training.checkpoints import (
+
+from aurora.errors import AuroraError
+from aurora.training import saver as saving
+from aurora.training.checkpoint.io import Saver
+from aurora.training.checkpoint.layout import (
     checkpoint_at,
     checkpoint_path,
     newest_checkpoint,
@@ -16,10 +20,6 @@ from aurora.training.checkpoints import (
     refuse_unsafe_loading,
     sweep,
 )
-from aurora.training.saver import Saver
-
-from aurora.errors import AuroraError
-from aurora.training import saver as saving
 
 
 def silent(message):
@@ -237,7 +237,7 @@ def test_a_kill_in_the_middle_of_saving_leaves_a_readable_checkpoint(tmp_path):
     code = f"""
 from pathlib import Path
 import torch
-from aurora.training.saver import Saver
+from aurora.training.checkpoint.io import Saver
 saver = Saver(Path({str(tmp_path)!r}), group=None, tell=print)
 for step in range(1, 100_000):
     saver.save(step, {{"weights.w": torch.full((400_000,), float(step))}}, {{"step": step}})

@@ -1,13 +1,12 @@
 import pytest
 import torch
-from aurora.training.flops import forward_flops, named_peak, peak_flops, training_flops
-from tiny_training import tiny_config
+from aurora.testing.training import tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from aurora.assemble import build_model
-from aurora.config import ModelConfig
+from aurora.bench import language, towers
+from aurora.training.budget import forward_flops, named_peak, peak_flops, training_flops
 from aurora.training.optim import freeze_untrained
-from tools.bench import language, towers
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +16,7 @@ def full():
               "tokenizer": {"name": "rwkv_world"},
               "backbone": {"name": "rwkv6", "hidden_size": 2048, "layers": 24, "head_size": 64}}
     with torch.device("meta"):
-        return build_model(ModelConfig.parse(config))
+        return build_model(config)
 
 
 def test_the_full_model_takes_what_its_sizes_say(full):
@@ -31,7 +30,7 @@ def test_the_full_model_takes_what_its_sizes_say(full):
 
 
 def test_products_of_encoder_and_connector_are_those_that_torch_counts():
-    model = build_model(ModelConfig.parse(tiny_config("run")))
+    model = build_model(tiny_config("run"))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.connector(model.vision(torch.zeros(1, 3, 16, 16), merge=model.merge, sort=model.sort, keep=4))
     each = forward_flops(model, 1.0)
@@ -44,7 +43,7 @@ def test_products_of_encoder_and_connector_are_those_that_torch_counts():
     (["backbone"], (1, 1, 3)),
 ])
 def test_only_what_gradients_pass_through_is_computed_backward(trained, passes):
-    model = build_model(ModelConfig.parse(tiny_config("run")))
+    model = build_model(tiny_config("run"))
     freeze_untrained(model, trained)
     each = forward_flops(model, 0.5)
     seen = passes[0] * each.vision + passes[1] * each.connector

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from aurora.training.checkpoints import CHECKPOINTS, checkpoint_path, is_committed
-from tiny_training import curve
+from aurora.testing.training import curve
 
 from aurora.cli import main
 from aurora.errors import TRY_AGAIN, AuroraError
+from aurora.training.checkpoint.layout import CHECKPOINTS, checkpoint_path, is_committed
 
 TOOL = Path(__file__).parents[3] / "tools" / "nodes.sh"
 TINY = (

@@ -3,11 +3,10 @@ import time
 from pathlib import Path
 
 import pytest
-from aurora.training.checkpoints import newest_checkpoint
-from tiny_training import MadeRows, curve, tiny_config
+from aurora.testing.training import MadeRows, curve, tiny_config, train
 
 from aurora.errors import AuroraError
-from aurora.training.run import train
+from aurora.training.checkpoint.layout import newest_checkpoint
 from aurora.weights.model_folder import load_model
 
 STEPS = 8

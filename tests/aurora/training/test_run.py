@@ -5,13 +5,12 @@ import shutil
 import pytest
 import torch
 import yaml
-from aurora.training.estimate import disk
-from aurora.training.folder import StageFolder, fingerprint
-from aurora.training.start import skeleton
-from tiny_training import MadeRows, curve, tiny_config
+from aurora.testing.training import MadeRows, curve, plan_stages, tiny_config, train
 
 from aurora.errors import AuroraError
-from aurora.training.run import plan_stages, train
+from aurora.training.budget import disk
+from aurora.training.checkpoint.run_folder import StageFolder, fingerprint
+from aurora.training.stage import skeleton
 
 
 def config_for(run, **changes):
@@ -255,7 +254,7 @@ def test_tensorboard_holds_the_curve(tmp_path):
     from aurora.config import load_config
 
     config = config_for(tmp_path, stage="first")
-    config["logger"] = load_config("data.root=data", "logger=csv_tensorboard").logger
+    config["logger"] = load_config(["data.root=data", "logger=csv_tensorboard"])["logger"]
     train(config)
     events = EventAccumulator(str(tmp_path / "first" / "tensorboard"))
     events.Reload()

@@ -4,27 +4,31 @@ from collections import Counter
 import pytest
 import torch
 import torch.distributed as dist
-from aurora.training.blocks import compile_blocks, recompute_blocks, recompute_cheap
 from aurora.training.flat import Flat, flatten
-from aurora.training.recipe import TrainerOptions, check_rows, read_options, read_recipe
-from aurora.training.sharding import Sharded, build_strategy, shard
-from tiny_training import MadeRows, curve, tiny_config, train_together
+from aurora.testing.training import MadeRows, curve, plan_stages, tiny_config, train, train_together
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aurora.assemble import build_model
-from aurora.config import ModelConfig
 from aurora.errors import AuroraError
-from aurora.training.optim import build_optimizer, choose_learned, parameter_groups
-from aurora.training.run import plan_stages, train
+from aurora.recipe import TrainerOptions, check_rows, read_options, read_recipe
+from aurora.training.distributed.strategies import (
+    FSDP2,
+    build_strategy,
+    checkpoint_blocks,
+    checkpoint_selectively,
+    compile_blocks,
+    shard,
+)
+from aurora.training.optim import build_optimizer, parameter_groups, set_trainable
 from aurora.weights.model_folder import load_model
 
 STEPS = 3
 
 
 def row(number=0):
-    model = build_model(ModelConfig.parse(tiny_config("run")))
+    model = build_model(tiny_config("run"))
     return MadeRows(seed=3, layout=None, tokenizer=model.tokenizer, prompt=None).row(number)
 
 
@@ -111,8 +115,8 @@ def two_ranks():
 ])
 def test_gradients_are_reduced_and_remembered_only_where_something_learns(trained, reduced, two_ranks):
     recipe = read_recipe("s", {**tiny_config("run")["stages"]["first"], "trained": trained})
-    model = build_model(ModelConfig.parse(tiny_config("run")))
-    choose_learned(model, recipe)
+    model = build_model(tiny_config("run"))
+    set_trainable(model, recipe)
     shard(model, two_ranks, TrainerOptions(strategy="fsdp"))
     with Computed() as computed:
         model(row()).total.backward()
@@ -124,7 +128,7 @@ def test_gradients_are_reduced_and_remembered_only_where_something_learns(traine
 
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view:UserWarning")
 def test_a_tuned_state_is_gathered_as_often_whether_or_not_a_row_goes_on(two_ranks):
-    model = build_model(ModelConfig.parse(tiny_config("run")))
+    model = build_model(tiny_config("run"))
     model.backbone.tune_state("state")
     shard(model, two_ranks, TrainerOptions(strategy="fsdp"))
     gathers = []
@@ -138,9 +142,9 @@ def test_a_tuned_state_is_gathered_as_often_whether_or_not_a_row_goes_on(two_ran
 # ---- blocks ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [recompute_blocks, recompute_cheap])
+@pytest.mark.parametrize("change", [checkpoint_blocks, checkpoint_selectively])
 def test_recomputed_blocks_learn_the_same(change):
-    model = build_model(ModelConfig.parse(tiny_config("run")))
+    model = build_model(tiny_config("run"))
     changed = copy.deepcopy(model)
     change(changed)
     (loss, gradients), (same, others) = learned(model, row()), learned(changed, row())
@@ -151,8 +155,8 @@ def test_recomputed_blocks_learn_the_same(change):
 @pytest.mark.parametrize("dear", ["aten::mm", "aten::bmm", "aurora::wkv6_cpu"])
 def test_selective_recomputing_computes_no_product_and_no_kernel_twice(dear):
     counts = []
-    for change in (lambda model: None, recompute_cheap, recompute_blocks):
-        model = build_model(ModelConfig.parse(tiny_config("run")))
+    for change in (lambda model: None, checkpoint_selectively, checkpoint_blocks):
+        model = build_model(tiny_config("run"))
         change(model)
         x = torch.randn(6, 16, requires_grad=True)
         with Computed() as computed:
@@ -168,7 +172,7 @@ def test_selective_recomputing_computes_no_product_and_no_kernel_twice(dear):
 def test_compiled_blocks_learn_the_same_from_rows_of_any_length():
     config = tiny_config("run")
     config["vision"]["layers"], config["backbone"]["layers"] = 2, 1
-    model = build_model(ModelConfig.parse(config))
+    model = build_model(config)
     changed = copy.deepcopy(model)
     compile_blocks(changed, backend="eager")
     for number in range(2):
@@ -231,7 +235,7 @@ def test_a_machine_without_a_gpu_refuses_fsdp1_before_anything_starts(tmp_path, 
     ({"precision": "bf16-gathered"}, "would gather a tuned initial state as bfloat16"),
 ])
 def test_what_flat_shards_cannot_hold_is_refused(options, message):
-    model = build_model(ModelConfig.parse(tiny_config("run")))
+    model = build_model(tiny_config("run"))
     if options:
         model.backbone.tune_state("state")
     else:
@@ -242,4 +246,4 @@ def test_what_flat_shards_cannot_hold_is_refused(options, message):
 
 def test_hybrid_sharding_has_one_copy_per_node():
     strategy = build_strategy(TrainerOptions(strategy="fsdp_hybrid", devices=4), nodes=3)
-    assert isinstance(strategy, Sharded) and (strategy.shard_size, strategy.copies) == (4, 3)
+    assert isinstance(strategy, FSDP2) and (strategy.shard_size, strategy.copies) == (4, 3)

@@ -158,6 +158,13 @@ def train(tree):
     return run.train(Config.parse(tree))
 
 
+def plan_stages(tree, *arguments, **options):
+    """The stages that a plain config selects, checked."""
+    from aurora.training import stage
+
+    return stage.plan_stages(Config.parse(tree), *arguments, **options)
+
+
 def curve(run, stage="second"):
     """(step, loss) of a stage, exactly as written."""
     from aurora.training.callbacks.csv_logger import read_metrics
@@ -167,14 +174,14 @@ def curve(run, stage="second"):
 
 # Processes that begin where everything is imported already: they start in a tenth of a second.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tiny_training", "aurora.training.run", "components.backbone.rwkv6",
+CONTEXT.set_forkserver_preload(["aurora.testing.training", "aurora.training.run", "components.backbone.rwkv6",
                                 "components.vision.siglip", "components.tokenizer.bytes"])
 
 
 def start(config, log, *, cwd=".", **environment):
     """Trains in a process of its own, in the folder `cwd`, that writes what it says to `log`."""
     # only here: the server that forks is started with the environment of this moment
-    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[3])))
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
     process = CONTEXT.Process(target=_train, args=(config, str(log), cwd, environment))
     process.start()
     return process
@@ -191,7 +198,7 @@ def train_together(cases, folder):
     """Runs the cases of together.py one after the other; they and what lies beside them go below `folder`."""
     file = folder / "cases.json"
     file.write_text(json.dumps(cases))
-    script, root = Path(__file__).with_name("together.py"), Path(__file__).parents[3]
+    script, root = Path(__file__).parents[2] / "tests" / "aurora" / "training" / "together.py", Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-W", "error", str(script), str(file)], capture_output=True, text=True,
                           timeout=200, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
