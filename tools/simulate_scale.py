@@ -1,10 +1,9 @@
 """What a stage takes on 8 to 1,024 GPUs: a model of the step, the loader, the checkpoints and the faults.
 
     python tools/simulate_scale.py experiment=auroralong --stage language_video          the table
-    python tools/simulate_scale.py --check                              what the model says beside two real processes
 
 Everything that is assumed is an option. Times add up so: products at a share of the peak; communication overlaps with
-them up to a share; the rest is waited for.
+them up to a share; the rest is waited for. `tools/check_scale.py` compares the model with two real processes.
 """
 
 from __future__ import annotations
@@ -197,16 +196,10 @@ def main() -> int:
     parser.add_argument("--samples", type=float, default=4.2e6, help="that the stage reads, epochs included")
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256, 512, 1024])
     parser.add_argument("--row-tokens", type=int, default=16384, help="of a row at most")
-    parser.add_argument("--check", action="store_true", help="compare with two real processes")
     for name, kind in (("peak", float), ("used", float), ("inside", float), ("between", float), ("overlap", float),
                        ("mean_hours", float), ("node_disk", float), ("store", float)):
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, dest=name)
-    arguments = parser.parse_args()
-    if arguments.check:
-        from check_scale import check  # type: ignore[import-not-found]
-
-        return int(check())
-    return table(arguments)
+    return table(parser.parse_args())
 
 
 if __name__ == "__main__":

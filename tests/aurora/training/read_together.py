@@ -16,7 +16,6 @@ from aurora.testing.training import tiny_config
 from together import fork
 
 from aurora.assemble import build_model
-from aurora.config import ModelConfig
 from aurora.registry import BACKBONE
 from aurora.training.distributed.collectives import with_equal_frames
 from aurora.training.distributed.sequence_parallel import SequenceParallelGroup, read_together
@@ -28,7 +27,7 @@ def model_of(backbone):
     torch.manual_seed(0)
     config = tiny_config("run")
     config["backbone"] = {**config["backbone"], "name": backbone}
-    model = build_model(ModelConfig.parse(config))
+    model = build_model(config)
     model.backbone.tune_state("state")
     with torch.no_grad():
         for parameter in model.parameters():

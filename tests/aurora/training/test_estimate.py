@@ -3,7 +3,6 @@ import torch
 from aurora.testing.training import tiny_config
 
 from aurora.assemble import build_model
-from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.recipe import TrainerOptions
 from aurora.training.budget import Hardware, Memory, Reads, cost, memory, require_fit
@@ -13,11 +12,10 @@ EVERYTHING = ["vision", "connector", "backbone"]
 
 
 def small(backbone="rwkv6"):
-    return build_model(ModelConfig.parse({
-        **tiny_config("run"),
-        "vision": {"name": "siglip", "image_size": 64, "patch_size": 8, "width": 128, "layers": 3, "heads": 2,
-                   "mlp_width": 512},
-        "backbone": {"name": backbone, "hidden_size": 128, "layers": 3, "head_size": 64}}))
+    return build_model({**tiny_config("run"),
+                        "vision": {"name": "siglip", "image_size": 64, "patch_size": 8, "width": 128, "layers": 3,
+                                   "heads": 2, "mlp_width": 512},
+                        "backbone": {"name": backbone, "hidden_size": 128, "layers": 3, "head_size": 64}})
 
 
 def kept(work):

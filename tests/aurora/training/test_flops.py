@@ -16,7 +16,7 @@ def full():
               "tokenizer": {"name": "rwkv_world"},
               "backbone": {"name": "rwkv6", "hidden_size": 2048, "layers": 24, "head_size": 64}}
     with torch.device("meta"):
-        return build_model(ModelConfig.parse(config))
+        return build_model(config)
 
 
 def test_the_full_model_takes_what_its_sizes_say(full):
@@ -30,7 +30,7 @@ def test_the_full_model_takes_what_its_sizes_say(full):
 
 
 def test_products_of_encoder_and_connector_are_those_that_torch_counts():
-    model = build_model(ModelConfig.parse(tiny_config("run")))
+    model = build_model(tiny_config("run"))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.connector(model.vision(torch.zeros(1, 3, 16, 16), merge=model.merge, sort=model.sort, keep=4))
     each = forward_flops(model, 1.0)
@@ -43,7 +43,7 @@ def test_products_of_encoder_and_connector_are_those_that_torch_counts():
     (["backbone"], (1, 1, 3)),
 ])
 def test_only_what_gradients_pass_through_is_computed_backward(trained, passes):
-    model = build_model(ModelConfig.parse(tiny_config("run")))
+    model = build_model(tiny_config("run"))
     freeze_untrained(model, trained)
     each = forward_flops(model, 0.5)
     seen = passes[0] * each.vision + passes[1] * each.connector

@@ -16,7 +16,7 @@ from aurora.weights.model_folder import load_model
 
 
 def test_norms_by_slot_add_up_to_that_of_all_gradients():
-    model = build_model(ModelConfig.parse(tiny_config("run")))
+    model = build_model(tiny_config("run"))
     for number, parameter in enumerate(model.parameters()):
         parameter.grad = torch.full_like(parameter, 0.1 * (number % 5))
     norms = gradient_norms(model)
@@ -92,7 +92,7 @@ def test_the_curve_holds_norms_by_slot_throughput_and_every_so_often_noise(confi
 
 def test_weight_decay_may_differ_by_slot():
     config = tiny_config("run")
-    model = build_model(ModelConfig.parse(config))
+    model = build_model(config)
     entry = {**config["stages"]["second"], "weight_decay": {"vision": 0.1, "backbone": 0.2}}
     decays = {group["weight_decay"] for group in parameter_groups(model, read_recipe("second", entry))}
     assert decays == {0.0, 0.1, 0.2}

@@ -5,7 +5,6 @@ import torch
 from aurora.testing.training import KEEP, tiny_config
 
 from aurora.assemble import build_model
-from aurora.config import ModelConfig
 from aurora.registry import BACKBONE
 from aurora.training.step import cut
 from aurora.types import IGNORE, Frames, PackedBatch
@@ -54,7 +53,7 @@ def test_the_losses_of_pieces_add_up_to_that_of_the_row(name, count):
     torch.manual_seed(0)
     config = tiny_config("run")
     config["backbone"] = {**config["backbone"], "name": name}
-    model = build_model(ModelConfig.parse(config))
+    model = build_model(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)

@@ -9,7 +9,6 @@ from test_pieces import RECURRENT
 from aurora.testing.training import tiny_config
 
 from aurora.assemble import build_model
-from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.training.distributed.sequence_parallel import read_together
 
@@ -33,8 +32,8 @@ def test_ranks_that_share_a_row_learn_what_one_does(backbone, processes, differe
 
 
 def test_a_backbone_that_hides_its_states_is_refused():
-    backbone = {"name": "rwkv6", "hidden_size": 16, "layers": 1, "head_size": 8}
-    model = build_model(ModelConfig.parse({**tiny_config("run"), "backbone": backbone}))
+    model = build_model({**tiny_config("run"), "backbone": {"name": "rwkv6", "hidden_size": 16, "layers": 1,
+                                                            "head_size": 8}})
     model.backbone.block_class = type(model.backbone.ln_out)
     with pytest.raises(AuroraError, match="blocks of RWKV6 do not take and give their state"):
         read_together(model.backbone, None)

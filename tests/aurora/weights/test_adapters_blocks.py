@@ -45,6 +45,7 @@ def video(world):
     return str(next((world / "data" / "heldout").rglob("*.mp4")))
 
 
+@pytest.mark.slow
 def test_the_loss_falls(stage):
     losses = [float(row["loss"]) for row in read_metrics(stage)]
     assert len(losses) == 12

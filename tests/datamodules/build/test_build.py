@@ -94,6 +94,8 @@ def test_the_same_input_gives_the_same_bytes_from_every_executor(dataset, tmp_pa
     assert files(tmp_path / "serial") == files(tmp_path / "process")
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_ray_gives_the_same_bytes(dataset, tmp_path):
     pytest.importorskip("ray")
     folder = dataset(8)
@@ -134,6 +136,8 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_a_build_that_is_killed_again_and_again_gives_the_same_shards(dataset, tmp_path):
     """AURORA_BUILD_KILLS=20 for more kills."""
     asked, whole, out = order(dataset(120), samples_per_shard=2), tmp_path / "whole", tmp_path / "killed"

@@ -1,0 +1,157 @@
+"""`aurora bench`: speed and memory of one configuration on this machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aurora.commands._options import Device, Json, Overrides
+from aurora.errors import AuroraError, suggest
+
+if TYPE_CHECKING:
+    import torch
+
+    from aurora.benchmark import Measurement
+
+WORKS = ("vision", "prefill", "decode", "train", "data")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes"""
+
+    frames: Annotated[int, typer.Option(metavar="N", help="Frames that are encoded together.")] = 8
+    tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of a prompt.")] = 512
+    sequences: Annotated[int, typer.Option(metavar="N", help="Sequences that are generated side by side.")] = 1
+    seconds: Annotated[float, typer.Option(metavar="S", help="How long each measurement runs.")] = 3.0
+
+
+def bench(
+    *,
+    overrides: Overrides,
+    model: Annotated[Path | None, typer.Option(metavar="FOLDER", help="A model folder, in place of a config.")] = None,
+    only: Annotated[list[str], typer.Option(
+        metavar="NAME", default_factory=list, show_default=False,
+        help=f"Measure only this: {', '.join(WORKS)}. May be repeated.")],
+    sizes: Sizes,
+    device: Device,
+    json_output: Json = False,
+) -> int:
+    """Measure the speed of a configuration on this machine.
+
+    Measures encoding frames, reading a prompt and generating tokens; of a config also a training step of `stage` and,
+    where data.root is given, reading training data. Shows medians with quartiles, peak memory, and for training the
+    share of the device's peak arithmetic (MFU) where that is known (trainer.peak_tflops).
+
+    \b
+    example:
+      aurora bench experiment=blocks data.root=data/blocks
+      aurora bench --model runs/demo/language_video/model --sequences 8
+    """
+    import torch
+
+    for name, number in asdict(sizes).items():
+        if number <= 0:
+            raise AuroraError(f"--{name} {number}: must be greater than 0")
+    for name in only:
+        if name not in WORKS:
+            raise AuroraError(f"--only {name}: must be one of {', '.join(WORKS)}.{suggest(name, WORKS)}")
+    measured: list[Measurement] = []
+    skipped: dict[str, str] = {}
+    logging.disable(logging.WARNING)  # hints of Lightning's, and where a stage would start from
+    with tempfile.TemporaryDirectory() as folder:
+        measurements = _measurements(model, overrides, sizes, device, Path(folder))
+        for name in only or WORKS:
+            try:
+                measured.append(measurements[name]())
+            except (AuroraError, torch.OutOfMemoryError) as error:
+                skipped[name] = " ".join(str(error).split())
+    logging.disable(logging.NOTSET)
+    machine = _machine(torch.device(device.device))
+    if json_output:
+        rows = [{**one._asdict(), "rate": one.rate} for one in measured]
+        sys.stdout.write(json.dumps({**machine, "measurements": rows, "skipped": skipped}, indent=2) + "\n")
+    else:
+        _show(measured, skipped, machine)
+    return 0 if measured else 1
+
+
+def _measurements(given: Path | None, overrides: Sequence[str], sizes: Sizes, device: Device, folder: Path
+                  ) -> Mapping[str, Callable[[], Measurement]]:
+    """What measures each work, by name. A saved model has neither stages nor data."""
+    import torch
+
+    from aurora import benchmark
+    from aurora.config import Config, ModelConfig, load_config
+    from aurora.inference.models import random_model, saved_model
+
+    machine: dict[str, Any] = {"device": device.device, "threads": device.threads}
+    config: Config | None = None
+    if given is not None:
+        model, tree = saved_model(given, overrides, **machine)
+        keep_ratio = ModelConfig.parse(tree).keep_ratio
+    else:
+        model, _, _ = random_model(overrides, **machine)
+        config = load_config(*overrides)
+        keep_ratio = config.model.keep_ratio
+    place = torch.device(device.device)
+    measure = partial(benchmark.measure, device=place, seconds=sizes.seconds)
+
+    def stage() -> tuple[Config, str]:
+        if config is None:
+            raise AuroraError("a saved model has no stages and no data; give a config in place of --model")
+        return config, list(config.selected)[-1]
+
+    def data() -> Measurement:
+        config, name = stage()
+        return measure(benchmark.data(replace(config, run=str(folder)), name))
+
+    return {
+        "vision": lambda: measure(benchmark.vision(model, keep_ratio, sizes.frames)),
+        "prefill": lambda: measure(benchmark.prefill(model, sizes.tokens)),
+        "decode": lambda: measure(benchmark.decode(model, sizes.sequences)),
+        "train": lambda: benchmark.measure_training(*stage(), device=place, seconds=sizes.seconds),
+        "data": data,
+    }
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    import torch
+
+    from aurora import __version__
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    return {"device": name, "threads": torch.get_num_threads(), "aurora": __version__, "torch": torch.__version__}
+
+
+def _show(measured: Sequence[Measurement], skipped: Mapping[str, str], machine: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console, table = Console(highlight=False), Table()
+    console.print(f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}")
+    table.add_column("work")
+    for column in ("rate", "median ms (quartiles)", "peak memory", "MFU"):
+        table.add_column(column, justify="right")
+    for one in measured:
+        median, low, high = (f"{1000 * seconds:.4g}" for seconds in (one.median, one.low, one.high))
+        rate = f"{one.rate:,.0f}" if one.rate >= 100 else f"{one.rate:.3g}"
+        table.add_row(one.name, f"{rate} {one.unit}/s", f"{median} ({low} to {high})",
+                      "" if one.peak_bytes is None else f"{one.peak_bytes / 1e9:.2f} GB",
+                      "" if one.mfu is None else f"{one.mfu:.1%}")
+    if measured:
+        console.print(table)
+    for one in measured:
+        console.print(f"{one.name}: {one.what}", markup=False)
+    for name, reason in skipped.items():
+        console.print(f"{name}: not measured: {reason}", markup=False)
