@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from aurora.errors import AuroraError, suggest
-from aurora.interfaces import Sampling
+from aurora.interfaces import Sampling, check_sampling
 from aurora.options import FieldError, check_kind, read_fields
 from aurora.recipe import Recipe, TrainerOptions, in_order
 from aurora.registry import INJECTED, MODEL_SLOTS, PROMPT, SLOTS, WEIGHTED_SLOTS
@@ -51,7 +51,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     quantize: str | None = None
     keep_ratio: Annotated[float, Gt(0), Le(1)] = 0.1
-    sampling: Sampling = Sampling(fps=1.0)
+    sampling: Sampling = field(default_factory=lambda: Sampling(fps=1.0))
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> ModelConfig:
@@ -67,6 +67,13 @@ class ModelConfig:
         plain = {key: dict(value) if isinstance(value := getattr(self, key), Mapping) else value for key in MODEL_KEYS}
         return {**plain, "sampling": {key: value for key, value in asdict(self.sampling).items()
                                       if key in ("fps", "frames", "max_frames")}}
+
+    def __post_init__(self) -> None:
+        check_sampling(self.sampling)
+        for slot in (*MODEL_SLOTS, "reader"):
+            if not isinstance(self.part(slot).get("name"), str):
+                raise FieldError(slot, f"is {dict(self.part(slot))}, which has no name. "
+                                 f"Known: {', '.join(SLOTS[slot].known())}")
 
     def part(self, slot: str) -> Part:
         """The entry of a slot."""
@@ -101,7 +108,7 @@ class Config:
     data: Part
     stages: Mapping[str, Recipe]  # each after the one whose model it starts from
     base_weights: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)  # by slot and part
-    trainer: TrainerOptions = TrainerOptions()
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
     logger: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     run: str
     stage: str = "all"
@@ -112,17 +119,15 @@ class Config:
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> Config:
         """The config that a plain composed mapping describes. AuroraError for anything that is wrong in it."""
-        known = [item.name for item in fields(cls) if item.name not in ("model", "tree")]
         for key in tree:
-            if key not in (*known, *MODEL_KEYS):
-                raise AuroraError(f"the config has no {key!r}.{suggest(key, (*known, *MODEL_KEYS))}")
-        given = {key: tree[key] for key in known if key in tree}
-        model = ModelConfig.parse(tree)
-        return read_fields(cls, "", {**given, "model": model, "tree": dict(tree)})
+            if key not in CONFIG_KEYS:
+                raise AuroraError(f"the config has no {key!r}.{suggest(key, CONFIG_KEYS)}")
+        own = {key: value for key, value in tree.items() if key not in MODEL_KEYS}
+        return read_fields(cls, "", {**own, "model": ModelConfig.parse(tree), "tree": dict(tree)})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", in_order(self.stages))
-        for name, recipe in self.stages.items():
+        for recipe in self.stages.values():
             if recipe.prompt is not None:
                 PROMPT.check(recipe.prompt)
         if self.stage not in (*self.stages, "all"):
@@ -160,6 +165,9 @@ class Config:
                 f"{len(missing)} dataset folders are missing below data.root {root}: {', '.join(missing)}; `aurora "
                 "shards build NAME INPUT OUTPUT` makes one, stages.STAGE.mixture and stages.STAGE.validation.mixture "
                 "say which are read, and data.missing=drop trains without them")
+
+
+CONFIG_KEYS = (*MODEL_KEYS, *(item.name for item in fields(Config) if item.name not in ("model", "tree")))
 
 
 def load_config(*overrides: str) -> Config:
@@ -246,8 +254,9 @@ def _yaml_of(slot: str, name: str) -> dict[str, Any]:
     """What the yaml of a part says, or would say of a plug-in that has none."""
     path = CONFIG_FOLDER / slot / f"{name}.yaml"
     if not path.is_file():
-        return {"name": name, **{key: "???" if option.default is inspect.Parameter.empty else option.default
-                                 for key, option in SLOTS[slot].options(name).items() if key not in INJECTED.get(slot, ())}}
+        options = {key: "???" if option.default is inspect.Parameter.empty else option.default
+                   for key, option in SLOTS[slot].options(name).items() if key not in INJECTED.get(slot, ())}
+        return {"name": name, **options}
     content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
@@ -257,7 +266,8 @@ def _compose(choices: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(CONFIG_FOLDER), version_base="1.3"):
-            return compose("aurora", overrides=list(choices))
+            tree: DictConfig = compose("aurora", overrides=list(choices))
+            return tree
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise AuroraError("config: " + " ".join(str(error).split())) from error
 

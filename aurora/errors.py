@@ -12,6 +12,15 @@ class AuroraError(ValueError):
     """Something the user gave is wrong; the message says what was given, what would be right, and where."""
 
 
+class BadSample(Exception):
+    """A sample that cannot be used: counted under `reason` and skipped, unlike an error of the user's."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
 class LostProcess(RuntimeError):
     """Another process of the run is gone: nothing that the user has to change. The exit status is TRY_AGAIN."""
 

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from aurora.images import VisualLayout
-from aurora.interfaces import Backbone, Connector, MergeStrategy, Prompt, Sorter, Tokenizer, VisionEncoder
+from aurora.interfaces import Backbone, Connector, MergeStrategy, Prompt, Sorter, Tokenizer, VisionEncoder, VisualLayout
 from aurora.losses import chunked_cross_entropy
 from aurora.types import Frames, PackedBatch, State, TokenLoss, join_states, map_state, select_state
 

@@ -11,7 +11,18 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
@@ -141,7 +152,7 @@ def _find(where: str, given: Any, kind: Any, loc: Sequence[int | str]) -> _Wrong
             path = f"{path}[{key}]"
         else:
             continue
-        depth, above, given, kind = depth + 1, known, below[key], _below(known, key)  # type: ignore[call-overload]
+        depth, above, given, kind = depth + 1, known, below[key], _below(known, key)
     return _Wrong(path, depth, given, kind, above, str(loc[-1]) if loc else "")
 
 

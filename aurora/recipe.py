@@ -11,8 +11,8 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from aurora.errors import AuroraError, suggest
 from aurora.mixture import Mixture
 from aurora.options import FieldError
+from aurora.registry import WeightedSlot
 
-WeightedSlot = Literal["vision", "connector", "backbone"]
 Strategy = Literal["auto", "ddp", "fsdp", "fsdp_hybrid"]
 Accelerator = Literal["cpu", "gpu", "cuda", "mps", "auto"]
 Precision = Literal["32-true", "bf16-mixed", "bf16-gathered", "bf16-true", "16-mixed"]
@@ -70,7 +70,7 @@ Adapters = Mapping[WeightedSlot, SlotAdapters]
 class HeldOut:
     """What a stage is validated on while it trains; its mixture is always the same rows."""
 
-    mixture: Mixture = Mixture(datasets={})
+    mixture: Mixture = field(default_factory=lambda: Mixture(datasets={}))
     every: Count = 500  # steps from one validation to the next; the last step is followed by one as well
     max_steps: Count | None = None  # read no more of each dataset than so many steps of `global_batch`
 
@@ -142,8 +142,8 @@ class Recipe:
         learning = (*self.trained, *self.adapters)
         for option, slots in changed.items():
             for slot in sorted(slots - {*learning}):
-                raise FieldError(f"{option}.{slot}", f"is given, but the stage trains {', '.join(learning)}; add {slot} "
-                                 f"to `trained`, or leave its {option} out")
+                raise FieldError(f"{option}.{slot}", f"is given, but the stage trains {', '.join(learning)}; add "
+                                 f"{slot} to `trained`, or leave its {option} out")
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -151,13 +151,13 @@ class Recipe:
         held_out = () if self.validation is None else self.validation.mixture.datasets
         return *self.mixture.datasets, *held_out
 
-    def scale(self, slot: str) -> float:
+    def scale(self, slot: WeightedSlot) -> float:
         """What the rate of a slot is multiplied with."""
-        return {**self.lr_scale}.get(slot, 1.0)
+        return self.lr_scale.get(slot, 1.0)
 
-    def decay(self, slot: str) -> float:
+    def decay(self, slot: WeightedSlot) -> float:
         """The weight decay of a slot's matrices."""
-        return {**self.weight_decay}.get(slot, 0.0) if isinstance(self.weight_decay, Mapping) else self.weight_decay
+        return self.weight_decay.get(slot, 0.0) if isinstance(self.weight_decay, Mapping) else self.weight_decay
 
 
 @dataclass(frozen=True, kw_only=True)

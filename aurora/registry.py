@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 from aurora import interfaces
 from aurora.errors import AuroraError, suggest
 from aurora.options import check_kind, kinds_of
 
 T = TypeVar("T")
+WeightedSlot = Literal["vision", "connector", "backbone"]
 _FRAME = Path(__file__).parent
 # In the wheel the parts lie inside aurora/, in a clone beside it.
 _INSIDE = (_FRAME / "components").is_dir()
@@ -169,7 +170,7 @@ SLOTS: dict[str, Slot[Any]] = {
 }
 
 MODEL_SLOTS = ("vision", "merge", "sort", "connector", "backbone", "tokenizer", "prompt")
-WEIGHTED_SLOTS = ("vision", "connector", "backbone")
+WEIGHTED_SLOTS: tuple[WeightedSlot, ...] = get_args(WeightedSlot)
 INJECTED = {
     "connector": ("in_width", "out_width"),
     "backbone": ("vocab_size",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
@@ -12,33 +12,34 @@ from typing import Any, get_args
 import lightning
 
 from aurora.errors import AuroraError
-from aurora.images import VisualLayout
-from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader
+from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader, VisualLayout, check_sampling
 from aurora.mixture import Mixture, read_mixture
 from aurora.registry import DATA
+from aurora.steps import START
+from aurora.types import PackedBatch, Position
 
-from ._corpus import FOLDER, Corpus, Missing, TooLong, blank_tokens, build_corpus, kind_groups
-from ._files import ShardFiles, is_remote
-from ._loader import BadSamples, RowLoader, RowTask, Share
-from ._packing import Budget
-from ._plan import BatchUnit, Plan
-from ._planning import measured
-from ._rows import RowBuilder
-from ._schedule import Position, check_position, rank_and_world
-from ._worker import Care
-from .reader._sampling import check_sampling
+from .inspect.reads import measured
+from .loading.loader import BadSamples, load_rows, rank_path
+from .loading.rows import RowBuilder, RowTask
+from .loading.worker import WorkerLimits
+from .plan.corpus import FOLDER, Corpus, Missing, TooLong, blank_tokens, build_corpus, kind_groups
+from .plan.epoch import BatchUnit, EpochPlan
+from .plan.packing import Budget
+from .shards.index import is_remote
+from .shards.tar import ShardFiles
 
 
 def plan_of(
     corpus: Corpus, *, budget: Budget, seed: int, mix_kinds: bool, global_batch: int, batch_unit: BatchUnit
-) -> Plan:
+) -> EpochPlan:
     """Rows and steps of every epoch of a corpus."""
-    return Plan(corpus.members, tokens=corpus.tokens, frames=corpus.frames, budget=budget, seed=seed,
-                group=kind_groups(corpus.kinds, mix_kinds=mix_kinds), global_batch=global_batch, batch_unit=batch_unit)
+    return EpochPlan(corpus.members, tokens=corpus.tokens, frames=corpus.frames, budget=budget, seed=seed,
+                     group=kind_groups(corpus.kinds, mix_kinds=mix_kinds), global_batch=global_batch,
+                     batch_unit=batch_unit)
 
 
 @DATA.register
-class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: ignore[misc]
+class WebDatasetModule(DataModule, lightning.LightningDataModule):  # type: ignore[misc]
     """WebDataset shards: a mixture of the folders below `root`, in rows of at most `row_tokens` and `row_frames`.
 
     A step takes about `global_batch` samples on all ranks together. `fps` (with `max_frames`) or `frames` say which
@@ -63,7 +64,7 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
         prefetch_bytes: int = 1 << 30, verify: bool = False, cache: str | None = None, cache_bytes: int | None = None,
     ) -> None:
         super().__init__()
-        self._care = Care(sample_seconds, worker_bytes, prefetch_rows, prefetch_bytes)
+        self._limits = WorkerLimits(sample_seconds, worker_bytes, prefetch_rows, prefetch_bytes)
         least = {"row_tokens": row_tokens, "row_frames": row_frames, "global_batch": global_batch, "epochs": epochs,
                  "bad_rate_after": bad_rate_after, "max_steps": 1 if max_steps is None else max_steps}
         for name, value in least.items():
@@ -72,19 +73,19 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
         if workers < 0 or seed < 0:
             raise AuroraError(f"data 'webdataset': workers {workers} and seed {seed} must be 0 or more")
         if too_long not in get_args(TooLong):
-            raise AuroraError(f"data 'webdataset': too_long {too_long!r} is neither of {', '.join(get_args(TooLong))}")
+            raise AuroraError(f"data 'webdataset': too_long {too_long!r} must be one of {', '.join(get_args(TooLong))}")
         if missing not in get_args(Missing) or batch_unit not in get_args(BatchUnit):
-            raise AuroraError(f"data 'webdataset': missing {missing!r} is one of {', '.join(get_args(Missing))}, and "
-                              f"batch_unit {batch_unit!r} one of {', '.join(get_args(BatchUnit))}")
+            raise AuroraError(f"data 'webdataset': missing {missing!r} must be one of {', '.join(get_args(Missing))}, "
+                              f"and batch_unit {batch_unit!r} one of {', '.join(get_args(BatchUnit))}")
         if batch_unit == "tokens" and global_batch < row_tokens:
             raise AuroraError(f"data 'webdataset': a step of {global_batch} tokens is less than a row of {row_tokens}; "
                               "with batch_unit=tokens, stages.STAGE.global_batch counts tokens")
         self._batch_unit = batch_unit
         if not 0 <= max_bad_rate <= 1:
             raise AuroraError(f"data 'webdataset': max_bad_rate {max_bad_rate} is outside [0, 1]")
-        self.position: Position = (0, 0, 0)
         self.bad: BadSamples | None = None
-        self._loader: RowLoader | None = None
+        self.worker_deaths = 0
+        """Workers of this rank that died or hung so far; each was replaced."""
         self._root, self._mixture, self._missing = root, read_mixture("data.mixture", mixture), missing
         self._remote = is_remote(root)
         self._cache = Path(cache) if cache else Path.home() / ".cache" / "aurora" / "shards"
@@ -97,10 +98,6 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
         self._global_batch, self._epochs, self._max_steps, self._seed = global_batch, epochs, max_steps, seed
         self._workers, self._mix_kinds, self._too_long = workers, mix_kinds, too_long
         self._max_bad_rate, self._bad_rate_after, self._quarantine = max_bad_rate, bad_rate_after, quarantine
-
-    def prepare_data(self) -> None:
-        """Checks every shard and counts text lengths, once per machine."""
-        self.total_steps()
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -116,17 +113,17 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
         """Where the dataset folders are, once the indices of remote ones are here."""
         if not self._remote:
             return Path(self._root)
-        from ._cache import mirror  # the packages behind it are not needed for local shards
+        from .shards.remote import mirror  # the packages behind it are not needed for local shards
 
         return mirror(self._root, self._mixture.datasets, self._cache.expanduser().absolute(), self._cache_bytes)
 
     @cached_property
-    def plan(self) -> Plan:
+    def plan(self) -> EpochPlan:
         """Rows and steps of every epoch."""
         return self._plan_of(self.corpus)
 
     @property
-    def _plan_of(self) -> Callable[[Corpus], Plan]:
+    def _plan_of(self) -> Callable[[Corpus], EpochPlan]:
         return partial(plan_of, budget=self._budget, seed=self._seed, mix_kinds=self._mix_kinds,
                        global_batch=self._global_batch, batch_unit=self._batch_unit)
 
@@ -134,27 +131,21 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
         """What an epoch reads of each dataset, how full rows are and what is missing, as JSON."""
         return measured(self.corpus, self.plan, self._mixture)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Plans before training starts, so that what is wrong with the data is said then."""
-        self.total_steps()
+    def rows(self, position: Position, *, steps: int, rank: int, world: int) -> Iterator[PackedBatch]:
+        if self.bad is None:
+            self.bad = BadSamples(self._max_bad_rate, min(self._bad_rate_after, self.plan.samples),
+                                  rank_path(self._quarantine, rank, world))
+        if position == START:
+            self.bad.restart()
+        task = self.task(position, steps=steps, rank=rank, world=world)
+        return load_rows(task, workers=self._workers, limits=self._limits, bad=self.bad, died=self._count_death,
+                         prefetch=self._remote)
 
-    def train_dataloader(self) -> RowLoader:
-        rank, world = rank_and_world(self.trainer)
+    def task(self, position: Position, *, steps: int, rank: int, world: int) -> RowTask:
+        """How each of those rows is built, by whatever process."""
         builder = RowBuilder(self.corpus, self._tokenizer, self._prompt, self._layout, self._reader, self._sampling,
                              self._budget, ShardFiles(verify=self._verify))
-        share = Share(self.position, self._epochs, rank, world, self._max_steps)
-        path = None if self._quarantine is None else Path(self._quarantine)
-        if path is not None and world > 1:
-            path = path.with_name(f"{path.stem}-{rank}{path.suffix}")
-        self.bad = BadSamples(self._max_bad_rate, min(self._bad_rate_after, self.plan.samples), path)
-        self._loader = RowLoader(RowTask(builder, share, self._plan_of), workers=self._workers, care=self._care,
-                                 bad=self.bad, prefetch=self._remote)
-        return self._loader
-
-    @property
-    def worker_deaths(self) -> int:
-        """How many workers of this rank died or hung so far; each was started again."""
-        return 0 if self._loader is None else self._loader.deaths
+        return RowTask(builder, self._plan_of, position, steps, rank, world)
 
     def steps_per_epoch(self) -> int:
         return self.plan.steps_before(1, 0)
@@ -163,16 +154,23 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
         steps = self.plan.steps_before(self._epochs, 0)
         return steps if self._max_steps is None else min(steps, self._max_steps)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"position": list(self.position), "plan": self._plan_digest()}
+    @property
+    def epochs(self) -> int:
+        return self._epochs
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        if state_dict.get("plan") != self._plan_digest():
-            raise AuroraError("data: the checkpoint's position belongs to another plan (other shards, mixture, seed, "
-                              "row budgets, sampling, prompt or keep ratio); start a new run or restore those options")
-        self.position = check_position(state_dict.get("position"))
-
-    def _plan_digest(self) -> str:
-        """What the order of training depends on."""
+    def identity(self) -> str:
         decides = [self.corpus.identity, self._seed, self._global_batch, self._batch_unit, self._mix_kinds]
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+
+    def counts(self) -> dict[str, int]:
+        return {"bad_samples": 0 if self.bad is None else self.bad.reasons.total(), "worker_deaths": self.worker_deaths}
+
+    def samples(self) -> int:
+        return self.plan.samples * self._epochs
+
+    def fill(self) -> tuple[float, float]:
+        fill = self.plan.fill()
+        return fill.tokens, fill.frames
+
+    def _count_death(self) -> None:
+        self.worker_deaths += 1

@@ -26,7 +26,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
+from aurora.images import decode_image, image_shape
 from aurora.interfaces import Sampling, VideoReader
 from aurora.registry import READER, import_part
 
@@ -122,19 +123,19 @@ def child(options: argparse.Namespace) -> None:
 
 def outcome(kind: str, data: bytes, reader: VideoReader) -> str:
     """Reads a file as a sample's member is read, and says what came of it."""
-    samples, index = import_part("datamodules._samples"), import_part("datamodules._index")
+    samples, index = import_part("datamodules.shards.format"), import_part("datamodules.shards.index")
     try:
         if kind == "json":
             samples.parse_record(data)
         elif kind in samples.IMAGE_EXTENSIONS:
-            assert samples.image_shape(data) == samples.decode_image(data).shape[:2]
+            assert image_shape(data) == decode_image(data).shape[:2]
         else:
             index.measure(data)
             times = reader.times(data, Sampling(fps=4))
             shape = index.video_shape(data)
             images = [image for _, image in reader.read(data, Sampling(fps=4))]
             assert len(images) == len(times) and {image.shape[:2] for image in images} == {shape}
-    except samples.BadSample as error:
+    except BadSample as error:
         return f"refused ({error.reason})"
     except AuroraError as error:
         words = ("truncated", "damaged", "no frame", "no video", "longer than", "pixels", "frames", "cannot be read")

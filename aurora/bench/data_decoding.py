@@ -24,9 +24,9 @@ from torch import Tensor
 from aurora.bench.case import Case, Contestant, Settings
 from aurora.bench.ceilings import Cost
 from aurora.bench.timing import Work
-from aurora.images import ImagePreparation
+from aurora.images import ImagePreparation, decode_image
 from aurora.interfaces import Sampling
-from aurora.registry import READER, import_part
+from aurora.registry import READER
 
 RATE = 30
 SCENE = 150  # frames until the next cut
@@ -202,7 +202,7 @@ def _pictures(settings: Settings) -> Case:
     count = QUICK_PICTURES if settings.quick else PICTURES
     files = [_jpeg(seed) for seed in range(count)]
     prepare = ImagePreparation(size=PREPARED, patch_size=16)
-    decode = import_part("datamodules._samples").decode_image
+    decode = decode_image
     moved = sum(len(file) for file in files) + count * 3 * PREPARED**2
     return Case(
         f"{count} JPEGs of 640×480 to {PREPARED}×{PREPARED} pixels",

@@ -19,8 +19,8 @@ from aurora.bench.case import Case, Contestant, Settings
 from aurora.bench.ceilings import Cost
 from aurora.bench.row_handing import WAYS, hand_over
 from aurora.bench.timing import Work
-from aurora.images import ImagePreparation, VisualLayout
-from aurora.interfaces import Sampling
+from aurora.images import ImagePreparation
+from aurora.interfaces import Sampling, VisualLayout
 from aurora.registry import DATA, MERGE, PROMPT, READER, TOKENIZER, import_part
 
 WORKERS = 2

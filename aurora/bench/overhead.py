@@ -18,6 +18,7 @@ from torch import Tensor, tensor
 from aurora.assemble import WEIGHTED_SLOTS
 from aurora.bench.case import Settings
 from aurora.bench.timing import Work
+from aurora.config import ModelConfig
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
 from aurora.registry import DATA
@@ -69,7 +70,7 @@ class Turns(L.LightningDataModule, DataModule):  # type: ignore[misc]
 def trained(settings: Settings, model: AuroraModel, config: Mapping[str, Any], batch: PackedBatch) -> Work:
     """One step of `aurora train` from these weights; gives its loss and the norm of each slot's gradient."""
     folder = settings.folder / "overhead"
-    save_model(model, config, folder / "start")
+    save_model(model, ModelConfig.parse(config), folder / "start")
     if NAME not in DATA.known():
         DATA.add(NAME, Turns)
     Turns.batch = batch

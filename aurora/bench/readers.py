@@ -17,7 +17,6 @@ from aurora.bench.ceilings import DTYPES
 from aurora.bench.weights import Size
 from aurora.inference.steps import StepGraph
 from aurora.interfaces import Backbone
-from aurora.precision import quantize
 from aurora.registry import BACKBONE
 from aurora.types import State
 
@@ -41,7 +40,7 @@ def load_backbone(path: Path, size: Size, dtype: str, device: str) -> Backbone:
         model = BACKBONE.build(size.config, vocab_size=size.vocab_size)
     model = model.to(DTYPES["bfloat16" if dtype == "int8" else dtype])
     if dtype == "int8":
-        quantize(model, "int8")
+        model.quantize("int8")
     else:
         model = model.to_empty(device=device)
     model.load_base(str(path))
@@ -55,6 +54,7 @@ class Aurora:
         self.model = model
         self.device = next(model.parameters()).device
         self.sequences = sequences
+        self.runner = model.runner()
         self.state: State = model.init_state(sequences)
 
     def forget(self) -> None:
@@ -63,14 +63,14 @@ class Aurora:
     @torch.inference_mode()
     def read(self, tokens: Sequence[int]) -> Tensor:
         ids, bounds = torch.tensor(tokens, device=self.device), torch.arange(self.sequences + 1) * len(tokens)
-        hidden, self.state = self.model.prefill(self.model.embed(ids.repeat(self.sequences)), bounds, self.state)
+        hidden, self.state = self.runner.prefill(self.model.embed(ids.repeat(self.sequences)), bounds, self.state)
         return self.model.logits(hidden)[0]
 
     @torch.inference_mode()
     def decode(self, tokens: Sequence[int]) -> Tensor:
         for token in tokens:
             ids = torch.full((self.sequences,), token, device=self.device)
-            hidden, self.state = self.model.step(self.model.embed(ids), self.state)
+            hidden, self.state = self.runner.step(self.model.embed(ids), self.state)
             logits = self.model.logits(hidden)
         return logits[0]
 

@@ -10,6 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from aurora.assemble import count_parameters
+from aurora.config import ModelConfig
 from aurora.demo.figures import by_accuracy, draw_groups, family_bars, loss_curves, merged_patches, png, vision_grid
 from aurora.model import AuroraModel
 
@@ -32,7 +33,7 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.0f} %"
 
 
-def write_report(path: Path, *, model: AuroraModel, config: Mapping[str, Any], result: Mapping[str, Any],
+def write_report(path: Path, *, model: AuroraModel, config: ModelConfig, result: Mapping[str, Any],
                  answers: Sequence[Answer], curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
     """Renders the page; `curves` holds (step, loss) points per stage."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
@@ -41,13 +42,13 @@ def write_report(path: Path, *, model: AuroraModel, config: Mapping[str, Any], r
         result=result,
         families=by_accuracy(result),
         percent=percent,
-        backbone=config["backbone"]["name"],
+        backbone=config.backbone["name"],
         parameters=f"{sum(count_parameters(model).values()):,}",
-        sampling=", ".join(f"{key} {value}" for key, value in config["sampling"].items() if value is not None),
+        sampling=", ".join(f"{key} {value}" for key, value in config.tree["sampling"].items() if value is not None),
         bars=family_bars(result),
         curves=loss_curves(curves),
         answers=[{**answer._asdict(), "frames": [png(frame) for frame in answer.frames]} for answer in answers],
-        patches=[_patch_row(model, answer.frames[len(answer.frames) // 2], config["keep_ratio"])
+        patches=[_patch_row(model, answer.frames[len(answer.frames) // 2], config.keep_ratio)
                  for answer in answers],
     )
     path.write_text(page, encoding="utf-8")

@@ -23,7 +23,6 @@ from aurora.evaluation.run import evaluate
 from aurora.evaluation.scoring import chosen_option
 from aurora.inference.session import Session
 from aurora.inference.visuals import frames_of
-from aurora.registry import import_part
 from aurora.training.logs import read_curve
 from aurora.weights.model_folder import load_model, model_hash
 
@@ -42,15 +41,14 @@ def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0,
     folder = Path(folder)
     data = folder / "data"
     console.rule("Blocks world")
-    counts = build_once(data, seed, scale)
-    console.print(", ".join(f"{count} {dataset}" for dataset, count in counts.items()))
+    build_once(data, seed, scale, console)
 
     console.rule("Training")
     chosen = any(override.startswith("trainer=") for override in overrides)
     settings = ["experiment=blocks", f"run={folder}", f"data.root={data}", f"seed={seed}",
                 *([] if chosen else processes()), *overrides]
     recipe = load_config(*settings)
-    train_aloud(settings, console)
+    run_aloud("train", *settings, console=console)
 
     console.rule("Evaluation")
     trained = folder / list(recipe.stages)[-1] / "model"
@@ -78,18 +76,15 @@ def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0,
     return result
 
 
-def build_once(data: Path, seed: int, scale: float) -> dict[str, int]:
-    """Builds the data unless this very data stands there; gives the samples per dataset."""
-    mark = data / "built.json"
-    wanted = {"seed": seed, "scale": scale}
-    if mark.is_file():
-        built = json.loads(mark.read_text())
-        if {key: built[key] for key in wanted} == wanted:
-            return dict(built["counts"])
-        mark.unlink()
-    counts: dict[str, int] = import_part("datamodules.blocks.build").build(data, seed=seed, scale=scale)
-    mark.write_text(json.dumps({**wanted, "counts": counts}))
-    return counts
+def build_once(data: Path, seed: int, scale: float, console: Console) -> None:
+    """Builds the data unless this very data stands there."""
+    mark, wanted = data / "built.json", {"seed": seed, "scale": scale}
+    if mark.is_file() and json.loads(mark.read_text()) == wanted:
+        console.print(f"{data} is built")
+        return
+    mark.unlink(missing_ok=True)
+    run_aloud("blocks", str(data), f"--seed={seed}", f"--scale={scale}", console=console)
+    mark.write_text(json.dumps(wanted))
 
 
 def processes() -> list[str]:
@@ -98,10 +93,11 @@ def processes() -> list[str]:
     return ["trainer=ddp", "trainer.devices=2", "trainer.threads=1"] if several else ["trainer=cpu"]
 
 
-def train_aloud(settings: Sequence[str], console: Console) -> None:
-    """Trains by the command that a user would type, in processes of its own."""
-    console.print("$ aurora train", *settings, markup=False)
-    command = [sys.executable, "-m", "aurora.cli", "train", *settings]
+def run_aloud(*arguments: str, console: Console) -> None:
+    """Runs the command that a user would type, in a process of its own."""
+    console.print("$ aurora", *arguments, markup=False)
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "aurora.cli", *arguments]
     status = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
     if status:
         raise SystemExit(status)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aurora
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.evaluation.predictions import PREDICTIONS_FILE, Prediction, PredictionFile, Task
 from aurora.evaluation.questions import QUESTIONS_FILE, Question, read_questions, wrong_videos
@@ -39,7 +40,7 @@ class Protocol:
 
 def evaluate(
     model: AuroraModel,
-    config: Mapping[str, Any],
+    config: ModelConfig,
     folder: str | Path,
     *,
     output: str | Path,
@@ -110,20 +111,22 @@ def _predict(session: Session, folder: Path, tasks: Sequence[Task], questions: M
     for options, places in ((protocol.choice, [i for i, question in enumerate(asked) if question.options]),
                             (protocol.open, [i for i, question in enumerate(asked) if not question.options])):
         if places:
-            for place, answer in zip(places, complete(session.model, fork(memory, places), options), strict=True):
+            said = complete(session.model, session.runner, fork(memory, places), options)
+            for place, answer in zip(places, said, strict=True):
                 answers[place] = answer.strip()
     return [Prediction(task.id, task.shown, task.video, answer)
             for task, answer in zip(tasks, answers, strict=True)]
 
 
-def _settings(config: Mapping[str, Any], folder: str | Path, protocol: Protocol, model_hash: str | None
+def _settings(config: ModelConfig, folder: str | Path, protocol: Protocol, model_hash: str | None
               ) -> dict[str, Any]:
     questions = (Path(folder) / QUESTIONS_FILE).read_bytes()
     used = ("keep_ratio", "sampling", "prompt", "merge", "sort", "reader", "dtype", "quantize")
+    tree = config.tree
     return {
         "model": model_hash,
         "questions": hashlib.sha256(questions).hexdigest(),
-        **{key: config.get(key) for key in used},
+        **{key: tree[key] for key in used},
         "protocol": asdict(protocol),
     }
 

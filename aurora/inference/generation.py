@@ -15,7 +15,7 @@ from torch import Tensor
 from aurora.errors import AuroraError
 from aurora.inference.reading import Memory
 from aurora.inference.steps import Steps
-from aurora.interfaces import Tokenizer
+from aurora.interfaces import Runner, Tokenizer
 from aurora.model import AuroraModel
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
@@ -124,12 +124,12 @@ class TextStream:
 
 
 @torch.inference_mode()
-def stream(model: AuroraModel, memory: Memory, options: Generation) -> Iterator[str]:
+def stream(model: AuroraModel, runner: Runner, memory: Memory, options: Generation) -> Iterator[str]:
     """The answer of one sequence, in pieces that are final when they are given."""
     if memory.sequences != 1:
         raise ValueError(f"stream answers one sequence, not {memory.sequences}")
     text = TextStream(model.tokenizer, (model.prompt.stop, *options.stop))
-    tokens = _tokens(model, memory, options)
+    tokens = _tokens(runner, memory, options)
     for _, token in zip(range(options.max_new_tokens), tokens, strict=False):
         piece = text.push(int(token))
         if piece:
@@ -142,14 +142,14 @@ def stream(model: AuroraModel, memory: Memory, options: Generation) -> Iterator[
 
 
 @torch.inference_mode()
-def complete(model: AuroraModel, memory: Memory, options: Generation) -> list[str]:
+def complete(model: AuroraModel, runner: Runner, memory: Memory, options: Generation) -> list[str]:
     """The answers of S sequences that are stepped together; a finished one is dropped from the rest's work."""
     stops = (model.prompt.stop, *options.stop)
     texts = [TextStream(model.tokenizer, stops) for _ in range(memory.sequences)]
     answers = [""] * memory.sequences
     generators = [_generator(options) for _ in texts]
     active = list(range(memory.sequences))
-    steps = Steps(model.backbone, memory)
+    steps = Steps(runner, memory)
     for produced in count(1):
         tokens = next_tokens(steps.logits, options, [generators[s] for s in active])
         for s, token in zip(active, tokens.tolist(), strict=True):
@@ -165,9 +165,9 @@ def complete(model: AuroraModel, memory: Memory, options: Generation) -> list[st
     return [answer + text.finish() for answer, text in zip(answers, texts, strict=True)]
 
 
-def _tokens(model: AuroraModel, memory: Memory, options: Generation) -> Iterator[Tensor]:
+def _tokens(runner: Runner, memory: Memory, options: Generation) -> Iterator[Tensor]:
     generators = [_generator(options)]
-    steps = Steps(model.backbone, memory)
+    steps = Steps(runner, memory)
     while True:
         token = next_tokens(steps.logits, options, generators)
         yield token

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from aurora.errors import AuroraError, suggest
 from aurora.types import State
 
+QUANTIZATIONS = ("int8",)
+"""What matrices can be rounded to, where a backbone offers it."""
+
 INITIAL_STATE = "initial_state."
 """What the names of a tuned initial state's parameters begin with, inside the backbone."""
 
@@ -53,7 +56,7 @@ class Backbone(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_module("initial_state", None)
+        self.initial_state = None
 
     @abstractmethod
     def embed(self, tokens: Tensor) -> Tensor:
@@ -145,6 +148,24 @@ class Backbone(nn.Module, ABC):
             device = next(self.parameters()).device
             self.start_from({name: torch.zeros(*shape, device=device) for name, shape in tuned.items()})
 
+    def runner(self) -> Runner:
+        """What inference reads and steps with, made for the weights as they are; one that calls the modules unless the
+        backbone has a faster one."""
+        return Runner(self)
+
+    def quantize(self, kind: str | None) -> None:
+        """Rounds the matrices, which are most of what is read per token, to "int8", for inference; None does nothing.
+
+        On the meta device it rounds what will be loaded, each part when it is read, so that the model is never held
+        whole in another dtype. AuroraError for another kind, or where the backbone does not offer it.
+        """
+        if kind is None:
+            return
+        if kind not in QUANTIZATIONS:
+            raise AuroraError(f"quantize {kind!r} is unknown.{suggest(kind, QUANTIZATIONS)}")
+        raise AuroraError(f"quantize {kind!r}: the layers of backbone {type(self).__name__} cannot be rounded; those "
+                          "of Aurora's own recurrent backbones can")
+
     @abstractmethod
     def reset_parameters(self) -> None:
         """Fills all parameters and buffers as before training: what was built on the meta device starts here."""
@@ -168,3 +189,36 @@ class Backbone(nn.Module, ABC):
     def import_state(self, tensors: Mapping[str, Tensor]) -> State:
         """What `export_state` gives, read back. AuroraError when layers or shapes are others."""
         return dict(tensors)
+
+
+class Runner:
+    """Reads rows and steps sequences for inference, without gradients: what `Backbone.runner` gives.
+
+    A runner is made for fixed weights. It may have laid them out in a way of its own, which the modules compute with
+    too. Values that change in place are seen; RuntimeError where modules or weights were replaced or moved, if the
+    runner depends on them.
+    """
+
+    def __init__(self, backbone: Backbone, reason: str = "") -> None:
+        self.backbone = backbone
+        self.reason = reason
+        """Why the modules are called although the backbone has a faster runner; empty where that is not so."""
+
+    @torch.no_grad()
+    def read(
+        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = True
+    ) -> tuple[Tensor, State | None]:
+        """What `Backbone.forward` gives."""
+        read: tuple[Tensor, State | None] = self.backbone(x, cu_seqlens, state, return_state=return_state)
+        return read
+
+    def prefill(self, x: Tensor, cu_seqlens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """[T, D] → the hidden state after the last position of every sequence [S, D], and the state."""
+        hidden, after = self.read(x, cu_seqlens, state)
+        assert after is not None
+        return hidden[cu_seqlens[1:] - 1], after
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One position of S sequences: [S, D] → [S, D] and the next state; the given one is left alone."""
+        return self.backbone.step(x, state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from aurora.errors import AuroraError
 from aurora.steps import StepLoader, rank_and_world
 from aurora.types import PackedBatch, Position
 
@@ -37,6 +39,23 @@ class Sampling:
     stop: float | None = None
 
 
+def check_sampling(sampling: Sampling) -> Sampling:
+    """The sampling, or AuroraError when it does not choose frames in exactly one way."""
+    if (sampling.fps is None) == (sampling.frames is None):
+        raise AuroraError(f"sampling: give exactly one of fps ({sampling.fps}) and frames ({sampling.frames})")
+    if sampling.fps is not None and not 0 < sampling.fps <= 1000:
+        raise AuroraError(f"sampling: fps {sampling.fps} is outside (0, 1000]")
+    if sampling.frames is not None and sampling.frames < 1:
+        raise AuroraError(f"sampling: frames {sampling.frames} is less than 1")
+    if sampling.max_frames is not None and (sampling.fps is None or sampling.max_frames < 1):
+        raise AuroraError(f"sampling: max_frames {sampling.max_frames} caps fps at 1 frame or more; "
+                          "`frames` already is a number of frames")
+    if not 0 <= sampling.start < (math.inf if sampling.stop is None else sampling.stop):
+        raise AuroraError(f"sampling: nothing lies between start {sampling.start} and stop {sampling.stop}; both are "
+                          "seconds after the first frame")
+    return sampling
+
+
 class VideoReader(ABC):
     """Reads chosen frames of a video file in one pass, in time order."""
 
@@ -57,7 +76,7 @@ class VideoReader(ABC):
 
 
 class DataModule(ABC):
-    """A source of packed rows for training; a subclass is a LightningDataModule as well.
+    """A source of packed rows for training; a subclass is a LightningDataModule as well, and names this class first.
 
     The order of samples depends neither on the number of ranks nor on that of loader workers. Every rank is given
     the same number of rows in every optimizer step. The constructor may ask for the facts that other parts know:
@@ -105,18 +124,27 @@ class DataModule(ABC):
         """Shares of the rows' tokens and frames that are used; None where that is not known."""
         return None
 
+    def prepare_data(self) -> None:
+        """Plans once per machine before training starts, so that what is wrong with the data is reported then."""
+        self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Plans in every process."""
+        for data in (self, *self.held_out.values()):
+            data.total_steps()
+
     def train_dataloader(self) -> StepLoader:
         """The optimizer steps of this rank."""
-        return self._steps(self.trainer)
+        return self._step_loader(self.trainer, repeat=getattr(self.trainer, "overfit_batches", 0) > 0)
 
     def val_dataloader(self) -> list[StepLoader]:
-        """Those of what is held out, one loader each."""
-        return [data._steps(self.trainer) for data in self.held_out.values()]
+        """Those of what is held out, one loader each; every pass is the same."""
+        return [data._step_loader(self.trainer, repeat=True) for data in self.held_out.values()]
 
-    def _steps(self, trainer: Any) -> StepLoader:
+    def _step_loader(self, trainer: Any, *, repeat: bool) -> StepLoader:
         rank, world = rank_and_world(trainer)
         return StepLoader(partial(self.rows, rank=rank, world=world), steps=self.total_steps(), epochs=self.epochs,
-                          identity=self.identity(), repeat=getattr(trainer, "overfit_batches", 0) > 0)
+                          identity=self.identity(), repeat=repeat)
 
 
 # ---- source ----------------------------------------------------------------------------------------------------

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from aurora.errors import AuroraError
 from aurora.types import VisualTokens
 
 if TYPE_CHECKING:
@@ -115,6 +117,24 @@ class VisionEncoder(nn.Module, ABC):
     @abstractmethod
     def load_base(self, path: str) -> None:
         """Reads pretrained weights from a directory or file in the format of their makers."""
+
+
+@dataclass(frozen=True)
+class VisualLayout:
+    """How many row positions a frame takes: the only place where a keep ratio becomes a count."""
+
+    prepare: ImagePreparation
+    merge: MergeStrategy
+    depth: int
+    keep_ratio: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep_ratio <= 1:
+            raise AuroraError(f"keep_ratio {self.keep_ratio} is outside (0, 1]; 0.1 keeps a tenth of the patches")
+
+    def tokens(self, height: int, width: int) -> int:
+        """Tokens kept of an image of this height and width in pixels, before preparation."""
+        return self.merge.keep(self.prepare.patches(height, width), self.depth, self.keep_ratio)
 
 
 # ---- connector -------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ from aurora.training.distributed.rendezvous import (
 )
 from aurora.training.distributed.strategies import build_strategy
 from aurora.training.module import AuroraModule, StepInterrupted
-from aurora.training.stage import QUARANTINE_FILE, Stage, build_data, build_module, plan_stages
+from aurora.training.stage import QUARANTINE_FILE, Stage, build_data, build_module, plan_stages, total_steps
 from aurora.weights.adapter_folder import save_adapter
 from aurora.weights.adapters import describe_adapters, merge_adapters
 from aurora.weights.model_folder import save_model
@@ -153,7 +153,7 @@ def _resumable(stage: Stage, now: Fingerprint, console: Console) -> Checkpoint |
 
 def _prepared_data(stage: Stage, resume: Checkpoint | None, console: Console) -> DataModule:
     data = build_data(stage)
-    steps, average = data.total_steps(), stage.recipe.average is not None
+    steps, average = total_steps(stage, data), stage.recipe.average is not None
     require_room(stage.folder.path, disk(stage.skeleton, average=average) - stage.folder.size())
     if rank_zero():
         stage.folder.write_config(stage.config)
@@ -183,7 +183,7 @@ def fit(stage: Stage, module: AuroraModule, data: DataModule, now: Fingerprint, 
     ]
     done = 0 if resume is None else resume.step
     loggers = on_all_ranks(lambda: build_loggers(stage.config.logger, folder.path, done, console.print))
-    trainer = build_trainer(stage, data.total_steps(), callbacks, loggers)
+    trainer = build_trainer(stage, total_steps(stage, data), callbacks, loggers)
     with peer_failures_reported(stacks, step=lambda: trainer.global_step), \
             failures_named(named, stacks, step=lambda: trainer.global_step):
         try:
@@ -288,10 +288,10 @@ def _save(stage: Stage, weights: Mapping[str, Tensor], now: Fingerprint) -> None
     model.backbone.start_like({name: tensor.shape for name, tensor in weights.items()})
     model.load_state_dict(weights, assign=True)
     if stage.recipe.adapters:
-        save_adapter(model, stage.folder.path / ADAPTER_FOLDER, config=config.model.tree, adapters=stage.recipe.adapters,
+        save_adapter(model, stage.folder.path / ADAPTER_FOLDER, config=config.model, adapters=stage.recipe.adapters,
                      trained=stage.recipe.trained, start=stage.initial or "base weights")
         merge_adapters(model)
-    save_model(model, config.model.tree, stage.folder.model)
+    save_model(model, config.model, stage.folder.model)
     stage.folder.finish(now)
 
 

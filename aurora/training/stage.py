@@ -141,7 +141,7 @@ def initial_model(config: Config, stage: str, initial: str | None) -> AuroraMode
     if initial is None:
         load_base_weights(model, config)
     else:
-        load_weights(model, initial, config.model.tree)
+        load_weights(model, initial, config.model)
     attach_adapters(f"stages.{stage}.adapters", model, recipe.adapters)
     return model
 
@@ -190,6 +190,12 @@ def build_data(stage: Stage) -> DataModule:
     if stage.recipe.validation is not None:
         data.held_out = _held_out(stage, stage.recipe)
     return data
+
+
+def total_steps(stage: Stage, data: DataModule) -> int:
+    """Optimizer steps of the stage: those of its epochs, or fewer by `max_steps`."""
+    steps, most = data.total_steps(), stage.recipe.max_steps
+    return steps if most is None else min(steps, most)
 
 
 def _data(stage: Stage, recipe: Recipe, folder: Path) -> DataModule:

@@ -13,20 +13,21 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aurora.assemble import WEIGHTED_SLOTS
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.files import replacing
 from aurora.interfaces import Backbone
 from aurora.model import AuroraModel
 from aurora.recipe import Adapters
+from aurora.registry import WEIGHTED_SLOTS, WeightedSlot
 from aurora.weights.adapters import is_lora, is_state, lora_module, merge_adapters
 from aurora.weights.io import open_tensors
+from aurora.weights.loading import load
 from aurora.weights.model_folder import hash_files, part_names
 
 ABOUT_FILE = "adapter.json"
@@ -36,8 +37,8 @@ WHOLE_FILE = "weights.safetensors"
 SAMPLES = 1024
 
 
-def save_adapter(model: AuroraModel, folder: Path, *, config: Mapping[str, Any], adapters: Adapters,
-                 trained: Sequence[str], start: str) -> None:
+def save_adapter(model: AuroraModel, folder: Path, *, config: ModelConfig, adapters: Adapters,
+                 trained: Sequence[WeightedSlot], start: str) -> None:
     """Writes what a stage has learned, before its LoRAs are merged; readers see the old or the new folder."""
     about = {
         "parts": part_names(config),
@@ -57,7 +58,7 @@ def save_adapter(model: AuroraModel, folder: Path, *, config: Mapping[str, Any],
         (place / ABOUT_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
-def apply_adapter(model: AuroraModel, path: str | Path, config: Mapping[str, Any], *, any_base: bool = False) -> None:
+def apply_adapter(model: AuroraModel, path: str | Path, config: ModelConfig, *, any_base: bool = False) -> None:
     """Changes a base model by an adapter, merged: a folder that training wrote, a folder of `peft` for the backbone,
     or a file with a tuned initial state in the layout of the backbone's makers.
 
@@ -95,7 +96,7 @@ def base_hash(part: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _apply_folder(model: AuroraModel, folder: Path, config: Mapping[str, Any], *, any_base: bool) -> None:
+def _apply_folder(model: AuroraModel, folder: Path, config: ModelConfig, *, any_base: bool) -> None:
     parts, base = _about(folder)
     for slot, name in part_names(config).items():
         if parts.get(slot, name) != name:
@@ -108,7 +109,7 @@ def _apply_folder(model: AuroraModel, folder: Path, config: Mapping[str, Any], *
     for slot in WEIGHTED_SLOTS:
         part = getattr(model, slot)
         if (folder / slot / WHOLE_FILE).is_file():
-            _fill(part, folder / slot / WHOLE_FILE)
+            load(part, str(folder / slot / WHOLE_FILE))
         if (folder / slot / PEFT_CONFIG_FILE).is_file():
             lora_module().load_lora(part, folder / slot)
         if (folder / slot / STATE_FILE).is_file():
@@ -132,13 +133,3 @@ def _own_weights(part: nn.Module) -> dict[str, Tensor]:
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-
-
-def _fill(part: nn.Module, source: Path) -> None:
-    tensors = open_tensors(source)
-    own = {name: tensor for name, tensor in part.state_dict(keep_vars=True).items() if not is_state(name)}
-    if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in tensors.items()}:
-        raise AuroraError(f"{source} does not fit {type(part).__name__}: other names or shapes of weights")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])

@@ -17,7 +17,7 @@ from aurora.errors import AuroraError, suggest
 from aurora.interfaces import INITIAL_STATE
 from aurora.model import AuroraModel
 from aurora.recipe import Adapters
-from aurora.registry import WEIGHTED_SLOTS
+from aurora.registry import WEIGHTED_SLOTS, WeightedSlot
 
 
 def attach_adapters(where: str, model: AuroraModel, adapters: Adapters) -> None:
@@ -65,7 +65,7 @@ def is_state(name: str) -> bool:
     return name.startswith(INITIAL_STATE)
 
 
-def lr_scale(adapters: Adapters, slot: str, name: str, otherwise: float) -> float:
+def lr_scale(adapters: Adapters, slot: WeightedSlot, name: str, otherwise: float) -> float:
     """What the rate of a parameter is multiplied with: its adapter's scale, or the slot's."""
     wanted = adapters.get(slot)
     if wanted is not None and wanted.lora is not None and is_lora(name):

@@ -9,11 +9,13 @@ from typing import Any
 import yaml
 
 import aurora
-from aurora.assemble import MODEL_SLOTS, count_parameters
+from aurora.assemble import count_parameters
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.evaluation.run import RESULT_FILE
 from aurora.interfaces import Text, Turn
 from aurora.model import AuroraModel
+from aurora.registry import MODEL_SLOTS
 from aurora.types import state_bytes
 from aurora.weights.io import read_json
 
@@ -60,7 +62,7 @@ def results_of(folder: Path, model_hash: str, given: Sequence[str]) -> list[dict
     return found + [result for result in beside if result.get("model") == model_hash and result not in found]
 
 
-def model_card(model: AuroraModel, config: Mapping[str, Any], *, name: str, licence: str | None,
+def model_card(model: AuroraModel, config: ModelConfig, *, name: str, licence: str | None,
                training: Sequence[Mapping[str, Any]], sources: Mapping[str, str] | None,
                results: Sequence[Mapping[str, Any]]) -> str:
     """README.md with its front matter."""
@@ -68,7 +70,7 @@ def model_card(model: AuroraModel, config: Mapping[str, Any], *, name: str, lice
         **({"license": licence} if licence else {}),
         "library_name": "auroralong",
         "pipeline_tag": "video-text-to-text",
-        "tags": ["video", "linear-rnn", *(config[slot]["name"] for slot in ("vision", "backbone"))],
+        "tags": ["video", "linear-rnn", *(config.part(slot)["name"] for slot in ("vision", "backbone"))],
     }
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
@@ -86,15 +88,15 @@ def _licence(licence: str | None) -> str:
     return f"{own} The licences of the weights that it was made from apply as well.\n"
 
 
-def _parts(model: AuroraModel, config: Mapping[str, Any]) -> str:
+def _parts(model: AuroraModel, config: ModelConfig) -> str:
     counts = count_parameters(model)
-    rows = [(slot, config[slot]["name"], ", ".join(_options(config[slot])),
+    rows = [(slot, config.part(slot)["name"], ", ".join(_options(config.part(slot))),
              f"{counts[slot]:,}" if slot in counts else "") for slot in MODEL_SLOTS]
     state = state_bytes(model.backbone.init_state(1))
-    told = f"{state:,} bytes, whatever the length" if model.backbone.constant_state else "it grows with the length"
+    size = f"{state:,} bytes, whatever the length" if model.backbone.constant_state else "it grows with the length"
     return (f"## Parts\n\n{_table(('slot', 'part', 'options', 'parameters'), rows)}\n"
-            f"{sum(counts.values()):,} parameters in {config['dtype']}; state: {told}. Share of the patches kept per "
-            f"frame: {config.get('keep_ratio', 'as chosen')}.\n")
+            f"{sum(counts.values()):,} parameters in {config.dtype}; state: {size}. Share of the patches kept per "
+            f"frame: {config.keep_ratio}.\n")
 
 
 def _options(part: Mapping[str, Any]) -> Iterator[str]:
@@ -103,10 +105,10 @@ def _options(part: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} {value}"
 
 
-def _use(config: Mapping[str, Any]) -> str:
+def _use(config: ModelConfig) -> str:
     return ("## Use\n\n```bash\naurora ask clip.mp4 \"What happens?\" --model FOLDER\n```\n\n"
-            "`aurora.weights.model_folder.load_model(FOLDER)` gives the model in Python. No file here is a pickle, and no "
-            f"code of this folder is run. Tokenizer: `{config['tokenizer']['name']}`.\n")
+            "`aurora.weights.model_folder.load_model(FOLDER)` gives the model in Python. No file here is a pickle, and "
+            f"no code of this folder is run. Tokenizer: `{config.tokenizer['name']}`.\n")
 
 
 def _prompt(model: AuroraModel) -> str:

@@ -30,8 +30,9 @@ from aurora.weights.io import (
     write_shards,
 )
 from aurora.weights.layouts import Family, Layout, Piece, Shapes, Table, View, looks_like
+from aurora.weights.loading import some
 from aurora.weights.model_folder import CONFIG_FILE, read_config
-from aurora.weights.report import Mapped, Report, some
+from aurora.weights.report import Mapped, Report
 
 CONFIG_JSON = "config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -115,7 +116,7 @@ def open_source(path: Path, family: Family) -> Source:
 
 
 def _open_model(path: Path, family: Family) -> Source:
-    config = read_config(path)[family.slot]
+    config = read_config(path).part(family.slot)
     if config["name"] != family.part:
         raise AuroraError(f"{path} is a model with {family.slot} {config['name']!r}, not {family.part!r}")
     prefix = f"{family.slot}."

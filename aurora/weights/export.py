@@ -10,8 +10,6 @@ from pathlib import Path
 import torch
 
 from aurora.assemble import build_model
-from aurora.config import ModelConfig
-from aurora.errors import AuroraError, suggest
 from aurora.files import replacing, require_free, require_room
 from aurora.weights.card import describe_prompt, model_card, results_of, training_of
 from aurora.weights.convert import DTYPES, SHARD_BYTES, Progress, summed
@@ -34,15 +32,14 @@ def export(
     `sources` says of a model that was not trained yet where the weights of its slots come from.
     """
     require_free(target, folder=True, force=force)
-    config = read_config(folder)
-    config["dtype"] = _dtype(dtype or config.get("dtype", "float32"))
+    config = read_config(folder).override([] if dtype is None else [f"dtype={dtype}"])
     with torch.device("meta"):
-        model = build_model(ModelConfig.parse(config))
+        model = build_model(config)
     _, tensors = fitting_tensors(model, folder, config)
     card = model_card(model, config, name=name or target.resolve().name, licence=licence,
                       training=training_of(folder), sources=sources,
                       results=results_of(folder, model_hash(folder), results))
-    wanted, mapped = DTYPES[config["dtype"]] if dtype else None, are_mapped(folder)
+    wanted, mapped = DTYPES[config.dtype] if dtype else None, are_mapped(folder)
     outputs = {key: Output.of(tensor, wanted if tensor.is_floating_point() else None, mapped=mapped)
                for key, tensor in tensors.items()}
     all_bytes = sum(output.nbytes for output in outputs.values())
@@ -55,9 +52,3 @@ def export(
         for file in model.tokenizer.files:
             shutil.copyfile(file, place / file.name)
         write_shards(place, outputs, part_metadata(config), shard_bytes, summed(progress, all_bytes))
-
-
-def _dtype(name: str) -> str:
-    if name not in DTYPES:
-        raise AuroraError(f"dtype {name!r} is unknown.{suggest(name, list(DTYPES))}")
-    return name

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from aurora.errors import AuroraError
+
 View = Callable[[Tensor], Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -117,6 +119,13 @@ def _table(sources: tuple[str, ...], targets: tuple[str, ...], view: View) -> Ta
 
 def _part(tensor: Tensor, *, number: int, of: int, view: View) -> Tensor:
     return view(tensor.chunk(of)[number])
+
+
+def require_values(config: Mapping[str, Any], *, part: str, needed: Mapping[str, Any]) -> None:
+    """AuroraError when a config.json says something else than what a part (such as "backbone 'rwkv6'") needs."""
+    for key, value in needed.items():
+        if config.get(key, value) != value:
+            raise AuroraError(f"config.json says {key} {config[key]!r}; {part} has {value!r}")
 
 
 _FAMILY_MARKS = (

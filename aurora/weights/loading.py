@@ -26,7 +26,6 @@ from aurora.weights.io import (
 from aurora.weights.layouts import looks_like
 
 _PART_ELEMENTS = 2**24
-_LISTED = 8
 
 
 def load(module: nn.Module, path: str) -> None:
@@ -62,20 +61,28 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     tuned = {name.removeprefix(INITIAL_STATE): tensor for name, tensor in tensors.items()
              if name.startswith(INITIAL_STATE)}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(INITIAL_STATE)}
-    reshaped = [f"{name} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}" for name in own
-                if name in tensors and tensors[name].shape != own[name].shape]
-    faults = [
-        *_fault("missing", (name for name in own if name not in tensors)),
-        *_fault("unexpected", (name for name in tensors if name not in own)),
-        *_fault("of another shape", reshaped),
-    ]
+    faults = mismatches(own, tensors)
     if faults:
-        raise AuroraError(f"{source} does not fit {type(module).__name__}: {'; '.join(faults)}. "
-                          f"{_advice(own, tensors)}")
+        raise AuroraError(f"{source} does not fit {type(module).__name__}: {faults}. {_advice(own, tensors)}")
     if tuned:
         assert isinstance(module, Backbone)
         module.start_from(tuned)
     load_parts(module, tensors, mapped=are_mapped(source))
+
+
+def mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], listed: int = 8) -> str:
+    """What is missing, unexpected or of another shape among given tensors, in words; empty when all fit."""
+    reshaped = [f"{name} {tuple(given[name].shape)} instead of {tuple(tensor.shape)}"
+                for name, tensor in wanted.items() if name in given and given[name].shape != tensor.shape]
+    faults = {"missing": [name for name in wanted if name not in given],
+              "unexpected": [name for name in given if name not in wanted], "of another shape": reshaped}
+    return "; ".join(f"{kind}: {some(names, listed)}" for kind, names in faults.items() if names)
+
+
+def some(names: Sequence[str], listed: int = 8) -> str:
+    """The first names, and how many there are where that is not all."""
+    more = f", … ({len(names):,} in all)" if len(names) > listed else ""
+    return ", ".join(names[:listed]) + more
 
 
 def load_parts(module: nn.Module, tensors: Mapping[str, Tensor], *, mapped: bool) -> None:
@@ -121,14 +128,6 @@ def _rows(tensor: Tensor) -> Sequence[Tensor]:
         return [tensor]
     rows = max(1, _PART_ELEMENTS // tensor[0].numel())
     return [tensor[start:start + rows] for start in range(0, len(tensor), rows)]
-
-
-def _fault(kind: str, names: Iterable[str]) -> list[str]:
-    listed = list(names)
-    if not listed:
-        return []
-    more = f", … ({len(listed)} in all)" if len(listed) > _LISTED else ""
-    return [f"{kind}: {', '.join(listed[:_LISTED])}{more}"]
 
 
 def _advice(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from aurora.errors import AuroraError
 from aurora.weights.io import open_tensors
+from aurora.weights.loading import mismatches
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -82,7 +83,9 @@ def load_lora(part: nn.Module, folder: Path) -> None:
         reason = str(error).splitlines()[0]
         raise AuroraError(f"{folder} is not an adapter of {type(part).__name__}: {reason}") from error
     wanted = _tensors(part)
-    _check_same(folder, part, wanted, tensors)
+    faults = mismatches(wanted, tensors, listed=3)
+    if faults:
+        raise AuroraError(f"{folder} is not an adapter of this {type(part).__name__}: {faults}")
     with torch.no_grad():
         for key, tensor in wanted.items():
             tensor.copy_(tensors[key])
@@ -132,12 +135,3 @@ def _read_config(folder: Path) -> LoraConfig:
         raise AuroraError(f"{path} stores whole modules ({', '.join(config.modules_to_save)}) beside its LoRA, which "
                           "cannot be read")
     return config
-
-
-def _check_same(folder: Path, part: nn.Module, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    faults = [*(f"{key} is missing" for key in sorted(wanted.keys() - found.keys())),
-              *(f"{key} is unexpected" for key in sorted(found.keys() - wanted.keys())),
-              *(f"{key} is {tuple(found[key].shape)} instead of {tuple(wanted[key].shape)}"
-                for key in sorted(wanted.keys() & found.keys()) if wanted[key].shape != found[key].shape)]
-    if faults:
-        raise AuroraError(f"{folder} is not an adapter of this {type(part).__name__}: {'; '.join(faults[:3])}")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,79 +20,75 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aurora.assemble import MODEL_SLOTS, WEIGHTED_SLOTS, build_model
+from aurora.assemble import build_model
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.files import replacing
 from aurora.model import AuroraModel
-from aurora.precision import quantize
+from aurora.registry import MODEL_SLOTS, WEIGHTED_SLOTS
 from aurora.weights.io import INDEX_FILE, SINGLE_FILE, open_tensors, read_metadata, weight_files
-from aurora.weights.loading import load_parts
+from aurora.weights.loading import load_parts, mismatches
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = SINGLE_FILE
 TOKENIZER_FOLDER = "tokenizer"
-DESCRIBED = (*MODEL_SLOTS, "reader", "dtype", "quantize", "keep_ratio", "sampling")
-"""The keys of a config that describe the model and how it is used."""
-
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".gguf", ".onnx", ".msgpack")
 
 
-def save_model(model: AuroraModel, config: Mapping[str, Any], folder: str | Path) -> None:
-    """Writes the weights and the part of the config that describes the model; readers see the old or the new one."""
+def save_model(model: AuroraModel, config: ModelConfig, folder: str | Path) -> None:
+    """Writes the weights and the config of the model; readers see the old or the new one."""
     tensors = _savable(model)
     with replacing(Path(folder), folder=True) as place:
-        portable = dict(model.backbone.portable(config["backbone"]))
-        describe_model({**config, "backbone": portable}, place)
+        describe_model(replace(config, backbone=model.backbone.portable(config.backbone)), place)
         # One entry only: the order of several would differ from run to run, and the file's hash with it.
         save_file(tensors, place / WEIGHTS_FILE, metadata=part_metadata(config))
 
 
-def describe_model(config: Mapping[str, Any], folder: Path) -> None:
-    """Writes the part of the config that describes the model, and the tokenizer's files, into its folder."""
-    described = {key: config[key] for key in DESCRIBED if key in config}
-    described["tokenizer"] = copy_tokenizer(config["tokenizer"], folder / TOKENIZER_FOLDER)
-    (folder / CONFIG_FILE).write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
+def describe_model(config: ModelConfig, folder: Path) -> None:
+    """Writes the config of a model and the tokenizer's files into its folder."""
+    tokenizer = copy_tokenizer(config.tokenizer, folder / TOKENIZER_FOLDER)
+    text = yaml.safe_dump(replace(config, tokenizer=tokenizer).tree, sort_keys=False)
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
+def read_config(folder: str | Path) -> ModelConfig:
     """The config of a saved model. AuroraError when the folder holds none."""
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
         raise AuroraError(f"{folder} is not a model folder: it has no {CONFIG_FILE}. "
                           "`aurora train` writes one per stage, as RUN/STAGE/model")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise AuroraError(f"{path} is not readable as yaml: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
+    if not isinstance(tree, dict):
         raise AuroraError(f"{path} does not describe a model: it must name {', '.join(MODEL_SLOTS)}")
-    for slot in MODEL_SLOTS:
-        if not isinstance(config.get(slot), dict) or not isinstance(config[slot].get("name"), str):
-            raise AuroraError(f"{path} does not describe a model: it has no {slot} with a name; "
-                              f"it must name {', '.join(MODEL_SLOTS)}")
-    if "path" in config["tokenizer"]:
-        config["tokenizer"]["path"] = str(path.parent / config["tokenizer"]["path"])
-    return config
+    try:
+        config = ModelConfig.parse(tree)
+    except AuroraError as error:
+        raise AuroraError(f"{path} does not describe a model: {error}") from error
+    if "path" not in config.tokenizer:
+        return config
+    return replace(config, tokenizer={**config.tokenizer, "path": str(path.parent / config.tokenizer["path"])})
 
 
-def load_model(folder: str | Path, *, device: str | torch.device = "cpu", overrides: Mapping[str, Any] | None = None
-               ) -> tuple[AuroraModel, dict[str, Any]]:
+def load_model(folder: str | Path, *, device: str | torch.device = "cpu", overrides: Sequence[str] = ()
+               ) -> tuple[AuroraModel, ModelConfig]:
     """A saved model in evaluation mode, and its config.
 
-    `overrides` replace parts that hold no weights (merge, sort, prompt), the dtype, or what it is rounded to
-    (`quantize`).
+    `overrides` such as `merge=pool` or `quantize=int8` change parts that hold no weights (merge, sort, prompt), the
+    dtype, or how it is used.
     """
-    config = {**read_config(folder), **(overrides or {})}
+    config = read_config(folder).override(overrides)
     with torch.device("meta"):
-        model = build_model(ModelConfig.parse(config))
-    quantize(model.backbone, config.get("quantize"))
+        model = build_model(config)
+    model.backbone.quantize(config.quantize)
     load_weights(model, folder, config)
     fill_unsaved_buffers(model, config)
     return model.to(device).eval(), config
 
 
-def load_weights(model: AuroraModel, folder: str | Path, config: Mapping[str, Any]) -> None:
+def load_weights(model: AuroraModel, folder: str | Path, config: ModelConfig) -> None:
     """Reads a saved model's weights into `model`. AuroraError when they are of another model or broken.
 
     A model without memory (on the meta device) takes the read tensors as its own.
@@ -104,7 +101,7 @@ def load_weights(model: AuroraModel, folder: str | Path, config: Mapping[str, An
     load_parts(model, tensors, mapped=True)
 
 
-def fitting_tensors(model: AuroraModel, folder: str | Path, config: Mapping[str, Any]
+def fitting_tensors(model: AuroraModel, folder: str | Path, config: ModelConfig
                     ) -> tuple[Path, dict[str, Tensor]]:
     """A saved model's weights, mapped, and the file or folder that errors name; the model is given room for the tuned
     initial state that they hold. AuroraError when they are not those of `model`, or broken."""
@@ -162,23 +159,23 @@ def copy_tokenizer(tokenizer: Mapping[str, Any], folder: Path) -> dict[str, Any]
     return {**tokenizer, "path": TOKENIZER_FOLDER}
 
 
-def fill_unsaved_buffers(model: AuroraModel, config: Mapping[str, Any]) -> None:
+def fill_unsaved_buffers(model: AuroraModel, config: ModelConfig) -> None:
     """Gives the buffers that no checkpoint holds the values that their constructors compute."""
     empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     if not empty:
         return
-    fresh = dict(build_model(ModelConfig.parse(config)).named_buffers())
+    fresh = dict(build_model(config).named_buffers())
     for name in empty:
         owner, _, last = name.rpartition(".")
         setattr(model.get_submodule(owner), last, fresh[name])
 
 
-def part_names(config: Mapping[str, Any]) -> dict[str, str]:
+def part_names(config: ModelConfig) -> dict[str, str]:
     """The names of the parts that hold weights."""
-    return {slot: config[slot]["name"] for slot in WEIGHTED_SLOTS}
+    return {slot: config.part(slot)["name"] for slot in WEIGHTED_SLOTS}
 
 
-def part_metadata(config: Mapping[str, Any]) -> dict[str, str]:
+def part_metadata(config: ModelConfig) -> dict[str, str]:
     """The names of the parts that hold weights, as the header of a weight file has them."""
     return {"parts": json.dumps(part_names(config))}
 
@@ -196,17 +193,12 @@ def _savable(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_same_model(path: Path, parts: Mapping[str, str], config: Mapping[str, Any],
+def _check_same_model(path: Path, parts: Mapping[str, str], config: ModelConfig,
                       wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
     """AuroraError when a file's parts, names or shapes are not those of the model that its config describes."""
     for slot, name in part_names(config).items():
         if parts.get(slot, name) != name:
             raise AuroraError(f"{path} holds a model with {slot} {parts[slot]!r}, the config asks for {name!r}")
-    reshaped = [f"{name}: {tuple(found[name].shape)} in the file, {tuple(wanted[name].shape)} in the config"
-                for name in sorted(wanted.keys() & found.keys()) if wanted[name].shape != found[name].shape]
-    for problem, names in (("lacks", sorted(wanted.keys() - found.keys())),
-                           ("has unexpected", sorted(found.keys() - wanted.keys())),
-                           ("has other shapes for", reshaped)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise AuroraError(f"{path} is a checkpoint of another model: it {problem} {'; '.join(names[:3])}{more}")
+    faults = mismatches(wanted, found, listed=3)
+    if faults:
+        raise AuroraError(f"{path} is a checkpoint of another model than its config describes; {faults}")

@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aurora.errors import AuroraError
-
-_LISTED = 8
+from aurora.weights.loading import some
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,3 @@ def refuse_gaps(report: Report, *, missing_too: bool, unexpected_too: bool) -> N
     if report.unexpected and not unexpected_too:
         raise AuroraError(f"{report.source} holds {len(report.unexpected)} unexpected tensor(s): "
                           f"{some(report.unexpected)}; --allow-unexpected leaves them out")
-
-
-def some(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f", … ({len(names):,} in all)" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._packing import Row
+from ._linear_rnn import Row
 
 
 def row_window(x: Tensor, row: Row, before: Tensor | None, size: int) -> list[Tensor]:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from aurora.errors import AuroraError
-from aurora.weights.layouts import Family, KeyMap, Layout, Shapes
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes, require_values
 
 from ._layouts import depth, pair, size
 
@@ -31,8 +31,8 @@ def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     if groups != 1:
         raise AuroraError(f"config.json says n_groups {groups}; backbone 'mamba2' has one group of keys and queries")
     if inner % width or inner % heads:
-        raise AuroraError(f"the inner width {inner} is no multiple of the width {width} and the {heads} heads, as that "
-                          "of backbone 'mamba2' is")
+        raise AuroraError(f"the inner width {inner} is not a multiple of the width {width} and the {heads} heads, as "
+                          "that of backbone 'mamba2' is")
     return {
         "vocab_size": size(shapes, "embeddings.weight", 0),
         "hidden_size": width,
@@ -75,9 +75,7 @@ def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 def _check(config: Mapping[str, Any]) -> None:
     needed = {"model_type": "mamba2", "hidden_act": "silu", "layer_norm_epsilon": 1e-5, "use_bias": False,
               "use_conv_bias": True, "rms_norm": True}
-    for key, value in needed.items():
-        if config.get(key, value) != value:
-            raise AuroraError(f"config.json says {key} {config[key]!r}; backbone 'mamba2' has {value!r}")
+    require_values(config, part="backbone 'mamba2'", needed=needed)
     low, high = config.get("time_step_limit") or (0.0, math.inf)
     if _number(low) > 0 or _number(high) < math.inf:
         raise AuroraError(f"config.json says time_step_limit {[low, high]}; backbone 'mamba2' does not limit steps")

@@ -6,12 +6,12 @@ Shape letters: C width, H heads, N head size, R rank of the mixing, V vocabulary
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from aurora.errors import AuroraError
-from aurora.weights.layouts import Family, KeyMap, Layout, Shapes
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes, require_values
 
 from ._layouts import TIME_STATE, below, deep, depth, flat, pair, pairs, size, transposed, unpack_state
 
@@ -110,13 +110,9 @@ def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     }
 
 
-def _check(config: Mapping[str, Any]) -> None:
-    needed = {"model_type": "rwkv6", "hidden_act": "sqrelu", "norm_first": True, "norm_bias": True, "attn": None,
-              "expand_k": 1.0, "expand_v": 1.0, "tie_word_embeddings": False}
-    for key, value in needed.items():
-        if config.get(key, value) != value:
-            raise AuroraError(f"config.json says {key} {config[key]!r}; backbone 'rwkv6' has {value!r}")
-
+NEEDED = {"model_type": "rwkv6", "hidden_act": "sqrelu", "norm_first": True, "norm_bias": True, "attn": None,
+          "expand_k": 1.0, "expand_v": 1.0, "tie_word_embeddings": False}
+"""What a config.json must say, where it says anything of it."""
 
 AUTHORS = Layout(
     name="authors",
@@ -132,7 +128,7 @@ FLA = Layout(
     key_maps=_key_maps,
     layer=r"model\.layers\.(\d+)\.",
     configure=_configure,
-    check=_check,
+    check=partial(require_values, part="backbone 'rwkv6'", needed=NEEDED),
     notes=("flash-linear-attention takes the eps of the group norm from norm_eps (1e-5); the authors' is 64e-5. After "
            "loading, set layer.attn.g_norm.eps = 64e-5 in every layer, or its logits are 1e-3 off",),
 )

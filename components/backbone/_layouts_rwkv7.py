@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from aurora.errors import AuroraError
-from aurora.weights.layouts import Family, KeyMap, Layout, Shapes
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes, require_values
 
 from ._layouts import TIME_STATE, below, deep, depth, flat, pair, pairs, size, transposed, unpack_state
 
@@ -83,13 +83,9 @@ def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     }
 
 
-def _check(config: Mapping[str, Any]) -> None:
-    needed = {"model_type": "rwkv7", "hidden_act": "sqrelu", "norm_first": True, "norm_bias": True, "attn": None,
-              "norm_eps": 1e-5, "tie_word_embeddings": False}
-    for key, value in needed.items():
-        if config.get(key, value) != value:
-            raise AuroraError(f"config.json says {key} {config[key]!r}; backbone 'rwkv7' has {value!r}")
-
+NEEDED = {"model_type": "rwkv7", "hidden_act": "sqrelu", "norm_first": True, "norm_bias": True, "attn": None,
+          "norm_eps": 1e-5, "tie_word_embeddings": False}
+"""What a config.json must say, where it says anything of it."""
 
 AUTHORS = Layout(
     name="authors",
@@ -107,6 +103,6 @@ FLA = Layout(
     key_maps=_key_maps,
     layer=r"model\.layers\.(\d+)\.",
     configure=_configure,
-    check=_check,
+    check=partial(require_values, part="backbone 'rwkv7'", needed=NEEDED),
 )
 FAMILY = Family(slot="backbone", part="rwkv7", layouts=(AUTHORS, FLA), options=_options, unpack=unpack_state)

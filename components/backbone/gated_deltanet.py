@@ -22,7 +22,7 @@ from ..kernels.gated_delta import gated_delta, gated_delta_step
 from ._conv import convolve, latest, row_window, step_window
 from ._decoder import NORM_EPS, Decoder, Mixer, mlp_size
 from ._layers import GatedNorm, Linear, check_heads, check_sizes, parameter
-from ._packing import Row
+from ._linear_rnn import Row
 
 LENGTH_EPS = 1e-6
 

@@ -19,7 +19,7 @@ from aurora.registry import BACKBONE
 from ..kernels.gla import gla, gla_step
 from ._decoder import NORM_EPS, Decoder, Mixer, mlp_size
 from ._layers import GatedNorm, Linear, check_heads, check_sizes, with_range
-from ._packing import Row
+from ._linear_rnn import Row
 
 # arXiv 2312.06635, section 4.4: the root of a sigmoid, so that decays start near one
 DECAY_ROOT = 16

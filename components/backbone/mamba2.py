@@ -16,17 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aurora.errors import AuroraError
-from aurora.interfaces import Backbone
 from aurora.registry import BACKBONE
-from aurora.types import State
 from aurora.weights.io import open_tensors
 from aurora.weights.loading import fill, write_tensors
 
 from ..kernels.ssd import ssd, ssd_step
 from ._conv import convolve, latest, row_window, step_window
-from ._layers import Linear, check_sizes, layer_of, stack_layers
+from ._layers import Linear, check_sizes
 from ._layouts_mamba2 import FAMILY
-from ._packing import Row
+from ._linear_rnn import LinearRNN, Parts, Row
 
 NORM_EPS = 1e-5
 
@@ -105,13 +103,15 @@ class Block(nn.Module):
 
 
 @BACKBONE.register
-class Mamba2(Backbone):
+class Mamba2(LinearRNN):
     """Mamba-2, a linear RNN with one decay per head; defaults are those of the 1.3B model.
 
     Parameters are named as `transformers` names them.
     """
 
     block_class = Block
+    layer_state = LayerState
+    recurrence = "ssm"
     layouts = FAMILY
 
     def __init__(
@@ -159,34 +159,9 @@ class Mamba2(Backbone):
             block.norm.reset_parameters()
             _fill_mixer(block.mixer, len(self.layers))
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.embeddings.weight)
-
-    def blank_state(self, sequences: int) -> State:
-        weight = self.embeddings.weight
-        dtypes = {"conv": weight.dtype, "ssm": torch.promote_types(weight.dtype, torch.float32)}
-        return {
-            name: weight.new_zeros(len(self.layers), sequences, *shape, dtype=dtypes[name])
-            for name, shape in self.state_shapes.items()
-        }
-
-    def read(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None, *, return_state: bool
-    ) -> tuple[Tensor, State | None]:
-        row = Row.of(cu_seqlens, x.device)
-        after = []
-        for layer, block in enumerate(self.layers):
-            x, layer_state = block(x, row, None if state is None else layer_of(LayerState, state, layer), return_state)
-            after.append(layer_state)
-        return self.norm_f(x), stack_layers(after) if return_state else None
-
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        after = []
-        for layer, block in enumerate(self.layers):
-            assert isinstance(block, Block)
-            x, layer_state = block.step(x, layer_of(LayerState, state, layer))
-            after.append(layer_state)
-        return self.norm_f(x), stack_layers(after)
+    @property
+    def parts(self) -> Parts:
+        return Parts(self.embeddings, self.layers, self.norm_f)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embeddings.weight)

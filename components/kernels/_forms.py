@@ -41,12 +41,17 @@ class Form(NamedTuple):
     without the lengths themselves; None when it should not. Who names the form gets it in any case."""
 
 
-def choose(op: str, forms: Mapping[str, Form], name: str, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Form:
+def choose(
+    op: str, forms: Mapping[str, Form], name: str, k: Tensor, v: Tensor, lengths: Sequence[int],
+    step: Callable[..., tuple[Tensor, Tensor]] | None = None,
+) -> Form:
     """The form of that name; for `auto` the first that can take keys [T, H, K] and values [T, H, V] like these and is
-    not slow for sequences of these lengths.
+    not slow for sequences of these lengths, or `step`, where it is given and every sequence is one position.
 
     AuroraError when there is no such form, or it cannot.
     """
+    if name == "auto" and step is not None and max(lengths) == 1:
+        return Form(lambda *given: step(*given[:-2], given[-1]), widens=False)
     if name == "auto":
         return forms[_first_fit(op, forms, k, v, lengths)]
     if name not in forms:

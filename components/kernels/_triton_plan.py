@@ -5,13 +5,17 @@ Shape letters: T packed positions, H heads, K key width, V value width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from ._triton import Segments, interpreted, segments
+from ._triton import Segments, interpreted, positions, segments
+
+SHORT = 8
+"""Up to this length the recurrence is used."""
 
 
 class Plan(NamedTuple):
@@ -69,6 +73,18 @@ def plan(lengths: tuple[int, ...], v: Tensor, *keys: Tensor, narrow_levels: int 
         levels=levels,
         numbers=_numbers(dtype),
         narrow=torch.bfloat16 if dtype is torch.bfloat16 else torch.float32,
+    )
+
+
+def recur(
+    kernel: Any, inputs: Sequence[Tensor], state: Tensor, y: Tensor, final: Tensor, lengths: tuple[int, ...]
+) -> None:
+    """Runs the kernel of a recurrence, which goes through the positions one by one, into y and the final state."""
+    sequences, heads, keys, values = state.shape
+    columns, step = 16, max(lengths) == 1
+    bounds = None if step else positions(lengths, state.device)
+    kernel[(sequences * heads * (values // columns),)](
+        *inputs, state, y, final, bounds, heads, keys, values, columns, step, num_warps=1
     )
 
 

@@ -18,11 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import _wkv6_kernels as kernels
-from ._triton import device_of, positions
-from ._triton_plan import Plan, plan
-
-SHORT = 8
-"""Up to this length the recurrence is used."""
+from ._triton import device_of
+from ._triton_plan import SHORT, Plan, plan, recur
 
 
 def wkv6_triton(
@@ -45,7 +42,7 @@ class _Fused(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         start, total = state, None
         if max(lengths) <= SHORT:
-            _recur(r, k, v, w, bonus, state, y, final, lengths)
+            recur(kernels.recurrent, (r, k, v, w, bonus), state, y, final, lengths)
         else:
             row = plan(lengths, v, r, k)
             if row.parts.split:
@@ -77,18 +74,6 @@ class _Fused(torch.autograd.Function):
                 *row.sizes, row.levels, *row.numbers, **row.once,
             )
         return dr, dk, dv, dw, dbonus.sum(0).to(bonus.dtype), dstate, None
-
-
-def _recur(
-    r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, state: Tensor, y: Tensor, final: Tensor,
-    lengths: tuple[int, ...],
-) -> None:
-    sequences, heads, keys, values = state.shape
-    columns, step = 16, max(lengths) == 1
-    bounds = None if step else positions(lengths, r.device)
-    kernels.recurrent[(sequences * heads * (values // columns),)](
-        r, k, v, w, bonus, state, y, final, bounds, heads, keys, values, columns, step, num_warps=1
-    )
 
 
 def _advance(a: Tensor, x: Tensor, w: Tensor, row: Plan, backward: bool) -> tuple[Tensor, Tensor]:

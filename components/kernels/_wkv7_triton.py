@@ -17,11 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from . import _wkv7_backward as gradients
 from . import _wkv7_kernels as kernels
-from ._triton import device_of, interpreted, positions
-from ._triton_plan import Plan, plan
+from ._triton import device_of, interpreted
+from ._triton_plan import SHORT, Plan, plan, recur
 
-SHORT = 8
-"""Up to this length the recurrence is used."""
 LEVELS = 4
 """Chunks of 16 positions: with 32 the products of a chunk do not fit in the registers."""
 
@@ -47,7 +45,7 @@ class _Fused(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         start, maps = state, None
         if max(lengths) <= SHORT:
-            _recur(r, w, k, v, a, b, state, y, final, lengths)
+            recur(kernels.recurrent, (r, w, k, v, a, b), state, y, final, lengths)
         else:
             row = plan(lengths, v, r, k, a, b, narrow_levels=LEVELS)
             if row.parts.split:
@@ -87,18 +85,6 @@ class _Fused(torch.autograd.Function):
                 *row.sizes, row.levels, *row.numbers, **row.once,
             )
         return dr, dw, dk, dv, da, db, dstate, None
-
-
-def _recur(
-    r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor, y: Tensor, final: Tensor,
-    lengths: tuple[int, ...],
-) -> None:
-    sequences, heads, keys, values = state.shape
-    columns, step = 16, max(lengths) == 1
-    bounds = None if step else positions(lengths, r.device)
-    kernels.recurrent[(sequences * heads * (values // columns),)](
-        r, w, k, v, a, b, state, y, final, bounds, heads, keys, values, columns, step, num_warps=1
-    )
 
 
 def _alone(w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, row: Plan) -> tuple[Tensor, Tensor]:

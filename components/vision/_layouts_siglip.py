@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from aurora.errors import AuroraError
-from aurora.weights.layouts import Family, KeyMap, Layout, Shapes
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes, require_values
 
 from ._base_weights import PREFIX
 
@@ -94,11 +94,8 @@ def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def _check(config: Mapping[str, Any]) -> None:
-    vision = config.get("vision_config", config)
-    needed = {"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"}
-    for key, value in needed.items():
-        if vision.get(key, value) != value:
-            raise AuroraError(f"config.json says {key} {vision[key]!r}; vision 'siglip' has {value!r}")
+    require_values(config.get("vision_config", config), part="vision 'siglip'",
+                   needed={"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"})
 
 
 def _transformers(name: str, title: str, prefix: str) -> Layout:

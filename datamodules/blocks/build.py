@@ -19,8 +19,8 @@ from typing import NamedTuple
 from aurora.errors import AuroraError
 from aurora.interfaces import Turn
 
-from .._samples import ShardSample
-from .._shards import shard_path, write_index, write_shard
+from ..shards.format import ShardSample
+from ..shards.writing import shard_path, write_index, write_shard
 from .conversations import STILL, image_caption_turn, question_turns, to_json, video_caption_turn
 from .families import FAMILIES, Question
 from .render import encode, picture
@@ -35,7 +35,7 @@ PER_SHARD = 250
 TURNS = 4
 
 
-class Task(NamedTuple):
+class BlocksTask(NamedTuple):
     """One shard, to be written by any process: a pure function of its fields."""
 
     folder: Path
@@ -54,7 +54,7 @@ def build(folder: str | Path, *, seed: int = 0, scale: float = 1.0, workers: int
         raise AuroraError(f"scale {scale} is outside (0, 1000]; 1 makes {sum(SAMPLES.values())} training samples")
     folder = Path(folder)
     counts = {dataset: max(PER_SHARD // 10, round(count * scale)) for dataset, count in SAMPLES.items()}
-    tasks = [Task(folder, dataset, number, min(PER_SHARD, count - number * PER_SHARD), seed)
+    tasks = [BlocksTask(folder, dataset, number, min(PER_SHARD, count - number * PER_SHARD), seed)
              for dataset, count in counts.items() for number in range(-(-count // PER_SHARD))]
     questions = max(1, round(QUESTIONS * scale))
     for dataset in counts:
@@ -70,7 +70,7 @@ def build(folder: str | Path, *, seed: int = 0, scale: float = 1.0, workers: int
     return counts
 
 
-def write_task(task: Task) -> None:
+def write_task(task: BlocksTask) -> None:
     """Writes one shard."""
     start = task.number * PER_SHARD
     make = DATASETS[task.dataset]

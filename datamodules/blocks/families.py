@@ -13,6 +13,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 from .scenes import AXES, BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Look, Scene, SceneMaker, Thing, axis_of, colors_of
@@ -50,6 +51,15 @@ class Family(NamedTuple):
     still: bool = False  # whether one image is enough to answer
 
 
+def make_some_move(maker: SceneMaker, *, things: tuple[int, ...], movers: tuple[int, ...]) -> Scene:
+    """A scene in which some of the things move along one axis; a number with two bounds is drawn."""
+    total, moving = (bounds[0] if len(bounds) == 1 else maker.rng.randint(*bounds) for bounds in (things, movers))
+    axis = maker.rng.choice(AXES)
+    scene = maker.plain(total, axis)
+    moved = [maker.moving(thing, axis) if index < moving else thing for index, thing in enumerate(scene.things)]
+    return _with_things(scene, moved, maker.rng)
+
+
 def make_moving_direction(maker: SceneMaker) -> Scene:
     direction = maker.rng.choice(DIRECTIONS)
     axis = axis_of(direction)
@@ -67,10 +77,6 @@ def ask_moving_direction(scene: Scene, rng: random.Random) -> Question | None:
     return _asked(scene, "moving_direction", f"In which direction does the {thing.look} move?", thing.direction, wrong)
 
 
-def make_moving_attribute(maker: SceneMaker) -> Scene:
-    return _movers(maker, things=3, movers=1)
-
-
 def ask_moving_attribute(scene: Scene, rng: random.Random) -> Question | None:
     movers = [thing for thing in scene.things if thing.moves]
     if len(movers) != 1 or len(scene.things) < 3 or movers[0].new_color or scene.wall:
@@ -81,19 +87,11 @@ def ask_moving_attribute(scene: Scene, rng: random.Random) -> Question | None:
                     _three(rng, COLORS, {color}, first=resting))
 
 
-def make_moving_count(maker: SceneMaker) -> Scene:
-    return _movers(maker, things=3, movers=maker.rng.randint(0, 3))
-
-
 def ask_moving_count(scene: Scene, rng: random.Random) -> Question | None:
     count = sum(thing.moves for thing in scene.things)
     if count > 3 or len(scene.things) < 3 or scene.wall:
         return None
     return _asked(scene, "moving_count", "How many objects move?", str(count), _three(rng, "0123", {str(count)}))
-
-
-def make_object_existence(maker: SceneMaker) -> Scene:
-    return _movers(maker, things=maker.rng.randint(2, 3), movers=maker.rng.randint(0, 1))
 
 
 def ask_object_existence(scene: Scene, rng: random.Random) -> Question | None:
@@ -102,10 +100,6 @@ def ask_object_existence(scene: Scene, rng: random.Random) -> Question | None:
         return None
     return _asked(scene, "object_existence", "Which of these objects can be seen?", str(thing.look),
                     _absent(rng, scene))
-
-
-def make_object_count(maker: SceneMaker) -> Scene:
-    return _movers(maker, things=maker.rng.randint(1, 4), movers=maker.rng.randint(0, 1))
 
 
 def ask_object_count(scene: Scene, rng: random.Random) -> Question | None:
@@ -235,10 +229,6 @@ def ask_object_hidden(scene: Scene, rng: random.Random) -> Question | None:
                     _three(rng, _all_looks(), {answer}, first=others))
 
 
-def make_position(maker: SceneMaker) -> Scene:
-    return _movers(maker, things=maker.rng.randint(1, 3), movers=maker.rng.randint(0, 1))
-
-
 def ask_position(scene: Scene, rng: random.Random) -> Question | None:
     plain = (thing for thing in scene.things if _stays(thing) and thing.look != scene.hidden and _corner(thing.end))
     thing = _one(rng, plain)
@@ -248,10 +238,6 @@ def ask_position(scene: Scene, rng: random.Random) -> Question | None:
     moment = " at the end" if any(other.moves for other in scene.things) else ""
     corners = ("top left", "top right", "bottom left", "bottom right")
     return _asked(scene, "position", f"Where is the {thing.look}{moment}?", answer, _three(rng, corners, {answer}))
-
-
-def make_attribute(maker: SceneMaker) -> Scene:
-    return _movers(maker, things=maker.rng.randint(2, 3), movers=maker.rng.randint(0, 1))
 
 
 def ask_attribute(scene: Scene, rng: random.Random) -> Question | None:
@@ -266,18 +252,18 @@ def ask_attribute(scene: Scene, rng: random.Random) -> Question | None:
 
 FAMILIES: dict[str, Family] = {
     "moving_direction": Family(make_moving_direction, ask_moving_direction),
-    "moving_attribute": Family(make_moving_attribute, ask_moving_attribute),
-    "moving_count": Family(make_moving_count, ask_moving_count),
-    "object_existence": Family(make_object_existence, ask_object_existence, still=True),
-    "object_count": Family(make_object_count, ask_object_count, still=True),
+    "moving_attribute": Family(partial(make_some_move, things=(3,), movers=(1,)), ask_moving_attribute),
+    "moving_count": Family(partial(make_some_move, things=(3,), movers=(0, 3)), ask_moving_count),
+    "object_existence": Family(partial(make_some_move, things=(2, 3), movers=(0, 1)), ask_object_existence, still=True),
+    "object_count": Family(partial(make_some_move, things=(1, 4), movers=(0, 1)), ask_object_count, still=True),
     "action_order": Family(make_action_order, ask_action_order),
     "scene_transition": Family(make_scene_transition, ask_scene_transition),
     "needle": Family(make_needle, ask_needle),
     "state_change": Family(make_state_change, ask_state_change),
     "action_localization": Family(make_action_localization, ask_action_localization),
     "object_hidden": Family(make_object_hidden, ask_object_hidden),
-    "position": Family(make_position, ask_position, still=True),
-    "attribute": Family(make_attribute, ask_attribute, still=True),
+    "position": Family(partial(make_some_move, things=(1, 3), movers=(0, 1)), ask_position, still=True),
+    "attribute": Family(partial(make_some_move, things=(2, 3), movers=(0, 1)), ask_attribute, still=True),
 }
 
 
@@ -293,14 +279,6 @@ def _asked(scene: Scene, family: str, text: str, answer: str, wrong: tuple[str, 
     shown = sorted(f"{thing.look} {thing.new_color or ''}" for thing in scene.things)
     backgrounds = [scene.background, scene.new_background or ""]
     return Question(family, text, answer, wrong, "|".join([family, answer, *backgrounds, *shown]))
-
-
-def _movers(maker: SceneMaker, *, things: int, movers: int) -> Scene:
-    """A scene in which `movers` of the things move along one axis."""
-    axis = maker.rng.choice(AXES)
-    scene = maker.plain(things, axis)
-    moved = [maker.moving(thing, axis) if index < movers else thing for index, thing in enumerate(scene.things)]
-    return _with_things(scene, moved, maker.rng)
 
 
 def _with_things(scene: Scene, things: Sequence[Thing], rng: random.Random) -> Scene:

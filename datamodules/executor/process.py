@@ -6,18 +6,17 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 
 import torch
 
 from aurora.errors import AuroraError
 from aurora.interfaces.data import Executor, R, T
 from aurora.registry import EXECUTOR
-
-from .._pool import cause_of_death, processes_of
 
 
 @EXECUTOR.register
@@ -51,6 +50,23 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def processes_of(pool: ProcessPoolExecutor) -> Mapping[int, BaseProcess]:
+    """The processes that a pool starts. They can still be asked when the pool has ended."""
+    # There is no public way to learn how one ended.
+    found: Mapping[int, BaseProcess] = getattr(pool, "_processes", {})
+    return found
+
+
+def cause_of_death(processes: Mapping[int, BaseProcess]) -> str:
+    """What the first to die of a broken pool's processes, which have all ended, died of."""
+    codes = {process.exitcode or 0 for process in processes.values()} - {0}
+    # The pool ends the others by SIGTERM.
+    code = next(iter(codes - {-signal.SIGTERM}), -signal.SIGTERM)
+    if code == -signal.SIGKILL:
+        return "SIGKILL, perhaps because memory ran out; fewer workers need less"
+    return signal.Signals(-code).name if code < 0 else f"status {code}"
+
+
 def _context(work: Callable[..., object]) -> BaseContext:
     """Workers are forked off a process that has imported what they need and nothing else: this one may hold threads,
     which must not be forked, and importing everything once per worker takes a second on each core."""
@@ -62,7 +78,7 @@ def _context(work: Callable[..., object]) -> BaseContext:
 
 
 def _begin() -> None:
-    torch.set_num_threads(1)  # a worker is given one core
+    torch.set_num_threads(1)  # a worker has one core
     # ^C reaches every process of a terminal; a worker just ends, and the parent says so once.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from aurora.errors import AuroraError
+from aurora.files import replace_file
 from aurora.interfaces.data import Executor, R, ShellTask, T
 from aurora.registry import EXECUTOR
-
-from .._writing import replace_file
 
 _POLL_SECONDS = 5.0
 _SCRIPT = """#!/bin/bash

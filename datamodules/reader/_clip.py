@@ -19,16 +19,16 @@ import numpy as np
 
 from aurora.errors import AuroraError
 
-from .._samples import LIMITS
 from ._file import TIMEOUT_SECONDS, Deadline, label, open_video
-from ._file import decoded_here as decoded_here  # who starts processes asks here
 
 # In these, a frame shown after a keyframe needs nothing from before it. In H.264 only an IDR picture promises that.
 _CLEAN = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg1video", "mpeg2video", "mpeg4", "mjpeg", "prores")
 _ORDINARY = ("mp4", "matroska")  # where a file has a table of its keyframes, and decoders agree on times
+MAX_FRAMES = 4_000_000
+MAX_SECONDS = 48 * 3600.0
 _IDR = 5
 _KEPT = 4
-_measured: OrderedDict[tuple[str, int, int], Packets] = OrderedDict()
+_scanned: OrderedDict[tuple[str, int, int], Packets] = OrderedDict()
 
 
 class Clip(NamedTuple):
@@ -102,10 +102,10 @@ def scan(source: str | bytes, deadline: Deadline) -> Packets:
         return _scan(source, deadline)
     facts = Path(source).stat()
     key = (str(Path(source).resolve()), facts.st_size, facts.st_mtime_ns)
-    packets = _measured.pop(key, None) or _scan(source, deadline)
-    _measured[key] = packets
-    if len(_measured) > _KEPT:
-        _measured.popitem(last=False)
+    packets = _scanned.pop(key, None) or _scan(source, deadline)
+    _scanned[key] = packets
+    if len(_scanned) > _KEPT:
+        _scanned.popitem(last=False)
     return packets
 
 
@@ -126,8 +126,8 @@ def _scan(source: str | bytes, deadline: Deadline) -> Packets:
     if declared is not None and declared > (clip.first + clip.duration) * 1.02 + 0.25:
         raise AuroraError(f"{label(source)} is truncated: its header promises {declared:.2f} s, "
                           f"it ends after {clip.first + clip.duration:.2f} s")
-    if clip.duration > LIMITS.seconds:
-        raise AuroraError(f"{label(source)} lasts {clip.duration:.0f} s, which is more than {LIMITS.seconds:.0f}")
+    if clip.duration > MAX_SECONDS:
+        raise AuroraError(f"{label(source)} lasts {clip.duration:.0f} s, which is more than {MAX_SECONDS:.0f}")
     return packets
 
 
@@ -140,8 +140,8 @@ def _read(container: Any, stream: Any, source: str | bytes, deadline: Deadline) 
         deadline.check()
         if packet.is_corrupt:
             raise AuroraError(f"{label(source)} is truncated or damaged at frame {number}")
-        if number >= LIMITS.frames:
-            raise AuroraError(f"{label(source)} has more than {LIMITS.frames} frames")
+        if number >= MAX_FRAMES:
+            raise AuroraError(f"{label(source)} has more than {MAX_FRAMES} frames")
         start = packet.dts if packet.pts is None else packet.pts
         whole &= packet.pts is not None
         if floor is None and packet.is_keyframe:

@@ -1,4 +1,7 @@
-"""Decoding what a plan says, and nothing else."""
+"""Which packets are decoded for some moments, a pure function of what the packets say, and decoding just those.
+
+Shape letters: P packets in the order of the file, W wanted frames in the order of time.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,94 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aurora.errors import AuroraError
+from aurora.interfaces import Sampling
 
 from ._clip import Packets, packets_of
 from ._file import Deadline, label, open_video
-from ._plan import Plan, Run, plan
+from ._sampling import sample_times
 
 # Packets that are read over rather than searched for: a search costs more in files without an index.
 _FAR = 256
+
+
+class Run(NamedTuple):
+    """Packets [begin, end) that are decoded one after the other, the first of which needs nothing from before it."""
+
+    begin: int
+    end: int
+
+
+class ReadPlan(NamedTuple):
+    """What is shown at every moment, and how to come by it."""
+
+    times: list[float]  # seconds after the first frame
+    ticks: list[int]  # the frame of a moment is the last one that begins by then ...
+    floors: list[int]  # ... and where it begins before that, it was not decoded
+    runs: list[Run]
+    whole: np.ndarray | None  # [P] bool: others may go when no frame refers to them; none: nothing may go
+
+
+def moments(packets: Packets, sampling: Sampling, source: str | bytes) -> list[float]:
+    """The moments of a checked sampling, in seconds after the first frame."""
+    clip = packets.within(sampling.start, sampling.stop, source)
+    return sample_times(sampling, clip.duration, clip.span)
+
+
+def shown_at(packets: Packets, times: list[float]) -> np.ndarray:
+    """[W] int64: the number of the packet whose frame is shown at each moment, the last one for ever."""
+    shown = np.flatnonzero(packets.shown)
+    order = shown[np.argsort(packets.starts[shown], kind="stable")]
+    starts = packets.starts[order] * packets.tick
+    # Half a tick, because a timestamp in milliseconds can lie just after the moment it stands for.
+    until = starts[0] + np.array(times) + packets.tick / 2
+    return np.asarray(order[np.maximum(np.searchsorted(starts, until, side="right") - 1, 0)])
+
+
+def plan_read(packets: Packets, times: list[float]) -> ReadPlan:
+    """The cheapest way to the frames of some moments that cannot change them.
+
+    Of every group of pictures that holds a wanted frame the packets up to that frame; in H.264 without the frames that
+    no other refers to. Where packets do not say when they are shown, everything.
+    """
+    wanted, first = shown_at(packets, times), int(packets.starts[packets.shown].min())
+    if not packets.whole:
+        ticks = np.floor((first * packets.tick + np.array(times)) / packets.tick + 0.5).astype(np.int64)
+        return ReadPlan(times, ticks.tolist(), [first] * len(times), [Run(0, len(packets.starts))], None)
+    begins = _begins(packets, wanted)
+    # A picture may be two packets, one per field: the neighbours of a wanted one are always decoded with it.
+    ends = np.minimum(wanted + 2, len(packets.starts))
+    floors = np.maximum(packets.starts[begins], first)
+    return ReadPlan(times, packets.starts[wanted].tolist(), np.minimum(floors, packets.starts[wanted]).tolist(),
+                _joined(begins, ends), _wholly(packets, wanted) if packets.codec == "h264" else None)
+
+
+def _begins(packets: Packets, wanted: np.ndarray) -> np.ndarray:
+    """[W] int64: the last keyframe before each wanted packet that is not shown after it, or the beginning."""
+    # Reading on from the beginning is always right, also when the first packet is no such keyframe.
+    keys = np.concatenate([[0], np.flatnonzero(packets.keys)])
+    at = np.searchsorted(keys, wanted, side="right") - 1
+    # A frame that is shown before the keyframe it follows may need the frames before that one.
+    leading = packets.starts[keys[at]] > packets.starts[wanted]
+    return np.asarray(keys[np.maximum(at - leading, 0)])
+
+
+def _joined(begins: np.ndarray, ends: np.ndarray) -> list[Run]:
+    """Runs in the order of the file; those that overlap or touch are one."""
+    runs: list[Run] = []
+    for begin, end in sorted(zip(begins.tolist(), ends.tolist(), strict=True)):
+        if runs and begin <= runs[-1].end:
+            runs[-1] = Run(runs[-1].begin, max(end, runs[-1].end))
+        else:
+            runs.append(Run(begin, end))
+    return runs
+
+
+def _wholly(packets: Packets, wanted: np.ndarray) -> np.ndarray:
+    """[P] bool: wanted packets and their neighbours."""
+    whole = np.zeros(len(packets.starts), bool)
+    for shift in (-1, 0, 1):
+        whole[np.clip(wanted + shift, 0, len(whole) - 1)] = True
+    return whole
 
 
 class _LostPlace(Exception):
@@ -44,7 +128,7 @@ def _frames_at(
     source: str | bytes, packets: Packets, times: list[float], threads: int, deadline: Deadline,
     short_side: int | None, *, seek: bool
 ) -> Iterator[tuple[float, np.ndarray]]:
-    wanted, shape = plan(packets, times), None
+    wanted, shape = plan_read(packets, times), None
     with open_video(source, threads=threads) as (container, stream):
         frames = _Decoder(container, stream, packets, wanted, deadline, seek=seek).frames()
         current, following = next(frames, None), None
@@ -73,7 +157,7 @@ class _Decoder:
     """Decodes the runs of a plan; between them the decoder is emptied, because they do not follow on each other."""
 
     def __init__(
-        self, container: Any, stream: Any, packets: Packets, wanted: Plan, deadline: Deadline, *, seek: bool
+        self, container: Any, stream: Any, packets: Packets, wanted: ReadPlan, deadline: Deadline, *, seek: bool
     ) -> None:
         self.container, self.stream, self.context = container, stream, stream.codec_context
         self.packets, self.plan, self.deadline, self.seek = packets, wanted, deadline, seek

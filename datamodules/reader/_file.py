@@ -8,15 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import av.error
 import av.logging
 
 from aurora.errors import AuroraError
-
-from .._samples import LIMITS
+from aurora.images import MAX_PIXELS
 
 # Playlists (hls, concat, dash) would open whatever they name, so only files that hold their frames are opened.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,avi,flv,asf,ogg"
@@ -106,9 +105,9 @@ def _video_stream(container: Any, source: str | bytes) -> Any:
 def _prepare(stream: Any, threads: int, source: str | bytes) -> None:
     if stream.codec_context is None:
         raise AuroraError(f"{label(source)} cannot be read as a video: FFmpeg has no decoder for it")
-    if stream.width * stream.height > LIMITS.pixels:
+    if stream.width * stream.height > MAX_PIXELS:
         raise AuroraError(f"{label(source)} has frames of {stream.width}×{stream.height} pixels, which are more than "
-                          f"{LIMITS.pixels}")
+                          f"{MAX_PIXELS}")
     if threads > 1:
         # FFmpeg's threads would wait for ever for Python's lock to report to a logger of Python's.
         av.logging.set_level(None)
@@ -116,4 +115,28 @@ def _prepare(stream: Any, threads: int, source: str | bytes) -> None:
     stream.thread_type = "FRAME" if threads > 1 else "SLICE"
     stream.thread_count = threads
     # A stream may change its size after the header.
-    stream.codec_context.options = {"max_pixels": str(LIMITS.pixels)}
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+
+
+class Shape(NamedTuple):
+    """A frame as it is stored, by how many degrees it is turned to stand upright, and whether it is two fields."""
+
+    height: int
+    width: int
+    rotation: int
+    interlaced: bool
+
+
+def stored_shape(source: str | bytes) -> Shape:
+    """The shape of the first frame. AuroraError when it cannot be decoded."""
+    with open_video(source) as (container, stream):
+        frame = next(container.decode(stream), None)
+        if frame is None:
+            raise AuroraError(f"{label(source)} holds no frame that can be decoded")
+        return Shape(frame.height, frame.width, frame.rotation, frame.interlaced_frame)
+
+
+def video_shape(source: str | bytes) -> tuple[int, int]:
+    """Height and width of the first frame, upright. AuroraError when it cannot be decoded."""
+    height, width, rotation, _ = stored_shape(source)
+    return (width, height) if rotation % 180 else (height, width)

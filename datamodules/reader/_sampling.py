@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 
-from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 
 # A clip of 2.0000001 s at 1 fps has two frames, not three: float noise is no moment.
 _NOISE = 1e-6
-
-
-def check_sampling(sampling: Sampling) -> Sampling:
-    """The sampling, or AuroraError when it does not say exactly one thing."""
-    if (sampling.fps is None) == (sampling.frames is None):
-        raise AuroraError(f"sampling: give exactly one of fps ({sampling.fps}) and frames ({sampling.frames})")
-    if sampling.fps is not None and not 0 < sampling.fps <= 1000:
-        raise AuroraError(f"sampling: fps {sampling.fps} is outside (0, 1000]")
-    if sampling.frames is not None and sampling.frames < 1:
-        raise AuroraError(f"sampling: frames {sampling.frames} is less than 1")
-    if sampling.max_frames is not None and (sampling.fps is None or sampling.max_frames < 1):
-        raise AuroraError(f"sampling: max_frames {sampling.max_frames} caps fps at 1 frame or more; "
-                          "with frames the number is already said")
-    if not 0 <= sampling.start < (math.inf if sampling.stop is None else sampling.stop):
-        raise AuroraError(f"sampling: nothing lies between start {sampling.start} and stop {sampling.stop}; both are "
-                          "seconds after the first frame")
-    return sampling
 
 
 def sample_counts(sampling: Sampling, duration: np.ndarray) -> np.ndarray:

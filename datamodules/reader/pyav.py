@@ -6,14 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from aurora.interfaces import Sampling, VideoReader
+from aurora.interfaces import Sampling, VideoReader, check_sampling
 from aurora.registry import READER
 
-from ._clip import scan
-from ._decode import frames_at
+from ._clip import Packets, scan
+from ._decode import frames_at, moments
 from ._file import TIMEOUT_SECONDS, Deadline, check_threads, check_timeout
-from ._plan import moments
-from ._sampling import check_sampling
 
 
 @READER.register
@@ -32,9 +30,14 @@ class PyavReader(VideoReader):
         check_sampling(sampling)
         deadline = Deadline(self.timeout_seconds, source)
         packets = scan(source, deadline)
-        times = moments(packets, sampling, source)
-        yield from deadline.timed(frames_at(source, packets, times, threads=self.threads, deadline=deadline))
+        yield from deadline.timed(self.frames(source, packets, moments(packets, sampling, source), deadline))
 
     def times(self, source: str | bytes, sampling: Sampling) -> list[float]:
         check_sampling(sampling)
         return moments(scan(source, Deadline(self.timeout_seconds, source)), sampling, source)
+
+    def frames(
+        self, source: str | bytes, packets: Packets, times: list[float], deadline: Deadline
+    ) -> Iterator[tuple[float, np.ndarray]]:
+        """(seconds, [H, W, 3] uint8) of the frame shown at each moment."""
+        return frames_at(source, packets, times, threads=self.threads, deadline=deadline)

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .._samples import BadSample
+from aurora.errors import BadSample
 
 _HEAD = 64
 _MOST_PICTURES = 4096  # of a folder that stands for a video

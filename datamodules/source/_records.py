@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.interfaces import Entry, Source
 
-from .._samples import BadSample, ShardSample
+from ..shards.format import ShardSample
 from ._lines import entries, fault_of, place_of, record_at, weight_of
 from ._media import VIDEOS, Medium, content, find, media, size_of
 from ._turns import Conversation

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aurora.errors import BadSample
 from aurora.registry import SOURCE
 
-from .._samples import BadSample
 from ._records import RecordSource, Told
 from ._turns import agreed, asked
 from .captions import field

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.interfaces import Entry
 from aurora.registry import SOURCE
 
-from .._samples import BadSample
 from ._join import Row, joined
 from ._lines import items
 from ._records import RecordSource, Told, annotation_file

@@ -10,12 +10,12 @@ from aurora.registry import INJECTED, MODEL_SLOTS, SLOTS
 
 
 def test_a_config_becomes_a_model_with_every_slot(config) -> None:
-    model = build_model(ModelConfig.parse(config))
-    assert all(isinstance(getattr(model, slot), SLOTS[slot].get(config[slot]["name"])) for slot in MODEL_SLOTS)
+    model = build_model(config)
+    assert all(isinstance(getattr(model, slot), SLOTS[slot].get(config.part(slot)["name"])) for slot in MODEL_SLOTS)
 
 
 def test_widths_meet_without_being_configured_twice(make_config) -> None:
-    model = build_model(ModelConfig.parse(make_config(backbone={"name": "rwkv6", "hidden_size": 48, "layers": 1, "head_size": 16})))
+    model = build_model(make_config(backbone={"name": "rwkv6", "hidden_size": 48, "layers": 1, "head_size": 16}))
     assert model.backbone.vocab_size == model.tokenizer.vocab_size
     pixels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     assert model.encode(pixels, keep=4).shape == (2, 4, 48)
@@ -23,39 +23,45 @@ def test_widths_meet_without_being_configured_twice(make_config) -> None:
 
 def test_a_model_on_the_meta_device_takes_no_memory(config) -> None:
     with torch.device("meta"):
-        model = build_model(ModelConfig.parse(config))
+        model = build_model(config)
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_are_of_the_dtype_asked_for(make_config, dtype: str) -> None:
-    model = build_model(ModelConfig.parse(make_config(dtype=dtype)))
+    model = build_model(make_config(dtype=dtype))
     assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
     assert torch.get_default_dtype() == torch.float32
 
 
 def test_an_unknown_dtype_is_refused(make_config) -> None:
     with pytest.raises(AuroraError, match="Did you mean 'bfloat16'"):
-        build_model(ModelConfig.parse(make_config(dtype="bfloat61")))
+        build_model(make_config(dtype="bfloat61"))
 
 
 def test_a_failed_build_leaves_the_default_dtype_alone(make_config) -> None:
     with pytest.raises(AuroraError):
-        build_model(ModelConfig.parse(make_config(dtype="bfloat16", backbone={"name": "nothing"})))
+        build_model(make_config(dtype="bfloat16", backbone={"name": "nothing"}))
     assert torch.get_default_dtype() == torch.float32
 
 
 @pytest.mark.parametrize("slot", MODEL_SLOTS)
 def test_a_missing_slot_is_named(config, slot: str) -> None:
-    del config[slot]
+    tree = config.tree
+    del tree[slot]
     with pytest.raises(AuroraError, match=f"the config has no {slot}"):
-        build_model(ModelConfig.parse(config))
+        ModelConfig.parse(tree)
+
+
+def test_a_part_without_a_name_is_refused(config) -> None:
+    with pytest.raises(AuroraError, match=r"merge is {'schedule': 'floor'}, which has no name. Known: none, pool"):
+        ModelConfig.parse({**config.tree, "merge": {"schedule": "floor"}})
 
 
 def test_the_same_seed_gives_the_same_weights(config) -> None:
     def weights(seed: int) -> dict:
         torch.manual_seed(seed)
-        return dict(build_model(ModelConfig.parse(config)).state_dict())
+        return dict(build_model(config).state_dict())
 
     torch.testing.assert_close(weights(1), weights(1), rtol=0, atol=0)
     one, other = weights(1), weights(2)
@@ -63,7 +69,7 @@ def test_the_same_seed_gives_the_same_weights(config) -> None:
 
 
 def test_parameters_are_counted_by_slot(config) -> None:
-    model = build_model(ModelConfig.parse(config))
+    model = build_model(config)
     counted = count_parameters(model)
     assert list(counted) == ["vision", "connector", "backbone"]
     assert sum(counted.values()) == sum(parameter.numel() for parameter in model.parameters())
@@ -75,22 +81,20 @@ def test_every_injected_fact_is_asked_for_by_some_part() -> None:
         assert set(facts) <= asked
 
 
-def base_weights_of(tree):
-    config = Config.parse({**tree, "data": {"name": "synthetic"}, "stages": {}, "run": "run"})
+def base_weights_of(model, **base_weights):
+    config = Config.parse({**model.tree, "base_weights": base_weights, "data": {"name": "synthetic"}, "stages": {},
+                           "run": "run"})
     return load_base_weights(build_model(config.model), config)
 
 
 def test_a_part_without_base_weights_is_told_to_be_random(config) -> None:
-    assert base_weights_of(config) == {
-        "vision": "random", "connector": "random", "backbone": "random"}
+    assert base_weights_of(config) == {"vision": "random", "connector": "random", "backbone": "random"}
 
 
-def test_base_weights_that_are_not_there_are_named(make_config) -> None:
-    config = make_config(base_weights={"backbone": {"rwkv6": "/nowhere/rwkv.pth"}})
+def test_base_weights_that_are_not_there_are_named(config) -> None:
     with pytest.raises(AuroraError, match=r"base_weights\.backbone\.rwkv6: /nowhere/rwkv\.pth does not exist"):
-        base_weights_of(config)
+        base_weights_of(config, backbone={"rwkv6": "/nowhere/rwkv.pth"})
 
 
-def test_base_weights_of_another_part_are_not_used(make_config) -> None:
-    config = make_config(base_weights={"backbone": {"other": "/nowhere/other.pth"}})
-    assert base_weights_of(config)["backbone"] == "random"
+def test_base_weights_of_another_part_are_not_used(config) -> None:
+    assert base_weights_of(config, backbone={"other": "/nowhere/other.pth"})["backbone"] == "random"

@@ -41,9 +41,11 @@ def test_a_group_that_holds_too_much_gives_of_each_the_same_share(sizes, limit):
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    ({}, "names no dataset"), (3, "names no dataset"), ({"a": True}, "give how often"), ({"a": 0}, r"m\.datasets\.a\.repeats is 0; it must be a whole number ≥ 1"),
+    ({}, "names no dataset"), (3, "names no dataset"), ({"a": True}, "give how often"),
+    ({"a": 0}, r"m\.datasets\.a\.repeats is 0; it must be a whole number ≥ 1"),
     ({"a": {"repeat": 2}}, "no key 'repeat'. Did you mean 'repeats'"), ({"a": {"weight": 0.5}}, "visits"),
-    ({"visits": 9, "datasets": {"a": {"weight": 2.0}}}, "weight is 2.0; it must be a number above 0 and at most 1"), ({"../a": 1}, "not the name of a folder"),
+    ({"visits": 9, "datasets": {"a": {"weight": 2.0}}},
+     "weight is 2.0; it must be a number above 0 and at most 1"), ({"../a": 1}, "not the name of a folder"),
     ({"a": {"samples": 0}}, "samples is 0"),
     ({"groups": {"x": {}}, "datasets": {"a": {"group": "y"}}}, "no group named 'y'"),
     ({"visits": -5, "datasets": {"a": {"weight": 0.5}}}, "visits is -5"),

@@ -7,13 +7,13 @@ import pytest
 from aurora.bench.case import Settings
 from aurora.bench.data_reading import cases
 from aurora.bench.parity import difference
-from datamodules import _workers
+from datamodules.loading import supervisor
 
 
 @pytest.mark.filterwarnings("ignore")  # webdataset leaves files open
 @pytest.mark.parametrize("number", [0, 1, 2], ids=["members", "frames", "rows"])
 def test_all_ways_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    monkeypatch.setattr(_workers, "start_method", lambda: "fork")  # spawning takes seconds
+    monkeypatch.setattr(supervisor, "start_method", lambda: "fork")  # spawning takes seconds
     case = cases(Settings(quick=True, folder=tmp_path))[number]
     ours, *others = (contestant.build()() for contestant in case.contestants)
     assert others and float(ours.sum()) > 0

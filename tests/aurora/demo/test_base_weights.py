@@ -5,7 +5,6 @@ import random
 import torch
 
 from aurora.config import load_config
-from aurora.training.recipe import read_recipe
 from aurora.training.start import starting_model
 from datamodules.blocks.render import draw
 from datamodules.blocks.scenes import SceneMaker
@@ -13,8 +12,8 @@ from datamodules.blocks.scenes import SceneMaker
 
 def test_features_of_the_base_encoder_have_hardly_anything_in_common() -> None:
     """An offset far above what tells patches apart made it luck whether the first stage learned to see."""
-    config = load_config(["experiment=blocks"])
-    model = starting_model(config, "pretrain", read_recipe("pretrain", config["stages"]["pretrain"]), None)
+    config = load_config("experiment=blocks")
+    model = starting_model(config.tree, "pretrain", config.stages["pretrain"], None)
     maker = SceneMaker(random.Random(1))
     pixels = torch.stack([model.layout(1.0).prepare(draw(maker.plain(3), 0.0).copy()) for _ in range(32)])
     with torch.no_grad():

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.evaluation.predictions import Prediction, Task
 from aurora.evaluation.questions import Question, read_questions
@@ -39,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Pat
     return folder
 
 
-def run(model: AuroraModel, config: dict[str, Any], data: Path, output: Path, **options: Any) -> dict[str, Any]:
+def run(model: AuroraModel, config: ModelConfig, data: Path, output: Path, **options: Any) -> dict[str, Any]:
     return evaluate(model, config, data, output=output, **{"protocol": PROTOCOL, **options})
 
 
@@ -100,8 +101,8 @@ def test_a_finished_run_asks_nothing_again(model, config, data, tmp_path) -> Non
 def test_predictions_made_otherwise_are_not_added_to(model, config, data, tmp_path) -> None:
     run(model, config, data, tmp_path)
     with pytest.raises(AuroraError, match=r"keep_ratio 0.5 then, 0.25 now"):
-        run(model, config | {"keep_ratio": 0.25}, data, tmp_path)
-    run(model, config | {"keep_ratio": 0.25}, data, tmp_path, restart=True)
+        run(model, replace(config, keep_ratio=0.25), data, tmp_path)
+    run(model, replace(config, keep_ratio=0.25), data, tmp_path, restart=True)
 
 
 def test_a_file_of_something_else_is_not_overwritten(model, config, data, tmp_path) -> None:

@@ -117,27 +117,31 @@ TEXTS = ["What is it?", "Where?", "Is anything moving to the left?"]
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_company_changes_no_answer(model: AuroraModel, temperature: float) -> None:
     options = Generation(max_new_tokens=24, temperature=temperature, seed=5)
-    together = read_texts(model, blank(model, 3), [model.tokenizer.encode(text) for text in TEXTS])
-    alone = ["".join(stream(model, fork(together, [s]), options)) for s in range(3)]
-    assert complete(model, together, options) == alone
+    runner = model.backbone.runner()
+    together = read_texts(runner, blank(runner, 3), [model.tokenizer.encode(text) for text in TEXTS])
+    alone = ["".join(stream(model, runner, fork(together, [s]), options)) for s in range(3)]
+    assert complete(model, runner, together, options) == alone
 
 
 def test_a_finished_sequence_leaves_the_others_alone(model: AuroraModel) -> None:
-    memory = read_texts(model, blank(model, 3), [model.tokenizer.encode(text) for text in TEXTS])
-    free = complete(model, memory, Generation(max_new_tokens=24))
+    runner = model.backbone.runner()
+    memory = read_texts(runner, blank(runner, 3), [model.tokenizer.encode(text) for text in TEXTS])
+    free = complete(model, runner, memory, Generation(max_new_tokens=24))
     stop = free[0][3:5]
     cut = [answer.split(stop)[0] for answer in free]
     assert len({len(answer) for answer in cut}) > 1  # they end at different steps
-    assert complete(model, memory, Generation(max_new_tokens=24, stop=(stop,))) == cut
+    assert complete(model, runner, memory, Generation(max_new_tokens=24, stop=(stop,))) == cut
 
 
 def test_the_same_seed_gives_the_same_answer_and_another_seed_another(model: AuroraModel) -> None:
-    memory = read_texts(model, blank(model, 1), [model.tokenizer.encode("What is it?")])
-    answers = ["".join(stream(model, memory, Generation(max_new_tokens=24, temperature=1.0, seed=seed)))
+    runner = model.backbone.runner()
+    memory = read_texts(runner, blank(runner, 1), [model.tokenizer.encode("What is it?")])
+    answers = ["".join(stream(model, runner, memory, Generation(max_new_tokens=24, temperature=1.0, seed=seed)))
                for seed in (1, 1, 2)]
     assert answers[0] == answers[1] != answers[2]
 
 
 def test_no_more_tokens_are_made_than_asked_for(model: AuroraModel) -> None:
-    memory = read_texts(model, blank(model, 1), [model.tokenizer.encode("What is it?")])
-    assert len("".join(stream(model, memory, Generation(max_new_tokens=3)))) <= 3
+    runner = model.backbone.runner()
+    memory = read_texts(runner, blank(runner, 1), [model.tokenizer.encode("What is it?")])
+    assert len("".join(stream(model, runner, memory, Generation(max_new_tokens=3)))) <= 3

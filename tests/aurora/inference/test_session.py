@@ -198,7 +198,8 @@ def test_without_anything_to_see_only_the_text_is_read(model: AuroraModel) -> No
     ids = [token for piece in model.prompt.layout([Turn("Hello?")], visual=False)
            for token in model.tokenizer.encode(piece.text)]
     memory = session(model)._read([Turn("Hello?")])
-    torch.testing.assert_close(memory.hidden, read_texts(model, blank(model, 1), [ids]).hidden)
+    runner = model.backbone.runner()
+    torch.testing.assert_close(memory.hidden, read_texts(runner, blank(runner, 1), [ids]).hidden)
 
 
 def test_frames_of_several_shapes_are_read_in_order(make_model) -> None:
@@ -207,19 +208,21 @@ def test_frames_of_several_shapes_are_read_in_order(make_model) -> None:
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((16, 16, 3), (16, 40, 3), (16, 16, 3))]
     layout = model.layout(0.5)
-    together = read_frames(model, blank(model, 1), frames, layout)
-    one_by_one = blank(model, 1)
+    runner = model.backbone.runner()
+    together = read_frames(model, runner, blank(runner, 1), frames, layout)
+    one_by_one = blank(runner, 1)
     for frame in frames:
-        one_by_one = read_frames(model, one_by_one, [frame], layout)
+        one_by_one = read_frames(model, runner, one_by_one, [frame], layout)
     torch.testing.assert_close(together.hidden, one_by_one.hidden, rtol=1e-4, atol=1e-4)
 
 
 def test_an_empty_text_leaves_its_sequence_as_it_is(model: AuroraModel) -> None:
     ids = [model.tokenizer.encode(text) for text in ("one", "two", "three")]
-    before = read_texts(model, blank(model, 3), ids)
-    after = read_texts(model, before, [ids[0], [], ids[2]])
+    runner = model.backbone.runner()
+    before = read_texts(runner, blank(runner, 3), ids)
+    after = read_texts(runner, before, [ids[0], [], ids[2]])
     for kept, was in ((fork(after, [1]), fork(before, [1])), (fork(after, [0]), read_texts(
-            model, fork(before, [0]), [ids[0]]))):
+            runner, fork(before, [0]), [ids[0]]))):
         torch.testing.assert_close(kept.hidden, was.hidden)
         torch.testing.assert_close(dict(kept.state), dict(was.state))
 
@@ -230,7 +233,7 @@ def test_an_empty_text_leaves_its_sequence_as_it_is(model: AuroraModel) -> None:
         ("missing.mp4", None, "does not exist"),
         ("empty.mp4", b"", "is empty"),
         ("text.mp4", b"this is no video at all" * 10, "text.mp4"),
-        ("text.png", b"this is no image at all" * 10, "text.png is no readable image: it is no jpeg, png or webp"),
+        ("text.png", b"not an image at all" * 10, "text.png is not a readable image: it is not a jpeg, png or webp"),
     ],
 )
 def test_what_cannot_be_seen_is_named(model: AuroraModel, tmp_path: Path, name: str, content, message: str) -> None:
@@ -247,7 +250,7 @@ def test_a_folder_is_no_video(model: AuroraModel, tmp_path: Path) -> None:
 
 def test_a_truncated_image_is_refused(model: AuroraModel, image: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(image.read_bytes()[:1000])
-    with pytest.raises(UnreadableVisual, match=r"cut\.png is no readable image"):
+    with pytest.raises(UnreadableVisual, match=r"cut\.png is not a readable image"):
         answer(session(model, tmp_path / "cut.png"))
 
 

@@ -9,6 +9,7 @@ from aurora.testing.training import MadeRows, curve, tiny_config, train
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from aurora.assemble import build_model
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.recipe import TrainerOptions, read_recipe
 from aurora.training.checkpoint.layout import checkpoint_at
@@ -30,7 +31,7 @@ def base(tmp_path_factory):
     """A model in which nothing is silent; an untrained RWKV-6 starts with zeros."""
     config = tiny_config("run")
     torch.manual_seed(0)
-    model = build_model(config)
+    model = build_model(ModelConfig.parse(config))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -169,7 +170,7 @@ def test_sharding_refuses_learned_weights_of_two_dtypes_in_one_unit():
     entry = {**tiny_config("run")["stages"]["first"], "trained": ["vision"],
              "adapters": {"backbone": {"lora": {"targets": ["head"]}}}}
     recipe = read_recipe("s", entry)
-    model = build_model({**tiny_config("run"), "dtype": "bfloat16"})
+    model = build_model(ModelConfig.parse({**tiny_config("run"), "dtype": "bfloat16"}))
     attach_adapters("s", model, recipe.adapters)
     set_trainable(model, recipe)
     with pytest.raises(AuroraError, match="cannot train a slot whole beside a float32 LoRA on layers outside"):
@@ -179,7 +180,7 @@ def test_sharding_refuses_learned_weights_of_two_dtypes_in_one_unit():
 def test_adapters_have_their_own_rates_and_states_are_never_decayed():
     adapters = {"backbone": {"lora": {"lr_scale": 0.5}, "state": {"lr_scale": 30.0}}}
     recipe = read_recipe("s", {**tiny_config("run")["stages"]["first"], "adapters": adapters, "weight_decay": 0.1})
-    model = build_model(tiny_config("run"))
+    model = build_model(ModelConfig.parse(tiny_config("run")))
     attach_adapters("s", model, recipe.adapters)
     set_trainable(model, recipe)
     groups = {(group["scale"], group["weight_decay"]): len(group["params"])
@@ -188,7 +189,7 @@ def test_adapters_have_their_own_rates_and_states_are_never_decayed():
 
 
 def test_what_lies_under_an_adapter_stays_in_evaluation_mode():
-    model = build_model(tiny_config("run"))
+    model = build_model(ModelConfig.parse(tiny_config("run")))
     recipe = read_recipe("s", {**tiny_config("run")["stages"]["first"], "trained": [], "adapters": LORA})
     attach_adapters("s", model, recipe.adapters)
     set_trainable(model, recipe)

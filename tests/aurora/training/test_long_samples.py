@@ -3,8 +3,8 @@
 import pytest
 from aurora.testing.training import curve, tiny_config, train
 
-from datamodules._samples import ShardSample
-from datamodules._shards import write_shards
+from datamodules.shards.format import ShardSample
+from datamodules.shards.writing import write_shards
 
 
 def test_a_step_over_several_rows_has_the_loss_of_one_over_one_row(tmp_path):

@@ -72,7 +72,7 @@ def test_the_next_attempt_does_not_mind_what_the_one_before_has_left_in_the_stor
     processes[1].kill()
     assert end(processes) == [TRY_AGAIN, -9]
     assert end(ranks(config, 2, TORCHELASTIC_RESTART_COUNT="1", **told)) == [0, 0]
-    assert "going on after step" in (tmp_path / "said-0").read_text()
+    assert "resuming after step" in (tmp_path / "said-0").read_text()
 
 
 def test_a_meeting_that_the_first_process_gives_up_is_told_in_one_line(tmp_path):

@@ -14,8 +14,8 @@ from PIL import Image
 from aurora.testing.training import curve, start, start_ranks, tiny_config
 
 from aurora.training.callbacks.csv_logger import read_metrics
-from datamodules._samples import ShardSample
-from datamodules._shards import write_shards
+from datamodules.shards.format import ShardSample
+from datamodules.shards.writing import write_shards
 
 SAMPLES, EPOCHS = 24, 2
 APART = 8  # rows between two signals to a run's workers: all of them have built some of them
@@ -47,7 +47,7 @@ class Run:
         config["stages"]["first"].update(mixture={"pictures": 1}, global_batch=4, epochs=EPOCHS)
         config["trainer"].update(strategy="auto" if world == 1 else "ddp", checkpoint_every=1000)
         self.folder, self.rows = folder, SAMPLES * EPOCHS // world
-        told = {"ROW_LOG": str(folder / "rows"), "SET": "datamodules._workers.START_SECONDS=2"}
+        told = {"ROW_LOG": str(folder / "rows"), "SET": "datamodules.loading.supervisor.START_SECONDS=2"}
         self.processes = ([start(config, folder / "said-0", **told)] if world == 1 else
                           start_ranks(config, folder / "said", world, **told))
 

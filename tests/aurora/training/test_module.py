@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from aurora.testing.training import MadeRows, curve, tiny_config, train
 
 from aurora.assemble import build_model
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.recipe import read_recipe
 from aurora.training.callbacks.csv_logger import read_metrics
@@ -45,13 +46,13 @@ def test_frozen_parts_are_bit_identical_afterwards(tmp_path):
     config["stages"]["first"]["warmup_ratio"] = 0.0
     trained = weights(train(config))
     torch.manual_seed(config["seed"])
-    before = build_model(config).state_dict()
+    before = build_model(ModelConfig.parse(config)).state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], trained[name])}
     assert changed == {"connector"}
 
 
 def test_frozen_parts_take_no_gradient_and_are_in_evaluation_mode():
-    model = build_model(tiny_config("run"))
+    model = build_model(ModelConfig.parse(tiny_config("run")))
     freeze_untrained(model, ["connector"])
     assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"connector"}
     assert (model.vision.training, model.connector.training, model.backbone.training) == (False, True, False)
@@ -59,7 +60,7 @@ def test_frozen_parts_take_no_gradient_and_are_in_evaluation_mode():
 
 def test_vectors_are_not_decayed_and_slots_have_their_own_rates():
     config = tiny_config("run")
-    model = build_model(config)
+    model = build_model(ModelConfig.parse(config))
     recipe = read_recipe("s", {**config["stages"]["second"], "weight_decay": 0.1, "lr_scale": {"vision": 0.5}})
     groups = parameter_groups(model, recipe)
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
@@ -76,7 +77,7 @@ def test_the_scale_of_a_slot_scales_its_step(tmp_path):
         config["stages"]["first"].update(lr_scale={"connector": scale}, warmup_ratio=0.0)
         after = weights(train(config))
         torch.manual_seed(config["seed"])
-        before = build_model(config).state_dict()
+        before = build_model(ModelConfig.parse(config)).state_dict()
         moved[scale] = {name: after[name] - before[name] for name in before if name.startswith("connector")}
     for name, step in moved[1.0].items():
         torch.testing.assert_close(moved[0.25][name], step / 4, rtol=1e-3, atol=1e-8)

@@ -10,8 +10,8 @@ from aurora.testing.training import curve, tiny_config, train
 
 from aurora.errors import AuroraError
 from aurora.training.module import AuroraModule
-from datamodules._samples import ShardSample
-from datamodules._shards import write_shards
+from datamodules.shards.format import ShardSample
+from datamodules.shards.writing import write_shards
 
 WORDS = ("red", "green", "blue", "one", "two", "a square", "a circle")
 

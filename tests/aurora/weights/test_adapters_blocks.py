@@ -18,11 +18,11 @@ def world(tmp_path_factory):
     """A little of Blocks world, and a model of its base weights."""
     folder = tmp_path_factory.mktemp("world")
     build(folder / "data", scale=0.01, workers=1)
-    config = load_config(["experiment=blocks"])
+    config = load_config("experiment=blocks")
     torch.manual_seed(0)
-    model = build_model(config)
+    model = build_model(config.model)
     load_base_weights(model, config)
-    save_model(model, config, folder / "base")
+    save_model(model, config.model, folder / "base")
     return folder
 
 

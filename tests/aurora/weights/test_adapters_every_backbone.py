@@ -8,7 +8,7 @@ import torch
 from aurora.registry import BACKBONE
 from aurora.testing.backbone import LENGTHS, VOCAB, bounds, build, row
 from aurora.types import map_state
-from aurora.weights.adapters import Lora, find_targets
+from aurora.weights.adapters import find_targets
 from aurora.weights.lora import add_lora, lora_layers, merge_lora
 
 SIZES = {"hidden_size": 64, "layers": 2, "head_size": 32}
@@ -198,7 +198,7 @@ def test_fast_forms_read_what_was_merged_and_tuned(plain):
             randomise(backbone)
             randomise(fast)
         wanted = logits(backbone)
-        add_lora(fast, Lora(rank=2, alpha=3.0), find_targets("t", fast, r".*"))
+        add_lora(fast, find_targets("t", fast, r".*"), rank=2, alpha=3.0)
         for name, layer in lora_layers(fast).items():
             for key, parameter in layer.named_parameters():
                 if "lora_" in key:

@@ -75,7 +75,7 @@ def test_a_model_in_shards_answers_as_the_model(run, exported, model_folder, vid
 
 
 def test_a_stage_may_start_from_shards(exported, make_config) -> None:
-    config = make_config(stages={"vision": {}}, data={}, seed=0, trainer={})
+    config = {**make_config().tree, "stages": {"vision": {}}, "data": {}, "seed": 0, "trainer": {}}
     first = fingerprint(config, "vision", str(exported("--shard-size", "30KB")))
     other = fingerprint(config, "vision", str(exported("--shard-size", "30KB", "--dtype", "bfloat16", "--force")))
     assert first["start"] != other["start"]
@@ -84,7 +84,7 @@ def test_a_stage_may_start_from_shards(exported, make_config) -> None:
 def test_an_export_in_another_dtype_says_so(exported) -> None:
     folder = exported("--dtype", "bfloat16")
     loaded, config = load_model(folder)
-    assert config["dtype"] == "bfloat16" and {each.dtype for each in loaded.parameters()} == {torch.bfloat16}
+    assert config.dtype == "bfloat16" and {each.dtype for each in loaded.parameters()} == {torch.bfloat16}
     assert "parameters in bfloat16" in (folder / "README.md").read_text()
 
 
@@ -166,7 +166,7 @@ SMALL = ("vision.image_size=32", "vision.patch_size=8", "vision.width=32", "visi
 
 
 def test_a_model_is_made_of_a_siglip_folder_and_an_rwkv_file(run, make_model, make_config, video, tmp_path) -> None:
-    parts = make_model(vision=make_config()["vision"] | {"layers": 2})
+    parts = make_model(vision={**make_config().vision} | {"layers": 2})
     parts.vision.save_base(str(tmp_path / "tower"))
     parts.backbone.save_base(str(tmp_path / "finch.pth"))
     assert run("convert", tmp_path / "finch.pth", tmp_path / "fla", "--backbone", "rwkv6", "--to", "fla")[0] == 0
@@ -185,8 +185,8 @@ def test_a_model_is_made_of_a_siglip_folder_and_an_rwkv_file(run, make_model, ma
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("{out}",), "give either MODEL_FOLDER or --from-parts"),
-    (("{model}", "{out}", "--from-parts"), "give either MODEL_FOLDER or --from-parts"),
+    (("{out}",), "give MODEL_FOLDER TARGET, or --from-parts TARGET"),
+    (("{model}", "{out}", "--from-parts"), "give MODEL_FOLDER TARGET, or --from-parts TARGET"),
     (("{model}", "{out}", "--", "dtype=bfloat16"), "'dtype=bfloat16' goes with --from-parts"),
     (("{out}", "--from-parts", "--", "base_weights.vision.siglip=nowhere"), "nowhere does not exist"),
 ])

@@ -36,7 +36,9 @@ def tensors() -> dict[str, Tensor]:
         "wide": random(70, 30).double(), "plain": random(40, 50), "half": random(3, 5).half(),
         "brain": random(2, 3, 4).bfloat16(), "count": torch.arange(7), "byte": torch.arange(9, dtype=torch.uint8),
         "flag": torch.tensor([True, False, True]), "scalar": torch.tensor(3.5), "empty": torch.empty(0, 4),
-        "turned": random(6, 8).t(), "ünïcode": random(3),
+        "turned": random(6, 8).t(), "ünïcode": random(3), "wave": torch.complex(random(3), random(3)),
+        "small": random(5).to(torch.float8_e4m3fn), "short": torch.arange(5, dtype=torch.int16),
+        "positive": torch.arange(5).to(torch.uint32),
     }
 
 
@@ -48,7 +50,7 @@ def assert_same(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     assert given.keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert given[name].dtype == tensor.dtype and given[name].shape == tensor.shape, name
-        assert torch.equal(given[name], tensor), name
+        assert torch.equal(given[name].flatten().view(torch.uint8), tensor.flatten().view(torch.uint8)), name
 
 
 # ---- what is written
@@ -94,7 +96,7 @@ def test_large_tensors_are_written_in_blocks_that_add_up(tmp_path: Path, monkeyp
 
 def test_shards_hold_everything_once_and_none_is_too_large(tmp_path: Path) -> None:
     tensors = {f"t{number}": torch.randn(10 + number) for number in range(9)}
-    write_shards(tmp_path, outputs(tensors), {"format": "pt"}, lambda written: None, 100)
+    write_shards(tmp_path, outputs(tensors), {"format": "pt"}, 100)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert files[0] == f"model-00001-of-{len(files):05}.safetensors" and set(index["weight_map"].values()) == {*files}
@@ -103,7 +105,7 @@ def test_shards_hold_everything_once_and_none_is_too_large(tmp_path: Path) -> No
 
 
 def test_one_shard_is_a_plain_file_without_an_index(tmp_path: Path) -> None:
-    write_shards(tmp_path, {"a": Output.of(torch.ones(3))}, {}, lambda written: None, 100)
+    write_shards(tmp_path, {"a": Output.of(torch.ones(3))}, {}, 100)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
@@ -116,9 +118,12 @@ def test_values_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
         write_safetensors(tmp_path / "m.safetensors", {"big": Output.of(torch.tensor([7e4]), torch.float16)}, {})
 
 
-def test_a_pth_file_refuses_types_that_only_safetensors_holds(tmp_path: Path) -> None:
-    with pytest.raises(AuroraError, match=r"cannot hold a \(torch.float8_e4m3fn\)"):
-        write_pth(tmp_path / "m.pth", {"a": Output.of(torch.ones(4).to(torch.float8_e4m3fn))})
+def test_a_safetensors_file_refuses_types_that_only_a_pth_file_holds(tmp_path: Path) -> None:
+    outputs = {"a": Output.of(torch.ones(4, dtype=torch.complex128))}
+    with pytest.raises(AuroraError, match=r"cannot hold a \(torch.complex128\); \.pth can"):
+        write_safetensors(tmp_path / "m.safetensors", outputs, {})
+    write_pth(tmp_path / "m.pth", outputs)
+    assert_same(open_tensors(tmp_path / "m.pth"), {"a": torch.ones(4, dtype=torch.complex128)})
 
 
 # ---- what is read
@@ -126,10 +131,11 @@ def test_a_pth_file_refuses_types_that_only_safetensors_holds(tmp_path: Path) ->
 
 def test_files_of_torch_and_of_safetensors_are_read(tensors, tmp_path: Path) -> None:
     torch.save(tensors, tmp_path / "model.pth")
-    torch.save(tensors, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    old = {name: tensor for name, tensor in tensors.items() if name not in ("small", "positive")}  # newer types
+    torch.save(old, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
     for name in ("model.pth", "old.pt", "model.safetensors"):
-        assert_same(open_tensors(tmp_path / name), tensors)
+        assert_same(open_tensors(tmp_path / name), old if name == "old.pt" else tensors)
 
 
 def test_reading_does_not_change_the_file(tensors, tmp_path: Path) -> None:
@@ -178,6 +184,27 @@ def test_a_checkpoint_that_holds_more_than_weights_is_refused(tmp_path: Path) ->
     torch.save({"state_dict": {"a": torch.ones(2)}, "step": 3}, tmp_path / "model.pth")
     with pytest.raises(AuroraError, match="does not map names to tensors, but state_dict, step"):
         open_tensors(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize(("member", "compression", "extra", "message"), [
+    ("data.pkl", zipfile.ZIP_DEFLATED, b"", "data.pkl is compressed"),
+    ("data/0", zipfile.ZIP_DEFLATED, b"", "data/0 is compressed"),
+    ("data/0", zipfile.ZIP_BZIP2, b"", "data/0 is compressed"),
+    ("data.pkl", zipfile.ZIP_STORED, b"." * 1000, "data.pkl has 1,.* bytes, and the names of tensors take at most 999"),
+])
+def test_an_archive_that_torch_does_not_write_is_refused(
+    tensors, tmp_path: Path, monkeypatch, member: str, compression: int, extra: bytes, message: str
+) -> None:
+    monkeypatch.setattr("aurora.weights.io._DATA_PICKLE_BYTES", 999)
+    torch.save({"a": torch.ones(1000)}, tmp_path / "model.pth")
+    with zipfile.ZipFile(tmp_path / "model.pth") as given, zipfile.ZipFile(tmp_path / "other.pth", "w") as other:
+        for info in given.infolist():
+            wanted = info.filename.endswith(f"/{member}")
+            other.writestr(info.filename, given.read(info) + (extra if wanted else b""),
+                           compress_type=compression if wanted else zipfile.ZIP_STORED)
+    with pytest.raises(AuroraError, match=message) as caught:
+        open_tensors(tmp_path / "other.pth")
+    assert str(tmp_path / "other.pth") in str(caught.value)
 
 
 def header(path: Path, entries: object, data: bytes = b"\0" * 64) -> Path:

@@ -13,8 +13,8 @@ from aurora.interfaces import Sampling
 from aurora.registry import READER
 from datamodules.reader import _decode
 from datamodules.reader._clip import measure, scan
+from datamodules.reader._decode import plan_read
 from datamodules.reader._file import Deadline
-from datamodules.reader._plan import plan
 
 HEIGHT, WIDTH, STEP, FRAMES = 48, 64, 8, 30
 NOISE = np.random.default_rng(0).integers(0, 255, (HEIGHT + FRAMES, WIDTH + FRAMES, 3), dtype=np.uint8)
@@ -176,7 +176,7 @@ def test_an_avi_shows_its_frames_in_their_order_at_its_rate(codec):
 def decoded_packets(data, sampling):
     packets = scan(data, Deadline(None, data))
     times = READER.build({"name": "pyav"}).times(data, sampling)
-    wanted = plan(packets, times)
+    wanted = plan_read(packets, times)
     return sum(run.end - run.begin for run in wanted.runs), wanted
 
 

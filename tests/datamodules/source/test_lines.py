@@ -8,11 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.registry import EXECUTOR
-from datamodules._build import build_tasks, join, run_tasks
-from datamodules._build_plan import Order, make_plan
-from datamodules._samples import BadSample
+from datamodules.build.build import build_tasks, join, run_tasks
+from datamodules.build.plan import BuildOrder, make_plan
 from datamodules.source._lines import AnnotationsBroken, entries, fault_of
 from datamodules.source._media import find
 from datamodules.source._turns import conversation
@@ -123,7 +122,7 @@ def test_a_text_that_no_file_can_hold_costs_its_sample(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     output = tmp_path / "out"
     output.mkdir()
-    plan = make_plan(Order(folder=str(tmp_path), source={"name": "llava", "annotations": "a.jsonl"}), output)
+    plan = make_plan(BuildOrder(folder=str(tmp_path), source={"name": "llava", "annotations": "a.jsonl"}), output)
     list(run_tasks(build_tasks(output, plan), EXECUTOR.build({"name": "serial"}), entries=2, max_bad_rate=0.5))
     told = join(output, plan)
     assert (told["samples"], told["skipped"]) == (1, {"json": 1})

@@ -8,9 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.registry import SOURCE
-from datamodules._samples import BadSample
 from datamodules.source.table import seconds
 
 

@@ -129,7 +129,7 @@ def test_a_logger_without_its_server_is_one_line_before_anything_starts(tmp_path
 def test_every_logger_config_builds(name, tmp_path):
     from aurora.config import load_config
 
-    entries = load_config(["data.root=data", f"logger={name}"])["logger"] or {}
+    entries = load_config("data.root=data", f"logger={name}").logger
     loggers = build_loggers(entries, tmp_path, 0)
     assert len(loggers) == {"csv": 1, "csv_tensorboard": 2, "none": 0}[name]
 
@@ -137,7 +137,7 @@ def test_every_logger_config_builds(name, tmp_path):
 def entries(name, *overrides):
     from aurora.config import load_config
 
-    return load_config([f"logger={name}", *overrides])["logger"]
+    return load_config(f"logger={name}", *overrides).logger
 
 
 @pytest.mark.filterwarnings("ignore")  # of packages that are not ours

@@ -1,0 +1,172 @@
+"""What a build is: the order for it, and its entries cut into shards, the same for whoever does the work.
+
+    OUTPUT/.build/plan.json       the order, what the annotations were, how many tasks and entries there are
+                  000000.jsonl    the entries of shard 0, each with its number: [number, entry]
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from aurora.errors import AuroraError
+from aurora.files import replace_file, room_for
+from aurora.interfaces import Entry, Source
+from aurora.registry import SOURCE
+
+from ..shards.writing import Cut
+from ..source._lines import AnnotationsBroken
+from .media import Transcode
+
+_VERSION = 1
+_TICK = 1000
+Tick = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class BuildOrder:
+    """What is to be built of what."""
+
+    folder: str  # the dataset's own, absolute
+    source: Mapping[str, Any]  # name and options of the source part
+    samples_per_shard: int = 5000
+    shard_bytes: int = 1 << 30
+    transcode: Transcode | None = None
+    about: Mapping[str, Any] | None = None  # name, title, homepage and licence of the dataset; decides no byte of them
+
+    def build_source(self) -> Source:
+        """The part that tells the entries."""
+        return SOURCE.build(self.source, folder=Path(self.folder))
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """An order whose entries were counted and cut."""
+
+    order: BuildOrder
+    tasks: int
+    entries: int
+    broken: str | None  # why the annotations could not be read to their end
+
+
+def build_folder(output: Path) -> Path:
+    """Where the plan of a build lies."""
+    return output / ".build"
+
+
+def make_plan(order: BuildOrder, output: Path, tick: Tick = lambda entries: None) -> BuildPlan:
+    """Reads all annotations and writes the tasks, or finds that this was done. AuroraError when `output` is of another
+    order."""
+    source = order.build_source()
+    stamps = [_stamp(path) for path in source.annotations()]
+    made_of = {"version": _VERSION, "order": _plain(order), "annotations": stamps}
+    about = None if order.about is None else dict(order.about)
+    told = _read(output)
+    if told is not None:
+        _check_same(told["made_of"], made_of, output)
+        _write(output, {**told, "about": about})
+        return load_plan(output)
+    if any(output.glob("*.tar")):
+        raise AuroraError(f"{output} holds shards that were not built here; give another folder, or --restart to throw "
+                          "them away")
+    shutil.rmtree(build_folder(output), ignore_errors=True)
+    with room_for(build_folder(output)):
+        build_folder(output).mkdir(parents=True)
+        tasks, entries, broken = _write_tasks(source, order, output, tick)
+    _write(output, {"made_of": made_of, "about": about, "tasks": tasks, "entries": entries, "broken": broken})
+    return load_plan(output)
+
+
+def load_plan(output: Path) -> BuildPlan:
+    """The plan of a folder. AuroraError when there is none."""
+    told = _read(output)
+    if told is None:
+        raise AuroraError(f"{output} holds no plan of shards; `aurora shards build` makes it")
+    order = dict(told["made_of"]["order"])
+    transcode = order.pop("transcode")
+    media = None if transcode is None else Transcode(**transcode)
+    return BuildPlan(BuildOrder(transcode=media, about=told["about"], **order), told["tasks"], told["entries"],
+                     told["broken"])
+
+
+def read_task(output: Path, number: int) -> Iterator[tuple[int, Entry]]:
+    """The entries of a task, with the number that each has in the dataset."""
+    path = build_folder(output) / f"{number:06d}.jsonl"
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                at, entry = json.loads(line)
+                yield at, entry
+    except FileNotFoundError:
+        raise AuroraError(f"{output} has no task {number}") from None
+
+
+def _write_tasks(source: Source, order: BuildOrder, output: Path, tick: Tick) -> tuple[int, int, str | None]:
+    """Number of tasks and entries, and why not all annotations could be read."""
+    numbered = _Until(source.entries())
+    cut = Cut(order.samples_per_shard, order.shard_bytes)
+    tasks = entries = 0
+    for task, group in itertools.groupby(enumerate(numbered), key=lambda one: cut(source.size(one[1]))):
+        with build_folder(output).joinpath(f"{task:06d}.jsonl").open("w", encoding="utf-8") as file:
+            for number, entry in group:
+                file.write(json.dumps([number, entry], ensure_ascii=True, default=str) + "\n")
+                entries += 1
+                if not entries % _TICK:
+                    tick(entries)
+        tasks = task + 1
+    if not entries:
+        raise AuroraError(numbered.broken or f"{order.folder}: the annotations hold no entry")
+    return tasks, entries, numbered.broken
+
+
+class _Until:
+    """Entries up to where their file breaks off."""
+
+    def __init__(self, entries: Iterator[Entry]) -> None:
+        self._entries = entries
+        self.broken: str | None = None
+
+    def __iter__(self) -> Iterator[Entry]:
+        try:
+            yield from self._entries
+        except AnnotationsBroken as error:
+            self.broken = str(error)
+
+
+def _plain(order: BuildOrder) -> dict[str, Any]:
+    """What decides the bytes, as JSON gives it back."""
+    told: dict[str, Any] = json.loads(json.dumps(asdict(order)))
+    del told["about"]
+    return told
+
+
+def _stamp(path: Path) -> list[Any]:
+    told = path.stat()
+    return [str(path), told.st_size, told.st_mtime_ns]
+
+
+def _write(output: Path, plan: Mapping[str, Any]) -> None:
+    replace_file(build_folder(output) / "plan.json", json.dumps(plan, indent=1).encode())
+
+
+def _read(output: Path) -> dict[str, Any] | None:
+    try:
+        told: dict[str, Any] = json.loads(build_folder(output).joinpath("plan.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return told
+
+
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], output: Path) -> None:
+    if before == now:
+        return
+    then, new = {**before, **before["order"]}, {**now, **now["order"]}
+    changed = [key for key in new if key != "order" and then.get(key) != new[key]]
+    said = "; ".join(f"{key} was {then.get(key)!r}, is {new[key]!r}" for key in changed)
+    raise AuroraError(f"{output} was begun from something else: {said}. Build into another folder, or --restart to "
+                      "throw away what is there")

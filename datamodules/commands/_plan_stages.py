@@ -1,0 +1,159 @@
+"""What `aurora plan` knows of the stages of a config: what each reads, and what that takes on given hardware."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aurora.assemble import build_model
+from aurora.config import Config
+from aurora.errors import AuroraError
+from aurora.interfaces import Sampling
+from aurora.model import AuroraModel
+from aurora.recipe import Recipe
+from aurora.training.data import build_data, held_out
+from aurora.training.estimate import SPARE, Hardware, Reads, cost, memory
+from aurora.training.folder import StageFolder
+from aurora.training.precision import in_dtype
+from aurora.training.sharding import check_processes
+from aurora.training.start import skeleton
+
+from ..build.catalogue import known_datasets, load_dataset
+from ..inspect.reads import ASSUMED, published
+
+GPUS_PER_NODE = 8
+
+
+def plan_stages(config: Config, *, published: bool, machine: Hardware | None) -> dict[str, dict[str, Any]]:
+    """By stage: what its recipe says, below `data` what it reads, below `training` what that takes on a machine.
+    Nothing is built but the model's shape."""
+    with torch.device("meta"):
+        model = build_model(config.model)
+    stages = {}
+    for name, recipe in config.selected.items():
+        data = _from_catalogue(config, recipe, model) if published else _measured(config, name, recipe, model)
+        stages[name] = {
+            "keep_ratio": recipe.keep_ratio, "epochs": recipe.epochs, "max_steps": recipe.max_steps,
+            "global_batch": recipe.global_batch, "batch_unit": config.data.get("batch_unit", "samples"),
+            "table": recipe.mixture.table, "paper": recipe.mixture.paper, "note": recipe.mixture.note,
+            "groups": {group: said.paper for group, said in recipe.mixture.groups.items()},
+            "published": published, "data": data,
+        }
+        stages[name]["steps"] = _steps(stages[name])
+        # epochs, or the part of them that `max_steps` takes
+        stages[name]["passes"] = recipe.epochs * stages[name]["steps"] / max(1, _steps(stages[name], cut=False))
+        stages[name]["validation"] = _validation(config, name, recipe, model, stages[name])
+        stages[name]["training"] = None if machine is None else _training(config, name, recipe, stages[name], machine)
+    return stages
+
+
+def against_paper(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """By table of the paper: samples and visits of each group over all stages that are part of it, and its counts."""
+    tables: dict[str, Any] = {}
+    for stage in stages.values():
+        if stage["table"] is None:
+            continue
+        table = tables.setdefault(stage["table"], {"paper": stage["paper"], "groups": {}})
+        for group, paper in stage["groups"].items():
+            reads = [read for read in stage["data"]["datasets"] if read["group"] == group]
+            told = table["groups"].setdefault(group, {"samples": 0, "visits": 0, "paper": None})
+            told["samples"] += sum(read["samples"] for read in reads)
+            told["visits"] += sum(read["visits"] for read in reads) * stage["epochs"]
+            told["paper"] = told["paper"] if paper is None else paper
+    return tables
+
+
+def _from_catalogue(config: Config, recipe: Recipe, model: AuroraModel) -> dict[str, Any]:
+    known = set(known_datasets())
+    entries = {name: load_dataset(name) for name in recipe.mixture.datasets if name in known}
+    data = config.data
+    sampling = Sampling(fps=data.get("fps"), frames=data.get("frames"), max_frames=data.get("max_frames"))
+    told = published(recipe.mixture, entries, model.layout(recipe.keep_ratio), sampling)
+    return {**told, "assumed": ASSUMED}
+
+
+def _measured(config: Config, name: str, recipe: Recipe, model: AuroraModel) -> dict[str, Any]:
+    root = config.data.get("root")
+    if root is not None and "://" not in str(root) and not any(
+            (Path(root) / dataset).is_dir() for dataset in recipe.mixture.datasets):
+        raise AuroraError(f"stage {name!r}: none of its {len(recipe.mixture.datasets)} datasets is below data.root "
+                          f"{root}; `aurora plan --published` plans from published counts")
+    # What is missing is shown, not refused.
+    missing = config.data.get("missing", "refuse")
+    shown = {**config.tree, "data": {**config.data, "missing": "drop" if missing == "refuse" else missing}}
+    data = build_data(shown, recipe, model, StageFolder(config.run, name).path)
+    describe = getattr(data, "describe", None)
+    if describe is None:
+        raise AuroraError(f"data {config.data['name']!r} has no plan of its own to show; webdataset has")
+    told: dict[str, Any] = describe()
+    return told
+
+
+def _validation(config: Config, name: str, recipe: Recipe, model: AuroraModel, stage: Mapping[str, Any]
+                ) -> dict[str, Any] | None:
+    """What one validation of a stage reads, and how often there is one; None where nothing is held out."""
+    if recipe.validation is None:
+        return None
+    once = held_out(recipe)
+    data = _from_catalogue(config, once, model) if stage["published"] else _measured(config, name, once, model)
+    shares = [_share(stage, read, once.max_steps) for read in data["datasets"]]
+    return {"times": -(-stage["steps"] // recipe.validation.every), "datasets": list(once.mixture.datasets),
+            **{key: sum(share * read[key] for share, read in zip(shares, data["datasets"], strict=True))
+               for key in ("visits", "tokens", "frames")}}
+
+
+def _share(stage: Mapping[str, Any], read: Mapping[str, Any], most: int | None) -> float:
+    """What of a dataset is read in at most so many steps of the stage's size."""
+    alone = {**stage, "data": {"datasets": [read], "steps_per_epoch": None}, "epochs": 1}
+    return min(1.0, (most or math.inf) / max(1, _steps(alone, cut=False)))
+
+
+def _steps(stage: Mapping[str, Any], *, cut: bool = True) -> int:
+    """Optimizer steps of the stage, `cut` by its max_steps; by published counts about so many."""
+    reads, per_epoch = stage["data"]["datasets"], stage["data"]["steps_per_epoch"]
+    if per_epoch is None:
+        unit = "visits" if stage["batch_unit"] == "samples" else "tokens"
+        per_epoch = -(-sum(read[unit] for read in reads) // stage["global_batch"])
+    steps = int(per_epoch) * int(stage["epochs"])
+    return steps if stage["max_steps"] is None or not cut else min(steps, int(stage["max_steps"]))
+
+
+def decode_core_hours(stage: Mapping[str, Any], image_rate: float, video_rate: float) -> float:
+    seconds = sum(read["image_megapixels"] / image_rate + read["video_megapixels"] / video_rate
+                  for read in stage["data"]["datasets"])
+    return float(seconds * stage["passes"] / 3600)
+
+
+def _training(
+    config: Config, name: str, recipe: Recipe, stage: Mapping[str, Any], machine: Hardware
+) -> dict[str, Any]:
+    """The estimate for a planned stage as plain numbers, all its text counted as learned. AuroraError for processes
+    that cannot be divided as the trainer's options say."""
+    trainer, held_out = config.trainer, stage["validation"]
+    check_processes(trainer, machine.devices)
+    model = skeleton(in_dtype(config.tree, trainer), name, recipe)
+    needed = memory(model, trainer, keep_ratio=recipe.keep_ratio, row_tokens=config.data.get("row_tokens", 4096),
+                    row_frames=config.data.get("row_frames", 64), devices=machine.devices, per_node=GPUS_PER_NODE,
+                    average=recipe.average is not None)
+    takes = cost(model, trainer, machine, keep_ratio=recipe.keep_ratio,
+                 learned=_reads(model, recipe, total(stage["data"]["datasets"]), stage["passes"]),
+                 validated=Reads(0, 0, 0) if held_out is None else _reads(model, recipe, held_out, held_out["times"]))
+    return {"memory": {**needed._asdict(), "total": needed.total}, "fits": needed.total <= SPARE * machine.memory,
+            **takes._asdict(), "devices": machine.devices, "used": machine.used}
+
+
+def _reads(model: AuroraModel, recipe: Recipe, once: Mapping[str, float], times: float) -> Reads:
+    size = model.vision.prepare.size
+    frames, positions = times * once["frames"], times * once["tokens"]
+    return Reads(frames, positions, max(0.0, positions - frames * model.layout(recipe.keep_ratio).tokens(size, size)))
+
+
+def total(reads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several datasets take together; bytes are unknown when those of one are."""
+    sums: dict[str, Any] = {key: sum(read[key] for read in reads) for key in ("samples", "visits", "tokens", "frames")}
+    sizes = [read["bytes"] for read in reads]
+    return {**sums, "bytes": None if None in sizes else sum(sizes)}

@@ -1,0 +1,151 @@
+"""What datasets hold: counts, lengths, and what they share with each other and with evaluation sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from aurora.errors import AuroraError
+from aurora.interfaces import Executor, Prompt, Sampling, Tokenizer, VisualLayout
+
+from ..plan.corpus import visual_lengths
+from ..plan.lengths import text_lengths
+from ..shards.format import KINDS
+from ..shards.index import DatasetIndex, load_index
+from .digests import Digests, DigestTask, digest, shard_digests, turn_digest
+
+QUANTILES = (0.05, 0.5, 0.95, 1.0)
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation set shows and asks."""
+
+    name: str
+    media: np.ndarray  # uint64
+    turns: np.ndarray  # uint64
+
+
+def describe(
+    folders: Sequence[Path], *, tokenizer: Tokenizer, prompt: Prompt, layouts: Mapping[float, VisualLayout],
+    sampling: Sampling, executor: Executor, evaluations: Sequence[Evaluation] = (),
+) -> dict[str, Any]:
+    """Everything as plain numbers: `datasets` by name, and `duplicates` within and across them.
+
+    `layouts` is by keep ratio. AuroraError for a folder without a whole index.
+    """
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        raise AuroraError(f"two of {', '.join(map(str, folders))} have the same name, by which they are told apart")
+    indices = [load_index(folder) for folder in folders]
+    digests = {index.folder.name: _digests(index, executor) for index in indices}
+    datasets = {}
+    for index in indices:
+        found = digests[index.folder.name]
+        datasets[index.folder.name] = {
+            **_counts(index),
+            **_lengths(index, tokenizer, prompt, layouts, sampling),
+            "turns": len(found.turns),
+            "duplicates": {"samples": _repeated(found.sample), "media": _repeated(found.media),
+                           "conversations": _repeated(found.text)},
+            "unreadable": int((found.text == 0).sum()),
+            "in_evaluation": {one.name: {"media": _shared(found.media, one.media),
+                                         "turns": _shared(found.turns, one.turns)} for one in evaluations},
+        }
+    return {"datasets": datasets, "shared": _across(digests)}
+
+
+def read_evaluation(folder: str | Path) -> Evaluation:
+    """The media and the questions with their answers of a folder with `questions.jsonl`. AuroraError names the line."""
+    folder, media, turns = Path(folder), set[int](), set[int]()
+    try:
+        lines = (folder / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise AuroraError(f"{folder} is no evaluation set: {error}") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            answer = row["answer"] if isinstance(row["answer"], str) else row["options"][row["answer"]]
+            turns.add(turn_digest(row["question"], answer))
+            media.add(digest((folder / row["video"]).read_bytes()))
+        except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
+            raise AuroraError(f"{folder / 'questions.jsonl'}, line {number}: {error}") from error
+    return Evaluation(folder.name, _sorted(media), _sorted(turns))
+
+
+def _digests(index: DatasetIndex, executor: Executor) -> Digests:
+    parts = list(executor.run(shard_digests, [DigestTask(index.folder, number) for number in range(len(index.shards))]))
+    return Digests(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _counts(index: DatasetIndex) -> dict[str, Any]:
+    kinds = np.bincount(np.asarray(index.samples["kind"]), minlength=len(KINDS))
+    media = np.asarray(index.media)
+    return {
+        "samples": len(index),
+        "shards": len(index.shards),
+        "bytes": sum(int(shard["bytes"]) for shard in index.shards),
+        "kinds": {name: int(count) for name, count in zip(KINDS, kinds, strict=True)},
+        "media": len(media),
+        "broken_media": int((media["height"] == 0).sum()),
+        "seconds": _spread(media["duration"][media["duration"] > 0]),
+        "short_side": _spread(np.minimum(media["height"], media["width"])[media["height"] > 0]),
+    }
+
+
+def _lengths(
+    index: DatasetIndex, tokenizer: Tokenizer, prompt: Prompt, layouts: Mapping[float, VisualLayout], sampling: Sampling
+) -> dict[str, Any]:
+    text = text_lengths(index, prompt, tokenizer)
+    found: dict[str, Any] = {"text_tokens": _spread(text)}
+    for ratio, layout in layouts.items():
+        lengths = visual_lengths(index, layout, sampling)
+        found.setdefault("frames", _spread(lengths.frames[lengths.frames > 0]))
+        found.setdefault("tokens", {})[f"{ratio:g}"] = _spread(text + lengths.tokens)
+    return found
+
+
+def _spread(values: np.ndarray) -> dict[str, Any]:
+    """The sum over the samples that have a quantity, and its values at QUANTILES."""
+    quantiles = np.quantile(values, QUANTILES).tolist() if len(values) else []
+    return {"total": float(values.sum(dtype=np.float64)), "quantiles": quantiles}
+
+
+def _repeated(digests: np.ndarray) -> int:
+    """How many of some could be left out without losing one."""
+    readable = digests[digests != 0]
+    return len(readable) - len(np.unique(readable))
+
+
+def _shared(digests: np.ndarray, others: np.ndarray) -> int:
+    return int(np.isin(digests, others).sum())
+
+
+def _across(digests: Mapping[str, Digests]) -> list[dict[str, Any]]:
+    """For every two datasets what stands in both, where anything does."""
+    samples, media, texts = (_common([getattr(found, key) for found in digests.values()])
+                             for key in ("sample", "media", "text"))
+    names = list(digests)
+    return [{"between": [names[a], names[b]], "samples": int(samples[a, b]), "media": int(media[a, b]),
+             "conversations": int(texts[a, b])}
+            for a, b in np.argwhere(samples + media + texts)]
+
+
+def _common(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """[D, D]: how many different digests dataset a < b shares with b."""
+    each = [np.unique(column[column != 0]) for column in columns]
+    values, owner = np.concatenate(each), np.repeat(np.arange(len(each)), [len(column) for column in each])
+    order = np.argsort(values, kind="stable")  # equal ones stand together, in the order of their datasets
+    values, owner = values[order], owner[order]
+    shared = np.zeros((len(each), len(each)), np.int64)
+    for apart in range(1, len(each)):
+        same = values[apart:] == values[:-apart]
+        np.add.at(shared, (owner[:-apart][same], owner[apart:][same]), 1)
+    return shared
+
+
+def _sorted(values: Iterable[int]) -> np.ndarray:
+    return np.array(sorted(values), np.uint64)
