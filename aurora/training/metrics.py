@@ -212,11 +212,15 @@ class StepMeter:
             "grad_norm": total_norm(norms), **sums.rates(seconds), "samples": sums.samples, "targets": sums.targets,
             "seconds": seconds, "memory_gib": peak_memory(device) / 2**30, "teraflops": self.flops / seconds / 1e12,
             **({} if peak is None else {"mfu": self.flops / seconds / peak}),
-            **{f"grad_norm_{slot}": norm for slot, norm in norms.items()},
-            **(self._measurements(model, sums, norms) if self._measuring else {}),
+            **{f"grad_norm_{slot}": norms.get(slot, 0.0) for slot in WEIGHTED_SLOTS
+               if any(parameter.requires_grad for parameter in getattr(model, slot).parameters())},
         }
 
-    def _measurements(self, model: AuroraModel, sums: Sums, norms: Mapping[str, float]) -> dict[str, float]:
+    def measurements(self, model: AuroraModel, sums: Sums, norms: Mapping[str, float]) -> dict[str, float]:
+        """Of the same step: norms of weights and states, and the gradient noise, every
+        `measure_every` steps. Collective when sharded."""
+        if not self._measuring:
+            return {}
         found = {f"weight_norm_{slot}": norm for slot, norm in weight_norms(model).items()} | self._states
         noise = None if self._first is None else Noise.between(self._first, (total_norm(norms) ** 2, sums.targets))
         return found | ({} if noise is None else {"noise_trace": noise.trace, "noise_square": noise.square})

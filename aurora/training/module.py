@@ -240,13 +240,20 @@ class AuroraModule(L.LightningModule):
         optimizer.step()
         if taken and self.average is not None:
             self.average.update(self.trainer.global_step)
-        measured = self.meter.metrics(self.net, sums, norms, self.device)
+        metrics = self.meter.metrics(self.net, sums, norms, self.device)
+        self._log_measurements(self.meter.measurements(self.net, sums, norms))
         optimizer.zero_grad()
         if isinstance(schedule, LRScheduler) and not isinstance(schedule, ReduceLROnPlateau):
             schedule.step()
         # `step` is the axis of Lightning's loggers
-        return {"step": float(self.trainer.global_step), "loss": sums.mean_loss, "lr": rate, **measured,
+        return {"step": float(self.trainer.global_step), "loss": sums.mean_loss, "lr": rate, **metrics,
                 "skipped": float(self.skipped), **self.loss_scale.metrics(), **self._data_counts()}
+
+    def _log_measurements(self, found: Mapping[str, float]) -> None:
+        """Past `log_dict`, which would log them again with every later step."""
+        if found:
+            for logger in self.loggers:
+                logger.log_metrics(found, step=self.trainer.global_step)
 
     def _may_take(self, sums: Sums, norm: float) -> bool:
         objection = self.guard.objection(sums.loss, sums.targets, norm)

@@ -2,25 +2,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from aurora.testing.training import KEEP, tiny_config
 
-from aurora.assemble import build_model
 from aurora.registry import BACKBONE
-from aurora.training.step import cut
-from aurora.types import IGNORE, Frames, PackedBatch
+from aurora.testing.training import MadeRows, long_row, tiny_config, tiny_model
+from aurora.training import step
+from aurora.training.step import cut, segments, with_equal_frames
+from aurora.types import IGNORE
 
 RECURRENT = [name for name in BACKBONE.known() if name not in ("hf", "transformer")]
-
-
-def long_row():
-    """Two sequences, 7 and 23 positions long; the second holds frames of KEEP tokens from position 9 on."""
-    generator = torch.Generator().manual_seed(1)
-    tokens = torch.randint(1, 200, (30,), generator=generator)
-    targets = torch.where(torch.arange(30) % 3 == 0, IGNORE, tokens % 50)
-    positions = 9 + torch.arange(4 * KEEP).view(4, KEEP)
-    tokens[positions.flatten()] = 0
-    pixels = torch.randint(0, 256, (4, 3, 16, 16), generator=generator, dtype=torch.uint8)
-    return PackedBatch(tokens, targets, torch.tensor([0, 7, 30]), (Frames(pixels, positions),), 2)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 40])
@@ -51,9 +40,7 @@ def test_a_piece_continues_what_the_one_before_leaves_open(count):
 @pytest.mark.parametrize("count", [2, 5])
 def test_the_losses_of_pieces_add_up_to_that_of_the_row(name, count):
     torch.manual_seed(0)
-    config = tiny_config("run")
-    config["backbone"] = {**config["backbone"], "name": name}
-    model = build_model(config)
+    model = tiny_model(backbone={**tiny_config("run")["backbone"], "name": name})
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
@@ -64,3 +51,42 @@ def test_the_losses_of_pieces_add_up_to_that_of_the_row(name, count):
             loss = model(piece, memory)
             total, memory = total + loss.total, loss.memory
         torch.testing.assert_close(total, model(row).total, rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_is_cut_into_segments_of_about_so_many_positions():
+    cpu = torch.device("cpu")
+    assert segments(long_row(), None, cpu)[0].tokens is not None and len(segments(long_row(), None, cpu)) == 1
+    assert [len(piece.tokens) for piece in segments(long_row(), 10, cpu)] == [9, 11, 10]
+
+
+# ---- frames on every rank --------------------------------------------------------------------------------------
+
+
+def made_row(model, number):
+    return MadeRows(seed=3, layout=None, tokenizer=model.tokenizer, prompt=None).row(number)
+
+
+def test_a_blank_frame_changes_neither_loss_nor_gradient(monkeypatch):
+    torch.manual_seed(0)
+    model = tiny_model()
+    row = made_row(model, 2)
+    assert row.frames == ()
+    plain = model(row)
+    plain.total.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    monkeypatch.setattr(step, "world_size", lambda: 2)
+    added = with_equal_frames(row, model)
+    framed = model(added)
+    framed.total.backward()
+    assert len(added.frames) == 1 and framed.count == plain.count
+    torch.testing.assert_close(framed.total, plain.total)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients.get(name, torch.zeros_like(parameter)))
+
+
+def test_a_row_with_frames_is_left_alone(monkeypatch):
+    model = tiny_model()
+    row = made_row(model, 0)
+    monkeypatch.setattr(step, "world_size", lambda: 2)
+    assert with_equal_frames(row, model) is row

@@ -3,20 +3,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from aurora.testing.training import MadeRows, curve, tiny_config, train
 
-from aurora.assemble import build_model
-from aurora.config import ModelConfig
-from aurora.errors import AuroraError
-from aurora.recipe import read_recipe
+from aurora.testing.training import MadeRows, curve, tiny_config, tiny_model, train
 from aurora.training.callbacks.csv_logger import read_metrics
 from aurora.training.metrics import Noise, gradient_norms, total_norm
-from aurora.training.optim import Average, parameter_groups
+from aurora.training.optim import Average
 from aurora.weights.model_folder import load_model
 
 
 def test_norms_by_slot_add_up_to_that_of_all_gradients():
-    model = build_model(tiny_config("run"))
+    model = tiny_model()
     for number, parameter in enumerate(model.parameters()):
         parameter.grad = torch.full_like(parameter, 0.1 * (number % 5))
     norms = gradient_norms(model)
@@ -88,21 +84,3 @@ def test_the_curve_holds_norms_by_slot_throughput_and_every_so_often_noise(confi
         assert [bool(row[name]) for row in rows] == [False, True] * 3
     assert all(float(row["mfu"]) == pytest.approx(float(row["teraflops"]) / 1e-3) for row in rows)
     assert all(math.isfinite(float(row["memory_gib"])) and float(row["memory_gib"]) > 0 for row in rows)
-
-
-def test_weight_decay_may_differ_by_slot():
-    config = tiny_config("run")
-    model = build_model(config)
-    entry = {**config["stages"]["second"], "weight_decay": {"vision": 0.1, "backbone": 0.2}}
-    decays = {group["weight_decay"] for group in parameter_groups(model, read_recipe("second", entry))}
-    assert decays == {0.0, 0.1, 0.2}
-
-
-@pytest.mark.parametrize(("key", "value", "told"), [
-    ("average", 1.0, r"average is 1\.0; it must be null or in \(0, 1\)"),
-    ("weight_decay", {"merge": 0.1}, "'merge' is no slot with weights"),
-    ("weight_decay", {"vision": -1.0}, "weight_decay is .* it must be 0 or more"),
-])
-def test_an_option_that_makes_no_sense_is_refused(key, value, told):
-    with pytest.raises(AuroraError, match=told):
-        read_recipe("second", {**tiny_config("run")["stages"]["second"], key: value})
