@@ -11,10 +11,6 @@ from aurora.config import Config
 from aurora.errors import AuroraError
 from aurora.training.budget import disk
 from aurora.training.checkpoint.run_folder import StageFolder, fingerprint
-<<<<<<< HEAD
-=======
-from aurora.training.stage import skeleton
->>>>>>> bench
 
 
 def config_for(run, **changes):
