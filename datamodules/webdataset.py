@@ -46,7 +46,7 @@ class WebDatasetModule(DataModule, lightning.LightningDataModule):  # type: igno
     frames of a video are read. `mix_kinds` lets single images share rows and steps with videos and multi-image
     samples. `batch_unit: tokens` makes `global_batch` count row positions. `missing: drop` reads a mixture without
     the folders that are not there. A video longer than a row is read with fewer frames (`too_long: shrink`), it or
-    a text is laid over several rows (`split`), left out (`drop`) or an error (`refuse`). `root` may be
+    a text is split over several rows (`split`), left out (`drop`) or an error (`refuse`). `root` may be
     remote (s3, gs, https): shards are then kept below `cache`. `verify` compares every byte. Samples that cannot be
     read become placeholders without loss, are listed in the file `quarantine`, and stop the run when they are more than
     `max_bad_rate` of the first `bad_rate_after` samples or of all later.

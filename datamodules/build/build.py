@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def write_task(task: BuildTask) -> dict[str, Any]:
     skipped: list[dict[str, Any]] = []
 
     def skip(sample: ShardSample, error: BadSample) -> None:
-        skipped.append(_told(task, int(sample.key), sample.record.get("id"), error))
+        skipped.append(_skipped(task, int(sample.key), sample.record.get("id"), error))
 
     task.skipped.unlink(missing_ok=True)
     manifest = write_shard(_samples(task, skipped), task.tar, skip=skip)
@@ -124,7 +125,7 @@ def run_tasks(
     results = [(task, task.result()) for task in tasks]
     left = [task for task, result in results if result is None]
     bad: Counter[str] = Counter()
-    for row in _chain([result for _, result in results if result is not None], executor.run(write_task, left)):
+    for row in chain((result for _, result in results if result is not None), executor.run(write_task, left)):
         yield row
         bad.update(row["skipped"])
         if bad.total() > max_bad_rate * entries:
@@ -150,9 +151,9 @@ def join(output: Path, plan: BuildPlan, count: Count | None = None) -> dict[str,
     if count is not None:
         text_lengths(index, *count.parts())
     write_skipped(output, tasks)
-    told = _about(plan, index, [row for row in rows if row is not None])
-    replace_file(output / DATASET, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
-    return told
+    about = _about(plan, index, [row for row in rows if row is not None])
+    replace_file(output / DATASET, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
+    return about
 
 
 def retry_skipped(tasks: Sequence[BuildTask]) -> int:
@@ -185,10 +186,10 @@ def _samples(task: BuildTask, skipped: list[dict[str, Any]]) -> Iterator[ShardSa
         try:
             yield stored(source.sample(entry, f"{number:09d}"), order.transcode)
         except BadSample as error:
-            skipped.append(_told(task, number, entry.get("id"), error))
+            skipped.append(_skipped(task, number, entry.get("id"), error))
 
 
-def _told(task: BuildTask, number: int, name: Any, error: BadSample) -> dict[str, Any]:
+def _skipped(task: BuildTask, number: int, name: Any, error: BadSample) -> dict[str, Any]:
     return {"shard": task.number, "entry": number, "id": name, "reason": error.reason, "detail": error.detail}
 
 
@@ -221,8 +222,3 @@ def _about(plan: BuildPlan, index: DatasetIndex, rows: Sequence[Mapping[str, Any
             "shards": plan.tasks, "entries": plan.entries, "samples": len(index), "kinds": dict(kinds), **sums,
             "seconds": round(sums["seconds"], 3), "skipped": dict(skipped.most_common()), "broken": plan.broken,
             "digest": index.digest}
-
-
-def _chain(before: list[dict[str, Any]], after: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    yield from before
-    yield from after

@@ -1,4 +1,4 @@
-"""What a stage reads, dataset by dataset: measured from shards, or told from published counts."""
+"""What a stage reads, dataset by dataset: measured from shards, or estimated from published counts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..shards.index import DatasetIndex
 
 ASSUMED = {"text_tokens": 200, "images": 4, "video_seconds": 30.0, "image_megapixels": 0.3,
            "video_megapixels_per_second": 27.6}
-"""What published counts do not tell, per sample: 200 text tokens, 4 pictures where there are several, half a minute of
+"""What published counts leave open, per sample: 200 text tokens, 4 pictures where there are several, half a minute of
 720p video at 30 frames per second."""
 
 
@@ -93,10 +93,10 @@ def _sizes(mixture: Mixture, catalogue: Mapping[str, Dataset]) -> tuple[dict[str
         known = catalogue[name].samples if name in catalogue else None
         size = known if known is not None else part.samples
         sizes[name], counted[name] = size or 0, "unknown" if size is None else "published"
-    for group, said in mixture.groups.items():
+    for group, limits in mixture.groups.items():
         unknown = [name for name, part in mixture.datasets.items()
                    if part.group == group and counted[name] == "unknown"]
-        total = said.samples or said.paper
+        total = limits.samples or limits.paper
         if not unknown or total is None:
             continue
         left = max(0, total - sum(size for name, size in sizes.items() if mixture.datasets[name].group == group))

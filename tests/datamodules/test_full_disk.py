@@ -10,8 +10,8 @@ from aurora.cli import main
 from aurora.errors import AuroraError
 from aurora.registry import PROMPT, READER, TOKENIZER
 from datamodules.build.plan import BuildOrder, make_plan
-from datamodules.inspect.digests import DigestTask, shard_digests
 from datamodules.inspect.preview import write_preview
+from datamodules.inspect.stats import DigestTask, shard_digests
 from datamodules.loading.loader import BadSamples
 from datamodules.loading.rows import Skipped
 from datamodules.plan.arrays import shared_arrays
