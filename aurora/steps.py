@@ -51,6 +51,7 @@ class StepLoader:
         self._rows, self._steps, self._epochs = rows, steps, epochs
         self._identity, self._repeat = identity, repeat
         self._position, self._done, self._passes = START, 0, 0
+        self._before = 0  # steps of the passes before
         self._resumed = False
 
     def __len__(self) -> int:
@@ -58,6 +59,7 @@ class StepLoader:
 
     def __iter__(self) -> Iterator[Step]:
         if not self._resumed:
+            self._before += self._done
             self._position, self._done = (0 if self._repeat else self._passes * self._epochs, 0, 0), 0
             self._passes += 1
         self._resumed = False
@@ -65,9 +67,15 @@ class StepLoader:
         for _ in range(self._done, self._steps):
             yield Step(self._step(rows))
 
+    @property
+    def taken(self) -> int:
+        """Steps whose rows were read, over all passes."""
+        return self._before + self._done
+
     def state_dict(self) -> dict[str, Any]:
         """JSON; the same on every rank."""
-        return {"position": list(self._position), "step": self._done, "passes": self._passes, "data": self._identity}
+        return {"position": list(self._position), "step": self._done, "before": self._before, "passes": self._passes,
+                "data": self._identity}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Lets the next iteration go on from a state. AuroraError when it is of other data."""
@@ -75,7 +83,8 @@ class StepLoader:
             raise AuroraError("data: the checkpoint's position belongs to another plan (other shards, mixture, seed, "
                               "row budgets, sampling, prompt or keep ratio); start a new run or restore those options")
         epoch, window, pack = state["position"]
-        self._position, self._done, self._passes = (epoch, window, pack), state["step"], state["passes"]
+        self._position, self._done = (epoch, window, pack), state["step"]
+        self._before, self._passes = state["before"], state["passes"]
         self._resumed = True
 
     def _step(self, rows: Iterator[PackedBatch]) -> Iterator[PackedBatch]:

@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "aurora" / "training")]
 
 from tiny_training import curve, start, start_ranks, tiny_config  # noqa: E402
 
-from aurora.training.logs import read_curve  # noqa: E402
+from aurora.training.callbacks.csv_logger import read_metrics  # noqa: E402
 
 STEPS, ROWS = 24, 4
 VALIDATION = {"mixture": {"rows": 1}, "every": 3, "max_steps": 2}
@@ -152,7 +152,7 @@ def _finish(run: Path, kind: str) -> float:
 
 def _written(run: Path) -> list[list[str | None]]:
     """The curve, the losses on held-out rows and the scale of the loss, exactly as written."""
-    return [[row.get(name) for name in COLUMNS] for row in read_curve(run / STAGE)]
+    return [[row.get(name) for name in COLUMNS] for row in read_metrics(run / STAGE)]
 
 
 def _require_same(run: Path, whole: Path) -> None:

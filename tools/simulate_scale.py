@@ -20,12 +20,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from aurora.assemble import build_model
-from aurora.config import ModelConfig, load_config
-from aurora.model import AuroraModel
 from aurora.training.flops import forward_flops, training_flops
+
+from aurora.assemble import build_model
+from aurora.config import load_config
+from aurora.model import AuroraModel
+from aurora.recipe import Recipe
 from aurora.training.optim import choose_learned
-from aurora.training.recipe import Recipe, read_recipes
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,10 @@ def best_row_tokens(recipe: Recipe, sample: Sample, gpus: int, most: int, keep: 
 
 def table(arguments: argparse.Namespace) -> int:
     """Prints the lines of a stage as Markdown."""
-    config = load_config(*arguments.overrides).tree
-    recipe = read_recipes(config)[arguments.stage]
+    config = load_config(*arguments.overrides)
+    recipe = config.stages[arguments.stage]
     with torch.device("meta"):
-        model = build_model(ModelConfig.parse(config))
+        model = build_model(config.model)
     choose_learned(model, recipe)
     sample = SAMPLES[arguments.stage]
     cluster = replace(Cluster(), **{name: value for name, value in vars(arguments).items()

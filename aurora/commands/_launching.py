@@ -5,30 +5,29 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.run import main as torchrun
 
+from aurora.config import Config
 from aurora.errors import AuroraError, LostProcess
-from aurora.training.parallel import local_devices, require_devices
-from aurora.training.recipe import read_options
-from aurora.training.run import plan_stages
+from aurora.training.distributed.rendezvous import local_devices, require_devices
+from aurora.training.stage import plan_stages
 
 PORT = 29500
 LAST_CALL_SECONDS = 15  # that fewer nodes than the most wait for further ones
 SAVE_SECONDS = 600  # that processes have for saving after SIGTERM
 
 
-def launch(config: Mapping[str, Any], overrides: Sequence[str], *, nodes: str, first: str | None, restarts: int) -> int:
+def launch(config: Config, overrides: Sequence[str], *, nodes: str, first: str | None, restarts: int) -> int:
     """Trains in `trainer.devices` processes here, together with those of the other nodes.
 
     The exit status is that of the first process that failed for good.
     """
-    trainer = read_options(config["trainer"])
+    trainer = config.trainer
     require_devices(trainer)
     processes = local_devices(trainer)
     fewest, most = _numbers(nodes)

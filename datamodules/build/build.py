@@ -37,7 +37,7 @@ DATASET = "dataset.json"
 
 
 @dataclass(frozen=True)
-class Count:
+class TextCounter:
     """What texts are counted with while shards are built, as configs of the parts."""
 
     tokenizer: Mapping[str, Any]
@@ -54,7 +54,7 @@ class BuildTask(ShellTask):
 
     output: Path
     number: int
-    count: Count | None = None
+    count: TextCounter | None = None
 
     def command(self) -> Sequence[str]:
         counting = [] if self.count is None else ["--count", json.dumps(self.count.tokenizer),
@@ -82,7 +82,7 @@ class BuildTask(ShellTask):
         return build_folder(self.output) / f"{self.number:06d}.{SKIPPED}"
 
 
-def build_tasks(output: Path, plan: BuildPlan, count: Count | None = None) -> list[BuildTask]:
+def build_tasks(output: Path, plan: BuildPlan, count: TextCounter | None = None) -> list[BuildTask]:
     """The tasks of a plan."""
     return [BuildTask(output, number, count) for number in range(plan.tasks)]
 
@@ -138,7 +138,7 @@ def run_tasks(
                 "raise the rate")
 
 
-def join(output: Path, plan: BuildPlan, count: Count | None = None) -> dict[str, Any]:
+def join(output: Path, plan: BuildPlan, count: TextCounter | None = None) -> dict[str, Any]:
     """Joins finished shards into a dataset, and returns what `dataset.json` says of it."""
     tasks = build_tasks(output, plan)
     rows = [task.result() for task in tasks]
@@ -193,7 +193,7 @@ def _skipped(task: BuildTask, number: int, name: Any, error: BadSample) -> dict[
     return {"shard": task.number, "entry": number, "id": name, "reason": error.reason, "detail": error.detail}
 
 
-def _count(tar: Path, digest: str, count: Count) -> None:
+def _count(tar: Path, digest: str, count: TextCounter) -> None:
     """Keeps the text lengths of a finished shard beside it."""
     prompt, tokenizer = count.parts()
     with np.load(sidecar(tar, "index.npz"), allow_pickle=False) as arrays, tar.open("rb") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,8 +22,8 @@ ENOUGH = 0.98
 
 def show(told: Mapping[str, Any], image_rate: float, video_rate: float) -> None:
     """A table per stage with what there is to say about it, then the paper's counts."""
-    console = Console(highlight=False, soft_wrap=True)
-    console.width = max(console.width, WIDTH)
+    seen = sys.stdout.isatty()
+    console = Console(highlight=False, soft_wrap=not seen, width=None if seen else WIDTH)
     for name, stage in told["stages"].items():
         console.print(_stage(name, stage))
         for line in [*_lines(stage, image_rate, video_rate), *_training(stage["training"])]:
@@ -113,7 +114,7 @@ def _paper(name: str, table: Mapping[str, Any]) -> Table:
 
 def _table(title: str, first: str, columns: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, no_wrap=True)
+    table.add_column(first, overflow="fold")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table

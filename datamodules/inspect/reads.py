@@ -23,7 +23,7 @@ ASSUMED = {"text_tokens": 200, "images": 4, "video_seconds": 30.0, "image_megapi
 720p video at 30 frames per second."""
 
 
-class Read(NamedTuple):
+class DatasetReads(NamedTuple):
     """What an epoch reads of a dataset, repeats included except in `samples`."""
 
     dataset: str
@@ -53,7 +53,7 @@ def measured(corpus: Corpus, plan: EpochPlan, mixture: Mixture) -> dict[str, Any
                 visits[one.samples.astype(np.int64) - start] += one.repeats
         name, count = index.folder.name, corpus.counts[number]
         size, images, videos = _weight(index, visits)
-        reads.append(Read(
+        reads.append(DatasetReads(
             name, mixture.datasets[name].group, count.samples, int((visits > 0).sum()), int(visits.sum()),
             int(visits @ corpus.tokens[start:stop]), int(visits @ corpus.frames[start:stop]),
             size, images, videos, count.dropped, count.shrunk, "measured",
@@ -80,8 +80,9 @@ def published(
         size = known.bytes * visits // known.samples if known and known.bytes and known.samples else None
         video = ASSUMED["video_megapixels_per_second"] * ASSUMED["video_seconds"] * visits if kind == "video" else 0.0
         image = 0.0 if kind == "video" else ASSUMED["image_megapixels"] * frames * visits
-        reads.append(Read(name, part.group, sizes[name], taken[name].samples, visits, visits * tokens, visits * frames,
-                          size, image, video, 0, 0, counted[name], known.samples if known else None))
+        reads.append(DatasetReads(
+            name, part.group, sizes[name], taken[name].samples, visits, visits * tokens, visits * frames, size, image,
+            video, 0, 0, counted[name], known.samples if known else None))
     return {"datasets": [read._asdict() for read in reads], "steps_per_epoch": None, "fill": None,
             "missing": [name for name in mixture.datasets if counted[name] == "unknown"]}
 

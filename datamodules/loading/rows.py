@@ -131,12 +131,12 @@ class RowBuilder:
         given_up: Mapping[int, BadSample] = MappingProxyType({}), report: Callable[[int], object] = int,
     ) -> Built:
         """The row of some samples, or of a part of one; of none it is a placeholder for a rank that has nothing to do
-        in this micro-step.
+        for this row of the step.
 
         Samples at the places in `given_up` are not tried; `report` is called with each place before its sample is
         decoded.
         A row without frames is given a blank one as a sequence of its own, without targets: every rank runs its
-        encoder in every micro-step, or gradients could not be gathered.
+        encoder for every row, or gradients could not be gathered.
         """
         sequences, skipped = [], []
         for place, sample in enumerate(samples):

@@ -35,7 +35,7 @@ _BLOCK = 1 << 20
 _log = logging.getLogger(__name__)
 
 
-class Count(NamedTuple):
+class DatasetCounts(NamedTuple):
     """What became of a dataset's samples, those that the mixture does not take included."""
 
     samples: int
@@ -54,7 +54,7 @@ class Corpus:
     text: np.ndarray  # [S] int32: those of its text
     frames: np.ndarray  # [S] int32
     kinds: np.ndarray  # [S] uint8
-    counts: tuple[Count, ...]  # of each dataset
+    counts: tuple[DatasetCounts, ...]  # of each dataset
     identity: str  # of all of this
     folder: Path | None  # where the arrays are mapped from
 
@@ -137,7 +137,7 @@ def _fill(
             kept.append((np.flatnonzero(fits) + here.start).astype(np.uint32))
             shrunk += int((fewer & fits).sum())
         fitting[index.folder.name] = np.concatenate(kept) if kept else np.zeros(0, np.uint32)
-        counts.append(Count(len(index), len(index) - len(fitting[index.folder.name]), shrunk))
+        counts.append(DatasetCounts(len(index), len(index) - len(fitting[index.folder.name]), shrunk))
         start += len(index)
     read = [one for of_dataset in members(mixture, fitting) for one in of_dataset]
     numbers = allocate("members", np.dtype(np.uint32), sum(len(one.samples) for one in read))
@@ -198,7 +198,7 @@ def _corpus(arrays: Arrays, datasets: tuple[DatasetIndex, ...], identity: str) -
         datasets, np.cumsum([0, *(len(index) for index in datasets)]),
         tuple(Members(held["members"][start:stop], repeats) for start, stop, repeats in facts["members"]),
         held["tokens"], held["text"], held["frames"], held["kinds"],
-        tuple(Count(*count) for count in facts["counts"]), identity, arrays.folder)
+        tuple(DatasetCounts(*count) for count in facts["counts"]), identity, arrays.folder)
 
 
 def _load(folder: Path, datasets: tuple[DatasetIndex, ...]) -> Corpus:

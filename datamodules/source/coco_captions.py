@@ -10,7 +10,7 @@ from aurora.errors import BadSample
 from aurora.interfaces import Entry
 from aurora.registry import SOURCE
 
-from ._join import Row, joined
+from ._join import JoinRow, joined
 from ._lines import items
 from ._records import Parsed, RecordSource, asked, chosen
 
@@ -35,8 +35,8 @@ class CocoCaptionsSource(RecordSource):
 
     def entries(self) -> Iterator[Entry]:
         for path in self.annotations():
-            rows = (Row(one.get("image_id"), one.get("caption")) for one in items(path, "annotations.item"))
-            images = (Row(one.get("id"), one) for one in items(path, "images.item"))
+            rows = (JoinRow(one.get("image_id"), one.get("caption")) for one in items(path, "annotations.item"))
+            images = (JoinRow(one.get("id"), one) for one in items(path, "images.item"))
             for image, found in joined(images, rows):
                 for captions in ([caption] for caption in found) if self._every else [found]:
                     yield {"id": image.id, "file_name": image.kept.get("file_name"), "captions": captions}

@@ -11,7 +11,7 @@ from aurora.errors import AuroraError, BadSample
 from aurora.interfaces import Entry
 from aurora.registry import SOURCE
 
-from ._join import Row, joined
+from ._join import JoinRow, joined
 from ._lines import items
 from ._records import Parsed, RecordSource, agreed, annotation_file, asked
 
@@ -46,8 +46,8 @@ class Vqav2Source(RecordSource):
 
     def entries(self) -> Iterator[Entry]:
         for questions, answers in zip(self._questions, self._files, strict=True):
-            answered = (Row(one.get("question_id"), _answer(one)) for one in items(answers, "annotations.item"))
-            asked_for = (Row(one.get("question_id"), one) for one in items(questions, "questions.item"))
+            answered = (JoinRow(one.get("question_id"), _answer(one)) for one in items(answers, "annotations.item"))
+            asked_for = (JoinRow(one.get("question_id"), one) for one in items(questions, "questions.item"))
             for number, group in itertools.groupby(enumerate(joined(asked_for, answered)), self._same):
                 rows = [row for _, row in group]
                 first = rows[0][0]
@@ -67,7 +67,7 @@ class Vqav2Source(RecordSource):
             raise BadSample("field", f"image_id {record['image_id']!r} is not a number") from error
         return Parsed(turns, (name,), self._images)
 
-    def _same(self, numbered: tuple[int, tuple[Row, list[Any]]]) -> Any:
+    def _same(self, numbered: tuple[int, tuple[JoinRow, list[Any]]]) -> Any:
         """What joined questions have in common that become one sample."""
         number, (row, _) = numbered
         return row.kept.get("image_id") if self._by_image else number

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parent
-sys.path.insert(0, str(FOLDER))
-import tiny_training  # noqa: E402
+from aurora.testing import training as tiny_training
 
+ROOT = Path(__file__).parents[3]
 tiny_training.register()
 
 
@@ -21,10 +20,9 @@ def start_process(tmp_path):
     def start(config, **environment):
         path = tmp_path / f"config-{len(started)}.json"
         path.write_text(json.dumps(config))
-        root = str(FOLDER.parents[2])
         process = subprocess.Popen(
-            [sys.executable, "-W", "error", str(FOLDER / "tiny_training.py"), str(path)],
-            env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **environment},
+            [sys.executable, "-W", "error", "-m", "aurora.testing.training", str(path)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         started.append(process)
         return process

@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from test_pieces import RECURRENT, long_row
-from tiny_training import tiny_config
+from aurora.testing.training import tiny_config
 from together import fork
 
 from aurora.assemble import build_model
 from aurora.config import ModelConfig
 from aurora.registry import BACKBONE
-from aurora.training.blocks import recompute_blocks
-from aurora.training.parallel import with_agreed_frames
-from aurora.training.sequence import Neighbours, read_together
+from aurora.training.distributed.collectives import with_equal_frames
+from aurora.training.distributed.sequence_parallel import SequenceParallelGroup, read_together
+from aurora.training.distributed.strategies import checkpoint_blocks
 
 
 def model_of(backbone):
@@ -48,10 +48,10 @@ def compare(rank, processes, file):
     dist.init_process_group("gloo")
     found = {}
     for backbone in RECURRENT:
-        right, model, neighbours = learn(model_of(backbone), long_row()), model_of(backbone), Neighbours(processes)
-        recompute_blocks(model)
+        right, model, neighbours = learn(model_of(backbone), long_row()), model_of(backbone), SequenceParallelGroup(processes)
+        checkpoint_blocks(model)
         read_together(model.backbone, neighbours)
-        mine = learn(model, with_agreed_frames(neighbours.share(long_row()), model))
+        mine = learn(model, with_equal_frames(neighbours.share(long_row()), model))
         neighbours.finish()
         dist.all_reduce(mine)
         found[f"{backbone} on {processes}"] = [float((mine[0] - right[0]).abs() / right[0]),

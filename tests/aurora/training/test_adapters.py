@@ -5,17 +5,16 @@ from collections import Counter
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import MadeRows, curve, tiny_config
+from aurora.testing.training import MadeRows, curve, tiny_config, train
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from aurora.assemble import build_model
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
-from aurora.training.checkpoints import checkpoint_at
-from aurora.training.optim import choose_learned, parameter_groups
-from aurora.training.recipe import TrainerOptions, read_recipe
-from aurora.training.run import train
-from aurora.training.sharding import shard
+from aurora.recipe import TrainerOptions, read_recipe
+from aurora.training.checkpoint.layout import checkpoint_at
+from aurora.training.distributed.strategies import shard
+from aurora.training.optim import parameter_groups, set_trainable
 from aurora.weights.adapters import attach_adapters
 from aurora.weights.model_folder import load_model, save_model
 
@@ -173,7 +172,7 @@ def test_sharding_refuses_learned_weights_of_two_dtypes_in_one_unit():
     recipe = read_recipe("s", entry)
     model = build_model(ModelConfig.parse({**tiny_config("run"), "dtype": "bfloat16"}))
     attach_adapters("s", model, recipe.adapters)
-    choose_learned(model, recipe)
+    set_trainable(model, recipe)
     with pytest.raises(AuroraError, match="cannot train a slot whole beside a float32 LoRA on layers outside"):
         shard(model, None, TrainerOptions())
 
@@ -183,7 +182,7 @@ def test_adapters_have_their_own_rates_and_states_are_never_decayed():
     recipe = read_recipe("s", {**tiny_config("run")["stages"]["first"], "adapters": adapters, "weight_decay": 0.1})
     model = build_model(ModelConfig.parse(tiny_config("run")))
     attach_adapters("s", model, recipe.adapters)
-    choose_learned(model, recipe)
+    set_trainable(model, recipe)
     groups = {(group["scale"], group["weight_decay"]): len(group["params"])
               for group in parameter_groups(model, recipe)}
     assert groups == {(0.5, 0.1): 32, (30.0, 0.0): 1, (1.0, 0.1): 2, (1.0, 0.0): 2}
@@ -193,7 +192,7 @@ def test_what_lies_under_an_adapter_stays_in_evaluation_mode():
     model = build_model(ModelConfig.parse(tiny_config("run")))
     recipe = read_recipe("s", {**tiny_config("run")["stages"]["first"], "trained": [], "adapters": LORA})
     attach_adapters("s", model, recipe.adapters)
-    choose_learned(model, recipe)
+    set_trainable(model, recipe)
     training = {type(module).__name__ for module in model.backbone.modules() if module.training}
     assert training == {"ModuleDict", "Dropout"}
 

@@ -11,7 +11,8 @@ import torch
 
 from aurora.errors import AuroraError
 from aurora.training import saver as saving
-from aurora.training.checkpoints import (
+from aurora.training.checkpoint.io import Saver
+from aurora.training.checkpoint.layout import (
     checkpoint_at,
     checkpoint_path,
     newest_checkpoint,
@@ -19,7 +20,6 @@ from aurora.training.checkpoints import (
     refuse_unsafe_loading,
     sweep,
 )
-from aurora.training.saver import Saver
 
 
 def silent(message):
@@ -52,7 +52,7 @@ def test_the_newest_checkpoint_is_read_back(tmp_path):
     found = newest_checkpoint(tmp_path, silent)
     assert (found.step, (tmp_path / "newest").read_text()) == (10, "step-10")
     assert all(torch.equal(tensor, tensors(10)[name]) for name, tensor in weights(found).items())
-    assert found.names() == set(tensors(0))
+    assert found.shapes() == set(tensors(0))
     assert checkpoint_at(tmp_path, 9).step == 9
 
 
@@ -237,7 +237,7 @@ def test_a_kill_in_the_middle_of_saving_leaves_a_readable_checkpoint(tmp_path):
     code = f"""
 from pathlib import Path
 import torch
-from aurora.training.saver import Saver
+from aurora.training.checkpoint.io import Saver
 saver = Saver(Path({str(tmp_path)!r}), group=None, tell=print)
 for step in range(1, 100_000):
     saver.save(step, {{"weights.w": torch.full((400_000,), float(step))}}, {{"step": step}})

@@ -1,13 +1,13 @@
 import pytest
 import torch
-from tiny_training import tiny_config
+from aurora.testing.training import tiny_config
 
 from aurora.assemble import build_model
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
-from aurora.training.estimate import Hardware, Memory, Reads, cost, memory, require_fit
+from aurora.recipe import TrainerOptions
+from aurora.training.budget import Hardware, Memory, Reads, cost, memory, require_fit
 from aurora.training.optim import freeze_untrained
-from aurora.training.recipe import TrainerOptions
 
 EVERYTHING = ["vision", "connector", "backbone"]
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tiny_training import curve, free_port, start, start_ranks, tiny_config
+from aurora.testing.training import curve, free_port, start, start_ranks, tiny_config
 
 from aurora.errors import AuroraError
-from aurora.training.checkpoints import CHECKPOINTS, checkpoint_path, is_committed
-from aurora.training.launch import Place, find_place, fitted
-from aurora.training.logs import CURVE_FILE
-from aurora.training.recipe import TrainerOptions, read_options
-from aurora.training.watchdog import HUNG_EXIT
+from aurora.recipe import TrainerOptions, read_options
+from aurora.training.callbacks.csv_logger import METRICS_FILE
+from aurora.training.callbacks.watchdog import TRY_AGAIN
+from aurora.training.checkpoint.layout import CHECKPOINTS, checkpoint_path, is_committed
+from aurora.training.distributed.rendezvous import Rank, fitted, rank_from_env
 
 STEPS = 8
 MODEL = Path("first", "model", "model.safetensors")
@@ -187,7 +187,7 @@ def test_a_lost_rank_ends_the_other_and_no_step_is_missing(runs):
 
 def test_one_hung_rank_ends_all_and_leaves_the_stacks_of_all(runs):
     config = runs.config(strategy="fsdp", watchdog_seconds=2)
-    assert runs.run(config, 2, HANG="9") == [HUNG_EXIT] * 2
+    assert runs.run(config, 2, HANG="9") == [TRY_AGAIN] * 2
     stacks = Path(config["run"]) / "first" / "stacks"
     assert "in __iter__" in (stacks / "rank-1.txt").read_text()  # row 9 is the second process's
     assert "in training_step" in (stacks / "rank-0.txt").read_text()
@@ -308,7 +308,7 @@ def test_a_curve_that_cannot_be_written_is_told_once_and_ends_no_run(runs):
     config = runs.config()
     processes = runs.start(config, SECONDS_PER_ROW="0.03")
     runs.wait_for_step(config, 2, processes)
-    path = Path(config["run"]) / "first" / CURVE_FILE
+    path = Path(config["run"]) / "first" / METRICS_FILE
     path.unlink()
     path.mkdir()
     assert runs.finish(processes) == [0], runs.said()
@@ -473,13 +473,13 @@ TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE
 @pytest.mark.parametrize(("environment", "launcher"), [(SRUN, "srun"), (TORCHRUN, "torchrun"),
                                                        (SRUN | TORCHRUN, "torchrun")])
 def test_a_launcher_says_the_place_of_a_process(environment, launcher):
-    place = find_place(environment)
-    assert place == Place(rank=5, world=8, local=1, per_node=4, launcher=launcher) and place.nodes == 2
+    place = rank_from_env(environment)
+    assert place == Rank(rank=5, world=8, local=1, per_node=4, launcher=launcher) and place.nodes == 2
 
 
 @pytest.mark.parametrize("environment", [{}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, {"LOCAL_RANK": "1"}])
 def test_a_process_that_no_launcher_started_is_alone(environment):
-    assert find_place(environment) is None
+    assert rank_from_env(environment) is None
 
 
 @pytest.mark.parametrize(("environment", "message"), [
@@ -488,11 +488,11 @@ def test_a_process_that_no_launcher_started_is_alone(environment):
 ])
 def test_half_a_place_is_an_error(environment, message):
     with pytest.raises(AuroraError, match=message):
-        find_place(environment)
+        rank_from_env(environment)
 
 
 def test_another_number_of_devices_than_the_launcher_started_is_an_error():
-    place = find_place(TORCHRUN)
+    place = rank_from_env(TORCHRUN)
     assert fitted(TrainerOptions(), place).devices == 4
     with pytest.raises(AuroraError, match=r"trainer\.devices is 2, but torchrun started 4"):
         fitted(TrainerOptions(devices=2), place)

@@ -1,12 +1,11 @@
 import pytest
 import torch
-from tiny_training import tiny_config
+from aurora.testing.training import tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from aurora.assemble import build_model
 from aurora.bench import language, towers
-from aurora.config import ModelConfig
-from aurora.training.flops import forward_flops, named_peak, peak_flops, training_flops
+from aurora.training.budget import forward_flops, named_peak, peak_flops, training_flops
 from aurora.training.optim import freeze_untrained
 
 

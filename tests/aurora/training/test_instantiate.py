@@ -1,7 +1,7 @@
 import pytest
 
 from aurora.errors import AuroraError
-from aurora.training.instantiate import instantiate
+from aurora.instantiate import instantiate
 
 
 def test_a_callback_of_lightning_is_built_with_its_options():
@@ -25,8 +25,8 @@ def test_entries_inside_entries_are_built_too():
         "lightningx.Evil",
         "lightning.pytorch.trainer.trainer.os.system",  # a module shows what it imports
         "lightning.pytorch.trainer.trainer.torch.load",
-        "aurora.training.checkpoints.os.remove",
-        "aurora.training.checkpoints.Path",
+        "aurora.training.checkpoint.layout.os.remove",
+        "aurora.training.checkpoint.layout.Path",
         "lightning.fabric.utilities.cloud_io._load",  # no class
         "lightning.pytorch.callbacks.NoSuchThing",
         "lightning.pytorch.callbacks",

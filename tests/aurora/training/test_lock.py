@@ -8,14 +8,14 @@ import pytest
 
 from aurora.errors import AuroraError
 from aurora.training import lock
-from aurora.training.lock import LOCK, held
+from aurora.training.checkpoint.run_folder import LOCK, locked
 
 HOLD = """
 import socket, sys
 from pathlib import Path
-from aurora.training.lock import held
+from aurora.training.checkpoint.run_folder import locked
 socket.gethostname = lambda: sys.argv[2]
-with held(Path(sys.argv[1]), patience=0, tell=print):
+with locked(Path(sys.argv[1]), patience=0, tell=print):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -46,7 +46,7 @@ def test_a_folder_that_another_process_holds_is_refused_with_its_number(tmp_path
     process = hold()
     monkeypatch.setattr(lock, "HERE_SECONDS", 0.1)
     with (pytest.raises(AuroraError, match=f"process {process.pid} on .* trains in {tmp_path}; end it first"),
-          held(tmp_path, patience=1000, tell=lambda message: None)):
+          locked(tmp_path, patience=1000, tell=lambda message: None)):
         pass
 
 
@@ -54,7 +54,7 @@ def test_a_process_that_is_killed_holds_nothing(tmp_path, hold):
     process = hold()
     process.kill()
     process.wait()
-    with held(tmp_path, patience=0, tell=silent):
+    with locked(tmp_path, patience=0, tell=silent):
         assert (tmp_path / LOCK).read_text().endswith(f" {os.getpid()}")
 
 
@@ -65,7 +65,7 @@ def test_a_process_of_another_machine_is_waited_for(tmp_path, hold):
         told.append(message)
         process.stdin.close()
 
-    with held(tmp_path, patience=60, tell=tell):
+    with locked(tmp_path, patience=60, tell=tell):
         assert told == [f"waiting for process {process.pid} on elsewhere, which trains in {tmp_path}"]
     process.wait()
     process.stdin = None
@@ -74,7 +74,7 @@ def test_a_process_of_another_machine_is_waited_for(tmp_path, hold):
 def test_a_process_of_another_machine_is_not_waited_for_without_end(tmp_path, hold):
     process = hold("elsewhere")
     with (pytest.raises(AuroraError, match=f"process {process.pid} on elsewhere trains in"),
-          held(tmp_path, patience=0, tell=lambda message: None)):
+          locked(tmp_path, patience=0, tell=lambda message: None)):
         pass
 
 
@@ -83,5 +83,5 @@ def test_where_the_file_system_knows_no_locks_training_goes_on(tmp_path, monkeyp
         raise OSError("Function not implemented")
 
     monkeypatch.setattr(fcntl, "lockf", unknown)
-    with held(tmp_path, patience=0, tell=silent):
+    with locked(tmp_path, patience=0, tell=silent):
         pass

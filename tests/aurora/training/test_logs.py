@@ -5,11 +5,11 @@ import signal
 import pytest
 
 from aurora.errors import AuroraError
-from aurora.training.logs import CURVE_FILE, CsvLogger, build_loggers, read_curve
+from aurora.training.callbacks.csv_logger import METRICS_FILE, CsvLogger, build_loggers, read_metrics
 
 
 def steps(folder):
-    return [row["step"] for row in read_curve(folder)]
+    return [row["step"] for row in read_metrics(folder)]
 
 
 def test_a_resumed_curve_drops_the_steps_that_are_taken_again(tmp_path):
@@ -18,7 +18,7 @@ def test_a_resumed_curve_drops_the_steps_that_are_taken_again(tmp_path):
         first.log_metrics({"loss": 0.1}, step)
     resumed = CsvLogger(save_dir=str(tmp_path), resume_step=2)
     resumed.log_metrics({"loss": 0.2}, 3)
-    assert [(row["step"], row["loss"]) for row in read_curve(tmp_path)] == [("1", "0.1"), ("2", "0.1"), ("3", "0.2")]
+    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [("1", "0.1"), ("2", "0.1"), ("3", "0.2")]
 
 
 def test_a_fresh_run_begins_a_fresh_curve(tmp_path):
@@ -31,7 +31,7 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path):
     logger = CsvLogger(save_dir=str(tmp_path))
     for step in (1, 2):
         logger.log_metrics({"loss": 0.125}, step)
-    path = tmp_path / CURVE_FILE
+    path = tmp_path / METRICS_FILE
     path.write_bytes(path.read_bytes()[:-4])
     assert steps(tmp_path) == ["1"]
 
@@ -40,16 +40,16 @@ def test_new_metrics_widen_the_table(tmp_path):
     logger = CsvLogger(save_dir=str(tmp_path))
     logger.log_metrics({"loss": 1.0}, 1)
     logger.log_metrics({"loss": 2.0, "speed": 3.0}, 2)
-    assert [row["speed"] for row in read_curve(tmp_path)] == ["", "3.0"]
+    assert [row["speed"] for row in read_metrics(tmp_path)] == ["", "3.0"]
 
 
 @pytest.mark.parametrize("rest", [b"\0" * 50, b"\0\0\n\0\n", b"\xff\xfe\n", b"-,1\n", b"\n\n"])
 def test_what_a_crash_left_behind_the_last_line_is_left_out(tmp_path, rest):
     CsvLogger(save_dir=str(tmp_path)).log_metrics({"loss": 0.125}, 1)
-    path = tmp_path / CURVE_FILE
+    path = tmp_path / METRICS_FILE
     path.write_bytes(path.read_bytes() + rest)
     CsvLogger(save_dir=str(tmp_path), resume_step=1).log_metrics({"loss": 0.5}, 2)
-    assert [(row["step"], row["loss"]) for row in read_curve(tmp_path)] == [("1", "0.125"), ("2", "0.5")]
+    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [("1", "0.125"), ("2", "0.5")]
 
 
 def test_lines_that_a_full_disk_did_not_take_are_written_later(tmp_path, monkeypatch):
@@ -80,7 +80,7 @@ def test_what_is_said_of_a_step_later_comes_into_its_line(tmp_path):
     resumed = CsvLogger(save_dir=str(tmp_path), resume_step=2)
     resumed.log_metrics({"val_loss": 0.25}, 2)
     resumed.log_metrics({"loss": 4}, 3)
-    assert read_curve(tmp_path) == [{"step": "1", "loss": "1", "val_loss": ""},
+    assert read_metrics(tmp_path) == [{"step": "1", "loss": "1", "val_loss": ""},
                                     {"step": "2", "loss": "2", "val_loss": "0.25"},
                                     {"step": "3", "loss": "4", "val_loss": ""}]
 
@@ -98,7 +98,7 @@ def test_what_could_not_be_written_of_a_step_comes_into_its_line_later(lost, tmp
     if "loss" in lost:
         logger.log_metrics({"val_loss": 0.5}, 2)
     logger.log_metrics({"loss": 3}, 3)
-    assert [(row["loss"], row["val_loss"]) for row in read_curve(tmp_path)] == [("1", ""), ("2", "0.5"), ("3", "")]
+    assert [(row["loss"], row["val_loss"]) for row in read_metrics(tmp_path)] == [("1", ""), ("2", "0.5"), ("3", "")]
 
 
 def fails(*arguments, **options):

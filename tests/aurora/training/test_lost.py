@@ -3,12 +3,12 @@ import time
 
 import pytest
 import torch.distributed as dist
-from tiny_training import free_port, start, start_ranks, tiny_config
+from aurora.testing.training import free_port, start, start_ranks, tiny_config
 
 from aurora.errors import TRY_AGAIN
-from aurora.training.checkpoints import CHECKPOINTS, checkpoint_path, is_committed
-from aurora.training.lock import held
-from aurora.training.lost import says_lost
+from aurora.training.checkpoint.layout import CHECKPOINTS, checkpoint_path, is_committed
+from aurora.training.checkpoint.run_folder import locked
+from aurora.training.distributed.collectives import is_peer_failure
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] "
 
@@ -72,7 +72,7 @@ def test_the_next_attempt_does_not_mind_what_the_one_before_has_left_in_the_stor
     processes[1].kill()
     assert end(processes) == [TRY_AGAIN, -9]
     assert end(ranks(config, 2, TORCHELASTIC_RESTART_COUNT="1", **told)) == [0, 0]
-    assert "going on after step" in (tmp_path / "said-0").read_text()
+    assert "resuming after step" in (tmp_path / "said-0").read_text()
 
 
 def test_a_meeting_that_the_first_process_gives_up_is_told_in_one_line(tmp_path):
@@ -88,7 +88,7 @@ def test_a_meeting_that_the_first_process_gives_up_is_told_in_one_line(tmp_path)
 
 
 def test_a_process_lost_before_training_is_told_in_one_line(tmp_path, ranks):
-    with held(tmp_path / "run" / "first", patience=0, tell=print):
+    with locked(tmp_path / "run" / "first", patience=0, tell=print):
         processes = ranks(first_stage(tmp_path, "ddp"), 2)
         said = tmp_path / "said-0"
         wait_until(lambda: said.exists() and "waiting for process" in said.read_text(), processes[0])
@@ -116,7 +116,7 @@ def test_a_defect_of_one_rank_is_printed_whole_and_the_other_says_that_it_lost_a
     dist.DistStoreError("wait timeout after 300000ms, keys: /worker/1"),
 ])
 def test_what_libraries_say_of_a_connection_that_is_gone_is_a_lost_process(error):
-    assert says_lost(error)
+    assert is_peer_failure(error)
 
 
 @pytest.mark.parametrize("error", [
@@ -127,4 +127,4 @@ def test_what_libraries_say_of_a_connection_that_is_gone_is_a_lost_process(error
     ConnectionResetError("Connection reset by peer"),
 ])
 def test_other_errors_are_not(error):
-    assert not says_lost(error)
+    assert not is_peer_failure(error)

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_training import curve, start, start_ranks, tiny_config
+from aurora.testing.training import curve, start, start_ranks, tiny_config
 
-from aurora.training.logs import read_curve
+from aurora.training.callbacks.csv_logger import read_metrics
 from datamodules.shards.format import ShardSample
 from datamodules.shards.writing import write_shards
 
@@ -116,4 +116,4 @@ def test_workers_that_are_killed_or_stop_change_nothing_and_are_counted_and_told
     for rank in range(world):
         assert len(run.read(rank)) == run.rows and run.read(rank) == whole.read(rank)
         assert run.said(rank).count("is started again") == lost[rank]
-    assert int(read_curve(run.folder / "run" / "first")[-1]["worker_deaths"]) == lost[0]
+    assert int(read_metrics(run.folder / "run" / "first")[-1]["worker_deaths"]) == lost[0]

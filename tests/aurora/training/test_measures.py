@@ -3,17 +3,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import MadeRows, curve, tiny_config
+from aurora.testing.training import MadeRows, curve, tiny_config, train
 
 from aurora.assemble import build_model
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
-from aurora.training.average import Average
-from aurora.training.logs import read_curve
-from aurora.training.measures import Noise, gradient_norms, total_norm
-from aurora.training.optim import parameter_groups
-from aurora.training.recipe import read_recipe
-from aurora.training.run import train
+from aurora.recipe import read_recipe
+from aurora.training.callbacks.csv_logger import read_metrics
+from aurora.training.metrics import Noise, gradient_norms, total_norm
+from aurora.training.optim import Average, parameter_groups
 from aurora.weights.model_folder import load_model
 
 
@@ -84,7 +82,7 @@ def test_the_model_of_a_stage_is_the_average_and_a_kill_does_not_change_it(confi
 def test_the_curve_holds_norms_by_slot_throughput_and_every_so_often_noise(config, tmp_path):
     config["trainer"]["peak_tflops"] = 1e-3
     train(config)
-    rows = read_curve(tmp_path / "run" / "first")
+    rows = read_metrics(tmp_path / "run" / "first")
     assert all(float(row["grad_norm_connector"]) == pytest.approx(float(row["grad_norm"])) for row in rows)
     for name in ("noise_trace", "weight_norm_connector", "state_rms_wkv", "state_max_wkv"):
         assert [bool(row[name]) for row in rows] == [False, True] * 3

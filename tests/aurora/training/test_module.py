@@ -4,18 +4,16 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_training import MadeRows, curve, tiny_config
+from aurora.testing.training import MadeRows, curve, tiny_config, train
 
 from aurora.assemble import build_model
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
-from aurora.training.checkpoints import newest_checkpoint
-from aurora.training.logs import read_curve
+from aurora.recipe import read_recipe
+from aurora.training.callbacks.csv_logger import read_metrics
+from aurora.training.checkpoint.layout import newest_checkpoint
 from aurora.training.module import AuroraModule
-from aurora.training.optim import freeze_untrained, parameter_groups
-from aurora.training.recipe import read_recipe
-from aurora.training.run import train
-from aurora.training.schedule import lr_factor
+from aurora.training.optim import freeze_untrained, parameter_groups, warmup_cosine
 from aurora.weights.model_folder import load_model
 
 
@@ -31,7 +29,7 @@ def test_training_equals_a_plain_loop_over_whole_steps(tmp_path):
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.999), weight_decay=0.0)
     data = MadeRows(seed=3, layout=None, tokenizer=model.tokenizer, prompt=None, steps=3)
     for step in range(3):
-        rate = 1e-2 * lr_factor(step, total=3, warmup_ratio=0.2, start_factor=1e-5)
+        rate = 1e-2 * warmup_cosine(step, total=3, warmup_ratio=0.2, start_factor=1e-5)
         losses = [model(data.row(4 * step + row)) for row in range(4)]
         targets = sum(loss.count for loss in losses)
         (sum(loss.total for loss in losses) / targets).backward()
@@ -90,7 +88,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, monkeypatch)
     monkeypatch.setattr(MadeRows, "poisoned", (4,))
     saved = weights(train(config))
     assert all(torch.isfinite(tensor).all() for tensor in saved.values())
-    assert [row["skipped"] for row in read_curve(tmp_path / "first")] == ["0", "1", "1", "1"]
+    assert [row["skipped"] for row in read_metrics(tmp_path / "first")] == ["0", "1", "1", "1"]
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run_with_the_good_weights_saved(tmp_path, monkeypatch):
@@ -152,4 +150,4 @@ def test_mixed_precision_narrows_no_backward_pass(tmp_path, monkeypatch):
 def test_text_alone_reaches_a_connector_not_at_all(tmp_path):
     config = {**tiny_config(tmp_path, steps=2, framed=False), "stage": "first"}
     train(config)
-    assert [row["grad_norm"] for row in read_curve(tmp_path / "first")] == ["0.0", "0.0"]
+    assert [row["grad_norm"] for row in read_metrics(tmp_path / "first")] == ["0.0", "0.0"]

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_training import curve
+from aurora.testing.training import curve
 
 from aurora.cli import main
 from aurora.errors import TRY_AGAIN, AuroraError
-from aurora.training.checkpoints import CHECKPOINTS, checkpoint_path, is_committed
+from aurora.training.checkpoint.layout import CHECKPOINTS, checkpoint_path, is_committed
 
 TOOL = Path(__file__).parents[3] / "tools" / "nodes.sh"
 TINY = (
@@ -78,7 +78,7 @@ def wait_for(path, process):
 
 def assert_goes_on(process, run, alone):
     said = process.communicate(timeout=120)[0]
-    assert process.returncode == 0 and "going on after step" in said, said
+    assert process.returncode == 0 and "resuming after step" in said, said
     here = curve(run, "pretrain")
     assert [step for step, _ in here] == [step for step, _ in alone]
     assert [float(loss) for _, loss in here] == pytest.approx([float(loss) for _, loss in alone], rel=1e-5)
@@ -188,7 +188,7 @@ def test_ray_starts_a_run_again_whose_process_was_killed(alone, tmp_path):
     wait_for(checkpoint_path(tmp_path / "pretrain" / CHECKPOINTS, 4), process)
     os.kill(int(worker[1]), signal.SIGKILL)
     said.append(process.communicate(timeout=300)[0])
-    assert process.returncode == 0 and "going on after step" in "".join(said), "".join(said)
+    assert process.returncode == 0 and "resuming after step" in "".join(said), "".join(said)
     here = curve(tmp_path, "pretrain")
     assert [float(loss) for _, loss in here] == pytest.approx([float(loss) for _, loss in alone], rel=1e-5)
 
@@ -225,7 +225,7 @@ def test_a_process_that_is_still_starting_ends_with_the_one_that_started_it(tmp_
     (["--nodes", "1", "--restarts", "-1"], "--restarts -1 must be 0 or more"),
     (["--restarts", "2"], "--restarts needs --nodes or --ray"),
     (["--first-node", "localhost"], "--first-node needs --nodes"),
-    (["--nodes", "1", "restart=true"], "restart=true forgets"),
+    (["--nodes", "1", "restart=true"], "restart=true removes"),
     (["--nodes", "1:2", "--first-node", "localhost", "trainer=ddp", "trainer.sequence_parallel=2"],
      "sequence_parallel is 2, which does not divide the 1 processes"),
 ])

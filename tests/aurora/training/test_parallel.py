@@ -1,10 +1,10 @@
 import torch
-from tiny_training import MadeRows, tiny_config
+from aurora.testing.training import MadeRows, tiny_config
 
 from aurora.assemble import build_model
 from aurora.config import ModelConfig
 from aurora.training import parallel
-from aurora.training.blocks import blocks
+from aurora.training.distributed.strategies import blocks
 
 
 def test_a_blank_frame_changes_neither_loss_nor_gradient(monkeypatch):
@@ -18,7 +18,7 @@ def test_a_blank_frame_changes_neither_loss_nor_gradient(monkeypatch):
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     monkeypatch.setattr(parallel, "world_size", lambda: 2)
-    added = parallel.with_agreed_frames(row, model)
+    added = parallel.with_equal_frames(row, model)
     framed = model(added)
     framed.total.backward()
     assert len(added.frames) == 1 and framed.count == plain.count
@@ -31,7 +31,7 @@ def test_a_row_with_frames_is_left_alone(monkeypatch):
     model = build_model(ModelConfig.parse(tiny_config("run")))
     row = MadeRows(seed=3, layout=None, tokenizer=model.tokenizer, prompt=None).row(0)
     monkeypatch.setattr(parallel, "world_size", lambda: 2)
-    assert parallel.with_agreed_frames(row, model) is row
+    assert parallel.with_equal_frames(row, model) is row
 
 
 def test_every_block_of_encoder_and_backbone_is_a_unit():

@@ -2,12 +2,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny_training import KEEP, tiny_config
+from aurora.testing.training import KEEP, tiny_config
 
 from aurora.assemble import build_model
 from aurora.config import ModelConfig
 from aurora.registry import BACKBONE
-from aurora.training.pieces import cut
+from aurora.training.step import cut
 from aurora.types import IGNORE, Frames, PackedBatch
 
 RECURRENT = [name for name in BACKBONE.known() if name not in ("hf", "transformer")]

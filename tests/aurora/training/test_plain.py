@@ -6,11 +6,11 @@ import torch
 from torch.testing import assert_close
 
 from aurora.errors import AuroraError
-from aurora.training.plain import MOST_NUMBERS, from_plain, to_plain
+from aurora.training.checkpoint.layout import MAX_NUMBERS, from_json, to_json
 
 
 def through_a_file(value):
-    return from_plain(json.loads(json.dumps(to_plain("it", value))))
+    return from_json(json.loads(json.dumps(to_json("it", value))))
 
 
 @pytest.mark.parametrize("value", [
@@ -35,9 +35,9 @@ def test_numbers_that_are_none_come_back_too():
 @pytest.mark.parametrize(("value", "message"), [
     ({"a": [0, object()]}, r"it\.a\[1\] is a object"),
     ({"a": {1: 2}}, r"it\.a is a mapping with keys such as 1"),
-    ((torch.zeros(MOST_NUMBERS + 1),), r"it\[0\] is a tensor of 100,001 numbers of torch\.float32"),
+    ((torch.zeros(MAX_NUMBERS + 1),), r"it\[0\] is a tensor of 100,001 numbers of torch\.float32"),
     (torch.zeros(2, dtype=torch.complex64), r"it is a tensor of 2 numbers of torch\.complex64"),
 ])
 def test_what_json_does_not_know_is_refused_with_its_place(value, message):
     with pytest.raises(AuroraError, match=message):
-        to_plain("it", value)
+        to_json("it", value)

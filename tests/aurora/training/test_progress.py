@@ -1,10 +1,9 @@
 import io
 
 from rich.console import Console
-from tiny_training import tiny_config
+from aurora.testing.training import tiny_config
 
 from aurora.training import run
-from aurora.training.run import train
 
 
 def output(tmp_path, monkeypatch, *, terminal, **trainer):

@@ -6,11 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_training import curve, tiny_config
+from aurora.testing.training import curve, tiny_config, train
 
 from aurora.errors import AuroraError
 from aurora.training.module import AuroraModule
-from aurora.training.run import train
 from datamodules.shards.format import ShardSample
 from datamodules.shards.writing import write_shards
 

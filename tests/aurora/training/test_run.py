@@ -5,13 +5,12 @@ import shutil
 import pytest
 import torch
 import yaml
-from tiny_training import MadeRows, curve, tiny_config
+from aurora.testing.training import MadeRows, curve, plan_stages, tiny_config, train
 
+from aurora.config import Config
 from aurora.errors import AuroraError
-from aurora.training.estimate import disk
-from aurora.training.folder import StageFolder, fingerprint
-from aurora.training.run import plan_stages, train
-from aurora.training.start import skeleton
+from aurora.training.budget import disk
+from aurora.training.checkpoint.run_folder import StageFolder, fingerprint
 
 
 def config_for(run, **changes):
@@ -105,7 +104,7 @@ def test_base_weights_are_known_by_what_they_hold_and_not_by_where_they_lie(tmp_
         path = tmp_path / f"{number}.safetensors"
         path.write_bytes(content)
         config = {**tiny_config("run"), "base_weights": {"backbone": {"rwkv6": str(path)}}}
-        prints.append(fingerprint(config, "first", None))
+        prints.append(fingerprint(Config.parse(config), "first", None))
     assert prints[0] == prints[1] != prints[2]
 
 
@@ -113,7 +112,7 @@ def test_how_fast_rows_are_read_may_change_between_attempts():
     before = {**tiny_config("run"), "data": {"name": "webdataset", "root": "a", "workers": 2}}
     now = {**before, "data": {"name": "webdataset", "root": "b", "workers": 0, "prefetch_rows": 4, "prefetch_bytes": 1,
                               "worker_bytes": 1, "sample_seconds": 9, "verify": True, "cache": "c", "cache_bytes": 1}}
-    assert fingerprint(now, "first", None) == fingerprint(before, "first", None)
+    assert fingerprint(Config.parse(now), "first", None) == fingerprint(Config.parse(before), "first", None)
 
 
 def test_a_stage_whose_forerunner_is_missing_says_which_command_trains_it(tmp_path):
@@ -161,7 +160,7 @@ def test_a_run_goes_on_where_the_disk_has_room_beside_what_it_holds(tmp_path, mo
     config = config_for(tmp_path, stage="first")
     train(config)
     (tmp_path / "first" / "done.json").unlink()
-    full = shutil.disk_usage(tmp_path)._replace(free=disk(skeleton(config, "first", plan_stages(config)[0].recipe))
+    full = shutil.disk_usage(tmp_path)._replace(free=disk(plan_stages(config)[0].skeleton)
                                                 - StageFolder(tmp_path, "first").size())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     train(config)
@@ -193,10 +192,10 @@ def test_what_is_no_logger_is_refused_before_anything_starts(tmp_path, entries):
 
 def test_a_stage_is_not_begun_again_where_a_launcher_may_start_it_again(tmp_path, monkeypatch):
     config = config_for(tmp_path, stage="first", restart=True)
-    with pytest.raises(AuroraError, match="restart=true forgets"):
+    with pytest.raises(AuroraError, match="restart=true removes"):
         plan_stages(config, worlds=[2])
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    with pytest.raises(AuroraError, match="restart=true forgets"):
+    with pytest.raises(AuroraError, match="restart=true removes"):
         train(config)
 
 

@@ -5,16 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import MadeRows, curve, tiny_config, train_together
+from aurora.testing.training import MadeRows, curve, tiny_config, train, train_together
 
 from aurora.errors import AuroraError
+from aurora.recipe import TrainerOptions
 from aurora.training import precision, scaler
-from aurora.training.logs import read_curve
+from aurora.training.callbacks.csv_logger import read_metrics
+from aurora.training.distributed.precision import (
+    DynamicLossScale,
+    LossScale,
+    build_loss_scale,
+    in_dtype,
+    require_bfloat16,
+)
 from aurora.training.module import AuroraModule
-from aurora.training.precision import in_dtype, require_bfloat16
-from aurora.training.recipe import TrainerOptions
-from aurora.training.run import train
-from aurora.training.scaler import DynamicLossScale, LossScale, build_loss_scale
 from aurora.weights.model_folder import load_model
 
 STEPS = 12
@@ -29,7 +33,7 @@ def case(run, *, steps=STEPS, row_tokens=1, **options):
 
 
 def columns(run, *names):
-    return [tuple(row[name] for name in names) for row in read_curve(Path(run) / "first")]
+    return [tuple(row[name] for name in names) for row in read_metrics(Path(run) / "first")]
 
 
 # ---- the scale itself ------------------------------------------------------------------------------------------

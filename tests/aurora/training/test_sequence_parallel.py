@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from test_pieces import RECURRENT
-from tiny_training import tiny_config
+from aurora.testing.training import tiny_config
 
 from aurora.assemble import build_model
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
-from aurora.training.sequence import read_together
+from aurora.training.distributed.sequence_parallel import read_together
 
 FOLDER = Path(__file__).parent
 

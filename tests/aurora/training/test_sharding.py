@@ -4,7 +4,8 @@ from collections import Counter
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_training import MadeRows, curve, tiny_config, train_together
+from aurora.training.flat import Flat, flatten
+from aurora.testing.training import MadeRows, curve, plan_stages, tiny_config, train, train_together
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,12 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from aurora.assemble import build_model
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
-from aurora.training.blocks import compile_blocks, recompute_blocks, recompute_cheap
-from aurora.training.flat import Flat, flatten
-from aurora.training.optim import build_optimizer, choose_learned, parameter_groups
-from aurora.training.recipe import TrainerOptions, check_rows, read_options, read_recipe
-from aurora.training.run import plan_stages, train
-from aurora.training.sharding import Sharded, build_strategy, shard
+from aurora.recipe import TrainerOptions, check_rows, read_options, read_recipe
+from aurora.training.distributed.strategies import (
+    FSDP2,
+    build_strategy,
+    checkpoint_blocks,
+    checkpoint_selectively,
+    compile_blocks,
+    shard,
+)
+from aurora.training.optim import build_optimizer, parameter_groups, set_trainable
 from aurora.weights.model_folder import load_model
 
 STEPS = 3
@@ -111,8 +116,8 @@ def two_ranks():
 ])
 def test_gradients_are_reduced_and_remembered_only_where_something_learns(trained, reduced, two_ranks):
     recipe = read_recipe("s", {**tiny_config("run")["stages"]["first"], "trained": trained})
-    model = build_model(ModelConfig.parse(tiny_config("run")))
-    choose_learned(model, recipe)
+    model = build_model(tiny_config("run"))
+    set_trainable(model, recipe)
     shard(model, two_ranks, TrainerOptions(strategy="fsdp"))
     with Computed() as computed:
         model(row()).total.backward()
@@ -138,7 +143,7 @@ def test_a_tuned_state_is_gathered_as_often_whether_or_not_a_row_goes_on(two_ran
 # ---- blocks ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [recompute_blocks, recompute_cheap])
+@pytest.mark.parametrize("change", [checkpoint_blocks, checkpoint_selectively])
 def test_recomputed_blocks_learn_the_same(change):
     model = build_model(ModelConfig.parse(tiny_config("run")))
     changed = copy.deepcopy(model)
@@ -151,8 +156,8 @@ def test_recomputed_blocks_learn_the_same(change):
 @pytest.mark.parametrize("dear", ["aten::mm", "aten::bmm", "aurora::wkv6_cpu"])
 def test_selective_recomputing_computes_no_product_and_no_kernel_twice(dear):
     counts = []
-    for change in (lambda model: None, recompute_cheap, recompute_blocks):
-        model = build_model(ModelConfig.parse(tiny_config("run")))
+    for change in (lambda model: None, checkpoint_selectively, checkpoint_blocks):
+        model = build_model(tiny_config("run"))
         change(model)
         x = torch.randn(6, 16, requires_grad=True)
         with Computed() as computed:
@@ -242,4 +247,4 @@ def test_what_flat_shards_cannot_hold_is_refused(options, message):
 
 def test_hybrid_sharding_has_one_copy_per_node():
     strategy = build_strategy(TrainerOptions(strategy="fsdp_hybrid", devices=4), nodes=3)
-    assert isinstance(strategy, Sharded) and (strategy.shard_size, strategy.copies) == (4, 3)
+    assert isinstance(strategy, FSDP2) and (strategy.shard_size, strategy.copies) == (4, 3)

@@ -4,12 +4,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_training import exit_codes, start, start_ranks, tiny_config
+from aurora.testing.training import exit_codes, plan_stages, start, start_ranks, tiny_config, train
 
 from aurora.errors import AuroraError
-from aurora.training.checkpoints import CHECKPOINTS, checkpoint_path, is_committed
-from aurora.training.logs import read_curve
-from aurora.training.run import plan_stages, train
+from aurora.training.callbacks.csv_logger import read_metrics
+from aurora.training.checkpoint.layout import CHECKPOINTS, checkpoint_path, is_committed
 from aurora.weights.model_folder import load_model
 
 LIGHTNING = "lightning.pytorch.callbacks."
@@ -27,7 +26,7 @@ def config_of(run, callbacks, *, every=2, **trainer):
 
 
 def steps(run, stage="first"):
-    return [int(row["step"]) for row in read_curve(Path(run) / stage)]
+    return [int(row["step"]) for row in read_metrics(Path(run) / stage)]
 
 
 OWN = """
@@ -202,7 +201,7 @@ def test_the_state_of_another_callback_is_refused_by_name(tmp_path, own):
 def test_what_callbacks_log_stands_in_the_line_of_the_last_step_taken(tmp_path, own):
     entries = {**own("counts"), "rates": {"_target_": f"{LIGHTNING}LearningRateMonitor"}}
     train(config_of(tmp_path / "run", entries, every=None))
-    rows = read_curve(tmp_path / "run" / "first")
+    rows = read_metrics(tmp_path / "run" / "first")
     assert [int(row["step"]) for row in rows] == list(range(1, STEPS + 1))
     assert [float(row["rows_seen"]) for row in rows[-2:]] == [47.0, 48.0]
     assert all(float(row["lr-AdamW"]) == float(row["lr"]) for row in rows[:-1])

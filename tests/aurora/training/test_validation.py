@@ -4,15 +4,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_real_data import config_for, sample
-from tiny_training import HELD_OUT, MadeRows, exit_codes, start, start_ranks, tiny_config, train_together
+from aurora.testing.shards import config_for, sample
+from aurora.testing.training import (
+    HELD_OUT,
+    MadeRows,
+    exit_codes,
+    plan_stages,
+    start,
+    start_ranks,
+    tiny_config,
+    train,
+    train_together,
+)
 
 from aurora.config import load_config
 from aurora.errors import AuroraError
-from aurora.training.logs import read_curve
-from aurora.training.recipe import read_recipe
-from aurora.training.run import plan_stages, train
-from aurora.training.watchdog import HUNG_EXIT
+from aurora.recipe import read_recipe
+from aurora.training.callbacks.csv_logger import read_metrics
+from aurora.training.callbacks.watchdog import TRY_AGAIN
 from aurora.weights.model_folder import load_model
 from datamodules.shards.format import ShardSample
 from datamodules.shards.writing import write_shards
@@ -36,7 +45,7 @@ def plain(run, **recipe):
 
 
 def columns(run, *names, stage="second"):
-    return [tuple(row.get(name, "") for name in ("step", *names)) for row in read_curve(Path(run) / stage)]
+    return [tuple(row.get(name, "") for name in ("step", *names)) for row in read_metrics(Path(run) / stage)]
 
 
 def validated(run):
@@ -248,7 +257,7 @@ def test_rows_that_are_read_keep_the_watchdog_quiet_and_a_row_that_hangs_does_no
     assert exit_codes(begin(config, SECONDS_PER_HELD_OUT_ROW="0.3")) == [0]
     config = config_of(tmp_path / "hung", every=STEPS)
     config["trainer"]["watchdog_seconds"] = 2.0
-    assert exit_codes(begin(config, SECONDS_PER_HELD_OUT_ROW="1000")) == [HUNG_EXIT]
+    assert exit_codes(begin(config, SECONDS_PER_HELD_OUT_ROW="1000")) == [TRY_AGAIN]
 
 
 def test_validation_may_be_added_to_a_run_that_has_begun(tmp_path, monkeypatch):

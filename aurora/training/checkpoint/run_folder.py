@@ -1,4 +1,4 @@
-"""What a stage leaves in RUN/STAGE: which configuration it belongs to, whether it is done, what it started from."""
+"""What a stage leaves in RUN/STAGE: which configuration it belongs to, whether it is finished, and who writes there."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
-from aurora.assemble import MODEL_SLOTS, WEIGHTED_SLOTS
+from aurora.assemble import MODEL_SLOTS
+from aurora.config import Config
 from aurora.errors import AuroraError
-from aurora.training.checkpoints import CHECKPOINTS
-from aurora.training.logs import CURVE_FILE
+from aurora.training.callbacks.csv_logger import METRICS_FILE
+from aurora.training.checkpoint.layout import CHECKPOINTS
 from aurora.weights.io import weight_files
 from aurora.weights.model_folder import CONFIG_FILE, WEIGHTS_FILE, weight_paths
 
 Fingerprint = dict[str, Any]
 READING_ONLY = ("root", "workers", "quarantine", "max_bad_rate", "bad_rate_after", "sample_seconds", "worker_bytes",
                 "prefetch_rows", "prefetch_bytes", "verify", "cache", "cache_bytes")
-"""Options of the data that say where samples are read, how fast, and what is borne, but not which."""
+"""Options of the data that say where samples are read, how fast, and what is tolerated, but not which."""
 
 SAMPLES = 256
 SAMPLE_BYTES = 2**16
@@ -47,10 +52,10 @@ class StageFolder:
             raise AuroraError(f"{self._done} cannot be read ({error}); restart=true begins the stage again") from error
         return fingerprint
 
-    def describe(self, config: Mapping[str, Any]) -> None:
+    def write_config(self, config: Config) -> None:
         """Writes the whole composed config, as this attempt uses it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(dict(config), sort_keys=False)
+        text = yaml.safe_dump(config.tree, sort_keys=False)
         (self.path / CONFIG_FILE).write_text(text, encoding="utf-8")
 
     def finish(self, fingerprint: Fingerprint) -> None:
@@ -71,24 +76,24 @@ class StageFolder:
         # one by one: the folder itself may be a link to another disk
         for path in self.checkpoints.glob("*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (self.path / CURVE_FILE).unlink(missing_ok=True)
+        (self.path / METRICS_FILE).unlink(missing_ok=True)
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
 
-def fingerprint(config: Mapping[str, Any], stage: str, start: str | None) -> Fingerprint:
-    """Everything that decides what a stage learns, in plain JSON values."""
-    recipe = {key: value for key, value in config["stages"][stage].items() if key != "validation"}
+def fingerprint(config: Config, stage: str, initial: str | None) -> Fingerprint:
+    """Everything that decides what a stage learns, as JSON; `initial` is the model folder that it starts from."""
+    tree = config.tree
+    recipe = {key: value for key, value in tree["stages"][stage].items() if key != "validation"}
     decided = {
         "stages": {stage: recipe},
-        **{slot: config[slot] for slot in MODEL_SLOTS},
-        "reader": config.get("reader"),
-        "data": {key: value for key, value in config["data"].items() if key not in READING_ONLY},
-        "seed": config["seed"],
-        "dtype": config["dtype"],
-        "trainer": {"precision": config["trainer"].get("precision", "32-true"),
-                    **{key: config["trainer"][key] for key in ("spike", "backprop_tokens")
-                       if config["trainer"].get(key)}},
-        "start": _start_identity(config, start),
+        **{slot: tree[slot] for slot in MODEL_SLOTS},
+        "reader": tree.get("reader"),
+        "data": {key: value for key, value in tree["data"].items() if key not in READING_ONLY},
+        "seed": config.seed,
+        "dtype": config.model.dtype,
+        "trainer": {"precision": config.trainer.precision,
+                    **{key: tree["trainer"][key] for key in ("spike", "backprop_tokens") if tree["trainer"].get(key)}},
+        "start": _initial_identity(config, initial),
     }
     plain: Fingerprint = json.loads(json.dumps(decided))
     return plain
@@ -109,18 +114,12 @@ def require_same(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], 
                           "Set it back, give another run=, or begin the stage again with restart=true")
 
 
-def _start_identity(config: Mapping[str, Any], start: str | None) -> dict[str, str]:
-    """What the weights are and not where they lie: frozen ones stand in no checkpoint, and are read there again."""
-    if start is not None:
-        return {"model": "".join(map(_sampled_hash, weight_paths(start)))}
+def _initial_identity(config: Config, initial: str | None) -> dict[str, str]:
+    """What the weights are and not where they lie: frozen ones are in no checkpoint, and are read there again."""
+    if initial is not None:
+        return {"model": "".join(map(_sampled_hash, weight_paths(initial)))}
     return {slot: "random" if path is None else "".join(map(_sampled_hash, weight_files(Path(path))))
-            for slot, path in base_paths(config).items()}
-
-
-def base_paths(config: Mapping[str, Any]) -> dict[str, str | None]:
-    """Where the base weights of each slot lie; None: it starts from random ones."""
-    base = config.get("base_weights") or {}
-    return {slot: (base.get(slot) or {}).get(config[slot]["name"]) for slot in WEIGHTED_SLOTS}
+            for slot, path in config.base_paths().items()}
 
 
 def _sampled_hash(path: Path) -> str:
@@ -140,3 +139,54 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
+
+
+# ---- one run at a time -----------------------------------------------------------------------------------------
+
+LOCK, HOLDER = ".lock", ".lock-holder"
+LOCAL_SECONDS = 5.0  # that a process of this machine is waited for, which may be about to end
+
+
+@contextmanager
+def locked(folder: Path, *, patience: float, report: Callable[[str], None]) -> Iterator[None]:
+    """Holds the folder until the end of the block, or of the process: two runs would mix their metrics and checkpoints.
+
+    AuroraError when another process holds it for `patience` seconds: a file server keeps the lock of a machine that is
+    gone for a while. One of this machine is waited for LOCAL_SECONDS at most. Where the file system has no locks,
+    nothing is held.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        _acquire(lock, folder, patience, report)
+    except (NotImplementedError, OSError):
+        yield
+        return
+    try:
+        (folder / HOLDER).write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, folder: Path, patience: float, report: Callable[[str], None]) -> None:
+    begun, reported = time.monotonic(), False
+    while True:
+        try:
+            lock.acquire(timeout=0.25)
+            return
+        except Timeout:
+            host, _, process = _holder(folder).partition(" ")
+        most = min(patience, LOCAL_SECONDS) if host == socket.gethostname() else patience
+        if time.monotonic() - begun > most:
+            raise AuroraError(f"process {process} on {host} trains in {folder}; end it first, or give another run=")
+        if not reported:
+            report(f"waiting for process {process} on {host}, which trains in {folder}")
+            reported = True
+
+
+def _holder(folder: Path) -> str:
+    try:
+        return (folder / HOLDER).read_text(encoding="utf-8")
+    except OSError:
+        return f"{socket.gethostname()} unknown"

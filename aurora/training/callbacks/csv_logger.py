@@ -1,4 +1,4 @@
-"""Where the curves go: a CSV that continues where a resumed run continues."""
+"""The loggers of a run: a CSV of step metrics that continues where a resumed run continues, and those of a config."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,22 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from aurora.errors import AuroraError
-from aurora.training.instantiate import instantiate
+from aurora.instantiate import instantiate
 
-CURVE_FILE = "metrics.csv"
+METRICS_FILE = "metrics.csv"
 
 
 class CsvLogger(Logger):
-    """One line per step in `save_dir`/metrics.csv, written at once, so that a killed run keeps its curve.
+    """One line per step in `save_dir`/metrics.csv, written at once, so that a killed run keeps its metrics.
 
-    What is said of a step afterwards, such as the loss on held-out rows, comes into its line; what is said before the
-    first one has none.
+    What is logged of a step later, such as the validation loss, is added to its line; what is logged before the first
+    step has none.
     """
 
     def __init__(self, *, save_dir: str, resume_step: int = 0) -> None:
         """Lines of steps after `resume_step` are dropped: the resumed run takes those steps again."""
         super().__init__()
-        self.path = Path(save_dir) / CURVE_FILE
+        self.path = Path(save_dir) / METRICS_FILE
         self._columns: list[str] = []
         self._late: list[dict[str, Any]] = []  # lines that could not be written
         self._last: dict[str, Any] = {}  # the last line, and where it begins
@@ -54,7 +54,7 @@ class CsvLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if step == 0:
             return
-        row = {"step": step, **{key: value for key, value in metrics.items() if key != "step"}}
+        row = {"step": step, **{key: value for key, value in metrics.items() if key not in ("step", "epoch")}}
         if self._late and self._late[-1]["step"] == step:
             self._late[-1].update(row)
         else:
@@ -66,14 +66,14 @@ class CsvLogger(Logger):
             self._late[0] = {**self._last, **self._late[0]}
         missing = dict.fromkeys(key for row in self._late for key in row if key not in self._columns)
         if missing:
-            rows = read_curve(self.path.parent)
+            rows = read_metrics(self.path.parent)
             self._write([*rows[: len(rows) - more], *self._late[:more]], [*self._columns, *missing])
             del self._late[:more]
         self._append(self._begun if more and not missing else self.path.stat().st_size)
 
     def _start(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept: list[dict[str, Any]] = [{**row, "step": int(row["step"])} for row in read_curve(self.path.parent)]
+        kept: list[dict[str, Any]] = [{**row, "step": int(row["step"])} for row in read_metrics(self.path.parent)]
         kept = [row for row in kept if row["step"] <= self._resume_step]
         self._write(kept, list(kept[0]) if kept else [])
         self._started = True
@@ -117,9 +117,9 @@ def _overwrite(file: FileIO, begun: int, data: bytes) -> None:
     file.truncate()
 
 
-def read_curve(folder: str | Path) -> list[dict[str, str]]:
+def read_metrics(folder: str | Path) -> list[dict[str, str]]:
     """The lines of a stage's curve; what a crash made of the last ones is left out."""
-    path = Path(folder) / CURVE_FILE
+    path = Path(folder) / METRICS_FILE
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -128,9 +128,28 @@ def read_curve(folder: str | Path) -> list[dict[str, str]]:
             if (row.get("step") or "").isdecimal()]
 
 
-def build_loggers(entries: Mapping[str, Mapping[str, Any]], folder: Path, resume_step: int) -> list[Any]:
-    """The loggers of configs/logger, writing below `folder` and continuing after `resume_step`."""
-    return [_begun(name, entry, folder, resume_step) for name, entry in entries.items()]
+def build_loggers(entries: Mapping[str, Mapping[str, Any]], folder: Path, resume_step: int,
+                  report: Callable[[str], None]) -> list[Any]:
+    """The loggers of configs/logger, writing below `folder` and continuing after `resume_step`. One that fails later is
+    reported once, and training goes on."""
+    return [_tolerated(_begun(name, entry, folder, resume_step), report) for name, entry in entries.items()]
+
+
+def _tolerated(logger: Any, report: Callable[[str], None]) -> Any:
+    """The logger, whose failures (a full disk, a server that is away) are not worth a run."""
+    log = logger.log_metrics
+    failed: set[int | None] = set()
+
+    def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
+        try:
+            log(metrics, step)
+        except Exception as error:
+            if not failed:
+                report(f"{type(logger).__name__} could not write after step {step}, and training goes on: {error}")
+            failed.add(step)
+
+    logger.log_metrics = log_metrics
+    return logger
 
 
 def _begun(name: str, entry: Mapping[str, Any], folder: Path, resume_step: int) -> Any:
@@ -149,26 +168,26 @@ def _build(entry: Mapping[str, Any], folder: Path, resume_step: int) -> Any:
     kind = str(entry.get("_target_", "")).rpartition(".")[2]
     if kind == "MLFlowLogger":
         return _mlflow(entry, folder, resume_step)
-    told: dict[str, Any] = {"save_dir": str(folder)}
+    facts: dict[str, Any] = {"save_dir": str(folder)}
     if kind == "CsvLogger":
-        told["resume_step"] = resume_step
+        facts["resume_step"] = resume_step
     elif kind == "TensorBoardLogger":
-        told["purge_step"] = resume_step + 1
+        facts["purge_step"] = resume_step + 1
     elif kind == "WandbLogger":
         # the same folder is the same run, whoever starts it again
         name = "/".join(folder.absolute().parts[-2:])
-        told |= {"id": hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16], "name": name}
-    return instantiate({**told, **entry})
+        facts |= {"id": hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16], "name": name}
+    return instantiate({**facts, **entry})
 
 
 def _mlflow(entry: Mapping[str, Any], folder: Path, resume_step: int) -> Any:
     """MLflow makes the name of a run itself: it is kept beside the curve for whoever goes on."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "mlflow_run"
-    told: dict[str, Any] = {"run_name": folder.name, "tracking_uri": f"sqlite:///{folder.absolute() / 'mlflow.db'}"}
+    facts: dict[str, Any] = {"run_name": folder.name, "tracking_uri": f"sqlite:///{folder.absolute() / 'mlflow.db'}"}
     if resume_step and kept.is_file():
-        told["run_id"] = kept.read_text(encoding="utf-8").strip()
-    logger = instantiate({**told, **{key: value for key, value in entry.items() if value is not None}})
+        facts["run_id"] = kept.read_text(encoding="utf-8").strip()
+    logger = instantiate({**facts, **{key: value for key, value in entry.items() if value is not None}})
     if rank_zero_only.rank == 0:
         kept.write_text(logger.run_id, encoding="utf-8")
     return logger

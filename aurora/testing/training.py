@@ -16,6 +16,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
+from aurora.config import Config
 from aurora.errors import TRY_AGAIN, AuroraError, LostProcess
 from aurora.interfaces import DataModule
 from aurora.registry import DATA
@@ -25,7 +26,7 @@ SIZE, PATCH, KEEP = 16, 8, 2
 HELD_OUT = 5_000  # the first row that is not learned from
 
 
-class MadeRows(L.LightningDataModule, DataModule):
+class MadeRows(DataModule, L.LightningDataModule):
     """Rows of two sequences, with a frame in two of three; a step is `rows_per_step` rows over all ranks.
 
     What a row holds is a function of the seed and its number. In between come the faults that a test asks for: the
@@ -48,7 +49,6 @@ class MadeRows(L.LightningDataModule, DataModule):
         self.seed, self.layout, self.prompt = seed, layout, prompt
         self.vocab = tokenizer.vocab_size
         self.steps, self.rows_per_step, self.framed = steps, rows_per_step, framed
-        self.position = (0, 0, 0)
 
     def steps_per_epoch(self):
         return self.steps
@@ -56,33 +56,18 @@ class MadeRows(L.LightningDataModule, DataModule):
     def total_steps(self):
         return self.steps
 
-    def state_dict(self):
-        return {"position": list(self.position)}
+    @property
+    def epochs(self):
+        return 1
 
-    def load_state_dict(self, state_dict):
-        self.position = tuple(state_dict["position"])
-
-    def train_dataloader(self):
-        return self._held_out() if self.folder is not None and self.folder.parent.name == "validation" else self
-
-    def _held_out(self):
-        told = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        reading = self.folder / f"reading-{told['rank']}"
-        reading.touch()
-        try:
-            for step in range(self.steps):
-                for turn in range(0, self.rows_per_step, told["num_replicas"]):
-                    time.sleep(float(os.environ.get("SECONDS_PER_HELD_OUT_ROW", 0)))
-                    number = HELD_OUT + step * self.rows_per_step + turn + told["rank"]
-                    yield self.row(number)._replace(closes_step=turn + told["num_replicas"] == self.rows_per_step)
-        finally:
-            reading.unlink()
-
-    def __iter__(self):
-        told = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
-        rank, world = told["rank"], told["num_replicas"]
-        for step in range(self.position[1], self.stops_at or self.steps):
+    def rows(self, position, *, steps, rank, world):
+        if self.folder is not None and self.folder.parent.name == "validation":
+            yield from self._held_out(steps, rank, world)
+            return
+        first = position[0] * self.steps + position[1]
+        for step in range(first, first + steps):
+            if step == self.stops_at:
+                return
             for turn in range(0, self.rows_per_step, world):
                 time.sleep(float(os.environ.get("SECONDS_PER_ROW", 0)))
                 number, last = step * self.rows_per_step + turn + rank, turn + world == self.rows_per_step
@@ -98,6 +83,19 @@ class MadeRows(L.LightningDataModule, DataModule):
                 if number in rows_that("LOCK"):
                     ctypes.PyDLL(None).sleep(1000)
                 yield self.row(number)._replace(closes_step=last, position=(0, step + last, 0))
+
+    def _held_out(self, steps, rank, world):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        reading = self.folder / f"reading-{rank}"
+        reading.touch()
+        try:
+            for step in range(steps):
+                for turn in range(0, self.rows_per_step, world):
+                    time.sleep(float(os.environ.get("SECONDS_PER_HELD_OUT_ROW", 0)))
+                    number = HELD_OUT + step * self.rows_per_step + turn + rank
+                    yield self.row(number)._replace(closes_step=turn + world == self.rows_per_step)
+        finally:
+            reading.unlink()
 
     def row(self, number):
         generator = torch.Generator().manual_seed(self.seed * 10_000 + number)
@@ -147,29 +145,43 @@ def tiny_config(run, **data):
             "first": {**recipe, "after": None, "trained": ["connector"]},
         },
         "trainer": {"threads": 1, "checkpoint_every": 1, "progress": "lines", "progress_seconds": 0.0},
-        "logger": {"csv": {"_target_": "aurora.training.logs.CsvLogger"}},
+        "logger": {"csv": {"_target_": "aurora.training.callbacks.csv_logger.CsvLogger"}},
         "run": str(run), "stage": "second", "init_from": None, "restart": False, "seed": 3, "dtype": "float32",
         "keep_ratio": 0.5, "sampling": {"fps": 1.0}, "base_weights": {},
     }
 
 
+def train(tree):
+    """`aurora train` of a plain config."""
+    from aurora.training import run
+
+    return run.train(Config.parse(tree))
+
+
+def plan_stages(tree, *arguments, **options):
+    """The stages that a plain config selects, checked."""
+    from aurora.training import stage
+
+    return stage.plan_stages(Config.parse(tree), *arguments, **options)
+
+
 def curve(run, stage="second"):
     """(step, loss) of a stage, exactly as written."""
-    from aurora.training.logs import read_curve
+    from aurora.training.callbacks.csv_logger import read_metrics
 
-    return [(int(row["step"]), row["loss"]) for row in read_curve(Path(run) / stage)]
+    return [(int(row["step"]), row["loss"]) for row in read_metrics(Path(run) / stage)]
 
 
 # Processes that begin where everything is imported already: they start in a tenth of a second.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tiny_training", "aurora.training.run", "components.backbone.rwkv6",
+CONTEXT.set_forkserver_preload(["aurora.testing.training", "aurora.training.run", "components.backbone.rwkv6",
                                 "components.vision.siglip", "components.tokenizer.bytes"])
 
 
 def start(config, log, *, cwd=".", **environment):
     """Trains in a process of its own, in the folder `cwd`, that writes what it says to `log`."""
     # only here: the server that forks is started with the environment of this moment
-    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[3])))
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
     process = CONTEXT.Process(target=_train, args=(config, str(log), cwd, environment))
     process.start()
     return process
@@ -186,7 +198,7 @@ def train_together(cases, folder):
     """Runs the cases of together.py one after the other; they and what lies beside them go below `folder`."""
     file = folder / "cases.json"
     file.write_text(json.dumps(cases))
-    script, root = Path(__file__).with_name("together.py"), Path(__file__).parents[3]
+    script, root = Path(__file__).parents[2] / "tests" / "aurora" / "training" / "together.py", Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-W", "error", str(script), str(file)], capture_output=True, text=True,
                           timeout=200, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
@@ -210,15 +222,15 @@ def note_rows(path):
     """Makes training write a line for every row that it is given: the step, and what the row holds."""
     from aurora.training.module import AuroraModule
 
-    learn = AuroraModule.training_step
+    learn = AuroraModule.learn
 
-    def noted(self, batch, batch_idx):
+    def noted(self, batch):
         tensors = [batch.tokens, batch.targets, batch.cu_seqlens, *(part for frames in batch.frames for part in frames)]
         with open(path, "a") as log:
-            log.write(f"{self.step} {hashlib.sha256(b''.join(t.numpy().tobytes() for t in tensors)).hexdigest()}\n")
-        learn(self, batch, batch_idx)
+            log.write(f"{self.trainer.global_step} {hashlib.sha256(b''.join(t.numpy().tobytes() for t in tensors)).hexdigest()}\n")
+        learn(self, batch)
 
-    AuroraModule.training_step = noted
+    AuroraModule.learn = noted
 
 
 def _train(config, log, cwd, environment):
@@ -229,8 +241,6 @@ def _train(config, log, cwd, environment):
     os.dup2(said, 1)
     os.dup2(said, 2)
     warnings.simplefilter("error")
-    from aurora.training.run import train
-
     register()
     if "ROW_LOG" in os.environ:
         note_rows(f"{os.environ['ROW_LOG']}-{os.getpid()}")
@@ -246,7 +256,5 @@ def _train(config, log, cwd, environment):
 
 
 if __name__ == "__main__":
-    from aurora.training.run import train
-
     register()
     train(json.loads(Path(sys.argv[1]).read_text()))

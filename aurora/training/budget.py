@@ -1,24 +1,135 @@
-"""What training a stage will take on given hardware: memory of a device, hours, money. Before anything is started.
+"""What training a stage takes: FLOPs, and on given hardware the memory of a device, hours and cost.
 
-Memory is that of weights, gradients, AdamW's moments, what FSDP gathers, and activations, which were counted on the
-parts of this repository; other parts may take more or less.
+Counted as arithmetic are products with weights, attention, and the recurrence; norms and elementwise work are left
+out, as is what activation checkpointing computes again. A multiplication and an addition are two. Memory is that of
+weights, gradients, AdamW's moments, what FSDP gathers, and activations, which were counted on the parts of this
+repository; other parts may take more or less.
+
+Shape letters: M tokens of a frame, Dv vision width.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
+from aurora.assemble import WEIGHTED_SLOTS
 from aurora.errors import AuroraError
+from aurora.interfaces import Backbone, VisionEncoder
 from aurora.losses import LOGIT_BYTES
 from aurora.model import AuroraModel
-from aurora.training.blocks import blocks, blocks_of
-from aurora.training.checkpoints import KEPT
-from aurora.training.flops import forward_flops, reading_flops, training_flops
-from aurora.training.recipe import TrainerOptions
+from aurora.recipe import TrainerOptions
+from aurora.training.checkpoint.layout import KEPT_CHECKPOINTS
+from aurora.training.distributed.strategies import blocks, blocks_of
+
+# ---- arithmetic ------------------------------------------------------------------------------------------------
+
+STATE_OPERATIONS = 6
+"""Per element of the state and position: the outer product, the decay and the reading of it, each times and plus."""
+PEAK_TFLOPS = {
+    "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "H800": 989.0, "GH200": 989.0, "A100": 312.0,
+    "A800": 312.0, "L40S": 362.0, "L40": 181.0, "L4": 121.0, "A40": 150.0, "A10": 125.0, "RTX 4090": 165.0,
+    "RTX 3090": 71.0, "MI300X": 1307.0, "V100": 125.0, "V100-PCIE": 112.0, "V100S": 130.0, "Tesla T4": 65.0,
+    "RTX 2080 Ti": 53.8,
+}
+"""Dense bfloat16 products, float16 where there is no bfloat16, as makers state them, by a part of the device's name."""
+
+
+class Arithmetic(NamedTuple):
+    """FLOPs of the forward pass, by slot."""
+
+    vision: float  # of a frame
+    connector: float  # of a frame
+    backbone: float  # of a row position
+    head: float  # of a position with a target
+
+    @classmethod
+    def of(cls, model: AuroraModel, keep_ratio: float) -> Arithmetic:
+        """Told from the shapes of any parts' matrices, for frames of the size that the encoder prepares."""
+        prepare = model.vision.prepare
+        patches = prepare.patches(prepare.size, prepare.size)
+        keep = model.merge.keep(patches, model.vision.depth, keep_ratio)
+        removed = model.merge.schedule(patches, model.vision.depth, keep)
+        return cls(
+            _vision_flops(model.vision, patches, removed),
+            2.0 * keep * sum(matrix.numel() for matrix in _matrices(model.connector)),
+            2.0 * _block_numbers(model.backbone) + STATE_OPERATIONS * _state_numbers(model.backbone),
+            2.0 * model.backbone.vocab_size * model.backbone.hidden_size,
+        )
+
+    def reading(self, *, frames: float, positions: float, targets: float) -> float:
+        """FLOPs of the forward pass over so many of each, as in validation."""
+        return frames * (self.vision + self.connector) + positions * self.backbone + targets * self.head
+
+    def training(self, model: AuroraModel, *, frames: float, positions: float, targets: float) -> float:
+        """FLOPs of the forward and the backward pass over so many of each.
+
+        A slot whose weights are trained takes three times its forward pass; one that only hands gradients on takes two;
+        one before everything that is trained takes one.
+        """
+        trained = {slot: any(p.requires_grad for p in getattr(model, slot).parameters()) for slot in WEIGHTED_SLOTS}
+        passes, before = {}, False
+        for slot in WEIGHTED_SLOTS:
+            before = before or trained[slot]
+            passes[slot] = 1 + before + trained[slot]
+        return (frames * (passes["vision"] * self.vision + passes["connector"] * self.connector)
+                + passes["backbone"] * (positions * self.backbone + targets * self.head))
+
+
+def _vision_flops(vision: VisionEncoder, patches: int, removed: tuple[int, ...]) -> float:
+    blocks = [module for module in vision.modules() if isinstance(module, vision.block_class)]
+    inside = {module for block in blocks for module in block.modules()}
+    embedding = sum(module.weight.numel() for module in vision.modules()
+                    if isinstance(module, nn.Linear | nn.Conv2d) and module not in inside)
+    flops, tokens = 2.0 * patches * embedding, patches
+    for block, remove in zip(blocks, removed, strict=False):
+        # attention reads what enters, the MLP what remains
+        products = sum(matrix.numel() for matrix in _matrices(block))
+        flops += 2.0 * products * (tokens - remove / 2) + 4.0 * tokens**2 * vision.width
+        tokens -= remove
+    return flops
+
+
+def _block_numbers(backbone: Backbone) -> int:
+    """Weights that every position is multiplied with: neither embedding nor head."""
+    tables = {parameter for module in backbone.modules() if isinstance(module, nn.Embedding)
+              for parameter in module.parameters()}
+    return sum(matrix.numel() for matrix in _matrices(backbone)
+               if matrix not in tables and backbone.vocab_size not in matrix.shape)
+
+
+def _state_numbers(backbone: Backbone) -> int:
+    """Elements of a sequence's state; a cache that grows is left to the products."""
+    if not backbone.constant_state:
+        return 0
+    return sum(tensor.numel() for tensor in backbone.init_state(1).values())
+
+
+def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
+    for parameter in module.parameters():
+        if sum(side > 1 for side in parameter.shape) > 1:
+            yield parameter
+
+
+def peak_flops(device: torch.device, given: float | None = None) -> float | None:
+    """FLOP/s of a device: `given` TFLOP/s, or what the maker of a known GPU states for 16 bits; None elsewhere."""
+    if given is not None:
+        return given * 1e12
+    return named_peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
+def named_peak(name: str) -> float | None:
+    """The same by the name of a device."""
+    known = [part for part in PEAK_TFLOPS if part in name]
+    return PEAK_TFLOPS[max(known, key=len)] * 1e12 if known else None
+
+
+# ---- memory, hours, cost ---------------------------------------------------------------------------------------
 
 BACKBONE_NUMBERS, VISION_NUMBERS = 37, 17
 """Numbers that one block keeps for its backward pass, per position and width: of RWKV-6 (RWKV-7 40, Mamba-2 60) and of
@@ -80,7 +191,7 @@ def memory(
 ) -> Memory:
     """The memory of a device; `model` says what learns and may stand on the meta device."""
     in_hybrid = options.shard_size or min(devices, per_node)
-    sharded = {"fsdp": devices, "fsdp1": devices, "fsdp_hybrid": in_hybrid}.get(options.strategy, 1)
+    sharded = {"fsdp": devices, "fsdp_hybrid": in_hybrid}.get(options.strategy, 1)
     whole = sum(p.nbytes for p in model.parameters())
     learned = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -102,7 +213,7 @@ def disk(model: AuroraModel, *, average: bool = False) -> int:
     the weights where there is one; and its model twice."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     checkpoint = sum(3 * parameter.nbytes + (4 * parameter.numel() if average else 0) for parameter in learned)
-    return checkpoint * (KEPT + 1) + 2 * sum(parameter.nbytes for parameter in model.parameters())
+    return checkpoint * (KEPT_CHECKPOINTS + 1) + 2 * sum(parameter.nbytes for parameter in model.parameters())
 
 
 def cost(
@@ -110,9 +221,9 @@ def cost(
     validated: Reads,
 ) -> Cost:
     """What a stage takes that learns from so much and is validated on so much, of all times together."""
-    each = forward_flops(model, keep_ratio)
-    learning = training_flops(model, each, **learned._asdict())
-    validating = reading_flops(each, **validated._asdict())
+    each = Arithmetic.of(model, keep_ratio)
+    learning = each.training(model, **learned._asdict())
+    validating = each.reading(**validated._asdict())
     flops = learning + validating
     done = learning * (RECOMPUTED if options.activation_checkpointing == "block" else 1.0) + validating
     hours = done / (hardware.devices * hardware.peak * hardware.used) / 3600

@@ -21,14 +21,14 @@ from torch import Tensor
 
 from aurora.errors import AuroraError
 from aurora.interfaces import Backbone
-from aurora.training.blocks import blocks_of
-from aurora.training.pieces import cut
+from aurora.training.distributed.strategies import blocks_of
+from aurora.training.step import cut
 from aurora.types import PackedBatch
 
 BLOCK_ENDS_WITH = ["row", "state", "return_state"]
 
 
-class Neighbours:
+class SequenceParallelGroup:
     """This rank among the R that read a row together, and what is on its way between them."""
 
     def __init__(self, together: int) -> None:
@@ -67,7 +67,7 @@ class Neighbours:
         self._sent.clear()
 
 
-def read_together(backbone: Backbone, neighbours: Neighbours) -> None:
+def read_together(backbone: Backbone, peers: SequenceParallelGroup) -> None:
     """Lets every block go on from the state that the rank before hands it, and hand on its own.
 
     AuroraError for a backbone whose blocks do not show their states.
@@ -77,24 +77,24 @@ def read_together(backbone: Backbone, neighbours: Neighbours) -> None:
             raise AuroraError(f"trainer.sequence_parallel: the blocks of {type(backbone).__name__} do not take and "
                               "give their state, so it cannot go from rank to rank; those of rwkv6, rwkv7, gla, "
                               "gated_deltanet and mamba2 do")
-        block.forward = functools.partial(_forward, neighbours, block.forward)
+        block.forward = functools.partial(_forward, peers, block.forward)
 
 
-def _forward(neighbours: Neighbours, forward: Callable[..., Any], *given: Any) -> tuple[Any, ...]:
+def _forward(peers: SequenceParallelGroup, forward: Callable[..., Any], *given: Any) -> tuple[Any, ...]:
     """Takes the place of a block's `forward`."""
     x, *others, row, state, return_state = given
-    piece = neighbours.piece
+    piece = peers.piece
     assert piece is not None
     if not x.requires_grad:
         # gradients go from rank to rank whether or not something learns before this slice
         x = x.detach().requires_grad_()
     if piece.continues:
         receive: Callable[..., tuple[Tensor, ...]] = _Receive.apply
-        state = _first_replaced(state, receive(neighbours, x, *(tensor[:1] for tensor in state)))
+        state = _first_replaced(state, receive(peers, x, *(tensor[:1] for tensor in state)))
     x, *others, after = forward(x, *others, row, state, return_state)
     if piece.goes_on:
         hand_on: Callable[..., Tensor] = _HandOn.apply
-        x = hand_on(neighbours, x, *(tensor[piece.open, None] for tensor in after))
+        x = hand_on(peers, x, *(tensor[piece.open, None] for tensor in after))
     return x, *others, after
 
 
@@ -108,14 +108,14 @@ class _Receive(torch.autograd.Function):
     """The state that the rank before hands on; its gradient is sent back."""
 
     @staticmethod
-    def forward(ctx: Any, neighbours: Neighbours, x: Tensor, *like: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, peers: SequenceParallelGroup, x: Tensor, *like: Tensor) -> tuple[Tensor, ...]:
         """`x` lets the outputs require gradients."""
-        ctx.neighbours = neighbours
-        return tuple(neighbours.receive(like, -1))
+        ctx.peers = peers
+        return tuple(peers.receive(like, -1))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
-        ctx.neighbours.send(gradients, -1)
+        ctx.peers.send(gradients, -1)
         return None, None, *(None for _ in gradients)
 
 
@@ -123,17 +123,17 @@ class _HandOn(torch.autograd.Function):
     """Sends a state to the next rank; x passes through, so that the backward pass meets the state's gradient here."""
 
     @staticmethod
-    def forward(ctx: Any, neighbours: Neighbours, x: Tensor, *state: Tensor) -> Tensor:
-        ctx.neighbours = neighbours
+    def forward(ctx: Any, peers: SequenceParallelGroup, x: Tensor, *state: Tensor) -> Tensor:
+        ctx.peers = peers
         ctx.like = [torch.empty_like(tensor, device="meta") for tensor in state]
         ctx.device = x.device
-        neighbours.send(state, 1)
+        peers.send(state, 1)
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         like = [torch.empty_like(tensor, device=ctx.device) for tensor in ctx.like]
-        return None, gradient, *ctx.neighbours.receive(like, 1)
+        return None, gradient, *ctx.peers.receive(like, 1)
 
 
 def _packed(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A row cut into pieces, which are read one after the other or by several ranks side by side.
+"""Rows as they are learned from: cut into TBPTT segments or slices, with as many frames on every rank.
 
 Shape letters: T packed positions, S sequences, N frames, M tokens kept per frame, L layers.
 """
@@ -11,16 +11,15 @@ from itertools import pairwise
 import torch
 
 from aurora.errors import AuroraError
-from aurora.training.parallel import most_over_ranks
+from aurora.model import AuroraModel
+from aurora.training.distributed.collectives import max_over_ranks, world_size
 from aurora.types import IGNORE, Frames, PackedBatch
 
 
-def pieces_of(batch: PackedBatch, most: int | None, device: torch.device) -> list[PackedBatch]:
-    """The row in pieces of about `most` positions, as many as the longest row of all ranks asks for; None: the row.
-
-    Collective.
-    """
-    return [batch] if most is None else cut(batch, most_over_ranks(-(-len(batch.tokens) // most), device))
+def segments(row: PackedBatch, most: int | None, device: torch.device) -> list[PackedBatch]:
+    """The row in segments of about `most` positions for truncated backpropagation, as many as the longest row of all
+    ranks needs; None: the row. Collective."""
+    return [row] if most is None else cut(row, max_over_ranks(-(-len(row.tokens) // most), device))
 
 
 def cut(batch: PackedBatch, count: int) -> list[PackedBatch]:
@@ -30,8 +29,8 @@ def cut(batch: PackedBatch, count: int) -> list[PackedBatch]:
     Only the last piece closes the step, and samples count in the first. AuroraError for a row that goes on in another.
     """
     if batch.continues or batch.goes_on:
-        raise AuroraError("data.too_long=split lays a sample over several rows, and those are not cut into pieces once "
-                          "more; make data.row_tokens as small as trainer.backprop_tokens instead")
+        raise AuroraError("data.too_long=split lays a sample over several rows, which trainer.backprop_tokens and "
+                          "trainer.sequence_parallel cannot cut again; make data.row_tokens as small instead")
     borders = _borders(batch, count)
     pieces = [_piece(batch, start, stop) for start, stop in pairwise(borders)]
     pieces += [_blank(batch)] * (count - len(pieces))
@@ -98,3 +97,38 @@ def _blank(batch: PackedBatch) -> PackedBatch:
         samples=0,
         closes_step=False,
     )
+
+
+def with_equal_frames(row: PackedBatch, model: AuroraModel) -> PackedBatch:
+    """The row with blank frames added, so that every rank calls the vision encoder equally often. Collective.
+
+    A rank that skips the encoder would leave the others waiting in its collectives. Blank frames are a sequence of
+    their own without targets: the gradients that they add are zero.
+    """
+    if world_size() == 1:
+        return row
+    wanted = max(1, len(row.frames))
+    if model.vision.prepare.resize == "keep_aspect":
+        wanted = max_over_ranks(wanted, row.tokens.device)
+    for _ in range(wanted - len(row.frames)):
+        row = _with_blank_frame(row, model)
+    return row
+
+
+def _with_blank_frame(row: PackedBatch, model: AuroraModel) -> PackedBatch:
+    prepare, device = model.vision.prepare, row.tokens.device
+    height, width = prepare.shape(prepare.size, prepare.size)
+    keep = model.merge.keep(prepare.patches(height, width), model.vision.depth, 1.0)
+    start = row.tokens.shape[0]
+    positions = torch.arange(start, start + keep, device=device).unsqueeze(0)
+    pixels = torch.zeros(1, 3, height, width, dtype=torch.uint8, device=device)
+    return row._replace(
+        tokens=_extended(row.tokens, keep, 0),
+        targets=_extended(row.targets, keep, IGNORE),
+        cu_seqlens=_extended(row.cu_seqlens, 1, start + keep),
+        frames=(*row.frames, Frames(pixels, positions)),
+    )
+
+
+def _extended(tensor: torch.Tensor, count: int, value: int) -> torch.Tensor:
+    return torch.cat([tensor, tensor.new_full((count,), value)])
