@@ -94,7 +94,7 @@ def prefill(model: AuroraModel, tokens: int) -> Work:
 def decode(model: AuroraModel, sequences: int) -> Work:
     """Generating token after token of some sequences side by side, as answers are generated."""
     with torch.inference_mode():
-        steps = Steps(model.backbone, _read(model, sequences, 2))
+        steps = Steps(model.backbone.runner(), _read(model, sequences, 2))
 
     run = torch.inference_mode()(lambda: steps.read(steps.logits.argmax(-1)))
     return Work("decode", f"generate a token, sequences: {sequences}", sequences, "tokens", run, TOKENS_TOGETHER)

@@ -92,14 +92,14 @@ def _measurements(given: Path | None, overrides: Sequence[str], sizes: Sizes, de
     import torch
 
     from aurora import benchmark
-    from aurora.config import Config, ModelConfig, load_config
+    from aurora.config import Config, load_config
     from aurora.inference.models import random_model, saved_model
 
     machine: dict[str, Any] = {"device": device.device, "threads": device.threads}
     config: Config | None = None
     if given is not None:
-        model, tree = saved_model(given, overrides, **machine)
-        keep_ratio = ModelConfig.parse(tree).keep_ratio
+        model, saved = saved_model(given, overrides, **machine)
+        keep_ratio = saved.keep_ratio
     else:
         model, _, _ = random_model(overrides, **machine)
         config = load_config(*overrides)

@@ -78,8 +78,8 @@ def rank_from_env(environment: Mapping[str, str] = os.environ) -> Rank | None:
 
 def _checked(rank: int, world: int, local: int, per_node: int, launcher: str) -> Rank:
     if world % per_node or local >= per_node:
-        raise AuroraError(f"{launcher} started {world} processes, {per_node} of them on this node; every node must have "
-                          "the same number")
+        raise AuroraError(f"{launcher} started {world} processes, {per_node} of them on this node; every node must "
+                          "have the same number")
     return Rank(rank, world, local, per_node, launcher)
 
 

@@ -5,12 +5,12 @@ from collections import Counter
 import pytest
 import torch
 from safetensors.torch import load_file
-from aurora.testing.training import MadeRows, curve, tiny_config, train
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from aurora.assemble import build_model
 from aurora.errors import AuroraError
 from aurora.recipe import TrainerOptions, read_recipe
+from aurora.testing.training import MadeRows, curve, tiny_config, train
 from aurora.training.checkpoint.layout import checkpoint_at
 from aurora.training.distributed.strategies import shard
 from aurora.training.optim import parameter_groups, set_trainable

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from aurora.testing.training import curve, free_port, start, start_ranks, tiny_config
 
 from aurora.errors import AuroraError
 from aurora.recipe import TrainerOptions, read_options
+from aurora.testing.training import curve, free_port, start, start_ranks, tiny_config
 from aurora.training.callbacks.csv_logger import METRICS_FILE
 from aurora.training.callbacks.watchdog import TRY_AGAIN
 from aurora.training.checkpoint.layout import CHECKPOINTS, checkpoint_path, is_committed

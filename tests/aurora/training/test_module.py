@@ -4,11 +4,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from aurora.testing.training import MadeRows, curve, tiny_config, train
 
 from aurora.assemble import build_model
 from aurora.errors import AuroraError
 from aurora.recipe import read_recipe
+from aurora.testing.training import MadeRows, curve, tiny_config, train
 from aurora.training.callbacks.csv_logger import read_metrics
 from aurora.training.checkpoint.layout import newest_checkpoint
 from aurora.training.module import AuroraModule

@@ -1,7 +1,7 @@
 import torch
-from aurora.testing.training import MadeRows, tiny_config
 
 from aurora.assemble import build_model
+from aurora.testing.training import MadeRows, tiny_config
 from aurora.training import parallel
 from aurora.training.distributed.strategies import blocks
 

@@ -5,10 +5,10 @@ import shutil
 import pytest
 import torch
 import yaml
-from aurora.testing.training import MadeRows, curve, plan_stages, tiny_config, train
 
 from aurora.config import Config
 from aurora.errors import AuroraError
+from aurora.testing.training import MadeRows, curve, plan_stages, tiny_config, train
 from aurora.training.budget import disk
 from aurora.training.checkpoint.run_folder import StageFolder, fingerprint
 

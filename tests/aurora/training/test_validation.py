@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from datamodules._samples import ShardSample
+from datamodules._shards import write_shards
 from test_real_data import config_for, sample
+
+from aurora.config import load_config
+from aurora.errors import AuroraError
+from aurora.recipe import read_recipe
 from aurora.testing.training import (
     HELD_OUT,
     MadeRows,
@@ -16,15 +22,9 @@ from aurora.testing.training import (
     train,
     train_together,
 )
-
-from aurora.config import load_config
-from aurora.errors import AuroraError
-from aurora.recipe import read_recipe
 from aurora.training.callbacks.csv_logger import read_metrics
 from aurora.training.callbacks.watchdog import TRY_AGAIN
 from aurora.weights.model_folder import load_model
-from datamodules._samples import ShardSample
-from datamodules._shards import write_shards
 
 STEPS, ROWS = 5, 8  # of a run; that are held out
 MODEL = Path("second", "model", "model.safetensors")
@@ -114,7 +114,8 @@ def test_the_average_of_the_weights_is_validated_where_it_becomes_the_model(whol
 def test_the_time_of_a_validation_counts_as_no_step(tmp_path, monkeypatch):
     clock, held_out, late = time.perf_counter, MadeRows._held_out, []
     monkeypatch.setattr(time, "perf_counter", lambda: clock() + 1000 * len(late))
-    monkeypatch.setattr(MadeRows, "_held_out", lambda self, *share: late.append("a validation") or held_out(self, *share))
+    monkeypatch.setattr(MadeRows, "_held_out",
+                        lambda self, *share: late.append("a validation") or held_out(self, *share))
     monkeypatch.setattr(MadeRows, "stops_at", 3)
     with pytest.raises(AuroraError, match="the data ended after step 3"):
         train(config_of(tmp_path, every=1))

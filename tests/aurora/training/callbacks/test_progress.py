@@ -1,8 +1,8 @@
 import io
 
 from rich.console import Console
-from aurora.testing.training import tiny_config
 
+from aurora.testing.training import tiny_config
 from aurora.training import run
 
 

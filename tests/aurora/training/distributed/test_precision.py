@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from aurora.testing.training import MadeRows, curve, tiny_config, train, train_together
 
 from aurora.errors import AuroraError
 from aurora.recipe import TrainerOptions
+from aurora.testing.training import MadeRows, curve, tiny_config, train, train_together
 from aurora.training import precision, scaler
 from aurora.training.callbacks.csv_logger import read_metrics
 from aurora.training.distributed.precision import (

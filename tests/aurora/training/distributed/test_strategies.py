@@ -5,7 +5,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from aurora.training.flat import Flat, flatten
-from aurora.testing.training import MadeRows, curve, plan_stages, tiny_config, train, train_together
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from aurora.assemble import build_model
 from aurora.errors import AuroraError
 from aurora.recipe import TrainerOptions, check_rows, read_options, read_recipe
+from aurora.testing.training import MadeRows, curve, plan_stages, tiny_config, train, train_together
 from aurora.training.distributed.strategies import (
     FSDP2,
     build_strategy,
