@@ -129,7 +129,7 @@ class AuroraModule(L.LightningModule):
         steps, limit = data.total_steps(), trainer.limit_train_batches
         steps = min(steps, limit) if isinstance(limit, int) else int(steps * limit)
         total = steps * max(1, trainer.max_epochs)
-        return total if trainer.max_steps == -1 else min(total, trainer.max_steps)
+        return int(total if trainer.max_steps == -1 else min(total, trainer.max_steps))
 
     def on_fit_start(self) -> None:
         self._fitting = True
