@@ -1,3 +1,18 @@
 """Aurora: trains and runs AuroraLong, a video language model on a linear RNN."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aurora.config import load_config as load_config
+
 __version__ = "0.1.0"
+
+_PUBLIC = {"load_config": "aurora.config"}
+
+
+def __getattr__(name: str) -> Any:
+    """What Python code uses of Aurora, imported when it is first asked for: `import aurora` takes no time."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'aurora' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

@@ -12,9 +12,7 @@ from torch import nn
 from aurora.config import Config, ModelConfig
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
-from aurora.registry import BACKBONE, CONNECTOR, MERGE, PROMPT, SORT, TOKENIZER, VISION
-from aurora.registry import MODEL_SLOTS as MODEL_SLOTS
-from aurora.registry import WEIGHTED_SLOTS as WEIGHTED_SLOTS
+from aurora.registry import BACKBONE, CONNECTOR, MERGE, PROMPT, SORT, TOKENIZER, VISION, WEIGHTED_SLOTS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

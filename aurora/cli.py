@@ -16,7 +16,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, get_type_hints
@@ -102,11 +102,11 @@ def _load(entry: EntryPoint) -> Command:
     try:
         given: object = entry.load()
     except (ImportError, AttributeError, SyntaxError) as error:
+        if entry.module.startswith(tuple(_FOLDERS)):
+            raise
         reason = AuroraError(f"command {entry.name!r}: {entry.value} cannot be imported: {error}")
-        if not entry.module.startswith(tuple(_FOLDERS)):
-            return TyperCommand(entry.name, callback=functools.partial(_raise, reason), help=f"Unavailable: {error}",
-                                context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-        raise
+        return TyperCommand(entry.name, callback=functools.partial(_raise, reason), help=f"Unavailable: {error}",
+                            context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
     if isinstance(given, typer.Typer):
         app = given
     elif callable(given):
@@ -133,7 +133,7 @@ def _raise(error: AuroraError) -> None:
 
 def flatten(command: Callable[..., Any]) -> Callable[..., Any]:
     """The function of a command in which every parameter that is a dataclass is replaced by its fields: options that
-    several commands share. Their help stands under the first line of the dataclass's docstring."""
+    several commands share, each with a default. Their help stands under the first line of its docstring."""
     hints = get_type_hints(command, include_extras=True)
     groups = {name: kind for name, kind in hints.items() if isinstance(kind, type) and is_dataclass(kind)}
     parameters: list[inspect.Parameter] = []
@@ -159,13 +159,7 @@ def _options(kind: type[Any]) -> Iterator[inspect.Parameter]:
             if isinstance(option, OptionInfo):
                 option.rich_help_panel = panel
         yield inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, annotation=hints[field.name],
-                                default=_default(field))
-
-
-def _default(field: Field[Any]) -> Any:
-    if field.default_factory is not MISSING:
-        return field.default_factory()
-    return inspect.Parameter.empty if field.default is MISSING else field.default
+                                default=getattr(kind(), field.name))
 
 
 # Typer's rich help takes a fifth of a second, which only the help of one command may take.
@@ -205,9 +199,9 @@ def _usage(error: typer.TyperException) -> str:
     called = "aurora COMMAND" if context is None else context.command_path
     message, near = error.format_message().rstrip("."), getattr(error, "possibilities", None)
     extra = re.search(r"unexpected extra argument.*?\((\S+=.*)\)", message)
-    found = getattr(error.__cause__, "errors", list)()  # pydantic's, which may leave out what was given
-    if found and repr(found[0]["input"]) not in message:
-        message += f", not {found[0]['input']!r}"
+    given: list[dict[str, Any]] = getattr(error.__cause__, "errors", list)()  # pydantic's, which may not show the value
+    if given and repr(given[0]["input"]) not in message:
+        message += f", not {given[0]['input']!r}"
     elif near:
         message = f"{error.message}. Did you mean {near[0]!r}?"
     elif extra:

@@ -291,7 +291,8 @@ def _apply(tree: DictConfig, override: Override, *, new: bool = False) -> None:
         raise AuroraError(f"config: {override.input_line!r} gives several values; a list is written as [a, b]")
     names = key.split(".")
     paths = [".".join(names[:number]) for number in range(1, len(names) + 1)]
-    for path in paths[:-1] if new or override.is_add() else paths:
+    # `+` makes the mappings on its way too, as in Hydra
+    for path in paths[:-1][:1] if override.is_add() else paths[:-1] if new else paths:
         _require_key(tree, path)
     try:
         if override.is_delete():

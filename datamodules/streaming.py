@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 class StreamingModule(DataModule, lightning.LightningDataModule):  # type: ignore[misc]
     """Tars of the folders of a mixture below `root`, read by webdataset and packed on the fly.
 
-    For tars without an index. Every worker draws shards for ever, so that all ranks make the same `max_steps` steps of
+    For tars without an index. Every worker draws shards forever, so that all ranks make the same `max_steps` steps of
     `rows_per_step` rows and none waits for another. What this cannot promise, and `webdataset` does: that each sample
     is read once per epoch, the same order on another number of ranks or workers, going on where a run stopped.
     Samples longer than a row count as bad.

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import lightning
 
@@ -46,7 +46,7 @@ class WebDatasetModule(DataModule, lightning.LightningDataModule):  # type: igno
     frames of a video are read. `mix_kinds` lets single images share rows and steps with videos and multi-image
     samples. `batch_unit: tokens` makes `global_batch` count row positions. `missing: drop` reads a mixture without
     the folders that are not there. A video longer than a row is read with fewer frames (`too_long: shrink`), it or
-    a text is laid over several rows (`split`), left out (`drop`) or an error (`refuse`). `root` may be
+    a text is split over several rows (`split`), left out (`drop`) or an error (`refuse`). `root` may be
     remote (s3, gs, https): shards are then kept below `cache`. `verify` compares every byte. Samples that cannot be
     read become placeholders without loss, are listed in the file `quarantine`, and stop the run when they are more than
     `max_bad_rate` of the first `bad_rate_after` samples or of all later.
@@ -65,22 +65,15 @@ class WebDatasetModule(DataModule, lightning.LightningDataModule):  # type: igno
     ) -> None:
         super().__init__()
         self._limits = WorkerLimits(sample_seconds, worker_bytes, prefetch_rows, prefetch_bytes)
-        least = {"row_tokens": row_tokens, "row_frames": row_frames, "global_batch": global_batch, "epochs": epochs,
-                 "bad_rate_after": bad_rate_after, "max_steps": 1 if max_steps is None else max_steps}
-        for name, value in least.items():
-            if value < 1:
-                raise AuroraError(f"data 'webdataset': {name} {value} must be 1 or more")
-        if workers < 0 or seed < 0:
-            raise AuroraError(f"data 'webdataset': workers {workers} and seed {seed} must be 0 or more")
-        if too_long not in get_args(TooLong):
-            raise AuroraError(f"data 'webdataset': too_long {too_long!r} must be one of {', '.join(get_args(TooLong))}")
-        if missing not in get_args(Missing) or batch_unit not in get_args(BatchUnit):
-            raise AuroraError(f"data 'webdataset': missing {missing!r} must be one of {', '.join(get_args(Missing))}, "
-                              f"and batch_unit {batch_unit!r} one of {', '.join(get_args(BatchUnit))}")
+        least = {"row_tokens": (row_tokens, 1), "row_frames": (row_frames, 1), "global_batch": (global_batch, 1),
+                 "epochs": (epochs, 1), "max_steps": (max_steps, 1), "bad_rate_after": (bad_rate_after, 1),
+                 "cache_bytes": (cache_bytes, 1), "workers": (workers, 0), "seed": (seed, 0)}
+        for name, (value, smallest) in least.items():
+            if value is not None and value < smallest:
+                raise AuroraError(f"data 'webdataset': {name} {value} must be {smallest} or more")
         if batch_unit == "tokens" and global_batch < row_tokens:
             raise AuroraError(f"data 'webdataset': a step of {global_batch} tokens is less than a row of {row_tokens}; "
                               "with batch_unit=tokens, stages.STAGE.global_batch counts tokens")
-        self._batch_unit = batch_unit
         if not 0 <= max_bad_rate <= 1:
             raise AuroraError(f"data 'webdataset': max_bad_rate {max_bad_rate} is outside [0, 1]")
         self.bad: BadSamples | None = None
@@ -90,13 +83,11 @@ class WebDatasetModule(DataModule, lightning.LightningDataModule):  # type: igno
         self._remote = is_remote(root)
         self._cache = Path(cache) if cache else Path.home() / ".cache" / "aurora" / "shards"
         self._cache_bytes, self._verify = cache_bytes, verify
-        if cache_bytes is not None and cache_bytes < 1:
-            raise AuroraError(f"data 'webdataset': cache_bytes {cache_bytes} must be 1 or more, or null for no bound")
         self._sampling = check_sampling(Sampling(fps=fps, frames=frames, max_frames=max_frames))
         self._budget = Budget(row_tokens, row_frames, blank_tokens(layout))
         self._tokenizer, self._prompt, self._layout, self._reader = tokenizer, prompt, layout, reader
         self._global_batch, self._epochs, self._max_steps, self._seed = global_batch, epochs, max_steps, seed
-        self._workers, self._mix_kinds, self._too_long = workers, mix_kinds, too_long
+        self._workers, self._mix_kinds, self._too_long, self._batch_unit = workers, mix_kinds, too_long, batch_unit
         self._max_bad_rate, self._bad_rate_after, self._quarantine = max_bad_rate, bad_rate_after, quarantine
 
     @cached_property

@@ -19,14 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from aurora.training.saver import Saver
+from aurora.training.sharding import shard
+from aurora.training.state import learned_tensors
 from simulate_scale import Cluster, checkpoint_bytes, communication, gathered_bytes, unit_count
 
 from aurora.assemble import build_model
 from aurora.config import ModelConfig
-from aurora.training.recipe import TrainerOptions
-from aurora.training.saver import Saver
-from aurora.training.sharding import shard
-from aurora.training.state import learned_tensors
+from aurora.recipe import TrainerOptions
 from aurora.types import Frames, PackedBatch
 
 WORLD = 2

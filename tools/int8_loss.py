@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from aurora.bench.readers import load_backbone
-from aurora.bench.weights import FULL
 from aurora.evaluation.questions import Question, read_questions
 from aurora.inference.reading import Memory, fork
 from aurora.inference.session import Session
 from aurora.interfaces import Backbone, Runner, Text, Turn
 from aurora.model import AuroraModel
 from aurora.weights.model_folder import load_model
+from tools.bench.readers import load_backbone
+from tools.bench.weights import FULL
 
 WAYS = {"float32": {"dtype": "float32"}, "bfloat16": {"dtype": "bfloat16"},
         "float32 + int8": {"dtype": "float32", "quantize": "int8"},

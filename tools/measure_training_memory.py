@@ -44,14 +44,14 @@ def config(run: str, tokens: int, piece: int | None) -> dict[str, Any]:
 
 def measure(tokens: int, piece: int | None) -> tuple[float, float]:
     """Peak MiB of the process, and seconds of the second step."""
-    from aurora.training.logs import read_curve
+    from aurora.training.callbacks.csv_logger import read_metrics
 
     with tempfile.TemporaryDirectory() as run:
         told = json.dumps(config(run, tokens, piece))
         command = "import json, sys; from aurora.training.run import train; train(json.loads(sys.argv[1]))"
         subprocess.run([sys.executable, "-c", command, told], check=True, stdout=subprocess.DEVNULL,
                        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"})
-        last = read_curve(Path(run) / "only")[-1]
+        last = read_metrics(Path(run) / "only")[-1]
     return float(last["memory_gib"]) * 1024, float(last["seconds"])
 
 

@@ -1,10 +1,9 @@
 """What a stage takes on 8 to 1,024 GPUs: a model of the step, the loader, the checkpoints and the faults.
 
     python tools/simulate_scale.py experiment=auroralong --stage language_video          the table
-    python tools/simulate_scale.py --check                              what the model says beside two real processes
 
 Everything that is assumed is an option. Times add up so: products at a share of the peak; communication overlaps with
-them up to a share; the rest is waited for.
+them up to a share; the rest is waited for. `tools/check_scale.py` compares the model with two real processes.
 """
 
 from __future__ import annotations
@@ -20,12 +19,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from aurora.assemble import build_model
-from aurora.config import ModelConfig, load_config
-from aurora.model import AuroraModel
 from aurora.training.flops import forward_flops, training_flops
+
+from aurora.assemble import build_model
+from aurora.config import load_config
+from aurora.model import AuroraModel
+from aurora.recipe import Recipe
 from aurora.training.optim import choose_learned
-from aurora.training.recipe import Recipe, read_recipes
 
 
 @dataclass(frozen=True)
@@ -163,10 +163,10 @@ def best_row_tokens(recipe: Recipe, sample: Sample, gpus: int, most: int, keep: 
 
 def table(arguments: argparse.Namespace) -> int:
     """Prints the lines of a stage as Markdown."""
-    config = load_config(*arguments.overrides).tree
-    recipe = read_recipes(config)[arguments.stage]
+    config = load_config(*arguments.overrides)
+    recipe = config.stages[arguments.stage]
     with torch.device("meta"):
-        model = build_model(ModelConfig.parse(config))
+        model = build_model(config.model)
     choose_learned(model, recipe)
     sample = SAMPLES[arguments.stage]
     cluster = replace(Cluster(), **{name: value for name, value in vars(arguments).items()
@@ -196,16 +196,10 @@ def main() -> int:
     parser.add_argument("--samples", type=float, default=4.2e6, help="that the stage reads, epochs included")
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256, 512, 1024])
     parser.add_argument("--row-tokens", type=int, default=16384, help="of a row at most")
-    parser.add_argument("--check", action="store_true", help="compare with two real processes")
     for name, kind in (("peak", float), ("used", float), ("inside", float), ("between", float), ("overlap", float),
                        ("mean_hours", float), ("node_disk", float), ("store", float)):
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, dest=name)
-    arguments = parser.parse_args()
-    if arguments.check:
-        from check_scale import check  # type: ignore[import-not-found]
-
-        return int(check())
-    return table(arguments)
+    return table(parser.parse_args())
 
 
 if __name__ == "__main__":

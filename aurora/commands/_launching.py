@@ -5,30 +5,29 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.run import main as torchrun
 
+from aurora.config import Config
 from aurora.errors import AuroraError, LostProcess
-from aurora.training.parallel import local_devices, require_devices
-from aurora.recipe import read_options
-from aurora.training.run import plan_stages
+from aurora.training.distributed.rendezvous import local_devices, require_devices
+from aurora.training.stage import plan_stages
 
 PORT = 29500
 LAST_CALL_SECONDS = 15  # that fewer nodes than the most wait for further ones
 SAVE_SECONDS = 600  # that processes have for saving after SIGTERM
 
 
-def launch(config: Mapping[str, Any], overrides: Sequence[str], *, nodes: str, first: str | None, restarts: int) -> int:
+def launch(config: Config, overrides: Sequence[str], *, nodes: str, first: str | None, restarts: int) -> int:
     """Trains in `trainer.devices` processes here, together with those of the other nodes.
 
     The exit status is that of the first process that failed for good.
     """
-    trainer = read_options(config["trainer"])
+    trainer = config.trainer
     require_devices(trainer)
     processes = local_devices(trainer)
     fewest, most = _numbers(nodes)
@@ -63,7 +62,7 @@ def launch(config: Mapping[str, Any], overrides: Sequence[str], *, nodes: str, f
 def _numbers(nodes: str) -> tuple[int, int]:
     """The fewest and the most nodes. AuroraError for a number that makes no sense."""
     if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", nodes):
-        raise AuroraError(f"--nodes {nodes!r} is no number such as 2, nor a range such as 1:4")
+        raise AuroraError(f"--nodes {nodes!r} is neither a number such as 2 nor a range such as 1:4")
     fewest, _, most = nodes.partition(":")
     if int(most or fewest) < int(fewest):
         raise AuroraError(f"--nodes {nodes}: the first number must not be above the second")
@@ -71,15 +70,15 @@ def _numbers(nodes: str) -> tuple[int, int]:
 
 
 def _meeting(nodes: str, first: str | None, seconds: float) -> list[str]:
-    """What torchrun is told of the other nodes. AuroraError for a name that makes no sense."""
+    """torchrun's options for the rendezvous. AuroraError for an invalid name."""
     if nodes == "1":
         return ["--standalone"]
     if first is None:
         raise AuroraError(f"--nodes {nodes} needs --first-node HOST: the one where all meet")
     host, _, port = first.partition(":")
     if port and not (port.isdecimal() and 0 < int(port) < 2**16):
-        raise AuroraError(f"--first-node {first}: {port!r} is no port from 1 to 65535; HOST:PORT is a name or an IPv4 "
-                          "address and a number")
+        raise AuroraError(f"--first-node {first}: {port!r} is not a port from 1 to 65535; HOST:PORT is a name or an "
+                          "IPv4 address and a number")
     address, ours, mine = _addresses(host)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface(mine))
     conf = {"is_host": int(ours), "join_timeout": int(seconds), "read_timeout": int(seconds),
@@ -114,9 +113,9 @@ def _interface(address: str) -> str:
         for _, name in socket.if_nameindex():
             try:
                 # SIOCGIFADDR
-                told = fcntl.ioctl(probe.fileno(), 0x8915, name.encode().ljust(256, b"\0"))
+                found = fcntl.ioctl(probe.fileno(), 0x8915, name.encode().ljust(256, b"\0"))
             except OSError:
                 continue
-            if socket.inet_ntoa(told[20:24]) == address:
+            if socket.inet_ntoa(found[20:24]) == address:
                 return name
     return ""

@@ -3,10 +3,15 @@ command-line options of its fields, under the first line of its docstring."""
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
 import typer
+
+from aurora.errors import AuroraError, suggest
 
 Overrides: TypeAlias = Annotated[list[str], typer.Argument(
     metavar="OVERRIDE", default_factory=list, show_default=False,
@@ -15,6 +20,8 @@ Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON to sta
 ModelFolder: TypeAlias = Annotated[str | None, typer.Option("--model", metavar="FOLDER", help=(
     "A model folder, as training writes it. Default: runs/*/language_video/model of this folder, if there is just "
     "one."))]
+
+_OVERRIDE = re.compile(r"(?:[+]{0,2}|~)(?P<root>[a-z_]+)(?:[.@/][\w.@/]*)?(?P<equals>=)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -34,3 +41,26 @@ class Adapter:
         "file with a tuned initial state."))] = None
     any_base: Annotated[bool, typer.Option(
         "--any-base", help="Apply the adapter although it was trained on another model.")] = False
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words that are not overrides, and the overrides: KEY=VALUE, or ~KEY, with a key at the top of the config.
+
+    AuroraError for a key that is nearly one of them: `keep_raito=0.5` is not meant as a question.
+    """
+    from aurora.config import CONFIG_FOLDER, CONFIG_KEYS
+
+    others: list[str] = []
+    overrides: list[str] = []
+    known = {*CONFIG_KEYS, *(path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir())}
+    for word in words:
+        found = _OVERRIDE.match(word)
+        if found is None or not (found["equals"] or word.startswith("~")):
+            others.append(word)
+        elif found["root"] in known:
+            overrides.append(word)
+        elif " " not in word and difflib.get_close_matches(found["root"], known, cutoff=0.7):
+            raise AuroraError(f"{word!r}: the config has no {found['root']!r}.{suggest(found['root'], sorted(known))}")
+        else:
+            others.append(word)
+    return others, overrides

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,21 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from aurora.config import Config
 from aurora.errors import AuroraError
-from aurora.training.run import plan_stages
+from aurora.training.stage import plan_stages
 
 
-def train_on_ray(config: Mapping[str, Any], *, workers: int, restarts: int) -> None:
+def train_on_ray(config: Config, *, workers: int, restarts: int) -> None:
     """Trains in so many processes; when one is lost all start again, from the last checkpoint. AuroraError when they
     fail for good."""
     if workers < 1:
         raise AuroraError(f"--ray {workers} must be 1 or more")
     plan_stages(config, worlds=[workers])
-    run = str(Path(config["run"]).resolve())
-    gpu = config["trainer"]["accelerator"] != "cpu"
+    run = str(Path(config.run).resolve())
+    gpu = config.trainer.accelerator != "cpu"
     trainer = TorchTrainer(
-        work, train_loop_config={**config, "run": run},
+        work, train_loop_config={**config.tree, "run": run},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
         run_config=RunConfig(name="ray", storage_path=run, failure_config=FailureConfig(max_failures=restarts)))
@@ -35,12 +35,13 @@ def train_on_ray(config: Mapping[str, Any], *, workers: int, restarts: int) -> N
         raise AuroraError(f"training on Ray failed: {_cause(error)}") from error
 
 
-def work(config: dict[str, Any]) -> None:
-    """What every process does. Ray has made their group and told each its place."""
+def work(tree: dict[str, Any]) -> None:
+    """What every process runs, after Ray has initialized their group and set each one's rank."""
     os.environ.setdefault("GROUP_RANK", os.environ.get("NODE_RANK", "0"))
     from aurora.training.run import train
 
-    if config["trainer"].get("threads") is None:
+    config = Config.parse(tree)
+    if config.trainer.threads is None:
         torch.set_num_threads(1)
     train(config)
 

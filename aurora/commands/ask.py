@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from aurora.commands._options import Adapter, Device, ModelFolder
+from aurora.commands._options import Adapter, Device, ModelFolder, split_overrides
 from aurora.errors import AuroraError
 
 if TYPE_CHECKING:
@@ -107,13 +107,13 @@ def ask(
 
     \b
     example:
-      aurora ask clip.mp4 "What colour is it?" --model runs/demo/language_video/model
+      aurora ask clip.mp4 "What colour is the ball?" \\
+        --model runs/demo/language_video/model
       aurora ask clip.mp4 "Where does it go?" --option left --option right
       aurora ask one.jpg "What changed?" --with two.jpg
       aurora ask clip.mp4 "What is it?" --random-weights --frames 8 dtype=bfloat16
     """
     from aurora.evaluation.prompts import multiple_choice
-    from aurora.overrides import split_overrides
 
     questions, overrides = split_overrides(words)
     if not questions and not chat:

@@ -1,99 +1,157 @@
-"""`aurora bench`."""
+"""`aurora bench`: speed and memory of one configuration on this machine."""
 
 from __future__ import annotations
 
-import contextlib
-import shlex
+import json
+import logging
+import platform
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aurora.commands._options import Device
-from aurora.errors import AuroraError
+from aurora.commands._options import Device, Json, Overrides
+from aurora.errors import AuroraError, suggest
 
 if TYPE_CHECKING:
-    from aurora.bench.case import Settings
+    import torch
 
-FILE_WIDTH = 140
+    from aurora.benchmark import Measurement
+
+WORKS = ("vision", "prefill", "decode", "train", "data")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes"""
+
+    frames: Annotated[int, typer.Option(metavar="N", help="Frames that are encoded together.")] = 8
+    tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of a prompt.")] = 512
+    sequences: Annotated[int, typer.Option(metavar="N", help="Sequences that are generated side by side.")] = 1
+    seconds: Annotated[float, typer.Option(metavar="S", help="How long each measurement runs.")] = 3.0
 
 
 def bench(
     *,
-    what: Annotated[Literal["kernels", "prefill", "decode", "vision", "train", "data", "all"], typer.Argument(
-        metavar="WHAT", help="kernels, prefill, decode, vision, train, data or all.")],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where results go.")] = Path("runs/bench"),
-    quick: Annotated[bool, typer.Option(
-        "--quick", help="Small sizes: shows in seconds that it runs, not how fast.")] = False,
-    dtype: Annotated[list[str], typer.Option(
+    overrides: Overrides,
+    model: Annotated[Path | None, typer.Option(metavar="FOLDER", help="A model folder, in place of a config.")] = None,
+    only: Annotated[list[str], typer.Option(
         metavar="NAME", default_factory=list, show_default=False,
-        help="Measure only in float32, bfloat16 or int8. May be repeated.")],
-    weights: Annotated[Path | None, typer.Option(metavar="FILE", help=(
-        "An RWKV-6 1.6B .pth for prefill, decode and vision. Default: random weights."))] = None,
+        help=f"Measure only this: {', '.join(WORKS)}. May be repeated.")],
+    sizes: Sizes,
     device: Device,
+    json_output: Json = False,
 ) -> int:
-    """Measure speed and memory beside other implementations.
+    """Measure the speed of a configuration on this machine.
 
-    Does a work in Aurora and in whatever else can do it here, in turns, after checking that the results agree. Shows
-    medians and quartiles, how many times longer the others take, and which share of what the machine was measured to
-    be able to was reached. Writes results.json, results.md and results.png.
-
-    kernels: the operators under the backbones. prefill, decode: RWKV-6 1.6B. vision: SigLIP-L/16-384, and a whole
-    model. train: a training step. data: building shards, reading them, decoding videos. all: one after the other.
-    docs/benchmarks/ says how to read the results.
+    Measures encoding frames, reading a prompt and generating tokens; of a config also a training step of `stage` and,
+    where data.root is given, reading training data. Shows medians with quartiles, peak memory, and for training the
+    share of the device's peak arithmetic (MFU) where that is known (trainer.peak_tflops).
 
     \b
     example:
-      aurora bench kernels --quick
-      aurora bench decode --dtype bfloat16 --out runs/bench/decode
+      aurora bench experiment=blocks data.root=data/blocks
+      aurora bench --model runs/demo/language_video/model --sequences 8
     """
-    from rich.console import Console
-
-    from aurora.bench.machine import describe
-    from aurora.bench.report import console_table, write_results
-    from aurora.bench.run import BENCHES, cases_of, run_case
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
-    with _settings(dtype, quick, weights, device, out) as settings:
-        benches = [*BENCHES] if what == "all" else [what]
-        planned = [(name, case) for name in benches for case in cases_of(name, settings)]
-        if not planned:
-            raise AuroraError(f"{what} has no work in {' or '.join(settings.dtypes)}; leave --dtype away")
-        machine = describe(settings.device, shlex.join(["aurora", *sys.argv[1:]]))
-        console.print(f"{machine['device']}, {machine['threads']} threads")
-        results = []
-        for name, case in planned:
-            results.append(run_case(name, case, settings))
-            console.print(console_table(results[-1]))
-            # written again after every case: what is measured is kept when the run is stopped
-            write_results(out, machine, results)
-    console.print(f"{out}/results.json, results.md, results.png")
-    return 1 if any(row.status == "failed" for result in results for row in result.rows) else 0
-
-
-@contextlib.contextmanager
-def _settings(dtypes: Sequence[str], quick: bool, weights: Path | None, device: Device, out: Path
-              ) -> Iterator[Settings]:
-    """What the user asked for, with a folder for the contestants' files that goes away at the end."""
     import torch
 
-    from aurora.bench.case import Settings
-    from aurora.inference.models import use
+    for name, number in asdict(sizes).items():
+        if number <= 0:
+            raise AuroraError(f"--{name} {number}: must be greater than 0")
+    for name in only:
+        if name not in WORKS:
+            raise AuroraError(f"--only {name}: must be one of {', '.join(WORKS)}.{suggest(name, WORKS)}")
+    measured: list[Measurement] = []
+    skipped: dict[str, str] = {}
+    logging.disable(logging.WARNING)  # hints of Lightning's, and where a stage would start from
+    with tempfile.TemporaryDirectory() as folder:
+        measurements = _measurements(model, overrides, sizes, device, Path(folder))
+        for name in only or WORKS:
+            try:
+                measured.append(measurements[name]())
+            except (AuroraError, torch.OutOfMemoryError) as error:
+                skipped[name] = " ".join(str(error).split())
+    logging.disable(logging.NOTSET)
+    machine = _machine(torch.device(device.device))
+    if json_output:
+        rows = [{**one._asdict(), "rate": one.rate} for one in measured]
+        sys.stdout.write(json.dumps({**machine, "measurements": rows, "skipped": skipped}, indent=2) + "\n")
+    else:
+        _show(measured, skipped, machine)
+    return 0 if measured else 1
 
-    if device.device.partition(":")[0] not in ("cpu", "cuda"):
-        raise AuroraError(f"--device {device.device}: works are timed on cpu and cuda only")
-    if unknown := set(dtypes) - {"float32", "bfloat16", "int8"}:
-        raise AuroraError(f"--dtype {unknown.pop()}: must be one of float32, bfloat16, int8")
-    use(device.device, device.threads)
-    if weights is not None and not weights.is_file():
-        raise AuroraError(f"--weights {weights}: there is no such file; give an RWKV-6 1.6B .pth, or leave it away for "
-                          "random weights")
-    if weights is not None and quick:
-        raise AuroraError("--weights is of the full size, --quick of a small one; give one of them")
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=out) as folder:
-        yield Settings(device=device.device, dtypes=tuple(dtypes), quick=quick, weights=weights,
-                       folder=Path(folder).absolute(), threads=torch.get_num_threads())
+
+def _measurements(given: Path | None, overrides: Sequence[str], sizes: Sizes, device: Device, folder: Path
+                  ) -> Mapping[str, Callable[[], Measurement]]:
+    """What measures each work, by name. A saved model has neither stages nor data."""
+    import torch
+
+    from aurora import benchmark
+    from aurora.config import Config, ModelConfig, load_config
+    from aurora.inference.models import random_model, saved_model
+
+    machine: dict[str, Any] = {"device": device.device, "threads": device.threads}
+    config: Config | None = None
+    if given is not None:
+        model, tree = saved_model(given, overrides, **machine)
+        keep_ratio = ModelConfig.parse(tree).keep_ratio
+    else:
+        model, _, _ = random_model(overrides, **machine)
+        config = load_config(*overrides)
+        keep_ratio = config.model.keep_ratio
+    place = torch.device(device.device)
+    measure = partial(benchmark.measure, device=place, seconds=sizes.seconds)
+
+    def stage() -> tuple[Config, str]:
+        if config is None:
+            raise AuroraError("a saved model has no stages and no data; give a config in place of --model")
+        return config, list(config.selected)[-1]
+
+    def data() -> Measurement:
+        config, name = stage()
+        return measure(benchmark.data(replace(config, run=str(folder)), name))
+
+    return {
+        "vision": lambda: measure(benchmark.vision(model, keep_ratio, sizes.frames)),
+        "prefill": lambda: measure(benchmark.prefill(model, sizes.tokens)),
+        "decode": lambda: measure(benchmark.decode(model, sizes.sequences)),
+        "train": lambda: benchmark.measure_training(*stage(), device=place, seconds=sizes.seconds),
+        "data": data,
+    }
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    import torch
+
+    from aurora import __version__
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    return {"device": name, "threads": torch.get_num_threads(), "aurora": __version__, "torch": torch.__version__}
+
+
+def _show(measured: Sequence[Measurement], skipped: Mapping[str, str], machine: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console, table = Console(highlight=False), Table()
+    console.print(f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}")
+    table.add_column("work")
+    for column in ("rate", "median ms (quartiles)", "peak memory", "MFU"):
+        table.add_column(column, justify="right")
+    for one in measured:
+        median, low, high = (f"{1000 * seconds:.4g}" for seconds in (one.median, one.low, one.high))
+        rate = f"{one.rate:,.0f}" if one.rate >= 100 else f"{one.rate:.3g}"
+        table.add_row(one.name, f"{rate} {one.unit}/s", f"{median} ({low} to {high})",
+                      "" if one.peak_bytes is None else f"{one.peak_bytes / 1e9:.2f} GB",
+                      "" if one.mfu is None else f"{one.mfu:.1%}")
+    if measured:
+        console.print(table)
+    for one in measured:
+        console.print(f"{one.name}: {one.what}", markup=False)
+    for name, reason in skipped.items():
+        console.print(f"{name}: not measured: {reason}", markup=False)

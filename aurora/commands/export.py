@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from aurora.commands._options import split_overrides
 from aurora.commands.convert import Force, ShardSize, show_bytes, size_in_bytes
 from aurora.errors import AuroraError
 
@@ -52,7 +53,6 @@ def export(
         base_weights.backbone.rwkv6=RWKV-x060-World-1B6-v2.1-20240328-ctx4096.pth
     """
     from aurora.files import require_free
-    from aurora.overrides import split_overrides
     from aurora.weights.export import export as run
 
     folders, overrides = split_overrides(words)
@@ -75,7 +75,7 @@ def _model(folder: Path | None, overrides: Sequence[str], target: Path
     """The model's folder and, of a model of base weights, their sources. Of a checkpoint or of base weights a folder is
     made, which is there for as long as it is needed."""
     from aurora.inference.models import random_model
-    from aurora.training.restored import is_checkpoint, restored_model
+    from aurora.training.stage import from_checkpoint, is_checkpoint
     from aurora.weights.model_folder import save_model
 
     if folder is None:
@@ -83,7 +83,8 @@ def _model(folder: Path | None, overrides: Sequence[str], target: Path
     elif folder.exists() and target.resolve().is_relative_to(folder.resolve()):
         raise AuroraError(f"{target} lies in the model that is exported; give another target")
     elif is_checkpoint(folder):
-        sources, (model, config) = None, restored_model(folder)
+        model, trained = from_checkpoint(folder)
+        config, sources = trained.model, None
     else:
         yield folder, None
         return

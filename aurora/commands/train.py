@@ -58,7 +58,7 @@ def train(*, overrides: Overrides, processes: Processes) -> int:
     from aurora.config import load_config
 
     restarts = RESTARTS if processes.restarts is None else processes.restarts
-    config = load_config(*overrides).tree
+    config = load_config(*overrides)
     if processes.nodes is not None:
         from aurora.commands._launching import launch
 

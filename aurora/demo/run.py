@@ -23,7 +23,7 @@ from aurora.evaluation.run import evaluate
 from aurora.evaluation.scoring import chosen_option
 from aurora.inference.session import Session
 from aurora.inference.visuals import frames_of
-from aurora.training.logs import read_curve
+from aurora.training.callbacks.csv_logger import read_metrics
 from aurora.weights.model_folder import load_model, model_hash
 
 SHOWN = ("moving_direction", "state_change", "needle")
@@ -66,7 +66,7 @@ def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0,
         "seeds": {"data": seed, "training": recipe.seed, "wrong_videos": result["protocol"]["seed"]},
     }
     (folder / "result.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    curves = {stage: [(int(row["step"]), float(row["loss"])) for row in read_curve(folder / stage)]
+    curves = {stage: [(int(row["step"]), float(row["loss"])) for row in read_metrics(folder / stage)]
               for stage in recipe.stages}
     write_report(folder / "report.html", model=model, config=config, result=result, answers=answers, curves=curves)
     console.rule()

@@ -155,7 +155,7 @@ Entry = Mapping[str, Any]
 
 
 class Source(ABC):
-    """A dataset in the layout of its makers, told as samples. Options are paths below `folder` and what to ask.
+    """Reads a dataset in the layout of its makers as samples. Options are paths below `folder` and what to ask.
 
     The constructor is given `folder`, the dataset's own.
     """
@@ -168,7 +168,7 @@ class Source(ABC):
     def entries(self) -> Iterator[Entry]:
         """Every sample in the order of the annotations, streamed in constant memory; no medium is opened.
 
-        An entry that makes no sense is yielded as it is: `sample` says what is wrong with it, and it is counted.
+        An entry that makes no sense is yielded as it is: `sample` raises with the reason, and it is counted.
         AuroraError when the rest of a file cannot be read, after what stands before it.
         """
 
@@ -178,7 +178,7 @@ class Source(ABC):
 
     @abstractmethod
     def sample(self, entry: Entry, key: str) -> Any:
-        """The `ShardSample` (datamodules._samples) of an entry under a key; the same for the same arguments.
+        """The `ShardSample` (datamodules.shards.format) of an entry under a key; the same for the same arguments.
 
         Media stand under the extension of what they are (jpg, gif, mp4, avi, …), whatever their files are called.
         BadSample with a reason and a detail where it cannot be used.
@@ -200,12 +200,12 @@ class Executor(ABC):
 
 
 class ShellTask(ABC):
-    """A task that a shell on another machine can be told, and that leaves what it gave in a file."""
+    """A task that can also run from a shell on another machine, and that leaves its result in a file."""
 
     @abstractmethod
     def command(self) -> Sequence[str]:
-        """The words behind `aurora` that do it."""
+        """The arguments of `aurora` that do it."""
 
     @abstractmethod
     def result(self) -> Any | None:
-        """What the task gave, whoever did it; None while it is not done."""
+        """The result, whoever did it; None while it is not done."""

@@ -18,12 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from aurora.assemble import WEIGHTED_SLOTS
 from aurora.errors import AuroraError
 from aurora.interfaces import Backbone, VisionEncoder
 from aurora.losses import LOGIT_BYTES
 from aurora.model import AuroraModel
 from aurora.recipe import TrainerOptions
+from aurora.registry import WEIGHTED_SLOTS
 from aurora.training.checkpoint.layout import KEPT_CHECKPOINTS
 from aurora.training.distributed.strategies import blocks, blocks_of
 

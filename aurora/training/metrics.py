@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from aurora.assemble import WEIGHTED_SLOTS
 from aurora.model import AuroraModel
 from aurora.recipe import TrainerOptions
+from aurora.registry import WEIGHTED_SLOTS
 from aurora.training.budget import Arithmetic, peak_flops
 from aurora.training.distributed.collectives import sum_over_ranks, world_size
 from aurora.types import PackedBatch, State, TokenLoss

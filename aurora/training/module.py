@@ -116,7 +116,7 @@ class AuroraModule(L.LightningModule):
                                     fused=not isinstance(self._strategy, FSDP2))
         # a step may be skipped, but not left out of the schedule
         schedule = build_schedule(self.stage, optimizer, self.recipe, max(1, self._total_steps()))
-        return [optimizer], [{"scheduler": schedule, "interval": "step", "name": "lr"}]
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def _total_steps(self) -> int:
         """Optimizer steps that the trainer will take, by `max_steps`, `max_epochs` and the data."""

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, AdamW, Muon, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from aurora.assemble import WEIGHTED_SLOTS
 from aurora.errors import AuroraError
 from aurora.instantiate import resolve
 from aurora.model import AuroraModel
 from aurora.recipe import Recipe, Spike
+from aurora.registry import WEIGHTED_SLOTS
 from aurora.training.distributed.collectives import local
 from aurora.weights.adapters import is_state, let_adapters_learn, lr_scale
 

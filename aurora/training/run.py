@@ -28,7 +28,7 @@ from aurora.interfaces import DataModule
 from aurora.mixture import Mixture
 from aurora.registry import WEIGHTED_SLOTS
 from aurora.training.budget import disk, memory, require_fit
-from aurora.training.callbacks import build_callbacks, failures_named, stopping_reason
+from aurora.training.callbacks import build_callbacks, failures_named, stopping_reason, waiting_for_validation
 from aurora.training.callbacks.checkpointing import RunCheckpoint
 from aurora.training.callbacks.csv_logger import build_loggers
 from aurora.training.callbacks.preemption import KILLED, Preemption, requeue, requeued_at_once
@@ -177,10 +177,13 @@ def fit(stage: Stage, module: AuroraModule, data: DataModule, now: Fingerprint, 
     preemption, named = Preemption(), on_all_ranks(lambda: build_callbacks(options.callbacks))
     saver = RunCheckpoint(folder=folder.checkpoints, every=options.checkpoint_every, fingerprint=now,
                           preemption=preemption, report=console.print)
-    callbacks = [
-        Watchdog(folder=stacks, seconds=options.watchdog_seconds), *named.values(), preemption, saver,
-        *progress_callbacks(options.progress, stage=stage.name, seconds=options.progress_seconds, console=console),
-    ]
+    for name in waiting_for_validation(named) if stage.recipe.validation is None else ():
+        console.print(f"{stage.name}: trainer.callbacks.{name} acts after each validation, and this stage has none")
+    callbacks: list[L.Callback] = [Watchdog(folder=stacks, seconds=options.watchdog_seconds), *named.values(),
+                                   ValidateLastStep(), preemption, saver]
+    if not any(isinstance(callback, ProgressBar) for callback in callbacks):
+        callbacks += progress_callbacks(options.progress, stage=stage.name, seconds=options.progress_seconds,
+                                        console=console)
     done = 0 if resume is None else resume.step
     loggers = on_all_ranks(lambda: build_loggers(stage.config.logger, folder.path, done, console.print))
     trainer = build_trainer(stage, total_steps(stage, data), callbacks, loggers)
@@ -192,9 +195,17 @@ def fit(stage: Stage, module: AuroraModule, data: DataModule, now: Fingerprint, 
             assert preemption.stopped is not None
     if preemption.stopped is not None:
         _exit_preempted(stage, trainer, preemption.stopped, console)
-    if saver.ended:
+    if trainer.global_step < trainer.max_steps:
         console.print(f"{stage.name}: ended after step {trainer.global_step} of {trainer.max_steps} by "
                       f"{stopping_reason(named)}")
+
+
+class ValidateLastStep(L.Callback):
+    """The last step of a stage is validated, whatever `validation.every` is."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: AuroraModule, *arguments: Any) -> None:
+        # Lightning validates before it stops
+        trainer.should_stop = trainer.should_stop or trainer.global_step >= trainer.max_steps
 
 
 def _exit_preempted(stage: Stage, trainer: L.Trainer, stopped: signal.Signals, console: Console) -> None:

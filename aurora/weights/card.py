@@ -12,14 +12,15 @@ import aurora
 from aurora.assemble import count_parameters
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
-from aurora.evaluation.run import RESULT_FILE
 from aurora.interfaces import Text, Turn
 from aurora.model import AuroraModel
 from aurora.registry import MODEL_SLOTS
 from aurora.types import state_bytes
 from aurora.weights.io import read_json
 
+# what lies beside a model, by the names that training and evaluation give it: RUN/STAGE/{model,done.json,eval}
 DONE_FILE = "done.json"
+RESULTS = "eval/*/result.json"
 
 
 def describe_prompt(model: AuroraModel) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def results_of(folder: Path, model_hash: str, given: Sequence[str]) -> list[dict
         if result.get("model") != model_hash:
             raise AuroraError(f"{path} was measured on another model (its hash is {str(result.get('model'))[:12]}…, "
                               f"this one's {model_hash[:12]}…); `aurora eval --model {folder}` measures this one")
-    beside = [read_json(path) for path in sorted((folder.resolve().parent / "eval").glob(f"*/{RESULT_FILE}"))]
+    beside = [read_json(path) for path in sorted(folder.resolve().parent.glob(RESULTS))]
     return found + [result for result in beside if result.get("model") == model_hash and result not in found]
 
 

@@ -6,6 +6,7 @@ What is written is decided from names and shapes alone; then the weights are str
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -300,11 +301,10 @@ def _equal(source: Source, name: str, of: str) -> bool:
 
 def _dtype_name(outputs: Mapping[str, Output]) -> str:
     """The dtype that most bytes are in."""
-    held: dict[str, int] = {}
+    held = Counter[str]()
     for output in outputs.values():
-        name = str(output.dtype).removeprefix("torch.")
-        held[name] = held.get(name, 0) + output.nbytes
-    return max(held, key=lambda name: held[name], default="float32")
+        held[str(output.dtype).removeprefix("torch.")] += output.nbytes
+    return held.most_common(1)[0][0] if held else "float32"
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------

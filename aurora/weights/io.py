@@ -1,8 +1,8 @@
 """Files of named tensors: `.safetensors`, `.pth`, folders of shards. Mapped when read, written block by block.
 
 Nothing is read before it is used, and no pickle runs code. No tensor is copied as a whole, and of a tensor that is
-cast only a block is. The libraries' own writers need every tensor at once: converting 1 GB to bfloat16 takes them
-over 500 MiB, and this file 20.
+cast only a block is. The libraries' own writers need every tensor at once: casting a file of 1 GB to bfloat16 adds
+1.5 GB to the peak memory with safetensors' `save_file`, and 30 MB with `write_safetensors`.
 """
 
 from __future__ import annotations

@@ -183,9 +183,9 @@ def _moments(key: str, scene: Scene, turns: list[Turn]) -> ShardSample:
 
 def _text(key: str, scene: Scene, turns: list[Turn]) -> ShardSample:
     """A scene in words instead of pictures."""
-    told = "\n".join(frame_account(scene, float(second)) for second in _seconds(scene))
-    told_turns = [Turn(f"{told}\n{turns[0].question}", turns[0].answer), *turns[1:]]
-    return ShardSample(key, {"id": key, "conversations": to_json(told_turns, "")})
+    account = "\n".join(frame_account(scene, float(second)) for second in _seconds(scene))
+    asked = [Turn(f"{account}\n{turns[0].question}", turns[0].answer), *turns[1:]]
+    return ShardSample(key, {"id": key, "conversations": to_json(asked, "")})
 
 
 def _seconds(scene: Scene) -> Iterator[int]:

@@ -52,9 +52,9 @@ def video_caption_turn(scene: Scene) -> Turn:
 
 def to_json(turns: Sequence[Turn], marker: str) -> list[dict[str, str]]:
     """The conversation in LLaVA's form; `marker` is `<image>`, `<video>`, or nothing for text alone."""
-    told: list[dict[str, str]] = []
+    messages: list[dict[str, str]] = []
     for index, turn in enumerate(turns):
         before = f"{marker}\n" if marker and index == 0 else ""
-        told.append({"from": "human", "value": before + turn.question})
-        told.append({"from": "gpt", "value": turn.answer or ""})
-    return told
+        messages.append({"from": "human", "value": before + turn.question})
+        messages.append({"from": "gpt", "value": turn.answer or ""})
+    return messages

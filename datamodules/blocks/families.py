@@ -282,7 +282,7 @@ def _asked(scene: Scene, family: str, text: str, answer: str, wrong: tuple[str, 
 
 
 def _with_things(scene: Scene, things: Sequence[Thing], rng: random.Random) -> Scene:
-    """The scene with these things, shuffled so that their order tells nothing."""
+    """The scene with these things, shuffled so that their order gives nothing away."""
     return replace(scene, things=tuple(rng.sample(list(things), len(things))))
 
 
@@ -307,7 +307,7 @@ def _all_looks() -> list[str]:
 
 
 def _absent(rng: random.Random, scene: Scene) -> tuple[str, str, str]:
-    """Three looks that the scene lacks, drawn blindly: were they like the right one, their likeness would tell it."""
+    """Three looks that the scene lacks, drawn blindly: if they were like the right one, that would give it away."""
     return _three(rng, _all_looks(), {str(thing.look) for thing in scene.things})
 
 

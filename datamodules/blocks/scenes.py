@@ -1,6 +1,6 @@
 """What happens in a video of Blocks world, as data: objects, their motion, appearance, change and hiding.
 
-A scene is a value; `render.py` draws it, `questions.py` asks about it, `words.py` tells it. Lengths and places are
+A scene is a value; `render.py` draws it, `families.py` asks about it, `words.py` describes it. Lengths and places are
 fractions of the frame's side, times are seconds.
 """
 

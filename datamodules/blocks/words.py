@@ -1,4 +1,4 @@
-"""Tells scenes in words: captions, and frames told in words."""
+"""Scenes in words: captions, and accounts of single frames."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ def place_name(x: float, y: float) -> str:
 
 def image_caption(scene: Scene, time: float) -> str:
     """One sentence about what is where."""
-    told = []
+    parts = []
     for thing in reading_order(scene, time):
         color = thing.color_at(time)
-        told.append(f"{_article(color)} {color} {thing.look.shape} at the {_where(thing, scene, time)}")
+        parts.append(f"{_article(color)} {color} {thing.look.shape} at the {_where(thing, scene, time)}")
     if scene.wall is not None:
-        told.append("a wall")
-    content = _listed(told) if told else "nothing"
+        parts.append("a wall")
+    content = _listed(parts) if parts else "nothing"
     return f"A {scene.background_at(time)} scene with {content}."
 
 
 def video_caption(scene: Scene) -> str:
     """One sentence per event, in the order of their beginning."""
-    told = [f"The scene is {scene.background}."]
+    parts = [f"The scene is {scene.background}."]
     for thing in sorted(scene.things, key=lambda thing: (thing.appears, thing.place(0, scene.duration)[::-1])):
-        told.append(_story(thing, scene))
+        parts.append(_story(thing, scene))
     if scene.new_background is not None:
-        told.append(f"The background turns {scene.new_background}.")
-    return " ".join(told)
+        parts.append(f"The background turns {scene.new_background}.")
+    return " ".join(parts)
 
 
 def glances(scene: Scene, time: float) -> list[str]:
     """The words of each thing that a frame shows, and of what is behind: a connector hands over as much per token."""
-    told = [f" {thing.color_at(time)} {thing.look.shape} {_where(thing, scene, time)}" for thing in scene.seen(time)]
-    return [*told, *([" wall"] if scene.wall else []), f" {scene.background_at(time)}"]
+    parts = [f" {thing.color_at(time)} {thing.look.shape} {_where(thing, scene, time)}" for thing in scene.seen(time)]
+    return [*parts, *([" wall"] if scene.wall else []), f" {scene.background_at(time)}"]
 
 
 def frame_account(scene: Scene, time: float) -> str:
     """What one frame shows, in as few words as possible, for samples of text alone."""
-    told = [f"{thing.color_at(time)} {thing.look.shape} {_where(thing, scene, time)}"
+    parts = [f"{thing.color_at(time)} {thing.look.shape} {_where(thing, scene, time)}"
             for thing in reading_order(scene, time)]
     if scene.wall is not None:
-        told.append("wall")
-    return f"{scene.background_at(time)}: {', '.join(told) or 'nothing'};"
+        parts.append("wall")
+    return f"{scene.background_at(time)}: {', '.join(parts) or 'nothing'};"
 
 
 def reading_order(scene: Scene, time: float) -> list[Thing]:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ DATASET = "dataset.json"
 
 
 @dataclass(frozen=True)
-class Count:
+class TextCounter:
     """What texts are counted with while shards are built, as configs of the parts."""
 
     tokenizer: Mapping[str, Any]
@@ -53,7 +54,7 @@ class BuildTask(ShellTask):
 
     output: Path
     number: int
-    count: Count | None = None
+    count: TextCounter | None = None
 
     def command(self) -> Sequence[str]:
         counting = [] if self.count is None else ["--count", json.dumps(self.count.tokenizer),
@@ -81,7 +82,7 @@ class BuildTask(ShellTask):
         return build_folder(self.output) / f"{self.number:06d}.{SKIPPED}"
 
 
-def build_tasks(output: Path, plan: BuildPlan, count: Count | None = None) -> list[BuildTask]:
+def build_tasks(output: Path, plan: BuildPlan, count: TextCounter | None = None) -> list[BuildTask]:
     """The tasks of a plan."""
     return [BuildTask(output, number, count) for number in range(plan.tasks)]
 
@@ -97,7 +98,7 @@ def write_task(task: BuildTask) -> dict[str, Any]:
     skipped: list[dict[str, Any]] = []
 
     def skip(sample: ShardSample, error: BadSample) -> None:
-        skipped.append(_told(task, int(sample.key), sample.record.get("id"), error))
+        skipped.append(_skipped(task, int(sample.key), sample.record.get("id"), error))
 
     task.skipped.unlink(missing_ok=True)
     manifest = write_shard(_samples(task, skipped), task.tar, skip=skip)
@@ -124,7 +125,7 @@ def run_tasks(
     results = [(task, task.result()) for task in tasks]
     left = [task for task, result in results if result is None]
     bad: Counter[str] = Counter()
-    for row in _chain([result for _, result in results if result is not None], executor.run(write_task, left)):
+    for row in chain((result for _, result in results if result is not None), executor.run(write_task, left)):
         yield row
         bad.update(row["skipped"])
         if bad.total() > max_bad_rate * entries:
@@ -137,7 +138,7 @@ def run_tasks(
                 "raise the rate")
 
 
-def join(output: Path, plan: BuildPlan, count: Count | None = None) -> dict[str, Any]:
+def join(output: Path, plan: BuildPlan, count: TextCounter | None = None) -> dict[str, Any]:
     """Joins finished shards into a dataset, and returns what `dataset.json` says of it."""
     tasks = build_tasks(output, plan)
     rows = [task.result() for task in tasks]
@@ -150,9 +151,9 @@ def join(output: Path, plan: BuildPlan, count: Count | None = None) -> dict[str,
     if count is not None:
         text_lengths(index, *count.parts())
     write_skipped(output, tasks)
-    told = _about(plan, index, [row for row in rows if row is not None])
-    replace_file(output / DATASET, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
-    return told
+    about = _about(plan, index, [row for row in rows if row is not None])
+    replace_file(output / DATASET, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
+    return about
 
 
 def retry_skipped(tasks: Sequence[BuildTask]) -> int:
@@ -185,14 +186,14 @@ def _samples(task: BuildTask, skipped: list[dict[str, Any]]) -> Iterator[ShardSa
         try:
             yield stored(source.sample(entry, f"{number:09d}"), order.transcode)
         except BadSample as error:
-            skipped.append(_told(task, number, entry.get("id"), error))
+            skipped.append(_skipped(task, number, entry.get("id"), error))
 
 
-def _told(task: BuildTask, number: int, name: Any, error: BadSample) -> dict[str, Any]:
+def _skipped(task: BuildTask, number: int, name: Any, error: BadSample) -> dict[str, Any]:
     return {"shard": task.number, "entry": number, "id": name, "reason": error.reason, "detail": error.detail}
 
 
-def _count(tar: Path, digest: str, count: Count) -> None:
+def _count(tar: Path, digest: str, count: TextCounter) -> None:
     """Keeps the text lengths of a finished shard beside it."""
     prompt, tokenizer = count.parts()
     with np.load(sidecar(tar, "index.npz"), allow_pickle=False) as arrays, tar.open("rb") as file:
@@ -221,8 +222,3 @@ def _about(plan: BuildPlan, index: DatasetIndex, rows: Sequence[Mapping[str, Any
             "shards": plan.tasks, "entries": plan.entries, "samples": len(index), "kinds": dict(kinds), **sums,
             "seconds": round(sums["seconds"], 3), "skipped": dict(skipped.most_common()), "broken": plan.broken,
             "digest": index.digest}
-
-
-def _chain(before: list[dict[str, Any]], after: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    yield from before
-    yield from after

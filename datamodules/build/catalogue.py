@@ -46,9 +46,9 @@ def load_dataset(name: str) -> Dataset:
     try:
         entry = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise AuroraError(f"{path} is no dataset of a catalogue: {' '.join(str(error).split())}") from error
+        raise AuroraError(f"{path} is not a dataset of a catalogue: {' '.join(str(error).split())}") from error
     if not isinstance(entry, dict) or "name" in entry:
-        raise AuroraError(f"{path} is no dataset of a catalogue: it is a mapping without a name, which the file has")
+        raise AuroraError(f"{path} is not a dataset of a catalogue: it is a mapping without a name, which the file has")
     dataset = read_fields(Dataset, str(path), {"name": path.stem, **entry})
     if not dataset.kinds or not isinstance(dataset.source.get("name"), str):
         raise AuroraError(f"{path}: kinds {list(dataset.kinds)} and source {dict(dataset.source)} must name what the "

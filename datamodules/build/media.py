@@ -23,6 +23,7 @@ from ..reader._clip import scan
 from ..reader._decode import frames_at, moments
 from ..reader._file import TIMEOUT_SECONDS, Deadline
 from ..shards.format import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ShardSample
+from ..shards.writing import medium_bytes
 
 _CLOCK = 90_000  # ticks per second, of which any usual rate is a divisor
 _GROUP_SECONDS = 4
@@ -51,7 +52,7 @@ def stored(sample: ShardSample, how: Transcode | None) -> ShardSample:
             raise BadSample("format", f"{', '.join(foreign)} is not stored as it is; --transcode makes it jpg or mp4")
         return sample
     if "video" not in sample.record:
-        return _renamed(sample, "image", "jpg", {name: small_picture(_bytes(medium), how)
+        return _renamed(sample, "image", "jpg", {name: small_picture(medium_bytes(medium), how)
                                                  for name, medium in sample.media.items()})
     (name, medium), = sample.media.items()
     span = sample.record.get("range")
@@ -120,13 +121,6 @@ def _mp4(frames: Iterable[np.ndarray], how: Transcode, seconds: float) -> bytes:
                 container.mux(packet)
         container.mux(stream.encode(None))
     return buffer.getvalue()
-
-
-def _bytes(medium: bytes | Path) -> bytes:
-    try:
-        return medium.read_bytes() if isinstance(medium, Path) else medium
-    except OSError as error:
-        raise BadSample("missing", f"{error.filename}: {error.strerror}") from error
 
 
 def _renamed(sample: ShardSample, field: str, extension: str, media: dict[str, bytes]) -> ShardSample:

@@ -40,7 +40,7 @@ class BuildOrder:
     about: Mapping[str, Any] | None = None  # name, title, homepage and licence of the dataset; decides no byte of them
 
     def build_source(self) -> Source:
-        """The part that tells the entries."""
+        """The part that lists the entries."""
         return SOURCE.build(self.source, folder=Path(self.folder))
 
 
@@ -66,10 +66,10 @@ def make_plan(order: BuildOrder, output: Path, tick: Tick = lambda entries: None
     stamps = [_stamp(path) for path in source.annotations()]
     made_of = {"version": _VERSION, "order": _plain(order), "annotations": stamps}
     about = None if order.about is None else dict(order.about)
-    told = _read(output)
-    if told is not None:
-        _check_same(told["made_of"], made_of, output)
-        _write(output, {**told, "about": about})
+    kept = _read(output)
+    if kept is not None:
+        _check_same(kept["made_of"], made_of, output)
+        _write(output, {**kept, "about": about})
         return load_plan(output)
     if any(output.glob("*.tar")):
         raise AuroraError(f"{output} holds shards that were not built here; give another folder, or --restart to throw "
@@ -84,14 +84,14 @@ def make_plan(order: BuildOrder, output: Path, tick: Tick = lambda entries: None
 
 def load_plan(output: Path) -> BuildPlan:
     """The plan of a folder. AuroraError when there is none."""
-    told = _read(output)
-    if told is None:
+    kept = _read(output)
+    if kept is None:
         raise AuroraError(f"{output} holds no plan of shards; `aurora shards build` makes it")
-    order = dict(told["made_of"]["order"])
+    order = dict(kept["made_of"]["order"])
     transcode = order.pop("transcode")
     media = None if transcode is None else Transcode(**transcode)
-    return BuildPlan(BuildOrder(transcode=media, about=told["about"], **order), told["tasks"], told["entries"],
-                     told["broken"])
+    return BuildPlan(BuildOrder(transcode=media, about=kept["about"], **order), kept["tasks"], kept["entries"],
+                     kept["broken"])
 
 
 def read_task(output: Path, number: int) -> Iterator[tuple[int, Entry]]:
@@ -108,46 +108,35 @@ def read_task(output: Path, number: int) -> Iterator[tuple[int, Entry]]:
 
 def _write_tasks(source: Source, order: BuildOrder, output: Path, tick: Tick) -> tuple[int, int, str | None]:
     """Number of tasks and entries, and why not all annotations could be read."""
-    numbered = _Until(source.entries())
     cut = Cut(order.samples_per_shard, order.shard_bytes)
-    tasks = entries = 0
-    for task, group in itertools.groupby(enumerate(numbered), key=lambda one: cut(source.size(one[1]))):
-        with build_folder(output).joinpath(f"{task:06d}.jsonl").open("w", encoding="utf-8") as file:
-            for number, entry in group:
-                file.write(json.dumps([number, entry], ensure_ascii=True, default=str) + "\n")
-                entries += 1
-                if not entries % _TICK:
-                    tick(entries)
-        tasks = task + 1
+    tasks, entries, broken = 0, 0, None
+    numbered = enumerate(source.entries())
+    try:
+        for task, group in itertools.groupby(numbered, key=lambda one: cut(source.size(one[1]))):
+            tasks = task + 1
+            with build_folder(output).joinpath(f"{task:06d}.jsonl").open("w", encoding="utf-8") as file:
+                for number, entry in group:
+                    file.write(json.dumps([number, entry], ensure_ascii=True, default=str) + "\n")
+                    entries += 1
+                    if not entries % _TICK:
+                        tick(entries)
+    except AnnotationsBroken as error:
+        broken = str(error)
     if not entries:
-        raise AuroraError(numbered.broken or f"{order.folder}: the annotations hold no entry")
-    return tasks, entries, numbered.broken
-
-
-class _Until:
-    """Entries up to where their file breaks off."""
-
-    def __init__(self, entries: Iterator[Entry]) -> None:
-        self._entries = entries
-        self.broken: str | None = None
-
-    def __iter__(self) -> Iterator[Entry]:
-        try:
-            yield from self._entries
-        except AnnotationsBroken as error:
-            self.broken = str(error)
+        raise AuroraError(broken or f"{order.folder}: the annotations hold no entry")
+    return tasks, entries, broken
 
 
 def _plain(order: BuildOrder) -> dict[str, Any]:
     """What decides the bytes, as JSON gives it back."""
-    told: dict[str, Any] = json.loads(json.dumps(asdict(order)))
-    del told["about"]
-    return told
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(order)))
+    del plain["about"]
+    return plain
 
 
 def _stamp(path: Path) -> list[Any]:
-    told = path.stat()
-    return [str(path), told.st_size, told.st_mtime_ns]
+    facts = path.stat()
+    return [str(path), facts.st_size, facts.st_mtime_ns]
 
 
 def _write(output: Path, plan: Mapping[str, Any]) -> None:
@@ -156,10 +145,10 @@ def _write(output: Path, plan: Mapping[str, Any]) -> None:
 
 def _read(output: Path) -> dict[str, Any] | None:
     try:
-        told: dict[str, Any] = json.loads(build_folder(output).joinpath("plan.json").read_bytes())
+        plan: dict[str, Any] = json.loads(build_folder(output).joinpath("plan.json").read_bytes())
     except (OSError, ValueError):
         return None
-    return told
+    return plan
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], output: Path) -> None:
@@ -167,6 +156,6 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], output: Path)
         return
     then, new = {**before, **before["order"]}, {**now, **now["order"]}
     changed = [key for key in new if key != "order" and then.get(key) != new[key]]
-    said = "; ".join(f"{key} was {then.get(key)!r}, is {new[key]!r}" for key in changed)
-    raise AuroraError(f"{output} was begun from something else: {said}. Build into another folder, or --restart to "
-                      "throw away what is there")
+    differences = "; ".join(f"{key} was {then.get(key)!r}, is {new[key]!r}" for key in changed)
+    raise AuroraError(f"{output} was begun from something else: {differences}. Build into another folder, or --restart "
+                      "to throw away what is there")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 from aurora.model import AuroraModel
 from aurora.recipe import Recipe
-from aurora.training.data import build_data, held_out
-from aurora.training.estimate import SPARE, Hardware, Reads, cost, memory
-from aurora.training.folder import StageFolder
-from aurora.training.precision import in_dtype
-from aurora.training.sharding import check_processes
-from aurora.training.start import skeleton
+from aurora.training.budget import SPARE, Hardware, Reads, cost, memory
+from aurora.training.checkpoint.run_folder import StageFolder
+from aurora.training.distributed.precision import in_dtype
+from aurora.training.distributed.rendezvous import check_processes
+from aurora.training.stage import Stage, build_data, held_out_recipe, skeleton
 
 from ..build.catalogue import known_datasets, load_dataset
 from ..inspect.reads import ASSUMED, published
@@ -60,10 +60,10 @@ def against_paper(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         table = tables.setdefault(stage["table"], {"paper": stage["paper"], "groups": {}})
         for group, paper in stage["groups"].items():
             reads = [read for read in stage["data"]["datasets"] if read["group"] == group]
-            told = table["groups"].setdefault(group, {"samples": 0, "visits": 0, "paper": None})
-            told["samples"] += sum(read["samples"] for read in reads)
-            told["visits"] += sum(read["visits"] for read in reads) * stage["epochs"]
-            told["paper"] = told["paper"] if paper is None else paper
+            counts = table["groups"].setdefault(group, {"samples": 0, "visits": 0, "paper": None})
+            counts["samples"] += sum(read["samples"] for read in reads)
+            counts["visits"] += sum(read["visits"] for read in reads) * stage["epochs"]
+            counts["paper"] = counts["paper"] if paper is None else paper
     return tables
 
 
@@ -72,8 +72,8 @@ def _from_catalogue(config: Config, recipe: Recipe, model: AuroraModel) -> dict[
     entries = {name: load_dataset(name) for name in recipe.mixture.datasets if name in known}
     data = config.data
     sampling = Sampling(fps=data.get("fps"), frames=data.get("frames"), max_frames=data.get("max_frames"))
-    told = published(recipe.mixture, entries, model.layout(recipe.keep_ratio), sampling)
-    return {**told, "assumed": ASSUMED}
+    reads = published(recipe.mixture, entries, model.layout(recipe.keep_ratio), sampling)
+    return {**reads, "assumed": ASSUMED}
 
 
 def _measured(config: Config, name: str, recipe: Recipe, model: AuroraModel) -> dict[str, Any]:
@@ -84,13 +84,13 @@ def _measured(config: Config, name: str, recipe: Recipe, model: AuroraModel) -> 
                           f"{root}; `aurora plan --published` plans from published counts")
     # What is missing is shown, not refused.
     missing = config.data.get("missing", "refuse")
-    shown = {**config.tree, "data": {**config.data, "missing": "drop" if missing == "refuse" else missing}}
-    data = build_data(shown, recipe, model, StageFolder(config.run, name).path)
+    shown = replace(config, data={**config.data, "missing": "drop" if missing == "refuse" else missing})
+    data = build_data(Stage(name, shown, replace(recipe, validation=None), StageFolder(config.run, name), None, model))
     describe = getattr(data, "describe", None)
     if describe is None:
         raise AuroraError(f"data {config.data['name']!r} has no plan of its own to show; webdataset has")
-    told: dict[str, Any] = describe()
-    return told
+    reads: dict[str, Any] = describe()
+    return reads
 
 
 def _validation(config: Config, name: str, recipe: Recipe, model: AuroraModel, stage: Mapping[str, Any]
@@ -98,7 +98,7 @@ def _validation(config: Config, name: str, recipe: Recipe, model: AuroraModel, s
     """What one validation of a stage reads, and how often there is one; None where nothing is held out."""
     if recipe.validation is None:
         return None
-    once = held_out(recipe)
+    once = held_out_recipe(recipe)
     data = _from_catalogue(config, once, model) if stage["published"] else _measured(config, name, once, model)
     shares = [_share(stage, read, once.max_steps) for read in data["datasets"]]
     return {"times": -(-stage["steps"] // recipe.validation.every), "datasets": list(once.mixture.datasets),
@@ -135,7 +135,7 @@ def _training(
     that cannot be divided as the trainer's options say."""
     trainer, held_out = config.trainer, stage["validation"]
     check_processes(trainer, machine.devices)
-    model = skeleton(in_dtype(config.tree, trainer), name, recipe)
+    model = skeleton(in_dtype(config), name)
     needed = memory(model, trainer, keep_ratio=recipe.keep_ratio, row_tokens=config.data.get("row_tokens", 4096),
                     row_frames=config.data.get("row_frames", 64), devices=machine.devices, per_node=GPUS_PER_NODE,
                     average=recipe.average is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,18 +20,18 @@ WIDTH = 110
 ENOUGH = 0.98
 
 
-def show(told: Mapping[str, Any], image_rate: float, video_rate: float) -> None:
+def show(numbers: Mapping[str, Any], image_rate: float, video_rate: float) -> None:
     """A table per stage with what there is to say about it, then the paper's counts."""
-    console = Console(highlight=False, soft_wrap=True)
-    console.width = max(console.width, WIDTH)
-    for name, stage in told["stages"].items():
+    seen = sys.stdout.isatty()
+    console = Console(highlight=False, soft_wrap=not seen, width=None if seen else WIDTH)
+    for name, stage in numbers["stages"].items():
         console.print(_stage(name, stage))
         for line in [*_lines(stage, image_rate, video_rate), *_training(stage["training"])]:
             console.print(f"  {line}")
         if stage["note"]:
             console.print("  " + stage["note"].strip().replace("\n", "\n  "), style="dim")
         console.print()
-    for name, table in told["tables"].items():
+    for name, table in numbers["tables"].items():
         console.print(_paper(name, table))
 
 
@@ -69,11 +70,11 @@ def _figures(read: Mapping[str, Any]) -> list[str]:
 def _lines(stage: Mapping[str, Any], image_rate: float, video_rate: float) -> list[str]:
     data, about = stage["data"], "about " if stage["published"] else ""
     size = total(data["datasets"])["bytes"]
-    told = "" if size is None else f"{short(size * stage['passes'])} bytes; "
+    volume = "" if size is None else f"{short(size * stage['passes'])} bytes; "
     lines = [
         f"steps    {about}{stage['steps']:,}, each of {stage['global_batch']:,} {stage['batch_unit']}; "
         f"{stage['passes']:.3g} epoch(s), keep ratio {stage['keep_ratio']:g}",
-        f"reads    {told}decoding takes at most {data['decode_core_hours']:,.1f} core hours, at {image_rate:g} "
+        f"reads    {volume}decoding takes at most {data['decode_core_hours']:,.1f} core hours, at {image_rate:g} "
         f"megapixels of images and {video_rate:g} of video per core and second",
     ]
     if data["fill"] is not None:
@@ -91,10 +92,10 @@ def _lines(stage: Mapping[str, Any], image_rate: float, video_rate: float) -> li
 
 def _problems(data: Mapping[str, Any]) -> list[str]:
     lines = [f"missing  {', '.join(data['missing'])}"] if data["missing"] else []
-    for what, told in (("dropped", "longer than a row, left out"), ("shrunk", "videos read with fewer frames")):
+    for what, reason in (("dropped", "longer than a row, left out"), ("shrunk", "videos read with fewer frames")):
         named = [f"{read['dataset']} {read[what]:,}" for read in data["datasets"] if read[what]]
         if named:
-            lines.append(f"{what:<8} {told}: {', '.join(named)}")
+            lines.append(f"{what:<8} {reason}: {', '.join(named)}")
     fewer = [f"{read['dataset']} {read['held']:,} of {read['published']:,}" for read in data["datasets"]
              if read["counted"] == "measured" and read["held"] < ENOUGH * (read["published"] or 0)]
     return [*lines, f"fewer    samples than published: {', '.join(fewer)}"] if fewer else lines
@@ -103,17 +104,17 @@ def _problems(data: Mapping[str, Any]) -> list[str]:
 def _paper(name: str, table: Mapping[str, Any]) -> Table:
     shown = _table(f"Table {name} of the paper, beside what the planned stages read in all epochs", "group",
                    ("samples", "visits", "paper"))
-    for group, told in table["groups"].items():
-        shown.add_row(group, *(_count(told[key]) for key in ("samples", "visits", "paper")))
+    for group, numbers in table["groups"].items():
+        shown.add_row(group, *(_count(numbers[key]) for key in ("samples", "visits", "paper")))
     shown.add_section()
-    sums = (sum(told[key] for told in table["groups"].values()) for key in ("samples", "visits"))
+    sums = (sum(numbers[key] for numbers in table["groups"].values()) for key in ("samples", "visits"))
     shown.add_row("all", *map(_count, sums), _count(table["paper"]), style="bold")
     return shown
 
 
 def _table(title: str, first: str, columns: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, no_wrap=True)
+    table.add_column(first, overflow="fold")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
@@ -123,15 +124,15 @@ def _count(number: int | None) -> str:
     return "" if number is None else f"{number:,}"
 
 
-def _training(told: Mapping[str, Any] | None) -> list[str]:
+def _training(numbers: Mapping[str, Any] | None) -> list[str]:
     """The same for people; nothing where no hardware was named."""
-    if told is None:
+    if numbers is None:
         return []
-    parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in told["memory"].items() if name != "total")
-    price = "" if told["price"] is None else f", at a cost of {told['price']:,.0f}"
+    parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in numbers["memory"].items() if name != "total")
+    price = "" if numbers["price"] is None else f", at a cost of {numbers['price']:,.0f}"
     return [
-        f"trains   {told['flops'] / 1e18:,.1f} EFLOP: {told['hours']:,.1f} hours on {told['devices']} GPUs at "
-        f"{told['used']:.0%} of their peak{price}",
-        f"memory   about {told['memory']['total'] / 2**30:.1f} GiB of each GPU ({parts})"
-        + ("" if told["fits"] else ": DOES NOT FIT"),
+        f"trains   {numbers['flops'] / 1e18:,.1f} EFLOP: {numbers['hours']:,.1f} hours on {numbers['devices']} GPUs at "
+        f"{numbers['used']:.0%} of their peak{price}",
+        f"memory   about {numbers['memory']['total'] / 2**30:.1f} GiB of each GPU ({parts})"
+        + ("" if numbers["fits"] else ": DOES NOT FIT"),
     ]

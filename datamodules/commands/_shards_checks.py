@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from aurora.commands._options import Json
+from aurora.commands._options import Json, split_overrides
 from aurora.errors import AuroraError
 
 if TYPE_CHECKING:
@@ -151,7 +151,6 @@ def preview(
 def _read(words: Sequence[str]) -> tuple[list[str], Config]:
     """The folders among the words, and the config of the overrides among them."""
     from aurora.config import load_config
-    from aurora.overrides import split_overrides
 
     folders, overrides = split_overrides(words)
     if not folders:

@@ -14,7 +14,7 @@ from aurora.commands._options import Json, Overrides
 from aurora.errors import AuroraError
 
 if TYPE_CHECKING:
-    from aurora.training.estimate import Hardware
+    from aurora.training.budget import Hardware
 
 MEGAPIXELS_PER_SECOND = 200.0
 """That a core decodes; measured were 225 of JPEG with PIL and 247 of H.264 with PyAV (Xeon)."""
@@ -45,15 +45,14 @@ class GPUs:
 
     def hardware(self) -> Hardware | None:
         """The same; None when no GPU was named. AuroraError for an unknown one without its peak."""
-        from aurora.training.estimate import Hardware
-        from aurora.training.flops import PEAKS, named_peak
+        from aurora.training.budget import PEAK_TFLOPS, Hardware, named_peak
 
         if self.gpu is None:
             return None
         peak = named_peak(self.gpu) if self.peak_tflops is None else self.peak_tflops * 1e12
         if peak is None:
             raise AuroraError(f"--gpu {self.gpu}: its peak is not known; give --peak-tflops, or one of "
-                              f"{', '.join(PEAKS)}")
+                              f"{', '.join(PEAK_TFLOPS)}")
         return Hardware(self.gpus, self.gpu_gib * 2**30, peak, self.used, self.price)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from aurora.interfaces import Executor
 
-    from ..build.build import Count
+    from ..build.build import TextCounter
     from ..build.media import Transcode
     from ..build.plan import BuildOrder
 
@@ -177,18 +177,15 @@ for check in (validate, stats, preview):
 
 def _given(overrides: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The options behind `source.` and `executor.`."""
-    import yaml
+    from aurora.config import parse_override
 
     found: dict[str, dict[str, Any]] = {"source": {}, "executor": {}}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        slot, dot, option = key.partition(".")
-        if not equals or not dot or slot not in found:
-            raise AuroraError(f"{text!r} is not an override of a build; give source.KEY=VALUE or executor.KEY=VALUE")
-        try:
-            found[slot][option] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise AuroraError(f"{text!r}: the value is not valid YAML") from error
+    for override in map(parse_override, overrides):
+        slot, dot, option = override.key_or_group.partition(".")
+        if not dot or slot not in found or override.is_delete():
+            raise AuroraError(f"{override.input_line!r} is not an override of a build; give source.KEY=VALUE or "
+                              "executor.KEY=VALUE")
+        found[slot][option] = override.value()
     return found
 
 
@@ -232,7 +229,7 @@ def _executor(name: str, output: Path, given: Mapping[str, Any]) -> Executor:
     return EXECUTOR.build(config)
 
 
-def _counted(given: tuple[str, str] | None) -> Count | None:
+def _counted(given: tuple[str, str] | None) -> TextCounter | None:
     """What texts are counted with: names of parts, or their configs as YAML."""
     if given is None:
         return None
@@ -240,12 +237,12 @@ def _counted(given: tuple[str, str] | None) -> Count | None:
 
     from aurora.config import named_part
 
-    from ..build.build import Count
+    from ..build.build import TextCounter
 
     tokenizer, prompt = (
         value if isinstance(value := yaml.safe_load(text), dict) else named_part(slot, text)
         for slot, text in zip(("tokenizer", "prompt"), given, strict=True))
-    return Count(tokenizer, prompt)
+    return TextCounter(tokenizer, prompt)
 
 
 @contextmanager
@@ -291,13 +288,13 @@ def _show_all(found: Mapping[str, Mapping[str, Any]]) -> None:
     readers = _readers()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in COLUMNS:
-        table.add_column(column, justify="right" if column == "samples" else "left", no_wrap=column != "licence")
+        table.add_column(column, justify="right" if column == "samples" else "left", overflow="fold",
+                         no_wrap=column in ("name", "samples"))
     for name, dataset in found.items():
         samples = dataset["samples"]
         table.add_row(name, dataset["title"], " ".join(dataset["kinds"]), "" if samples is None else f"{samples:,}",
                       dataset["licence"], " ".join(readers.get(name, ())))
-    console = Console(highlight=False)
-    console.width = max(console.width, WIDTH)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     console.print(table)
     console.print("`aurora shards list NAME` shows one; `aurora shards build NAME INPUT OUTPUT` makes its shards. "
                   "Licences are as their makers state them; check them yourself.")

@@ -1,4 +1,4 @@
-"""What a stage reads, dataset by dataset: measured from shards, or told from published counts."""
+"""What a stage reads, dataset by dataset: measured from shards, or estimated from published counts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ..shards.index import DatasetIndex
 
 ASSUMED = {"text_tokens": 200, "images": 4, "video_seconds": 30.0, "image_megapixels": 0.3,
            "video_megapixels_per_second": 27.6}
-"""What published counts do not tell, per sample: 200 text tokens, 4 pictures where there are several, half a minute of
+"""What published counts leave open, per sample: 200 text tokens, 4 pictures where there are several, half a minute of
 720p video at 30 frames per second."""
 
 
-class Read(NamedTuple):
+class DatasetReads(NamedTuple):
     """What an epoch reads of a dataset, repeats included except in `samples`."""
 
     dataset: str
@@ -53,7 +53,7 @@ def measured(corpus: Corpus, plan: EpochPlan, mixture: Mixture) -> dict[str, Any
                 visits[one.samples.astype(np.int64) - start] += one.repeats
         name, count = index.folder.name, corpus.counts[number]
         size, images, videos = _weight(index, visits)
-        reads.append(Read(
+        reads.append(DatasetReads(
             name, mixture.datasets[name].group, count.samples, int((visits > 0).sum()), int(visits.sum()),
             int(visits @ corpus.tokens[start:stop]), int(visits @ corpus.frames[start:stop]),
             size, images, videos, count.dropped, count.shrunk, "measured",
@@ -80,8 +80,9 @@ def published(
         size = known.bytes * visits // known.samples if known and known.bytes and known.samples else None
         video = ASSUMED["video_megapixels_per_second"] * ASSUMED["video_seconds"] * visits if kind == "video" else 0.0
         image = 0.0 if kind == "video" else ASSUMED["image_megapixels"] * frames * visits
-        reads.append(Read(name, part.group, sizes[name], taken[name].samples, visits, visits * tokens, visits * frames,
-                          size, image, video, 0, 0, counted[name], known.samples if known else None))
+        reads.append(DatasetReads(
+            name, part.group, sizes[name], taken[name].samples, visits, visits * tokens, visits * frames, size, image,
+            video, 0, 0, counted[name], known.samples if known else None))
     return {"datasets": [read._asdict() for read in reads], "steps_per_epoch": None, "fill": None,
             "missing": [name for name in mixture.datasets if counted[name] == "unknown"]}
 
@@ -93,10 +94,10 @@ def _sizes(mixture: Mixture, catalogue: Mapping[str, Dataset]) -> tuple[dict[str
         known = catalogue[name].samples if name in catalogue else None
         size = known if known is not None else part.samples
         sizes[name], counted[name] = size or 0, "unknown" if size is None else "published"
-    for group, said in mixture.groups.items():
+    for group, limits in mixture.groups.items():
         unknown = [name for name, part in mixture.datasets.items()
                    if part.group == group and counted[name] == "unknown"]
-        total = said.samples or said.paper
+        total = limits.samples or limits.paper
         if not unknown or total is None:
             continue
         left = max(0, total - sum(size for name, size in sizes.items() if mixture.datasets[name].group == group))

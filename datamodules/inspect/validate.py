@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from aurora.registry import READER
 
 from ..reader._sampling import sample_counts
 from ..shards.format import VIDEO, Record, parse_record
-from ..shards.index import INDEX, MEDIA, SAMPLE, DatasetIndex, file_digest, open_index, sidecar
+from ..shards.index import INDEX, UNREADABLE, DatasetIndex, file_digest, open_index, shard_arrays, sidecar
 from ..shards.tar import ShardFiles
 
 ONE_PER_SECOND = Sampling(fps=1.0)
@@ -115,15 +114,14 @@ def _bytes(tar: Path, number: int, index: DatasetIndex) -> Iterator[tuple[str, s
 def _rows(tar: Path, number: int, index: DatasetIndex) -> Iterator[tuple[str, str]]:
     """Whether the folder's arrays hold what this shard's own index says."""
     try:
-        with np.load(sidecar(tar, "index.npz"), allow_pickle=False) as arrays:
-            samples, media = arrays["samples"].astype(SAMPLE), arrays["media"].astype(MEDIA)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        samples, media = shard_arrays(tar)
+    except UNREADABLE as error:
         yield "index", f"{sidecar(tar, 'index.npz').name} cannot be read: {error}"
         return
     these = index.of_shard(number)
     mine = np.array(index.samples[these.start:these.stop])
     start = int(mine["media"][0]) if len(mine) else 0
-    mine["shard"] -= np.uint32(number)  # 0 as in the shard's own index, unless it is told of another
+    mine["shard"] -= np.uint32(number)  # 0 as in the shard's own index, unless it is of another
     mine["media"] -= np.uint64(start)
     if not np.array_equal(mine, samples) or not np.array_equal(index.media[start:start + len(media)], media):
         yield "index", "the folder's arrays are not those of the shard; run `aurora shards index`"

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,12 +15,10 @@ from aurora.errors import AuroraError
 from aurora.files import room_for
 from aurora.types import Frames, PackedBatch
 
+from .prefetch import Prefetch
 from .rows import Built, RowTask, Skipped
 from .supervisor import supervised
 from .worker import WorkerLimits
-
-if TYPE_CHECKING:
-    from .prefetch import Prefetch
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +79,7 @@ def load_rows(
     `prefetch` fetches the shards of the windows to come while rows are read.
     """
     pin = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
-    ahead = _prefetch(task) if prefetch else None
+    ahead = Prefetch(task) if prefetch else None
     try:
         for batch, skipped in _built(task, workers, limits, died):
             bad.add(batch.samples + len(skipped), skipped)
@@ -107,9 +104,3 @@ def _built(task: RowTask, workers: int, limits: WorkerLimits, died: Callable[[],
     if workers:
         return supervised(task, workers, limits, died)
     return (task.build(row) for row in task.planned(task.position, task.steps))
-
-
-def _prefetch(task: RowTask) -> Prefetch:
-    from .prefetch import Prefetch  # the packages behind it are not needed for local shards
-
-    return Prefetch(task)

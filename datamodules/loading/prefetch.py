@@ -19,7 +19,6 @@ from aurora.types import Position
 from ..plan.corpus import Corpus
 from ..plan.epoch import EpochPlan
 from ..shards.index import DatasetIndex
-from ..shards.remote import fetch_shard
 from .rows import RowTask
 from .worker import settle
 
@@ -66,6 +65,8 @@ def window_shards(corpus: Corpus, plan: EpochPlan, epoch: int, window: int) -> l
 
 
 def _run(task: RowTask, reached: ctypes.c_long, parent: int) -> None:
+    from ..shards.remote import fetch_shard  # the packages behind it are slow to import, and not needed elsewhere
+
     settle(parent, ())
     plan = task.plan
     for epoch, window in windows(plan, task.position, task.steps):

@@ -131,12 +131,12 @@ class RowBuilder:
         given_up: Mapping[int, BadSample] = MappingProxyType({}), report: Callable[[int], object] = int,
     ) -> Built:
         """The row of some samples, or of a part of one; of none it is a placeholder for a rank that has nothing to do
-        in this micro-step.
+        for this row of the step.
 
         Samples at the places in `given_up` are not tried; `report` is called with each place before its sample is
         decoded.
         A row without frames is given a blank one as a sequence of its own, without targets: every rank runs its
-        encoder in every micro-step, or gradients could not be gathered.
+        encoder for every row, or gradients could not be gathered.
         """
         sequences, skipped = [], []
         for place, sample in enumerate(samples):
@@ -167,8 +167,8 @@ class RowBuilder:
             if piece is not None:
                 sequence.add_text(*piece)
                 continue
-            before = len(sequence.tokens)
-            self._add_frames(sequence, index, number, key, record, sample, part)
+            before, frames = len(sequence.tokens), int(self.corpus.frames[sample])
+            self._add_frames(sequence, index, number, key, record, frames, part.of(frames))
             seen = range(before, len(sequence.tokens))
         planned = int(self.corpus.tokens[sample])
         if len(sequence.tokens) != planned:
@@ -186,28 +186,11 @@ class RowBuilder:
         return 0 if part.first else start, tokens if part.last else stop
 
     def _add_frames(
-        self, sequence: Segment, index: DatasetIndex, number: int, key: str, record: Record, sample: int,
-        part: SamplePart,
+        self, sequence: Segment, index: DatasetIndex, number: int, key: str, record: Record, frames: int, wanted: range
     ) -> None:
-        """The frames of a part of a sample, and empty positions in the place of all others."""
+        """The wanted ones of a sample's frames, prepared, and empty positions in the place of all others."""
         assert self.layout is not None
-        frames = int(self.corpus.frames[sample])
-        wanted = part.of(frames)
         found = 0
-        for pixels, tokens in self._frames(index, number, key, record, frames, wanted):
-            if not found:
-                sequence.add_text([0] * tokens * wanted.start, False)
-            sequence.add_frame(pixels, tokens)
-            found += 1
-        if found != len(wanted):
-            raise BadSample("length", f"{found} frames, not {len(wanted)}")
-        sequence.add_text([0] * tokens * (frames - wanted.stop), False)
-
-    def _frames(
-        self, index: DatasetIndex, number: int, key: str, record: Record, frames: int, wanted: range
-    ) -> Iterator[tuple[Tensor, int]]:
-        """The prepared pixels of every wanted one of so many frames, and how many positions each takes."""
-        assert self.layout is not None
         for place, extension in enumerate(record.media):
             raw = self.files.media(index, number, place, f"{key}.{extension}")
             planned = self.layout.tokens(*frame_shape(index.media_of(number)[place], self.layout))
@@ -215,7 +198,13 @@ class RowBuilder:
                 tokens = self.layout.tokens(*image.shape[:2])
                 if tokens != planned:
                     raise BadSample("length", f"{key}.{extension}: {tokens} tokens per frame, not {planned}")
-                yield self.layout.prepare(image), tokens
+                if not found:
+                    sequence.add_text([0] * tokens * wanted.start, False)
+                sequence.add_frame(self.layout.prepare(image), tokens)
+                found += 1
+        if found != len(wanted):
+            raise BadSample("length", f"{found} frames, not {len(wanted)}")
+        sequence.add_text([0] * tokens * (frames - wanted.stop), False)
 
     def _images(self, raw: bytes, record: Record, frames: int, wanted: range) -> Iterator[np.ndarray]:
         if record.kind != VIDEO:

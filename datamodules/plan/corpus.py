@@ -35,7 +35,7 @@ _BLOCK = 1 << 20
 _log = logging.getLogger(__name__)
 
 
-class Count(NamedTuple):
+class DatasetCounts(NamedTuple):
     """What became of a dataset's samples, those that the mixture does not take included."""
 
     samples: int
@@ -54,7 +54,7 @@ class Corpus:
     text: np.ndarray  # [S] int32: those of its text
     frames: np.ndarray  # [S] int32
     kinds: np.ndarray  # [S] uint8
-    counts: tuple[Count, ...]  # of each dataset
+    counts: tuple[DatasetCounts, ...]  # of each dataset
     identity: str  # of all of this
     folder: Path | None  # where the arrays are mapped from
 
@@ -131,13 +131,13 @@ def _fill(
         kept, shrunk = [], 0
         for where in _blocks(index):
             here = slice(start + where.start, start + where.stop)
-            part = _measured(index, where, lengths[where], layout, sampling, budget, too_long)
-            for name in arrays:
-                arrays[name][here] = getattr(part, name)
-            kept.append((np.flatnonzero(part.fits) + here.start).astype(np.uint32))
-            shrunk += int((part.shrunk & part.fits).sum())
+            block, fits, fewer = _measured(index, where, lengths[where], layout, sampling, budget, too_long)
+            for name, values in block.items():
+                arrays[name][here] = values
+            kept.append((np.flatnonzero(fits) + here.start).astype(np.uint32))
+            shrunk += int((fewer & fits).sum())
         fitting[index.folder.name] = np.concatenate(kept) if kept else np.zeros(0, np.uint32)
-        counts.append(Count(len(index), len(index) - len(fitting[index.folder.name]), shrunk))
+        counts.append(DatasetCounts(len(index), len(index) - len(fitting[index.folder.name]), shrunk))
         start += len(index)
     read = [one for of_dataset in members(mixture, fitting) for one in of_dataset]
     numbers = allocate("members", np.dtype(np.uint32), sum(len(one.samples) for one in read))
@@ -175,31 +175,21 @@ def _chosen(name: str, samples: np.ndarray, count: int) -> np.ndarray:
     return samples[np.sort(np.random.default_rng(seed).permutation(len(samples))[:count])]
 
 
-class _Measured(NamedTuple):
-    """A block of samples: [S] each."""
-
-    tokens: np.ndarray
-    text: np.ndarray
-    frames: np.ndarray
-    kinds: np.ndarray
-    fits: np.ndarray
-    shrunk: np.ndarray
-
-
 def _measured(
     index: DatasetIndex, where: slice, text: np.ndarray, layout: VisualLayout | None, sampling: Sampling,
     budget: Budget, too_long: TooLong,
-) -> _Measured:
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """The arrays of a block of samples; [S] bool: which fit a row, and which are read with fewer frames."""
     kinds = np.asarray(index.samples["kind"][where])
     if layout is None and (kinds != TEXT).any():
-        raise AuroraError(f"data: {index.folder} holds images or videos, but the model sees nothing")
+        raise AuroraError(f"data: {index.folder} holds images or videos, but the model has no vision encoder")
     frames, each, visual = _visual(index, where, layout, sampling)
     text = text.astype(np.int64)
     fewer = _fewer(kinds, text, frames, each, budget) if too_long == "shrink" else frames
     tokens = text + np.where(fewer < frames, fewer * each, visual)
     fits = (part_counts(tokens, text, fewer, kinds, budget) > 0 if too_long == "split"
             else ~no_row_holds(tokens, fewer, budget))
-    return _Measured(tokens, text, fewer, kinds, fits, fewer < frames)
+    return {"tokens": tokens, "text": text, "frames": fewer, "kinds": kinds}, fits, fewer < frames
 
 
 def _corpus(arrays: Arrays, datasets: tuple[DatasetIndex, ...], identity: str) -> Corpus:
@@ -208,7 +198,7 @@ def _corpus(arrays: Arrays, datasets: tuple[DatasetIndex, ...], identity: str) -
         datasets, np.cumsum([0, *(len(index) for index in datasets)]),
         tuple(Members(held["members"][start:stop], repeats) for start, stop, repeats in facts["members"]),
         held["tokens"], held["text"], held["frames"], held["kinds"],
-        tuple(Count(*count) for count in facts["counts"]), identity, arrays.folder)
+        tuple(DatasetCounts(*count) for count in facts["counts"]), identity, arrays.folder)
 
 
 def _load(folder: Path, datasets: tuple[DatasetIndex, ...]) -> Corpus:
@@ -226,7 +216,7 @@ def _layout_identity(layout: VisualLayout | None) -> Any:
 
 
 def frame_shape(row: np.void, layout: VisualLayout) -> tuple[int, int]:
-    """Height and width before preparation; a medium that could not be measured stands for one of the model's own."""
+    """Height and width before preparation; a medium that could not be measured counts as one of the model's own."""
     size = layout.prepare.size
     return (int(row["height"]), int(row["width"])) if row["height"] else (size, size)
 
@@ -285,7 +275,7 @@ def _fewer(kinds: np.ndarray, text: np.ndarray, frames: np.ndarray, each: np.nda
 def _report(corpus: Corpus, budget: Budget, too_long: TooLong) -> None:
     total = len(corpus.tokens)
     if corpus.dropped == total:
-        raise AuroraError(f"data: none of the {total} samples fits a row of {budget.tokens} tokens and "
+        raise AuroraError(f"data: not one of the {total} samples fits a row of {budget.tokens} tokens and "
                           f"{budget.frames} frames; the smallest takes {int(corpus.tokens.min())} tokens")
     if corpus.dropped and too_long == "refuse":
         raise AuroraError(f"data: {corpus.dropped} of {total} samples are longer than a row of {budget.tokens} tokens "

@@ -30,7 +30,7 @@ class Run(NamedTuple):
 
 
 class ReadPlan(NamedTuple):
-    """What is shown at every moment, and how to come by it."""
+    """What is shown at every moment, and how to get it."""
 
     times: list[float]  # seconds after the first frame
     ticks: list[int]  # the frame of a moment is the last one that begins by then ...
@@ -46,7 +46,7 @@ def moments(packets: Packets, sampling: Sampling, source: str | bytes) -> list[f
 
 
 def shown_at(packets: Packets, times: list[float]) -> np.ndarray:
-    """[W] int64: the number of the packet whose frame is shown at each moment, the last one for ever."""
+    """[W] int64: the number of the packet whose frame is shown at each moment, the last one forever."""
     shown = np.flatnonzero(packets.shown)
     order = shown[np.argsort(packets.starts[shown], kind="stable")]
     starts = packets.starts[order] * packets.tick

@@ -1,4 +1,4 @@
-"""Opening a video file: only what holds its frames itself, with every fault of FFmpeg told as one AuroraError."""
+"""Opening a video file: only what holds its frames itself, with every fault of FFmpeg as an AuroraError."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Deadline:
 def check_timeout(seconds: float | None) -> float | None:
     """The option `timeout_seconds` of a reader, or AuroraError."""
     if seconds is not None and not seconds > 0:
-        raise AuroraError(f"reader: timeout_seconds {seconds} is not above 0; null is no limit")
+        raise AuroraError(f"reader: timeout_seconds {seconds} is not above 0; null means no limit")
     return seconds
 
 
@@ -109,7 +109,7 @@ def _prepare(stream: Any, threads: int, source: str | bytes) -> None:
         raise AuroraError(f"{label(source)} has frames of {stream.width}×{stream.height} pixels, which are more than "
                           f"{MAX_PIXELS}")
     if threads > 1:
-        # FFmpeg's threads would wait for ever for Python's lock to report to a logger of Python's.
+        # FFmpeg's threads would wait forever for Python's lock to report to a logger of Python's.
         av.logging.set_level(None)
     # Frames in parallel: most files have one slice per frame. A single thread starts no other.
     stream.thread_type = "FRAME" if threads > 1 else "SLICE"

@@ -8,7 +8,7 @@ import numpy as np
 
 from aurora.interfaces import Sampling
 
-# A clip of 2.0000001 s at 1 fps has two frames, not three: float noise is no moment.
+# A clip of 2.0000001 s at 1 fps has two frames, not three: float noise does not make a moment.
 _NOISE = 1e-6
 
 

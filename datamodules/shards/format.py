@@ -18,7 +18,7 @@ At most one of "image" and "video" is there: kinds are text, image, images (a li
 fields ("id", "family", ...) are kept and not read. `<image>` and `<video>` inside human turns are markers that a
 prompt removes. Images are jpg, jpeg, png or webp; videos mp4, webm or mkv.
 
-A key is made of letters, digits and `_ . / -`, has no `..`, is no absolute path, is at most 90 characters long, and
+A key is made of letters, digits and `_ . / -`, has no `..`, is not an absolute path, is at most 90 characters long, and
 its last part has no dot, because what follows the first dot there is the extension (as in webdataset).
 """
 

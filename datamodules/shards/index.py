@@ -45,6 +45,9 @@ MEDIA = np.dtype([
     ("frames", "<u4"), ("first", "<f8"), ("last", "<f8"), ("duration", "<f8"),  # as in reader._clip.Clip; 0 for images
 ])
 
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, BadZipFile)
+"""What reading arrays raises that are missing or not whole."""
+
 
 @dataclass(frozen=True)
 class DatasetIndex:
@@ -87,13 +90,19 @@ def sidecar(tar: Path, suffix: str) -> Path:
     return tar.with_name(f"{tar.name.removesuffix('.tar')}.{suffix}")
 
 
+def shard_arrays(tar: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of one shard, SAMPLE and MEDIA. One of UNREADABLE unless they are whole."""
+    # numpy leaves a file open that is not a whole archive, unless it is given it
+    with sidecar(tar, "index.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return arrays["samples"].astype(SAMPLE), arrays["media"].astype(MEDIA)
+
+
 def read_sidecar(path: Path, sha256: str) -> dict[str, np.ndarray] | None:
     """Arrays that were measured of a shard and kept beside it; None unless they are whole and of the same bytes."""
     try:
-        # numpy leaves a file open that is not a whole archive, unless it is given it
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays) if str(arrays["sha256"]) == sha256 else None
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+    except UNREADABLE:
         return None
 
 
@@ -290,8 +299,8 @@ def measure_sample(key: str, members: Mapping[str, Place], read: Callable[[Place
             bad.append(_found(key, error))
             facts = (0, 0, 0, 0.0, 0.0, 0.0)
         rows.append((at, size, *facts))
-    said = sum(len(turn.question.encode()) + len((turn.answer or "").encode()) for turn in record.turns)
-    return MeasuredSample(members["json"], record.kind, rows, said, bad)
+    text_bytes = sum(len(turn.question.encode()) + len((turn.answer or "").encode()) for turn in record.turns)
+    return MeasuredSample(members["json"], record.kind, rows, text_bytes, bad)
 
 
 def _found(key: str, error: BadSample) -> dict[str, str]:

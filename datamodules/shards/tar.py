@@ -93,7 +93,7 @@ class ShardFiles:
     def _member(self, place: _Located, offset: int, size: int) -> tuple[str, bytes]:
         if size > MEMBER_BYTES:
             raise BadSample("limits", f"a member of {size} bytes is larger than {MEMBER_BYTES}")
-        # The header stands right before the data; reading both tells a shard that was changed from the one indexed.
+        # The header stands right before the data; reading both shows when a shard is not the one indexed.
         block = os.pread(place.descriptor, tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
         data = block[tarfile.BLOCKSIZE:]
         try:

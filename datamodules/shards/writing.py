@@ -14,7 +14,6 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -24,8 +23,7 @@ from aurora.files import replace_file, room_for
 from .format import MEMBER_BYTES, ShardSample, check_key, parse_record, split_name
 from .index import (
     INDEX,
-    MEDIA,
-    SAMPLE,
+    UNREADABLE,
     VERSION,
     DatasetIndex,
     MeasuredSample,
@@ -35,6 +33,7 @@ from .index import (
     load_index,
     measure_sample,
     npy_bytes,
+    shard_arrays,
     sidecar,
 )
 from .tar import member_header
@@ -121,10 +120,13 @@ def write_index(folder: str | Path) -> DatasetIndex:
     samples, media, shards, start = [], [], [], 0
     for number, tar in enumerate(tars):
         try:
-            manifest, (rows, members) = _measured(tar)
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # not measured yet, or not whole
+            if not shard_is_done(tar):
+                raise ValueError(f"{tar.name} was not measured to the end")
+            rows, members = shard_arrays(tar)
+        except UNREADABLE:
             index_shard(tar)
-            manifest, (rows, members) = _measured(tar)
+            rows, members = shard_arrays(tar)
+        manifest = json.loads(sidecar(tar, "manifest.json").read_bytes())
         rows["shard"] = number
         rows["media"] += np.uint64(start)
         start += len(members)
@@ -135,16 +137,6 @@ def write_index(folder: str | Path) -> DatasetIndex:
     replace_file(folder / "index.media.npy", npy_bytes(np.concatenate(media)))
     replace_file(folder / INDEX, json.dumps({"version": VERSION, "shards": shards}, indent=1).encode())
     return load_index(folder)
-
-
-def _measured(tar: Path) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray]]:
-    """The manifest and the index of a shard. KeyError when it was not measured to the end."""
-    if not shard_is_done(tar):
-        raise KeyError(tar.name)
-    # numpy leaves a file open that is no whole archive, unless it is given it
-    with sidecar(tar, "index.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        rows = arrays["samples"].astype(SAMPLE), arrays["media"].astype(MEDIA)
-    return json.loads(sidecar(tar, "manifest.json").read_bytes()), rows
 
 
 class Cut:
@@ -182,10 +174,11 @@ def _members(sample: ShardSample) -> Iterator[tuple[str, bytes]]:
     for extension in record.media:
         data = sample.media[extension]
         split_name(f"{sample.key}.{extension}")
-        yield extension, _bytes(data)
+        yield extension, medium_bytes(data)
 
 
-def _bytes(data: bytes | Path) -> bytes:
+def medium_bytes(data: bytes | Path) -> bytes:
+    """The bytes of a medium. BadSample when it is missing or too large."""
     try:
         size = data.stat().st_size if isinstance(data, Path) else len(data)
         if size > MEMBER_BYTES:

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 from aurora.errors import AuroraError
 
 
-class Row(NamedTuple):
+class JoinRow(NamedTuple):
     """One entry of a list, with the id that it is found by and what is kept of it (JSON)."""
 
     id: Any
     kept: Any
 
 
-def joined(left: Iterable[Row], right: Iterable[Row]) -> Iterator[tuple[Row, list[Any]]]:
+def joined(left: Iterable[JoinRow], right: Iterable[JoinRow]) -> Iterator[tuple[JoinRow, list[Any]]]:
     """Every row of `left` with what is kept of the rows of `right` that have its id, both in their order."""
     with tempfile.TemporaryDirectory(prefix="aurora-join-") as folder:
         base = sqlite3.connect(Path(folder) / "rows.sqlite", isolation_level=None)
@@ -44,6 +44,6 @@ def joined(left: Iterable[Row], right: Iterable[Row]) -> Iterator[tuple[Row, lis
             base.close()
 
 
-def _id(row: Row) -> str:
+def _id(row: JoinRow) -> str:
     # Ids are numbers in one list and texts in the other, in some datasets.
     return str(row.id)

@@ -54,6 +54,7 @@ def entries(path: Path, name: str, *, by_place: bool = False) -> Iterator[Entry]
     kind = path.suffix.lower()
     if kind == ".parquet":
         parquet = _parquet()
+        _check_columns(path, parquet.columns(path))
         return ({_PLACE: [name, *place]} for place in parquet.places(path)) if parquet.holds_bytes(path) else (
             parquet.rows(path))
     if kind in (".csv", ".tsv"):
@@ -65,7 +66,7 @@ def entries(path: Path, name: str, *, by_place: bool = False) -> Iterator[Entry]
     raise AuroraError(f"{path}: annotations are .json, .jsonl, .ndjson, .csv, .tsv or .parquet files")
 
 
-def check_columns(path: Path, names: Iterable[str]) -> None:
+def _check_columns(path: Path, names: Iterable[str]) -> None:
     """AuroraError when two columns of a table have one name."""
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -100,16 +101,16 @@ def items(path: Path, prefix: str) -> Iterator[Entry]:
         except (ijson.JSONError, UnicodeDecodeError) as error:
             byte = _broken_at(file, file.tell())
             # Some of the parser's messages are bytes, of which the rest is the place in the file.
-            told = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
-            why = told.strip().partition("\n")[0].rstrip(".")
-            raise AnnotationsBroken(f"{path} is no whole JSON: {why}, at byte {byte} after entry {count}; "
+            message = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
+            why = message.strip().partition("\n")[0].rstrip(".")
+            raise AnnotationsBroken(f"{path} is not whole JSON: {why}, at byte {byte} after entry {count}; "
                                     f"{count} entries before it were read") from error
 
 
 def _checked(item: Any) -> Entry:
     """The item of a list, or the fault that it has."""
     if not isinstance(item, dict):
-        return fault(f"{str(item)[:80]!r} is no object")
+        return fault(f"{str(item)[:80]!r} is not an object")
     left: list[Any] = [item]
     while left:
         one = left.pop()
@@ -137,7 +138,7 @@ def _parsed(line: bytes, where: str) -> Entry:
         record = json.loads(line, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         return fault(f"{where}: {error}")
-    return record if isinstance(record, dict) else fault(f"{where}: {str(record)[:80]!r} is no object")
+    return record if isinstance(record, dict) else fault(f"{where}: {str(record)[:80]!r} is not an object")
 
 
 def _check_lines(path: Path) -> None:
@@ -187,7 +188,7 @@ def _rows(path: Path, delimiter: str) -> Iterator[Entry]:
 
 def _columns(rows: csv.DictReader[str], path: Path) -> Sequence[str]:
     """The names of the columns. AuroraError when one is there twice."""
-    check_columns(path, [name for name in rows.fieldnames or () if name])  # spreadsheets leave some without a name
+    _check_columns(path, [name for name in rows.fieldnames or () if name])  # spreadsheets leave some without a name
     return rows.fieldnames or ()
 
 

@@ -1,4 +1,4 @@
-"""Media that annotations name: files below the dataset's folder or bytes beside the text, told by their content."""
+"""Media that annotations name: files below the dataset's folder or bytes, identified by their content."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ VIDEOS = ("mp4", "webm", "mkv", "avi", "flv", "wmv", "mpg", "ts", "ogv")
 def find(folder: Path, below: str, name: Any) -> Path:
     """The file or folder that annotations name. BadSample when it is missing or does not lie below `folder`."""
     if not isinstance(name, str) or not name or "\0" in name:
-        raise BadSample("path", f"{name!r} is no path")
+        raise BadSample("path", f"{name!r} is not a path")
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
         raise BadSample("path", f"{name!r} does not stay below the dataset's folder")
     path = folder / below / name
     try:
-        told = path.lstat()
+        facts = path.lstat()
         # Links are followed once per folder; only a file that is itself a link is asked again.
-        linked = stat.S_ISLNK(told.st_mode)
+        linked = stat.S_ISLNK(facts.st_mode)
         real = os.path.realpath(path) if linked else os.path.join(_real(path.parent), path.name)
-        mode = (path.stat() if linked else told).st_mode
+        mode = (path.stat() if linked else facts).st_mode
     except (FileNotFoundError, NotADirectoryError):
         raise BadSample("missing", f"no file {os.path.join(below, name)!r}") from None
     except OSError as error:
@@ -40,7 +40,7 @@ def find(folder: Path, below: str, name: Any) -> Path:
     if not real.startswith(_real(folder) + os.sep):
         raise BadSample("path", f"{name!r} leads out of the dataset's folder")
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise BadSample("path", f"{name!r} is no file and no folder")  # opening a pipe would wait for ever
+        raise BadSample("path", f"{name!r} is neither a file nor a folder")  # opening a pipe would wait forever
     return path
 
 
@@ -53,24 +53,24 @@ def size_of(folder: Path, below: str, name: Any) -> int:
         return 0
 
 
-def media(folder: Path, below: str, told: Sequence[Any]) -> list[Medium]:
-    """Media told as paths, as bytes, or as both in a mapping ({"bytes", "path"}, as Hugging Face's datasets do).
+def media(folder: Path, below: str, given: Sequence[Any]) -> list[Medium]:
+    """Media given as paths, as bytes, or as both in a mapping ({"bytes", "path"}, as Hugging Face's datasets do).
 
     A folder that stands for a video is the pictures in it.
     """
     found: list[Medium] = []
-    for one in told:
+    for one in given:
         medium = _medium(folder, below, one)
         found += _pictures(medium) if isinstance(medium, Path) and medium.is_dir() else [medium]
     return found
 
 
-def content(told: Medium) -> str:
+def content(medium: Medium) -> str:
     """What a medium is by its first bytes: "jpg", "mp4", …; also of kinds that no shard holds ("gif", "avi", "ts").
 
     BadSample for anything else.
     """
-    head = told[:_HEAD] if isinstance(told, bytes) else _head(told)
+    head = medium[:_HEAD] if isinstance(medium, bytes) else _head(medium)
     for found, extension in ((head.startswith(b"\xff\xd8\xff"), "jpg"), (head.startswith(b"\x89PNG\r\n"), "png"),
                              (_riff(head, b"WEBP"), "webp"), (head.startswith(b"GIF8"), "gif"),
                              (head.startswith((b"II*\0", b"MM\0*")), "tiff"), (head.startswith(b"BM"), "bmp"),
@@ -81,14 +81,14 @@ def content(told: Medium) -> str:
                              (head[:1] == b"G" and len(head) == _HEAD, "ts"), (head.startswith(b"OggS"), "ogv")):
         if found:
             return extension
-    raise BadSample("content", f"{_name(told)} begins with {head[:8]!r}: no known image or video" if head else
-                    f"{_name(told)} is empty")
+    raise BadSample("content", f"{_name(medium)} begins with {head[:8]!r}: no known image or video" if head else
+                    f"{_name(medium)} is empty")
 
 
-def _medium(folder: Path, below: str, told: Any) -> Medium:
-    if isinstance(told, Mapping):
-        told = told.get("bytes") or told.get("path")
-    return bytes(told) if isinstance(told, (bytes, bytearray)) else find(folder, below, told)
+def _medium(folder: Path, below: str, medium: Any) -> Medium:
+    if isinstance(medium, Mapping):
+        medium = medium.get("bytes") or medium.get("path")
+    return bytes(medium) if isinstance(medium, (bytes, bytearray)) else find(folder, below, medium)
 
 
 def _pictures(path: Path) -> list[Path]:
@@ -101,8 +101,8 @@ def _pictures(path: Path) -> list[Path]:
     return found
 
 
-def _name(told: Medium) -> str:
-    return "the medium" if isinstance(told, bytes) else repr(told.name)
+def _name(medium: Medium) -> str:
+    return "the medium" if isinstance(medium, bytes) else repr(medium.name)
 
 
 def _head(path: Path) -> bytes:

@@ -12,8 +12,6 @@ import pyarrow.parquet as pq
 
 from aurora.errors import AuroraError
 
-from ._lines import check_columns
-
 
 def places(path: Path) -> Iterator[tuple[int, int]]:
     """Row group and row of every record."""
@@ -28,6 +26,11 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
+def columns(path: Path) -> list[str]:
+    """The names of the columns."""
+    return list(_file(path).schema_arrow.names)
+
+
 def holds_bytes(path: Path) -> bool:
     """Whether a column holds media, and not only text and numbers."""
     return any(_of_bytes(field.type) for field in _file(path).schema_arrow)
@@ -35,8 +38,8 @@ def holds_bytes(path: Path) -> bool:
 
 def weight(path: Path, group: int) -> int:
     """Bytes of a row of a group on average."""
-    told = _file(path).metadata.row_group(group)
-    return int(told.total_byte_size // max(1, told.num_rows))
+    facts = _file(path).metadata.row_group(group)
+    return int(facts.total_byte_size // max(1, facts.num_rows))
 
 
 def row(path: Path, group: int, number: int) -> dict[str, Any]:
@@ -52,11 +55,9 @@ def _of_bytes(kind: Any) -> bool:
 @lru_cache(maxsize=4)
 def _file(path: Path) -> Any:
     try:
-        file = pq.ParquetFile(path)
+        return pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise AuroraError(f"{path} cannot be read as Parquet: {error}") from error
-    check_columns(path, file.schema_arrow.names)
-    return file
 
 
 @lru_cache(maxsize=1)

@@ -11,10 +11,9 @@ from aurora.errors import AuroraError, BadSample
 from aurora.interfaces import Entry
 from aurora.registry import SOURCE
 
-from ._join import Row, joined
+from ._join import JoinRow, joined
 from ._lines import items
-from ._records import RecordSource, Told, annotation_file
-from ._turns import agreed, asked
+from ._records import Parsed, RecordSource, agreed, annotation_file, asked
 
 
 @SOURCE.register
@@ -47,15 +46,15 @@ class Vqav2Source(RecordSource):
 
     def entries(self) -> Iterator[Entry]:
         for questions, answers in zip(self._questions, self._files, strict=True):
-            told = (Row(one.get("question_id"), _answer(one)) for one in items(answers, "annotations.item"))
-            asked_for = (Row(one.get("question_id"), one) for one in items(questions, "questions.item"))
-            for number, group in itertools.groupby(enumerate(joined(asked_for, told)), self._same):
+            answered = (JoinRow(one.get("question_id"), _answer(one)) for one in items(answers, "annotations.item"))
+            asked_for = (JoinRow(one.get("question_id"), one) for one in items(questions, "questions.item"))
+            for number, group in itertools.groupby(enumerate(joined(asked_for, answered)), self._same):
                 rows = [row for _, row in group]
                 first = rows[0][0]
                 yield {"id": number if self._by_image else first.id, "image_id": first.kept.get("image_id"),
                        "turns": [[row.kept.get("question"), found] for row, found in rows]}
 
-    def tell(self, record: Mapping[str, Any], key: str) -> Told:
+    def parse(self, record: Mapping[str, Any], key: str) -> Parsed:
         turns = []
         for question, answers in record["turns"]:
             if not answers:
@@ -65,19 +64,19 @@ class Vqav2Source(RecordSource):
         try:
             name = self._file.format(image_id=int(record["image_id"]))
         except (TypeError, ValueError) as error:
-            raise BadSample("field", f"image_id {record['image_id']!r} is no number") from error
-        return Told(turns, (name,), self._images)
+            raise BadSample("field", f"image_id {record['image_id']!r} is not a number") from error
+        return Parsed(turns, (name,), self._images)
 
-    def _same(self, numbered: tuple[int, tuple[Row, list[Any]]]) -> Any:
+    def _same(self, numbered: tuple[int, tuple[JoinRow, list[Any]]]) -> Any:
         """What joined questions have in common that become one sample."""
         number, (row, _) = numbered
         return row.kept.get("image_id") if self._by_image else number
 
 
 def _answer(annotation: Mapping[str, Any]) -> Any:
-    told = annotation.get("multiple_choice_answer")
-    if told is not None:
-        return told
+    chosen = annotation.get("multiple_choice_answer")
+    if chosen is not None:
+        return chosen
     answers = annotation.get("answers")
     given = [one.get("answer") for one in answers if isinstance(one, Mapping)] if isinstance(answers, list) else []
     return agreed(given) if given else None

@@ -15,12 +15,12 @@ import pytest
 import typer
 
 from aurora.cli import app, find_commands, main
+from aurora.commands._options import split_overrides
 from aurora.errors import AuroraError
 from aurora.evaluation.prompts import multiple_choice
 from aurora.inference.generation import Generation
 from aurora.inference.session import Session
 from aurora.interfaces import Sampling
-from aurora.overrides import split_overrides
 from aurora.registry import SLOTS
 
 ROOT = Path(__file__).parents[2]

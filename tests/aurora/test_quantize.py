@@ -66,11 +66,11 @@ def test_no_matrix_is_held_unrounded_once_the_next_one_is_read(backbone, ending,
     backbone.save_base(path)
     model, held = empty(backbone, torch.bfloat16), []
 
-    def forget(_) -> None:
+    def release(_) -> None:
         held.append(sum(isinstance(m, Linear) and not m.weight.is_meta for m in model.modules()))
 
-    monkeypatch.setattr(loading, "forget", forget)
-    monkeypatch.setattr(loading, "_PART", 1)
+    monkeypatch.setattr(loading, "release_pages", release)
+    monkeypatch.setattr(loading, "_PART_ELEMENTS", 1)
     model.quantize("int8")
     model.load_base(path)
     assert len(held) == len(backbone.state_dict()) and not any(held)

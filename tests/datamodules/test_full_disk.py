@@ -10,15 +10,15 @@ from aurora.cli import main
 from aurora.errors import AuroraError
 from aurora.registry import PROMPT, READER, TOKENIZER
 from datamodules.build.plan import BuildOrder, make_plan
-from datamodules.inspect.digests import DigestTask, shard_digests
 from datamodules.inspect.preview import write_preview
+from datamodules.inspect.stats import DigestTask, shard_digests
 from datamodules.loading.loader import BadSamples
 from datamodules.loading.rows import Skipped
 from datamodules.plan.arrays import shared_arrays
 from datamodules.plan.lengths import text_lengths
 from datamodules.shards.index import index_shard, load_index
 from datamodules.shards.writing import write_index, write_shard, write_shards
-from datamodules.source._join import Row, joined
+from datamodules.source._join import JoinRow, joined
 
 
 @pytest.fixture
@@ -80,6 +80,6 @@ def test_findings_without_room_are_named(full, capsys):
 
 def test_joining_annotations_without_room_says_where(full, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(full))
-    rows = [Row(number, "?" * 100) for number in range(1000)]
+    rows = [JoinRow(number, "?" * 100) for number in range(1000)]
     with pytest.raises(AuroraError, match=r"no room left on the disk for joining annotations.*TMPDIR"):
         list(joined(rows, rows))

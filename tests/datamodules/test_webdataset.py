@@ -170,7 +170,7 @@ def test_a_sample_longer_than_a_row_is_left_out_where_asked(make, tmp_path):
 
 
 def test_a_mixture_of_which_nothing_fits_is_refused(make, shards):
-    with pytest.raises(AuroraError, match="none of the 40 samples fits a row of 30 tokens"):
+    with pytest.raises(AuroraError, match="not one of the 40 samples fits a row of 30 tokens"):
         make.module(shards, {"mixed": 1}, row_tokens=30).setup()
 
 

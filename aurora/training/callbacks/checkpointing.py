@@ -95,9 +95,10 @@ class RunCheckpoint(CheckpointCallback):
             return
         self._saved = step
         self._require_finite(trainer, module)
-        kept = by_age(self.folder)
-        trainer.save_checkpoint(checkpoint_path(self.folder, step))
-        for old in [path for path in kept if path != checkpoint_path(self.folder, step)][KEPT_CHECKPOINTS - 1 :]:
+        path = checkpoint_path(self.folder, step)
+        trainer.save_checkpoint(path)
+        # the one before is whole by now; the rest goes once this one is
+        for old in [older for older in by_age(self.folder) if older != path][KEPT_CHECKPOINTS - 1 :]:
             trainer.strategy.remove_checkpoint(old)
 
     def _require_finite(self, trainer: L.Trainer, module: AuroraModule) -> None:

@@ -86,7 +86,7 @@ class AuroraCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         """Removes a checkpoint, once the save that is under way has succeeded."""
         self._obsolete.append(Path(path))
-        if self._thread is None or not self._thread.is_alive():
+        if self._thread is None and not self._failures:
             self._remove_obsolete()
 
     def start(self) -> None:
@@ -105,6 +105,8 @@ class AuroraCheckpointIO(CheckpointIO):
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+            if not self._failures:
+                self._remove_obsolete()
 
     def finish(self) -> None:
         """The same, and AuroraError when the last checkpoint could not be written; RuntimeError when another rank was
@@ -120,7 +122,6 @@ class AuroraCheckpointIO(CheckpointIO):
         try:
             self._write(path, tensors, state)
             self._failures, self._error = 0, None
-            self._remove_obsolete()
         # whatever it is, training goes on and the next save tries again; torch's own is not an Exception
         except (Exception, CheckpointException) as error:
             self._failures, self._error = self._failures + 1, _one_line(error)

@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from aurora.assemble import MODEL_SLOTS
 from aurora.config import Config
 from aurora.errors import AuroraError
+from aurora.registry import MODEL_SLOTS
 from aurora.training.callbacks.csv_logger import METRICS_FILE
 from aurora.training.checkpoint.layout import CHECKPOINTS
 from aurora.weights.io import weight_files

@@ -72,8 +72,8 @@ def test_a_result_says_how_it_was_made(model, config, data, tmp_path) -> None:
     result = run(model, config, data, tmp_path, model_hash="abc")
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
     assert {key: result[key] for key in ("model", "keep_ratio", "sampling", "prompt", "n", "chance", "failed")} == {
-        "model": "abc", "keep_ratio": 0.5, "sampling": {"fps": 2.0}, "prompt": {"name": "sandwich"}, "n": 6,
-        "chance": 0.25, "failed": 0}
+        "model": "abc", "keep_ratio": 0.5, "sampling": {"fps": 2.0, "frames": None, "max_frames": None},
+        "prompt": {"name": "sandwich"}, "n": 6, "chance": 0.25, "failed": 0}
     assert set(result["families"]) == {"colour", "direction"} and result["open"]["n"] == 3
     assert {"torch", "python", "aurora"} <= result["versions"].keys() and result["seconds"] > 0
 

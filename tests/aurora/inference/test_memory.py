@@ -10,6 +10,8 @@ import pytest
 
 from aurora.weights.model_folder import save_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 ASK = """
 import resource, sys, torch

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.inference import reading
 from aurora.inference.generation import Generation
 from aurora.inference.reading import blank, fork, read_frames, read_texts
 from aurora.inference.session import Session
-from aurora.inference.visuals import UnreadableVisual, frames_of, sampling_from
+from aurora.inference.visuals import UnreadableVisual, frames_of
 from aurora.interfaces import Sampling, Turn, VideoReader, Visual
 from aurora.model import AuroraModel
 from aurora.registry import READER
@@ -266,6 +267,6 @@ def test_a_truncated_image_is_refused(model: AuroraModel, image: Path, tmp_path:
         ({"fps": -1.0}, "fps -1.0"),
     ],
 )
-def test_a_sampling_that_makes_no_sense_is_refused(sampling: dict, message: str) -> None:
+def test_a_sampling_that_makes_no_sense_is_refused(config, sampling: dict, message: str) -> None:
     with pytest.raises(AuroraError, match=message):
-        sampling_from({"sampling": sampling})
+        ModelConfig.parse({**config.tree, "sampling": sampling})

@@ -213,11 +213,11 @@ def test_a_process_that_is_still_starting_ends_with_the_one_that_started_it(tmp_
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--nodes", "many", "--first-node", "localhost"], "'many' is no number such as 2, nor a range such as 1:4"),
+    (["--nodes", "many", "--first-node", "localhost"], "'many' is neither a number such as 2 nor a range such as 1:4"),
     (["--nodes", "2"], "--nodes 2 needs --first-node HOST"),
     (["--nodes", "2", "--first-node", "no.such.host.invalid"], "--first-node no.such.host.invalid: "),
-    (["--nodes", "2", "--first-node", "localhost:http"], "'http' is no port from 1 to 65535"),
-    (["--nodes", "2", "--first-node", "localhost:70000"], "'70000' is no port"),
+    (["--nodes", "2", "--first-node", "localhost:http"], "'http' is not a port from 1 to 65535"),
+    (["--nodes", "2", "--first-node", "localhost:70000"], "'70000' is not a port"),
     (["--nodes", "2", "--first-node", "::1"], "a name or an IPv4 address"),
     (["--nodes", "2", "--ray", "2"], "--nodes and --ray exclude each other"),
     (["--ray", "0"], "--ray 0 must be 1 or more"),

@@ -45,15 +45,15 @@ def test_a_run_on_shards_goes_on_exactly_where_it_broke(shards, tmp_path, monkey
     config = config_for(tmp_path / "broken", shards)
     whole = curve(tmp_path / "whole", "first")
     for step in (3, len(whole) - 2):
-        plain = AuroraModule.training_step
+        plain = AuroraModule.learn
 
-        def break_down(self, batch, batch_idx, plain=plain, step=step):
-            if self.step == step and not batch.closes_step:
+        def break_down(self, row, plain=plain, step=step):
+            if self.trainer.global_step == step and not row.closes_step:
                 raise RuntimeError("power cut")
-            return plain(self, batch, batch_idx)
+            plain(self, row)
 
         with monkeypatch.context() as patched:
-            patched.setattr(AuroraModule, "training_step", break_down)
+            patched.setattr(AuroraModule, "learn", break_down)
             with pytest.raises(RuntimeError, match="power cut"):
                 train(config)
     train(config)

@@ -11,6 +11,10 @@ from aurora.config import Config
 from aurora.errors import AuroraError
 from aurora.training.budget import disk
 from aurora.training.checkpoint.run_folder import StageFolder, fingerprint
+<<<<<<< HEAD
+=======
+from aurora.training.stage import skeleton
+>>>>>>> bench
 
 
 def config_for(run, **changes):
@@ -254,7 +258,7 @@ def test_tensorboard_holds_the_curve(tmp_path):
     from aurora.config import load_config
 
     config = config_for(tmp_path, stage="first")
-    config["logger"] = load_config("data.root=data", "logger=csv_tensorboard").logger
+    config["logger"] = load_config(["data.root=data", "logger=csv_tensorboard"])["logger"]
     train(config)
     events = EventAccumulator(str(tmp_path / "first" / "tensorboard"))
     events.Reload()

@@ -62,11 +62,11 @@ def test_an_applied_adapter_computes_what_was_trained(model, adapted, folder, co
 
 def test_a_lora_is_merged_before_matrices_are_rounded(model, folder, config, tmp_path):
     save_model(model, config, tmp_path / "model")
-    found, told = saved_model(tmp_path / "model", ["quantize=int8"], adapter=str(folder))
+    found, changed = saved_model(tmp_path / "model", ["quantize=int8"], adapter=str(folder))
     expected = copy.deepcopy(model)
     apply_adapter(expected, folder, config)
     expected.backbone.quantize("int8")
-    assert told.quantize == "int8"
+    assert changed.quantize == "int8"
     for name, tensor in expected.backbone.state_dict().items():
         assert torch.equal(found.backbone.state_dict()[name], tensor), name
 

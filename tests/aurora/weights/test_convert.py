@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -109,6 +110,17 @@ def test_the_part_of_a_model_folder_is_taken(run, model, model_folder, tmp_path:
 def test_the_part_of_a_model_folder_must_be_the_one_that_is_asked_for(run, model_folder, tmp_path: Path) -> None:
     err = run("convert", model_folder, tmp_path / "x.pth", "--backbone", "mamba2")[2]
     assert "is a model with backbone 'rwkv6', not 'mamba2'" in err
+
+
+def test_a_part_of_another_package_brings_its_layouts(tmp_path: Path) -> None:
+    family = BACKBONE.get("rwkv6").layouts
+    mine = type("Mine", (BACKBONE.get("rwkv6"),), {"layouts": dataclasses.replace(family, part="mine")})
+    BACKBONE.add("mine", mine)
+    try:
+        report = convert(base(tmp_path), tmp_path / "fla", slot="backbone", part="mine", to="fla")
+    finally:
+        del BACKBONE._classes["mine"]
+    assert report.part == "backbone mine" and "model.embeddings.weight" in open_tensors(tmp_path / "fla")
 
 
 # ---- other families, broken files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 import yaml
 
 from aurora.cli import main
+from aurora.config import load_config
 from aurora.errors import AuroraError
-from aurora.training.folder import fingerprint
+from aurora.training.checkpoint.run_folder import fingerprint
 from aurora.weights.model_folder import load_model, model_hash, save_model, weight_paths
 
 
@@ -75,7 +77,7 @@ def test_a_model_in_shards_answers_as_the_model(run, exported, model_folder, vid
 
 
 def test_a_stage_may_start_from_shards(exported, make_config) -> None:
-    config = {**make_config().tree, "stages": {"vision": {}}, "data": {}, "seed": 0, "trainer": {}}
+    config = replace(load_config("experiment=blocks"), model=make_config())
     first = fingerprint(config, "vision", str(exported("--shard-size", "30KB")))
     other = fingerprint(config, "vision", str(exported("--shard-size", "30KB", "--dtype", "bfloat16", "--force")))
     assert first["start"] != other["start"]

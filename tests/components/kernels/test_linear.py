@@ -145,6 +145,7 @@ def test_layers_are_replaced_and_keep_their_bias() -> None:
     torch.testing.assert_close(project(x, model[0]) + model[0].bias, model[0](x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instructions", ["avx2", "plain"])
 def test_a_processor_without_a_tile_unit_multiplies_many_positions_and_few(instructions: str) -> None:
     if _native.missing("linear") or instructions not in _native.here():

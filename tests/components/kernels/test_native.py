@@ -159,6 +159,7 @@ def forward_and_backward(threads: int) -> list[torch.Tensor]:
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [name for name in INSTRUCTION_SETS if name in ("avx2", "plain")])
 def test_every_instruction_set_gives_the_same(asked: str, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
     widest = forward_and_backward(1)

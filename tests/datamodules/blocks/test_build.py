@@ -33,6 +33,7 @@ def digests(folder: Path) -> dict[str, str]:
             for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(built: Path, tmp_path: Path) -> None:
     build(tmp_path, seed=3, scale=0.02, workers=1)
     assert digests(tmp_path) == digests(built)

@@ -14,7 +14,16 @@ import pytest
 from aurora.cli import main
 from aurora.errors import AuroraError
 from aurora.registry import EXECUTOR, PROMPT, SOURCE, TOKENIZER
-from datamodules.build.build import BuildTask, Count, build_tasks, clear, join, retry_skipped, run_tasks, write_task
+from datamodules.build.build import (
+    BuildTask,
+    TextCounter,
+    build_tasks,
+    clear,
+    join,
+    retry_skipped,
+    run_tasks,
+    write_task,
+)
 from datamodules.build.catalogue import known_datasets, load_dataset
 from datamodules.build.media import Transcode
 from datamodules.build.plan import BuildOrder, load_plan, make_plan, read_task
@@ -85,6 +94,8 @@ def test_the_same_input_gives_the_same_bytes_from_every_executor(dataset, tmp_pa
     assert files(tmp_path / "serial") == files(tmp_path / "process")
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_ray_gives_the_same_bytes(dataset, tmp_path):
     pytest.importorskip("ray")
     folder = dataset(8)
@@ -125,6 +136,8 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_a_build_that_is_killed_again_and_again_gives_the_same_shards(dataset, tmp_path):
     """AURORA_BUILD_KILLS=20 for more kills."""
     asked, whole, out = order(dataset(120), samples_per_shard=2), tmp_path / "whole", tmp_path / "killed"
@@ -264,7 +277,7 @@ def test_joining_before_all_is_written_names_what_lacks(dataset, tmp_path):
 
 def test_texts_counted_while_building_are_those_that_training_counts(dataset, tmp_path):
     parts = {"name": "bytes"}, {"name": "sandwich"}
-    build(order(dataset(10)), tmp_path, count=Count(*parts))
+    build(order(dataset(10)), tmp_path, count=TextCounter(*parts))
     index, tokenizer, prompt = load_index(tmp_path), TOKENIZER.build(parts[0]), PROMPT.build(parts[1])
     path = joined_path(index, counter(prompt, tokenizer))
     counted = np.load(path)

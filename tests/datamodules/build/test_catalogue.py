@@ -52,7 +52,7 @@ def test_a_dataset_of_ones_own_is_a_path(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("[]", "no dataset of a catalogue"), ("{title: T}", "lacks homepage"), ("{: ", "no dataset of a catalogue"),
+    ("[]", "not a dataset of a catalogue"), ("{title: T}", "lacks homepage"), ("{: ", "not a dataset of a catalogue"),
     ("{title: T, homepage: h, licence: l, samples: many, kinds: [], bytes: null, layout: x, source: {}}",
      "samples is 'many'"),
 ])

@@ -136,7 +136,7 @@ def test_bytes_do_not_depend_on_the_process_or_what_its_memory_held(make, tmp_pa
     (tmp_path / "a.mp4").write_bytes(make.video(21, 10))
     (tmp_path / "a.jpg").write_bytes(picture())
     done = subprocess.run([sys.executable, "-c", DIGESTS, str(tmp_path / "a.mp4"), str(tmp_path / "a.jpg")],
-                          cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True,
+                          cwd=Path(__file__).parents[3], check=True, capture_output=True, text=True,
                           env={"MALLOC_PERTURB_": "165", "PATH": ""})
     small = small_video((tmp_path / "a.mp4").read_bytes(), Transcode(32)), small_picture(picture(), Transcode(32))
     assert done.stdout.split() == [hashlib.sha256(one).hexdigest() for one in small]

@@ -15,6 +15,8 @@ from aurora.cli import main
 from aurora.errors import AuroraError
 from aurora.registry import EXECUTOR
 
+pytestmark = pytest.mark.process
+
 HERE = Path(__file__).parents[3]
 
 

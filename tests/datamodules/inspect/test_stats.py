@@ -6,8 +6,7 @@ import pytest
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 from aurora.registry import EXECUTOR, PROMPT
-from datamodules.inspect.digests import DigestTask, shard_digests, turn_digest
-from datamodules.inspect.stats import describe, read_evaluation
+from datamodules.inspect.stats import DigestTask, describe, read_evaluation, shard_digests, turn_digest
 from datamodules.shards.format import ShardSample
 from datamodules.shards.writing import write_shards
 

@@ -19,6 +19,8 @@ from datamodules.shards.index import _check_shards, load_index
 from datamodules.shards.tar import ShardFiles
 from datamodules.shards.writing import shard_path, write_shards
 
+pytestmark = pytest.mark.process
+
 MIXTURE = {"once": 1, "thrice": 3}
 LAYOUTS = [(1, 1, 0), (1, 2, 2), (2, 2, 3), (3, 1, 1)]  # nodes, ranks of each, workers of each
 

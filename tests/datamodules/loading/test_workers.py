@@ -27,6 +27,8 @@ from datamodules.plan.epoch import EpochPlan
 from datamodules.shards.format import ShardSample
 from datamodules.shards.writing import write_shards
 
+pytestmark = pytest.mark.process
+
 
 class Trapped(VideoReader):
     """Four grey frames of every file, unless the file's bytes name a way to fail."""

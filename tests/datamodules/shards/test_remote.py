@@ -95,6 +95,7 @@ def rows(make, root, **options):
     return list(chain.from_iterable(make.module(root, {"mixed": 1, "text": 1}, **options).train_dataloader()))
 
 
+@pytest.mark.slow
 def test_rows_from_a_server_are_those_of_the_folder(make, shards, server, tmp_path):
     wanted = rows(make, shards)
     found = rows(make, server.url, cache=str(tmp_path / "cache"))
@@ -216,6 +217,7 @@ def test_a_dataset_that_was_written_anew_is_fetched_anew(make, tmp_path):
     server.server_close()
 
 
+@pytest.mark.slow
 def test_the_windows_to_come_are_fetched_ahead(make, server, tmp_path):
     from datamodules.loading.prefetch import Prefetch, window_shards
 

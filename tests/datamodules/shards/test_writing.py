@@ -9,7 +9,6 @@ import webdataset
 from PIL import Image
 
 from aurora.errors import AuroraError, BadSample
-from aurora.files import replace_file
 from aurora.images import MAX_PIXELS, decode_image, image_shape
 from datamodules.build.media import Transcode, small_picture
 from datamodules.shards.format import KINDS, ShardSample, parse_record
@@ -164,13 +163,6 @@ def test_indexing_again_mends_what_lies_beside_a_shard(make, tmp_path, name, raw
     (tmp_path / name).write_bytes(raw)
     write_index(tmp_path)
     assert files(tmp_path) == before
-
-
-def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path):
-    (tmp_path / "a").mkdir()
-    with pytest.raises(OSError, match="/a'"):
-        replace_file(tmp_path / "a", b"")
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_flipped_byte_is_found_by_verifying(make, tmp_path):

@@ -14,7 +14,7 @@ from datamodules.build.build import build_tasks, join, run_tasks
 from datamodules.build.plan import BuildOrder, make_plan
 from datamodules.source._lines import AnnotationsBroken, entries, fault_of
 from datamodules.source._media import find
-from datamodules.source._turns import conversation
+from datamodules.source._records import conversation
 
 TALK = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
 
@@ -39,7 +39,7 @@ def read(path, raw):
 def test_json_that_its_parser_cannot_take_ends_with_its_reason(tmp_path, raw, why):
     found, error = read(tmp_path / "a.json", raw)
     assert not found
-    assert re.match(rf".*a\.json is no whole JSON: [^']*{why}", error)
+    assert re.match(rf".*a\.json is not whole JSON: [^']*{why}", error)
 
 
 def test_a_quote_that_is_never_closed_does_not_swallow_the_rows_behind_it(tmp_path):
@@ -106,7 +106,7 @@ def test_a_first_line_that_is_broken_costs_its_record(tmp_path, first):
 
 def test_a_pipe_is_no_medium(tmp_path):
     os.mkfifo(tmp_path / "a.jpg")
-    with pytest.raises(BadSample, match="no file and no folder"):
+    with pytest.raises(BadSample, match="neither a file nor a folder"):
         find(tmp_path, ".", "a.jpg")
 
 

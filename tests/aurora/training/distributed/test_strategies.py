@@ -11,7 +11,6 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aurora.assemble import build_model
-from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.recipe import TrainerOptions, check_rows, read_options, read_recipe
 from aurora.training.distributed.strategies import (
@@ -29,7 +28,7 @@ STEPS = 3
 
 
 def row(number=0):
-    model = build_model(ModelConfig.parse(tiny_config("run")))
+    model = build_model(tiny_config("run"))
     return MadeRows(seed=3, layout=None, tokenizer=model.tokenizer, prompt=None).row(number)
 
 
@@ -129,7 +128,7 @@ def test_gradients_are_reduced_and_remembered_only_where_something_learns(traine
 
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view:UserWarning")
 def test_a_tuned_state_is_gathered_as_often_whether_or_not_a_row_goes_on(two_ranks):
-    model = build_model(ModelConfig.parse(tiny_config("run")))
+    model = build_model(tiny_config("run"))
     model.backbone.tune_state("state")
     shard(model, two_ranks, TrainerOptions(strategy="fsdp"))
     gathers = []
@@ -145,7 +144,7 @@ def test_a_tuned_state_is_gathered_as_often_whether_or_not_a_row_goes_on(two_ran
 
 @pytest.mark.parametrize("change", [checkpoint_blocks, checkpoint_selectively])
 def test_recomputed_blocks_learn_the_same(change):
-    model = build_model(ModelConfig.parse(tiny_config("run")))
+    model = build_model(tiny_config("run"))
     changed = copy.deepcopy(model)
     change(changed)
     (loss, gradients), (same, others) = learned(model, row()), learned(changed, row())
@@ -173,7 +172,7 @@ def test_selective_recomputing_computes_no_product_and_no_kernel_twice(dear):
 def test_compiled_blocks_learn_the_same_from_rows_of_any_length():
     config = tiny_config("run")
     config["vision"]["layers"], config["backbone"]["layers"] = 2, 1
-    model = build_model(ModelConfig.parse(config))
+    model = build_model(config)
     changed = copy.deepcopy(model)
     compile_blocks(changed, backend="eager")
     for number in range(2):
@@ -236,7 +235,7 @@ def test_a_machine_without_a_gpu_refuses_fsdp1_before_anything_starts(tmp_path, 
     ({"precision": "bf16-gathered"}, "would gather a tuned initial state as bfloat16"),
 ])
 def test_what_flat_shards_cannot_hold_is_refused(options, message):
-    model = build_model(ModelConfig.parse(tiny_config("run")))
+    model = build_model(tiny_config("run"))
     if options:
         model.backbone.tune_state("state")
     else:

@@ -1,0 +1,250 @@
+"""How fast one configuration runs on this machine: what `aurora bench` measures.
+
+Shape letters: T packed positions, N frames, M tokens per frame.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+
+from aurora.config import Config
+from aurora.errors import AuroraError
+from aurora.inference.reading import Memory
+from aurora.inference.steps import Steps
+from aurora.interfaces import DataModule
+from aurora.model import AuroraModel
+from aurora.training.budget import peak_flops
+from aurora.training.distributed.precision import precision
+from aurora.training.stage import data_module, skeleton, training_module
+from aurora.types import IGNORE, Frames, PackedBatch, Position
+
+FEWEST_RUNS = 3
+TOKENS_TOGETHER = 16  # that decoding is timed over
+_ENDLESS = 10**6  # steps
+ROW_TOKENS, ROW_FRAMES = 4096, 16  # of a training row, where the data config does not say
+
+
+class Work(NamedTuple):
+    """What is to be measured."""
+
+    name: str
+    what: str  # what one run does
+    items: float  # of one run
+    unit: str
+    run: Callable[[], object]
+    together: int = 1  # runs that are timed as one, because a single one is too short
+
+
+class Measurement(NamedTuple):
+    """One kind of work, run again and again."""
+
+    name: str
+    what: str  # what one run does
+    items: float  # of one run
+    unit: str
+    median: float  # seconds of a run
+    low: float  # first quartile
+    high: float  # third quartile
+    runs: int
+    peak_bytes: int | None  # held at most, weights included; None where the system does not say
+    mfu: float | None = None  # share of the device's peak arithmetic; None where the peak is not known
+
+    @property
+    def rate(self) -> float:
+        """Items per second."""
+        return self.items / self.median
+
+
+def measure(work: Work, device: torch.device, seconds: float) -> Measurement:
+    """Warms the work up, then runs it for so many seconds, at least three times."""
+    reset = _reset_peak(device)
+    _time(work, device)
+    samples: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(samples) < FEWEST_RUNS or time.perf_counter() < end:
+        samples.append(_time(work, device))
+    return _measurement(work, samples, device, reset)
+
+
+def vision(model: AuroraModel, keep_ratio: float, frames: int) -> Work:
+    """Encoding frames [N, 3, h, w] of the size that the encoder prepares into what the language model reads."""
+    size = model.vision.prepare.size
+    keep = model.layout(keep_ratio).tokens(size, size)
+    pixels = torch.randint(256, (frames, 3, size, size), dtype=torch.uint8, device=_device_of(model))
+    return Work("vision", f"encode {frames} frames of {size}×{size} to {keep} tokens each", frames, "frames",
+                torch.inference_mode()(lambda: model.encode(pixels, keep)))
+
+
+def prefill(model: AuroraModel, tokens: int) -> Work:
+    """Reading a prompt up to the logits that follow it."""
+    read = torch.inference_mode()(lambda: model.backbone.logits(_read(model, 1, tokens).last_hidden()))
+    return Work("prefill", f"read {tokens} tokens", tokens, "tokens", read)
+
+
+def decode(model: AuroraModel, sequences: int) -> Work:
+    """Generating token after token of some sequences side by side, as answers are generated."""
+    with torch.inference_mode():
+        steps = Steps(model.backbone, _read(model, sequences, 2))
+
+    run = torch.inference_mode()(lambda: steps.read(steps.logits.argmax(-1)))
+    return Work("decode", f"generate a token, sequences: {sequences}", sequences, "tokens", run, TOKENS_TOGETHER)
+
+
+def data(config: Config, stage: str) -> Work:
+    """Reading training rows, decoded and packed; the first ones wait until the workers have started."""
+    module = data_module(config, stage)
+    rows = chain.from_iterable(chain.from_iterable(repeat(module.train_dataloader())))
+    first = next(rows)
+    return Work("data", f"read a row of {len(first.tokens)} tokens", 1, "rows", lambda: next(rows))
+
+
+def measure_training(config: Config, stage: str, device: torch.device, seconds: float) -> Measurement:
+    """Optimizer steps of one full row each, through Lightning's trainer as `aurora train` takes them."""
+    model = skeleton(config, stage)
+    row = _training_row(model, config.stages[stage].keep_ratio, config.data)
+    _check_room(model, device)
+    module, timer, reset = training_module(config, stage), _Timer(device, seconds), _reset_peak(device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's hints about loaders and loggers
+        L.Trainer(accelerator=device.type, devices=1 if device.index is None else [device.index], max_steps=_ENDLESS,
+                  **precision(config.trainer), callbacks=[timer], limit_val_batches=0, logger=False,
+                  enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                  use_distributed_sampler=False).fit(module, datamodule=_OneRow(row))
+    frames = sum(len(group.pixels) for group in row.frames)
+    what = Work("train", f"train on a row of {len(row.tokens)} tokens with {frames} frames", len(row.tokens), "tokens",
+                lambda: None)
+    found, peak = _measurement(what, timer.samples, device, reset), peak_flops(device, config.trainer.peak_tflops)
+    return found if peak is None else found._replace(mfu=module.flops_per_batch / found.median / peak)
+
+
+class _OneRow(DataModule, L.LightningDataModule):  # type: ignore[misc]
+    """The same row in every step."""
+
+    epochs = 1
+
+    def __init__(self, row: PackedBatch) -> None:
+        super().__init__()
+        self._row = row
+
+    def rows(self, position: Position, *, steps: int, rank: int, world: int) -> Iterator[PackedBatch]:
+        return repeat(self._row, steps)
+
+    def steps_per_epoch(self) -> int:
+        return _ENDLESS
+
+    def total_steps(self) -> int:
+        return _ENDLESS
+
+
+class _Timer(L.Callback):  # type: ignore[misc]
+    """Times the steps after the first one, and ends the training when there are enough."""
+
+    def __init__(self, device: torch.device, seconds: float) -> None:
+        self.samples: list[float] = []
+        self._device, self._seconds, self._last = device, seconds, 0.0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        _wait(self._device)
+        now = time.perf_counter()
+        if trainer.global_step > 1:
+            self.samples.append(now - self._last)
+        trainer.should_stop = len(self.samples) >= FEWEST_RUNS and sum(self.samples) >= self._seconds
+        self._last = now
+
+
+def _training_row(model: AuroraModel, keep_ratio: float, data: Mapping[str, Any]) -> PackedBatch:
+    """A full row [T] of one sample: frames [N, 3, h, w] in front of text, of which half is learned."""
+    size = model.vision.prepare.size
+    keep = model.layout(keep_ratio).tokens(size, size)
+    length = int(data.get("row_tokens") or ROW_TOKENS)
+    number = min(int(data.get("row_frames") or ROW_FRAMES), length // 2 // keep)
+    tokens = torch.randint(model.tokenizer.vocab_size, (length,))
+    tokens[: number * keep] = 0
+    targets = torch.full_like(tokens, IGNORE)
+    learned = (length + number * keep) // 2
+    targets[learned:] = tokens[learned:]
+    pixels = torch.randint(256, (number, 3, size, size), dtype=torch.uint8)
+    frames = (Frames(pixels, torch.arange(number * keep).view(number, keep)),) if number else ()
+    return PackedBatch(tokens, targets, torch.tensor([0, length]), frames, samples=1)
+
+
+def _check_room(model: AuroraModel, device: torch.device) -> None:
+    """AuroraError where weights, gradients and optimizer state alone do not fit into the memory that is free."""
+    needed = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in model.parameters())
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _kibibytes("/proc/meminfo", "MemAvailable")
+    if free is not None and needed > free:
+        raise AuroraError(f"weights, gradients and optimizer state take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
+                          f"are free on {device}")
+
+
+def _measurement(work: Work, samples: list[float], device: torch.device, reset: bool) -> Measurement:
+    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return Measurement(work.name, work.what, work.items, work.unit, median, low, high, work.together * len(samples),
+                       _peak(device) if reset else None)
+
+
+def _device_of(model: AuroraModel) -> torch.device:
+    """Where the model is."""
+    return next(model.parameters()).device
+
+
+def _time(work: Work, device: torch.device) -> float:
+    """Seconds of a run."""
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(work.together):
+        work.run()
+    _wait(device)
+    return (time.perf_counter() - start) / work.together
+
+
+def _read(model: AuroraModel, sequences: int, tokens: int) -> Memory:
+    """What so many sequences remember of so many random tokens each."""
+    ids = torch.randint(model.tokenizer.vocab_size, (sequences * tokens,), device=_device_of(model))
+    bounds = torch.arange(sequences + 1) * tokens
+    state = model.backbone.init_state(sequences)
+    return Memory(*model.backbone.prefill(model.backbone.embed(ids), bounds, state))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _reset_peak(device: torch.device) -> bool:
+    """Lets the peak start from here, where the system can."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def _peak(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _kibibytes("/proc/self/status", "VmHWM")
+
+
+def _kibibytes(path: str, field: str) -> int | None:
+    """Bytes that a line such as `VmHWM:  1234 kB` of a file says; None where there is no such line."""
+    try:
+        lines = Path(path).read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
