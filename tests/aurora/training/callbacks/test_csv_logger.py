@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from aurora.config import load_config
 from aurora.errors import AuroraError
 from aurora.training.callbacks.csv_logger import METRICS_FILE, CsvLogger, build_loggers, read_metrics
 
@@ -122,22 +123,17 @@ def test_a_logger_without_its_server_is_one_line_before_anything_starts(tmp_path
     pytest.importorskip("mlflow")
     entry = {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": "file:///proc/none"}
     with pytest.raises(AuroraError, match=r"^logger\.server: [^\n]+$"):
-        build_loggers({"server": entry}, tmp_path, 0)
+        build_loggers({"server": entry}, tmp_path, 0, print)
 
 
 @pytest.mark.parametrize("name", ["csv", "csv_tensorboard", "none"])
 def test_every_logger_config_builds(name, tmp_path):
-    from aurora.config import load_config
-
-    entries = load_config(["data.root=data", f"logger={name}"])["logger"] or {}
-    loggers = build_loggers(entries, tmp_path, 0)
+    loggers = build_loggers(entries(name), tmp_path, 0, print)
     assert len(loggers) == {"csv": 1, "csv_tensorboard": 2, "none": 0}[name]
 
 
 def entries(name, *overrides):
-    from aurora.config import load_config
-
-    return load_config([f"logger={name}", *overrides])["logger"]
+    return load_config(f"logger={name}", *overrides).logger
 
 
 @pytest.mark.filterwarnings("ignore")  # of packages that are not ours
@@ -147,12 +143,13 @@ def test_weights_and_biases_goes_on_in_the_same_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     ids = []
     for resume_step in (0, 1):
-        _, logger = build_loggers(entries("wandb"), tmp_path / "vision", resume_step)
+        _, logger = build_loggers(entries("wandb"), tmp_path / "vision", resume_step, print)
         logger.log_metrics({"loss": 1.0}, step=resume_step + 1)
         ids.append(logger.experiment.id)
         logger.experiment.finish()
     assert ids[0] == ids[1]
-    assert build_loggers(entries("wandb", "logger.wandb.project=mine"), tmp_path / "other", 0)[1]._id != ids[0]
+    other = build_loggers(entries("wandb", "logger.wandb.project=mine"), tmp_path / "other", 0, print)
+    assert other[1]._id != ids[0]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -162,7 +159,7 @@ def test_mlflow_goes_on_in_the_same_run(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     ids = []
     for resume_step in (0, 3, 0):
-        _, logger = build_loggers(entries("mlflow"), tmp_path, resume_step)
+        _, logger = build_loggers(entries("mlflow"), tmp_path, resume_step, print)
         logger.log_metrics({"loss": 1.0}, step=resume_step + 1)
         ids.append(logger.run_id)
     assert ids[0] == ids[1] != ids[2]  # a stage that begins again is a run of its own

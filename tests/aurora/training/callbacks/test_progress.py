@@ -2,15 +2,17 @@ import io
 
 from rich.console import Console
 
-from aurora.testing.training import tiny_config
+from aurora.testing.training import tiny_config, train
 from aurora.training import run
 
 
 def output(tmp_path, monkeypatch, *, terminal, **trainer):
     """What training prints on a terminal or elsewhere."""
     written = io.StringIO()
+    monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(run, "Console", lambda **options: Console(file=written, force_terminal=terminal, width=150,
-                                                                  _environ={"TERM": "xterm"}, **options))
+                                                                  **options))
     config = {**tiny_config(tmp_path, steps=5), "stage": "first"}
     config["trainer"].update(trainer)
     train(config)
@@ -31,7 +33,9 @@ def test_a_line_shows_loss_rate_and_throughput(tmp_path, monkeypatch):
 
 def test_a_terminal_shows_a_bar(tmp_path, monkeypatch):
     said = output(tmp_path, monkeypatch, terminal=True, progress="auto", progress_seconds=100)
-    assert "\x1b[" in said and "5/5" in said and "tokens/s" in said
+    bar = next(line for line in said.split("\n")[::-1] if "5/5" in line)
+    assert "\x1b[" in said and "first" in bar and "Epoch" not in said
+    assert all(word in bar for word in ("loss: ", "lr: ", "tokens/s: ", "samples/s: "))
 
 
 def test_none_shows_no_progress(tmp_path, monkeypatch):

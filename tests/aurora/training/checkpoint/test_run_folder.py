@@ -1,21 +1,21 @@
-import fcntl
 import os
 import socket
 import subprocess
 import sys
 
 import pytest
+from filelock import FileLock
 
 from aurora.errors import AuroraError
-from aurora.training import lock
-from aurora.training.checkpoint.run_folder import LOCK, locked
+from aurora.training.checkpoint import run_folder
+from aurora.training.checkpoint.run_folder import HOLDER, locked
 
 HOLD = """
 import socket, sys
 from pathlib import Path
 from aurora.training.checkpoint.run_folder import locked
 socket.gethostname = lambda: sys.argv[2]
-with locked(Path(sys.argv[1]), patience=0, tell=print):
+with locked(Path(sys.argv[1]), patience=0, report=print):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -44,9 +44,9 @@ def silent(message):
 
 def test_a_folder_that_another_process_holds_is_refused_with_its_number(tmp_path, hold, monkeypatch):
     process = hold()
-    monkeypatch.setattr(lock, "HERE_SECONDS", 0.1)
+    monkeypatch.setattr(run_folder, "LOCAL_SECONDS", 0.1)
     with (pytest.raises(AuroraError, match=f"process {process.pid} on .* trains in {tmp_path}; end it first"),
-          locked(tmp_path, patience=1000, tell=lambda message: None)):
+          locked(tmp_path, patience=1000, report=lambda message: None)):
         pass
 
 
@@ -54,19 +54,19 @@ def test_a_process_that_is_killed_holds_nothing(tmp_path, hold):
     process = hold()
     process.kill()
     process.wait()
-    with locked(tmp_path, patience=0, tell=silent):
-        assert (tmp_path / LOCK).read_text().endswith(f" {os.getpid()}")
+    with locked(tmp_path, patience=0, report=silent):
+        assert (tmp_path / HOLDER).read_text().endswith(f" {os.getpid()}")
 
 
 def test_a_process_of_another_machine_is_waited_for(tmp_path, hold):
-    process, told = hold("elsewhere"), []
+    process, reported = hold("elsewhere"), []
 
-    def tell(message):
-        told.append(message)
+    def report(message):
+        reported.append(message)
         process.stdin.close()
 
-    with locked(tmp_path, patience=60, tell=tell):
-        assert told == [f"waiting for process {process.pid} on elsewhere, which trains in {tmp_path}"]
+    with locked(tmp_path, patience=60, report=report):
+        assert reported == [f"waiting for process {process.pid} on elsewhere, which trains in {tmp_path}"]
     process.wait()
     process.stdin = None
 
@@ -74,14 +74,15 @@ def test_a_process_of_another_machine_is_waited_for(tmp_path, hold):
 def test_a_process_of_another_machine_is_not_waited_for_without_end(tmp_path, hold):
     process = hold("elsewhere")
     with (pytest.raises(AuroraError, match=f"process {process.pid} on elsewhere trains in"),
-          locked(tmp_path, patience=0, tell=lambda message: None)):
+          locked(tmp_path, patience=0, report=lambda message: None)):
         pass
 
 
-def test_where_the_file_system_knows_no_locks_training_goes_on(tmp_path, monkeypatch):
-    def unknown(*arguments):
-        raise OSError("Function not implemented")
+@pytest.mark.parametrize("error", [OSError("Function not implemented"), NotImplementedError("no flock")], ids=repr)
+def test_where_the_file_system_has_no_locks_training_goes_on(error, tmp_path, monkeypatch):
+    def unknown(*arguments, **options):
+        raise error
 
-    monkeypatch.setattr(fcntl, "lockf", unknown)
-    with locked(tmp_path, patience=0, tell=silent):
+    monkeypatch.setattr(FileLock, "acquire", unknown)
+    with locked(tmp_path, patience=0, report=silent):
         pass
