@@ -1,14 +1,16 @@
-"""Writing files and folders atomically, so that they are there as a whole or not at all, and room for them."""
+"""Writing files and folders atomically, so that they are there as a whole or not at all, room for them, and JSON."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from aurora.errors import AuroraError
 
@@ -84,6 +86,22 @@ def require_free(target: Path, *, folder: bool, force: bool) -> None:
     if others:
         raise AuroraError(f"{target} is not replaced: it holds {others[0]!r}, which is not part of a model; "
                           "give a folder of its own")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A mapping from a JSON file. AuroraError when it holds anything else."""
+    try:
+        read = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AuroraError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(read, dict):
+        raise AuroraError(f"{file} cannot be read: it does not hold a JSON object")
+    return read
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """Writes a mapping for people to read."""
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def require_room(target: Path, wanted: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 import typer
 
 from aurora.errors import AuroraError
+from aurora.files import write_json
 
 if TYPE_CHECKING:
     from aurora.weights.report import Report
@@ -70,8 +70,7 @@ def convert(
 
     def accept(found: Report) -> None:
         if report is not None:
-            text = json.dumps(found.as_dict(), indent=2, ensure_ascii=False) + "\n"
-            report.write_text(text, encoding="utf-8")
+            write_json(report, found.as_dict())
         show(found, Console(highlight=False))
         refuse_gaps(found, missing_too=allow_missing, unexpected_too=allow_unexpected)
 

@@ -137,9 +137,3 @@ def _svg(figure: Figure) -> str:
     figure.savefig(buffer, format="svg")
     text = buffer.getvalue()
     return text[text.index("<svg") :]
-
-
-def vision_grid(model: AuroraModel, pixels: Tensor) -> tuple[int, int]:
-    """Rows and columns of patches of prepared pixels [3, h, w]."""
-    side = model.vision.prepare.patch_size
-    return pixels.shape[1] // side, pixels.shape[2] // side

@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 
-from aurora.config import load_config
-from aurora.demo.report import Answer, percent, write_report
+from aurora.assemble import count_parameters
+from aurora.config import ModelConfig, load_config
+from aurora.demo.figures import by_accuracy, draw_groups, family_bars, loss_curves, merged_patches, png
 from aurora.evaluation.prompts import CAPTION_VIDEO, option_label
 from aurora.evaluation.questions import Question, read_questions
 from aurora.evaluation.report import render
 from aurora.evaluation.run import evaluate
 from aurora.evaluation.scoring import chosen_option
+from aurora.files import read_json, write_json
 from aurora.inference.session import Session
 from aurora.inference.visuals import frames_of
+from aurora.model import AuroraModel
 from aurora.training.callbacks.csv_logger import read_metrics
 from aurora.weights.model_folder import load_model, model_hash
 
 SHOWN = ("moving_direction", "state_change", "needle")
 """The families of the three questions that are asked aloud."""
+
+
+class Answer(NamedTuple):
+    """One question that the demo asked aloud."""
+
+    question: Question
+    options: tuple[str, ...]  # with their letters
+    answer: str
+    correct: bool
+    caption: str
+    frames: tuple[np.ndarray, ...]
 
 
 def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0, overrides: Sequence[str] = ()
@@ -65,7 +80,7 @@ def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0,
         "peak_memory_bytes": peak_memory_bytes(),
         "seeds": {"data": seed, "training": recipe.seed, "wrong_videos": result["protocol"]["seed"]},
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / "result.json", result)
     curves = {stage: [(int(row["step"]), float(row["loss"])) for row in read_metrics(folder / stage)]
               for stage in recipe.stages}
     write_report(folder / "report.html", model=model, config=config, result=result, answers=answers, curves=curves)
@@ -79,12 +94,12 @@ def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0,
 def build_once(data: Path, seed: int, scale: float, console: Console) -> None:
     """Builds the data unless this very data stands there."""
     mark, wanted = data / "built.json", {"seed": seed, "scale": scale}
-    if mark.is_file() and json.loads(mark.read_text()) == wanted:
+    if mark.is_file() and read_json(mark) == wanted:
         console.print(f"{data} is built")
         return
     mark.unlink(missing_ok=True)
     run_aloud("blocks", str(data), f"--seed={seed}", f"--scale={scale}", console=console)
-    mark.write_text(json.dumps(wanted))
+    write_json(mark, wanted)
 
 
 def processes() -> list[str]:
@@ -122,19 +137,47 @@ def answer_aloud(session: Session, folder: Path, question: Question, console: Co
     console.print(f"{video}  {question.question} {' '.join(options)}", markup=False)
     console.print(f"  → {answer}   (correct: {options[question.right]})", markup=False)
     console.print(f"  → {caption}", markup=False)
-    return Answer(
-        video=question.video,
-        question=question.question,
-        options=options,
-        expected=options[question.right],
-        answer=answer,
-        correct=chosen_option(answer, question.options) == question.right,
-        caption=caption,
-        frames=tuple(frames_of([str(video)], session.sampling, session.reader)),
-    )
+    return Answer(question, options, answer, chosen_option(answer, question.options) == question.right, caption,
+                  tuple(frames_of([str(video)], session.sampling, session.reader)))
 
 
 def peak_memory_bytes() -> int:
     """The largest resident set of this process or of one of its children so far."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def percent(share: float | None) -> str:
+    """A share in whole percent; a dash where nothing was asked."""
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def write_report(path: Path, *, model: AuroraModel, config: ModelConfig, result: Mapping[str, Any],
+                 answers: Sequence[Answer], curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """Renders the page; `curves` holds (step, loss) points per stage."""
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
+                              undefined=StrictUndefined)
+    page = environment.get_template("report.html.j2").render(
+        result=result,
+        families=by_accuracy(result),
+        percent=percent,
+        backbone=config.backbone["name"],
+        parameters=f"{sum(count_parameters(model).values()):,}",
+        sampling=", ".join(f"{key} {value}" for key, value in config.tree["sampling"].items() if value is not None),
+        bars=family_bars(result),
+        curves=loss_curves(curves),
+        answers=answers,
+        png=png,
+        patches=[_patch_row(model, answer.frames[len(answer.frames) // 2], config.keep_ratio) for answer in answers],
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _patch_row(model: AuroraModel, frame: np.ndarray, keep_ratio: float) -> list[dict[str, Any]]:
+    prepared = model.vision.prepare(frame)
+    pixels = prepared.permute(1, 2, 0).numpy()
+    side = model.vision.prepare.patch_size
+    grid = pixels.shape[0] // side, pixels.shape[1] // side
+    rows = [{"blocks": group.blocks, "tokens": group.tokens, "image": png(draw_groups(pixels, group.owner, grid))}
+            for group in merged_patches(model, frame, keep_ratio)]
+    return [{"blocks": None, "tokens": None, "image": png(pixels, scale=3)}, *rows]

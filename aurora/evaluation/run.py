@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import time
 from collections import defaultdict
@@ -19,6 +18,7 @@ from aurora.errors import AuroraError
 from aurora.evaluation.predictions import PREDICTIONS_FILE, Prediction, PredictionFile, Task
 from aurora.evaluation.questions import QUESTIONS_FILE, Question, read_questions, wrong_videos
 from aurora.evaluation.summary import summarise
+from aurora.files import write_json
 from aurora.inference.generation import Generation, complete
 from aurora.inference.reading import fork
 from aurora.inference.session import Session
@@ -72,7 +72,7 @@ def evaluate(
     _refuse_total_failure(predictions)
     result = {**summarise(list(questions.values()), predictions), **settings, "limit": limit, "versions": _versions(),
               "seconds": round(time.monotonic() - start, 2)}
-    (Path(output) / RESULT_FILE).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(Path(output) / RESULT_FILE, result)
     return result
 
 

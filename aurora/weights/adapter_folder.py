@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
-from aurora.files import replacing
+from aurora.files import read_json, replacing, write_json
 from aurora.interfaces import Backbone
 from aurora.model import AuroraModel
 from aurora.recipe import Adapters
@@ -55,7 +54,7 @@ def save_adapter(model: AuroraModel, folder: Path, *, config: ModelConfig, adapt
                 lora_module().save_lora(part, place / slot)
             if isinstance(part, Backbone) and part.initial_state is not None:
                 _save(part.export_state(dict(part.initial_state.values())), place / slot / STATE_FILE)
-        (place / ABOUT_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_json(place / ABOUT_FILE, about)
 
 
 def apply_adapter(model: AuroraModel, path: str | Path, config: ModelConfig, *, any_base: bool = False) -> None:
@@ -117,12 +116,11 @@ def _apply_folder(model: AuroraModel, folder: Path, config: ModelConfig, *, any_
 
 
 def _about(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    path = folder / ABOUT_FILE
+    about = read_json(folder / ABOUT_FILE)
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
         return dict(about["parts"]), {slot: about["base"][slot] for slot in WEIGHTED_SLOTS if slot in about["base"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AuroraError(f"{path} cannot be read: {type(error).__name__} {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise AuroraError(f"{folder / ABOUT_FILE} cannot be read: {type(error).__name__} {error}") from error
 
 
 def _own_weights(part: nn.Module) -> dict[str, Tensor]:

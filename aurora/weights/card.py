@@ -12,11 +12,11 @@ import aurora
 from aurora.assemble import count_parameters
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
+from aurora.files import read_json
 from aurora.interfaces import Text, Turn
 from aurora.model import AuroraModel
 from aurora.registry import MODEL_SLOTS
 from aurora.types import state_bytes
-from aurora.weights.io import read_json
 
 # what lies beside a model, by the names that training and evaluation give it: RUN/STAGE/{model,done.json,eval}
 DONE_FILE = "done.json"

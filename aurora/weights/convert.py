@@ -5,7 +5,6 @@ What is written is decided from names and shapes alone; then the weights are str
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -16,14 +15,13 @@ import torch
 from torch import Tensor
 
 from aurora.errors import AuroraError, suggest
-from aurora.files import replacing, require_free, require_room
+from aurora.files import read_json, replacing, require_free, require_room, write_json
 from aurora.registry import SLOTS
 from aurora.weights.io import (
     SAFETENSORS,
     Output,
     are_mapped,
     open_tensors,
-    read_json,
     release_pages,
     slices,
     write_pth,
@@ -329,8 +327,7 @@ def write(planned: Plan, target: Path, shard_bytes: int, progress: Progress) -> 
         if folder:
             write_shards(place, planned.outputs, {"format": "pt"}, shard_bytes, on_bytes)
             if planned.config is not None:
-                text = json.dumps(planned.config, indent=2) + "\n"
-                (place / CONFIG_JSON).write_text(text, encoding="utf-8")
+                write_json(place / CONFIG_JSON, planned.config)
         elif target.suffix == SAFETENSORS:
             write_safetensors(place, planned.outputs, {"format": "pt"}, on_bytes)
         else:

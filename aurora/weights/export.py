@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 
 from aurora.assemble import build_model
-from aurora.files import replacing, require_free, require_room
+from aurora.files import replacing, require_free, require_room, write_json
 from aurora.weights.card import describe_prompt, model_card, results_of, training_of
 from aurora.weights.convert import DTYPES, SHARD_BYTES, Progress, summed
 from aurora.weights.io import Output, are_mapped, write_shards
@@ -46,8 +45,7 @@ def export(
     require_room(target, all_bytes + _SPARE_BYTES)
     with replacing(target, folder=True) as place:
         describe_model(config, place)
-        (place / PROMPT_FILE).write_text(json.dumps(describe_prompt(model), indent=2, ensure_ascii=False) + "\n",
-                                         encoding="utf-8")
+        write_json(place / PROMPT_FILE, describe_prompt(model))
         (place / CARD_FILE).write_text(card, encoding="utf-8")
         for file in model.tokenizer.files:
             shutil.copyfile(file, place / file.name)

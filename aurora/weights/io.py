@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.serialization import skip_data
 
 from aurora.errors import AuroraError
+from aurora.files import read_json, write_json
 
 PICKLED = (".pth", ".pt", ".bin")
 SAFETENSORS = ".safetensors"
@@ -91,17 +92,6 @@ def read_metadata(file: Path) -> dict[str, str]:
             return dict(opened.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise _broken_safetensors(file, error) from error
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A mapping from a JSON file. AuroraError when it holds anything else."""
-    try:
-        read = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AuroraError(f"{file} is not readable as JSON: {error}") from error
-    if not isinstance(read, dict):
-        raise AuroraError(f"{file} does not hold a JSON object")
-    return read
 
 
 def are_mapped(path: str | Path) -> bool:
@@ -250,7 +240,7 @@ def write_shards(folder: Path, outputs: Mapping[str, Output], metadata: Mapping[
         place |= dict.fromkeys(names, file.name)
     index = {"metadata": {"total_size": sum(output.nbytes for output in outputs.values())},
              "weight_map": dict(sorted(place.items()))}
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / INDEX_FILE, index)
 
 
 def plan_shards(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:

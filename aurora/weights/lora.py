@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from aurora.errors import AuroraError
+from aurora.files import read_json, write_json
 from aurora.weights.io import open_tensors
 from aurora.weights.loading import mismatches
 
@@ -67,8 +67,7 @@ def save_lora(part: nn.Module, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = {key: sorted(value) if isinstance(value, set) else value
               for key, value in part.peft_config[_NAME].to_dict().items()}  # type: ignore[index, union-attr]
-    (folder / CONFIG_FILE).write_text(json.dumps({**config, "inference_mode": True}, indent=1, sort_keys=True) + "\n",
-                                      encoding="utf-8")
+    write_json(folder / CONFIG_FILE, dict(sorted({**config, "inference_mode": True}.items())))
     save_file({_PREFIX + key: tensor.detach().cpu().contiguous() for key, tensor in _tensors(part).items()},
               folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
@@ -122,14 +121,12 @@ def _tensors(part: nn.Module) -> dict[str, Tensor]:
 
 def _read_config(folder: Path) -> LoraConfig:
     path = folder / CONFIG_FILE
+    kind = read_json(path).get("peft_type")
+    if kind != "LORA":
+        raise AuroraError(f"{path} describes an adapter of the type {kind!r}; only LORA can be read")
     try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("peft_type")
-        if kind != "LORA":
-            raise AuroraError(f"{path} describes an adapter of the type {kind!r}; only LORA can be read")
         config = LoraConfig.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, AuroraError):
-            raise
         raise AuroraError(f"{path} cannot be read: {error}") from error
     if config.modules_to_save:
         raise AuroraError(f"{path} stores whole modules ({', '.join(config.modules_to_save)}) beside its LoRA, which "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aurora.errors import AuroraError
-from aurora.weights.io import SAFETENSORS, SINGLE_FILE, open_tensors, read_json
+from aurora.files import read_json, write_json
+from aurora.weights.io import SAFETENSORS, SINGLE_FILE, open_tensors
 from aurora.weights.loading import mismatches
 
 PREFIX = "vision_model."
@@ -39,7 +39,7 @@ def write_tower(path: str, tensors: Mapping[str, Tensor], config: Mapping[str, A
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(dict(tensors), file, metadata={"format": "pt"})
     if file != place:
-        (place / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
+        write_json(place / "config.json", config)
 
 
 def copy_into(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], path: str) -> None:
