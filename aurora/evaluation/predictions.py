@@ -25,12 +25,9 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(Task):
     """What was answered, or why nothing could be."""
 
-    id: str
-    shown: Shown
-    video: str
     answer: str
     failure: str | None = None
 
@@ -75,7 +72,7 @@ class PredictionFile:
             self._check(json.loads(first)["settings"])
             found = [Prediction(**json.loads(line)) for line in lines]
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise AuroraError(f"{self.path} is no file of predictions ({error}); choose another output folder, or "
+            raise AuroraError(f"{self.path} is not a file of predictions ({error}); choose another output folder, or "
                               "start again with --restart") from error
         # What failed is tried again: the missing file may be there now.
         self.done = {prediction.task: prediction for prediction in found if prediction.failure is None}
@@ -85,7 +82,7 @@ class PredictionFile:
     def _check(self, before: Mapping[str, Any]) -> None:
         changed = [key for key in {*before, *self._settings} if before.get(key) != self._settings.get(key)]
         if changed:
-            told = "; ".join(f"{key} {before.get(key)!r} then, {self._settings.get(key)!r} now"
-                             for key in sorted(changed))
-            raise AuroraError(f"{self.path} was made with other settings ({told}); choose another output folder, or "
+            values = "; ".join(f"{key} {before.get(key)!r} then, {self._settings.get(key)!r} now"
+                               for key in sorted(changed))
+            raise AuroraError(f"{self.path} was made with other settings ({values}); choose another output folder, or "
                               "start again with --restart")

@@ -17,7 +17,7 @@ from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.evaluation.predictions import PREDICTIONS_FILE, Prediction, PredictionFile, Task
 from aurora.evaluation.questions import QUESTIONS_FILE, Question, read_questions, wrong_videos
-from aurora.evaluation.summary import summarise
+from aurora.evaluation.scoring import summarise
 from aurora.files import write_json
 from aurora.inference.generation import Generation, complete
 from aurora.inference.reading import fork
@@ -49,7 +49,7 @@ def evaluate(
     limit: int | None = None,
     parallel: int = 32,
     restart: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda answered, all: None,
 ) -> dict[str, Any]:
     """The result, which is also written to `output` beside the predictions; a stopped run goes on where it was.
 
@@ -66,8 +66,7 @@ def evaluate(
     for together in _by_video(pending, parallel):
         file.add(_predict(session, Path(folder), together, questions, protocol))
         answered += len(together)
-        if on_progress is not None:
-            on_progress(answered, len(tasks))
+        on_progress(answered, len(tasks))
     predictions = {task: file.done[task] for task in tasks}
     _refuse_total_failure(predictions)
     result = {**summarise(list(questions.values()), predictions), **settings, "limit": limit, "versions": _versions(),
@@ -122,13 +121,8 @@ def _settings(config: ModelConfig, folder: str | Path, protocol: Protocol, model
               ) -> dict[str, Any]:
     questions = (Path(folder) / QUESTIONS_FILE).read_bytes()
     used = ("keep_ratio", "sampling", "prompt", "merge", "sort", "reader", "dtype", "quantize")
-    tree = config.tree
-    return {
-        "model": model_hash,
-        "questions": hashlib.sha256(questions).hexdigest(),
-        **{key: tree[key] for key in used},
-        "protocol": asdict(protocol),
-    }
+    return {"model": model_hash, "questions": hashlib.sha256(questions).hexdigest(),
+            **{key: config.tree[key] for key in used}, "protocol": asdict(protocol)}
 
 
 def _refuse_total_failure(predictions: Mapping[Task, Prediction]) -> None:

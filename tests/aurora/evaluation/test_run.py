@@ -16,7 +16,7 @@ from aurora.evaluation.predictions import Prediction, Task
 from aurora.evaluation.questions import Question, read_questions
 from aurora.evaluation.report import render
 from aurora.evaluation.run import Protocol, evaluate
-from aurora.evaluation.summary import summarise
+from aurora.evaluation.scoring import summarise
 from aurora.inference.generation import Generation
 from aurora.inference.session import Session
 from aurora.model import AuroraModel
@@ -107,7 +107,7 @@ def test_predictions_made_otherwise_are_not_added_to(model, config, data, tmp_pa
 
 def test_a_file_of_something_else_is_not_overwritten(model, config, data, tmp_path) -> None:
     (tmp_path / "predictions.jsonl").write_text("something of value\n")
-    with pytest.raises(AuroraError, match="no file of predictions"):
+    with pytest.raises(AuroraError, match="not a file of predictions"):
         run(model, config, data, tmp_path)
     assert (tmp_path / "predictions.jsonl").read_text() == "something of value\n"
 

@@ -243,7 +243,7 @@ def test_an_index_may_not_lead_out_of_its_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("index", "message"),
-    [("{", "not readable as JSON"), ("[]", "not hold a JSON object"), ('{"weight_map": {}}', "none at all"),
+    [("{", "cannot be read as JSON"), ("[]", "not hold a JSON object"), ('{"weight_map": {}}', "none at all"),
      ('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "not there: model-00001-of-00002")],
 )
 def test_a_broken_index_is_named(tmp_path: Path, index: str, message: str) -> None:

@@ -158,5 +158,5 @@ def test_an_index_that_names_an_absent_shard_is_an_error(tmp_path: Path) -> None
 
 def test_an_index_that_is_no_json_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text("{")
-    with pytest.raises(AuroraError, match="not readable as JSON"):
+    with pytest.raises(AuroraError, match="cannot be read as JSON"):
         build().load_base(str(tmp_path))
