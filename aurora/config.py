@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -198,13 +199,10 @@ def load_mixture(name: str) -> dict[str, Any]:
     if name not in known and not name.endswith((".yaml", ".yml")):
         raise AuroraError(f"no mixture named {name!r}.{suggest(name, known)}; or give a path to a yaml")
     path = CONFIG_FOLDER / "mixture" / f"{name}.yaml" if name in known else Path(name)
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise AuroraError(f"mixture {path}: {' '.join(str(error).split())}") from error
+    with _errors_named(f"mixture {path}"):
+        content = _read_yaml(path)
     check_kind(f"mixture {path}", content, Mapping[str, Any])
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
+    return content
 
 
 def known_yamls(group: str) -> list[str]:
@@ -214,8 +212,7 @@ def known_yamls(group: str) -> list[str]:
 
 def named_part(slot: str, name: str) -> dict[str, Any]:
     """The entry of a part by name: with the options of its yaml, if it has one, but those left to the user."""
-    if name not in SLOTS[slot].known():
-        raise AuroraError(f"no {slot} named {name!r}.{suggest(name, SLOTS[slot].known())}")
+    SLOTS[slot].require(name)
     return {key: value for key, value in _yaml_of(slot, name).items() if value != "???"}
 
 
@@ -257,19 +254,18 @@ def _yaml_of(slot: str, name: str) -> dict[str, Any]:
         options = {key: "???" if option.default is inspect.Parameter.empty else option.default
                    for key, option in SLOTS[slot].options(name).items() if key not in INJECTED.get(slot, ())}
         return {"name": name, **options}
-    content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
+    return _read_yaml(path)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    return content
 
 
 def _compose(choices: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(config_dir=str(CONFIG_FOLDER), version_base="1.3"):
-            tree: DictConfig = compose("aurora", overrides=list(choices))
-            return tree
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise AuroraError("config: " + " ".join(str(error).split())) from error
+    with _errors_named("config"), initialize_config_dir(config_dir=str(CONFIG_FOLDER), version_base="1.3"):
+        return compose("aurora", overrides=list(choices))  # type: ignore[no-any-return]
 
 
 def _drop_options_of_other_parts(tree: DictConfig, choices: Sequence[Override]) -> None:
@@ -294,14 +290,12 @@ def _apply(tree: DictConfig, override: Override, *, new: bool = False) -> None:
     # `+` makes the mappings on its way too, as in Hydra
     for path in paths[:-1][:1] if override.is_add() else paths[:-1] if new else paths:
         _require_key(tree, path)
-    try:
+    with _errors_named("config"):
         if override.is_delete():
             owner = OmegaConf.select(tree, paths[-2]) if paths[:-1] else tree
             del owner[names[-1]]
         else:
             OmegaConf.update(tree, key, override.value(), merge=names[-1] != "mixture", force_add=True)
-    except OmegaConfBaseException as error:
-        raise AuroraError("config: " + " ".join(str(error).split())) from error
 
 
 def _require_key(tree: DictConfig, key: str) -> None:
@@ -315,12 +309,18 @@ def _require_key(tree: DictConfig, key: str) -> None:
 
 def _plain(tree: DictConfig) -> dict[str, Any]:
     """Plain containers, with interpolations resolved and without what is left to the user."""
-    try:
-        content = OmegaConf.to_container(tree, resolve=True)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise AuroraError("config: " + " ".join(str(error).split())) from error
-    given: dict[str, Any] = _given(content)
+    with _errors_named("config"):
+        given: dict[str, Any] = _given(OmegaConf.to_container(tree, resolve=True))
     return given
+
+
+@contextmanager
+def _errors_named(where: str) -> Iterator[None]:
+    """AuroraError that begins with `where`, in one line, in place of Hydra's and the file system's."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+        raise AuroraError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 def _given(value: Any) -> Any:

@@ -50,7 +50,7 @@ def check_entries(where: str, entries: Any, kind: type[Any]) -> None:
 
 def resolve(target: Any) -> type[Any]:
     """The class behind an allowed dotted path. AuroraError for anything else."""
-    by_package = target in {entry.value.replace(":", ".") for entry in entry_points(group=ENTRY_POINTS)}
+    by_package = target in [entry.value.replace(":", ".") for entry in entry_points(group=ENTRY_POINTS)]
     if not isinstance(target, str) or not (by_package or target.startswith(ALLOWED)):
         raise AuroraError(f"_target_ {target!r} is not allowed; it must start with {' or '.join(ALLOWED)}, or be what "
                           f"an installed package names as an entry point of the group {ENTRY_POINTS}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
@@ -239,12 +240,9 @@ def in_order(recipes: Mapping[str, Recipe]) -> dict[str, Recipe]:
     for name, recipe in recipes.items():
         if recipe.after is not None and recipe.after not in recipes:
             raise AuroraError(f"stages.{name}.after: no stage named {recipe.after!r}.{suggest(recipe.after, recipes)}")
-    ordered: dict[str, Recipe] = {}
-    while len(ordered) < len(recipes):
-        ready = [name for name, recipe in recipes.items()
-                 if name not in ordered and (recipe.after is None or recipe.after in ordered)]
-        if not ready:
-            raise AuroraError(f"stages {', '.join(recipes.keys() - ordered.keys())} wait for each other: "
-                              "their `after` form a circle")
-        ordered.update({name: recipes[name] for name in ready})
-    return ordered
+    before = {name: [recipe.after] if recipe.after else [] for name, recipe in recipes.items()}
+    try:
+        return {name: recipes[name] for name in TopologicalSorter(before).static_order()}
+    except CycleError as error:
+        raise AuroraError(f"stages {', '.join(error.args[1][1:])} wait for each other: their `after` form a circle"
+                          ) from error

@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 from aurora import interfaces
@@ -38,11 +37,11 @@ class Slot(Generic[T]):
 
     def add(self, name: str, part: type[T]) -> type[T]:
         """Registers a class under a name. AuroraError when the name is taken or the contract is not met."""
-        taken = self._classes.get(name)
+        taken: object = self._classes.get(name)
         if taken is None and name in self._files() and part.__module__ != f"{self.package}.{name}":
-            raise self._taken(name, f"{self.folder / name}.py", part)
+            taken = f"{self.folder / name}.py"
         if taken is not None:
-            raise self._taken(name, taken, part)
+            raise AuroraError(f"{self.name} {name!r} is taken by {taken}; {part} needs another name")
         self._check(name, part)
         self._classes[name] = part
         return part
@@ -50,6 +49,11 @@ class Slot(Generic[T]):
     def known(self) -> list[str]:
         """The names that `get` takes, sorted."""
         return sorted({*self._files(), *self._entry_points(), *self._classes})
+
+    def require(self, name: str) -> None:
+        """AuroraError that lists the known names when this is not one of them."""
+        if name not in self.known():
+            raise AuroraError(f"no {self.name} named {name!r}.{suggest(name, self.known())}")
 
     def get(self, name: str) -> type[T]:
         """The class of a name. AuroraError that lists the known names when there is none."""
@@ -97,16 +101,15 @@ class Slot(Generic[T]):
         return {entry.name: entry for entry in entry_points(group=f"aurora.{self.name}")}
 
     def _load(self, name: str) -> None:
+        self.require(name)
         outside = self._entry_points().get(name)
-        if name in self._files():
-            if outside is not None:
-                raise AuroraError(f"{self.name} {name!r} is taken by {self.package}.{name}; the entry point "
-                                  f"{outside.value} needs another name")
+        if outside is None:
             self._import(name)
-        elif outside is not None:
-            self._load_entry_point(outside)
+        elif name in self._files():
+            raise AuroraError(f"{self.name} {name!r} is taken by {self.package}.{name}; the entry point "
+                              f"{outside.value} needs another name")
         else:
-            raise AuroraError(f"no {self.name} named {name!r}.{suggest(name, self.known())}")
+            self._load_entry_point(outside)
 
     def _import(self, name: str) -> None:
         module = f"{self.package}.{name}"
@@ -126,7 +129,7 @@ class Slot(Generic[T]):
         try:
             part = entry.load()
         except (ImportError, AttributeError) as error:
-            raise AuroraError(f"{self.name} {entry.name!r}: the entry point {entry.value} does not import: {error}"
+            raise AuroraError(f"{self.name} {entry.name!r}: the entry point {entry.value} cannot be imported: {error}"
                               ) from error
         # The module may have called `add` itself while it was imported.
         if self._classes.get(entry.name) is not part:
@@ -134,7 +137,7 @@ class Slot(Generic[T]):
 
     def _check(self, name: str, part: type[T]) -> None:
         if not (inspect.isclass(part) and issubclass(part, self.contract)):
-            raise AuroraError(f"{self.name} {name!r}: {part} is no {self.contract.__name__}")
+            raise AuroraError(f"{self.name} {name!r}: {part} is not a {self.contract.__name__}")
         if inspect.isabstract(part):
             missing = ", ".join(sorted(getattr(part, "__abstractmethods__", ())))
             raise AuroraError(f"{self.name} {name!r}: {part.__name__} lacks {missing} of {self.contract.__name__}")
@@ -142,15 +145,6 @@ class Slot(Generic[T]):
             if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
                 raise AuroraError(f"{self.name} {name!r}: the constructor's {str(parameter)!r} must be keyword-only; "
                                   "a catch-all would let misspelt options through")
-
-    def _taken(self, name: str, by: object, part: object) -> AuroraError:
-        return AuroraError(f"{self.name} {name!r} is taken by {by}; {part} needs another name")
-
-
-def import_part(module: str) -> ModuleType:
-    """A module of `components` or `datamodules` by its path in the clone: the frame never imports them by statement."""
-    return importlib.import_module(_PREFIX + module)
-
 
 VISION = Slot("vision", interfaces.VisionEncoder, "components.vision")
 MERGE = Slot("merge", interfaces.MergeStrategy, "components.merge")

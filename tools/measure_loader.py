@@ -16,6 +16,7 @@ import os
 import statistics
 import tempfile
 import time
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from PIL import Image
 
 from aurora.images import ImagePreparation
 from aurora.interfaces import VisualLayout
-from aurora.registry import DATA, MERGE, PROMPT, READER, TOKENIZER, import_part
+from aurora.registry import DATA, MERGE, PROMPT, READER, TOKENIZER
 
 SIDE = 64
 WARM = 4  # of twenty looks
@@ -88,7 +89,7 @@ def private(pid: int) -> int:
 
 def module(root: Path, count: int, workers: int):  # noqa: ANN201
     """Small pictures with a question each."""
-    samples = import_part("datamodules.shards.format")
+    samples = import_module("datamodules.shards.format")
     pixels = np.random.default_rng(0).integers(0, 255, (16, SIDE, SIDE, 3), np.uint8)
     media = []
     for picture in pixels:
@@ -96,7 +97,7 @@ def module(root: Path, count: int, workers: int):  # noqa: ANN201
         Image.fromarray(picture).save(buffer, "JPEG")
         media.append(buffer.getvalue())
     turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "Noise. " * 9}]
-    import_part("datamodules.shards.writing").write_shards(
+    import_module("datamodules.shards.writing").write_shards(
         (samples.ShardSample(f"{number:08d}", {"conversations": turns, "image": "jpg"},
                              {"jpg": media[number % len(media)]}) for number in range(count)),
         root / "d", samples_per_shard=5_000)

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from PIL import Image
 from aurora.errors import AuroraError, BadSample
 from aurora.images import decode_image, image_shape
 from aurora.interfaces import Sampling, VideoReader
-from aurora.registry import READER, import_part
+from aurora.registry import READER
 
 HEIGHT, WIDTH, FRAMES = 48, 64, 20
 KINDS = ("mp4", "webm", "jpg", "png", "webp", "json")
@@ -123,7 +124,7 @@ def child(options: argparse.Namespace) -> None:
 
 def outcome(kind: str, data: bytes, reader: VideoReader) -> str:
     """Reads a file as a sample's member is read, and says what came of it."""
-    samples, index = import_part("datamodules.shards.format"), import_part("datamodules.shards.index")
+    samples, index = import_module("datamodules.shards.format"), import_module("datamodules.shards.index")
     try:
         if kind == "json":
             samples.parse_record(data)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 from torch import nn
@@ -75,12 +75,6 @@ def lr_scale(adapters: Adapters, slot: WeightedSlot, name: str, otherwise: float
     return otherwise
 
 
-def sharded_alone(model: AuroraModel) -> Iterator[nn.Module]:
-    """Modules whose parameters are float32 beside others that may not be: a sharded unit has one learned dtype."""
-    if model.backbone.initial_state is not None:
-        yield model.backbone.initial_state
-
-
 def describe_adapters(model: AuroraModel, adapters: Adapters) -> list[str]:
     """Such as 'LoRA of rank 16 on 16 layers of backbone'."""
     lines = []
@@ -121,31 +115,21 @@ def find_targets(where: str, part: nn.Module, targets: Sequence[str] | str | Non
     """
     linear = [name for name, module in part.named_modules() if isinstance(module, nn.Linear)]
     if targets is None:
-        found = _in_blocks(part, linear)
+        kind = getattr(part, "block_class", None)
+        blocks = tuple(f"{name}." for name, module in part.named_modules() if kind and isinstance(module, kind))
+        found = [name for name in linear if kind is None or name.startswith(blocks)]
         if not found:
             raise AuroraError(f"{where}: {type(part).__name__} has no linear layer that a LoRA could change by itself; "
                               f"name some. Known: {', '.join(linear) or 'none'}")
         return found
-    if isinstance(targets, str):
-        found = [name for name in linear if _matches(where, targets, name)]
+    regex, chosen = isinstance(targets, str), set[str]()
+    for target in [targets] if isinstance(targets, str) else targets:
+        found = [name for name in linear
+                 if (_matches(where, target, name) if regex else f".{name}".endswith(f".{target}"))]
         if not found:
-            raise _nothing(where, part, targets, linear)
-        return found
-    chosen: set[str] = set()
-    for target in targets:
-        ends = [name for name in linear if name == target or name.endswith(f".{target}")]
-        if not ends:
             raise _nothing(where, part, target, linear)
-        chosen.update(ends)
+        chosen.update(found)
     return [name for name in linear if name in chosen]
-
-
-def _in_blocks(part: nn.Module, linear: list[str]) -> list[str]:
-    kind = getattr(part, "block_class", None)
-    if kind is None:
-        return linear
-    blocks = tuple(f"{name}." for name, module in part.named_modules() if isinstance(module, kind))
-    return [name for name in linear if name.startswith(blocks)]
 
 
 def _matches(where: str, pattern: str, name: str) -> bool:

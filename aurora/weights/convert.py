@@ -22,7 +22,7 @@ from aurora.weights.io import (
     Output,
     are_mapped,
     open_tensors,
-    release_pages,
+    released,
     slices,
     write_pth,
     write_safetensors,
@@ -192,10 +192,9 @@ def _options(source: Source, layout: Layout, family: Family, shapes: Shapes) -> 
 
 def _our_shapes(family: Family, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Names and shapes under which the part keeps its weights, from the part itself."""
-    injected = {key: value for key, value in options.items() if key == "vocab_size"}
+    config = {"name": family.part, **{key: value for key, value in options.items() if key != "vocab_size"}}
     with torch.device("meta"):
-        part = SLOTS[family.slot].build({"name": family.part, **{key: value for key, value in options.items()
-                                                                 if key not in injected}}, **injected)
+        part = SLOTS[family.slot].build(config, vocab_size=options.get("vocab_size"))
     return {name: tuple(tensor.shape) for name, tensor in part.state_dict().items()}
 
 
@@ -252,12 +251,10 @@ def _outputs(source: Source, table: Table, dtype: str | None) -> tuple[dict[str,
     for name, pieces in table.items():
         absent = {piece.name for piece in pieces if piece.name not in source.tensors}
         missing |= absent
-        if absent:
-            continue
-        output = _output(source, pieces, dtype)
-        outputs[name] = output
-        mapped.append(Mapped(target=name, sources=tuple(piece.name for piece in pieces), shape=output.shape,
-                             dtype=str(output.dtype).removeprefix("torch."), bytes=output.nbytes))
+        if not absent:
+            outputs[name] = output = _output(source, pieces, dtype)
+            mapped.append(Mapped(name, tuple(piece.name for piece in pieces), output.shape, _name(output.dtype),
+                                 output.nbytes))
     return outputs, mapped, missing
 
 
@@ -267,10 +264,8 @@ def _output(source: Source, pieces: tuple[Piece, ...], dtype: str | None) -> Out
     shapes = {piece.name: tuple(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)}
 
     def read() -> Iterator[Tensor]:
-        for piece, tensor in zip(pieces, tensors, strict=True):
+        for piece, tensor in zip(pieces, released(tensors, source.mapped), strict=True):
             yield piece.view(tensor)
-            if source.mapped:
-                release_pages(tensor)
 
     kept = DTYPES[dtype] if dtype and own.is_floating_point else own
     return Output(_shape(pieces, shapes), kept, read, source.mapped)
@@ -288,21 +283,20 @@ def _equal(source: Source, name: str, of: str) -> bool:
     one, other = source.tensors[name], source.tensors[of]
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    for a, b in zip(slices(one), slices(other), strict=True):
-        if not torch.equal(a, b):
-            return False
-        if source.mapped:
-            release_pages(a)
-            release_pages(b)
-    return True
+    blocks = zip(*(released(slices(tensor), source.mapped) for tensor in (one, other)), strict=True)
+    return all(torch.equal(a, b) for a, b in blocks)
 
 
 def _dtype_name(outputs: Mapping[str, Output]) -> str:
     """The dtype that most bytes are in."""
     held = Counter[str]()
     for output in outputs.values():
-        held[str(output.dtype).removeprefix("torch.")] += output.nbytes
+        held[_name(output.dtype)] += output.nbytes
     return held.most_common(1)[0][0] if held else "float32"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------

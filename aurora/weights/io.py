@@ -16,7 +16,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,6 +109,14 @@ def release_pages(tensor: Tensor) -> None:
     length = (tensor.data_ptr() + tensor.nbytes) // page * page - start
     if length > 0 and tensor.is_contiguous():
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_DONTNEED)
+
+
+def released(tensors: Iterable[Tensor], mapped: bool) -> Iterator[Tensor]:
+    """The tensors one by one; of mapped ones the pages are given back when the next is asked for."""
+    for tensor in tensors:
+        yield tensor
+        if mapped:
+            release_pages(tensor)
 
 
 def _shards(index: Path) -> list[Path]:
@@ -278,7 +286,7 @@ def _blocks(name: str, output: Output, on_bytes: OnBytes) -> Iterator[memoryview
     """The bytes of a tensor, in blocks."""
     written = 0
     for piece in output.pieces():
-        for part in slices(piece):
+        for part in released(slices(piece), output.mapped):
             block = part.to(output.dtype).contiguous().view(-1)
             if output.dtype == torch.float16 and not torch.isfinite(block).all():
                 raise AuroraError(f"{name} has values that float16 cannot hold; bfloat16 can")
@@ -286,8 +294,6 @@ def _blocks(name: str, output: Output, on_bytes: OnBytes) -> Iterator[memoryview
             yield data
             written += len(data)
             on_bytes(len(data))
-            if output.mapped:
-                release_pages(part)
     assert written == output.nbytes, name
 
 

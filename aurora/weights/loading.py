@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from aurora.weights.io import (
     are_mapped,
     open_tensors,
     release_pages,
+    released,
     write_pth,
     write_safetensors,
 )
@@ -97,18 +98,13 @@ def load_parts(module: nn.Module, tensors: Mapping[str, Tensor], *, mapped: bool
         for part in _parts(tensors):
             given = {name: tensor.to(wanted[name].dtype) for name, tensor in part.items()}
             module.load_state_dict(given, strict=False, assign=True)
-            _give_back(part.values(), mapped)
+            if mapped:
+                for tensor in part.values():
+                    release_pages(tensor)
         return
     for name, tensor in tensors.items():
-        for into, piece in zip(_rows(wanted[name]), _rows(tensor), strict=True):
+        for into, piece in zip(_rows(wanted[name]), released(_rows(tensor), mapped), strict=True):
             into.copy_(piece)
-            _give_back([piece], mapped)
-
-
-def _give_back(tensors: Iterable[Tensor], mapped: bool) -> None:
-    if mapped:
-        for tensor in tensors:
-            release_pages(tensor)
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

@@ -26,7 +26,7 @@ from aurora.errors import AuroraError
 from aurora.files import replacing
 from aurora.model import AuroraModel
 from aurora.registry import MODEL_SLOTS, WEIGHTED_SLOTS
-from aurora.weights.io import INDEX_FILE, SINGLE_FILE, open_tensors, read_metadata, weight_files
+from aurora.weights.io import SINGLE_FILE, open_tensors, read_metadata, weight_files
 from aurora.weights.loading import load_parts, mismatches
 
 CONFIG_FILE = "config.yaml"
@@ -105,7 +105,7 @@ def fitting_tensors(model: AuroraModel, folder: str | Path, config: ModelConfig
                     ) -> tuple[Path, dict[str, Tensor]]:
     """A saved model's weights, mapped, and the file or folder that errors name; the model is given room for the tuned
     initial state that they hold. AuroraError when they are not those of `model`, or broken."""
-    paths = weight_paths(folder)
+    paths = weight_files(Path(folder))
     path = paths[0] if len(paths) == 1 else Path(folder)
     tensors, parts = open_tensors(folder), read_metadata(paths[0]).get("parts", "{}")
     model.backbone.start_like({name: tensor.shape for name, tensor in tensors.items()})
@@ -116,18 +116,10 @@ def fitting_tensors(model: AuroraModel, folder: str | Path, config: ModelConfig
     return path, tensors
 
 
-def weight_paths(folder: str | Path) -> list[Path]:
-    """`model.safetensors`, or the shards that the index in the folder names. AuroraError when neither is there."""
-    folder = Path(folder)
-    if not (folder / WEIGHTS_FILE).is_file() and not (folder / INDEX_FILE).is_file():
-        raise AuroraError(f"{folder} has no {WEIGHTS_FILE}")
-    return weight_files(folder)
-
-
 def model_hash(folder: str | Path) -> str:
     """SHA-256 over what makes the model what it is: config, weights and tokenizer files, not its metrics."""
     folder = Path(folder)
-    return hash_files(folder, [folder / CONFIG_FILE, *weight_paths(folder),
+    return hash_files(folder, [folder / CONFIG_FILE, *weight_files(folder),
                                *sorted((folder / TOKENIZER_FOLDER).rglob("*"))])
 
 

@@ -22,7 +22,7 @@ from aurora.registry import MODEL_SLOTS
 from aurora.training.callbacks.csv_logger import METRICS_FILE
 from aurora.training.checkpoint.layout import CHECKPOINTS
 from aurora.weights.io import weight_files
-from aurora.weights.model_folder import CONFIG_FILE, WEIGHTS_FILE, weight_paths
+from aurora.weights.model_folder import CONFIG_FILE, WEIGHTS_FILE
 
 Fingerprint = dict[str, Any]
 READING_ONLY = ("root", "workers", "quarantine", "max_bad_rate", "bad_rate_after", "sample_seconds", "worker_bytes",
@@ -117,7 +117,7 @@ def require_same(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], 
 def _initial_identity(config: Config, initial: str | None) -> dict[str, str]:
     """What the weights are and not where they lie: frozen ones are in no checkpoint, and are read there again."""
     if initial is not None:
-        return {"model": "".join(map(_sampled_hash, weight_paths(initial)))}
+        return {"model": "".join(map(_sampled_hash, weight_files(Path(initial))))}
     return {slot: "random" if path is None else "".join(map(_sampled_hash, weight_files(Path(path))))
             for slot, path in config.base_paths().items()}
 

@@ -173,7 +173,7 @@ def test_a_run_goes_on_where_the_disk_has_room_beside_what_it_holds(tmp_path, mo
 @pytest.mark.parametrize(("change", "message"), [
     ({"callbacks": {"x": None}}, r"trainer\.callbacks is \{'x': None\}; it must be a mapping, each value a mapping"),
     ({"callbacks": {"x": {}}}, r"trainer\.callbacks\.x has no _target_"),
-    ({"callbacks": {"x": {"_target_": "lightning.pytorch.Trainer"}}}, r"lightning\.pytorch\.Trainer is no Callback"),
+    ({"callbacks": {"x": {"_target_": "lightning.pytorch.Trainer"}}}, r"lightning\.pytorch\.Trainer is not a Callback"),
     ({"strategy": "ddp", "sequence_parallel": 2}, r"sequence_parallel is 2, which does not divide the 1 processes"),
 ])
 def test_trainer_options_that_cannot_be_are_refused_before_anything_starts(tmp_path, change, message):

@@ -16,7 +16,8 @@ from aurora.cli import main
 from aurora.config import load_config
 from aurora.errors import AuroraError
 from aurora.training.checkpoint.run_folder import fingerprint
-from aurora.weights.model_folder import load_model, model_hash, save_model, weight_paths
+from aurora.weights.io import weight_files
+from aurora.weights.model_folder import load_model, model_hash, save_model
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def front_matter(folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize("size", ["5GB", "30KB"])
 def test_an_export_is_the_model_and_saves_as_the_same_bytes(exported, model_folder, tmp_path: Path, size: str) -> None:
     folder = exported("--shard-size", size)
-    assert len(weight_paths(folder)) > 1 or size == "5GB"
+    assert len(weight_files(folder)) > 1 or size == "5GB"
     loaded, config = load_model(folder)
     given, _ = load_model(model_folder)
     for name, tensor in given.state_dict().items():
@@ -220,7 +221,7 @@ def test_weights_that_are_not_the_configs_are_not_exported(run, model_folder, tm
 
 def test_a_missing_shard_is_named(exported) -> None:
     folder = exported("--shard-size", "30KB")
-    gone = weight_paths(folder)[1]
+    gone = weight_files(folder)[1]
     gone.unlink()
     with pytest.raises(AuroraError, match=f"not there: {gone.name}"):
         load_model(folder)
