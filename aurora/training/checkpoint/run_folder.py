@@ -64,7 +64,7 @@ class StageFolder:
         partial.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
         os.replace(partial, self._done)
 
-    def size(self) -> int:
+    def bytes_on_disk(self) -> int:
         """Bytes of the checkpoints and models that are there."""
         folders = [self.checkpoints, *self.path.glob("model*")]
         return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
