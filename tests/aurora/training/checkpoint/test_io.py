@@ -13,12 +13,8 @@ from aurora.errors import AuroraError
 from aurora.training.checkpoint import io
 from aurora.training.checkpoint.io import RESTORE, AuroraCheckpointIO
 from aurora.training.checkpoint.layout import (
-<<<<<<< HEAD:tests/aurora/training/checkpoint/test_io.py
     KEPT_CHECKPOINTS,
     by_age,
-=======
-    checkpoint_at,
->>>>>>> bench:tests/aurora/training/test_checkpoints.py
     checkpoint_path,
     newest_checkpoint,
     problem,
