@@ -79,6 +79,7 @@ def runs(tmp_path_factory):
              case(folder / "in-copies", 4, strategy="fsdp_hybrid", shard_size=2, sequence_parallel=2, measure_every=1),
              case(folder / "pieces", 2, strategy="ddp", backprop_tokens=5)]
     train_together(cases, folder)
+    assert all((folder / name / "first/checkpoints/step-1").is_dir() for name in ("moved", "sharded", "copied"))
     return folder
 
 
