@@ -9,7 +9,6 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from aurora.errors import AuroraError
-from aurora.options import check_kind
 
 ALLOWED = ("lightning.", "torch.optim.", "aurora.training.")
 ENTRY_POINTS = "aurora.callback"  # the group in which an installed package names callbacks of its own
@@ -37,9 +36,8 @@ def instantiate(entry: Any) -> Any:
     return entry
 
 
-def check_entries(where: str, entries: Any, kind: type[Any]) -> None:
+def check_entries(where: str, entries: Mapping[str, Mapping[str, Any]], kind: type[Any]) -> None:
     """AuroraError unless every one of the named entries describes an object of `kind`. Nothing is made."""
-    check_kind(where, entries, Mapping[str, Mapping[str, Any]])
     for name, entry in entries.items():
         target = entry.get("_target_")
         if target is None:

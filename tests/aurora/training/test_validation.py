@@ -10,7 +10,6 @@ from test_real_data import config_for, sample
 
 from aurora.config import load_config
 from aurora.errors import AuroraError
-from aurora.recipe import read_recipe
 from aurora.testing.training import (
     HELD_OUT,
     MadeRows,
@@ -283,9 +282,10 @@ def test_validation_may_be_added_to_a_run_that_has_begun(tmp_path, monkeypatch):
      "validation.mixture.groups.g.samples is 3; it must be left out"),
 ])
 def test_a_validation_that_makes_no_sense_is_refused(validation, message):
-    entry = config_of("run")["stages"]["second"] | {"validation": validation}
+    config = config_of("run")
+    config["stages"]["second"]["validation"] = validation
     with pytest.raises(AuroraError, match=message):
-        read_recipe("second", entry)
+        plan_stages(config)
 
 
 def test_a_held_out_dataset_that_is_missing_is_named_before_anything_starts(tmp_path):
