@@ -202,7 +202,7 @@ def load_mixture(name: str) -> dict[str, Any]:
     with _errors_named(f"mixture {path}"):
         content = _read_yaml(path)
     check_kind(f"mixture {path}", content, Mapping[str, Any])
-    return content
+    return dict(content)
 
 
 def known_yamls(group: str) -> list[str]:
@@ -254,12 +254,11 @@ def _yaml_of(slot: str, name: str) -> dict[str, Any]:
         options = {key: "???" if option.default is inspect.Parameter.empty else option.default
                    for key, option in SLOTS[slot].options(name).items() if key not in INJECTED.get(slot, ())}
         return {"name": name, **options}
-    return _read_yaml(path)
+    return dict(_read_yaml(path))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    return content
+def _read_yaml(path: Path) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
 
 
 def _compose(choices: Sequence[str]) -> DictConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -24,16 +24,19 @@ def instantiate(entry: Any) -> Any:
     if isinstance(entry, Mapping):
         options = {key: instantiate(value) for key, value in entry.items()}
         target = options.pop("_target_", None)
-        if target is None:
-            return options
-        kind = resolve(target)
-        try:
-            return kind(**options)
-        except (TypeError, ImportError) as error:
-            raise AuroraError(f"_target_ {target}: {error}") from error
+        return options if target is None else construct(f"_target_ {target}", resolve(target), **options)
     if isinstance(entry, (list, tuple)):
         return [instantiate(value) for value in entry]
     return entry
+
+
+def construct(where: str, make: Callable[..., Any], /, *facts: Any, **options: Any) -> Any:
+    """What a class or function makes of options. AuroraError that begins with `where` for anything that it objects to:
+    somebody gave the options."""
+    try:
+        return make(*facts, **options)
+    except Exception as error:
+        raise AuroraError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 def check_entries(where: str, entries: Mapping[str, Mapping[str, Any]], kind: type[Any]) -> None:
@@ -42,12 +45,12 @@ def check_entries(where: str, entries: Mapping[str, Mapping[str, Any]], kind: ty
         target = entry.get("_target_")
         if target is None:
             raise AuroraError(f"{where}.{name} has no _target_, which names a class of Lightning's or of ours")
-        if not issubclass(resolve(target), kind):
-            raise AuroraError(f"{where}.{name}: {target} is not a {kind.__name__}")
+        resolve(target, f"{where}.{name}: ", kind)
 
 
-def resolve(target: Any) -> type[Any]:
-    """The class behind an allowed dotted path. AuroraError for anything else."""
+def resolve(target: Any, where: str = "", wanted: type[Any] = object) -> type[Any]:
+    """The class behind an allowed dotted path. AuroraError for anything else, beginning with `where` for a class that
+    is not `wanted`."""
     by_package = target in [entry.value.replace(":", ".") for entry in entry_points(group=ENTRY_POINTS)]
     if not isinstance(target, str) or not (by_package or target.startswith(ALLOWED)):
         raise AuroraError(f"_target_ {target!r} is not allowed; it must start with {' or '.join(ALLOWED)}, or be what "
@@ -60,4 +63,6 @@ def resolve(target: Any) -> type[Any]:
     if not inspect.isclass(found) or not (by_package or home.startswith(ALLOWED)):
         allowed = "" if by_package else f" of {' or '.join(ALLOWED)}"
         raise AuroraError(f"_target_ {target!r} leads to {found!r}, which is not a class{allowed}")
+    if not issubclass(found, wanted):
+        raise AuroraError(f"{where}{target} is not a {wanted.__name__}")
     return found

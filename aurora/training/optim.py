@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.optim import LBFGS, AdamW, Muon, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from aurora.errors import AuroraError
-from aurora.instantiate import resolve
+from aurora.instantiate import construct, resolve
 from aurora.model import AuroraModel
 from aurora.recipe import Recipe, Spike
 from aurora.registry import WEIGHTED_SLOTS
@@ -67,7 +68,7 @@ def build_optimizer(stage: str, groups: list[dict[str, Any]], recipe: Recipe, ta
     if recipe.optimizer is None:
         return AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas, fused=fused)
     where, options = f"stages.{stage}.optimizer", dict(recipe.optimizer)
-    kind = _class(where, options.pop("_target_", None), Optimizer)
+    kind = resolve(options.pop("_target_", None), f"{where}: ", Optimizer)
     for key, home in (("lr", "peak_lr"), ("weight_decay", "weight_decay")):
         if key in options:
             raise AuroraError(f"{where}.{key}: stages.{stage}.{home} is the place for it, which knows every slot's")
@@ -77,13 +78,11 @@ def build_optimizer(stage: str, groups: list[dict[str, Any]], recipe: Recipe, ta
                           "torch.optim.AdamW, Muon, Adafactor or SGD are right")
     if "betas" in inspect.signature(kind).parameters:
         options.setdefault("betas", recipe.betas)
-    try:
-        if issubclass(kind, Muon):
-            return _MuonAdamW(groups, tables, recipe, fused=fused, **options)
-        optimizer: Optimizer = kind(groups, lr=recipe.peak_lr, **options)
-        return optimizer
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise AuroraError(f"{where}: {kind.__name__}: {' '.join(str(error).split())}") from error
+    make: Callable[..., Optimizer] = (
+        partial(_MuonAdamW, groups, tables, recipe, fused=fused) if issubclass(kind, Muon) else
+        partial(kind, groups, lr=recipe.peak_lr))
+    optimizer: Optimizer = construct(f"{where}: {kind.__name__}", make, **options)
+    return optimizer
 
 
 class _MuonAdamW(Optimizer):
@@ -134,13 +133,6 @@ def _only(group: dict[str, Any], fits: Any) -> dict[str, Any]:
     return {**group, "params": [parameter for parameter in group["params"] if fits(parameter)]}
 
 
-def _class(where: str, target: Any, kind: type[Any]) -> type[Any]:
-    found = resolve(target)
-    if not issubclass(found, kind):
-        raise AuroraError(f"{where}: {target} is not a {kind.__name__}")
-    return found
-
-
 # ---- schedule --------------------------------------------------------------------------------------------------
 
 
@@ -179,14 +171,11 @@ def _schedule(where: str, entry: Any, optimizer: Optimizer, total: int) -> Any:
     if not isinstance(entry, Mapping) or "_target_" not in entry:
         return entry
     options = {key: _schedule(where, value, optimizer, total) for key, value in entry.items() if key != "_target_"}
-    kind = _class(where, entry["_target_"], LRScheduler)
+    kind = resolve(entry["_target_"], f"{where}: ", LRScheduler)
     known = inspect.signature(kind).parameters
     facts = {"T_max": total, "total_steps": total, "max_lr": [group["lr"] for group in optimizer.param_groups]}
     options = {key: fact for key, fact in facts.items() if key in known} | options
-    try:
-        return kind(optimizer=optimizer, **options)
-    except (TypeError, ValueError) as error:
-        raise AuroraError(f"{where}: {kind.__name__}: {' '.join(str(error).split())}") from error
+    return construct(f"{where}: {kind.__name__}", kind, optimizer=optimizer, **options)
 
 
 # ---- which steps are taken -------------------------------------------------------------------------------------

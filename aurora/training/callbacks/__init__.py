@@ -12,7 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping
 
 from aurora.errors import AuroraError
-from aurora.instantiate import check_entries, instantiate, resolve
+from aurora.instantiate import check_entries, construct, instantiate, resolve
 from aurora.training.distributed.collectives import is_peer_failure, keep_traceback
 
 REFUSED = {
@@ -48,16 +48,7 @@ def check_callbacks(entries: Mapping[str, Any], *, validated: bool) -> None:
 
 def build_callbacks(entries: Mapping[str, Any]) -> dict[str, L.Callback]:
     """The callbacks by name. AuroraError for options that one does not take."""
-    return {name: _built(name, entry) for name, entry in entries.items()}
-
-
-def _built(name: str, entry: Mapping[str, Any]) -> L.Callback:
-    try:
-        callback: L.Callback = instantiate(entry)
-    # whatever a constructor objects to is an option that somebody gave
-    except Exception as error:
-        raise AuroraError(f"trainer.callbacks.{name}: {' '.join(str(error).split())}") from error
-    return callback
+    return {name: construct(f"trainer.callbacks.{name}", instantiate, entry) for name, entry in entries.items()}
 
 
 def waiting_for_validation(callbacks: Mapping[str, L.Callback]) -> list[str]:

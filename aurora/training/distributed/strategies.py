@@ -156,7 +156,7 @@ def shard(model: AuroraModel, mesh: DeviceMesh, options: TrainerOptions) -> None
     Gradients are summed in float32 whatever the weights are of. A unit in which nothing learns has none to sum.
     """
     # always float32: a sharded unit has one learned dtype
-    alone = [] if model.backbone.initial_state is None else [model.backbone.initial_state]
+    alone: list[nn.Module] = [] if model.backbone.initial_state is None else [model.backbone.initial_state]
     units = [*blocks(model), model.connector]
     _require_one_dtype(model, [*units, *alone])
     offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if options.cpu_offload else OffloadPolicy()
