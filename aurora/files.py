@@ -60,12 +60,12 @@ def replacing(target: Path, *, folder: bool) -> Iterator[Path]:
     try:
         yield partial
         for path in [*(partial.rglob("*") if folder else ()), partial]:
-            _flush(path)
+            sync(path)
         # a folder cannot be replaced while it holds something
         if target.is_dir():
             os.replace(target, old)
         os.replace(partial, target)
-        _flush(target.parent)
+        sync(target.parent)
     except BaseException:
         _remove(partial)
         raise
@@ -121,7 +121,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Returns when a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

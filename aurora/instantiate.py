@@ -6,10 +6,11 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from aurora.errors import AuroraError
 
+T = TypeVar("T")
 ALLOWED = ("lightning.", "torch.optim.", "aurora.training.")
 ENTRY_POINTS = "aurora.callback"  # the group in which an installed package names callbacks of its own
 
@@ -30,7 +31,7 @@ def instantiate(entry: Any) -> Any:
     return entry
 
 
-def construct(where: str, make: Callable[..., Any], /, *facts: Any, **options: Any) -> Any:
+def construct(where: str, make: Callable[..., T], /, *facts: Any, **options: Any) -> T:
     """What a class or function makes of options. AuroraError that begins with `where` for anything that it objects to:
     somebody gave the options."""
     try:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from statistics import median
 from typing import Any
 
@@ -78,10 +77,10 @@ def build_optimizer(stage: str, groups: list[dict[str, Any]], recipe: Recipe, ta
                           "torch.optim.AdamW, Muon, Adafactor or SGD are right")
     if "betas" in inspect.signature(kind).parameters:
         options.setdefault("betas", recipe.betas)
-    make: Callable[..., Optimizer] = (
-        partial(_MuonAdamW, groups, tables, recipe, fused=fused) if issubclass(kind, Muon) else
-        partial(kind, groups, lr=recipe.peak_lr))
-    optimizer: Optimizer = construct(f"{where}: {kind.__name__}", make, **options)
+    where = f"{where}: {kind.__name__}"
+    if issubclass(kind, Muon):
+        return construct(where, _MuonAdamW, groups, tables, recipe, fused=fused, **options)
+    optimizer: Optimizer = construct(where, kind, groups, lr=recipe.peak_lr, **options)
     return optimizer
 
 

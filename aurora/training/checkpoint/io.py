@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from aurora.errors import AuroraError
+from aurora.files import replace_file, sync
 from aurora.training.checkpoint.layout import (
     COMMITTED,
     NEWEST,
@@ -186,31 +186,14 @@ def _begin(path: Path, state: Mapping[str, Any]) -> None:
     else:
         path.unlink(missing_ok=True)
     path.mkdir(parents=True)
-    _write_synced(path / STATE, json.dumps(state, indent=1))
+    replace_file(path / STATE, json.dumps(state, indent=1).encode())
 
 
 def _commit(path: Path, files: Files) -> None:
-    _write_synced(path / COMMITTED, json.dumps(files, indent=1))
-    _sync_folder(path)
-    _write_synced(path.parent / NEWEST, path.name)
-    _sync_folder(path.parent)
-
-
-def _write_synced(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(path / COMMITTED, json.dumps(files, indent=1).encode())
+    sync(path)
+    replace_file(path.parent / NEWEST, path.name.encode())
+    sync(path.parent)
 
 
 def _one_line(error: BaseException) -> str:

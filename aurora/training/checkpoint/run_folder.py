@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from aurora.config import Config, differences
 from aurora.errors import AuroraError
+from aurora.files import replace_file
 from aurora.registry import MODEL_SLOTS
 from aurora.training.checkpoint.layout import CHECKPOINTS
 from aurora.weights.io import weight_files
@@ -60,9 +61,7 @@ class StageFolder:
 
     def finish(self, fingerprint: Fingerprint) -> None:
         """Marks the stage as done, once its model is written."""
-        partial = self._done.with_suffix(".tmp")
-        partial.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
-        os.replace(partial, self._done)
+        replace_file(self._done, json.dumps(fingerprint, indent=1).encode())
 
     def bytes_on_disk(self) -> int:
         """Bytes of the checkpoints and models that are there."""
