@@ -46,11 +46,11 @@ class Work(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """One kind of work, run again and again."""
+    """Work that was run again and again; the first fields are those of `Work`."""
 
     name: str
-    what: str  # what one run does
-    items: float  # of one run
+    what: str
+    items: float
     unit: str
     median: float  # seconds of a run
     low: float  # first quartile
@@ -68,8 +68,8 @@ class Measurement(NamedTuple):
 def measure(work: Work, device: torch.device, seconds: float) -> Measurement:
     """Warms the work up, then runs it for so many seconds, at least three times."""
     reset = _reset_peak(device)
-    _time(work, device)
     samples: list[float] = []
+    _time(work, device)
     end = time.perf_counter() + seconds
     while len(samples) < FEWEST_RUNS or time.perf_counter() < end:
         samples.append(_time(work, device))
@@ -97,7 +97,6 @@ def decode(model: AuroraModel, sequences: int) -> Work:
     runner = model.backbone.runner()
     with torch.inference_mode():
         steps = Steps(runner, _read(runner, sequences, 2))
-
     run = torch.inference_mode()(lambda: steps.read(steps.logits.argmax(-1)))
     return Work("decode", f"generate a token, sequences: {sequences}", sequences, "tokens", run, TOKENS_TOGETHER)
 
@@ -183,7 +182,7 @@ def _training_row(model: AuroraModel, keep_ratio: float, data: Mapping[str, Any]
 def _check_room(model: AuroraModel, device: torch.device) -> None:
     """AuroraError where weights, gradients and optimizer state alone do not fit into the memory that is free."""
     needed = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in model.parameters())
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _kibibytes("/proc/meminfo", "MemAvailable")
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _bytes_in("/proc/meminfo", "MemAvailable")
     if free is not None and needed > free:
         raise AuroraError(f"weights, gradients and optimizer state take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
                           f"are free on {device}")
@@ -191,8 +190,11 @@ def _check_room(model: AuroraModel, device: torch.device) -> None:
 
 def _measurement(work: Work, samples: list[float], device: torch.device, reset: bool) -> Measurement:
     low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return Measurement(work.name, work.what, work.items, work.unit, median, low, high, work.together * len(samples),
-                       _peak(device) if reset else None)
+    peak = None
+    if reset:
+        cuda = device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(device) if cuda else _bytes_in("/proc/self/status", "VmHWM")
+    return Measurement(*work[:4], median, low, high, work.together * len(samples), peak)
 
 
 def _time(work: Work, device: torch.device) -> float:
@@ -230,13 +232,7 @@ def _reset_peak(device: torch.device) -> bool:
     return True
 
 
-def _peak(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return _kibibytes("/proc/self/status", "VmHWM")
-
-
-def _kibibytes(path: str, field: str) -> int | None:
+def _bytes_in(path: str, field: str) -> int | None:
     """Bytes that a line such as `VmHWM:  1234 kB` of a file says; None where there is no such line."""
     try:
         lines = Path(path).read_text(encoding="ascii").splitlines()
