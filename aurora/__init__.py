@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aurora.config import load_config as load_config
+    from aurora.training.stage import data_module as data_module
+    from aurora.training.stage import training_module as training_module
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"load_config": "aurora.config"}
+_PUBLIC = {"load_config": "aurora.config", "training_module": "aurora.training.stage",
+           "data_module": "aurora.training.stage"}
 
 
 def __getattr__(name: str) -> Any:

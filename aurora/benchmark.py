@@ -19,9 +19,9 @@ import torch
 
 from aurora.config import Config
 from aurora.errors import AuroraError
-from aurora.inference.reading import Memory
+from aurora.inference.reading import Memory, blank, read_texts
 from aurora.inference.steps import Steps
-from aurora.interfaces import DataModule
+from aurora.interfaces import DataModule, Runner
 from aurora.model import AuroraModel
 from aurora.training.budget import peak_flops
 from aurora.training.distributed.precision import precision
@@ -80,21 +80,23 @@ def vision(model: AuroraModel, keep_ratio: float, frames: int) -> Work:
     """Encoding frames [N, 3, h, w] of the size that the encoder prepares into what the language model reads."""
     size = model.vision.prepare.size
     keep = model.layout(keep_ratio).tokens(size, size)
-    pixels = torch.randint(256, (frames, 3, size, size), dtype=torch.uint8, device=_device_of(model))
+    pixels = torch.randint(256, (frames, 3, size, size), dtype=torch.uint8, device=next(model.parameters()).device)
     return Work("vision", f"encode {frames} frames of {size}×{size} to {keep} tokens each", frames, "frames",
                 torch.inference_mode()(lambda: model.encode(pixels, keep)))
 
 
 def prefill(model: AuroraModel, tokens: int) -> Work:
     """Reading a prompt up to the logits that follow it."""
-    read = torch.inference_mode()(lambda: model.backbone.logits(_read(model, 1, tokens).last_hidden()))
+    runner = model.backbone.runner()
+    read = torch.inference_mode()(lambda: model.backbone.logits(_read(runner, 1, tokens).last_hidden()))
     return Work("prefill", f"read {tokens} tokens", tokens, "tokens", read)
 
 
 def decode(model: AuroraModel, sequences: int) -> Work:
     """Generating token after token of some sequences side by side, as answers are generated."""
+    runner = model.backbone.runner()
     with torch.inference_mode():
-        steps = Steps(model.backbone, _read(model, sequences, 2))
+        steps = Steps(runner, _read(runner, sequences, 2))
 
     run = torch.inference_mode()(lambda: steps.read(steps.logits.argmax(-1)))
     return Work("decode", f"generate a token, sequences: {sequences}", sequences, "tokens", run, TOKENS_TOGETHER)
@@ -193,11 +195,6 @@ def _measurement(work: Work, samples: list[float], device: torch.device, reset: 
                        _peak(device) if reset else None)
 
 
-def _device_of(model: AuroraModel) -> torch.device:
-    """Where the model is."""
-    return next(model.parameters()).device
-
-
 def _time(work: Work, device: torch.device) -> float:
     """Seconds of a run."""
     _wait(device)
@@ -208,12 +205,10 @@ def _time(work: Work, device: torch.device) -> float:
     return (time.perf_counter() - start) / work.together
 
 
-def _read(model: AuroraModel, sequences: int, tokens: int) -> Memory:
+def _read(runner: Runner, sequences: int, tokens: int) -> Memory:
     """What so many sequences remember of so many random tokens each."""
-    ids = torch.randint(model.tokenizer.vocab_size, (sequences * tokens,), device=_device_of(model))
-    bounds = torch.arange(sequences + 1) * tokens
-    state = model.backbone.init_state(sequences)
-    return Memory(*model.backbone.prefill(model.backbone.embed(ids), bounds, state))
+    ids = torch.randint(runner.backbone.vocab_size, (sequences, tokens)).tolist()
+    return read_texts(runner, blank(runner, sequences), ids)
 
 
 def _wait(device: torch.device) -> None:

@@ -337,3 +337,18 @@ def _with_mixtures(tree: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield stage
             if isinstance(stage.get("validation"), dict):
                 yield stage["validation"]
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Sentences such as 'stages.vision.peak_lr was 4e-05, is 1e-04'."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    return [f"{key} was {old.get(key, 'absent')!r}, is {new.get(key, 'absent')!r}"
+            for key in sorted(old.keys() | new.keys()) if old.get(key, "absent") != new.get(key, "absent")]
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

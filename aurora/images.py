@@ -131,7 +131,7 @@ def pixels_of(image: Image.Image, raw: bytes, short_side: int = 0) -> np.ndarray
 
 
 def image_shape(raw: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Height and width once upright, told without decoding a JPEG. BadSample like `decode_image`, for a JPEG only where
+    """Height and width once upright, without decoding a JPEG. BadSample like `decode_image`, for a JPEG only where
     its header is broken or its end is missing."""
     try:
         # What turns a picture stands before its scan.

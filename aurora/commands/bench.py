@@ -92,18 +92,16 @@ def _measurements(given: Path | None, overrides: Sequence[str], sizes: Sizes, de
     import torch
 
     from aurora import benchmark
-    from aurora.config import Config, ModelConfig, load_config
+    from aurora.config import Config, load_config
     from aurora.inference.models import random_model, saved_model
 
     machine: dict[str, Any] = {"device": device.device, "threads": device.threads}
     config: Config | None = None
     if given is not None:
-        model, tree = saved_model(given, overrides, **machine)
-        keep_ratio = ModelConfig.parse(tree).keep_ratio
+        model, described = saved_model(given, overrides, **machine)
     else:
-        model, _, _ = random_model(overrides, **machine)
+        model, described, _ = random_model(overrides, **machine)
         config = load_config(*overrides)
-        keep_ratio = config.model.keep_ratio
     place = torch.device(device.device)
     measure = partial(benchmark.measure, device=place, seconds=sizes.seconds)
 
@@ -117,7 +115,7 @@ def _measurements(given: Path | None, overrides: Sequence[str], sizes: Sizes, de
         return measure(benchmark.data(replace(config, run=str(folder)), name))
 
     return {
-        "vision": lambda: measure(benchmark.vision(model, keep_ratio, sizes.frames)),
+        "vision": lambda: measure(benchmark.vision(model, described.keep_ratio, sizes.frames)),
         "prefill": lambda: measure(benchmark.prefill(model, sizes.tokens)),
         "decode": lambda: measure(benchmark.decode(model, sizes.sequences)),
         "train": lambda: benchmark.measure_training(*stage(), device=place, seconds=sizes.seconds),

@@ -134,7 +134,7 @@ class Session:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
                 about = json.loads((file.metadata() or {})["session"])
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise AuroraError(f"{path} is no saved session: {error}") from error
+            raise AuroraError(f"{path} is not a saved session: {error}") from error
         wanted = blank(self.runner, 1).state
         state = {name.removeprefix("state."): tensor for name, tensor in tensors.items() if name != "hidden"}
         if self._shapes(state) != self._shapes(wanted):

@@ -39,7 +39,7 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def initialise(self) -> None:
-        """Fills the parameters that are no projections and no norms."""
+        """Fills the parameters that are neither projections nor norms."""
 
 
 class Block(nn.Module):

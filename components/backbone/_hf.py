@@ -46,7 +46,7 @@ class Hosted(Backbone):
         self.block_class = block_class(self.body, config)
         self._prefix = causal.base_model_prefix
         self._head_name = next(path for path, module in causal.named_modules() if module is head)
-        # what the model does around its head (caps, scales) stays its own; in a tuple it is no submodule
+        # what the model does around its head (caps, scales) stays its own; in a tuple it is not a submodule
         self._around_head = (_hollow(causal, self),)
 
     def embed(self, tokens: Tensor) -> Tensor:

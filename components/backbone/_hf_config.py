@@ -106,7 +106,7 @@ def _from_sizes(wanted: Wanted, model_type: str) -> Any:
                           f"{_near(model_type)}")
     kind = CONFIG_MAPPING[model_type]
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise AuroraError(f"{where}: {model_type!r} is no causal language model of transformers")
+        raise AuroraError(f"{where}: {model_type!r} is not a causal language model of transformers")
     defaults = kind()
     _check_single(where, defaults)
     given = dict(wanted.config or {})

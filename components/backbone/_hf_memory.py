@@ -55,7 +55,7 @@ class Memory(ABC):
     """Whether several positions can be read at once from a state that is not the initial one."""
 
     def __init__(self, body: Any) -> None:
-        self.body = (body,)  # in a tuple it is no submodule of whoever holds this
+        self.body = (body,)  # in a tuple it is not a submodule of its holder
 
     @abstractmethod
     def shapes(self) -> dict[str, tuple[int, Sequence[int], torch.dtype]]:
@@ -89,7 +89,7 @@ class Memory(ABC):
 
 
 class _CarriedLayer(LinearAttentionLayer):  # type: ignore[misc]
-    """A layer of a cache that keeps what it was given beside what it comes to, so that a block can be computed again.
+    """A layer of a cache that keeps both what it was given and what it comes to, so that a block can be computed again.
     """
 
     def __init__(self, conv: Tensor | None = None, recurrent: Tensor | None = None) -> None:
@@ -111,7 +111,7 @@ class _CarriedLayer(LinearAttentionLayer):  # type: ignore[misc]
         return recurrent_states
 
     def left(self, name: str) -> Tensor:
-        """What the model came to: told by an update, or else written into what was given."""
+        """What the model came to: passed to an update, or else written into what was given."""
         given: Tensor = (self.conv_states if name == "conv" else self.recurrent_states)[0]
         return self.after[name] if name in self.after else noted(given)
 

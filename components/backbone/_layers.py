@@ -82,6 +82,13 @@ def orthogonal(weight: Tensor, gain: float) -> None:
         weight.copy_(nn.init.orthogonal_(wide, gain))
 
 
+@torch.no_grad()
+def fill_steps(bias: Tensor) -> None:
+    """What softplus turns into steps of 0.001 to 0.1, evenly in their logarithm."""
+    step = torch.empty_like(bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+    bias.copy_(step + torch.log(-torch.expm1(-step)))
+
+
 def check_sizes(backbone: str, **sizes: int) -> None:
     """AuroraError for a size below one."""
     for name, value in sizes.items():

@@ -137,7 +137,7 @@ def _reason(model: Any, plain: set[type[nn.Module]]) -> str | None:
         return lacking
     for module in _modules(model):
         if type(module) not in plain:
-            return f"the fused runner knows no {type(module).__name__}"
+            return f"the fused runner does not know {type(module).__name__}"
         if _hooked(module):
             return f"a {type(module).__name__} has a hook, or a forward of its own"
     if len({type(block.get_submodule(name)) for block in model.blocks for name in MATRICES}) > 1:
@@ -200,7 +200,7 @@ def _pair(norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def _modules(model: nn.Module) -> list[nn.Module]:
-    """The model and what it consists of; a tuned initial state is no weight: it comes in as a state."""
+    """The model and what it consists of; a tuned initial state is not a weight: it comes in as a state."""
     return [module for module in model.modules() if not isinstance(module, InitialState)]
 
 

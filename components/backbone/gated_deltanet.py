@@ -19,10 +19,9 @@ from aurora.errors import AuroraError
 from aurora.registry import BACKBONE
 
 from ..kernels.gated_delta import gated_delta, gated_delta_step
-from ._conv import convolve, latest, row_window, step_window
 from ._decoder import NORM_EPS, Decoder, Mixer, mlp_size
-from ._layers import GatedNorm, Linear, check_heads, check_sizes, parameter
-from ._linear_rnn import Row
+from ._layers import GatedNorm, Linear, check_heads, check_sizes, fill_steps, parameter
+from ._linear_rnn import Row, convolve, latest, row_window, step_window
 
 LENGTH_EPS = 1e-6
 
@@ -64,8 +63,7 @@ class GatedDeltaRule(Mixer):
     def initialise(self) -> None:
         """As in Mamba-2: rates up to 16, steps of 0.001 to 0.1, evenly in their logarithm."""
         self.A_log.uniform_(0.01, 16).log_()
-        step = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-        self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus turns it into the step
+        fill_steps(self.dt_bias)
 
     def forward(
         self, x: Tensor, row: Row, state: LayerState | None, return_state: bool

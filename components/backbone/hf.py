@@ -92,7 +92,7 @@ def _is_initial(state: State) -> bool:
 
 
 def _check_constant(config: Any) -> None:
-    """AuroraError for a model whose memory is not constant, or that is none of the families."""
+    """AuroraError for a model whose memory is not constant, or that does not belong to one of the families."""
     if config.model_type in FAMILIES:
         return
     known = ", ".join(FAMILIES)

@@ -21,10 +21,9 @@ from aurora.weights.io import open_tensors
 from aurora.weights.loading import fill, write_tensors
 
 from ..kernels.ssd import ssd, ssd_step
-from ._conv import convolve, latest, row_window, step_window
-from ._layers import Linear, check_sizes
+from ._layers import Linear, check_sizes, fill_steps
 from ._layouts_mamba2 import FAMILY
-from ._linear_rnn import LinearRNN, Parts, Row
+from ._linear_rnn import LinearRNN, Parts, Row, convolve, latest, row_window, step_window
 
 NORM_EPS = 1e-5
 
@@ -191,6 +190,4 @@ def _fill_mixer(mixer: Mixer, layers: int) -> None:
     mixer.norm.reset_parameters()
     nn.init.ones_(mixer.D)
     mixer.A_log.uniform_(1, 16).log_()
-    # steps of 0.001 to 0.1, evenly in their logarithm; the bias is what softplus turns into them
-    step = torch.empty_like(mixer.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-    mixer.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))
+    fill_steps(mixer.dt_bias)

@@ -261,7 +261,7 @@ class RWKV7(RWKV):
         tensors = open_tensors(path)
         if "blocks.0.att.r_k" not in tensors:
             older = " but blocks.0.att.time_maa_x, as RWKV-6 has: backbone=rwkv6 reads it"
-            raise AuroraError(f"{path} is no RWKV-7 (x070) checkpoint: it has no blocks.0.att.r_k"
+            raise AuroraError(f"{path} is not an RWKV-7 (x070) checkpoint: it has no blocks.0.att.r_k"
                               f"{older if 'blocks.0.att.time_maa_x' in tensors else ''}")
         tuned = [name for name in tensors if name.endswith(".time_state")]
         if tuned:

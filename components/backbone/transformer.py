@@ -31,7 +31,7 @@ LAYERS = {"full_attention", "sliding_attention"}
 class Packed(Cache):  # type: ignore[misc]
     """Where the sequences of a row lie, what they have read before, and the keys and values that they come to.
 
-    In the place of a cache it is told the new keys and values of every layer.
+    Takes the place of a cache, to which every layer passes its new keys and values.
     """
 
     def __init__(self, lengths: list[int], state: State | None, keep: bool, device: torch.device) -> None:

@@ -59,7 +59,7 @@ def plan(lengths: tuple[int, ...], v: Tensor, *keys: Tensor, narrow_levels: int 
     """For values [T, H, V] and tensors [T, H, K].
 
     Chunks have `narrow_levels` in bfloat16 and four in wider numbers, by what fits in the registers. float16 is
-    multiplied in tf32, which has its mantissa and cannot overflow, since states are no more bounded than sums of
+    multiplied in tf32, which has its mantissa and cannot overflow, since states are as unbounded as sums of
     products are. For float32 tf32 alone would be 1e-3 off; three products make up for that.
     """
     dtype = v.dtype

@@ -1,4 +1,4 @@
-"""What stands between the matrix products of RWKV-6: each in one pass over memory on a CPU, beside its plain twin.
+"""What stands between the matrix products of RWKV-6: each in one pass over memory on a CPU, with its plain twin.
 
 Shape letters: T packed positions, S sequences, C width, H heads, m mixtures. What stood before the first position of
 a sequence is `before` [S, C], or zero.

@@ -43,8 +43,7 @@ def wkv6(
     """
     lengths = sequence_lengths(cu_seqlens, len(r))
     dtype = v.dtype
-    if not r.dtype == k.dtype == v.dtype:
-        r, k, v = as_one_dtype(r, k, v)
+    r, k, v = as_one_dtype(r, k, v)
     exact = wide(r.dtype)
     if state is None:
         state = torch.zeros(len(lengths), *k.shape[1:], v.shape[-1], dtype=exact, device=r.device)

@@ -44,8 +44,7 @@ def wkv7(
     """
     lengths = sequence_lengths(cu_seqlens, len(r))
     dtype = v.dtype
-    if not r.dtype == k.dtype == v.dtype == a.dtype == b.dtype:
-        r, k, v, a, b = as_one_dtype(r, k, v, a, b)
+    r, k, v, a, b = as_one_dtype(r, k, v, a, b)
     exact = wide(r.dtype)
     if state is None:
         state = torch.zeros(len(lengths), *k.shape[1:], v.shape[-1], dtype=exact, device=r.device)

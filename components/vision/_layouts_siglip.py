@@ -57,7 +57,7 @@ def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
         if len(shapes.get(name, ())) != dimensions:
             raise AuroraError(f"the weights lack {name} (in our names), from which the tower's sizes are read")
     if not config:
-        raise AuroraError("no config.json lies beside the weights, and the number of attention heads is not in their "
+        raise AuroraError("no config.json lies next to the weights, and the number of attention heads is not in their "
                           "shapes; give the whole directory")
     if "heads" in config:  # of a model folder: the options themselves
         return dict(config)

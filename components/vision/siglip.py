@@ -18,11 +18,11 @@ from aurora.registry import VISION
 from aurora.types import VisualTokens
 
 from .._options import whole
+from .._rows import take
 from ..kernels.attention import attention
 from ..kernels.vision import affine, gelu_tanh
 from ._base_weights import PREFIX, copy_into, count_blocks, read_tower, write_tower
 from ._layouts_siglip import FAMILY
-from ._tokens import fresh, reorder
 
 EPS = 1e-6  # of SigLIP's layer norms
 
@@ -91,6 +91,25 @@ def size_bias(tokens: VisualTokens, merge: MergeStrategy) -> Tensor | None:
     if not merge.proportional_attention or tokens.size.shape == tokens.owner.shape:
         return None
     return tokens.size.log()
+
+
+def fresh(features: Tensor) -> VisualTokens:
+    """[N, P, Dv] → tokens that stand for one patch each."""
+    frames, patches, _ = features.shape
+    size = torch.ones(frames, patches, device=features.device)
+    owner = torch.arange(patches, device=features.device).expand(frames, -1)
+    return VisualTokens(features, size, owner)
+
+
+def reorder(tokens: VisualTokens, order: Tensor) -> VisualTokens:
+    """The tokens read in `order` [N, M], a permutation of each frame's."""
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    place = torch.empty_like(order).scatter(1, order, places)
+    return VisualTokens(
+        features=take(tokens.features, order),
+        size=tokens.size.gather(1, order),
+        owner=place.gather(1, tokens.owner),
+    )
 
 
 @VISION.register
@@ -207,7 +226,7 @@ class Siglip(VisionEncoder):
         height, width = pixels.shape[-2:]
         side = self.prepare.patch_size
         if height % side or width % side or not height * width:
-            raise AuroraError(f"vision 'siglip': pixels of {height}×{width} are no whole patches of {side}×{side}")
+            raise AuroraError(f"vision 'siglip': {height}×{width} pixels cannot be cut into patches of {side}×{side}")
         return height // side, width // side
 
     def _embed(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:

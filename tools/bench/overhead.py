@@ -16,7 +16,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
-from aurora.config import Config
+from aurora.config import Config, ModelConfig
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
 from aurora.registry import DATA, WEIGHTED_SLOTS
@@ -102,7 +102,7 @@ class Trained:
 
     def __init__(self, settings: Settings, model: AuroraModel, config: Mapping[str, Any], batch: PackedBatch) -> None:
         folder = settings.folder / "overhead"
-        save_model(model, config, folder / "start")
+        save_model(model, ModelConfig.parse(config), folder / "start")
         if NAME not in DATA.known():
             DATA.add(NAME, OneRow)
         self.turns = OneRow.turns = Turns(batch, Config.parse(_config(settings, config, folder)))

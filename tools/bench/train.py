@@ -13,24 +13,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from aurora.assemble import build_model
-<<<<<<< HEAD:aurora/bench/train.py
-from aurora.bench import language, overhead, towers, weights
-from aurora.bench.case import Case, Contestant, Outcome, Settings
-from aurora.bench.ceilings import Cost
-from aurora.bench.timing import Work
-from aurora.bench.towers import TowerSize
-from aurora.bench.weights import Size
-from aurora.config import ModelConfig
-from aurora.model import AuroraModel
-from aurora.registry import WEIGHTED_SLOTS
-from aurora.training.blocks import recompute_blocks
-=======
 from aurora.config import ModelConfig
 from aurora.model import AuroraModel
 from aurora.recipe import TrainerOptions
 from aurora.registry import WEIGHTED_SLOTS
 from aurora.training.distributed.strategies import prepare_blocks
->>>>>>> bench:tools/bench/train.py
 from aurora.types import IGNORE, Frames, PackedBatch
 from tools.bench import language, overhead, towers, weights
 from tools.bench.case import Case, Contestant, Outcome, Settings

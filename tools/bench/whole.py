@@ -101,10 +101,11 @@ def _connector(settings: Settings, tower: TowerSize, kind: torch.dtype) -> Encod
 def _by_us(settings: Settings, dtype: str) -> Encode:
     """Our backbone reading embeddings [T, D] → logits [V]."""
     backbone = load_backbone(language.weights_file(settings, dtype), language.size_of(settings), dtype, settings.device)
+    runner = backbone.runner()
 
     @torch.inference_mode()
     def read(x: Tensor) -> Tensor:
-        hidden, _ = backbone.prefill(x, torch.tensor([0, len(x)]))
+        hidden, _ = runner.prefill(x, torch.tensor([0, len(x)]))
         return backbone.logits(hidden)[0]
 
     return read

@@ -1,4 +1,4 @@
-"""Writes and reads training checkpoints for Lightning, asynchronously and without pickle; `layout.py` has the format."""
+"""Writes and reads training checkpoints for Lightning, asynchronously and without pickle, as `layout.py` says."""
 
 from __future__ import annotations
 

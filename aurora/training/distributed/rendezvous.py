@@ -31,11 +31,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed.rendezvous import rendezvous
 
 import aurora
-from aurora.config import Config
+from aurora.config import Config, differences
 from aurora.errors import AuroraError
 from aurora.recipe import TrainerOptions
 from aurora.registry import SLOTS
-from aurora.training.checkpoint.run_folder import differences
 from aurora.training.distributed.collectives import BAD_INPUT, exit_all_ranks, gather, on_all_ranks, world_size
 
 GROUP_SECONDS = 1800.0  # that a collective may take at least; the watchdog is there before
@@ -78,8 +77,8 @@ def rank_from_env(environment: Mapping[str, str] = os.environ) -> Rank | None:
 
 def _checked(rank: int, world: int, local: int, per_node: int, launcher: str) -> Rank:
     if world % per_node or local >= per_node:
-        raise AuroraError(f"{launcher} started {world} processes, {per_node} of them on this node; every node must have "
-                          "the same number")
+        raise AuroraError(f"{launcher} started {world} processes, {per_node} of them on this node; every node must "
+                          "have the same number")
     return Rank(rank, world, local, per_node, launcher)
 
 

@@ -180,7 +180,7 @@ def test_a_session_of_another_model_is_refused(generic: AuroraModel, make_model,
 @pytest.mark.parametrize("content", [b"", b"no tensors here"])
 def test_a_broken_saved_session_is_refused(generic: AuroraModel, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "seen.safetensors").write_bytes(content)
-    with pytest.raises(AuroraError, match="no saved session"):
+    with pytest.raises(AuroraError, match="not a saved session"):
         Session(generic).load(tmp_path / "seen.safetensors")
 
 

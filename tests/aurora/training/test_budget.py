@@ -1,8 +1,8 @@
 import pytest
 import torch
+from aurora.bench import language, towers
 from torch.utils.flop_counter import FlopCounterMode
 
-from aurora.bench import language, towers
 from aurora.errors import AuroraError
 from aurora.recipe import TrainerOptions
 from aurora.testing.training import tiny_model, tiny_recipe

@@ -1,8 +1,8 @@
 """Training on samples that are laid over several rows, through the whole path."""
 
 import pytest
-from aurora.testing.training import curve, tiny_config, train
 
+from aurora.testing.training import curve, tiny_config, train
 from datamodules.shards.format import ShardSample
 from datamodules.shards.writing import write_shards
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from aurora.testing.training import curve, start, start_ranks, tiny_config
 
+from aurora.testing.training import curve, start, start_ranks, tiny_config
 from aurora.training.callbacks.csv_logger import read_metrics
 from datamodules.shards.format import ShardSample
 from datamodules.shards.writing import write_shards

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from aurora.testing.training import curve
 
 from aurora.cli import main
 from aurora.errors import TRY_AGAIN, AuroraError
+from aurora.testing.training import curve
 from aurora.training.checkpoint.layout import CHECKPOINTS, checkpoint_path, is_committed
 
 TOOL = Path(__file__).parents[3] / "tools" / "nodes.sh"

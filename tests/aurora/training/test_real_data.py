@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from aurora.testing.training import curve, tiny_config, train
 
 from aurora.errors import AuroraError
+from aurora.testing.training import curve, tiny_config, train
 from aurora.training.module import AuroraModule
 from datamodules.shards.format import ShardSample
 from datamodules.shards.writing import write_shards

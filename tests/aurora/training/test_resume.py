@@ -3,9 +3,9 @@ import time
 from pathlib import Path
 
 import pytest
-from aurora.testing.training import MadeRows, curve, tiny_config, train
 
 from aurora.errors import AuroraError
+from aurora.testing.training import MadeRows, curve, tiny_config, train
 from aurora.training.checkpoint.layout import newest_checkpoint
 from aurora.weights.model_folder import load_model
 

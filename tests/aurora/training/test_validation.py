@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from datamodules._samples import ShardSample
+from datamodules._shards import write_shards
 from test_real_data import config_for, sample
+
+from aurora.config import load_config
+from aurora.errors import AuroraError
 from aurora.testing.training import (
     HELD_OUT,
     MadeRows,
@@ -16,15 +21,9 @@ from aurora.testing.training import (
     train,
     train_together,
 )
-
-from aurora.config import load_config
-from aurora.errors import AuroraError
-from aurora.recipe import read_recipe
 from aurora.training.callbacks.csv_logger import read_metrics
 from aurora.training.callbacks.watchdog import TRY_AGAIN
 from aurora.weights.model_folder import load_model
-from datamodules._samples import ShardSample
-from datamodules._shards import write_shards
 
 STEPS, ROWS = 5, 8  # of a run; that are held out
 MODEL = Path("second", "model", "model.safetensors")
@@ -114,7 +113,8 @@ def test_the_average_of_the_weights_is_validated_where_it_becomes_the_model(whol
 def test_the_time_of_a_validation_counts_as_no_step(tmp_path, monkeypatch):
     clock, held_out, late = time.perf_counter, MadeRows._held_out, []
     monkeypatch.setattr(time, "perf_counter", lambda: clock() + 1000 * len(late))
-    monkeypatch.setattr(MadeRows, "_held_out", lambda self, *share: late.append("a validation") or held_out(self, *share))
+    monkeypatch.setattr(MadeRows, "_held_out",
+                        lambda self, *share: late.append("a validation") or held_out(self, *share))
     monkeypatch.setattr(MadeRows, "stops_at", 3)
     with pytest.raises(AuroraError, match="the data ended after step 3"):
         train(config_of(tmp_path, every=1))
@@ -282,9 +282,10 @@ def test_validation_may_be_added_to_a_run_that_has_begun(tmp_path, monkeypatch):
      "validation.mixture.groups.g.samples is 3; it must be left out"),
 ])
 def test_a_validation_that_makes_no_sense_is_refused(validation, message):
-    entry = config_of("run")["stages"]["second"] | {"validation": validation}
+    config = config_of("run")
+    config["stages"]["second"]["validation"] = validation
     with pytest.raises(AuroraError, match=message):
-        read_recipe("second", entry)
+        plan_stages(config)
 
 
 def test_a_held_out_dataset_that_is_missing_is_named_before_anything_starts(tmp_path):

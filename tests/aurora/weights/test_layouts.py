@@ -312,5 +312,5 @@ def test_transformers_opens_the_tower_that_is_written(siglip: Path, tmp_path: Pa
 
 def test_a_siglip_without_its_config_is_refused(siglip: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes((siglip / "model.safetensors").read_bytes())
-    with pytest.raises(AuroraError, match=r"no config\.json lies beside"):
+    with pytest.raises(AuroraError, match=r"no config\.json lies next to"):
         convert(tmp_path, tmp_path / "x.safetensors", slot="vision", part="siglip")

@@ -192,7 +192,7 @@ def stand_in(model: Any) -> None:
 
 
 @pytest.mark.parametrize(("change", "reason"), [
-    (hook, "a Linear has a hook"), (double, "knows no Doubled"), (stand_in, "a forward of its own"),
+    (hook, "a Linear has a hook"), (double, "does not know Doubled"), (stand_in, "a forward of its own"),
 ])
 @torch.no_grad()
 def test_modules_that_are_not_plain_are_called_and_the_reason_is_said(

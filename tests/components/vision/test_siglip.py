@@ -228,7 +228,7 @@ def test_the_whole_forward_compiles_into_one_graph(merge: str) -> None:
 @pytest.mark.parametrize("shape", [(32, 36), (4, 32), (0, 32)])
 def test_pixels_that_are_no_whole_patches_are_refused(shape: tuple[int, int]) -> None:
     encoder = VISION.build({"name": "siglip", **SMALL})
-    with pytest.raises(AuroraError, match=f"{shape[0]}×{shape[1]} are no whole patches of 8×8"):
+    with pytest.raises(AuroraError, match=f"{shape[0]}×{shape[1]} pixels cannot be cut into patches of 8×8"):
         encoder(torch.zeros(1, 3, *shape), merge=NONE, sort=RASTER, keep=16)
 
 
