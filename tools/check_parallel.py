@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from aurora.testing.training import curve, tiny_config, train_together  # noqa: E402
+from aurora.testing.training import curve, tiny_config, train_together
 
 LORA = {"lora": {"rank": 2}}
 STAGES: dict[str, dict[str, Any]] = {

@@ -2,14 +2,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from aurora.testing import training as tiny_training
+from aurora.testing.training import ROOT, register
 
-ROOT = Path(__file__).parents[3]
-tiny_training.register()
+register()
 
 
 @pytest.fixture
