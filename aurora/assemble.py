@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from aurora.config import Config, ModelConfig
-from aurora.errors import AuroraError
 from aurora.model import AuroraModel
 from aurora.registry import BACKBONE, CONNECTOR, MERGE, PROMPT, SORT, TOKENIZER, VISION, WEIGHTED_SLOTS
 
@@ -45,11 +43,7 @@ def load_base_weights(model: AuroraModel, config: Config) -> dict[str, str]:
     Gives for each weighted slot where its weights come from, to be shown: a part without an entry starts from random
     weights, which is right for a connector and worth knowing for the others.
     """
-    for slot, path in config.base_paths().items():
-        if path is None:
-            continue
-        if not Path(path).exists():
-            raise AuroraError(f"base_weights.{slot}.{config.model.part(slot)['name']}: {path} does not exist")
+    for slot, path in config.require_base_weights().items():
         getattr(model, slot).load_base(path)
     return {slot: path or "random" for slot, path in config.base_paths().items()}
 

@@ -154,6 +154,14 @@ class Config:
         """The same for every slot with weights."""
         return {slot: self.base_path(slot) for slot in WEIGHTED_SLOTS}
 
+    def require_base_weights(self) -> dict[str, str]:
+        """By slot, where there are weights to start from. AuroraError for a path that does not exist."""
+        paths = {slot: path for slot, path in self.base_paths().items() if path is not None}
+        for slot, path in paths.items():
+            if not Path(path).exists():
+                raise AuroraError(f"base_weights.{slot}.{self.model.part(slot)['name']}: {path} does not exist")
+        return paths
+
     def require_datasets(self, stages: Sequence[str]) -> None:
         """AuroraError that names every dataset folder that these stages would read and that is not there."""
         root = self.data.get("root")

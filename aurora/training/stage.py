@@ -112,11 +112,8 @@ def _check_initial(config: Config, given: str | None, initial: str | None) -> No
     if given is not None:
         read_config(given)
     if initial is None:
-        for slot, path in config.base_paths().items():
-            if path is not None and not Path(path).exists():
-                raise AuroraError(f"base_weights.{slot}.{config.model.part(slot)['name']}: {path} does not exist")
-            if path is not None:
-                weight_files(Path(path))
+        for path in config.require_base_weights().values():
+            weight_files(Path(path))
 
 
 # ---- model -----------------------------------------------------------------------------------------------------

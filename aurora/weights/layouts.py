@@ -158,7 +158,4 @@ _FAMILY_MARKS = (
 def looks_like(names: Iterable[str]) -> str | None:
     """The family whose weights have such names, such as 'Mamba-1'; None where it is not known here."""
     names = list(names)
-    for mark, family in _FAMILY_MARKS:
-        if any(re.search(mark, name) for name in names):
-            return family
-    return None
+    return next((family for mark, family in _FAMILY_MARKS if any(re.search(mark, name) for name in names)), None)
