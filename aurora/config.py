@@ -199,9 +199,11 @@ def load_config(*overrides: str) -> Config:
         if override not in (*choices, *several):
             _apply(tree, override)
     plain = _plain(tree)
-    for mixed in _with_mixtures(plain):
-        if isinstance(mixed.get("mixture"), str):
-            mixed["mixture"] = load_mixture(mixed["mixture"])
+    stages = plain.get("stages")
+    for stage in stages.values() if isinstance(stages, dict) else ():
+        for mixed in (stage, stage.get("validation") if isinstance(stage, dict) else None):
+            if isinstance(mixed, dict) and isinstance(mixed.get("mixture"), str):
+                mixed["mixture"] = load_mixture(mixed["mixture"])
     return Config.parse(plain)
 
 
@@ -339,16 +341,6 @@ def _given(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _given(below) for key, below in value.items() if below != "???"}
     return [_given(below) for below in value] if isinstance(value, list) else value
-
-
-def _with_mixtures(tree: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The stages, and what each is validated on."""
-    stages = tree.get("stages")
-    for stage in stages.values() if isinstance(stages, dict) else ():
-        if isinstance(stage, dict):
-            yield stage
-            if isinstance(stage.get("validation"), dict):
-                yield stage["validation"]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from aurora.errors import AuroraError, suggest
-from aurora.mixture import Mixture
+from aurora.mixture import Count, Mixture
 from aurora.options import FieldError
 from aurora.registry import WeightedSlot
 
@@ -24,7 +24,6 @@ Display = Literal["auto", "bar", "lines", "none"]
 LONGEST_SECONDS = 10_000_000  # of any timeout: a third of a year
 MOST_THREADS = 4096  # with many more OpenMP ends the process without a word
 
-Count = Annotated[int, Ge(1)]
 Seconds = Annotated[float, Gt(0), Le(LONGEST_SECONDS)]
 Beta = Annotated[float, Ge(0), Lt(1)]
 Decay = Annotated[float, Ge(0)]

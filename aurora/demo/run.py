@@ -59,9 +59,12 @@ def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0,
     build_once(data, seed, scale, console)
 
     console.rule("Training")
+    # two processes of one thread each train so small a model faster than one process of two threads
+    ddp = ["trainer=ddp", "trainer.devices=2", "trainer.threads=1"]
+    fitting = ddp if (os.cpu_count() or 1) > 1 else ["trainer=cpu"]
     chosen = any(override.startswith("trainer=") for override in overrides)
     settings = ["experiment=blocks", f"run={folder}", f"data.root={data}", f"seed={seed}",
-                *([] if chosen else processes()), *overrides]
+                *([] if chosen else fitting), *overrides]
     recipe = load_config(*settings)
     run_aloud("train", *settings, console=console)
 
@@ -102,12 +105,6 @@ def build_once(data: Path, seed: int, scale: float, console: Console) -> None:
     write_json(mark, wanted)
 
 
-def processes() -> list[str]:
-    """Two processes of one thread each train so small a model faster than one process of two threads."""
-    several = (os.cpu_count() or 1) > 1
-    return ["trainer=ddp", "trainer.devices=2", "trainer.threads=1"] if several else ["trainer=cpu"]
-
-
 def run_aloud(*arguments: str, console: Console) -> None:
     """Runs the command that a user would type, in a process of its own."""
     console.print("$ aurora", *arguments, markup=False)
@@ -120,9 +117,7 @@ def run_aloud(*arguments: str, console: Console) -> None:
 
 def shown(questions: Sequence[Question]) -> list[Question]:
     """The first question of each family that is asked aloud."""
-    first: dict[str, Question] = {}
-    for question in questions:
-        first.setdefault(question.family, question)
+    first = {question.family: question for question in reversed(questions)}
     return [first[family] for family in SHOWN if family in first]
 
 
@@ -133,7 +128,7 @@ def answer_aloud(session: Session, folder: Path, question: Question, console: Co
     answer = "".join(session.ask(question.prompt)).strip()
     caption = "".join(session.ask(CAPTION_VIDEO)).strip()
     options = tuple(f"{option_label(index)} {option}" for index, option in enumerate(question.options))
-    # what a model says is no markup
+    # what a model says is not markup
     console.print(f"{video}  {question.question} {' '.join(options)}", markup=False)
     console.print(f"  → {answer}   (correct: {options[question.right]})", markup=False)
     console.print(f"  → {caption}", markup=False)

@@ -68,7 +68,9 @@ def evaluate(
         answered += len(together)
         on_progress(answered, len(tasks))
     predictions = {task: file.done[task] for task in tasks}
-    _refuse_total_failure(predictions)
+    failures = [prediction.failure for prediction in predictions.values()]
+    if all(failure is not None for failure in failures):
+        raise AuroraError(f"no video could be read, so there is no result; the first reason: {failures[0]}")
     result = {**summarise(list(questions.values()), predictions), **settings, "limit": limit, "versions": _versions(),
               "seconds": round(time.monotonic() - start, 2)}
     write_json(Path(output) / RESULT_FILE, result)
@@ -123,12 +125,6 @@ def _settings(config: ModelConfig, folder: str | Path, protocol: Protocol, model
     used = ("keep_ratio", "sampling", "prompt", "merge", "sort", "reader", "dtype", "quantize")
     return {"model": model_hash, "questions": hashlib.sha256(questions).hexdigest(),
             **{key: config.tree[key] for key in used}, "protocol": asdict(protocol)}
-
-
-def _refuse_total_failure(predictions: Mapping[Task, Prediction]) -> None:
-    failures = [prediction.failure for prediction in predictions.values()]
-    if all(failure is not None for failure in failures):
-        raise AuroraError(f"no video could be read, so there is no result; the first reason: {failures[0]}")
 
 
 def _versions() -> dict[str, str]:

@@ -86,7 +86,8 @@ def summarise(questions: Sequence[Question], predictions: Mapping[Task, Predicti
     failures = [prediction for prediction in found.values() if prediction.failure is not None]
     return {
         **_choices(choices, found),
-        "unparsed": sum(_unparsed(question, found[question.id, "own"]) for question in choices),
+        "unparsed": sum(made.failure is None and chosen_option(made.answer, question.options) is None
+                        for question, made in ((question, found[question.id, "own"]) for question in choices)),
         "failed": sum(prediction.shown == "own" for prediction in failures),
         "families": {name: _choices(group, found) for name, group in _by_family(choices).items()},
         "open": {**_opens(opens, found),
@@ -135,10 +136,6 @@ def corpus_bleu(pairs: Sequence[tuple[str, str]], *, words: int) -> float | None
 
 def _is_right(question: Question, prediction: Prediction) -> bool:
     return chosen_option(prediction.answer, question.options) == question.right
-
-
-def _unparsed(question: Question, prediction: Prediction) -> bool:
-    return prediction.failure is None and chosen_option(prediction.answer, question.options) is None
 
 
 def _by_family(questions: Sequence[Question]) -> dict[str, list[Question]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,12 +98,9 @@ def _convertible(slot: str) -> list[str]:
     """The parts whose weights come in several layouts, of those that can be imported."""
     found = []
     for name in SLOTS[slot].known():
-        try:
-            part = SLOTS[slot].get(name)
-        except AuroraError:
-            continue
-        if isinstance(getattr(part, "layouts", None), Family):
-            found.append(name)
+        with suppress(AuroraError):
+            if isinstance(getattr(SLOTS[slot].get(name), "layouts", None), Family):
+                found.append(name)
     return found
 
 

@@ -6,7 +6,7 @@ The card says what the model is made of, how it was trained and what was measure
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,19 +137,15 @@ def _licence(licence: str | None) -> str:
 
 def _parts(model: AuroraModel, config: ModelConfig) -> str:
     counts = count_parameters(model)
-    rows = [(slot, config.part(slot)["name"], ", ".join(_options(config.part(slot))),
-             f"{counts[slot]:,}" if slot in counts else "") for slot in MODEL_SLOTS]
+    options = {slot: ", ".join(f"{key} {value}" for key, value in config.part(slot).items()
+                               if key not in ("name", "path") and value is not None) for slot in MODEL_SLOTS}
+    rows = [(slot, config.part(slot)["name"], options[slot], f"{counts[slot]:,}" if slot in counts else "")
+            for slot in MODEL_SLOTS]
     state = state_bytes(model.backbone.init_state(1))
     size = f"{state:,} bytes, whatever the length" if model.backbone.constant_state else "it grows with the length"
     return (f"## Parts\n\n{_table(('slot', 'part', 'options', 'parameters'), rows)}\n"
             f"{sum(counts.values()):,} parameters in {config.dtype}; state: {size}. Share of the patches kept per "
             f"frame: {config.keep_ratio}.\n")
-
-
-def _options(part: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in part.items():
-        if key not in ("name", "path") and value is not None:
-            yield f"{key} {value}"
 
 
 def _use(config: ModelConfig) -> str:

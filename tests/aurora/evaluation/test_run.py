@@ -100,7 +100,7 @@ def test_a_finished_run_asks_nothing_again(model, config, data, tmp_path) -> Non
 
 def test_predictions_made_otherwise_are_not_added_to(model, config, data, tmp_path) -> None:
     run(model, config, data, tmp_path)
-    with pytest.raises(AuroraError, match=r"keep_ratio 0.5 then, 0.25 now"):
+    with pytest.raises(AuroraError, match=r"keep_ratio was 0.5, is 0.25"):
         run(model, replace(config, keep_ratio=0.25), data, tmp_path)
     run(model, replace(config, keep_ratio=0.25), data, tmp_path, restart=True)
 

@@ -98,7 +98,7 @@ def test_a_truncated_file_is_refused(copy, share) -> None:
 
 def test_a_folder_without_weights_is_refused(copy) -> None:
     (copy / "model.safetensors").unlink()
-    with pytest.raises(AuroraError, match=r"has no model\.safetensors"):
+    with pytest.raises(AuroraError, match=r"holds no model\.safetensors"):
         load_model(copy)
 
 
