@@ -198,6 +198,9 @@ def fit(stage: Stage, module: AuroraModule, data: DataModule, now: Fingerprint, 
             failures_named(named, stacks, step=lambda: trainer.global_step):
         try:
             trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else resume.path)
+            if stage.recipe.validation is not None and saver.validated < trainer.global_step:
+                # it was stopped while it validated the last step, after which Lightning has nothing left to do
+                trainer.validate(module, data, verbose=False)
         except StepInterrupted:
             assert preemption.stopped is not None
     if preemption.stopped is not None:
@@ -249,6 +252,7 @@ def build_trainer(stage: Stage, steps: int, callbacks: list[L.Callback], loggers
             check_val_every_n_epoch=None,
             val_check_interval=held_out.every if held_out else None,
             num_sanity_val_steps=0,
+            inference_mode=False,  # which FSDP2 does not take
             log_every_n_steps=1,
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
             enable_model_summary=False,

@@ -40,16 +40,21 @@ class RunCheckpoint(CheckpointCallback):
         self.folder, self.every, self.preemption, self.report = folder, every, preemption, report
         self.fingerprint = dict(fingerprint)
         self.ended = False  # by a callback that set `trainer.should_stop`, before the last step
+        self.validated = 0  # the last step that was validated
         self._saved = -1
         self._started = False
 
     # not as the callback's state, which Lightning would miss in a trainer without this callback
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: AuroraModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["run"] = {"fingerprint": self.fingerprint, "ended": self.ended}
+        checkpoint["run"] = {"fingerprint": self.fingerprint, "ended": self.ended, "validated": self.validated}
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: AuroraModule, checkpoint: dict[str, Any]) -> None:
-        self.ended = bool(checkpoint.get("run", {}).get("ended"))
+        run = checkpoint.get("run", {})
+        self.ended, self.validated = run.get("ended", False), run.get("validated", 0)
+
+    def on_validation_end(self, trainer: L.Trainer, module: AuroraModule) -> None:
+        self.validated = trainer.global_step
 
     def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
         """Removes what a killed save left. A trial save shows before the first step that the disk takes it."""
