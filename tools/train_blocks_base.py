@@ -26,11 +26,16 @@ from transformers import PreTrainedTokenizerFast
 from aurora.interfaces import Text, Turn
 from aurora.registry import BACKBONE, MERGE, PROMPT, SORT, TOKENIZER, VISION
 from aurora.types import IGNORE
-from datamodules.blocks.conversations import STILL, image_caption_turn, question_turns, video_caption_turn
+from datamodules.blocks.conversations import (
+    STILL,
+    image_caption_turn,
+    place_name,
+    question_turns,
+    video_caption_turn,
+)
 from datamodules.blocks.families import FAMILIES
 from datamodules.blocks.render import draw
 from datamodules.blocks.scenes import Scene, SceneMaker
-from datamodules.blocks.words import glances
 
 VISION_OPTIONS = {"image_size": 96, "patch_size": 12, "width": 128, "layers": 6, "heads": 4, "mlp_width": 384}
 BACKBONE_OPTIONS = {"hidden_size": 128, "layers": 4, "head_size": 32}
@@ -60,6 +65,13 @@ def account(rng: random.Random, still: float) -> tuple[Sight, list[Turn]]:
     if not turns or rng.random() < 0.5:
         turns.insert(rng.randint(0, len(turns)), caption)
     return sight, turns
+
+
+def glances(scene: Scene, time: float) -> list[str]:
+    """The words of each thing that a frame shows, and of what is behind: a connector hands over as much per token."""
+    parts = [f" {thing.color_at(time)} {thing.look.shape} {place_name(*thing.place(time, scene.duration))}"
+             for thing in scene.seen(time)]
+    return [*parts, *([" wall"] if scene.wall else []), f" {scene.background_at(time)}"]
 
 
 def look(rng: random.Random, scene: Scene, time: float) -> Sight:

@@ -1,7 +1,7 @@
 """What happens in a video of Blocks world, as data: objects, their motion, appearance, change and hiding.
 
-A scene is a value; `render.py` draws it, `families.py` asks about it, `words.py` describes it. Lengths and places are
-fractions of the frame's side, times are seconds.
+A scene is a value; `render.py` draws it, `families.py` asks about it, `conversations.py` describes it. Lengths and
+places are fractions of the frame's side, times are seconds.
 """
 
 from __future__ import annotations

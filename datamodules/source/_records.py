@@ -39,17 +39,15 @@ class RecordSource(Source):
     by_place = False
     """Whether lines of JSON hold the media too, and are identified by their place."""
 
-    def __init__(self, folder: Path, annotations: str | Sequence[str]) -> None:
+    def __init__(self, *, folder: Path, annotations: str | Sequence[str]) -> None:
         self._folder = folder
-        names = [annotations] if isinstance(annotations, str) else annotations
-        self._names = [found for name in names for found in annotation_names(folder, name)]
-        self._files = [annotation_file(folder, name) for name in self._names]
+        self._files = annotation_files(folder, annotations)
 
     def annotations(self) -> Sequence[Path]:
-        return self._files
+        return [path for _, path in self._files]
 
     def entries(self) -> Iterator[Entry]:
-        for name, path in zip(self._names, self._files, strict=True):
+        for name, path in self._files:
             yield from entries(path, name, by_place=self.by_place)
 
     def size(self, entry: Entry) -> int:
@@ -87,25 +85,25 @@ class RecordSource(Source):
         return record
 
 
-def annotation_names(folder: Path, name: str) -> list[str]:
-    """The files that a name with `*` stands for, in order, or the name alone. AuroraError when there are none."""
-    if "*" not in name:
-        return [name]
-    found = sorted(path.relative_to(folder).as_posix() for path in folder.glob(name))
-    if not found:
-        raise AuroraError(f"annotations: no file {name!r} below {folder}")
-    return found
+def annotation_files(folder: Path, names: str | Sequence[str]) -> list[tuple[str, Path]]:
+    """Names and paths of the files of annotations below the dataset's folder; a name with `*` stands for several, in order.
 
-
-def annotation_file(folder: Path, name: str) -> Path:
-    """A file of annotations below the dataset's folder. AuroraError when it is not there."""
-    try:
-        path = find(folder, ".", name)
-    except BadSample as error:
-        raise AuroraError(f"annotations: {error.detail} below {folder}") from error
-    if not path.is_file():
-        raise AuroraError(f"annotations: {path} is not a file")
-    return path
+    AuroraError when one is not there.
+    """
+    files = []
+    for name in [names] if isinstance(names, str) else names:
+        found = sorted(path.relative_to(folder).as_posix() for path in folder.glob(name)) if "*" in name else [name]
+        if not found:
+            raise AuroraError(f"annotations: no file {name!r} below {folder}")
+        for one in found:
+            try:
+                path = find(folder, ".", one)
+            except BadSample as error:
+                raise AuroraError(f"annotations: {error.detail} below {folder}") from error
+            if not path.is_file():
+                raise AuroraError(f"annotations: {path} is not a file")
+            files.append((one, path))
+    return files
 
 
 def with_media(

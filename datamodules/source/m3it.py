@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from aurora.errors import BadSample
@@ -23,9 +22,6 @@ class M3itSource(RecordSource):
     """
 
     by_place = True
-
-    def __init__(self, *, folder: Path, annotations: str | Sequence[str]) -> None:
-        super().__init__(folder, annotations)
 
     def parse(self, record: Mapping[str, Any], key: str) -> Parsed:
         inputs = record.get("inputs")
