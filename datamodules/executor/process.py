@@ -16,6 +16,7 @@ import torch
 
 from aurora.errors import AuroraError
 from aurora.interfaces.data import Executor, R, T
+from aurora.options import PositiveInt
 from aurora.registry import EXECUTOR
 
 
@@ -23,9 +24,7 @@ from aurora.registry import EXECUTOR
 class ProcessExecutor(Executor):
     """Processes of this machine: `workers` of them, by default one per core that we may use."""
 
-    def __init__(self, *, workers: int | None = None) -> None:
-        if workers is not None and workers < 1:
-            raise AuroraError(f"executor 'process': workers {workers} must be 1 or more")
+    def __init__(self, *, workers: PositiveInt | None = None) -> None:
         self._workers = workers or cores()
 
     def run(self, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:

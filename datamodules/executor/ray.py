@@ -10,6 +10,7 @@ import ray
 
 from aurora.errors import AuroraError
 from aurora.interfaces.data import Executor, R, T
+from aurora.options import PositiveFloat
 from aurora.registry import EXECUTOR
 
 
@@ -19,9 +20,7 @@ class RayExecutor(Executor):
     names, else one is started here. All machines see the same folders under the same paths.
     """
 
-    def __init__(self, *, address: str | None = None, cpus: float = 1.0) -> None:
-        if cpus <= 0:
-            raise AuroraError(f"executor 'ray': cpus {cpus} must be more than 0")
+    def __init__(self, *, address: str | None = None, cpus: PositiveFloat = 1.0) -> None:
         self._address, self._cpus = address, cpus
 
     def run(self, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:

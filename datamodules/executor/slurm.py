@@ -9,10 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge
 
 from aurora.errors import AuroraError
 from aurora.files import replace_file
 from aurora.interfaces.data import Executor, R, ShellTask, T
+from aurora.options import PositiveInt
 from aurora.registry import EXECUTOR
 
 _POLL_SECONDS = 5.0
@@ -41,11 +45,9 @@ class SlurmExecutor(Executor):
     """
 
     def __init__(
-        self, *, folder: str, jobs: int = 32, cpus: int = 1, time: str = "24:00:00", wait: float = 0.0,
-        options: list[str] | None = None,
+        self, *, folder: str, jobs: PositiveInt = 32, cpus: PositiveInt = 1, time: str = "24:00:00",
+        wait: Annotated[float, Ge(0)] = 0.0, options: list[str] | None = None,
     ) -> None:
-        if jobs < 1 or cpus < 1 or wait < 0:
-            raise AuroraError(f"executor 'slurm': jobs {jobs} and cpus {cpus} must be 1 or more, wait {wait} 0 or more")
         self._folder, self._jobs, self._cpus, self._time = Path(folder), jobs, cpus, time
         self._wait, self._options = wait, options or []
 

@@ -84,7 +84,8 @@ class EpochPlan:
     def window(self, epoch: int, window: int) -> Window:
         """The rows and steps of a window."""
         rng = np.random.default_rng([self._seed, epoch, window + 1])
-        ids = np.concatenate([self._samples_of(chunk) for chunk in self._window_chunks(epoch, window)])
+        chunks = self._chunks[self._order(epoch)[window * self._span:(window + 1) * self._span]]
+        ids = np.concatenate([self._members[number].samples[start:start + CHUNK] for number, start in chunks])
         ids = rng.permutation(ids.astype(np.int64))
         steps = [step for group in range(self._groups)
                  for step in self._steps_of(ids[self._group[ids] == group], rng)]
@@ -131,14 +132,6 @@ class EpochPlan:
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self._seed, epoch, 0]).permutation(len(self._chunks))
-
-    def _window_chunks(self, epoch: int, window: int) -> np.ndarray:
-        order = self._order(epoch)[window * self._span:(window + 1) * self._span]
-        return np.asarray(self._chunks[order])
-
-    def _samples_of(self, chunk: np.ndarray) -> np.ndarray:
-        number, start = chunk
-        return np.asarray(self._members[number].samples[start:start + CHUNK])
 
     def _chunk_sums(self, samples: np.ndarray) -> np.ndarray:
         """[C, G] int64: what the samples of each group in each chunk of a dataset count for."""

@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import av
 import av.error
 import av.logging
+from annotated_types import Ge, Le
 
 from aurora.errors import AuroraError
 from aurora.images import MAX_PIXELS
@@ -20,6 +21,7 @@ from aurora.images import MAX_PIXELS
 # Playlists (hls, concat, dash) would open whatever they name, so only files that hold their frames are opened.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,avi,flv,asf,ogg"
 TIMEOUT_SECONDS = 600.0
+Threads = Annotated[int, Ge(1), Le(64)]
 _decoded_in: set[int] = set()
 
 
@@ -44,20 +46,6 @@ class Deadline:
             yield frame
             self._since = time.perf_counter()
             self.check()
-
-
-def check_timeout(seconds: float | None) -> float | None:
-    """The option `timeout_seconds` of a reader, or AuroraError."""
-    if seconds is not None and not seconds > 0:
-        raise AuroraError(f"reader: timeout_seconds {seconds} is not above 0; null means no limit")
-    return seconds
-
-
-def check_threads(threads: int) -> int:
-    """The option `threads` of a reader, or AuroraError."""
-    if not 1 <= threads <= 64:
-        raise AuroraError(f"reader: threads {threads} is outside 1 to 64")
-    return threads
 
 
 def label(source: str | bytes) -> str:

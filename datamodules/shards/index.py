@@ -14,6 +14,7 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -136,8 +137,19 @@ def npy_bytes(array: np.ndarray) -> bytes:
 def load_index(folder: str | Path) -> DatasetIndex:
     """The index of a folder, once every shard was found whole in size. AuroraError that says how to mend it."""
     index = open_index(folder)
-    if not (index.folder / ORIGIN).is_file():
-        _check_shards(index.folder, index.shards)
+    if (index.folder / ORIGIN).is_file():
+        return index
+    for row in index.shards:
+        tar = index.folder / row["name"]
+        if not tar.is_file():
+            raise AuroraError(f"shard {tar} is missing; {_mend(index.folder)}")
+        if tar.stat().st_size != row["bytes"]:
+            raise AuroraError(f"shard {tar} has {tar.stat().st_size} bytes, not the {row['bytes']} of its index: it "
+                              f"was cut or changed; {_mend(index.folder)}")
+    unknown = {path.name for path in index.folder.glob("*.tar")} - {row["name"] for row in index.shards}
+    if unknown:
+        raise AuroraError(f"{index.folder} holds tars that its index does not know: {', '.join(sorted(unknown))}; "
+                          f"{_mend(index.folder)}")
     return index
 
 
@@ -163,20 +175,6 @@ def open_index(folder: str | Path) -> DatasetIndex:
     return DatasetIndex(folder, shards, samples, media, digest)
 
 
-def _check_shards(folder: Path, shards: tuple[dict[str, Any], ...]) -> None:
-    for row in shards:
-        tar = folder / row["name"]
-        if not tar.is_file():
-            raise AuroraError(f"shard {tar} is missing; {_mend(folder)}")
-        if tar.stat().st_size != row["bytes"]:
-            raise AuroraError(f"shard {tar} has {tar.stat().st_size} bytes, not the {row['bytes']} of its index: it "
-                              f"was cut or changed; {_mend(folder)}")
-    unknown = {path.name for path in folder.glob("*.tar")} - {row["name"] for row in shards}
-    if unknown:
-        raise AuroraError(f"{folder} holds tars that its index does not know: {', '.join(sorted(unknown))}; "
-                          f"{_mend(folder)}")
-
-
 def _mend(folder: Path) -> str:
     return f"write the shards again, or index those that are there: aurora shards index {folder}"
 
@@ -188,8 +186,14 @@ def index_shard(tar: Path) -> dict[str, Any]:
     """
     rows = ShardRows()
     with tar.open("rb") as file:
+        def read(place: Place) -> bytes:
+            if place[1] > MEMBER_BYTES:
+                raise BadSample("limits", f"{place[1]} bytes are more than {MEMBER_BYTES}")
+            file.seek(place[0])
+            return file.read(place[1])
+
         for key, members in _runs(tar):
-            rows.add(measure_sample(key, members, lambda place: _slice(file, place)))
+            rows.add(measure_sample(key, members, read))
         file.seek(0)
         digest = file_digest(file)
     return rows.write(tar, digest)
@@ -252,33 +256,21 @@ def file_digest(file: io.BufferedReader) -> str:
 
 
 def _runs(tar: Path) -> Iterator[tuple[str, dict[str, Place]]]:
-    """Each sample's key and its members' (offset, size) by extension."""
+    """Each sample's key and its members' places by extension."""
     seen: set[str] = set()
-    key, members = None, dict[str, Place]()
     try:
         with tarfile.open(tar, "r:") as archive:
-            for member in archive:
-                if not member.isreg():
-                    continue
-                name, extension = split_name(member.name)
-                if name != key:
-                    if key is not None:
-                        yield _whole(tar, key, members)
-                    key, members = name, {}
-                    if name in seen:
-                        raise AuroraError(f"{tar}: the members of sample {name!r} do not stand together")
-                    seen.add(name)
-                members[extension] = (member.offset_data, member.size)
+            members = ((*split_name(member.name), member) for member in archive if member.isreg())
+            for key, run in groupby(members, lambda named: named[0]):
+                if key in seen:
+                    raise AuroraError(f"{tar}: the members of sample {key!r} do not stand together")
+                seen.add(key)
+                places = {extension: (member.offset_data, member.size) for _, extension, member in run}
+                if "json" not in places:
+                    raise AuroraError(f"{tar}: sample {key!r} has no json member, which says what the others are")
+                yield key, places
     except tarfile.TarError as error:
         raise AuroraError(f"{tar} is not a whole tar: {error}") from error
-    if key is not None:
-        yield _whole(tar, key, members)
-
-
-def _whole(tar: Path, key: str, members: dict[str, Place]) -> tuple[str, dict[str, Place]]:
-    if "json" not in members:
-        raise AuroraError(f"{tar}: sample {key!r} has no json member, which says what the others are")
-    return key, members
 
 
 def measure_sample(key: str, members: Mapping[str, Place], read: Callable[[Place], bytes]) -> MeasuredSample:
@@ -305,13 +297,6 @@ def measure_sample(key: str, members: Mapping[str, Place], read: Callable[[Place
 
 def _found(key: str, error: BadSample) -> dict[str, str]:
     return {"key": key, "reason": error.reason, "detail": error.detail}
-
-
-def _slice(file: io.BufferedReader, place: Place) -> bytes:
-    if place[1] > MEMBER_BYTES:
-        raise BadSample("limits", f"{place[1]} bytes are more than {MEMBER_BYTES}")
-    file.seek(place[0])
-    return file.read(place[1])
 
 
 def _facts(raw: bytes, record: Record) -> tuple[int, int, int, float, float, float]:

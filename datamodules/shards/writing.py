@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def write_shards(
     folder.joinpath(INDEX).unlink(missing_ok=True)
     written = set()
     cut = Cut(samples_per_shard, shard_bytes)
-    for number, group in itertools.groupby(samples, key=lambda sample: cut(_media_bytes(sample))):
+    for number, group in itertools.groupby(samples, lambda sample: cut(sum(map(_size, sample.media.values())))):
         tar = shard_path(folder, number)
         write_shard(group, tar)
         written.add(tar)
@@ -157,43 +157,36 @@ class Cut:
         return self.shard
 
 
-def _media_bytes(sample: ShardSample) -> int:
-    return sum(data.stat().st_size if isinstance(data, Path) else len(data) for data in sample.media.values())
+def _size(medium: bytes | Path) -> int:
+    return medium.stat().st_size if isinstance(medium, Path) else len(medium)
 
 
 def _members(sample: ShardSample) -> Iterator[tuple[str, bytes]]:
     """Extension and bytes of every member, the record first. BadSample for a record outside the format, AuroraError
     for a key that no member can have, and for media that are not those of the record."""
     check_key(sample.key)
-    raw = _json(sample)
+    try:
+        raw = json.dumps(dict(sample.record), ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise BadSample("json", f"the record is not JSON: {error}") from error
     record = parse_record(raw)
     if set(record.media) != set(sample.media):
         raise AuroraError(f"sample {sample.key!r}: the record names the media {sorted(record.media)}, "
                           f"given are {sorted(sample.media)}")
     yield "json", raw
     for extension in record.media:
-        data = sample.media[extension]
         split_name(f"{sample.key}.{extension}")
-        yield extension, medium_bytes(data)
+        yield extension, medium_bytes(sample.media[extension])
 
 
 def medium_bytes(data: bytes | Path) -> bytes:
     """The bytes of a medium. BadSample when it is missing or too large."""
     try:
-        size = data.stat().st_size if isinstance(data, Path) else len(data)
-        if size > MEMBER_BYTES:
-            raise BadSample("limits", f"a member of {size} bytes is larger than {MEMBER_BYTES}")
+        if _size(data) > MEMBER_BYTES:
+            raise BadSample("limits", f"a member of {_size(data)} bytes is larger than {MEMBER_BYTES}")
         return data.read_bytes() if isinstance(data, Path) else data
     except OSError as error:
         raise BadSample("missing", f"{error.filename}: {error.strerror}") from error
-
-
-def _json(sample: ShardSample) -> bytes:
-    record: Mapping[str, Any] = sample.record
-    try:
-        return json.dumps(dict(record), ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
-        raise BadSample("json", f"the record is not JSON: {error}") from error
 
 
 class _TarWriter:

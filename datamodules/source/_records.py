@@ -86,10 +86,8 @@ class RecordSource(Source):
 
 
 def annotation_files(folder: Path, names: str | Sequence[str]) -> list[tuple[str, Path]]:
-    """Names and paths of the files of annotations below the dataset's folder; a name with `*` stands for several, in order.
-
-    AuroraError when one is not there.
-    """
+    """Names and paths of files below the dataset's folder; a name with `*` stands for several, in order. AuroraError
+    when one is not there."""
     files = []
     for name in [names] if isinstance(names, str) else names:
         found = sorted(path.relative_to(folder).as_posix() for path in folder.glob(name)) if "*" in name else [name]

@@ -284,8 +284,8 @@ def test_options_outside_their_range_are_refused(make, shards, options, message)
 
 
 @pytest.mark.parametrize(("mixture", "message"), [
-    ({}, "names no dataset"), ({"mixd": 1}, "no dataset folder mixd .*holds mixed, text"), ({"mixed": 0}, "give 1, 2"),
-    ({"mixed": 1.5}, "data.mixture.mixed is 1.5; give how often"),
+    ({}, "names no dataset"), ({"mixd": 1}, "no dataset folder mixd .*holds mixed, text"), ({"mixed": 0}, "repeats is 0; it must be a whole number ≥ 1"),
+    ({"mixed": 1.5}, "mixed is 1.5; give how often"),
 ])
 def test_a_mixture_that_cannot_be_read_is_refused(make, shards, mixture, message):
     with pytest.raises(AuroraError, match=message):
