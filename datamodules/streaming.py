@@ -27,7 +27,7 @@ from .loading.loader import BadSamples, rank_path
 from .loading.rows import Built, Segment, Skipped, blank_segment, pack
 from .loading.supervisor import start_method
 from .plan.lengths import text_pieces
-from .reader._sampling import capped
+from .reader._decode import capped
 from .shards.format import VIDEO, check_key, parse_record
 from .shards.index import is_remote
 

@@ -14,6 +14,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ from datamodules.blocks.conversations import (
 )
 from datamodules.blocks.families import FAMILIES
 from datamodules.blocks.render import draw
-from datamodules.blocks.scenes import Scene, SceneMaker
+from datamodules.blocks.scenes import AXES, BANDS, SHAPES, Look, Scene, SceneMaker
 
 VISION_OPTIONS = {"image_size": 96, "patch_size": 12, "width": 128, "layers": 6, "heads": 4, "mlp_width": 384}
 BACKBONE_OPTIONS = {"hidden_size": 128, "layers": 4, "head_size": 32}
@@ -72,6 +73,18 @@ def glances(scene: Scene, time: float) -> list[str]:
     parts = [f" {thing.color_at(time)} {thing.look.shape} {place_name(*thing.place(time, scene.duration))}"
              for thing in scene.seen(time)]
     return [*parts, *([" wall"] if scene.wall else []), f" {scene.background_at(time)}"]
+
+
+def rearranged(maker: SceneMaker, scene: Scene) -> Scene:
+    """A scene of the same colours with other shapes in other places."""
+    axis, bands = maker.rng.choice(AXES), maker.rng.sample(BANDS, len(scene.things))
+    things = []
+    for thing, band in zip(scene.things, bands, strict=True):
+        maker.used = []
+        other = maker.resting(axis, band)
+        things.append(replace(thing, look=Look(thing.look.color, maker.rng.choice(SHAPES)), start=other.start,
+                              end=other.end, radius=other.radius))
+    return replace(scene, things=tuple(things))
 
 
 def look(rng: random.Random, scene: Scene, time: float) -> Sight:
@@ -195,7 +208,7 @@ def pictures(rng: random.Random, batch: int, alike: int) -> tuple[Tensor, list[l
             moment = rng.uniform(0, scene.duration - 0.1)
             images.append(torch.from_numpy(draw(scene, moment).copy()))
             phrases.append(glances(scene, moment))
-            scene = maker.rearranged(scene)
+            scene = rearranged(maker, scene)
     return torch.stack(images).permute(0, 3, 1, 2).contiguous(), phrases
 
 

@@ -7,12 +7,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
 import shutil
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -20,6 +17,7 @@ from typing import NamedTuple
 from aurora.errors import AuroraError
 from aurora.interfaces import Turn
 
+from ..executor.process import ProcessExecutor
 from ..shards.format import ShardSample
 from ..shards.writing import shard_path, write_index, write_shard
 from .conversations import STILL, frame_account, image_caption_turn, question_turns, to_json, video_caption_turn
@@ -32,6 +30,7 @@ SAMPLES = {"pretrain": 3000, "vision": 2500, "language_image": 1500, "language_v
 QUESTIONS = 24
 """Held-out questions per family at scale 1."""
 PER_SHARD = 250
+HELDOUT = "heldout"
 TURNS = 4
 
 
@@ -41,7 +40,7 @@ class BlocksTask(NamedTuple):
     folder: Path
     dataset: str
     number: int
-    samples: int
+    samples: int  # or questions per family
     seed: int
 
 
@@ -60,18 +59,19 @@ def build(folder: str | Path, *, seed: int = 0, scale: float = 1.0, workers: int
     for dataset in counts:
         shutil.rmtree(folder / dataset, ignore_errors=True)
         (folder / dataset).mkdir(parents=True)
-    # spawn: a parent that holds threads must not be forked
-    with ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        asked = pool.submit(write_heldout, folder / "heldout", questions, seed)
-        list(pool.map(write_task, tasks))
-        counts["heldout"] = asked.result()
-    for dataset in SAMPLES:
+    tasks = [BlocksTask(folder, HELDOUT, 0, questions, seed), *tasks]
+    for _ in ProcessExecutor(workers=workers).run(write_task, tasks):
+        pass
+    for dataset in counts:
         write_index(folder / dataset)
-    return counts
+    return {**counts, HELDOUT: questions * len(FAMILIES)}
 
 
 def write_task(task: BlocksTask) -> None:
-    """Writes one shard."""
+    """Writes one shard, or the held-out questions."""
+    if task.dataset == HELDOUT:
+        write_heldout(task.folder / HELDOUT, task.samples, task.seed)
+        return
     start = task.number * PER_SHARD
     make = DATASETS[task.dataset]
     samples = (make(f"{index:07d}", random.Random(f"{task.seed}/{task.dataset}/{index}"))
@@ -123,8 +123,8 @@ DATASETS: dict[str, Callable[[str, random.Random], ShardSample]] = {
 }
 
 
-def write_heldout(folder: Path, per_family: int, seed: int) -> int:
-    """Writes the held-out questions, `per_family` each with a video of its own, and returns their number."""
+def write_heldout(folder: Path, per_family: int, seed: int) -> None:
+    """Writes the held-out questions, so many per family, each with a video of its own."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "videos").mkdir(parents=True)
     lines = []
@@ -138,7 +138,6 @@ def write_heldout(folder: Path, per_family: int, seed: int) -> int:
             lines.append({"id": name, "video": f"videos/{name}.mp4", "family": family, "question": question.text,
                           "options": options, "answer": options.index(question.answer)})
     (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return len(lines)
 
 
 def heldout_question(family: str, rng: random.Random) -> tuple[Scene, Question]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -97,11 +97,13 @@ def write_task(task: BuildTask) -> dict[str, Any]:
         raise AuroraError(f"{task.output} has no task {task.number}; they are 0 to {tasks - 1}")
     skipped: list[dict[str, Any]] = []
 
-    def skip(sample: ShardSample, error: BadSample) -> None:
-        skipped.append(_skipped(task, int(sample.key), sample.record.get("id"), error))
+    def skip(number: int, name: Any, error: BadSample) -> None:
+        skipped.append({"shard": task.number, "entry": number, "id": name, "reason": error.reason,
+                        "detail": error.detail})
 
     task.skipped.unlink(missing_ok=True)
-    manifest = write_shard(_samples(task, skipped), task.tar, skip=skip)
+    manifest = write_shard(_samples(task, skip), task.tar,
+                           skip=lambda sample, error: skip(int(sample.key), sample.record.get("id"), error))
     if task.count is not None:
         _count(task.tar, manifest["sha256"], task.count)
     replace_file(task.skipped, "".join(json.dumps(one) + "\n" for one in skipped).encode())
@@ -179,18 +181,14 @@ def write_skipped(output: Path, tasks: Sequence[BuildTask]) -> None:
     replace_file(output / SKIPPED, b"".join(lists))
 
 
-def _samples(task: BuildTask, skipped: list[dict[str, Any]]) -> Iterator[ShardSample]:
+def _samples(task: BuildTask, skip: Callable[[int, Any, BadSample], None]) -> Iterator[ShardSample]:
     order = load_plan(task.output).order
     source = order.build_source()
     for number, entry in read_task(task.output, task.number):
         try:
             yield stored(source.sample(entry, f"{number:09d}"), order.transcode)
         except BadSample as error:
-            skipped.append(_skipped(task, number, entry.get("id"), error))
-
-
-def _skipped(task: BuildTask, number: int, name: Any, error: BadSample) -> dict[str, Any]:
-    return {"shard": task.number, "entry": number, "id": name, "reason": error.reason, "detail": error.detail}
+            skip(number, entry.get("id"), error)
 
 
 def _count(tar: Path, digest: str, count: TextCounter) -> None:

@@ -63,9 +63,10 @@ def make_plan(order: BuildOrder, output: Path, tick: Tick = lambda entries: None
     """Reads all annotations and writes the tasks, or finds that this was done. AuroraError when `output` is of another
     order."""
     source = order.build_source()
-    stamps = [_stamp(path) for path in source.annotations()]
-    made_of = {"version": _VERSION, "order": _plain(order), "annotations": stamps}
-    about = None if order.about is None else dict(order.about)
+    stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in source.annotations()]
+    plain = json.loads(json.dumps(asdict(order)))
+    about = plain.pop("about")  # which decides no byte
+    made_of = {"version": _VERSION, "order": plain, "annotations": stamps}
     kept = _read(output)
     if kept is not None:
         _check_same(kept["made_of"], made_of, output)
@@ -125,18 +126,6 @@ def _write_tasks(source: Source, order: BuildOrder, output: Path, tick: Tick) ->
     if not entries:
         raise AuroraError(broken or f"{order.folder}: the annotations hold no entry")
     return tasks, entries, broken
-
-
-def _plain(order: BuildOrder) -> dict[str, Any]:
-    """What decides the bytes, as JSON gives it back."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(order)))
-    del plain["about"]
-    return plain
-
-
-def _stamp(path: Path) -> list[Any]:
-    facts = path.stat()
-    return [str(path), facts.st_size, facts.st_mtime_ns]
 
 
 def _write(output: Path, plan: Mapping[str, Any]) -> None:

@@ -26,7 +26,10 @@ class RayExecutor(Executor):
     def run(self, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         ours = not ray.is_initialized()
         if ours:
-            self._start()
+            try:
+                ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise AuroraError(f"executor 'ray': no cluster at {self._address}: {error}") from error
         try:
             remote = ray.remote(num_cpus=self._cpus)(work)
             waiting: list[Any] = [remote.remote(task) for task in tasks]
@@ -36,12 +39,6 @@ class RayExecutor(Executor):
         finally:
             if ours:
                 ray.shutdown()
-
-    def _start(self) -> None:
-        try:
-            ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise AuroraError(f"executor 'ray': no cluster at {self._address}: {error}") from error
 
     @staticmethod
     def _results(done: list[Any], waiting: list[Any]) -> list[Any]:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge
 
@@ -53,13 +53,14 @@ class SlurmExecutor(Executor):
 
     def run(self, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         tasks = list(tasks)
-        other = [task for task in tasks if not isinstance(task, ShellTask)]
-        if other:
-            raise AuroraError(f"executor 'slurm': {other[0]!r} cannot be run from a shell; building shards can")
-        if tasks:
-            yield from self._waited(tasks, self._submit(tasks))
+        shell = [task for task in tasks if isinstance(task, ShellTask)]
+        if len(shell) < len(tasks):
+            other = next(task for task in tasks if not isinstance(task, ShellTask))
+            raise AuroraError(f"executor 'slurm': {other!r} cannot be run from a shell; building shards can")
+        if shell:
+            yield from self._waited(shell, self._submit(shell))
 
-    def _submit(self, tasks: Sequence[object]) -> str:
+    def _submit(self, tasks: Sequence[ShellTask]) -> str:
         """Writes the script and says what was, or has to be, done with it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         folder = self._folder.resolve()
@@ -67,8 +68,7 @@ class SlurmExecutor(Executor):
         if _is_queued(job):
             return f"job {job.read_text()} is still queued or running"
         lines, script = folder / "slurm-tasks.txt", folder / "slurm.sh"
-        commands = [[sys.executable, "-m", "aurora.cli", *task.command()] for task in tasks
-                    if isinstance(task, ShellTask)]
+        commands = [[sys.executable, "-m", "aurora.cli", *task.command()] for task in tasks]
         replace_file(lines, "".join(shlex.join(command) + "\n" for command in commands).encode())
         jobs = min(self._jobs, len(tasks))
         replace_file(script, _SCRIPT.format(
@@ -82,22 +82,16 @@ class SlurmExecutor(Executor):
         replace_file(job, done.stdout.split()[-1].encode())
         return done.stdout.strip()
 
-    def _waited(self, tasks: list[T], said: str) -> Iterator[R]:
+    def _waited(self, tasks: Sequence[ShellTask], said: str) -> Iterator[Any]:
         until = time.monotonic() + self._wait
         while True:
-            left: list[T] = []
-            for task in tasks:
-                assert isinstance(task, ShellTask)
-                result = task.result()
-                if result is None:
-                    left.append(task)
-                else:
-                    yield result
-            if not left:
+            results = [(task, task.result()) for task in tasks]
+            yield from (result for _, result in results if result is not None)
+            tasks = [task for task, result in results if result is None]
+            if not tasks:
                 return
-            tasks = left
             if time.monotonic() >= until:
-                raise AuroraError(f"executor 'slurm': {said}. {len(left)} task(s) are not done; run the same command "
+                raise AuroraError(f"executor 'slurm': {said}. {len(tasks)} task(s) are not done; run the same command "
                                   "again, once they are, to join what they wrote")
             time.sleep(min(_POLL_SECONDS, max(0.0, until - time.monotonic())))
 

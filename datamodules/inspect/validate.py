@@ -19,7 +19,7 @@ from aurora.images import decode_image
 from aurora.interfaces import Sampling
 from aurora.registry import READER
 
-from ..reader._sampling import sample_counts
+from ..reader._decode import sample_counts
 from ..shards.format import VIDEO, Record, parse_record
 from ..shards.index import INDEX, UNREADABLE, DatasetIndex, file_digest, open_index, shard_arrays, sidecar
 from ..shards.tar import ShardFiles
@@ -84,7 +84,8 @@ def check_shard(task: CheckTask) -> Checked:
     samples = index.of_shard(task.number)
     if any(finding.reason == "missing" for finding in whole):
         return Checked(name, len(samples), 0, whole)
-    chosen = samples if task.decode is None else [samples[place] for place in _spread(len(samples), task.decode)]
+    spread = np.unique(np.linspace(0, len(samples) - 1, min(task.decode or 0, len(samples))).astype(np.int64))
+    chosen = samples if task.decode is None else [samples[place] for place in spread.tolist()]
     return Checked(name, len(samples), len(chosen), [*whole, *_decoded(index, name, chosen, task.reader)])
 
 
@@ -125,10 +126,6 @@ def _rows(tar: Path, number: int, index: DatasetIndex) -> Iterator[tuple[str, st
     mine["media"] -= np.uint64(start)
     if not np.array_equal(mine, samples) or not np.array_equal(index.media[start:start + len(media)], media):
         yield "index", "the folder's arrays are not those of the shard; run `aurora shards index`"
-
-
-def _spread(total: int, count: int) -> list[int]:
-    return sorted({int(place) for place in np.linspace(0, total - 1, min(count, total))})
 
 
 def _decoded(index: DatasetIndex, shard: str, samples: Iterable[int], reader: Mapping[str, Any]) -> Iterator[Finding]:

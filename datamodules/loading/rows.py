@@ -26,7 +26,7 @@ from ..plan.epoch import EpochPlan
 from ..plan.lengths import text_pieces
 from ..plan.packing import WHOLE, Budget, SamplePart, part_counts
 from ..plan.schedule import PlannedRow, schedule
-from ..reader._sampling import capped
+from ..reader._decode import capped
 from ..shards.format import VIDEO, Record, parse_record
 from ..shards.index import DatasetIndex
 from ..shards.tar import ShardFiles

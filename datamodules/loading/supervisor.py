@@ -28,7 +28,7 @@ from aurora.errors import AuroraError, BadSample
 from ..reader._file import decoded_here
 from .rows import BETWEEN, Built, RowTask
 from .transfer import Parcel, receive
-from .worker import END, FREED, IDLE, RENEW, Assignment, Heartbeat, Progress, WorkerLimits, failed, work
+from .worker import END, FREED, IDLE, RENEW, Assignment, Heartbeat, Progress, WorkerLimits, work
 
 LOOK_SECONDS = 0.5
 START_SECONDS = 900.0  # to start, to plan a window or to fetch a shard
@@ -145,14 +145,13 @@ class _Worker:
         self._deaths = 0
         self._given_up.pop(self._next, None)
         self._next += self._workers
-        self.ended = parcel.number == END or failed(parcel.item) is not None
+        self.ended = parcel.number == END or isinstance(parcel.item, str)
 
     def take(self) -> Built | None:
         """The next row, whose memory the process may fill again; None after the last one."""
         parcel, self._taken = self.ready.popleft(), time.monotonic()
-        text = failed(parcel.item)
-        if text is not None:
-            raise AuroraError(text)
+        if isinstance(parcel.item, str):  # the error that came in place of a row
+            raise AuroraError(parcel.item)
         if parcel.number == END:
             return None
         if self._older:

@@ -38,12 +38,6 @@ class Clip(NamedTuple):
     last: float  # when the last frame is shown
     duration: float  # from the first frame's beginning to the last one's end
     frames: int
-    tick: float  # the resolution of the timestamps
-
-    @property
-    def span(self) -> float:
-        """Seconds from the first frame to the beginning of the last."""
-        return self.last - self.first
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ class Packets:
         shown = self.starts[self.shown]
         first, last = int(shown.min()) * self.tick, int(shown.max()) * self.tick
         tail = self.tail or ((last - first) / (len(shown) - 1) if len(shown) > 1 else self.tick)
-        return Clip(first, last, last - first + tail, len(shown), self.tick)
+        return Clip(first, last, last - first + tail, len(shown))
 
     def within(self, start: float, stop: float | None, source: str | bytes) -> Clip:
         """What is shown from `start` to `stop` seconds after the first frame, cut at the end of the video.
@@ -85,7 +79,7 @@ class Packets:
         inside = begins[(begins > start) & (begins < end)]
         # The frame that is already there when the range begins is one of it.
         return Clip(clip.first + start, clip.first + max(start, float(inside.max(initial=start))), end - start,
-                    len(inside) + 1, self.tick)
+                    len(inside) + 1)
 
 
 def measure(source: str | bytes, start: float = 0.0, stop: float | None = None) -> Clip:

@@ -12,9 +12,9 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -184,7 +184,6 @@ def index_shard(tar: Path) -> dict[str, Any]:
 
     Media that cannot be measured stay in the index and are listed as "bad" in the manifest.
     """
-    rows = ShardRows()
     with tar.open("rb") as file:
         def read(place: Place) -> bytes:
             if place[1] > MEMBER_BYTES:
@@ -192,11 +191,10 @@ def index_shard(tar: Path) -> dict[str, Any]:
             file.seek(place[0])
             return file.read(place[1])
 
-        for key, members in _runs(tar):
-            rows.add(measure_sample(key, members, read))
+        measured = [measure_sample(key, members, read) for key, members in _runs(tar)]
         file.seek(0)
         digest = file_digest(file)
-    return rows.write(tar, digest)
+    return write_shard_index(tar, digest, measured)
 
 
 Place = tuple[int, int]
@@ -213,38 +211,26 @@ class MeasuredSample(NamedTuple):
     bad: list[dict[str, str]]  # key, reason, detail
 
 
-class ShardRows:
-    """The index of a shard, gathered sample by sample."""
-
-    def __init__(self) -> None:
-        self._samples: list[tuple[Any, ...]] = []
-        self._media: list[tuple[Any, ...]] = []
-        self._bad: list[dict[str, str]] = []
-        self._text_bytes = 0
-
-    def add(self, sample: MeasuredSample) -> None:
-        """Takes the next sample of the tar."""
-        at, size = sample.json
-        self._samples.append((0, sample.kind, len(sample.media), size, at, len(self._media)))
-        self._media += sample.media
-        self._bad += sample.bad
-        self._text_bytes += sample.text_bytes
-
-    def write(self, tar: Path, digest: str) -> dict[str, Any]:
-        """Writes the index and, last, the manifest, which is returned."""
-        samples, media = np.array(self._samples, SAMPLE), np.array(self._media, MEDIA)
-        buffer = io.BytesIO()
-        np.savez(buffer, samples=samples, media=media)
-        replace_file(sidecar(tar, "index.npz"), buffer.getvalue())
-        kinds = np.bincount(samples["kind"], minlength=len(KINDS))
-        manifest = {
-            "version": VERSION, "name": tar.name, "bytes": tar.stat().st_size, "sha256": digest,
-            "samples": len(samples), "kinds": dict(zip(KINDS, kinds.tolist(), strict=True)),
-            "media_bytes": int(media["size"].sum()), "frames": int(media["frames"].sum()),
-            "seconds": round(float(media["duration"].sum()), 3), "text_bytes": self._text_bytes, "bad": self._bad,
-        }
-        replace_file(sidecar(tar, "manifest.json"), json.dumps(manifest, indent=1).encode())
-        return manifest
+def write_shard_index(tar: Path, digest: str, measured: Sequence[MeasuredSample]) -> dict[str, Any]:
+    """Writes the index of a shard from its samples in order and, last, its manifest, which is returned."""
+    starts = accumulate((len(sample.media) for sample in measured), initial=0)
+    samples = np.array([(0, sample.kind, len(sample.media), sample.json[1], sample.json[0], start)
+                        for sample, start in zip(measured, starts, strict=False)], SAMPLE)
+    media = np.array([row for sample in measured for row in sample.media], MEDIA)
+    buffer = io.BytesIO()
+    np.savez(buffer, samples=samples, media=media)
+    replace_file(sidecar(tar, "index.npz"), buffer.getvalue())
+    kinds = np.bincount(samples["kind"], minlength=len(KINDS))
+    manifest = {
+        "version": VERSION, "name": tar.name, "bytes": tar.stat().st_size, "sha256": digest,
+        "samples": len(samples), "kinds": dict(zip(KINDS, kinds.tolist(), strict=True)),
+        "media_bytes": int(media["size"].sum()), "frames": int(media["frames"].sum()),
+        "seconds": round(float(media["duration"].sum()), 3),
+        "text_bytes": sum(sample.text_bytes for sample in measured),
+        "bad": [bad for sample in measured for bad in sample.bad],
+    }
+    replace_file(sidecar(tar, "manifest.json"), json.dumps(manifest, indent=1).encode())
+    return manifest
 
 
 def file_digest(file: io.BufferedReader) -> str:

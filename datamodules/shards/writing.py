@@ -28,13 +28,13 @@ from .index import (
     DatasetIndex,
     MeasuredSample,
     Place,
-    ShardRows,
     index_shard,
     load_index,
     measure_sample,
     npy_bytes,
     shard_arrays,
     sidecar,
+    write_shard_index,
 )
 from .tar import member_header
 
@@ -88,27 +88,26 @@ def write_shard(
     tar = Path(tar)
     sidecar(tar, "manifest.json").unlink(missing_ok=True)
     partial = tar.with_name(tar.name + ".tmp")
-    rows, seen = ShardRows(), set[str]()
+    measured, seen = list[MeasuredSample](), set[str]()
     try:
         with room_for(tar), _TarWriter(partial) as archive:
             for sample in samples:
                 if sample.key in seen:
                     raise AuroraError(f"{tar}: the key {sample.key!r} is there twice")
                 try:
-                    measured = archive.add(sample, keep_bad=skip is None)
+                    measured.append(archive.add(sample, keep_bad=skip is None))
                 except BadSample as error:
                     if skip is None:
                         raise AuroraError(f"{tar}: sample {sample.key!r}: {error.detail}") from error
                     skip(sample, error)
                     continue
                 seen.add(sample.key)
-                rows.add(measured)
     except (OSError, AuroraError):
         # A disk that is full is left with the room that there was.
         partial.unlink(missing_ok=True)
         raise
     os.replace(partial, tar)
-    return rows.write(tar, archive.digest)
+    return write_shard_index(tar, archive.digest, measured)
 
 
 def write_index(folder: str | Path) -> DatasetIndex:

@@ -24,8 +24,10 @@ from aurora.interfaces import Entry
 
 _BLOCK = 1 << 16
 _OPEN = 1 << 12  # brackets that a block may open without closing them
-_FAULT = "$fault"
-_PLACE = "$place"
+FAULT = "$fault"
+"""Key of an entry whose record cannot be read, and says why."""
+PLACE = "$place"
+"""Key of an entry that says where its record stands, for `record_at`."""
 Joined = tuple[Any, Any, list[Any]]
 """An id, the value that it has in one list, and those in the other."""
 
@@ -36,17 +38,7 @@ class AnnotationsBroken(AuroraError):
 
 def fault(detail: str) -> Entry:
     """The entry of a record that cannot be read."""
-    return {_FAULT: detail}
-
-
-def fault_of(entry: Entry) -> str | None:
-    """Why the entry's record cannot be read; None where it can."""
-    return entry.get(_FAULT)
-
-
-def place_of(entry: Entry) -> Any | None:
-    """Where the entry's record stands, for `record_at`; None where the entry is the record."""
-    return entry.get(_PLACE)
+    return {FAULT: detail}
 
 
 def entries(path: Path, name: str, *, by_place: bool = False) -> Iterator[Entry]:
@@ -58,7 +50,7 @@ def entries(path: Path, name: str, *, by_place: bool = False) -> Iterator[Entry]
         from . import _parquet  # pyarrow is an extra
 
         _check_columns(path, _parquet.columns(path))
-        return ({_PLACE: [name, *place]} for place in _parquet.places(path)) if _parquet.holds_bytes(path) else (
+        return ({PLACE: [name, *place]} for place in _parquet.places(path)) if _parquet.holds_bytes(path) else (
             _parquet.rows(path))
     if kind in (".csv", ".tsv"):
         return _rows(path, "," if kind == ".csv" else "\t")
@@ -167,7 +159,7 @@ def _lines(path: Path, name: str, by_place: bool) -> Iterator[Entry]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield {_PLACE: [name, at, len(line)]} if by_place else _parsed(line, f"line {number}")
+                yield {PLACE: [name, at, len(line)]} if by_place else _parsed(line, f"line {number}")
             at += len(line)
 
 
@@ -187,7 +179,7 @@ def _check_lines(path: Path) -> None:
         first, second = next(lines, b""), next(lines, None)
     if first.startswith(b"["):
         raise AuroraError(f"{path} is a JSON list, not lines of JSON; name it .json")
-    if first.startswith(b"{") and second is not None and _breaks_off(first) and fault_of(_parsed(second, "")):
+    if first.startswith(b"{") and second is not None and _breaks_off(first) and FAULT in _parsed(second, ""):
         raise AuroraError(f"{path} is one JSON object over several lines; annotations are a list of objects (.json) or "
                           "objects with a line each (.jsonl)")
 
@@ -196,10 +188,8 @@ def _breaks_off(line: bytes) -> bool:
     """Whether what is missing of a line's JSON could stand behind it."""
     try:
         json.loads(line)
-    except json.JSONDecodeError as error:
-        return error.pos >= len(error.doc)
-    except (ValueError, RecursionError):
-        return False
+    except (ValueError, RecursionError) as error:
+        return isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc)
     return False
 
 
@@ -207,11 +197,13 @@ def _rows(path: Path, delimiter: str) -> Iterator[Entry]:
     # A cell may hold a long caption or a serialised list.
     csv.field_size_limit(1 << 24)
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        rows = csv.DictReader(file, delimiter=delimiter, restkey=_FAULT, strict=True)
-        columns: Sequence[str] = ()
+        rows = csv.DictReader(file, delimiter=delimiter, restkey=FAULT, strict=True)
+        checked = False
         while True:
             try:
-                columns = columns or _columns(rows, path)
+                if not checked:  # spreadsheets leave some columns without a name
+                    _check_columns(path, filter(None, rows.fieldnames or ()))
+                    checked = True
                 row: Mapping[Any, Any] = next(rows)
             except StopIteration:
                 return
@@ -221,13 +213,7 @@ def _rows(path: Path, delimiter: str) -> Iterator[Entry]:
                                             f"it takes in were not read (up to line {rows.line_num})") from error
                 yield fault(f"line {rows.line_num}: {error}")
             else:
-                yield fault(f"line {rows.line_num}: more cells than columns") if row.get(_FAULT) else dict(row)
-
-
-def _columns(rows: csv.DictReader[str], path: Path) -> Sequence[str]:
-    """The names of the columns. AuroraError when one is there twice."""
-    _check_columns(path, [name for name in rows.fieldnames or () if name])  # spreadsheets leave some without a name
-    return rows.fieldnames or ()
+                yield fault(f"line {rows.line_num}: more cells than columns") if row.get(FAULT) else dict(row)
 
 
 def _is_lines(path: Path) -> bool:

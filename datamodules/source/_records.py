@@ -13,7 +13,7 @@ from aurora.errors import AuroraError, BadSample
 from aurora.interfaces import Entry, Source
 
 from ..shards.format import ShardSample
-from ._lines import entries, fault_of, place_of, record_at, weight_of
+from ._lines import FAULT, PLACE, entries, record_at, weight_of
 from ._media import VIDEOS, Medium, content, find, media, size_of
 
 Conversation = list[dict[str, str]]
@@ -51,9 +51,8 @@ class RecordSource(Source):
             yield from entries(path, name, by_place=self.by_place)
 
     def size(self, entry: Entry) -> int:
-        place = place_of(entry)
-        if place is not None:
-            return weight_of(self._folder, place)
+        if PLACE in entry:
+            return weight_of(self._folder, entry[PLACE])
         try:
             parsed = self.parse(self._record(entry), "")
         except BadSample:
@@ -72,16 +71,15 @@ class RecordSource(Source):
         """What a record means. BadSample when it makes no sense."""
 
     def _record(self, entry: Entry) -> Mapping[str, Any]:
-        place = place_of(entry)
+        place = entry.get(PLACE)
         try:
             record = entry if place is None else record_at(self._folder, place)
         except ValueError as error:
             raise BadSample("json", f"{place}: {error}") from error
         if not isinstance(record, Mapping):
             raise BadSample("json", f"{place}: not an object")
-        wrong = fault_of(record)
-        if wrong is not None:
-            raise BadSample("json", wrong)
+        if FAULT in record:
+            raise BadSample("json", record[FAULT])
         return record
 
 
@@ -135,7 +133,13 @@ def conversation(given: Any) -> Conversation:
     turns: Conversation = []
     system = ""
     for number, turn in enumerate(given):
-        speaker, text = _turn(turn, number)
+        if not isinstance(turn, Mapping):
+            raise BadSample("turns", f"turn {number} is not an object")
+        said_by, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+        if not isinstance(said_by, str) or said_by not in _SPEAKERS or not isinstance(text, str):
+            raise BadSample("turns", f"turn {number}: from {said_by!r}, {type(text).__name__}; speakers are "
+                                     f"{', '.join(_SPEAKERS)}, and what they say is a text")
+        speaker = _SPEAKERS[said_by]
         if speaker == "system":
             system += text + "\n"
         elif not turns and speaker == "gpt":
@@ -178,13 +182,3 @@ def agreed(answers: Any) -> Any:
 def chosen(options: Sequence[str], key: str) -> str:
     """One of several, the same for the same key, each about equally often."""
     return options[int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % len(options)]
-
-
-def _turn(turn: Any, number: int) -> tuple[str, str]:
-    if not isinstance(turn, Mapping):
-        raise BadSample("turns", f"turn {number} is not an object")
-    speaker, value = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-    if not isinstance(speaker, str) or speaker not in _SPEAKERS or not isinstance(value, str):
-        raise BadSample("turns", f"turn {number}: from {speaker!r}, {type(value).__name__}; speakers are "
-                                 f"{', '.join(_SPEAKERS)}, and what they say is a text")
-    return _SPEAKERS[speaker], value
