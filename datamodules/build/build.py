@@ -105,7 +105,13 @@ def write_task(task: BuildTask) -> dict[str, Any]:
     manifest = write_shard(_samples(task, skip), task.tar,
                            skip=lambda sample, error: skip(int(sample.key), sample.record.get("id"), error))
     if task.count is not None:
-        _count(task.tar, manifest["sha256"], task.count)
+        prompt, tokenizer = task.count.parts()
+        with np.load(sidecar(task.tar, "index.npz"), allow_pickle=False) as arrays, task.tar.open("rb") as file:
+            lengths = []
+            for row in arrays["samples"]:
+                file.seek(int(row["offset"]))
+                lengths.append(text_length(file.read(int(row["size"])), prompt, tokenizer))
+        write_lengths(task.tar, manifest["sha256"], counter(prompt, tokenizer), np.array(lengths, np.int32))
     replace_file(task.skipped, "".join(json.dumps(one) + "\n" for one in skipped).encode())
     result = task.result()
     assert result is not None
@@ -169,7 +175,7 @@ def retry_skipped(tasks: Sequence[BuildTask]) -> int:
 def clear(output: Path) -> None:
     """Throws away what a build wrote into a folder, and nothing else."""
     shutil.rmtree(build_folder(output), ignore_errors=True)
-    for pattern in ("[0-9]*.tar", "[0-9]*.tmp", "[0-9]*.manifest.json", "[0-9]*.npz", "index.*", "lengths-*", DATASET,
+    for pattern in ("[0-9]*.tar", "*.tmp", "[0-9]*.manifest.json", "[0-9]*.npz", "index.*", "lengths-*", DATASET,
                     SKIPPED):
         for path in output.glob(pattern):
             path.unlink()
@@ -189,17 +195,6 @@ def _samples(task: BuildTask, skip: Callable[[int, Any, BadSample], None]) -> It
             yield stored(source.sample(entry, f"{number:09d}"), order.transcode)
         except BadSample as error:
             skip(number, entry.get("id"), error)
-
-
-def _count(tar: Path, digest: str, count: TextCounter) -> None:
-    """Keeps the text lengths of a finished shard beside it."""
-    prompt, tokenizer = count.parts()
-    with np.load(sidecar(tar, "index.npz"), allow_pickle=False) as arrays, tar.open("rb") as file:
-        lengths = []
-        for row in arrays["samples"]:
-            file.seek(int(row["offset"]))
-            lengths.append(text_length(file.read(int(row["size"])), prompt, tokenizer))
-    write_lengths(tar, digest, counter(prompt, tokenizer), np.array(lengths, np.int32))
 
 
 @lru_cache(maxsize=1)

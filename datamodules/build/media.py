@@ -19,9 +19,8 @@ from aurora.errors import AuroraError, BadSample
 from aurora.images import ORIENTATION, open_picture, pixels_of, resized, upright_shape
 from aurora.interfaces import Sampling
 
-from ..reader._clip import scan
 from ..reader._decode import frames_at, moments
-from ..reader._file import TIMEOUT_SECONDS, Deadline
+from ..reader._file import TIMEOUT_SECONDS, Deadline, scan
 from ..shards.format import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ShardSample
 from ..shards.writing import medium_bytes
 

@@ -178,7 +178,10 @@ class _Worker:
             self._process.kill()
 
     def examine(self) -> None:
-        """Finds out what a dead process died of. AuroraError when that is no sample again and again."""
+        """Finds out what a dead process died of, and gives up the sample in hand if another one died of it before.
+
+        AuroraError when it is not a sample again and again.
+        """
         how, self._older = self.stop(), len(self.ready)
         row, sample, _ = self._heartbeat.last()
         if self._grown:
@@ -187,7 +190,15 @@ class _Worker:
             return
         self._died()
         if sample >= 0 and row == self._next:
-            self._blame(row, sample, how)
+            bad = (BadSample("hang", f"not decoded after {self._limits.sample_seconds:g} s") if self._hanging
+                   else BadSample("crash", f"the worker that decoded it ended with {how}"))
+            if (row, sample) == self._suspect:
+                self._given_up.setdefault(row, {})[sample] = bad
+                _log.warning("data: worker %d is started again without a sample (%s)", self._number, bad.detail)
+            else:
+                self._suspect = row, sample
+                _log.warning("data: worker %d is started again, and a sample tried once more (%s)", self._number,
+                             bad.detail)
             return
         self._deaths += 1
         if self._deaths == PATIENCE:
@@ -196,18 +207,6 @@ class _Worker:
                               "more, data.workers=0 builds rows in the main process")
         _log.warning("data: worker %d %s without a sample in hand and is started again", self._number,
                      "hung" if self._hanging else f"ended with {how}")
-
-    def _blame(self, row: int, sample: int, how: str) -> None:
-        """Gives up the sample that the dead process had in hand, if another one died of it before."""
-        bad = (BadSample("hang", f"not decoded after {self._limits.sample_seconds:g} s") if self._hanging
-               else BadSample("crash", f"the worker that decoded it ended with {how}"))
-        if (row, sample) == self._suspect:
-            self._given_up.setdefault(row, {})[sample] = bad
-            _log.warning("data: worker %d is started again without a sample (%s)", self._number, bad.detail)
-        else:
-            self._suspect = row, sample
-            _log.warning("data: worker %d is started again, and a sample tried once more (%s)", self._number,
-                         bad.detail)
 
     def stop(self) -> str:
         """Ends the process, if it has not ended, and says how it did."""

@@ -120,8 +120,10 @@ class EpochPlan:
         # What is split over several rows shares none of them, so that one recurrent state is handed on.
         rows += list(np.flatnonzero(long)[:, None])
         rows = [rows[index] for index in rng.permutation(len(rows))]
-        return [[ids[rows[index]] for index in step]
-                for step in balanced([int(weights[row].sum()) for row in rows], steps)]
+        sums = [int(weights[row].sum()) for row in rows]
+        heaviest = sorted(range(len(rows)), key=lambda row: -sums[row])
+        return [[ids[rows[index]] for index in sorted(heaviest[place] for place in step)]
+                for step in deal([sums[row] for row in heaviest], steps)]
 
     def _weights(self, samples: np.ndarray) -> np.ndarray:
         """[S] int64: what each sample counts for in a step."""
@@ -165,12 +167,12 @@ def _step_count(sums: np.ndarray, global_batch: int) -> np.ndarray:
     return np.where(sums > 0, nearest, 0)
 
 
-def balanced(weights: Sequence[int], steps: int) -> list[list[int]]:
-    """Divides packs into steps of nearly equal sums: the heaviest first, each to the step that has least."""
-    chosen: list[list[int]] = [[] for _ in range(steps)]
-    least = [(0, step) for step in range(steps)]
-    for pack in sorted(range(len(weights)), key=lambda index: -weights[index]):
-        total, step = heappop(least)
-        chosen[step].append(pack)
-        heappush(least, (total + weights[pack], step))
-    return [sorted(step) for step in chosen]
+def deal(weights: Sequence[int], parts: int) -> list[list[int]]:
+    """Deals things in their order, each to the part that has the least weight so far. Equal ones are dealt in turn."""
+    dealt: list[list[int]] = [[] for _ in range(parts)]
+    least = [(0, part) for part in range(parts)]
+    for number, weight in enumerate(weights):
+        taken, part = heappop(least)
+        dealt[part].append(number)
+        heappush(least, (taken + weight, part))
+    return dealt

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from heapq import heappop, heappush
 from itertools import count, islice
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from aurora.types import Position
 
-from .epoch import EpochPlan
+from .epoch import EpochPlan, deal
 from .packing import WHOLE, SamplePart
 
 
@@ -49,20 +48,6 @@ def _steps(plan: EpochPlan, position: Position) -> Iterator[tuple[list[list[int]
                        _behind(plan, epoch, window, stop, len(packs)))
             first_pack = 0
         first_window = 0
-
-
-def deal(rows: Sequence[int], world: int) -> list[list[int]]:
-    """Which packs each rank is given, of `rows` rows each: one after the other to the rank that has the fewest rows.
-
-    Where every pack is one row, ranks simply take turns. Packs begin in their order, whatever the number of ranks.
-    """
-    dealt: list[list[int]] = [[] for _ in range(world)]
-    least = [(0, rank) for rank in range(world)]
-    for pack, size in enumerate(rows):
-        taken, rank = heappop(least)
-        dealt[rank].append(pack)
-        heappush(least, (taken + size, rank))
-    return dealt
 
 
 def _rows_of(

@@ -15,8 +15,7 @@ import numpy as np
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 
-from ._clip import Packets, packets_of
-from ._file import Deadline, label, open_video
+from ._file import Deadline, Packets, label, open_video, packets_of
 
 # Packets that are read over rather than searched for: a search costs more in files without an index.
 _FAR = 256

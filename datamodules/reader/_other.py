@@ -11,9 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ._clip import Packets
 from ._decode import shown_at
-from ._file import Deadline, Shape, label, stored_shape
+from ._file import Deadline, Packets, Shape, label, stored_shape
 from .pyav import PyavReader
 
 BATCH = 8

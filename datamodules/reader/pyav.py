@@ -10,9 +10,8 @@ from aurora.interfaces import Sampling, VideoReader, check_sampling
 from aurora.options import PositiveFloat
 from aurora.registry import READER
 
-from ._clip import Packets, scan
 from ._decode import frames_at, moments
-from ._file import TIMEOUT_SECONDS, Deadline, Threads
+from ._file import TIMEOUT_SECONDS, Deadline, Packets, Threads, scan
 
 
 @READER.register

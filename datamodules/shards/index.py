@@ -26,8 +26,7 @@ from aurora.errors import AuroraError, BadSample
 from aurora.files import replace_file
 from aurora.images import image_shape
 
-from ..reader._clip import measure
-from ..reader._file import video_shape
+from ..reader._file import measure, video_shape
 from .format import KINDS, MEMBER_BYTES, TEXT, VIDEO, Record, parse_record, split_name
 
 VERSION = 1
@@ -43,7 +42,7 @@ SAMPLE = np.dtype([
 MEDIA = np.dtype([
     ("offset", "<u8"), ("size", "<u8"),  # 0, 0 for a member that is missing
     ("height", "<u4"), ("width", "<u4"),  # upright; 0 for a member that could not be measured
-    ("frames", "<u4"), ("first", "<f8"), ("last", "<f8"), ("duration", "<f8"),  # as in reader._clip.Clip; 0 for images
+    ("frames", "<u4"), ("first", "<f8"), ("last", "<f8"), ("duration", "<f8"),  # as in reader._file.Clip; 0 for images
 ])
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, BadZipFile)

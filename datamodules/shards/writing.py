@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from aurora.errors import AuroraError, BadSample
-from aurora.files import replace_file, room_for
+from aurora.files import replace_file, replacing, room_for
 
 from .format import MEMBER_BYTES, ShardSample, check_key, parse_record, split_name
 from .index import (
@@ -87,26 +86,20 @@ def write_shard(
     """
     tar = Path(tar)
     sidecar(tar, "manifest.json").unlink(missing_ok=True)
-    partial = tar.with_name(tar.name + ".tmp")
     measured, seen = list[MeasuredSample](), set[str]()
-    try:
-        with room_for(tar), _TarWriter(partial) as archive:
-            for sample in samples:
-                if sample.key in seen:
-                    raise AuroraError(f"{tar}: the key {sample.key!r} is there twice")
-                try:
-                    measured.append(archive.add(sample, keep_bad=skip is None))
-                except BadSample as error:
-                    if skip is None:
-                        raise AuroraError(f"{tar}: sample {sample.key!r}: {error.detail}") from error
-                    skip(sample, error)
-                    continue
-                seen.add(sample.key)
-    except (OSError, AuroraError):
-        # A disk that is full is left with the room that there was.
-        partial.unlink(missing_ok=True)
-        raise
-    os.replace(partial, tar)
+    # A disk that is full is left with the room that there was.
+    with room_for(tar), replacing(tar, folder=False) as partial, _TarWriter(partial) as archive:
+        for sample in samples:
+            if sample.key in seen:
+                raise AuroraError(f"{tar}: the key {sample.key!r} is there twice")
+            try:
+                measured.append(archive.add(sample, keep_bad=skip is None))
+            except BadSample as error:
+                if skip is None:
+                    raise AuroraError(f"{tar}: sample {sample.key!r}: {error.detail}") from error
+                skip(sample, error)
+                continue
+            seen.add(sample.key)
     return write_shard_index(tar, archive.digest, measured)
 
 
@@ -206,8 +199,6 @@ class _TarWriter:
                 # Two blocks of zeros end a tar, and a whole record is written, as by tarfile.
                 ended = self._at + 2 * tarfile.BLOCKSIZE
                 self._write(bytes(-ended % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE))
-                self._file.flush()
-                os.fsync(self._file.fileno())
                 self.digest = self._hash.hexdigest()
 
     def add(self, sample: ShardSample, *, keep_bad: bool) -> MeasuredSample:

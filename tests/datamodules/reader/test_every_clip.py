@@ -12,9 +12,8 @@ from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 from aurora.registry import READER
 from datamodules.reader import _decode
-from datamodules.reader._clip import measure, scan
 from datamodules.reader._decode import plan_read
-from datamodules.reader._file import Deadline
+from datamodules.reader._file import Deadline, measure, scan
 
 HEIGHT, WIDTH, STEP, FRAMES = 48, 64, 8, 30
 NOISE = np.random.default_rng(0).integers(0, 255, (HEIGHT + FRAMES, WIDTH + FRAMES, 3), dtype=np.uint8)
