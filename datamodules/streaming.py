@@ -14,7 +14,7 @@ import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from aurora.errors import AuroraError, BadSample
+from aurora.errors import AuroraError, BadSample, bad_sample
 from aurora.images import decode_image
 from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader, VisualLayout, check_sampling
 from aurora.mixture import Mixture, Part, read_mixture
@@ -158,10 +158,8 @@ class _Packer:
 
     def sequence(self, sample: Mapping[str, Any]) -> Segment:
         """The sequence of a sample. BadSample when none fits a row."""
-        try:
+        with bad_sample("key"):
             key = check_key(sample["__key__"])
-        except AuroraError as error:
-            raise BadSample("key", str(error)) from error
         if "json" not in sample:
             raise BadSample("json", f"{key} has no json member")
         record, sequence = parse_record(sample["json"]), Segment()
@@ -198,13 +196,11 @@ class _Packer:
     def _add(self, sequence: Segment, raw: bytes, kind: int) -> None:
         if self.layout is None:
             raise BadSample("kind", "the model has no vision encoder")
-        try:
+        with bad_sample("video"):
             images = ((image for _, image in self.reader.read(raw, capped(self.sampling, self.row_frames)))
                       if kind == VIDEO else iter([decode_image(raw)]))
             for image in images:
                 sequence.add_frame(self.layout.prepare(image), self.layout.tokens(*image.shape[:2]))
-        except AuroraError as error:
-            raise BadSample("video", str(error)) from error
 
 
 def _opened(shards: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

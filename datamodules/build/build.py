@@ -27,7 +27,7 @@ from aurora.registry import PROMPT, TOKENIZER
 
 from ..plan.lengths import counter, text_length, text_lengths, write_lengths
 from ..shards.format import ShardSample
-from ..shards.index import DatasetIndex, sidecar
+from ..shards.index import sidecar
 from ..shards.writing import shard_is_done, shard_path, write_index, write_shard
 from .media import stored
 from .plan import BuildPlan, build_folder, load_plan, read_task
@@ -159,7 +159,18 @@ def join(output: Path, plan: BuildPlan, count: TextCounter | None = None) -> dic
     if count is not None:
         text_lengths(index, *count.parts())
     write_skipped(output, tasks)
-    about = _about(plan, index, [row for row in rows if row is not None])
+    done = [row for row in rows if row is not None]
+    kinds, skipped = Counter[str](), Counter[str]()
+    for row in done:
+        kinds.update(row["kinds"])
+        skipped.update(row["skipped"])
+    sums = {key: sum(row[key] for row in done) for key in ("bytes", "media_bytes", "text_bytes", "frames", "seconds")}
+    order = plan.order
+    about = {**(order.about or {}), "source": dict(order.source),
+             "transcode": None if order.transcode is None else vars(order.transcode),
+             "shards": plan.tasks, "entries": plan.entries, "samples": len(index), "kinds": dict(kinds), **sums,
+             "seconds": round(sums["seconds"], 3), "skipped": dict(skipped.most_common()), "broken": plan.broken,
+             "digest": index.digest}
     replace_file(output / DATASET, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
     return about
 
@@ -201,17 +212,3 @@ def _samples(task: BuildTask, skip: Callable[[int, Any, BadSample], None]) -> It
 def _parts(configs: str) -> tuple[Prompt, Tokenizer]:
     prompt, tokenizer = json.loads(configs)
     return PROMPT.build(prompt), TOKENIZER.build(tokenizer)
-
-
-def _about(plan: BuildPlan, index: DatasetIndex, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    kinds, skipped = Counter[str](), Counter[str]()
-    for row in rows:
-        kinds.update(row["kinds"])
-        skipped.update(row["skipped"])
-    sums = {key: sum(row[key] for row in rows) for key in ("bytes", "media_bytes", "text_bytes", "frames", "seconds")}
-    order = plan.order
-    return {**(order.about or {}), "source": dict(order.source),
-            "transcode": None if order.transcode is None else vars(order.transcode),
-            "shards": plan.tasks, "entries": plan.entries, "samples": len(index), "kinds": dict(kinds), **sums,
-            "seconds": round(sums["seconds"], 3), "skipped": dict(skipped.most_common()), "broken": plan.broken,
-            "digest": index.digest}

@@ -203,7 +203,6 @@ def shard_digests(task: DigestTask) -> Digests:
         samples.append(digest(np.array([texts[-1], *seen], np.uint64).tobytes()) if all(seen) else 0)
         media += seen
         turns += [turn_digest(turn.question, turn.answer) for turn in record.turns if turn.answer is not None]
-    files.close()
     found = Digests(*(np.array(column, np.uint64) for column in (texts, samples, media, turns)))
     if os.access(task.folder, os.W_OK):
         write_sidecar(sidecar(tar, "digests.npz"), str(shard["sha256"]), **found._asdict())

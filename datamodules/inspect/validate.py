@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aurora.errors import AuroraError, BadSample
+from aurora.errors import AuroraError, BadSample, bad_sample
 from aurora.images import decode_image
 from aurora.interfaces import Sampling
 from aurora.registry import READER
@@ -109,11 +109,7 @@ def _bytes(tar: Path, number: int, index: DatasetIndex) -> Iterator[tuple[str, s
             yield "manifest", "it is of another tar than the folder's index; run `aurora shards index`"
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield "manifest", f"it cannot be read: {error}"
-    yield from _rows(tar, number, index)
-
-
-def _rows(tar: Path, number: int, index: DatasetIndex) -> Iterator[tuple[str, str]]:
-    """Whether the folder's arrays hold what this shard's own index says."""
+    # whether the folder's arrays hold what this shard's own index says
     try:
         samples, media = shard_arrays(tar)
     except UNREADABLE as error:
@@ -144,20 +140,17 @@ def _decoded(index: DatasetIndex, shard: str, samples: Iterable[int], reader: Ma
                 _decode(data, record, index.media_of(sample)[number], part)
         except BadSample as error:
             yield Finding(index.folder.name, shard, key, error.reason, error.detail, origin)
-    files.close()
 
 
 def _decode(data: bytes, record: Record, row: np.void, reader: Any) -> None:
     """Decodes one medium. BadSample when it is not what the index says."""
     if record.kind != VIDEO:
-        found: tuple[int, ...] = decode_image(data).shape[:2]
+        found = decode_image(data).shape[:2]
         if found != (int(row["height"]), int(row["width"])):
             raise BadSample("index", f"{found[0]}×{found[1]} pixels, not {row['height']}×{row['width']}")
         return
     planned = int(sample_counts(ONE_PER_SECOND, np.array([row["duration"]]))[0])
-    try:
-        found = (sum(1 for _ in reader.read(data, replace(ONE_PER_SECOND, start=record.start, stop=record.stop))),)
-    except AuroraError as error:
-        raise BadSample("video", str(error)) from error
-    if found[0] != planned:
-        raise BadSample("index", f"{found[0]} frames at one per second, not {planned}")
+    with bad_sample("video"):
+        frames = sum(1 for _ in reader.read(data, replace(ONE_PER_SECOND, start=record.start, stop=record.stop)))
+    if frames != planned:
+        raise BadSample("index", f"{frames} frames at one per second, not {planned}")

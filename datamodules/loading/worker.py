@@ -23,7 +23,7 @@ import torch
 from aurora.errors import AuroraError, BadSample
 from aurora.types import Position
 
-from ..plan.schedule import PlannedRow
+from ..plan.epoch import PlannedRow
 from .rows import BETWEEN, RowTask
 from .transfer import send
 

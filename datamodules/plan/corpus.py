@@ -104,7 +104,17 @@ def build_corpus(
 
     arrays = shared_arrays([root / FOLDER, *([scratch] if scratch else [])], identity, fill)
     corpus = _corpus(arrays, tuple(datasets), identity)
-    _report(corpus, budget, too_long)
+    total, dropped = len(corpus.tokens), sum(count.dropped for count in corpus.counts)
+    shrunk = sum(count.shrunk for count in corpus.counts)
+    if dropped == total:
+        raise AuroraError(f"data: not one of the {total} samples fits a row of {budget.tokens} tokens and "
+                          f"{budget.frames} frames; the smallest takes {int(corpus.tokens.min())} tokens")
+    if dropped and too_long == "refuse":
+        raise AuroraError(f"data: {dropped} of {total} samples are longer than a row of {budget.tokens} tokens "
+                          f"and {budget.frames} frames; data.too_long=shrink, split or drop says what becomes of them")
+    if dropped or shrunk:
+        _log.warning("data: of %d samples %d are longer than a row and left out, %d videos are read with fewer frames",
+                     total, dropped, shrunk)
     return corpus
 
 
@@ -253,20 +263,6 @@ def _visual(index: DatasetIndex, where: slice, layout: VisualLayout | None, samp
     visual = np.bincount(owner, count * each, len(samples)).astype(np.int64)
     first = np.minimum(samples["media"].astype(np.int64) - start, len(media) - 1)
     return VisualLengths(frames, np.where(counts > 0, each[first], 0), visual)
-
-
-def _report(corpus: Corpus, budget: Budget, too_long: TooLong) -> None:
-    total, dropped = len(corpus.tokens), sum(count.dropped for count in corpus.counts)
-    shrunk = sum(count.shrunk for count in corpus.counts)
-    if dropped == total:
-        raise AuroraError(f"data: not one of the {total} samples fits a row of {budget.tokens} tokens and "
-                          f"{budget.frames} frames; the smallest takes {int(corpus.tokens.min())} tokens")
-    if dropped and too_long == "refuse":
-        raise AuroraError(f"data: {dropped} of {total} samples are longer than a row of {budget.tokens} tokens "
-                          f"and {budget.frames} frames; data.too_long=shrink, split or drop says what becomes of them")
-    if dropped or shrunk:
-        _log.warning("data: of %d samples %d are longer than a row and left out, %d videos are read with fewer frames",
-                     total, dropped, shrunk)
 
 
 def kind_groups(kinds: np.ndarray, *, mix_kinds: bool) -> np.ndarray:

@@ -108,7 +108,6 @@ def count_shard(index: DatasetIndex, number: int, prompt: Prompt, tokenizer: Tok
     for place, sample in enumerate(index.of_shard(number)):
         with suppress(BadSample):
             lengths[place] = text_length(files.record(index, sample)[1], prompt, tokenizer)
-    files.close()
     if os.access(index.folder, os.W_OK):
         write_lengths(index.folder / str(shard["name"]), str(shard["sha256"]), counter(prompt, tokenizer), lengths)
     return lengths

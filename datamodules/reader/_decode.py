@@ -87,7 +87,13 @@ def plan_read(packets: Packets, times: list[float]) -> ReadPlan:
     if not packets.whole:
         ticks = np.floor((first * packets.tick + np.array(times)) / packets.tick + 0.5).astype(np.int64)
         return ReadPlan(ticks.tolist(), [first] * len(times), [range(len(packets.starts))], None)
-    begins = _begins(packets, wanted)
+    # From the last keyframe before each wanted packet; reading on from the beginning is always right, also when the
+    # first packet is not such a keyframe.
+    keys = np.concatenate([[0], np.flatnonzero(packets.keys)])
+    at = np.searchsorted(keys, wanted, side="right") - 1
+    # A frame that is shown before the keyframe it follows may need the frames before that one.
+    leading = packets.starts[keys[at]] > packets.starts[wanted]
+    begins = keys[np.maximum(at - leading, 0)]
     # A picture may be two packets, one per field: the neighbours of a wanted one are always decoded with it.
     ends = np.minimum(wanted + 2, len(packets.starts))
     floors = np.maximum(packets.starts[begins], first)
@@ -97,16 +103,6 @@ def plan_read(packets: Packets, times: list[float]) -> ReadPlan:
         whole[np.clip(wanted + np.array([[-1], [0], [1]]), 0, len(whole) - 1)] = True
     return ReadPlan(packets.starts[wanted].tolist(), np.minimum(floors, packets.starts[wanted]).tolist(),
                 _joined(begins, ends), whole)
-
-
-def _begins(packets: Packets, wanted: np.ndarray) -> np.ndarray:
-    """[W] int64: the last keyframe before each wanted packet that is not shown after it, or the beginning."""
-    # Reading on from the beginning is always right, also when the first packet is no such keyframe.
-    keys = np.concatenate([[0], np.flatnonzero(packets.keys)])
-    at = np.searchsorted(keys, wanted, side="right") - 1
-    # A frame that is shown before the keyframe it follows may need the frames before that one.
-    leading = packets.starts[keys[at]] > packets.starts[wanted]
-    return np.asarray(keys[np.maximum(at - leading, 0)])
 
 
 def _joined(begins: np.ndarray, ends: np.ndarray) -> list[range]:
@@ -159,8 +155,10 @@ def _frames_at(
                 raise AuroraError(f"{label(source)} holds no frame that can be decoded at {time:.2f} s")
             if current.damaged:
                 raise AuroraError(f"{label(source)} is damaged before {time:.2f} s")
-            shape = shape or _shape(current.frame, short_side)
-            yield time, _pixels(current.frame, shape)
+            # a stream that changes its size keeps that of its first frame
+            width, height = shape = shape or _shape(current.frame, short_side)
+            image = current.frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
+            yield time, np.ascontiguousarray(np.rot90(image, current.frame.rotation // 90 % 4))
 
 
 class _Shown(NamedTuple):
@@ -235,10 +233,3 @@ def _shape(frame: Any, short_side: int | None) -> tuple[int, int]:
         return width, height
     scale = min(1.0, short_side / min(width, height))
     return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
-
-
-def _pixels(frame: Any, shape: tuple[int, int]) -> np.ndarray:
-    """[H, W, 3] uint8, upright; a stream that changes its size keeps that of its first frame."""
-    width, height = shape
-    image = frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
-    return np.ascontiguousarray(np.rot90(image, frame.rotation // 90 % 4))

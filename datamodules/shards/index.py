@@ -22,7 +22,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from aurora.errors import AuroraError, BadSample
+from aurora.errors import AuroraError, BadSample, bad_sample
 from aurora.files import replace_file
 from aurora.images import image_shape
 
@@ -288,8 +288,6 @@ def _facts(raw: bytes, record: Record) -> tuple[int, int, int, float, float, flo
     """Height, width, and of a video, or the range of it that is meant, its frame count, first, last and duration."""
     if record.kind != VIDEO:
         return (*image_shape(raw), 0, 0.0, 0.0, 0.0)
-    try:
-        clip = measure(raw, record.start, record.stop)
-        return (*video_shape(raw), clip.frames, clip.first, clip.last, clip.duration)
-    except AuroraError as error:
-        raise BadSample("video", str(error)) from error
+    with bad_sample("video"):
+        clip, shape = measure(raw, record.start, record.stop), video_shape(raw)
+    return (*shape, clip.frames, clip.first, clip.last, clip.duration)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping
 from typing import Any
 
-from aurora.errors import BadSample
+from aurora.errors import bad_sample
 from aurora.registry import SOURCE
 
 from ._records import Parsed, RecordSource, asked, text
@@ -34,7 +33,6 @@ class M3itSource(RecordSource):
 
 
 def _picture(encoded: Any) -> bytes:
-    try:
-        return base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError, TypeError) as error:
-        raise BadSample("base64", str(error)) from error
+    with bad_sample("base64", (ValueError, TypeError)):
+        picture = base64.b64decode(encoded, validate=True)
+    return picture
