@@ -31,13 +31,22 @@ def question_turns(scene: Scene, rng: random.Random, split: Split, most: int, *,
 
 
 def image_caption_turn(scene: Scene) -> Turn:
-    """A caption of a still scene."""
-    return Turn(CAPTION_IMAGE, image_caption(scene, 0.0))
+    """A caption of a still scene: one sentence about what is where."""
+    parts = [f"a {thing.color_at(0.0)} {thing.look.shape} at the {_where(thing, scene, 0.0)}"
+             for thing in reading_order(scene, 0.0)]
+    if scene.wall is not None:
+        parts.append("a wall")
+    content = _listed(parts) if parts else "nothing"
+    return Turn(CAPTION_IMAGE, f"A {scene.background_at(0.0)} scene with {content}.")
 
 
 def video_caption_turn(scene: Scene) -> Turn:
-    """A caption of all that happens."""
-    return Turn(CAPTION_VIDEO, video_caption(scene))
+    """A caption of all that happens: one sentence per event, in the order of their beginning."""
+    things = sorted(scene.things, key=lambda thing: (thing.appears, thing.place(0, scene.duration)[::-1]))
+    parts = [f"The scene is {scene.background}.", *(_story(thing, scene) for thing in things)]
+    if scene.new_background is not None:
+        parts.append(f"The background turns {scene.new_background}.")
+    return Turn(CAPTION_VIDEO, " ".join(parts))
 
 
 def to_json(turns: Sequence[Turn], marker: str) -> list[dict[str, str]]:
@@ -54,25 +63,6 @@ def place_name(x: float, y: float) -> str:
     row = "top" if y < 0.36 else "bottom" if y > 0.64 else ""
     column = "left" if x < 0.36 else "right" if x > 0.64 else ""
     return f"{row} {column}".strip() or "center"
-
-
-def image_caption(scene: Scene, time: float) -> str:
-    """One sentence about what is where."""
-    parts = [f"a {thing.color_at(time)} {thing.look.shape} at the {_where(thing, scene, time)}"
-             for thing in reading_order(scene, time)]
-    if scene.wall is not None:
-        parts.append("a wall")
-    return f"A {scene.background_at(time)} scene with {_listed(parts) if parts else 'nothing'}."
-
-
-def video_caption(scene: Scene) -> str:
-    """One sentence per event, in the order of their beginning."""
-    parts = [f"The scene is {scene.background}."]
-    for thing in sorted(scene.things, key=lambda thing: (thing.appears, thing.place(0, scene.duration)[::-1])):
-        parts.append(_story(thing, scene))
-    if scene.new_background is not None:
-        parts.append(f"The background turns {scene.new_background}.")
-    return " ".join(parts)
 
 
 def frame_account(scene: Scene, time: float) -> str:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple
 
-from .scenes import AXES, BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Look, Scene, SceneMaker, Thing, axis_of, colors_of
+from .scenes import AXES, BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Axis, Look, Scene, SceneMaker, Thing
 
 Split = Literal["train", "heldout"]
 HELDOUT_SHARE = 5  # one combination in so many
@@ -63,7 +63,7 @@ def make_some_move(maker: SceneMaker, *, things: tuple[int, ...], movers: tuple[
 
 def make_moving_direction(maker: SceneMaker) -> Scene:
     direction = maker.rng.choice(DIRECTIONS)
-    axis = axis_of(direction)
+    axis: Axis = "horizontal" if direction in ("left", "right") else "vertical"
     scene = maker.plain(maker.rng.randint(1, 3), axis)
     first, *rest = scene.things
     others = [maker.moving(thing, axis) if maker.rng.random() < 0.4 else thing for thing in rest]
@@ -159,7 +159,7 @@ def ask_needle(scene: Scene, rng: random.Random) -> Question | None:
 def make_state_change(maker: SceneMaker) -> Scene:
     scene = maker.plain(maker.rng.randint(1, 3))
     first, *rest = scene.things
-    after = maker.rng.choice(sorted(set(COLORS) - colors_of(scene.things)))
+    after = maker.rng.choice(sorted(set(COLORS) - set(_colors(scene))))
     changed = replace(first, new_color=after, changes=maker.rng.uniform(0.3, 0.7) * scene.duration)
     return _with_things(scene, [changed, *rest], maker.rng)
 

@@ -7,7 +7,6 @@ places are fractions of the frame's side, times are seconds.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
@@ -151,13 +150,3 @@ class SceneMaker:
         along = self.rng.uniform(0.14, 0.86)
         place = (along, band) if axis == "horizontal" else (band, along)
         return Thing(look=self.look(), start=place, end=place, radius=self.rng.uniform(0.095, 0.12))
-
-
-def axis_of(direction: Direction) -> Axis:
-    """The axis along which a direction runs."""
-    return "horizontal" if direction in ("left", "right") else "vertical"
-
-
-def colors_of(things: Sequence[Thing]) -> set[str]:
-    """Every colour that the things ever show."""
-    return {thing.look.color for thing in things} | {thing.new_color for thing in things if thing.new_color}

@@ -69,7 +69,12 @@ def make_plan(order: BuildOrder, output: Path, tick: Tick = lambda entries: None
     made_of = {"version": _VERSION, "order": plain, "annotations": stamps}
     kept = _read(output)
     if kept is not None:
-        _check_same(kept["made_of"], made_of, output)
+        if kept["made_of"] != made_of:
+            then, now = ({**made, **made["order"]} for made in (kept["made_of"], made_of))
+            changed = [key for key in now if key != "order" and then.get(key) != now[key]]
+            differences = "; ".join(f"{key} was {then.get(key)!r}, is {now[key]!r}" for key in changed)
+            raise AuroraError(f"{output} was begun from something else: {differences}. Build into another folder, or "
+                              "--restart to throw away what is there")
         _write(output, {**kept, "about": about})
         return load_plan(output)
     if any(output.glob("*.tar")):
@@ -138,13 +143,3 @@ def _read(output: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return plan
-
-
-def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], output: Path) -> None:
-    if before == now:
-        return
-    then, new = {**before, **before["order"]}, {**now, **now["order"]}
-    changed = [key for key in new if key != "order" and then.get(key) != new[key]]
-    differences = "; ".join(f"{key} was {then.get(key)!r}, is {new[key]!r}" for key in changed)
-    raise AuroraError(f"{output} was begun from something else: {differences}. Build into another folder, or --restart "
-                      "to throw away what is there")

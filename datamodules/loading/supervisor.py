@@ -41,7 +41,7 @@ def supervised(task: RowTask, workers: int, limits: WorkerLimits, died: Callable
     """The rows of a task in order; worker w of W builds the rows w, w + W, w + 2W, ... `died` is called for each death.
 
     Workers end with the iteration, or with this process, however that ends. AuroraError when one fails for a reason
-    that is no sample's.
+    that does not lie in a sample.
     """
     progress = Progress(0, task.position, task.steps)
     team = [_Worker(task, number, workers, limits, died) for number in range(workers)]
