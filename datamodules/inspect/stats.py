@@ -51,13 +51,11 @@ def describe(
     if len(set(names)) < len(names):
         raise AuroraError(f"two of {', '.join(map(str, folders))} have the same name, which must differ")
     indices = [load_index(folder) for folder in folders]
-    digests = {}
+    datasets, digests = {}, {}
     for index in indices:
         each = executor.run(shard_digests, [DigestTask(index.folder, number) for number in range(len(index.shards))])
-        digests[index.folder.name] = Digests(*(np.concatenate(column) for column in zip(*each, strict=True)))
-    datasets = {}
-    for index in indices:
-        found = digests[index.folder.name]
+        found = Digests(*(np.concatenate(column) for column in zip(*each, strict=True)))
+        digests[index.folder.name] = found
         datasets[index.folder.name] = {
             **_counts(index),
             **_lengths(index, tokenizer, prompt, layouts, sampling),

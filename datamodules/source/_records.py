@@ -25,12 +25,9 @@ class Parsed(NamedTuple):
     """What a record says."""
 
     turns: Conversation
-    media: Sequence[Any] = ()
-    """Paths, bytes, or mappings with either."""
-    below: str = "."
-    """The folder that paths start from."""
-    span: tuple[float, float] | None = None
-    """Seconds of the video that are meant."""
+    media: Sequence[Any] = ()  # paths, bytes, or mappings with either
+    below: str = "."  # the folder that paths start from
+    span: tuple[float, float] | None = None  # seconds of the video that are meant
 
 
 class RecordSource(Source):
@@ -111,15 +108,12 @@ def with_media(
     if (videos and len(media) > 1) or (span is not None and not videos):
         raise BadSample("media", f"{len(media)} media, {len(videos)} of them videos, with range {span}: a sample has "
                                  "pictures or one video, and only a video has a range")
-    if videos:
-        ranged = {} if span is None else {"range": list(span)}
-        return ShardSample(key, {**record, "video": videos[0], **ranged}, {videos[0]: media[0]})
-    if len(media) == 1:
-        return ShardSample(key, {**record, "image": extensions[0]}, {extensions[0]: media[0]})
     if not media:
         return ShardSample(key, record)
-    names = [f"{number}.{extension}" for number, extension in enumerate(extensions)]
-    return ShardSample(key, {**record, "image": names}, dict(zip(names, media, strict=True)))
+    names = extensions if len(media) == 1 else [f"{number}.{found}" for number, found in enumerate(extensions)]
+    named = {"video" if videos else "image": names if len(media) > 1 else names[0]}
+    ranged = {} if span is None else {"range": list(span)}
+    return ShardSample(key, {**record, **named, **ranged}, dict(zip(names, media, strict=True)))
 
 
 def conversation(given: Any) -> Conversation:
