@@ -30,20 +30,13 @@ class RayExecutor(Executor):
                 ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise AuroraError(f"executor 'ray': no cluster at {self._address}: {error}") from error
+        waiting: list[Any] = []
         try:
             remote = ray.remote(num_cpus=self._cpus)(work)
-            waiting: list[Any] = [remote.remote(task) for task in tasks]
+            waiting = [remote.remote(task) for task in tasks]
             while waiting:
                 done, waiting = ray.wait(waiting)
-                yield from self._results(done, waiting)
-        finally:
-            if ours:
-                ray.shutdown()
-
-    @staticmethod
-    def _results(done: list[Any], waiting: list[Any]) -> list[Any]:
-        try:
-            return list(ray.get(done))
+                yield from ray.get(done)
         except ray.exceptions.RayError as error:
             for other in waiting:
                 ray.cancel(other)
@@ -51,3 +44,6 @@ class RayExecutor(Executor):
                 raise error.cause from error
             raise AuroraError(f"executor 'ray': {str(error).partition(chr(10))[0]} Run again: it goes on where it was"
                               ) from error
+        finally:
+            if ours:
+                ray.shutdown()
