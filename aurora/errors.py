@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 TRY_AGAIN = 75  # EX_TEMPFAIL, the exit status when the same command may well succeed
 
@@ -19,6 +20,15 @@ class BadSample(Exception):
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
+
+
+@contextmanager
+def bad_sample(reason: str, errors: tuple[type[Exception], ...] = (AuroraError,)) -> Iterator[None]:
+    """Raises such errors as BadSample."""
+    try:
+        yield
+    except errors as error:
+        raise BadSample(reason, str(error)) from error
 
 
 class LostProcess(RuntimeError):

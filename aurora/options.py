@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 T = TypeVar("T")
+PositiveInt = Annotated[int, Ge(1)]
+NonNegativeInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Le(1)]
 _NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", NoneType: "null"}
 _CONTAINERS = (Mapping, dict, Sequence, list, tuple)
 

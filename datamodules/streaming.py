@@ -14,10 +14,11 @@ import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from aurora.errors import AuroraError, BadSample
+from aurora.errors import AuroraError, BadSample, bad_sample
 from aurora.images import decode_image
 from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader, VisualLayout, check_sampling
 from aurora.mixture import Mixture, Part, read_mixture
+from aurora.options import NonNegativeInt, PositiveInt, Share
 from aurora.registry import DATA
 from aurora.steps import START
 from aurora.types import PackedBatch, Position
@@ -26,7 +27,7 @@ from .loading.loader import BadSamples, rank_path
 from .loading.rows import Built, Segment, Skipped, blank_segment, pack
 from .loading.supervisor import start_method
 from .plan.lengths import text_pieces
-from .reader._sampling import capped
+from .reader._decode import capped
 from .shards.format import VIDEO, check_key, parse_record
 from .shards.index import is_remote
 
@@ -46,21 +47,16 @@ class StreamingModule(DataModule, lightning.LightningDataModule):  # type: ignor
     """
 
     def __init__(
-        self, *, root: str, mixture: Mapping[str, Any] | Mixture, row_tokens: int, row_frames: int, rows_per_step: int,
-        tokenizer: Tokenizer, prompt: Prompt, layout: VisualLayout | None, reader: VideoReader,
-        max_steps: int | None, seed: int = 0, workers: int = 0, shuffle: int = 1000,
-        fps: float | None = None, frames: int | None = None, max_frames: int | None = None,
-        max_bad_rate: float = 0.01, bad_rate_after: int = 200, quarantine: str | None = None,
+        self, *, root: str, mixture: Mapping[str, Any] | Mixture, row_tokens: PositiveInt, row_frames: PositiveInt,
+        rows_per_step: PositiveInt, tokenizer: Tokenizer, prompt: Prompt, layout: VisualLayout | None,
+        reader: VideoReader, max_steps: PositiveInt | None, seed: NonNegativeInt = 0, workers: NonNegativeInt = 0,
+        shuffle: PositiveInt = 1000, fps: float | None = None, frames: int | None = None, max_frames: int | None = None,
+        max_bad_rate: Share = 0.01, bad_rate_after: PositiveInt = 200, quarantine: str | None = None,
     ) -> None:
         super().__init__()
         if max_steps is None:
             raise AuroraError("data 'streaming': its rows have no end; max_steps says how many to read: that of the "
                               "stage, and stages.STAGE.validation.max_steps")
-        least = {"row_tokens": (row_tokens, 1), "row_frames": (row_frames, 1), "rows_per_step": (rows_per_step, 1),
-                 "max_steps": (max_steps, 1), "workers": (workers, 0), "shuffle": (shuffle, 1), "seed": (seed, 0)}
-        for name, (value, smallest) in least.items():
-            if value < smallest:
-                raise AuroraError(f"data 'streaming': {name} {value} must be {smallest} or more")
         self.bad: BadSamples | None = None
         self._tars = _tars(root, read_mixture("data.mixture", mixture))
         self._rows_per_step, self._steps, self._seed, self._workers, self._shuffle = (
@@ -83,13 +79,6 @@ class StreamingModule(DataModule, lightning.LightningDataModule):  # type: ignor
     def steps_per_epoch(self) -> int:
         return self._steps
 
-    def total_steps(self) -> int:
-        return self._steps
-
-    @property
-    def epochs(self) -> int:
-        return 1
-
     def counts(self) -> dict[str, int]:
         return {"bad_samples": 0 if self.bad is None else self.bad.reasons.total()}
 
@@ -102,8 +91,7 @@ class StreamingModule(DataModule, lightning.LightningDataModule):  # type: ignor
                 batch, skipped = next(loader)
                 bad.add(batch.samples + len(skipped), skipped)
                 last = row == rows_per_step - 1
-                epoch, done = divmod(step + last, self._steps)
-                yield batch._replace(closes_step=last, position=(epoch, done, 0))
+                yield batch._replace(closes_step=last, position=(*divmod(step + last, self._steps), 0))
 
 
 @cache
@@ -170,10 +158,8 @@ class _Packer:
 
     def sequence(self, sample: Mapping[str, Any]) -> Segment:
         """The sequence of a sample. BadSample when none fits a row."""
-        try:
+        with bad_sample("key"):
             key = check_key(sample["__key__"])
-        except AuroraError as error:
-            raise BadSample("key", str(error)) from error
         if "json" not in sample:
             raise BadSample("json", f"{key} has no json member")
         record, sequence = parse_record(sample["json"]), Segment()
@@ -210,13 +196,11 @@ class _Packer:
     def _add(self, sequence: Segment, raw: bytes, kind: int) -> None:
         if self.layout is None:
             raise BadSample("kind", "the model has no vision encoder")
-        try:
+        with bad_sample("video"):
             images = ((image for _, image in self.reader.read(raw, capped(self.sampling, self.row_frames)))
                       if kind == VIDEO else iter([decode_image(raw)]))
             for image in images:
                 sequence.add_frame(self.layout.prepare(image), self.layout.tokens(*image.shape[:2]))
-        except AuroraError as error:
-            raise BadSample("video", str(error)) from error
 
 
 def _opened(shards: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

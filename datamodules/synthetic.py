@@ -9,6 +9,7 @@ import torch
 
 from aurora.errors import AuroraError
 from aurora.interfaces import DataModule, Tokenizer, VisualLayout
+from aurora.options import NonNegativeInt, PositiveInt
 from aurora.registry import DATA
 from aurora.types import PackedBatch, Position
 
@@ -24,16 +25,11 @@ class SyntheticModule(DataModule, lightning.LightningDataModule):  # type: ignor
     """
 
     def __init__(
-        self, *, tokenizer: Tokenizer, layout: VisualLayout | None, global_batch: int, steps: int,
-        row_samples: int = 1, frames: int = 8, height: int = 384, width: int = 384, text_tokens: int = 64,
-        seed: int = 0,
+        self, *, tokenizer: Tokenizer, layout: VisualLayout | None, global_batch: PositiveInt, steps: PositiveInt,
+        row_samples: PositiveInt = 1, frames: NonNegativeInt = 8, height: PositiveInt = 384, width: PositiveInt = 384,
+        text_tokens: PositiveInt = 64, seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
-        positive = {"global_batch": global_batch, "steps": steps, "row_samples": row_samples, "height": height,
-                    "width": width, "text_tokens": text_tokens}
-        for name, value in [*positive.items(), ("frames", frames), ("seed", seed)]:
-            if value < (name in positive):
-                raise AuroraError(f"data 'synthetic': {name} {value} must be {int(name in positive)} or more")
         if frames and layout is None:
             raise AuroraError(f"data 'synthetic': the model has no vision encoder, so frames {frames} must be 0")
         if global_batch % row_samples:
@@ -45,13 +41,6 @@ class SyntheticModule(DataModule, lightning.LightningDataModule):  # type: ignor
 
     def steps_per_epoch(self) -> int:
         return self._steps
-
-    def total_steps(self) -> int:
-        return self._steps
-
-    @property
-    def epochs(self) -> int:
-        return 1
 
     def rows(self, position: Position, *, steps: int, rank: int, world: int) -> Iterator[PackedBatch]:
         each = -(-self._rows // world)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import lightning
 from aurora.errors import AuroraError
 from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader, VisualLayout, check_sampling
 from aurora.mixture import Mixture, read_mixture
+from aurora.options import NonNegativeInt, PositiveFloat, PositiveInt, Share
 from aurora.registry import DATA
 from aurora.steps import START
 from aurora.types import PackedBatch, Position
@@ -53,41 +54,35 @@ class WebDatasetModule(DataModule, lightning.LightningDataModule):  # type: igno
     """
 
     def __init__(
-        self, *, root: str, mixture: Mapping[str, Any] | Mixture, row_tokens: int, row_frames: int, global_batch: int,
-        tokenizer: Tokenizer, prompt: Prompt, layout: VisualLayout | None, reader: VideoReader,
-        epochs: int = 1, max_steps: int | None = None, seed: int = 0, workers: int = 0,
-        fps: float | None = None, frames: int | None = None, max_frames: int | None = None,
-        mix_kinds: bool = False, too_long: TooLong = "shrink",
-        missing: Missing = "refuse", batch_unit: BatchUnit = "samples",
-        max_bad_rate: float = 0.01, bad_rate_after: int = 200, quarantine: str | None = None,
-        sample_seconds: float = 600.0, worker_bytes: int = 4 << 30, prefetch_rows: int = 2,
-        prefetch_bytes: int = 1 << 30, verify: bool = False, cache: str | None = None, cache_bytes: int | None = None,
+        self, *, root: str, mixture: Mapping[str, Any] | Mixture, row_tokens: PositiveInt, row_frames: PositiveInt,
+        global_batch: PositiveInt, tokenizer: Tokenizer, prompt: Prompt, layout: VisualLayout | None,
+        reader: VideoReader, epochs: PositiveInt = 1, max_steps: PositiveInt | None = None, seed: NonNegativeInt = 0,
+        workers: NonNegativeInt = 0, fps: float | None = None, frames: int | None = None, max_frames: int | None = None,
+        mix_kinds: bool = False, too_long: TooLong = "shrink", missing: Missing = "refuse",
+        batch_unit: BatchUnit = "samples", max_bad_rate: Share = 0.01, bad_rate_after: PositiveInt = 200,
+        quarantine: str | None = None, sample_seconds: PositiveFloat = 600.0, worker_bytes: PositiveInt = 4 << 30,
+        prefetch_rows: PositiveInt = 2, prefetch_bytes: PositiveInt = 1 << 30, verify: bool = False,
+        cache: str | None = None, cache_bytes: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         self._limits = WorkerLimits(sample_seconds, worker_bytes, prefetch_rows, prefetch_bytes)
-        least = {"row_tokens": (row_tokens, 1), "row_frames": (row_frames, 1), "global_batch": (global_batch, 1),
-                 "epochs": (epochs, 1), "max_steps": (max_steps, 1), "bad_rate_after": (bad_rate_after, 1),
-                 "cache_bytes": (cache_bytes, 1), "workers": (workers, 0), "seed": (seed, 0)}
-        for name, (value, smallest) in least.items():
-            if value is not None and value < smallest:
-                raise AuroraError(f"data 'webdataset': {name} {value} must be {smallest} or more")
         if batch_unit == "tokens" and global_batch < row_tokens:
             raise AuroraError(f"data 'webdataset': a step of {global_batch} tokens is less than a row of {row_tokens}; "
                               "with batch_unit=tokens, stages.STAGE.global_batch counts tokens")
-        if not 0 <= max_bad_rate <= 1:
-            raise AuroraError(f"data 'webdataset': max_bad_rate {max_bad_rate} is outside [0, 1]")
         self.bad: BadSamples | None = None
         self.worker_deaths = 0
         """Workers of this rank that died or hung so far; each was replaced."""
-        self._root, self._mixture, self._missing = root, read_mixture("data.mixture", mixture), missing
-        self._remote = is_remote(root)
+        self._root, self._mixture = root, read_mixture("data.mixture", mixture)
+        self._missing, self._remote = missing, is_remote(root)
         self._cache = Path(cache) if cache else Path.home() / ".cache" / "aurora" / "shards"
         self._cache_bytes, self._verify = cache_bytes, verify
         self._sampling = check_sampling(Sampling(fps=fps, frames=frames, max_frames=max_frames))
         self._budget = Budget(row_tokens, row_frames, blank_tokens(layout))
         self._tokenizer, self._prompt, self._layout, self._reader = tokenizer, prompt, layout, reader
-        self._global_batch, self._epochs, self._max_steps, self._seed = global_batch, epochs, max_steps, seed
-        self._workers, self._mix_kinds, self._too_long, self._batch_unit = workers, mix_kinds, too_long, batch_unit
+        self._epochs, self._max_steps, self._workers, self._too_long = epochs, max_steps, workers, too_long
+        self._plan_of = partial(plan_of, budget=self._budget, seed=seed, mix_kinds=mix_kinds, global_batch=global_batch,
+                                batch_unit=batch_unit)
+        self._order = [seed, global_batch, batch_unit, mix_kinds]
         self._max_bad_rate, self._bad_rate_after, self._quarantine = max_bad_rate, bad_rate_after, quarantine
 
     @cached_property
@@ -95,28 +90,20 @@ class WebDatasetModule(DataModule, lightning.LightningDataModule):  # type: igno
         """The samples of the mixture. AuroraError when a shard is missing or was cut."""
         # Where the shards cannot be written to, the run's own folder holds what was measured.
         scratch = None if self._quarantine is None else Path(self._quarantine).parent / FOLDER
+        root = Path(self._root)
+        if self._remote:
+            from .shards.remote import mirror  # the packages behind it are not needed for local shards
+
+            root = mirror(self._root, self._mixture.datasets, self._cache.expanduser().absolute(), self._cache_bytes)
         return build_corpus(
-            self._local_root(), self._mixture, tokenizer=self._tokenizer, prompt=self._prompt, layout=self._layout,
+            root, self._mixture, tokenizer=self._tokenizer, prompt=self._prompt, layout=self._layout,
             sampling=self._sampling, budget=self._budget, too_long=self._too_long, missing=self._missing,
             scratch=scratch)
-
-    def _local_root(self) -> Path:
-        """Where the dataset folders are, once the indices of remote ones are here."""
-        if not self._remote:
-            return Path(self._root)
-        from .shards.remote import mirror  # the packages behind it are not needed for local shards
-
-        return mirror(self._root, self._mixture.datasets, self._cache.expanduser().absolute(), self._cache_bytes)
 
     @cached_property
     def plan(self) -> EpochPlan:
         """Rows and steps of every epoch."""
         return self._plan_of(self.corpus)
-
-    @property
-    def _plan_of(self) -> Callable[[Corpus], EpochPlan]:
-        return partial(plan_of, budget=self._budget, seed=self._seed, mix_kinds=self._mix_kinds,
-                       global_batch=self._global_batch, batch_unit=self._batch_unit)
 
     def describe(self) -> dict[str, Any]:
         """What an epoch reads of each dataset, how full rows are and what is missing, as JSON."""
@@ -150,8 +137,8 @@ class WebDatasetModule(DataModule, lightning.LightningDataModule):  # type: igno
         return self._epochs
 
     def identity(self) -> str:
-        decides = [self.corpus.identity, self._seed, self._global_batch, self._batch_unit, self._mix_kinds]
-        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+        decides = json.dumps([self.corpus.identity, *self._order])
+        return hashlib.sha256(decides.encode()).hexdigest()[:16]
 
     def counts(self) -> dict[str, int]:
         return {"bad_samples": 0 if self.bad is None else self.bad.reasons.total(), "worker_deaths": self.worker_deaths}

@@ -14,6 +14,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +27,16 @@ from transformers import PreTrainedTokenizerFast
 from aurora.interfaces import Text, Turn
 from aurora.registry import BACKBONE, MERGE, PROMPT, SORT, TOKENIZER, VISION
 from aurora.types import IGNORE
-from datamodules.blocks.conversations import STILL, image_caption_turn, question_turns, video_caption_turn
+from datamodules.blocks.conversations import (
+    STILL,
+    image_caption_turn,
+    place_name,
+    question_turns,
+    video_caption_turn,
+)
 from datamodules.blocks.families import FAMILIES
 from datamodules.blocks.render import draw
-from datamodules.blocks.scenes import Scene, SceneMaker
-from datamodules.blocks.words import glances
+from datamodules.blocks.scenes import AXES, BANDS, SHAPES, Look, Scene, SceneMaker
 
 VISION_OPTIONS = {"image_size": 96, "patch_size": 12, "width": 128, "layers": 6, "heads": 4, "mlp_width": 384}
 BACKBONE_OPTIONS = {"hidden_size": 128, "layers": 4, "head_size": 32}
@@ -60,6 +66,25 @@ def account(rng: random.Random, still: float) -> tuple[Sight, list[Turn]]:
     if not turns or rng.random() < 0.5:
         turns.insert(rng.randint(0, len(turns)), caption)
     return sight, turns
+
+
+def glances(scene: Scene, time: float) -> list[str]:
+    """The words of each thing that a frame shows, and of what is behind: a connector hands over as much per token."""
+    parts = [f" {thing.color_at(time)} {thing.look.shape} {place_name(*thing.place(time, scene.duration))}"
+             for thing in scene.seen(time)]
+    return [*parts, *([" wall"] if scene.wall else []), f" {scene.background_at(time)}"]
+
+
+def rearranged(maker: SceneMaker, scene: Scene) -> Scene:
+    """A scene of the same colours with other shapes in other places."""
+    axis, bands = maker.rng.choice(AXES), maker.rng.sample(BANDS, len(scene.things))
+    things = []
+    for thing, band in zip(scene.things, bands, strict=True):
+        maker.used = []
+        other = maker.resting(axis, band)
+        things.append(replace(thing, look=Look(thing.look.color, maker.rng.choice(SHAPES)), start=other.start,
+                              end=other.end, radius=other.radius))
+    return replace(scene, things=tuple(things))
 
 
 def look(rng: random.Random, scene: Scene, time: float) -> Sight:
@@ -183,7 +208,7 @@ def pictures(rng: random.Random, batch: int, alike: int) -> tuple[Tensor, list[l
             moment = rng.uniform(0, scene.duration - 0.1)
             images.append(torch.from_numpy(draw(scene, moment).copy()))
             phrases.append(glances(scene, moment))
-            scene = maker.rearranged(scene)
+            scene = rearranged(maker, scene)
     return torch.stack(images).permute(0, 3, 1, 2).contiguous(), phrases
 
 

@@ -99,14 +99,14 @@ class DataModule(ABC):
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one epoch."""
 
-    @abstractmethod
     def total_steps(self) -> int:
         """Optimizer steps of the whole training."""
+        return self.steps_per_epoch() * self.epochs
 
     @property
-    @abstractmethod
     def epochs(self) -> int:
         """Epochs of the whole training; a second pass over the data starts with the epoch behind them."""
+        return 1
 
     def identity(self) -> str:
         """What a position is a position in: a checkpoint of another one is refused."""

@@ -83,13 +83,6 @@ class MadeRows(DataModule, L.LightningDataModule):  # type: ignore[misc]
     def steps_per_epoch(self) -> int:
         return self.steps
 
-    def total_steps(self) -> int:
-        return self.steps
-
-    @property
-    def epochs(self) -> int:
-        return 1
-
     def rows(self, position: Position, *, steps: int, rank: int, world: int) -> Iterator[PackedBatch]:
         if self.folder is not None and self.folder.parent.name == "validation":
             yield from self._held_out(self.folder, steps, rank, world)

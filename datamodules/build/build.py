@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -27,7 +27,7 @@ from aurora.registry import PROMPT, TOKENIZER
 
 from ..plan.lengths import counter, text_length, text_lengths, write_lengths
 from ..shards.format import ShardSample
-from ..shards.index import DatasetIndex, sidecar
+from ..shards.index import sidecar
 from ..shards.writing import shard_is_done, shard_path, write_index, write_shard
 from .media import stored
 from .plan import BuildPlan, build_folder, load_plan, read_task
@@ -97,13 +97,21 @@ def write_task(task: BuildTask) -> dict[str, Any]:
         raise AuroraError(f"{task.output} has no task {task.number}; they are 0 to {tasks - 1}")
     skipped: list[dict[str, Any]] = []
 
-    def skip(sample: ShardSample, error: BadSample) -> None:
-        skipped.append(_skipped(task, int(sample.key), sample.record.get("id"), error))
+    def skip(number: int, name: Any, error: BadSample) -> None:
+        skipped.append({"shard": task.number, "entry": number, "id": name, "reason": error.reason,
+                        "detail": error.detail})
 
     task.skipped.unlink(missing_ok=True)
-    manifest = write_shard(_samples(task, skipped), task.tar, skip=skip)
+    manifest = write_shard(_samples(task, skip), task.tar,
+                           skip=lambda sample, error: skip(int(sample.key), sample.record.get("id"), error))
     if task.count is not None:
-        _count(task.tar, manifest["sha256"], task.count)
+        prompt, tokenizer = task.count.parts()
+        with np.load(sidecar(task.tar, "index.npz"), allow_pickle=False) as arrays, task.tar.open("rb") as file:
+            lengths = []
+            for row in arrays["samples"]:
+                file.seek(int(row["offset"]))
+                lengths.append(text_length(file.read(int(row["size"])), prompt, tokenizer))
+        write_lengths(task.tar, manifest["sha256"], counter(prompt, tokenizer), np.array(lengths, np.int32))
     replace_file(task.skipped, "".join(json.dumps(one) + "\n" for one in skipped).encode())
     result = task.result()
     assert result is not None
@@ -151,7 +159,18 @@ def join(output: Path, plan: BuildPlan, count: TextCounter | None = None) -> dic
     if count is not None:
         text_lengths(index, *count.parts())
     write_skipped(output, tasks)
-    about = _about(plan, index, [row for row in rows if row is not None])
+    done = [row for row in rows if row is not None]
+    kinds, skipped = Counter[str](), Counter[str]()
+    for row in done:
+        kinds.update(row["kinds"])
+        skipped.update(row["skipped"])
+    sums = {key: sum(row[key] for row in done) for key in ("bytes", "media_bytes", "text_bytes", "frames", "seconds")}
+    order = plan.order
+    about = {**(order.about or {}), "source": dict(order.source),
+             "transcode": None if order.transcode is None else vars(order.transcode),
+             "shards": plan.tasks, "entries": plan.entries, "samples": len(index), "kinds": dict(kinds), **sums,
+             "seconds": round(sums["seconds"], 3), "skipped": dict(skipped.most_common()), "broken": plan.broken,
+             "digest": index.digest}
     replace_file(output / DATASET, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
     return about
 
@@ -167,7 +186,7 @@ def retry_skipped(tasks: Sequence[BuildTask]) -> int:
 def clear(output: Path) -> None:
     """Throws away what a build wrote into a folder, and nothing else."""
     shutil.rmtree(build_folder(output), ignore_errors=True)
-    for pattern in ("[0-9]*.tar", "[0-9]*.tmp", "[0-9]*.manifest.json", "[0-9]*.npz", "index.*", "lengths-*", DATASET,
+    for pattern in ("[0-9]*.tar", "*.tmp", "[0-9]*.manifest.json", "[0-9]*.npz", "index.*", "lengths-*", DATASET,
                     SKIPPED):
         for path in output.glob(pattern):
             path.unlink()
@@ -179,46 +198,17 @@ def write_skipped(output: Path, tasks: Sequence[BuildTask]) -> None:
     replace_file(output / SKIPPED, b"".join(lists))
 
 
-def _samples(task: BuildTask, skipped: list[dict[str, Any]]) -> Iterator[ShardSample]:
+def _samples(task: BuildTask, skip: Callable[[int, Any, BadSample], None]) -> Iterator[ShardSample]:
     order = load_plan(task.output).order
     source = order.build_source()
     for number, entry in read_task(task.output, task.number):
         try:
             yield stored(source.sample(entry, f"{number:09d}"), order.transcode)
         except BadSample as error:
-            skipped.append(_skipped(task, number, entry.get("id"), error))
-
-
-def _skipped(task: BuildTask, number: int, name: Any, error: BadSample) -> dict[str, Any]:
-    return {"shard": task.number, "entry": number, "id": name, "reason": error.reason, "detail": error.detail}
-
-
-def _count(tar: Path, digest: str, count: TextCounter) -> None:
-    """Keeps the text lengths of a finished shard beside it."""
-    prompt, tokenizer = count.parts()
-    with np.load(sidecar(tar, "index.npz"), allow_pickle=False) as arrays, tar.open("rb") as file:
-        lengths = []
-        for row in arrays["samples"]:
-            file.seek(int(row["offset"]))
-            lengths.append(text_length(file.read(int(row["size"])), prompt, tokenizer))
-    write_lengths(tar, digest, counter(prompt, tokenizer), np.array(lengths, np.int32))
+            skip(number, entry.get("id"), error)
 
 
 @lru_cache(maxsize=1)
 def _parts(configs: str) -> tuple[Prompt, Tokenizer]:
     prompt, tokenizer = json.loads(configs)
     return PROMPT.build(prompt), TOKENIZER.build(tokenizer)
-
-
-def _about(plan: BuildPlan, index: DatasetIndex, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    kinds, skipped = Counter[str](), Counter[str]()
-    for row in rows:
-        kinds.update(row["kinds"])
-        skipped.update(row["skipped"])
-    sums = {key: sum(row[key] for row in rows) for key in ("bytes", "media_bytes", "text_bytes", "frames", "seconds")}
-    order = plan.order
-    return {**(order.about or {}), "source": dict(order.source),
-            "transcode": None if order.transcode is None else vars(order.transcode),
-            "shards": plan.tasks, "entries": plan.entries, "samples": len(index), "kinds": dict(kinds), **sums,
-            "seconds": round(sums["seconds"], 3), "skipped": dict(skipped.most_common()), "broken": plan.broken,
-            "digest": index.digest}

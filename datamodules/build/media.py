@@ -15,13 +15,12 @@ import av
 import numpy as np
 import simplejpeg
 
-from aurora.errors import AuroraError, BadSample
+from aurora.errors import AuroraError, BadSample, bad_sample
 from aurora.images import ORIENTATION, open_picture, pixels_of, resized, upright_shape
 from aurora.interfaces import Sampling
 
-from ..reader._clip import scan
 from ..reader._decode import frames_at, moments
-from ..reader._file import TIMEOUT_SECONDS, Deadline
+from ..reader._file import TIMEOUT_SECONDS, Deadline, scan
 from ..shards.format import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ShardSample
 from ..shards.writing import medium_bytes
 
@@ -63,22 +62,19 @@ def stored(sample: ShardSample, how: Transcode | None) -> ShardSample:
 
 def small_picture(raw: bytes, how: Transcode) -> bytes:
     """A JPEG, upright, whose short side is at most that of `how`; a JPEG that is one already is kept."""
-    try:
-        with open_picture(raw, formats=_READABLE) as opened:
-            scale = how.short_side / min(opened.size)
-            if opened.format == "JPEG" and scale >= 1 and opened.getexif().get(ORIENTATION, 1) == 1:
-                opened.load()  # a truncated one is found here
-                return raw
-            if scale < 1:
-                height, width = (max(1, round(side * scale)) for side in upright_shape(opened))
-                pixels = pixels_of(opened, raw, how.short_side)
-                pixels = np.ascontiguousarray(resized(pixels, height, width).permute(1, 2, 0).numpy())
-            else:
-                pixels = pixels_of(opened, raw)
-            small: bytes = simplejpeg.encode_jpeg(pixels, quality=how.quality, colorsubsampling="420")
-            return small
-    except (OSError, ValueError, SyntaxError, TypeError, EOFError) as error:
-        raise BadSample("image", str(error)) from error
+    small: bytes = raw
+    broken = bad_sample("image", (OSError, ValueError, SyntaxError, TypeError, EOFError))
+    with broken, open_picture(raw, formats=_READABLE) as opened:
+        scale = how.short_side / min(opened.size)
+        if opened.format == "JPEG" and scale >= 1 and opened.getexif().get(ORIENTATION, 1) == 1:
+            opened.load()  # a truncated one is found here
+            return raw
+        pixels = pixels_of(opened, raw, how.short_side if scale < 1 else 0)
+        if scale < 1:
+            height, width = (max(1, round(side * scale)) for side in upright_shape(opened))
+            pixels = np.ascontiguousarray(resized(pixels, height, width).permute(1, 2, 0).numpy())
+        small = simplejpeg.encode_jpeg(pixels, quality=how.quality, colorsubsampling="420")
+    return small
 
 
 def small_video(source: bytes | Path, how: Transcode, span: tuple[float, float] | None = None) -> bytes:
@@ -89,13 +85,13 @@ def small_video(source: bytes | Path, how: Transcode, span: tuple[float, float] 
     video = str(source) if isinstance(source, Path) else source
     start, stop = span or (0.0, None)
     deadline = Deadline(TIMEOUT_SECONDS, video)
-    try:
+    with bad_sample("video"):
         packets = scan(video, deadline)
         times = moments(packets, Sampling(fps=how.fps, start=start, stop=stop), video)
         frames = frames_at(video, packets, times, threads=1, deadline=deadline, short_side=how.short_side)
-        return _mp4((pixels for _, pixels in deadline.timed(frames)), how, packets.within(start, stop, video).duration)
-    except AuroraError as error:
-        raise BadSample("video", str(error)) from error
+        seconds = packets.within(start, stop, video).duration
+        small = _mp4((pixels for _, pixels in deadline.timed(frames)), how, seconds)
+    return small
 
 
 def _mp4(frames: Iterable[np.ndarray], how: Transcode, seconds: float) -> bytes:

@@ -63,12 +63,18 @@ def make_plan(order: BuildOrder, output: Path, tick: Tick = lambda entries: None
     """Reads all annotations and writes the tasks, or finds that this was done. AuroraError when `output` is of another
     order."""
     source = order.build_source()
-    stamps = [_stamp(path) for path in source.annotations()]
-    made_of = {"version": _VERSION, "order": _plain(order), "annotations": stamps}
-    about = None if order.about is None else dict(order.about)
+    stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in source.annotations()]
+    plain = json.loads(json.dumps(asdict(order)))
+    about = plain.pop("about")  # which decides no byte
+    made_of = {"version": _VERSION, "order": plain, "annotations": stamps}
     kept = _read(output)
     if kept is not None:
-        _check_same(kept["made_of"], made_of, output)
+        if kept["made_of"] != made_of:
+            then, now = ({**made, **made["order"]} for made in (kept["made_of"], made_of))
+            changed = [key for key in now if key != "order" and then.get(key) != now[key]]
+            differences = "; ".join(f"{key} was {then.get(key)!r}, is {now[key]!r}" for key in changed)
+            raise AuroraError(f"{output} was begun from something else: {differences}. Build into another folder, or "
+                              "--restart to throw away what is there")
         _write(output, {**kept, "about": about})
         return load_plan(output)
     if any(output.glob("*.tar")):
@@ -127,18 +133,6 @@ def _write_tasks(source: Source, order: BuildOrder, output: Path, tick: Tick) ->
     return tasks, entries, broken
 
 
-def _plain(order: BuildOrder) -> dict[str, Any]:
-    """What decides the bytes, as JSON gives it back."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(order)))
-    del plain["about"]
-    return plain
-
-
-def _stamp(path: Path) -> list[Any]:
-    facts = path.stat()
-    return [str(path), facts.st_size, facts.st_mtime_ns]
-
-
 def _write(output: Path, plan: Mapping[str, Any]) -> None:
     replace_file(build_folder(output) / "plan.json", json.dumps(plan, indent=1).encode())
 
@@ -149,13 +143,3 @@ def _read(output: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return plan
-
-
-def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], output: Path) -> None:
-    if before == now:
-        return
-    then, new = {**before, **before["order"]}, {**now, **now["order"]}
-    changed = [key for key in new if key != "order" and then.get(key) != new[key]]
-    differences = "; ".join(f"{key} was {then.get(key)!r}, is {new[key]!r}" for key in changed)
-    raise AuroraError(f"{output} was begun from something else: {differences}. Build into another folder, or --restart "
-                      "to throw away what is there")

@@ -16,6 +16,7 @@ import torch
 
 from aurora.errors import AuroraError
 from aurora.interfaces.data import Executor, R, T
+from aurora.options import PositiveInt
 from aurora.registry import EXECUTOR
 
 
@@ -23,9 +24,7 @@ from aurora.registry import EXECUTOR
 class ProcessExecutor(Executor):
     """Processes of this machine: `workers` of them, by default one per core that we may use."""
 
-    def __init__(self, *, workers: int | None = None) -> None:
-        if workers is not None and workers < 1:
-            raise AuroraError(f"executor 'process': workers {workers} must be 1 or more")
+    def __init__(self, *, workers: PositiveInt | None = None) -> None:
         self._workers = workers or cores()
 
     def run(self, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
@@ -33,7 +32,8 @@ class ProcessExecutor(Executor):
         if not tasks:
             return
         pool = ProcessPoolExecutor(min(self._workers, len(tasks)), _context(work), _begin)
-        processes = processes_of(pool)
+        # There is no public way to learn how one ended; they can still be asked when the pool has.
+        processes: Mapping[int, BaseProcess] = getattr(pool, "_processes", {})
         try:
             for done in as_completed([pool.submit(work, task) for task in tasks]):
                 yield done.result()
@@ -48,13 +48,6 @@ class ProcessExecutor(Executor):
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processes_of(pool: ProcessPoolExecutor) -> Mapping[int, BaseProcess]:
-    """The processes that a pool starts. They can still be asked when the pool has ended."""
-    # There is no public way to learn how one ended.
-    found: Mapping[int, BaseProcess] = getattr(pool, "_processes", {})
-    return found
 
 
 def cause_of_death(processes: Mapping[int, BaseProcess]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from aurora.errors import AuroraError, BadSample
+from aurora.errors import AuroraError, BadSample, bad_sample
 from aurora.files import replace_file
 from aurora.images import decode_image
 from aurora.interfaces import Sampling, VideoReader
@@ -68,7 +68,6 @@ def _shown(index: DatasetIndex, chosen: Sequence[int], reader: VideoReader) -> I
         except BadSample as error:
             shown["problem"] = f"{error.reason}: {error.detail}"
         yield shown
-    files.close()
 
 
 def _facts(index: DatasetIndex, sample: int, record: Record) -> str:
@@ -89,11 +88,9 @@ def _pictures(
         if record.kind != VIDEO:
             yield {"image": _thumbnail(decode_image(data)), "label": extension}
             continue
-        try:
+        with bad_sample("video"):
             for seconds, frame in reader.read(data, Sampling(frames=FRAMES)):
                 yield {"image": _thumbnail(frame), "label": f"{seconds:.1f} s"}
-        except AuroraError as error:
-            raise BadSample("video", str(error)) from error
 
 
 def _thumbnail(image: np.ndarray) -> str:

@@ -13,7 +13,7 @@ from aurora.mixture import Mixture, take
 from ..build.catalogue import Dataset, known_datasets, load_dataset
 from ..plan.corpus import Corpus, blank_tokens
 from ..plan.epoch import EpochPlan
-from ..reader._sampling import sample_counts
+from ..reader._decode import sample_counts
 from ..shards.format import VIDEO
 from ..shards.index import DatasetIndex
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aurora.errors import AuroraError, BadSample
-from aurora.interfaces import Executor, Prompt, Sampling, Tokenizer, Turn, VisualLayout
+from aurora.interfaces import Executor, Prompt, Sampling, Tokenizer, VisualLayout
 
 from ..plan.corpus import visual_lengths
 from ..plan.lengths import text_lengths
@@ -51,10 +51,11 @@ def describe(
     if len(set(names)) < len(names):
         raise AuroraError(f"two of {', '.join(map(str, folders))} have the same name, which must differ")
     indices = [load_index(folder) for folder in folders]
-    digests = {index.folder.name: _digests(index, executor) for index in indices}
-    datasets = {}
+    datasets, digests = {}, {}
     for index in indices:
-        found = digests[index.folder.name]
+        each = executor.run(shard_digests, [DigestTask(index.folder, number) for number in range(len(index.shards))])
+        found = Digests(*(np.concatenate(column) for column in zip(*each, strict=True)))
+        digests[index.folder.name] = found
         datasets[index.folder.name] = {
             **_counts(index),
             **_lengths(index, tokenizer, prompt, layouts, sampling),
@@ -62,8 +63,8 @@ def describe(
             "duplicates": {"samples": _repeated(found.sample), "media": _repeated(found.media),
                            "conversations": _repeated(found.text)},
             "unreadable": int((found.text == 0).sum()),
-            "in_evaluation": {one.name: {"media": _shared(found.media, one.media),
-                                         "turns": _shared(found.turns, one.turns)} for one in evaluations},
+            "in_evaluation": {one.name: {"media": int(np.isin(found.media, one.media).sum()),
+                                         "turns": int(np.isin(found.turns, one.turns).sum())} for one in evaluations},
         }
     return {"datasets": datasets, "shared": _across(digests)}
 
@@ -84,11 +85,6 @@ def read_evaluation(folder: str | Path) -> Evaluation:
         except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
             raise AuroraError(f"{folder / 'questions.jsonl'}, line {number}: {error}") from error
     return Evaluation(folder.name, np.array(sorted(media), np.uint64), np.array(sorted(turns), np.uint64))
-
-
-def _digests(index: DatasetIndex, executor: Executor) -> Digests:
-    parts = list(executor.run(shard_digests, [DigestTask(index.folder, number) for number in range(len(index.shards))]))
-    return Digests(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _counts(index: DatasetIndex) -> dict[str, Any]:
@@ -128,10 +124,6 @@ def _repeated(digests: np.ndarray) -> int:
     """How many of some could be left out without losing one."""
     readable = digests[digests != 0]
     return len(readable) - len(np.unique(readable))
-
-
-def _shared(digests: np.ndarray, others: np.ndarray) -> int:
-    return int(np.isin(digests, others).sum())
 
 
 def _across(digests: Mapping[str, Digests]) -> list[dict[str, Any]]:
@@ -205,11 +197,10 @@ def shard_digests(task: DigestTask) -> Digests:
             continue
         seen = [_medium(files, index, sample, number, f"{key}.{extension}")
                 for number, extension in enumerate(record.media)]
-        texts.append(digest("\n".join(_words(record.turns)).encode()))
+        texts.append(digest("\n".join(_plain(part or "") for turn in record.turns for part in turn).encode()))
         samples.append(digest(np.array([texts[-1], *seen], np.uint64).tobytes()) if all(seen) else 0)
         media += seen
         turns += [turn_digest(turn.question, turn.answer) for turn in record.turns if turn.answer is not None]
-    files.close()
     found = Digests(*(np.array(column, np.uint64) for column in (texts, samples, media, turns)))
     if os.access(task.folder, os.W_OK):
         write_sidecar(sidecar(tar, "digests.npz"), str(shard["sha256"]), **found._asdict())
@@ -225,7 +216,3 @@ def _medium(files: ShardFiles, index: DatasetIndex, sample: int, number: int, na
 
 def _plain(text: str) -> str:
     return _NO_WORD.sub(" ", _MARKS.sub(" ", text)).strip().casefold()
-
-
-def _words(turns: Sequence[Turn]) -> list[str]:
-    return [_plain(part or "") for turn in turns for part in turn]

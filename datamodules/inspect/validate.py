@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aurora.errors import AuroraError, BadSample
+from aurora.errors import AuroraError, BadSample, bad_sample
 from aurora.images import decode_image
 from aurora.interfaces import Sampling
 from aurora.registry import READER
 
-from ..reader._sampling import sample_counts
+from ..reader._decode import sample_counts
 from ..shards.format import VIDEO, Record, parse_record
 from ..shards.index import INDEX, UNREADABLE, DatasetIndex, file_digest, open_index, shard_arrays, sidecar
 from ..shards.tar import ShardFiles
@@ -84,7 +84,8 @@ def check_shard(task: CheckTask) -> Checked:
     samples = index.of_shard(task.number)
     if any(finding.reason == "missing" for finding in whole):
         return Checked(name, len(samples), 0, whole)
-    chosen = samples if task.decode is None else [samples[place] for place in _spread(len(samples), task.decode)]
+    spread = np.unique(np.linspace(0, len(samples) - 1, min(task.decode or 0, len(samples))).astype(np.int64))
+    chosen = samples if task.decode is None else [samples[place] for place in spread.tolist()]
     return Checked(name, len(samples), len(chosen), [*whole, *_decoded(index, name, chosen, task.reader)])
 
 
@@ -108,11 +109,7 @@ def _bytes(tar: Path, number: int, index: DatasetIndex) -> Iterator[tuple[str, s
             yield "manifest", "it is of another tar than the folder's index; run `aurora shards index`"
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield "manifest", f"it cannot be read: {error}"
-    yield from _rows(tar, number, index)
-
-
-def _rows(tar: Path, number: int, index: DatasetIndex) -> Iterator[tuple[str, str]]:
-    """Whether the folder's arrays hold what this shard's own index says."""
+    # whether the folder's arrays hold what this shard's own index says
     try:
         samples, media = shard_arrays(tar)
     except UNREADABLE as error:
@@ -125,10 +122,6 @@ def _rows(tar: Path, number: int, index: DatasetIndex) -> Iterator[tuple[str, st
     mine["media"] -= np.uint64(start)
     if not np.array_equal(mine, samples) or not np.array_equal(index.media[start:start + len(media)], media):
         yield "index", "the folder's arrays are not those of the shard; run `aurora shards index`"
-
-
-def _spread(total: int, count: int) -> list[int]:
-    return sorted({int(place) for place in np.linspace(0, total - 1, min(count, total))})
 
 
 def _decoded(index: DatasetIndex, shard: str, samples: Iterable[int], reader: Mapping[str, Any]) -> Iterator[Finding]:
@@ -147,20 +140,17 @@ def _decoded(index: DatasetIndex, shard: str, samples: Iterable[int], reader: Ma
                 _decode(data, record, index.media_of(sample)[number], part)
         except BadSample as error:
             yield Finding(index.folder.name, shard, key, error.reason, error.detail, origin)
-    files.close()
 
 
 def _decode(data: bytes, record: Record, row: np.void, reader: Any) -> None:
     """Decodes one medium. BadSample when it is not what the index says."""
     if record.kind != VIDEO:
-        found: tuple[int, ...] = decode_image(data).shape[:2]
+        found = decode_image(data).shape[:2]
         if found != (int(row["height"]), int(row["width"])):
             raise BadSample("index", f"{found[0]}×{found[1]} pixels, not {row['height']}×{row['width']}")
         return
     planned = int(sample_counts(ONE_PER_SECOND, np.array([row["duration"]]))[0])
-    try:
-        found = (sum(1 for _ in reader.read(data, replace(ONE_PER_SECOND, start=record.start, stop=record.stop))),)
-    except AuroraError as error:
-        raise BadSample("video", str(error)) from error
-    if found[0] != planned:
-        raise BadSample("index", f"{found[0]} frames at one per second, not {planned}")
+    with bad_sample("video"):
+        frames = sum(1 for _ in reader.read(data, replace(ONE_PER_SECOND, start=record.start, stop=record.stop)))
+    if frames != planned:
+        raise BadSample("index", f"{frames} frames at one per second, not {planned}")

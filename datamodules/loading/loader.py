@@ -16,7 +16,7 @@ from aurora.files import room_for
 from aurora.types import Frames, PackedBatch
 
 from .prefetch import Prefetch
-from .rows import Built, RowTask, Skipped
+from .rows import RowTask, Skipped
 from .supervisor import supervised
 from .worker import WorkerLimits
 
@@ -80,8 +80,10 @@ def load_rows(
     """
     pin = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
     ahead = Prefetch(task) if prefetch else None
+    built = supervised(task, workers, limits, died) if workers else (
+        task.build(row) for row in task.planned(task.position, task.steps))
     try:
-        for batch, skipped in _built(task, workers, limits, died):
+        for batch, skipped in built:
             bad.add(batch.samples + len(skipped), skipped)
             if ahead:
                 ahead.reached(batch.position)
@@ -98,9 +100,3 @@ def pinned(batch: PackedBatch) -> PackedBatch:
     frames = tuple(Frames(group.pixels.pin_memory(), group.positions.pin_memory()) for group in batch.frames)
     return batch._replace(tokens=batch.tokens.pin_memory(), targets=batch.targets.pin_memory(),
                           cu_seqlens=batch.cu_seqlens.pin_memory(), frames=frames)
-
-
-def _built(task: RowTask, workers: int, limits: WorkerLimits, died: Callable[[], None]) -> Iterator[Built]:
-    if workers:
-        return supervised(task, workers, limits, died)
-    return (task.build(row) for row in task.planned(task.position, task.steps))

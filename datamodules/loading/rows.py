@@ -16,17 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aurora.errors import AuroraError, BadSample
+from aurora.errors import BadSample, bad_sample
 from aurora.images import GREY, decode_image
 from aurora.interfaces import Prompt, Sampling, Tokenizer, VideoReader, VisualLayout
 from aurora.types import IGNORE, Frames, PackedBatch, Position
 
 from ..plan.corpus import Corpus, frame_shape
-from ..plan.epoch import EpochPlan
+from ..plan.epoch import EpochPlan, PlannedRow, schedule
 from ..plan.lengths import text_pieces
 from ..plan.packing import WHOLE, Budget, SamplePart, part_counts
-from ..plan.schedule import PlannedRow, schedule
-from ..reader._sampling import capped
+from ..reader._decode import capped
 from ..shards.format import VIDEO, Record, parse_record
 from ..shards.index import DatasetIndex
 from ..shards.tar import ShardFiles
@@ -211,11 +210,9 @@ class RowBuilder:
             yield decode_image(raw)
             return
         sampling, before = self._moments(record, frames, wanted)
-        try:
+        with bad_sample("video"):
             for _, image in islice(self.reader.read(raw, sampling), before, before + len(wanted)):
                 yield image
-        except AuroraError as error:
-            raise BadSample("video", str(error)) from error
 
     def _moments(self, record: Record, frames: int, wanted: range) -> tuple[Sampling, int]:
         """What to sample for some of a video's frames, and how many come before them."""

@@ -28,7 +28,7 @@ from aurora.errors import AuroraError, BadSample
 from ..reader._file import decoded_here
 from .rows import BETWEEN, Built, RowTask
 from .transfer import Parcel, receive
-from .worker import END, FREED, IDLE, RENEW, Assignment, Heartbeat, Progress, WorkerLimits, failed, work
+from .worker import END, FREED, IDLE, RENEW, Assignment, Heartbeat, Progress, WorkerLimits, work
 
 LOOK_SECONDS = 0.5
 START_SECONDS = 900.0  # to start, to plan a window or to fetch a shard
@@ -41,7 +41,7 @@ def supervised(task: RowTask, workers: int, limits: WorkerLimits, died: Callable
     """The rows of a task in order; worker w of W builds the rows w, w + W, w + 2W, ... `died` is called for each death.
 
     Workers end with the iteration, or with this process, however that ends. AuroraError when one fails for a reason
-    that is no sample's.
+    that does not lie in a sample.
     """
     progress = Progress(0, task.position, task.steps)
     team = [_Worker(task, number, workers, limits, died) for number in range(workers)]
@@ -145,14 +145,13 @@ class _Worker:
         self._deaths = 0
         self._given_up.pop(self._next, None)
         self._next += self._workers
-        self.ended = parcel.number == END or failed(parcel.item) is not None
+        self.ended = parcel.number == END or isinstance(parcel.item, str)
 
     def take(self) -> Built | None:
         """The next row, whose memory the process may fill again; None after the last one."""
         parcel, self._taken = self.ready.popleft(), time.monotonic()
-        text = failed(parcel.item)
-        if text is not None:
-            raise AuroraError(text)
+        if isinstance(parcel.item, str):  # the error that came in place of a row
+            raise AuroraError(parcel.item)
         if parcel.number == END:
             return None
         if self._older:
@@ -179,7 +178,10 @@ class _Worker:
             self._process.kill()
 
     def examine(self) -> None:
-        """Finds out what a dead process died of. AuroraError when that is no sample again and again."""
+        """Finds out what a dead process died of, and gives up the sample in hand if another one died of it before.
+
+        AuroraError when it is not a sample again and again.
+        """
         how, self._older = self.stop(), len(self.ready)
         row, sample, _ = self._heartbeat.last()
         if self._grown:
@@ -188,7 +190,15 @@ class _Worker:
             return
         self._died()
         if sample >= 0 and row == self._next:
-            self._blame(row, sample, how)
+            bad = (BadSample("hang", f"not decoded after {self._limits.sample_seconds:g} s") if self._hanging
+                   else BadSample("crash", f"the worker that decoded it ended with {how}"))
+            if (row, sample) == self._suspect:
+                self._given_up.setdefault(row, {})[sample] = bad
+                _log.warning("data: worker %d is started again without a sample (%s)", self._number, bad.detail)
+            else:
+                self._suspect = row, sample
+                _log.warning("data: worker %d is started again, and a sample tried once more (%s)", self._number,
+                             bad.detail)
             return
         self._deaths += 1
         if self._deaths == PATIENCE:
@@ -197,18 +207,6 @@ class _Worker:
                               "more, data.workers=0 builds rows in the main process")
         _log.warning("data: worker %d %s without a sample in hand and is started again", self._number,
                      "hung" if self._hanging else f"ended with {how}")
-
-    def _blame(self, row: int, sample: int, how: str) -> None:
-        """Gives up the sample that the dead process had in hand, if another one died of it before."""
-        bad = (BadSample("hang", f"not decoded after {self._limits.sample_seconds:g} s") if self._hanging
-               else BadSample("crash", f"the worker that decoded it ended with {how}"))
-        if (row, sample) == self._suspect:
-            self._given_up.setdefault(row, {})[sample] = bad
-            _log.warning("data: worker %d is started again without a sample (%s)", self._number, bad.detail)
-        else:
-            self._suspect = row, sample
-            _log.warning("data: worker %d is started again, and a sample tried once more (%s)", self._number,
-                         bad.detail)
 
     def stop(self) -> str:
         """Ends the process, if it has not ended, and says how it did."""

@@ -36,7 +36,12 @@ def send(line: socket.socket, number: int, item: Any) -> int:
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
     _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(item)
-    file, end, spans = _nameless(), 0, []
+    if sys.platform == "linux":
+        file = os.memfd_create("row")
+    else:
+        with tempfile.TemporaryFile() as unlinked:
+            file = os.dup(unlinked.fileno())
+    end, spans = 0, []
     try:
         for buffer in buffers:
             raw = buffer.raw()
@@ -78,14 +83,6 @@ class _Pickler(pickle.Pickler):
         if isinstance(value, Tensor):
             return torch.from_numpy, (value.detach().numpy(),)
         return NotImplemented
-
-
-def _nameless() -> int:
-    """A file in memory, or where the system has none an unlinked one on disk."""
-    if sys.platform == "linux":
-        return os.memfd_create("row")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def _write(file: int, data: memoryview, offset: int) -> None:

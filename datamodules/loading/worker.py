@@ -13,18 +13,17 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from aurora.errors import AuroraError, BadSample
 from aurora.types import Position
 
-from ..plan.schedule import PlannedRow
+from ..plan.epoch import PlannedRow
 from .rows import BETWEEN, RowTask
 from .transfer import send
 
@@ -34,19 +33,13 @@ FREED = struct.Struct("<q")  # what the other side answers when a row was taken:
 _SIGKILL_ON_PARENT_DEATH = 1  # PR_SET_PDEATHSIG
 
 
-@dataclass(frozen=True)
-class WorkerLimits:
+class WorkerLimits(NamedTuple):
     """What workers may take."""
 
-    sample_seconds: float = 600.0  # for one sample
-    worker_bytes: int = 4 << 30  # more than it started with, for one worker
-    prefetch_rows: int = 2  # built and not yet taken, for one worker
-    prefetch_bytes: int = 1 << 30  # of such rows, for all workers; each may have one row whatever its size
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value <= 0:
-                raise AuroraError(f"data: {name} {value} must be more than 0")
+    sample_seconds: float  # for one sample
+    worker_bytes: int  # more than it started with, for one worker
+    prefetch_rows: int  # built and not yet taken, for one worker
+    prefetch_bytes: int  # of such rows, for all workers; each may have one row whatever its size
 
 
 class Progress(NamedTuple):
@@ -164,8 +157,3 @@ def _private_bytes() -> int:
     except OSError:
         return 0
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
-
-
-def failed(item: Any) -> str | None:
-    """The error that came in place of a row, if one did."""
-    return item if isinstance(item, str) else None

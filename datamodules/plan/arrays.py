@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
-from aurora.files import room_for
+from aurora.files import replacing, room_for
 
 Allocate = Callable[[str, np.dtype[Any], int], np.ndarray]
 Fill = Callable[[Allocate], dict[str, Any]]
@@ -46,7 +45,9 @@ def shared_arrays(folders: Sequence[Path], identity: str, fill: Fill) -> Arrays:
             continue
         with lock:
             if not folder.joinpath(identity, "facts.json").is_file():
-                _make(folder, identity, fill)
+                # under the lock nobody else writes here
+                with room_for(folder / identity), replacing(folder / identity, folder=True) as partial:
+                    _write(partial, fill)
         return load_arrays(folder / identity)
     own: dict[str, np.ndarray] = {}
 
@@ -63,20 +64,7 @@ def load_arrays(folder: Path) -> Arrays:
     return Arrays(arrays, json.loads(folder.joinpath("facts.json").read_bytes()), folder)
 
 
-def _make(folder: Path, identity: str, fill: Fill) -> None:
-    # Under the lock nobody else writes here: what is there was left by a process that was killed.
-    partial = folder / f"{identity}.tmp"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with room_for(folder / identity):
-            _write(partial, fill)
-            os.replace(partial, folder / identity)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def _write(folder: Path, fill: Fill) -> None:
-    folder.mkdir()
     mapped: list[np.memmap[Any, Any]] = []
 
     def allocate(name: str, dtype: np.dtype[Any], length: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from aurora.images import LONGEST
 from aurora.interfaces import Prompt, Sampling, Tokenizer, VisualLayout
 from aurora.mixture import Mixture, take
 
-from ..reader._sampling import sample_counts
+from ..reader._decode import sample_counts
 from ..shards.format import IMAGE, IMAGES, TEXT, VIDEO
 from ..shards.index import DatasetIndex, load_index
 from .arrays import Allocate, Arrays, load_arrays, shared_arrays
@@ -64,16 +64,6 @@ class Corpus:
             return Corpus, tuple(vars(self).values())
         return _load, (self.folder, self.datasets)
 
-    @property
-    def dropped(self) -> int:
-        """Samples that no row could hold."""
-        return sum(count.dropped for count in self.counts)
-
-    @property
-    def shrunk(self) -> int:
-        """Videos that are read with fewer frames than asked for."""
-        return sum(count.shrunk for count in self.counts)
-
     def locate(self, sample: int) -> tuple[DatasetIndex, int]:
         """The dataset of a sample, and its number there."""
         dataset = int(np.searchsorted(self.starts, sample, side="right")) - 1
@@ -114,7 +104,17 @@ def build_corpus(
 
     arrays = shared_arrays([root / FOLDER, *([scratch] if scratch else [])], identity, fill)
     corpus = _corpus(arrays, tuple(datasets), identity)
-    _report(corpus, budget, too_long)
+    total, dropped = len(corpus.tokens), sum(count.dropped for count in corpus.counts)
+    shrunk = sum(count.shrunk for count in corpus.counts)
+    if dropped == total:
+        raise AuroraError(f"data: not one of the {total} samples fits a row of {budget.tokens} tokens and "
+                          f"{budget.frames} frames; the smallest takes {int(corpus.tokens.min())} tokens")
+    if dropped and too_long == "refuse":
+        raise AuroraError(f"data: {dropped} of {total} samples are longer than a row of {budget.tokens} tokens "
+                          f"and {budget.frames} frames; data.too_long=shrink, split or drop says what becomes of them")
+    if dropped or shrunk:
+        _log.warning("data: of %d samples %d are longer than a row and left out, %d videos are read with fewer frames",
+                     total, dropped, shrunk)
     return corpus
 
 
@@ -154,17 +154,13 @@ def members(mixture: Mixture, samples: Mapping[str, np.ndarray]) -> list[list[Me
     Which samples are taken of a dataset follows from its name alone: asking for more keeps those of before, and
     neither the seed nor the other datasets change them.
     """
-    takes = take(mixture, {name: len(numbers) for name, numbers in samples.items()})
-    return [_members_of(name, samples[name], *takes[name]) for name in mixture.datasets]
-
-
-def _members_of(name: str, samples: np.ndarray, count: int, visits: int) -> list[Members]:
-    """All that are taken, as often as they go into `visits`, and some of them once more."""
-    if not count:
-        return []
-    taken = _chosen(name, samples, count)
-    repeats, rest = divmod(visits, count)
-    return [Members(taken, repeats), *([Members(_chosen(name, taken, rest), 1)] if rest else [])]
+    read: list[list[Members]] = []
+    for name, (count, visits) in take(mixture, {name: len(numbers) for name, numbers in samples.items()}).items():
+        taken = _chosen(name, samples[name], count)
+        repeats, rest = divmod(visits, max(1, count))
+        more = [Members(_chosen(name, taken, rest), 1)] if rest else []
+        read.append([Members(taken, repeats), *more] if count else [])
+    return read
 
 
 def _chosen(name: str, samples: np.ndarray, count: int) -> np.ndarray:
@@ -185,7 +181,10 @@ def _measured(
         raise AuroraError(f"data: {index.folder} holds images or videos, but the model has no vision encoder")
     frames, each, visual = _visual(index, where, layout, sampling)
     text = text.astype(np.int64)
-    fewer = _fewer(kinds, text, frames, each, budget) if too_long == "shrink" else frames
+    fewer = frames
+    if too_long == "shrink":  # to what fits, where anything does
+        most = np.minimum(budget.frames, (budget.tokens - text) // np.maximum(each, 1))
+        fewer = np.where((kinds == VIDEO) & (most >= 1), np.minimum(frames, most), frames)
     tokens = text + np.where(fewer < frames, fewer * each, visual)
     fits = (part_counts(tokens, text, fewer, kinds, budget) > 0 if too_long == "split"
             else ~no_row_holds(tokens, fewer, budget))
@@ -264,25 +263,6 @@ def _visual(index: DatasetIndex, where: slice, layout: VisualLayout | None, samp
     visual = np.bincount(owner, count * each, len(samples)).astype(np.int64)
     first = np.minimum(samples["media"].astype(np.int64) - start, len(media) - 1)
     return VisualLengths(frames, np.where(counts > 0, each[first], 0), visual)
-
-
-def _fewer(kinds: np.ndarray, text: np.ndarray, frames: np.ndarray, each: np.ndarray, budget: Budget) -> np.ndarray:
-    """[S]: the frames with which a video fits, or as many as before where none would do."""
-    most = np.minimum(budget.frames, (budget.tokens - text) // np.maximum(each, 1))
-    return np.where((kinds == VIDEO) & (most >= 1), np.minimum(frames, most), frames)
-
-
-def _report(corpus: Corpus, budget: Budget, too_long: TooLong) -> None:
-    total = len(corpus.tokens)
-    if corpus.dropped == total:
-        raise AuroraError(f"data: not one of the {total} samples fits a row of {budget.tokens} tokens and "
-                          f"{budget.frames} frames; the smallest takes {int(corpus.tokens.min())} tokens")
-    if corpus.dropped and too_long == "refuse":
-        raise AuroraError(f"data: {corpus.dropped} of {total} samples are longer than a row of {budget.tokens} tokens "
-                          f"and {budget.frames} frames; data.too_long=shrink, split or drop says what becomes of them")
-    if corpus.dropped or corpus.shrunk:
-        _log.warning("data: of %d samples %d are longer than a row and left out, %d videos are read with fewer frames",
-                     total, corpus.dropped, corpus.shrunk)
 
 
 def kind_groups(kinds: np.ndarray, *, mix_kinds: bool) -> np.ndarray:

@@ -2,18 +2,21 @@
 
 Datasets are repeated and cut into chunks of 256 samples, which are permuted; runs of chunks are windows; a window is
 packed into rows under a token and a frame budget, and its rows are shuffled and divided into steps. A window needs
-nothing but its number, so that resuming costs one window, and nothing here knows of ranks or workers.
+nothing but its number, so that resuming costs one window. `schedule` deals the rows of each step to ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
+from itertools import count, islice
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .packing import Budget, pack_rows, too_long
+from aurora.types import Position
+
+from .packing import WHOLE, Budget, SamplePart, pack_rows, too_long
 
 CHUNK = 256
 WINDOW_CHUNKS = 64
@@ -84,7 +87,8 @@ class EpochPlan:
     def window(self, epoch: int, window: int) -> Window:
         """The rows and steps of a window."""
         rng = np.random.default_rng([self._seed, epoch, window + 1])
-        ids = np.concatenate([self._samples_of(chunk) for chunk in self._window_chunks(epoch, window)])
+        chunks = self._chunks[self._order(epoch)[window * self._span:(window + 1) * self._span]]
+        ids = np.concatenate([self._members[number].samples[start:start + CHUNK] for number, start in chunks])
         ids = rng.permutation(ids.astype(np.int64))
         steps = [step for group in range(self._groups)
                  for step in self._steps_of(ids[self._group[ids] == group], rng)]
@@ -119,8 +123,10 @@ class EpochPlan:
         # What is split over several rows shares none of them, so that one recurrent state is handed on.
         rows += list(np.flatnonzero(long)[:, None])
         rows = [rows[index] for index in rng.permutation(len(rows))]
-        return [[ids[rows[index]] for index in step]
-                for step in balanced([int(weights[row].sum()) for row in rows], steps)]
+        sums = [int(weights[row].sum()) for row in rows]
+        heaviest = sorted(range(len(rows)), key=lambda row: -sums[row])
+        return [[ids[rows[index]] for index in sorted(heaviest[place] for place in step)]
+                for step in deal([sums[row] for row in heaviest], steps)]
 
     def _weights(self, samples: np.ndarray) -> np.ndarray:
         """[S] int64: what each sample counts for in a step."""
@@ -131,14 +137,6 @@ class EpochPlan:
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self._seed, epoch, 0]).permutation(len(self._chunks))
-
-    def _window_chunks(self, epoch: int, window: int) -> np.ndarray:
-        order = self._order(epoch)[window * self._span:(window + 1) * self._span]
-        return np.asarray(self._chunks[order])
-
-    def _samples_of(self, chunk: np.ndarray) -> np.ndarray:
-        number, start = chunk
-        return np.asarray(self._members[number].samples[start:start + CHUNK])
 
     def _chunk_sums(self, samples: np.ndarray) -> np.ndarray:
         """[C, G] int64: what the samples of each group in each chunk of a dataset count for."""
@@ -172,12 +170,64 @@ def _step_count(sums: np.ndarray, global_batch: int) -> np.ndarray:
     return np.where(sums > 0, nearest, 0)
 
 
-def balanced(weights: Sequence[int], steps: int) -> list[list[int]]:
-    """Divides packs into steps of nearly equal sums: the heaviest first, each to the step that has least."""
-    chosen: list[list[int]] = [[] for _ in range(steps)]
-    least = [(0, step) for step in range(steps)]
-    for pack in sorted(range(len(weights)), key=lambda index: -weights[index]):
-        total, step = heappop(least)
-        chosen[step].append(pack)
-        heappush(least, (total + weights[pack], step))
-    return [sorted(step) for step in chosen]
+def deal(weights: Sequence[int], parts: int) -> list[list[int]]:
+    """Deals things in their order, each to the part that has the least weight so far. Equal ones are dealt in turn."""
+    dealt: list[list[int]] = [[] for _ in range(parts)]
+    least = [(0, part) for part in range(parts)]
+    for number, weight in enumerate(weights):
+        taken, part = heappop(least)
+        dealt[part].append(number)
+        heappush(least, (taken + weight, part))
+    return dealt
+
+
+class PlannedRow(NamedTuple):
+    """One row of one rank."""
+
+    samples: list[int]  # none: a placeholder row
+    part: SamplePart  # of its one sample, where that is split over several rows
+    closes_step: bool
+    position: Position  # where to resume after it
+
+
+def schedule(
+    plan: EpochPlan, *, position: Position, steps: int, rank: int, world: int,
+    parts: Callable[[int], int] = lambda sample: 1,
+) -> Iterator[PlannedRow]:
+    """The rows of a rank in so many steps from a position on; `parts` says over how many rows a sample is split.
+
+    Where a step's rows do not divide evenly some ranks are given placeholders at its end, so that all ranks read the
+    same number. A position inside a step means its beginning.
+    """
+    for packs, here, behind in islice(_steps(plan, position), steps):
+        yield from _rows_of(packs, rank, world, parts, here, behind)
+
+
+def _steps(plan: EpochPlan, position: Position) -> Iterator[tuple[list[list[int]], Position, Position]]:
+    """The packs of every step from a position on, where it begins, and the position behind it; without end."""
+    first_epoch, first_window, first_pack = position
+    for epoch in count(first_epoch):
+        for window in range(first_window, plan.windows):
+            packs, bounds = plan.window(epoch, window)
+            step = int(np.searchsorted(bounds, first_pack, side="right")) - 1
+            for start, stop in zip(bounds[step:-1].tolist(), bounds[step + 1:].tolist(), strict=True):
+                behind = (epoch, window, stop)
+                if stop == len(packs):
+                    behind = (epoch, window + 1, 0) if window + 1 < plan.windows else (epoch + 1, 0, 0)
+                yield [pack.tolist() for pack in packs[start:stop]], (epoch, window, start), behind
+            first_pack = 0
+        first_window = 0
+
+
+def _rows_of(
+    packs: Sequence[list[int]], rank: int, world: int, parts: Callable[[int], int], here: Position, behind: Position
+) -> Iterator[PlannedRow]:
+    """A rank's rows of one step."""
+    rows = [parts(pack[0]) if len(pack) == 1 else 1 for pack in packs]
+    dealt = deal(rows, world)
+    mine = [(packs[pack], SamplePart(number, rows[pack])) for pack in dealt[rank] for number in range(rows[pack])]
+    most = max(sum(rows[pack] for pack in one) for one in dealt)
+    for number in range(most):
+        samples, part = mine[number] if number < len(mine) else ([], WHOLE)
+        last = number == most - 1
+        yield PlannedRow(samples, part, last, behind if last else here)

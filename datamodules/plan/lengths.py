@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +76,15 @@ def text_lengths(index: DatasetIndex, prompt: Prompt, tokenizer: Tokenizer) -> n
         if kept is not None and len(kept["lengths"]) == shard["samples"]:
             parts[number] = kept["lengths"]
     left = [number for number in range(len(index.shards)) if number not in parts]
-    parts |= _counted(index, left, prompt, tokenizer)
+    samples = sum(int(index.shards[number]["samples"]) for number in left)
+    workers = min(len(left), cores())
+    if samples < PARALLEL_SAMPLES or workers < 2:
+        parts |= {number: count_shard(index, number, prompt, tokenizer) for number in left}
+    else:
+        _log.warning("data: counting the text of %d samples in %s with %d processes; this is kept, and done once",
+                     samples, index.folder, workers)
+        tasks = [_CountTask(index.folder, number, prompt, tokenizer) for number in left]
+        parts |= ProcessExecutor(workers=workers).run(_count, tasks)
     lengths = np.concatenate([np.zeros(0, np.int32), *(parts[number] for number in range(len(index.shards)))])
     if os.access(index.folder, os.W_OK):
         replace_file(path, npy_bytes(lengths))
@@ -94,11 +103,11 @@ def write_lengths(tar: Path, sha256: str, by: str, lengths: np.ndarray) -> None:
 
 def count_shard(index: DatasetIndex, number: int, prompt: Prompt, tokenizer: Tokenizer) -> np.ndarray:
     """[S] int32: counts the samples of one shard and keeps the result beside it."""
-    files = ShardFiles()
-    shard = index.shards[number]
-    lengths = np.array([_length(files, index, sample, prompt, tokenizer)
-                        for sample in index.of_shard(number)], np.int32)
-    files.close()
+    files, shard = ShardFiles(), index.shards[number]
+    lengths = np.ones(int(shard["samples"]), np.int32)
+    for place, sample in enumerate(index.of_shard(number)):
+        with suppress(BadSample):
+            lengths[place] = text_length(files.record(index, sample)[1], prompt, tokenizer)
     if os.access(index.folder, os.W_OK):
         write_lengths(index.folder / str(shard["name"]), str(shard["sha256"]), counter(prompt, tokenizer), lengths)
     return lengths
@@ -113,24 +122,5 @@ class _CountTask(NamedTuple):
     tokenizer: Tokenizer
 
 
-def _counted(index: DatasetIndex, shards: list[int], prompt: Prompt, tokenizer: Tokenizer) -> dict[int, np.ndarray]:
-    """The lengths of some shards, by their number."""
-    samples = sum(int(index.shards[number]["samples"]) for number in shards)
-    workers = min(len(shards), cores())
-    if samples < PARALLEL_SAMPLES or workers < 2:
-        return {number: count_shard(index, number, prompt, tokenizer) for number in shards}
-    _log.warning("data: counting the text of %d samples in %s with %d processes; this is kept, and done once",
-                 samples, index.folder, workers)
-    tasks = [_CountTask(index.folder, number, prompt, tokenizer) for number in shards]
-    return dict(ProcessExecutor(workers=workers).run(_count, tasks))
-
-
 def _count(task: _CountTask) -> tuple[int, np.ndarray]:
     return task.number, count_shard(open_index(task.folder), task.number, task.prompt, task.tokenizer)
-
-
-def _length(files: ShardFiles, index: DatasetIndex, sample: int, prompt: Prompt, tokenizer: Tokenizer) -> int:
-    try:
-        return text_length(files.record(index, sample)[1], prompt, tokenizer)
-    except BadSample:
-        return 1

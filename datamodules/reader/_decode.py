@@ -1,4 +1,4 @@
-"""Which packets are decoded for some moments, a pure function of what the packets say, and decoding just those.
+"""Which moments of a video are sampled and which packets decoded for them, as pure functions, and decoding just those.
 
 Shape letters: P packets in the order of the file, W wanted frames in the order of time.
 """
@@ -6,6 +6,7 @@ Shape letters: P packets in the order of the file, W wanted frames in the order 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -14,35 +15,56 @@ import numpy as np
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 
-from ._clip import Packets, packets_of
-from ._file import Deadline, label, open_video
-from ._sampling import sample_times
+from ._file import Deadline, Packets, label, open_video, packets_of
 
 # Packets that are read over rather than searched for: a search costs more in files without an index.
 _FAR = 256
 
 
-class Run(NamedTuple):
-    """Packets [begin, end) that are decoded one after the other, the first of which needs nothing from before it."""
-
-    begin: int
-    end: int
-
-
 class ReadPlan(NamedTuple):
     """What is shown at every moment, and how to get it."""
 
-    times: list[float]  # seconds after the first frame
     ticks: list[int]  # the frame of a moment is the last one that begins by then ...
     floors: list[int]  # ... and where it begins before that, it was not decoded
-    runs: list[Run]
+    runs: list[range]  # packets that are decoded one after the other; the first needs nothing from before it
     whole: np.ndarray | None  # [P] bool: others may go when no frame refers to them; none: nothing may go
+
+
+# A clip of 2.0000001 s at 1 fps has two frames, not three: float noise does not make a moment.
+_NOISE = 1e-6
+
+
+def sample_counts(sampling: Sampling, duration: np.ndarray) -> np.ndarray:
+    """[S] seconds → [S] int64: how many frames are read of videos, or ranges of videos, that last so long."""
+    if sampling.frames is not None:
+        return np.full(duration.shape, sampling.frames, np.int64)
+    assert sampling.fps is not None
+    count = np.maximum(1, np.ceil(duration * sampling.fps - _NOISE)).astype(np.int64)
+    return count if sampling.max_frames is None else np.minimum(count, sampling.max_frames)
+
+
+def sample_times(sampling: Sampling, duration: float, last: float) -> list[float]:
+    """Seconds after the first frame: start, start + 1/fps, ... for `duration`, or spread evenly over `last` seconds.
+
+    `last` is when the last frame begins and `duration` when it ends, both from the start of what is sampled.
+    """
+    count = int(sample_counts(sampling, np.array([duration]))[0])
+    if sampling.fps is not None and count == sample_counts(Sampling(fps=sampling.fps), np.array([duration]))[0]:
+        return [sampling.start + number / sampling.fps for number in range(count)]
+    return [sampling.start + float(time) for time in np.linspace(0.0, last, count)]
+
+
+def capped(sampling: Sampling, count: int) -> Sampling:
+    """The sampling that reads at most `count` frames."""
+    if sampling.frames is not None:
+        return replace(sampling, frames=min(sampling.frames, count))
+    return replace(sampling, max_frames=min(sampling.max_frames or count, count))
 
 
 def moments(packets: Packets, sampling: Sampling, source: str | bytes) -> list[float]:
     """The moments of a checked sampling, in seconds after the first frame."""
     clip = packets.within(sampling.start, sampling.stop, source)
-    return sample_times(sampling, clip.duration, clip.span)
+    return sample_times(sampling, clip.duration, clip.last - clip.first)
 
 
 def shown_at(packets: Packets, times: list[float]) -> np.ndarray:
@@ -64,42 +86,32 @@ def plan_read(packets: Packets, times: list[float]) -> ReadPlan:
     wanted, first = shown_at(packets, times), int(packets.starts[packets.shown].min())
     if not packets.whole:
         ticks = np.floor((first * packets.tick + np.array(times)) / packets.tick + 0.5).astype(np.int64)
-        return ReadPlan(times, ticks.tolist(), [first] * len(times), [Run(0, len(packets.starts))], None)
-    begins = _begins(packets, wanted)
-    # A picture may be two packets, one per field: the neighbours of a wanted one are always decoded with it.
-    ends = np.minimum(wanted + 2, len(packets.starts))
-    floors = np.maximum(packets.starts[begins], first)
-    return ReadPlan(times, packets.starts[wanted].tolist(), np.minimum(floors, packets.starts[wanted]).tolist(),
-                _joined(begins, ends), _wholly(packets, wanted) if packets.codec == "h264" else None)
-
-
-def _begins(packets: Packets, wanted: np.ndarray) -> np.ndarray:
-    """[W] int64: the last keyframe before each wanted packet that is not shown after it, or the beginning."""
-    # Reading on from the beginning is always right, also when the first packet is no such keyframe.
+        return ReadPlan(ticks.tolist(), [first] * len(times), [range(len(packets.starts))], None)
+    # From the last keyframe before each wanted packet; reading on from the beginning is always right, also when the
+    # first packet is not such a keyframe.
     keys = np.concatenate([[0], np.flatnonzero(packets.keys)])
     at = np.searchsorted(keys, wanted, side="right") - 1
     # A frame that is shown before the keyframe it follows may need the frames before that one.
     leading = packets.starts[keys[at]] > packets.starts[wanted]
-    return np.asarray(keys[np.maximum(at - leading, 0)])
+    begins = keys[np.maximum(at - leading, 0)]
+    # A picture may be two packets, one per field: the neighbours of a wanted one are always decoded with it.
+    ends = np.minimum(wanted + 2, len(packets.starts))
+    floors = np.maximum(packets.starts[begins], first)
+    whole = None
+    if packets.codec == "h264":  # wanted packets and their neighbours
+        whole = np.zeros(len(packets.starts), bool)
+        whole[np.clip(wanted + np.array([[-1], [0], [1]]), 0, len(whole) - 1)] = True
+    return ReadPlan(packets.starts[wanted].tolist(), np.minimum(floors, packets.starts[wanted]).tolist(),
+                _joined(begins, ends), whole)
 
 
-def _joined(begins: np.ndarray, ends: np.ndarray) -> list[Run]:
+def _joined(begins: np.ndarray, ends: np.ndarray) -> list[range]:
     """Runs in the order of the file; those that overlap or touch are one."""
-    runs: list[Run] = []
+    runs: list[range] = []
     for begin, end in sorted(zip(begins.tolist(), ends.tolist(), strict=True)):
-        if runs and begin <= runs[-1].end:
-            runs[-1] = Run(runs[-1].begin, max(end, runs[-1].end))
-        else:
-            runs.append(Run(begin, end))
+        touching = runs.pop() if runs and begin <= runs[-1].stop else range(begin, end)
+        runs.append(range(touching.start, max(end, touching.stop)))
     return runs
-
-
-def _wholly(packets: Packets, wanted: np.ndarray) -> np.ndarray:
-    """[P] bool: wanted packets and their neighbours."""
-    whole = np.zeros(len(packets.starts), bool)
-    for shift in (-1, 0, 1):
-        whole[np.clip(wanted + shift, 0, len(whole) - 1)] = True
-    return whole
 
 
 class _LostPlace(Exception):
@@ -143,8 +155,10 @@ def _frames_at(
                 raise AuroraError(f"{label(source)} holds no frame that can be decoded at {time:.2f} s")
             if current.damaged:
                 raise AuroraError(f"{label(source)} is damaged before {time:.2f} s")
-            shape = shape or _shape(current.frame, short_side)
-            yield time, _pixels(current.frame, shape)
+            # a stream that changes its size keeps that of its first frame
+            width, height = shape = shape or _shape(current.frame, short_side)
+            image = current.frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
+            yield time, np.ascontiguousarray(np.rot90(image, current.frame.rotation // 90 % 4))
 
 
 class _Shown(NamedTuple):
@@ -187,15 +201,15 @@ class _Decoder:
             yield from self.context.decode(None)
             self.context.flush_buffers()
 
-    def _packets(self, run: Run) -> Iterator[tuple[int, Any]]:
-        if self.seek and run.begin - self._next > _FAR:
-            self._search(run.begin)
+    def _packets(self, run: range) -> Iterator[tuple[int, Any]]:
+        if self.seek and run.start - self._next > _FAR:
+            self._search(run.start)
         for number, packet in self._stored:
             self.deadline.check()
             self._next = number + 1
-            if number >= run.begin:
+            if number >= run.start:
                 yield number, packet
-            if self._next >= run.end:
+            if self._next >= run.stop:
                 return
 
     def _search(self, wanted: int) -> None:
@@ -219,10 +233,3 @@ def _shape(frame: Any, short_side: int | None) -> tuple[int, int]:
         return width, height
     scale = min(1.0, short_side / min(width, height))
     return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
-
-
-def _pixels(frame: Any, shape: tuple[int, int]) -> np.ndarray:
-    """[H, W, 3] uint8, upright; a stream that changes its size keeps that of its first frame."""
-    width, height = shape
-    image = frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
-    return np.ascontiguousarray(np.rot90(image, frame.rotation // 90 % 4))

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ._clip import Packets
 from ._decode import shown_at
-from ._file import Deadline, Shape, label, stored_shape
+from ._file import Deadline, Packets, Shape, label, stored_shape
 from .pyav import PyavReader
 
 BATCH = 8
@@ -60,15 +59,12 @@ class OtherReader(PyavReader):
                 yield from zip(times[done:done + len(images)], images, strict=True)
                 done += len(images)
         except Unfit as reason:
-            self._warn(source, str(reason))
+            name = type(self).__module__.rpartition(".")[2]
+            if (name, str(reason)) not in _warned:
+                _warned.add((name, str(reason)))
+                _log.warning("reader %s: %s is read with pyav, because %s; so is every such file from here on", name,
+                             label(source), reason)
             yield from super().frames(source, packets, times[done:], deadline)
-
-    def _warn(self, source: str | bytes, reason: str) -> None:
-        name = type(self).__module__.rpartition(".")[2]
-        if (name, reason) not in _warned:
-            _warned.add((name, reason))
-            _log.warning("reader %s: %s is read with pyav, because %s; so is every such file from here on", name,
-                         label(source), reason)
 
 
 def _check(packets: Packets, source: str | bytes) -> Shape:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from aurora.interfaces import Sampling, VideoReader, check_sampling
+from aurora.options import PositiveFloat
 from aurora.registry import READER
 
-from ._clip import Packets, scan
 from ._decode import frames_at, moments
-from ._file import TIMEOUT_SECONDS, Deadline, check_threads, check_timeout
+from ._file import TIMEOUT_SECONDS, Deadline, Packets, Threads, scan
 
 
 @READER.register
@@ -22,9 +22,8 @@ class PyavReader(VideoReader):
     `timeout_seconds` is for all frames of one video together. `threads` decode one video; loader workers need one.
     """
 
-    def __init__(self, *, timeout_seconds: float | None = TIMEOUT_SECONDS, threads: int = 1) -> None:
-        self.timeout_seconds = check_timeout(timeout_seconds)
-        self.threads = check_threads(threads)
+    def __init__(self, *, timeout_seconds: PositiveFloat | None = TIMEOUT_SECONDS, threads: Threads = 1) -> None:
+        self.timeout_seconds, self.threads = timeout_seconds, threads
 
     def read(self, source: str | bytes, sampling: Sampling) -> Iterator[tuple[float, np.ndarray]]:
         check_sampling(sampling)

@@ -12,8 +12,9 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -21,12 +22,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from aurora.errors import AuroraError, BadSample
+from aurora.errors import AuroraError, BadSample, bad_sample
 from aurora.files import replace_file
 from aurora.images import image_shape
 
-from ..reader._clip import measure
-from ..reader._file import video_shape
+from ..reader._file import measure, video_shape
 from .format import KINDS, MEMBER_BYTES, TEXT, VIDEO, Record, parse_record, split_name
 
 VERSION = 1
@@ -42,7 +42,7 @@ SAMPLE = np.dtype([
 MEDIA = np.dtype([
     ("offset", "<u8"), ("size", "<u8"),  # 0, 0 for a member that is missing
     ("height", "<u4"), ("width", "<u4"),  # upright; 0 for a member that could not be measured
-    ("frames", "<u4"), ("first", "<f8"), ("last", "<f8"), ("duration", "<f8"),  # as in reader._clip.Clip; 0 for images
+    ("frames", "<u4"), ("first", "<f8"), ("last", "<f8"), ("duration", "<f8"),  # as in reader._file.Clip; 0 for images
 ])
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, BadZipFile)
@@ -136,8 +136,19 @@ def npy_bytes(array: np.ndarray) -> bytes:
 def load_index(folder: str | Path) -> DatasetIndex:
     """The index of a folder, once every shard was found whole in size. AuroraError that says how to mend it."""
     index = open_index(folder)
-    if not (index.folder / ORIGIN).is_file():
-        _check_shards(index.folder, index.shards)
+    if (index.folder / ORIGIN).is_file():
+        return index
+    for row in index.shards:
+        tar = index.folder / row["name"]
+        if not tar.is_file():
+            raise AuroraError(f"shard {tar} is missing; {_mend(index.folder)}")
+        if tar.stat().st_size != row["bytes"]:
+            raise AuroraError(f"shard {tar} has {tar.stat().st_size} bytes, not the {row['bytes']} of its index: it "
+                              f"was cut or changed; {_mend(index.folder)}")
+    unknown = {path.name for path in index.folder.glob("*.tar")} - {row["name"] for row in index.shards}
+    if unknown:
+        raise AuroraError(f"{index.folder} holds tars that its index does not know: {', '.join(sorted(unknown))}; "
+                          f"{_mend(index.folder)}")
     return index
 
 
@@ -163,20 +174,6 @@ def open_index(folder: str | Path) -> DatasetIndex:
     return DatasetIndex(folder, shards, samples, media, digest)
 
 
-def _check_shards(folder: Path, shards: tuple[dict[str, Any], ...]) -> None:
-    for row in shards:
-        tar = folder / row["name"]
-        if not tar.is_file():
-            raise AuroraError(f"shard {tar} is missing; {_mend(folder)}")
-        if tar.stat().st_size != row["bytes"]:
-            raise AuroraError(f"shard {tar} has {tar.stat().st_size} bytes, not the {row['bytes']} of its index: it "
-                              f"was cut or changed; {_mend(folder)}")
-    unknown = {path.name for path in folder.glob("*.tar")} - {row["name"] for row in shards}
-    if unknown:
-        raise AuroraError(f"{folder} holds tars that its index does not know: {', '.join(sorted(unknown))}; "
-                          f"{_mend(folder)}")
-
-
 def _mend(folder: Path) -> str:
     return f"write the shards again, or index those that are there: aurora shards index {folder}"
 
@@ -186,13 +183,17 @@ def index_shard(tar: Path) -> dict[str, Any]:
 
     Media that cannot be measured stay in the index and are listed as "bad" in the manifest.
     """
-    rows = ShardRows()
     with tar.open("rb") as file:
-        for key, members in _runs(tar):
-            rows.add(measure_sample(key, members, lambda place: _slice(file, place)))
+        def read(place: Place) -> bytes:
+            if place[1] > MEMBER_BYTES:
+                raise BadSample("limits", f"{place[1]} bytes are more than {MEMBER_BYTES}")
+            file.seek(place[0])
+            return file.read(place[1])
+
+        measured = [measure_sample(key, members, read) for key, members in _runs(tar)]
         file.seek(0)
         digest = file_digest(file)
-    return rows.write(tar, digest)
+    return write_shard_index(tar, digest, measured)
 
 
 Place = tuple[int, int]
@@ -209,38 +210,26 @@ class MeasuredSample(NamedTuple):
     bad: list[dict[str, str]]  # key, reason, detail
 
 
-class ShardRows:
-    """The index of a shard, gathered sample by sample."""
-
-    def __init__(self) -> None:
-        self._samples: list[tuple[Any, ...]] = []
-        self._media: list[tuple[Any, ...]] = []
-        self._bad: list[dict[str, str]] = []
-        self._text_bytes = 0
-
-    def add(self, sample: MeasuredSample) -> None:
-        """Takes the next sample of the tar."""
-        at, size = sample.json
-        self._samples.append((0, sample.kind, len(sample.media), size, at, len(self._media)))
-        self._media += sample.media
-        self._bad += sample.bad
-        self._text_bytes += sample.text_bytes
-
-    def write(self, tar: Path, digest: str) -> dict[str, Any]:
-        """Writes the index and, last, the manifest, which is returned."""
-        samples, media = np.array(self._samples, SAMPLE), np.array(self._media, MEDIA)
-        buffer = io.BytesIO()
-        np.savez(buffer, samples=samples, media=media)
-        replace_file(sidecar(tar, "index.npz"), buffer.getvalue())
-        kinds = np.bincount(samples["kind"], minlength=len(KINDS))
-        manifest = {
-            "version": VERSION, "name": tar.name, "bytes": tar.stat().st_size, "sha256": digest,
-            "samples": len(samples), "kinds": dict(zip(KINDS, kinds.tolist(), strict=True)),
-            "media_bytes": int(media["size"].sum()), "frames": int(media["frames"].sum()),
-            "seconds": round(float(media["duration"].sum()), 3), "text_bytes": self._text_bytes, "bad": self._bad,
-        }
-        replace_file(sidecar(tar, "manifest.json"), json.dumps(manifest, indent=1).encode())
-        return manifest
+def write_shard_index(tar: Path, digest: str, measured: Sequence[MeasuredSample]) -> dict[str, Any]:
+    """Writes the index of a shard from its samples in order and, last, its manifest, which is returned."""
+    starts = accumulate((len(sample.media) for sample in measured), initial=0)
+    samples = np.array([(0, sample.kind, len(sample.media), sample.json[1], sample.json[0], start)
+                        for sample, start in zip(measured, starts, strict=False)], SAMPLE)
+    media = np.array([row for sample in measured for row in sample.media], MEDIA)
+    buffer = io.BytesIO()
+    np.savez(buffer, samples=samples, media=media)
+    replace_file(sidecar(tar, "index.npz"), buffer.getvalue())
+    kinds = np.bincount(samples["kind"], minlength=len(KINDS))
+    manifest = {
+        "version": VERSION, "name": tar.name, "bytes": tar.stat().st_size, "sha256": digest,
+        "samples": len(samples), "kinds": dict(zip(KINDS, kinds.tolist(), strict=True)),
+        "media_bytes": int(media["size"].sum()), "frames": int(media["frames"].sum()),
+        "seconds": round(float(media["duration"].sum()), 3),
+        "text_bytes": sum(sample.text_bytes for sample in measured),
+        "bad": [bad for sample in measured for bad in sample.bad],
+    }
+    replace_file(sidecar(tar, "manifest.json"), json.dumps(manifest, indent=1).encode())
+    return manifest
 
 
 def file_digest(file: io.BufferedReader) -> str:
@@ -252,33 +241,21 @@ def file_digest(file: io.BufferedReader) -> str:
 
 
 def _runs(tar: Path) -> Iterator[tuple[str, dict[str, Place]]]:
-    """Each sample's key and its members' (offset, size) by extension."""
+    """Each sample's key and its members' places by extension."""
     seen: set[str] = set()
-    key, members = None, dict[str, Place]()
     try:
         with tarfile.open(tar, "r:") as archive:
-            for member in archive:
-                if not member.isreg():
-                    continue
-                name, extension = split_name(member.name)
-                if name != key:
-                    if key is not None:
-                        yield _whole(tar, key, members)
-                    key, members = name, {}
-                    if name in seen:
-                        raise AuroraError(f"{tar}: the members of sample {name!r} do not stand together")
-                    seen.add(name)
-                members[extension] = (member.offset_data, member.size)
+            members = ((*split_name(member.name), member) for member in archive if member.isreg())
+            for key, run in groupby(members, lambda named: named[0]):
+                if key in seen:
+                    raise AuroraError(f"{tar}: the members of sample {key!r} do not stand together")
+                seen.add(key)
+                places = {extension: (member.offset_data, member.size) for _, extension, member in run}
+                if "json" not in places:
+                    raise AuroraError(f"{tar}: sample {key!r} has no json member, which says what the others are")
+                yield key, places
     except tarfile.TarError as error:
         raise AuroraError(f"{tar} is not a whole tar: {error}") from error
-    if key is not None:
-        yield _whole(tar, key, members)
-
-
-def _whole(tar: Path, key: str, members: dict[str, Place]) -> tuple[str, dict[str, Place]]:
-    if "json" not in members:
-        raise AuroraError(f"{tar}: sample {key!r} has no json member, which says what the others are")
-    return key, members
 
 
 def measure_sample(key: str, members: Mapping[str, Place], read: Callable[[Place], bytes]) -> MeasuredSample:
@@ -307,19 +284,10 @@ def _found(key: str, error: BadSample) -> dict[str, str]:
     return {"key": key, "reason": error.reason, "detail": error.detail}
 
 
-def _slice(file: io.BufferedReader, place: Place) -> bytes:
-    if place[1] > MEMBER_BYTES:
-        raise BadSample("limits", f"{place[1]} bytes are more than {MEMBER_BYTES}")
-    file.seek(place[0])
-    return file.read(place[1])
-
-
 def _facts(raw: bytes, record: Record) -> tuple[int, int, int, float, float, float]:
     """Height, width, and of a video, or the range of it that is meant, its frame count, first, last and duration."""
     if record.kind != VIDEO:
         return (*image_shape(raw), 0, 0.0, 0.0, 0.0)
-    try:
-        clip = measure(raw, record.start, record.stop)
-        return (*video_shape(raw), clip.frames, clip.first, clip.last, clip.duration)
-    except AuroraError as error:
-        raise BadSample("video", str(error)) from error
+    with bad_sample("video"):
+        clip, shape = measure(raw, record.start, record.stop), video_shape(raw)
+    return (*shape, clip.frames, clip.first, clip.last, clip.duration)

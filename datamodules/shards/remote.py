@@ -95,20 +95,20 @@ def fetch_shard(folder: Path, row: Mapping[str, Any]) -> None:
             return
         origin = json.loads(folder.joinpath(ORIGIN).read_bytes())
         _make_room(Path(origin["cache"]), origin["cache_bytes"], int(row["bytes"]))
-        partial = path.with_suffix(".tmp")
+        partial, url = path.with_suffix(".tmp"), f"{origin['url']}/{row['name']}"
         try:
             for _ in range(2):
-                fetch_file(f"{origin['url']}/{row['name']}", partial)
+                _retried(lambda files, remote: files.get_file(remote, str(partial)), url)
                 wrong = _difference(partial, row)
                 if wrong is None:
                     os.replace(partial, path)
                     return
-                _log.warning("data: %s/%s came with %s", origin["url"], row["name"], wrong)
+                _log.warning("data: %s came with %s", url, wrong)
         except FileNotFoundError as error:
-            raise AuroraError(f"data: {origin['url']}/{row['name']}, which the index names, is not there") from error
+            raise AuroraError(f"data: {url}, which the index names, is not there") from error
         finally:
             partial.unlink(missing_ok=True)
-        raise BadSample("shard", f"{origin['url']}/{row['name']} came twice with {wrong}")
+        raise BadSample("shard", f"{url} came twice with {wrong}")
 
 
 @contextmanager
@@ -134,10 +134,8 @@ def _make_room(cache: Path, most: int | None, needed: int) -> None:
     if most is None:
         return
     with locked(cache / "room.lock"):
-        shards = []
-        for path in cache.glob("*/*/*.tar"):
-            facts = path.stat()
-            shards.append((facts.st_mtime_ns, facts.st_size, path))
+        shards = [(facts.st_mtime_ns, facts.st_size, path) for path in cache.glob("*/*/*.tar")
+                  for facts in [path.stat()]]
         taken = sum(size for _, size, _ in shards) + needed
         for _, size, path in sorted(shards):
             if taken <= most:
@@ -161,30 +159,18 @@ def _removed(path: Path) -> bool:
 
 def fetch_bytes(url: str) -> bytes | None:
     """A small file, or None where there is none."""
-    def read() -> bytes | None:
-        files, path = _file_system(url)
-        return bytes(files.cat_file(path))
-
     try:
-        return _retried(read, url)
+        return _retried(lambda files, path: bytes(files.cat_file(path)), url)
     except FileNotFoundError:
         return None
 
 
-def fetch_file(url: str, target: Path) -> None:
-    """Brings a file here. Errors as of `_retried`."""
-    def get() -> None:
-        files, path = _file_system(url)
-        files.get_file(path, str(target))
-
-    _retried(get, url)
-
-
-def _retried(work: Callable[[], T], url: str) -> T:
-    """What `work` gives, tried again after a pause. FileNotFoundError at once; AuroraError after the last try."""
+def _retried(work: Callable[[Any, str], T], url: str) -> T:
+    """What `work` gives of a file system and a path, tried again after a pause. FileNotFoundError at once; AuroraError
+    after the last try."""
     for attempt in range(TRIES):
         try:
-            return work()
+            return work(*_file_system(url))
         except (FileNotFoundError, AuroraError):
             raise
         # every kind of store has errors of its own
@@ -215,8 +201,7 @@ def _file_system(url: str) -> tuple[Any, str]:
         options = {"config_kwargs": {"connect_timeout": CONNECT_SECONDS, "read_timeout": STALL_SECONDS}}
     try:
         # listings are of no use here, and kept ones could be old
-        files, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
+        return fsspec.core.url_to_fs(url, use_listings_cache=False, **options)  # type: ignore[no-any-return]
     except ImportError as error:
         raise AuroraError(f"data: {scheme}:// is read by another package: pip install 'auroralong[{SCHEMES[scheme]}]'"
                           ) from error
-    return files, path

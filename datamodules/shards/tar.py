@@ -6,6 +6,7 @@ import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,10 +48,8 @@ class ShardFiles:
 
     def ready(self, index: DatasetIndex, sample: int) -> None:
         """Opens the shard of a sample, which may have to be fetched first. Errors come when the sample is read."""
-        try:
+        with suppress(BadSample):
             self._descriptor(index, index.shard(sample))
-        except BadSample:
-            return
 
     def record(self, index: DatasetIndex, sample: int) -> tuple[str, bytes]:
         """A sample's key and the bytes of its json member. BadSample when the shard holds something else there."""

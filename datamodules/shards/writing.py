@@ -9,16 +9,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from aurora.errors import AuroraError, BadSample
-from aurora.files import replace_file, room_for
+from aurora.files import replace_file, replacing, room_for
 
 from .format import MEMBER_BYTES, ShardSample, check_key, parse_record, split_name
 from .index import (
@@ -28,13 +27,13 @@ from .index import (
     DatasetIndex,
     MeasuredSample,
     Place,
-    ShardRows,
     index_shard,
     load_index,
     measure_sample,
     npy_bytes,
     shard_arrays,
     sidecar,
+    write_shard_index,
 )
 from .tar import member_header
 
@@ -52,7 +51,7 @@ def write_shards(
     folder.joinpath(INDEX).unlink(missing_ok=True)
     written = set()
     cut = Cut(samples_per_shard, shard_bytes)
-    for number, group in itertools.groupby(samples, key=lambda sample: cut(_media_bytes(sample))):
+    for number, group in itertools.groupby(samples, lambda sample: cut(sum(map(_size, sample.media.values())))):
         tar = shard_path(folder, number)
         write_shard(group, tar)
         written.add(tar)
@@ -87,28 +86,21 @@ def write_shard(
     """
     tar = Path(tar)
     sidecar(tar, "manifest.json").unlink(missing_ok=True)
-    partial = tar.with_name(tar.name + ".tmp")
-    rows, seen = ShardRows(), set[str]()
-    try:
-        with room_for(tar), _TarWriter(partial) as archive:
-            for sample in samples:
-                if sample.key in seen:
-                    raise AuroraError(f"{tar}: the key {sample.key!r} is there twice")
-                try:
-                    measured = archive.add(sample, keep_bad=skip is None)
-                except BadSample as error:
-                    if skip is None:
-                        raise AuroraError(f"{tar}: sample {sample.key!r}: {error.detail}") from error
-                    skip(sample, error)
-                    continue
-                seen.add(sample.key)
-                rows.add(measured)
-    except (OSError, AuroraError):
-        # A disk that is full is left with the room that there was.
-        partial.unlink(missing_ok=True)
-        raise
-    os.replace(partial, tar)
-    return rows.write(tar, archive.digest)
+    measured, seen = list[MeasuredSample](), set[str]()
+    # A disk that is full is left with the room that there was.
+    with room_for(tar), replacing(tar, folder=False) as partial, _TarWriter(partial) as archive:
+        for sample in samples:
+            if sample.key in seen:
+                raise AuroraError(f"{tar}: the key {sample.key!r} is there twice")
+            try:
+                measured.append(archive.add(sample, keep_bad=skip is None))
+            except BadSample as error:
+                if skip is None:
+                    raise AuroraError(f"{tar}: sample {sample.key!r}: {error.detail}") from error
+                skip(sample, error)
+                continue
+            seen.add(sample.key)
+    return write_shard_index(tar, archive.digest, measured)
 
 
 def write_index(folder: str | Path) -> DatasetIndex:
@@ -157,43 +149,36 @@ class Cut:
         return self.shard
 
 
-def _media_bytes(sample: ShardSample) -> int:
-    return sum(data.stat().st_size if isinstance(data, Path) else len(data) for data in sample.media.values())
+def _size(medium: bytes | Path) -> int:
+    return medium.stat().st_size if isinstance(medium, Path) else len(medium)
 
 
 def _members(sample: ShardSample) -> Iterator[tuple[str, bytes]]:
     """Extension and bytes of every member, the record first. BadSample for a record outside the format, AuroraError
     for a key that no member can have, and for media that are not those of the record."""
     check_key(sample.key)
-    raw = _json(sample)
+    try:
+        raw = json.dumps(dict(sample.record), ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise BadSample("json", f"the record is not JSON: {error}") from error
     record = parse_record(raw)
     if set(record.media) != set(sample.media):
         raise AuroraError(f"sample {sample.key!r}: the record names the media {sorted(record.media)}, "
                           f"given are {sorted(sample.media)}")
     yield "json", raw
     for extension in record.media:
-        data = sample.media[extension]
         split_name(f"{sample.key}.{extension}")
-        yield extension, medium_bytes(data)
+        yield extension, medium_bytes(sample.media[extension])
 
 
 def medium_bytes(data: bytes | Path) -> bytes:
     """The bytes of a medium. BadSample when it is missing or too large."""
     try:
-        size = data.stat().st_size if isinstance(data, Path) else len(data)
-        if size > MEMBER_BYTES:
-            raise BadSample("limits", f"a member of {size} bytes is larger than {MEMBER_BYTES}")
+        if _size(data) > MEMBER_BYTES:
+            raise BadSample("limits", f"a member of {_size(data)} bytes is larger than {MEMBER_BYTES}")
         return data.read_bytes() if isinstance(data, Path) else data
     except OSError as error:
         raise BadSample("missing", f"{error.filename}: {error.strerror}") from error
-
-
-def _json(sample: ShardSample) -> bytes:
-    record: Mapping[str, Any] = sample.record
-    try:
-        return json.dumps(dict(record), ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
-        raise BadSample("json", f"the record is not JSON: {error}") from error
 
 
 class _TarWriter:
@@ -214,8 +199,6 @@ class _TarWriter:
                 # Two blocks of zeros end a tar, and a whole record is written, as by tarfile.
                 ended = self._at + 2 * tarfile.BLOCKSIZE
                 self._write(bytes(-ended % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE))
-                self._file.flush()
-                os.fsync(self._file.fileno())
                 self.digest = self._hash.hexdigest()
 
     def add(self, sample: ShardSample, *, keep_bad: bool) -> MeasuredSample:

@@ -60,7 +60,9 @@ def media(folder: Path, below: str, given: Sequence[Any]) -> list[Medium]:
     """
     found: list[Medium] = []
     for one in given:
-        medium = _medium(folder, below, one)
+        if isinstance(one, Mapping):
+            one = one.get("bytes") or one.get("path")
+        medium = bytes(one) if isinstance(one, (bytes, bytearray)) else find(folder, below, one)
         found += _pictures(medium) if isinstance(medium, Path) and medium.is_dir() else [medium]
     return found
 
@@ -72,37 +74,28 @@ def content(medium: Medium) -> str:
     """
     head = medium[:_HEAD] if isinstance(medium, bytes) else _head(medium)
     for found, extension in ((head.startswith(b"\xff\xd8\xff"), "jpg"), (head.startswith(b"\x89PNG\r\n"), "png"),
-                             (_riff(head, b"WEBP"), "webp"), (head.startswith(b"GIF8"), "gif"),
+                             (head[:4] + head[8:12] == b"RIFFWEBP", "webp"), (head.startswith(b"GIF8"), "gif"),
                              (head.startswith((b"II*\0", b"MM\0*")), "tiff"), (head.startswith(b"BM"), "bmp"),
                              (head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"), "mp4"),
                              (head.startswith(b"\x1aE\xdf\xa3"), "webm" if b"webm" in head else "mkv"),
-                             (_riff(head, b"AVI "), "avi"), (head.startswith(b"FLV"), "flv"),
+                             (head[:4] + head[8:12] == b"RIFFAVI ", "avi"), (head.startswith(b"FLV"), "flv"),
                              (head.startswith(b"\x30\x26\xb2\x75"), "wmv"), (head.startswith(b"\0\0\x01\xba"), "mpg"),
                              (head[:1] == b"G" and len(head) == _HEAD, "ts"), (head.startswith(b"OggS"), "ogv")):
         if found:
             return extension
-    raise BadSample("content", f"{_name(medium)} begins with {head[:8]!r}: no known image or video" if head else
-                    f"{_name(medium)} is empty")
-
-
-def _medium(folder: Path, below: str, medium: Any) -> Medium:
-    if isinstance(medium, Mapping):
-        medium = medium.get("bytes") or medium.get("path")
-    return bytes(medium) if isinstance(medium, (bytes, bytearray)) else find(folder, below, medium)
+    name = "the medium" if isinstance(medium, bytes) else repr(medium.name)
+    raise BadSample("content", f"{name} begins with {head[:8]!r}: no known image or video" if head else
+                    f"{name} is empty")
 
 
 def _pictures(path: Path) -> list[Path]:
     """The files of a folder that holds the frames of a video, in the order of the numbers in their names."""
     files = (entry for entry in path.iterdir() if entry.is_file() and not entry.is_symlink())
-    found = sorted(files, key=lambda file: _natural(file.name))
+    found = sorted(files, key=lambda file: (int("".join(filter(str.isdigit, file.name)) or 0), file.name))
     if not 0 < len(found) <= _MOST_PICTURES:
         raise BadSample("missing", f"the folder {path.name!r} holds {len(found)} files, not 1 to {_MOST_PICTURES} "
                                    "frames")
     return found
-
-
-def _name(medium: Medium) -> str:
-    return "the medium" if isinstance(medium, bytes) else repr(medium.name)
 
 
 def _head(path: Path) -> bytes:
@@ -113,15 +106,6 @@ def _head(path: Path) -> bytes:
         raise BadSample("missing", f"{path.name!r}: {error.strerror}") from error
 
 
-def _riff(head: bytes, kind: bytes) -> bool:
-    return head[:4] == b"RIFF" and head[8:12] == kind
-
-
 @lru_cache(maxsize=4096)
 def _real(folder: Path) -> str:
     return os.path.realpath(folder)
-
-
-def _natural(name: str) -> tuple[int, str]:
-    digits = "".join(letter for letter in name if letter.isdigit())
-    return int(digits or 0), name

@@ -7,10 +7,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from aurora.errors import AuroraError
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ModuleNotFoundError as missing:
+    raise AuroraError("reading Parquet needs the package 'pyarrow', which is not installed; "
+                      "try: pip install 'auroralong[parquet]'") from missing
 
 
 def places(path: Path) -> Iterator[tuple[int, int]]:

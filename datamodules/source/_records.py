@@ -13,7 +13,7 @@ from aurora.errors import AuroraError, BadSample
 from aurora.interfaces import Entry, Source
 
 from ..shards.format import ShardSample
-from ._lines import entries, fault_of, place_of, record_at, weight_of
+from ._lines import FAULT, PLACE, entries, record_at, weight_of
 from ._media import VIDEOS, Medium, content, find, media, size_of
 
 Conversation = list[dict[str, str]]
@@ -25,12 +25,9 @@ class Parsed(NamedTuple):
     """What a record says."""
 
     turns: Conversation
-    media: Sequence[Any] = ()
-    """Paths, bytes, or mappings with either."""
-    below: str = "."
-    """The folder that paths start from."""
-    span: tuple[float, float] | None = None
-    """Seconds of the video that are meant."""
+    media: Sequence[Any] = ()  # paths, bytes, or mappings with either
+    below: str = "."  # the folder that paths start from
+    span: tuple[float, float] | None = None  # seconds of the video that are meant
 
 
 class RecordSource(Source):
@@ -39,23 +36,20 @@ class RecordSource(Source):
     by_place = False
     """Whether lines of JSON hold the media too, and are identified by their place."""
 
-    def __init__(self, folder: Path, annotations: str | Sequence[str]) -> None:
+    def __init__(self, *, folder: Path, annotations: str | Sequence[str]) -> None:
         self._folder = folder
-        names = [annotations] if isinstance(annotations, str) else annotations
-        self._names = [found for name in names for found in annotation_names(folder, name)]
-        self._files = [annotation_file(folder, name) for name in self._names]
+        self._files = annotation_files(folder, annotations)
 
     def annotations(self) -> Sequence[Path]:
-        return self._files
+        return [path for _, path in self._files]
 
     def entries(self) -> Iterator[Entry]:
-        for name, path in zip(self._names, self._files, strict=True):
+        for name, path in self._files:
             yield from entries(path, name, by_place=self.by_place)
 
     def size(self, entry: Entry) -> int:
-        place = place_of(entry)
-        if place is not None:
-            return weight_of(self._folder, place)
+        if PLACE in entry:
+            return weight_of(self._folder, entry[PLACE])
         try:
             parsed = self.parse(self._record(entry), "")
         except BadSample:
@@ -74,38 +68,35 @@ class RecordSource(Source):
         """What a record means. BadSample when it makes no sense."""
 
     def _record(self, entry: Entry) -> Mapping[str, Any]:
-        place = place_of(entry)
+        place = entry.get(PLACE)
         try:
             record = entry if place is None else record_at(self._folder, place)
         except ValueError as error:
             raise BadSample("json", f"{place}: {error}") from error
         if not isinstance(record, Mapping):
             raise BadSample("json", f"{place}: not an object")
-        wrong = fault_of(record)
-        if wrong is not None:
-            raise BadSample("json", wrong)
+        if FAULT in record:
+            raise BadSample("json", record[FAULT])
         return record
 
 
-def annotation_names(folder: Path, name: str) -> list[str]:
-    """The files that a name with `*` stands for, in order, or the name alone. AuroraError when there are none."""
-    if "*" not in name:
-        return [name]
-    found = sorted(path.relative_to(folder).as_posix() for path in folder.glob(name))
-    if not found:
-        raise AuroraError(f"annotations: no file {name!r} below {folder}")
-    return found
-
-
-def annotation_file(folder: Path, name: str) -> Path:
-    """A file of annotations below the dataset's folder. AuroraError when it is not there."""
-    try:
-        path = find(folder, ".", name)
-    except BadSample as error:
-        raise AuroraError(f"annotations: {error.detail} below {folder}") from error
-    if not path.is_file():
-        raise AuroraError(f"annotations: {path} is not a file")
-    return path
+def annotation_files(folder: Path, names: str | Sequence[str]) -> list[tuple[str, Path]]:
+    """Names and paths of files below the dataset's folder; a name with `*` stands for several, in order. AuroraError
+    when one is not there."""
+    files = []
+    for name in [names] if isinstance(names, str) else names:
+        found = sorted(path.relative_to(folder).as_posix() for path in folder.glob(name)) if "*" in name else [name]
+        if not found:
+            raise AuroraError(f"annotations: no file {name!r} below {folder}")
+        for one in found:
+            try:
+                path = find(folder, ".", one)
+            except BadSample as error:
+                raise AuroraError(f"annotations: {error.detail} below {folder}") from error
+            if not path.is_file():
+                raise AuroraError(f"annotations: {path} is not a file")
+            files.append((one, path))
+    return files
 
 
 def with_media(
@@ -117,15 +108,12 @@ def with_media(
     if (videos and len(media) > 1) or (span is not None and not videos):
         raise BadSample("media", f"{len(media)} media, {len(videos)} of them videos, with range {span}: a sample has "
                                  "pictures or one video, and only a video has a range")
-    if videos:
-        ranged = {} if span is None else {"range": list(span)}
-        return ShardSample(key, {**record, "video": videos[0], **ranged}, {videos[0]: media[0]})
-    if len(media) == 1:
-        return ShardSample(key, {**record, "image": extensions[0]}, {extensions[0]: media[0]})
     if not media:
         return ShardSample(key, record)
-    names = [f"{number}.{extension}" for number, extension in enumerate(extensions)]
-    return ShardSample(key, {**record, "image": names}, dict(zip(names, media, strict=True)))
+    names = extensions if len(media) == 1 else [f"{number}.{found}" for number, found in enumerate(extensions)]
+    named = {"video" if videos else "image": names if len(media) > 1 else names[0]}
+    ranged = {} if span is None else {"range": list(span)}
+    return ShardSample(key, {**record, **named, **ranged}, dict(zip(names, media, strict=True)))
 
 
 def conversation(given: Any) -> Conversation:
@@ -139,7 +127,13 @@ def conversation(given: Any) -> Conversation:
     turns: Conversation = []
     system = ""
     for number, turn in enumerate(given):
-        speaker, text = _turn(turn, number)
+        if not isinstance(turn, Mapping):
+            raise BadSample("turns", f"turn {number} is not an object")
+        said_by, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+        if not isinstance(said_by, str) or said_by not in _SPEAKERS or not isinstance(text, str):
+            raise BadSample("turns", f"turn {number}: from {said_by!r}, {type(text).__name__}; speakers are "
+                                     f"{', '.join(_SPEAKERS)}, and what they say is a text")
+        speaker = _SPEAKERS[said_by]
         if speaker == "system":
             system += text + "\n"
         elif not turns and speaker == "gpt":
@@ -182,13 +176,3 @@ def agreed(answers: Any) -> Any:
 def chosen(options: Sequence[str], key: str) -> str:
     """One of several, the same for the same key, each about equally often."""
     return options[int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % len(options)]
-
-
-def _turn(turn: Any, number: int) -> tuple[str, str]:
-    if not isinstance(turn, Mapping):
-        raise BadSample("turns", f"turn {number} is not an object")
-    speaker, value = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-    if not isinstance(speaker, str) or speaker not in _SPEAKERS or not isinstance(value, str):
-        raise BadSample("turns", f"turn {number}: from {speaker!r}, {type(value).__name__}; speakers are "
-                                 f"{', '.join(_SPEAKERS)}, and what they say is a text")
-    return _SPEAKERS[speaker], value

@@ -32,7 +32,7 @@ class CaptionsSource(RecordSource):
         if (caption is None) == (question is None or answer is None) or not prompts:
             raise AuroraError(f"source 'captions': give caption ({caption!r}) with prompts, or question ({question!r}) "
                               f"and answer ({answer!r}): the names of fields")
-        super().__init__(folder, annotations)
+        super().__init__(folder=folder, annotations=annotations)
         self._caption, self._path, self._question, self._answer = caption, path, question, answer
         self._prompts, self._below = prompts, images if videos is None else videos
 

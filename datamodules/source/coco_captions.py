@@ -10,8 +10,7 @@ from aurora.errors import BadSample
 from aurora.interfaces import Entry
 from aurora.registry import SOURCE
 
-from ._join import JoinRow, joined
-from ._lines import items
+from ._lines import items, joined
 from ._records import Parsed, RecordSource, asked, chosen
 
 PROMPTS = ("Describe the image in one sentence.", "What does the image show? Answer in one sentence.",
@@ -30,16 +29,16 @@ class CocoCaptionsSource(RecordSource):
         self, *, folder: Path, annotations: str | Sequence[str], images: str = ".", every: bool = False,
         prompts: Sequence[str] = PROMPTS,
     ) -> None:
-        super().__init__(folder, annotations)
+        super().__init__(folder=folder, annotations=annotations)
         self._images, self._every, self._prompts = images, every, prompts
 
     def entries(self) -> Iterator[Entry]:
         for path in self.annotations():
-            rows = (JoinRow(one.get("image_id"), one.get("caption")) for one in items(path, "annotations.item"))
-            images = (JoinRow(one.get("id"), one) for one in items(path, "images.item"))
-            for image, found in joined(images, rows):
+            rows = ((one.get("image_id"), one.get("caption")) for one in items(path, "annotations.item"))
+            images = ((one.get("id"), one.get("file_name")) for one in items(path, "images.item"))
+            for image, name, found in joined(images, rows):
                 for captions in ([caption] for caption in found) if self._every else [found]:
-                    yield {"id": image.id, "file_name": image.kept.get("file_name"), "captions": captions}
+                    yield {"id": image, "file_name": name, "captions": captions}
 
     def parse(self, record: Mapping[str, Any], key: str) -> Parsed:
         captions = [caption for caption in record["captions"] if isinstance(caption, str) and caption.strip()]

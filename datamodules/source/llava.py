@@ -25,7 +25,7 @@ class LlavaSource(RecordSource):
     def __init__(
         self, *, folder: Path, annotations: str | Sequence[str], images: str = ".", videos: str = "."
     ) -> None:
-        super().__init__(folder, annotations)
+        super().__init__(folder=folder, annotations=annotations)
         self._images, self._videos = images, videos
 
     def parse(self, record: Mapping[str, Any], key: str) -> Parsed:

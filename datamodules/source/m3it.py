@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import binascii
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from aurora.errors import BadSample
+from aurora.errors import bad_sample
 from aurora.registry import SOURCE
 
 from ._records import Parsed, RecordSource, asked, text
@@ -24,9 +22,6 @@ class M3itSource(RecordSource):
 
     by_place = True
 
-    def __init__(self, *, folder: Path, annotations: str | Sequence[str]) -> None:
-        super().__init__(folder, annotations)
-
     def parse(self, record: Mapping[str, Any], key: str) -> Parsed:
         inputs = record.get("inputs")
         question = text(record.get("instruction"), "instruction")
@@ -38,7 +33,6 @@ class M3itSource(RecordSource):
 
 
 def _picture(encoded: Any) -> bytes:
-    try:
-        return base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError, TypeError) as error:
-        raise BadSample("base64", str(error)) from error
+    with bad_sample("base64", (ValueError, TypeError)):
+        picture = base64.b64decode(encoded, validate=True)
+    return picture

@@ -29,7 +29,7 @@ class TableSource(RecordSource):
         self, *, folder: Path, files: str | Sequence[str], question: str, answer: str, image: str | None = None,
         video: str | None = None, start: str | None = None, stop: str | None = None,
     ) -> None:
-        super().__init__(folder, files)
+        super().__init__(folder=folder, annotations=files)
         self._question, self._answer, self._start, self._stop = question, answer, start, stop
         self._media = [name for name in (image, video) if name is not None]
 

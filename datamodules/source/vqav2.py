@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,8 @@ from aurora.errors import AuroraError, BadSample
 from aurora.interfaces import Entry
 from aurora.registry import SOURCE
 
-from ._join import JoinRow, joined
-from ._lines import items
-from ._records import Parsed, RecordSource, agreed, annotation_file, asked
+from ._lines import Joined, items, joined
+from ._records import Parsed, RecordSource, agreed, annotation_files, asked
 
 
 @SOURCE.register
@@ -33,26 +32,25 @@ class Vqav2Source(RecordSource):
         images: str = "train2014", file: str = "COCO_train2014_{image_id:012d}.jpg",
         prompt: str = "Answer the question using a single word or phrase.", by_image: bool = False,
     ) -> None:
-        super().__init__(folder, annotations)
-        names = [questions] if isinstance(questions, str) else questions
-        self._questions = [annotation_file(folder, name) for name in names]
+        super().__init__(folder=folder, annotations=annotations)
+        self._questions = [path for _, path in annotation_files(folder, questions)]
         if len(self._questions) != len(self._files):
             raise AuroraError(f"source 'vqav2': {len(self._questions)} files of questions, but {len(self._files)} of "
                               "annotations; they belong together in their order")
         self._images, self._file, self._prompt, self._by_image = images, file, prompt, by_image
 
     def annotations(self) -> Sequence[Path]:
-        return [*self._questions, *self._files]
+        return [*self._questions, *super().annotations()]
 
     def entries(self) -> Iterator[Entry]:
-        for questions, answers in zip(self._questions, self._files, strict=True):
-            answered = (JoinRow(one.get("question_id"), _answer(one)) for one in items(answers, "annotations.item"))
-            asked_for = (JoinRow(one.get("question_id"), one) for one in items(questions, "questions.item"))
-            for number, group in itertools.groupby(enumerate(joined(asked_for, answered)), self._same):
-                rows = [row for _, row in group]
-                first = rows[0][0]
-                yield {"id": number if self._by_image else first.id, "image_id": first.kept.get("image_id"),
-                       "turns": [[row.kept.get("question"), found] for row, found in rows]}
+        for questions, (_, answers) in zip(self._questions, self._files, strict=True):
+            answered = ((one.get("question_id"), _answer(one)) for one in items(answers, "annotations.item"))
+            asked_for = ((one.get("question_id"), one) for one in items(questions, "questions.item"))
+            for group in self._groups(joined(asked_for, answered)):
+                identity, question, _ = group[0]
+                image = question.get("image_id")
+                yield {"id": image if self._by_image else identity, "image_id": image,
+                       "turns": [[one.get("question"), found] for _, one, found in group]}
 
     def parse(self, record: Mapping[str, Any], key: str) -> Parsed:
         turns = []
@@ -67,10 +65,11 @@ class Vqav2Source(RecordSource):
             raise BadSample("field", f"image_id {record['image_id']!r} is not a number") from error
         return Parsed(turns, (name,), self._images)
 
-    def _same(self, numbered: tuple[int, tuple[JoinRow, list[Any]]]) -> Any:
-        """What joined questions have in common that become one sample."""
-        number, (row, _) = numbered
-        return row.kept.get("image_id") if self._by_image else number
+    def _groups(self, rows: Iterable[Joined]) -> Iterator[list[Joined]]:
+        """The questions that become one sample each."""
+        if not self._by_image:
+            return ([row] for row in rows)
+        return (list(group) for _, group in itertools.groupby(rows, lambda row: row[1].get("image_id")))
 
 
 def _answer(annotation: Mapping[str, Any]) -> Any:

@@ -18,7 +18,7 @@ from datamodules.plan.arrays import shared_arrays
 from datamodules.plan.lengths import text_lengths
 from datamodules.shards.index import index_shard, load_index
 from datamodules.shards.writing import write_index, write_shard, write_shards
-from datamodules.source._join import JoinRow, joined
+from datamodules.source._lines import joined
 
 
 @pytest.fixture
@@ -80,6 +80,6 @@ def test_findings_without_room_are_named(full, capsys):
 
 def test_joining_annotations_without_room_says_where(full, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(full))
-    rows = [JoinRow(number, "?" * 100) for number in range(1000)]
+    rows = [(number, "?" * 100) for number in range(1000)]
     with pytest.raises(AuroraError, match=r"no room left on the disk for joining annotations.*TMPDIR"):
         list(joined(rows, rows))

@@ -7,6 +7,7 @@ import torch
 
 from aurora.errors import AuroraError
 from aurora.types import IGNORE
+from datamodules.plan.corpus import DatasetCounts
 from datamodules.shards.format import ShardSample
 from datamodules.shards.writing import shard_path, write_shards
 
@@ -159,14 +160,14 @@ def test_a_video_longer_than_a_row_is_read_with_fewer_frames(make, tmp_path):
     module = make.module(tmp_path, {"one": 1}, fps=10.0, row_frames=3)
     batch, = chain.from_iterable(module.train_dataloader())
     assert [round(float(pixels.float().mean()) / make.STEP) for pixels in batch.frames[0].pixels] == [0, 3, 6]
-    assert (module.corpus.shrunk, module.corpus.dropped) == (1, 0)
+    assert module.corpus.counts == (DatasetCounts(1, dropped=0, shrunk=1),)
 
 
 def test_a_sample_longer_than_a_row_is_left_out_where_asked(make, tmp_path):
     write_shards([make.sample(3, "video"), make.sample(4, "text")], tmp_path / "two")
     module = make.module(tmp_path, {"two": 1}, fps=10.0, row_frames=3, too_long="drop")
     assert [batch.samples for batch in chain.from_iterable(module.train_dataloader())] == [1]
-    assert module.corpus.dropped == 1
+    assert module.corpus.counts == (DatasetCounts(2, dropped=1, shrunk=0),)
 
 
 def test_a_mixture_of_which_nothing_fits_is_refused(make, shards):
@@ -284,8 +285,9 @@ def test_options_outside_their_range_are_refused(make, shards, options, message)
 
 
 @pytest.mark.parametrize(("mixture", "message"), [
-    ({}, "names no dataset"), ({"mixd": 1}, "no dataset folder mixd .*holds mixed, text"), ({"mixed": 0}, "give 1, 2"),
-    ({"mixed": 1.5}, "data.mixture.mixed is 1.5; give how often"),
+    ({}, "names no dataset"), ({"mixd": 1}, "no dataset folder mixd .*holds mixed, text"),
+    ({"mixed": 0}, "repeats is 0; it must be a whole number ≥ 1"),
+    ({"mixed": 1.5}, "mixed is 1.5; give how often"),
 ])
 def test_a_mixture_that_cannot_be_read_is_refused(make, shards, mixture, message):
     with pytest.raises(AuroraError, match=message):

@@ -7,7 +7,7 @@ import yaml
 from aurora.images import ImagePreparation
 from aurora.interfaces import VisualLayout
 from aurora.registry import DATA, MERGE, PROMPT, READER, TOKENIZER
-from datamodules.plan.schedule import schedule
+from datamodules.plan.epoch import schedule
 
 TOOL = Path(__file__).parents[2] / "tools" / "simulate_manifests.py"
 

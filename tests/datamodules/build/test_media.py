@@ -15,8 +15,7 @@ from aurora.images import decode_image, image_shape
 from aurora.interfaces import Sampling
 from aurora.registry import READER
 from datamodules.build.media import Transcode, small_picture, small_video, stored
-from datamodules.reader._clip import measure
-from datamodules.reader._file import video_shape
+from datamodules.reader._file import measure, video_shape
 from datamodules.shards.format import ShardSample
 
 SMALL = Transcode(short_side=32, fps=2)

@@ -14,8 +14,9 @@ import pytest
 from aurora.errors import AuroraError, BadSample
 from aurora.steps import START
 from datamodules.loading import supervisor
+from datamodules.shards import index
 from datamodules.shards.format import ShardSample
-from datamodules.shards.index import _check_shards, load_index
+from datamodules.shards.index import load_index
 from datamodules.shards.tar import ShardFiles
 from datamodules.shards.writing import shard_path, write_shards
 
@@ -142,10 +143,10 @@ def small(tmp_path):
     return write_shards(samples, tmp_path / "d")
 
 
-def contents(index, *, verify):
+def contents(dataset, *, verify):
     files = ShardFiles(verify=verify)
     try:
-        return [(files.record(index, sample), files.media(index, sample, 0, f"{key}.jpg"))
+        return [(files.record(dataset, sample), files.media(dataset, sample, 0, f"{key}.jpg"))
                 for sample, key in enumerate("ab")]
     finally:
         files.close()
@@ -161,14 +162,13 @@ def flips(tar):
             os.pwrite(file.fileno(), bytes([byte]), place)
 
 
-def test_a_shard_that_was_cut_anywhere_stops_the_run_before_it_starts(small):
+def test_a_shard_that_was_cut_anywhere_stops_the_run_before_it_starts(small, monkeypatch):
+    monkeypatch.setattr(index, "open_index", lambda folder: small)  # the same every time, and slow to read
     tar = shard_path(small.folder, 0)
     for size in reversed(range(tar.stat().st_size)):
         os.truncate(tar, size)
         with pytest.raises(AuroraError, match="it was cut or changed"):
-            _check_shards(small.folder, small.shards)
-    with pytest.raises(AuroraError, match="it was cut or changed"):
-        load_index(small.folder)
+            load_index(small.folder)
 
 
 def test_any_byte_that_changed_is_found_where_shards_are_verified(small):

@@ -3,9 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from datamodules.plan.epoch import CHUNK, WINDOW_CHUNKS, EpochPlan, Members
+from datamodules.plan.epoch import CHUNK, WINDOW_CHUNKS, EpochPlan, Members, schedule
 from datamodules.plan.packing import Budget
-from datamodules.plan.schedule import schedule
 
 BUDGET = Budget(4096, 24, 58)
 

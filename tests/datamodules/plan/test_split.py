@@ -11,8 +11,8 @@ from aurora.assemble import build_model
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.types import IGNORE
+from datamodules.plan.epoch import deal
 from datamodules.plan.packing import Budget, SamplePart, part_counts
-from datamodules.plan.schedule import deal
 from datamodules.shards.format import TEXT, VIDEO, ShardSample
 from datamodules.shards.writing import write_shards
 

@@ -8,9 +8,8 @@ import pytest
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 from aurora.registry import READER
-from datamodules.reader._clip import measure
-from datamodules.reader._file import video_shape
-from datamodules.reader._sampling import capped, sample_counts, sample_times
+from datamodules.reader._decode import capped, sample_counts, sample_times
+from datamodules.reader._file import measure, video_shape
 
 
 @pytest.fixture

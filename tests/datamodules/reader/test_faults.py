@@ -12,7 +12,7 @@ import pytest
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 from aurora.registry import READER
-from datamodules.reader import _clip, _file, _other
+from datamodules.reader import _file, _other
 
 TOOLS = Path(__file__).parents[3] / "tools"
 
@@ -47,7 +47,7 @@ def test_damage_is_an_error_but_for_the_little_that_is_a_valid_stream_of_another
 
 @pytest.mark.parametrize(("module", "limit", "value", "said"), [
     (_file, "MAX_PIXELS", 48 * 64 - 1, "64×48 pixels, which are more than 3071"),
-    (_clip, "MAX_FRAMES", 23, "more than 23 frames"), (_clip, "MAX_SECONDS", 2.3, "lasts 2 s, which is more than 2"),
+    (_file, "MAX_FRAMES", 23, "more than 23 frames"), (_file, "MAX_SECONDS", 2.3, "lasts 2 s, which is more than 2"),
 ])
 def test_a_video_above_a_limit_is_refused(textured, monkeypatch, module, limit, value, said):
     monkeypatch.setattr(module, limit, value)
@@ -82,7 +82,7 @@ def test_a_title_that_is_no_utf8_does_not_matter(make):
 
 def test_a_file_is_measured_once_until_it_changes(textured, tmp_path, make, monkeypatch):
     scans = []
-    monkeypatch.setattr(_clip, "_scan", lambda *given, scan=_clip._scan: scans.append(1) or scan(*given))
+    monkeypatch.setattr(_file, "_scan", lambda *given, scan=_file._scan: scans.append(1) or scan(*given))
     path = tmp_path / "clip.mp4"
     path.write_bytes(textured)
     first = pyav().times(str(path), Sampling(fps=1))

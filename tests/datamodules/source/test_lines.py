@@ -12,7 +12,7 @@ from aurora.errors import AuroraError, BadSample
 from aurora.registry import EXECUTOR
 from datamodules.build.build import build_tasks, join, run_tasks
 from datamodules.build.plan import BuildOrder, make_plan
-from datamodules.source._lines import AnnotationsBroken, entries, fault_of
+from datamodules.source._lines import FAULT, AnnotationsBroken, entries
 from datamodules.source._media import find
 from datamodules.source._records import conversation
 
@@ -51,7 +51,7 @@ def test_a_quote_that_is_never_closed_does_not_swallow_the_rows_behind_it(tmp_pa
 def test_a_cell_that_is_too_long_costs_its_row(tmp_path):
     found, error = read(tmp_path / "a.csv", b"q,a\n" + b"x" * ((1 << 24) + 1) + b",1\n3,4\n")
     assert error is None
-    assert "field" in fault_of(found[0])
+    assert "field" in found[0][FAULT]
     assert found[1] == {"q": "3", "a": "4"}
 
 
@@ -78,7 +78,7 @@ def test_columns_without_a_name_may_be_several(tmp_path):
 def test_an_object_with_a_key_twice_is_a_bad_record(tmp_path, record, form):
     found, error = read(tmp_path / "a.json", form.format(record).encode())
     assert error is None
-    assert "the key 'id' stands twice in one object" in fault_of(found[0])
+    assert "the key 'id' stands twice in one object" in found[0][FAULT]
     assert found[1] == {"b": 3}
 
 
@@ -100,7 +100,7 @@ def test_a_list_that_is_called_lines_is_told_as_what_it_is(tmp_path):
 def test_a_first_line_that_is_broken_costs_its_record(tmp_path, first):
     found, error = read(tmp_path / "a.jsonl", f'{first}\n{{"id": 2}}\n'.encode())
     assert error is None
-    assert fault_of(found[0]).startswith("line 1: ")
+    assert found[0][FAULT].startswith("line 1: ")
     assert found[1] == {"id": 2}
 
 
