@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, Literal, TypeVar, get_args
 
-from aurora import interfaces
+import aurora.interfaces as interfaces
 from aurora.errors import AuroraError, suggest
 from aurora.options import check_kind, kinds_of
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from aurora.interfaces import Backbone
@@ -20,6 +21,7 @@ from ..kernels.int8 import quantize_linears
 from ._layers import Linear
 
 LayerState = TypeVar("LayerState")
+ConvSize = Annotated[int, Ge(2)]
 
 
 class Row(NamedTuple):

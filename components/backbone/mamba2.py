@@ -20,10 +20,11 @@ from aurora.registry import BACKBONE
 from aurora.weights.io import open_tensors
 from aurora.weights.loading import fill, write_tensors
 
+from .._options import Size
 from ..kernels.ssd import ssd, ssd_step
-from ._layers import Linear, check_sizes, fill_steps
+from ._layers import Linear, fill_steps
 from ._layouts_mamba2 import FAMILY
-from ._linear_rnn import LinearRNN, Parts, Row, convolve, latest, row_window, step_window
+from ._linear_rnn import ConvSize, LinearRNN, Parts, Row, convolve, latest, row_window, step_window
 
 NORM_EPS = 1e-5
 
@@ -117,22 +118,18 @@ class Mamba2(LinearRNN):
         self,
         *,
         vocab_size: int,
-        hidden_size: int = 2048,
-        layers: int = 48,
-        head_size: int = 64,
-        state_size: int = 128,
-        expand: int = 2,
-        conv_size: int = 4,
+        hidden_size: Size = 2048,
+        layers: Size = 48,
+        head_size: Size = 64,
+        state_size: Size = 128,
+        expand: Size = 2,
+        conv_size: ConvSize = 4,
     ) -> None:
         super().__init__()
-        check_sizes("mamba2", vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, head_size=head_size,
-                    state_size=state_size, expand=expand)
         inner = expand * hidden_size
         if inner % head_size:
             raise AuroraError(f"backbone 'mamba2': expand · hidden_size = {inner} (hidden_size {hidden_size}) is not a "
                               f"multiple of head_size {head_size}")
-        if conv_size < 2:
-            raise AuroraError(f"backbone 'mamba2': conv_size must be at least 2, not {conv_size}")
         self.hidden_size = hidden_size
         self.vocab_size = vocab_size
         self.state_shapes = {

@@ -20,8 +20,9 @@ from aurora.types import State
 from aurora.weights.io import open_tensors
 from aurora.weights.loading import fill, write_tensors
 
+from .._options import Size
 from ..kernels.wkv7 import wkv7, wkv7_step
-from ._layers import Linear, check_heads, check_sizes, orthogonal, parameter, with_range
+from ._layers import Linear, check_heads, orthogonal, parameter, with_range
 from ._layouts_rwkv7 import FAMILY
 from ._linear_rnn import Row, layer_of, stack_layers
 from ._rwkv import GROUP_NORM_EPS, RWKV, LayerState, RWKVBlock
@@ -211,27 +212,19 @@ class RWKV7(RWKV):
         self,
         *,
         vocab_size: int,
-        hidden_size: int = 2048,
-        layers: int = 24,
-        head_size: int = 64,
-        ffn_size: int | None = None,
-        decay_rank: int | None = None,
-        rate_rank: int | None = None,
-        value_rank: int | None = None,
-        gate_rank: int | None = None,
+        hidden_size: Size = 2048,
+        layers: Size = 24,
+        head_size: Size = 64,
+        ffn_size: Size | None = None,
+        decay_rank: Size | None = None,
+        rate_rank: Size | None = None,
+        value_rank: Size | None = None,
+        gate_rank: Size | None = None,
     ) -> None:
         ffn_size = 4 * hidden_size if ffn_size is None else ffn_size
-        check_sizes("rwkv7", vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, head_size=head_size,
-                    ffn_size=ffn_size)
         check_heads("rwkv7", hidden_size, head_size)
-        usual = usual_ranks(hidden_size)
-        ranks = Ranks(
-            decay=usual.decay if decay_rank is None else decay_rank,
-            rate=usual.rate if rate_rank is None else rate_rank,
-            value=usual.value if value_rank is None else value_rank,
-            gate=usual.gate if gate_rank is None else gate_rank,
-        )
-        check_sizes("rwkv7", **{f"{name}_rank": rank for name, rank in ranks._asdict().items()})
+        given = {"decay": decay_rank, "rate": rate_rank, "value": value_rank, "gate": gate_rank}
+        ranks = usual_ranks(hidden_size)._replace(**{name: rank for name, rank in given.items() if rank is not None})
         super().__init__(vocab_size, hidden_size, head_size, (
             Block(hidden_size, head_size, ffn_size, ranks, first=layer == 0)
             for layer in range(layers)

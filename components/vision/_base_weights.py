@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from aurora.errors import AuroraError
 from aurora.weights.io import SAFETENSORS, SINGLE_FILE, open_tensors, read_json
 from aurora.weights.loading import mismatches
 
-PREFIX = "vision_model."
+from ._layouts_siglip import PREFIX
 
 
 def read_tower(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -50,8 +50,3 @@ def copy_into(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], path: s
     with torch.no_grad():
         for key, tensor in wanted.items():
             tensor.copy_(given[key])
-
-
-def count_blocks(keys: Iterable[str]) -> int:
-    """How many blocks a tower's tensors describe."""
-    return len({key.split(".")[2] for key in keys if key.startswith("encoder.layers.")})

@@ -15,8 +15,8 @@ from torch import Tensor
 from aurora.errors import AuroraError
 from aurora.weights.layouts import Family, KeyMap, Layout, Shapes, require_values
 
-from ._base_weights import PREFIX
-
+PREFIX = "vision_model."
+FIXED = {"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"}
 # what SiglipVisionConfig means where a config.json leaves it out
 DEFAULT_HEADS = 12
 
@@ -32,7 +32,8 @@ def _square_patch(weight: Tensor) -> Tensor:
     return weight.view(len(weight), 3, side, side)
 
 
-def _key_maps(layers: int, prefix: str) -> list[KeyMap]:
+def key_maps(layers: int, prefix: str) -> list[KeyMap]:
+    """The names of so many blocks, theirs behind a prefix."""
     embeddings = f"{prefix}embeddings."
     maps = [
         KeyMap(("patch.weight",), (f"{embeddings}patch_embedding.weight",), _square_patch, _flat_patch),
@@ -76,7 +77,8 @@ def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+def tower_config(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as config.json of `transformers`, for the blocks that are computed."""
     return {
         "architectures": ["SiglipVisionModel"],
         "model_type": "siglip_vision_model",
@@ -87,15 +89,12 @@ def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         "num_hidden_layers": options["layers"] + 1 + options["feature_layer"],
         "num_attention_heads": options["heads"],
         "intermediate_size": options["mlp_width"],
-        "layer_norm_eps": 1e-6,
-        "hidden_act": "gelu_pytorch_tanh",
-        "dtype": dtype,
+        **FIXED,
     }
 
 
 def _check(config: Mapping[str, Any]) -> None:
-    require_values(config.get("vision_config", config), part="vision 'siglip'",
-                   needed={"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"})
+    require_values(config.get("vision_config", config), part="vision 'siglip'", needed=FIXED)
 
 
 def _transformers(name: str, title: str, prefix: str) -> Layout:
@@ -104,23 +103,24 @@ def _transformers(name: str, title: str, prefix: str) -> Layout:
         name=name,
         title=title,
         marks=(rf"^{escaped}embeddings\.patch_embedding\.weight$",),
-        key_maps=partial(_key_maps, prefix=prefix),
+        key_maps=partial(key_maps, prefix=prefix),
         layer=rf"{escaped}encoder\.layers\.(\d+)\.",
         ignored=(r"text_model\..*", r"logit_(scale|bias)", rf"{escaped}head\..*",
                   rf"{escaped}embeddings\.position_ids"),
-        configure=_configure,
+        configure=lambda options, dtype: {**tower_config(options), "dtype": dtype},
         check=_check,
     )
 
 
 OURS = Layout(name="aurora", title="our own names", marks=(r"^blocks\.\d+\.attention\.qkv\.",),
               layer=r"blocks\.(\d+)\.")
+BARE = _transformers("transformers-bare", "the same without vision_model. in front of each name", "")
 FAMILY = Family(
     slot="vision",
     part="siglip",
     layouts=(
         _transformers("transformers", "the vision tower of transformers' SigLIP", PREFIX),
-        _transformers("transformers-bare", "the same without vision_model. in front of each name", ""),
+        BARE,
         OURS,
     ),
     options=_options,

@@ -151,8 +151,8 @@ def test_a_checkpoint_of_gated_linear_attention_does_not_fit(tmp_path: Path) -> 
     ("option", "message"),
     [
         ({"expand_v": 0.3}, r"expand_v 0\.3.* whole number"),
-        ({"conv_size": 1}, "conv_size must be at least 2, not 1"),
-        ({"heads": 0}, "heads must be at least 1, not 0"),
+        ({"conv_size": 1}, "conv_size is 1; it must be a whole number ≥ 2"),
+        ({"heads": 0}, "heads is 0; it must be a whole number ≥ 1"),
     ],
     ids=str,
 )

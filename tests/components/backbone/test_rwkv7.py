@@ -266,7 +266,7 @@ def test_the_defaults_are_the_sizes_of_a_published_model() -> None:
 def test_ranks_may_be_given() -> None:
     att = build(decay_rank=8, rate_rank=9, value_rank=10, gate_rank=11).blocks[1].att
     assert [x.shape[1] for x in (att.w1, att.a1, att.v1, att.g1)] == [8, 9, 10, 11]
-    with pytest.raises(AuroraError, match="gate_rank must be at least 1, not 0"):
+    with pytest.raises(AuroraError, match="gate_rank is 0; it must be a whole number ≥ 1"):
         build(gate_rank=0)
 
 

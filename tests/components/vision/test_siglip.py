@@ -245,7 +245,7 @@ def test_a_merge_that_keeps_another_count_than_it_was_told_is_an_error() -> None
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"feature_layer": 0}, "feature_layer 0 does not count from the end; -1 to -3"),
+        ({"feature_layer": 0}, "feature_layer is 0; it counts from the end, -1 to -3"),
         ({"feature_layer": -4}, "feature_layer is -4"),
         ({"heads": 5}, "width 32 is not a multiple of 5 heads"),
         ({"layers": 0}, "layers is 0"),
