@@ -104,7 +104,8 @@ class Hosted(Backbone):
         tensors = self._read_folder(path) if Path(path).is_dir() else open_tensors(path)
         own = {self._own_name(name): tensor for name, tensor in tensors.items()}
         if self.head is None and "head.weight" in own:
-            embeddings = _name_of(self.body, self.body.get_input_embeddings())
+            table = self.body.get_input_embeddings()
+            embeddings = next(name for name, module in self.body.named_modules() if module is table)
             if not torch.equal(own.pop("head.weight"), own.get(f"body.{embeddings}.weight", torch.empty(0))):
                 raise AuroraError(f"{path} has a head of its own, but this backbone {self.name!r} is configured with "
                                   "tied embeddings (tie_word_embeddings)")
@@ -242,8 +243,3 @@ def _hollow(causal: Any, owner: Hosted) -> Any:
     setattr(causal, causal.base_model_prefix, _Passing())
     causal.set_output_embeddings(_Head(owner))
     return causal
-
-
-def _name_of(body: nn.Module, wanted: nn.Module) -> str:
-    names: dict[nn.Module, str] = {module: name for name, module in body.named_modules()}
-    return names[wanted]

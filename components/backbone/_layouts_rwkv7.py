@@ -31,10 +31,6 @@ BLOCK = [
 ]
 
 
-def _block(layer: int) -> list[KeyMap]:
-    return [*BLOCK, *_low_rank("v")] if layer else BLOCK
-
-
 def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     options = {
         "vocab_size": size(shapes, "emb.weight", 0),
@@ -71,6 +67,11 @@ AUTHORS = Layout(
     # some published files hold the first layer's value residual, which no layer reads
     ignored=(r"blocks\.0\.att\.v[012]",),
 )
-FLA = fla_layout("rwkv7", marks=(r"^model\.layers\.\d+\.attn\.(r_k|k_k|k_a|w_lora\..*)$",), block=_block,
-                 own_config=_own_config, needed={"norm_eps": 1e-5})
+FLA = fla_layout(
+    "rwkv7",
+    marks=(r"^model\.layers\.\d+\.attn\.(r_k|k_k|k_a|w_lora\..*)$",),
+    block=lambda layer: [*BLOCK, *_low_rank("v")] if layer else BLOCK,
+    own_config=_own_config,
+    needed={"norm_eps": 1e-5},
+)
 FAMILY = Family(slot="backbone", part="rwkv7", layouts=(AUTHORS, FLA), options=_options, unpack=unpack_state)

@@ -74,6 +74,17 @@ class Mixer(nn.Module):
         y = (y + values * self.D.unsqueeze(-1)).to(x.dtype).flatten(-2)
         return self.out_proj(self.norm(y * F.silu(gate))), state, seen
 
+    def initialise(self, layers: int) -> None:
+        """Fills the parameters, of one of so many layers."""
+        nn.init.kaiming_uniform_(self.in_proj.weight, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
+        self.out_proj.weight.div_(math.sqrt(layers))
+        self.conv1d.reset_parameters()
+        self.norm.reset_parameters()
+        nn.init.ones_(self.D)
+        self.A_log.uniform_(1, 16).log_()
+        fill_steps(self.dt_bias)
+
 
 class Block(nn.Module):
     """One layer."""
@@ -153,7 +164,7 @@ class Mamba2(LinearRNN):
         for block in self.layers:
             assert isinstance(block, Block)
             block.norm.reset_parameters()
-            _fill_mixer(block.mixer, len(self.layers))
+            block.mixer.initialise(len(self.layers))
 
     @property
     def parts(self) -> Parts:
@@ -177,14 +188,3 @@ class Mamba2(LinearRNN):
     def save_base(self, path: str) -> None:
         """Writes what `load_base` reads: `.pth` or `.safetensors` by the ending of the path."""
         write_tensors({f"backbone.{name}": tensor for name, tensor in self.state_dict().items()}, path)
-
-
-def _fill_mixer(mixer: Mixer, layers: int) -> None:
-    nn.init.kaiming_uniform_(mixer.in_proj.weight, a=math.sqrt(5))
-    nn.init.kaiming_uniform_(mixer.out_proj.weight, a=math.sqrt(5))
-    mixer.out_proj.weight.div_(math.sqrt(layers))
-    mixer.conv1d.reset_parameters()
-    mixer.norm.reset_parameters()
-    nn.init.ones_(mixer.D)
-    mixer.A_log.uniform_(1, 16).log_()
-    fill_steps(mixer.dt_bias)

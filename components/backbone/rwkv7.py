@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from aurora.errors import AuroraError
 from aurora.registry import BACKBONE
-from aurora.types import State
 from aurora.weights.io import open_tensors
 from aurora.weights.loading import fill, write_tensors
 
@@ -24,7 +23,7 @@ from .._options import Size
 from ..kernels.wkv7 import wkv7, wkv7_step
 from ._layers import Linear, check_heads, orthogonal, parameter, with_range
 from ._layouts_rwkv7 import FAMILY
-from ._linear_rnn import Row, layer_of, stack_layers
+from ._linear_rnn import Row
 from ._rwkv import GROUP_NORM_EPS, RWKV, LayerState, RWKVBlock
 
 # a position forgets at most exp(-exp(-1/2)), so 45 % of a channel stays
@@ -207,6 +206,7 @@ class RWKV7(RWKV):
 
     block_class = Block
     layouts = FAMILY
+    carried = (None,)  # the values of the first layer, which there are none of before it
 
     def __init__(
         self,
@@ -229,25 +229,6 @@ class RWKV7(RWKV):
             Block(hidden_size, head_size, ffn_size, ranks, first=layer == 0)
             for layer in range(layers)
         ))
-
-    def read(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None, *, return_state: bool
-    ) -> tuple[Tensor, State | None]:
-        row = Row.of(cu_seqlens, x.device)
-        v_first, after = None, []
-        for layer, block in enumerate(self.blocks):
-            before = None if state is None else layer_of(LayerState, state, layer)
-            x, v_first, layer_state = block(x, v_first, row, before, return_state)
-            after.append(layer_state)
-        return self.ln_out(x), stack_layers(after) if return_state else None
-
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        v_first, after = None, []
-        for layer, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            x, v_first, layer_state = block.step(x, v_first, layer_of(LayerState, state, layer))
-            after.append(layer_state)
-        return self.ln_out(x), stack_layers(after)
 
     def load_base(self, path: str) -> None:
         """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._native import library, pointer, serves, threads
+from ._native import address, library, serves, threads
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -38,7 +38,7 @@ def _native(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> T
     shift = None if bias is None else bias.float().contiguous()
     out = query.new_empty(frames, tokens, heads * width)
     library("attention").attention(
-        pointer(query), pointer(key), pointer(value), strides, pointer(shift), pointer(out),
-        *map(ctypes.c_int64, (frames, heads, tokens, width)), int(query.dtype == torch.bfloat16), threads(),
+        *map(address, (query, key, value)), strides, address(shift), address(out), frames, heads, tokens, width,
+        query.dtype == torch.bfloat16, threads(),
     )
     return out

@@ -5,7 +5,6 @@ Shape letters: T positions, K inputs, N outputs.
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._dense import dense
-from ._native import arguments, library, missing, pointer, threads
+from ._native import address, library, missing, threads
 
 ACTIVATIONS = {None: 0, "squared_relu": 1}
 FEW = 8
@@ -69,8 +68,8 @@ def _serves(x: Tensor, weight: Tensor, scale: Tensor | None) -> bool:
 
 def _few(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     x, out = x.contiguous(), x.new_empty(len(x), len(weight))
-    _library().gemv(
-        *map(pointer, (x, weight, scale, out)), len(x), *weight.shape, x.dtype is torch.bfloat16, scale is not None,
+    library("linear").gemv(
+        *map(address, (x, weight, scale, out)), len(x), *weight.shape, x.dtype is torch.bfloat16, scale is not None,
         not weight.is_contiguous(), threads(),
     )
     return out
@@ -81,8 +80,8 @@ def _many(x: Tensor, weight: Tensor, scale: Tensor | None, activation: int) -> T
         return None
     x, out = x.contiguous(), x.new_empty(len(x), len(weight))
     transposed = not weight.is_contiguous()
-    _library().linear(
-        *map(pointer, (x, weight, scale, None, out)), len(x), *weight.shape, x.shape[1],
+    library("linear").linear(
+        *map(address, (x, weight, scale, None, out)), len(x), *weight.shape, x.shape[1],
         weight.stride(1) if transposed else weight.stride(0), len(weight), x.dtype is torch.bfloat16, scale is not None,
         transposed, activation, threads(),
     )
@@ -92,13 +91,4 @@ def _many(x: Tensor, weight: Tensor, scale: Tensor | None, activation: int) -> T
 @cache
 def _tiles() -> bool:
     """Whether this process may use the tile unit (AMX)."""
-    return bool(_library().linear_supported())
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    loaded = library("linear")
-    loaded.gemv.argtypes = arguments("pppp lll iiii")
-    if loaded.linear_supported():  # else there is no such function
-        loaded.linear.argtypes = arguments("ppppp lll lll iiiii")
-    return loaded
+    return bool(library("linear").linear_supported())

@@ -6,15 +6,13 @@ tokens before a merge, G after it, r = M - G merged, H heads, K head width, W wi
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .._rows import add_to, take
 from ._dense import dense, onednn
-from ._native import library, pointer, serves, threads
+from ._native import address, library, serves, threads
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -32,7 +30,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     """GELU by its tanh approximation; may write into `x`, which is its own from here on."""
     if not (serves("vision", x) and x.is_contiguous()):
         return F.gelu(x, approximate="tanh")
-    library("vision").gelu_tanh(pointer(x), ctypes.c_int64(x.numel()), int(x.dtype == torch.bfloat16), threads())
+    library("vision").gelu_tanh(address(x), x.numel(), x.dtype == torch.bfloat16, threads())
     return x
 
 
@@ -49,8 +47,7 @@ def merge_means(x: Tensor, size: Tensor, survivors: Tensor, sources: Tensor, int
     out = x.new_empty(frames, survivors.shape[1], width)
     given = (size.float().contiguous(), survivors.contiguous(), sources.contiguous(), into.contiguous())
     library("vision").merge_means(
-        pointer(x), *map(pointer, given), pointer(out),
-        *map(ctypes.c_int64, (frames, tokens, survivors.shape[1], width)), int(x.dtype == torch.bfloat16), threads(),
+        *map(address, (x, *given, out)), frames, tokens, survivors.shape[1], width, x.dtype == torch.bfloat16, threads()
     )
     return out
 
@@ -62,7 +59,7 @@ def mean_direction(keys: Tensor) -> Tensor:
     frames, heads, tokens, width = keys.shape
     out = torch.empty(frames, tokens, width, dtype=torch.float32)
     library("vision").mean_direction(
-        pointer(keys), *(ctypes.c_int64(keys.stride(axis)) for axis in (0, 2, 1)), pointer(out),
-        *map(ctypes.c_int64, (frames, tokens, heads, width)), int(keys.dtype == torch.bfloat16), threads(),
+        address(keys), keys.stride(0), keys.stride(2), keys.stride(1), address(out), frames, tokens, heads, width,
+        keys.dtype == torch.bfloat16, threads(),
     )
     return out

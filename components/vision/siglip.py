@@ -16,13 +16,13 @@ from aurora.images import ImagePreparation, Resize
 from aurora.interfaces import BlockView, MergeStrategy, Sorter, VisionEncoder
 from aurora.registry import VISION
 from aurora.types import VisualTokens
+from aurora.weights.loading import mismatches
 
 from .._options import Size
 from .._rows import take
 from ..kernels.attention import attention
 from ..kernels.vision import affine, gelu_tanh
-from ._base_weights import copy_into, read_tower, write_tower
-from ._layouts_siglip import BARE, FAMILY, PREFIX, key_maps, tower_config
+from ._layouts_siglip import BARE, FAMILY, PREFIX, key_maps, read_tower, tower_config, write_tower
 
 EPS = 1e-6  # of SigLIP's layer norms
 UNSHAPED = ("hidden_size", "patch_size", "num_attention_heads", "layer_norm_eps", "hidden_act")
@@ -179,7 +179,12 @@ class Siglip(VisionEncoder):
         for name in UNSHAPED:
             if config.get(name, own[name]) != own[name]:
                 raise AuroraError(f"{path}: {name} is {config[name]} where {own[name]} of vision 'siglip' is needed")
-        copy_into(self._base_views(), given, path)
+        views = self._base_views()
+        faults = mismatches(views, {key: given[key] for key in views if key in given}, listed=4)
+        if faults:
+            raise AuroraError(f"{path} is not a SigLIP vision tower of this size; {faults}")
+        for key, tensor in views.items():
+            tensor.copy_(given[key])
 
     def save_base(self, path: str) -> None:
         """Writes what `load_base` reads: a .safetensors file, or a directory that `transformers` opens too."""

@@ -281,7 +281,7 @@ def test_what_is_saved_is_what_the_authors_package_reads(ours: Any, tmp_path: Pa
 def test_a_checkpoint_of_rwkv6_is_named_as_one(tmp_path: Path) -> None:
     older = BACKBONE.build({"name": "rwkv6", "hidden_size": 32, "layers": 1, "head_size": 16}, vocab_size=VOCAB)
     older.save_base(str(tmp_path / "model.pth"))
-    with pytest.raises(AuroraError, match=r"no RWKV-7 .*backbone=rwkv6 reads it"):
+    with pytest.raises(AuroraError, match=r"not an RWKV-7 .*backbone=rwkv6 reads it"):
         build().load_base(str(tmp_path / "model.pth"))
 
 
