@@ -17,7 +17,7 @@ from aurora.options import check_kind, kinds_of
 T = TypeVar("T")
 WeightedSlot = Literal["vision", "connector", "backbone"]
 _FRAME = Path(__file__).parent
-# In the wheel the parts lie inside aurora/, in a clone beside it.
+# In the wheel the parts lie inside aurora/, in a clone next to it.
 _INSIDE = (_FRAME / "components").is_dir()
 _ROOT, _PREFIX = (_FRAME, "aurora.") if _INSIDE else (_FRAME.parent, "")
 
@@ -134,7 +134,7 @@ class Slot(Generic[T]):
 
     def _check(self, name: str, part: type[T]) -> None:
         if not (inspect.isclass(part) and issubclass(part, self.contract)):
-            raise AuroraError(f"{self.name} {name!r}: {part} is no {self.contract.__name__}")
+            raise AuroraError(f"{self.name} {name!r}: {part} is not a {self.contract.__name__}")
         if inspect.isabstract(part):
             missing = ", ".join(sorted(getattr(part, "__abstractmethods__", ())))
             raise AuroraError(f"{self.name} {name!r}: {part.__name__} lacks {missing} of {self.contract.__name__}")

@@ -74,7 +74,8 @@ class HF(Hosted):
     ) -> tuple[Tensor, State | None]:
         lengths = sequence_lengths(cu_seqlens, len(x))
         if state is not None and not self.memory.continues:
-            if not _is_initial(state):
+            # nothing was read yet where all is zero; a state that is learned counts as read from the start
+            if any(tensor.requires_grad or bool(tensor.any()) for tensor in state.values()):
                 hidden, after = read_steps(self.memory, x, lengths, state)
                 return hidden.to(x.dtype), after if return_state else None
             state = None
@@ -85,11 +86,6 @@ class HF(Hosted):
         hidden, after = self.memory.read(x.unsqueeze(1), state, True)
         assert after is not None
         return hidden.squeeze(1).to(x.dtype), after
-
-
-def _is_initial(state: State) -> bool:
-    """Whether nothing was read yet; a state that is learned counts as read from the start."""
-    return not any(tensor.requires_grad or bool(tensor.any()) for tensor in state.values())
 
 
 class Batch(NamedTuple):

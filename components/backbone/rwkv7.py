@@ -206,7 +206,7 @@ class RWKV7(RWKV):
 
     block_class = Block
     layouts = FAMILY
-    carried = (None,)  # the values of the first layer, which there are none of before it
+    carried = (None,)  # the values of the first layer, which gives them
 
     def __init__(
         self,

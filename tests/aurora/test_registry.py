@@ -130,7 +130,7 @@ def test_the_name_of_a_file_that_was_not_imported_is_taken_too(sort: Slot) -> No
 
 
 def test_a_part_must_be_of_its_contract(sort: Slot) -> None:
-    with pytest.raises(AuroraError, match="is no Sorter"):
+    with pytest.raises(AuroraError, match="is not a Sorter"):
         sort.add("wrong", Connector)
 
 
@@ -199,7 +199,7 @@ def test_another_package_adds_a_part(sort: Slot, install) -> None:
         ("raster", PART, "the entry point spirals:Spiral needs another name"),
         ("spiral", "import nothing_like_this", "does not import: No module named"),
         ("spiral", "class Other: ...", "does not import"),
-        ("spiral", "class Spiral: ...", "is no Sorter"),
+        ("spiral", "class Spiral: ...", "is not a Sorter"),
         ("spiral", PART.replace("*, turns", "turns"), "must be keyword-only"),
     ],
 )

@@ -161,7 +161,7 @@ def test_sizes_that_make_no_layer_are_refused(option: dict[str, Any], message: s
         build(**option)
 
 
-def test_heads_take_three_quarters_of_the_width_unless_told_otherwise() -> None:
+def test_heads_take_three_quarters_of_the_width_by_default() -> None:
     assert build(hidden_size=64, heads=None).layers[0].attn.heads == 6
     with pytest.raises(AuroraError, match="hidden_size 42 is not a multiple of head_size 8; 40 and 48 would be"):
         build(hidden_size=42, heads=None)

@@ -118,7 +118,7 @@ def test_the_defaults_are_the_sizes_of_the_published_model() -> None:
     assert sum(p.numel() for p in model.parameters()) == 1_365_514_240
 
 
-def test_a_norm_beside_its_gate_is_read_too(tmp_path: Path, checkpoint: Path) -> None:
+def test_a_norm_apart_from_its_gate_is_read_too(tmp_path: Path, checkpoint: Path) -> None:
     renamed = {name.replace("g_norm_swish_gate", "g_norm"): x for name, x in random_weights().items()}
     save_file(renamed, tmp_path / "unfused.safetensors")
     one, other = build(), build()
