@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from aurora.interfaces import Backbone
 from aurora.types import State
 
-from ..kernels.int8 import quantize_linears
+from ..kernels.linear import quantize_linears
 from ._layers import Linear
 
 LayerState = TypeVar("LayerState")

@@ -16,8 +16,7 @@ from aurora.interfaces import INITIAL_STATE, InitialState, Runner
 from aurora.types import State
 
 from ..kernels._native import address, library, missing, threads
-from ..kernels.int8 import Int8Linear
-from ..kernels.linear import project
+from ..kernels.linear import Int8Linear, project
 from ..kernels.rwkv6_mix import mix_five, norm_gate, norm_shift
 from ..kernels.wkv6 import wkv6
 from ._layers import Linear

@@ -1,5 +1,7 @@
 """x · wᵀ where no gradient is wanted: on a CPU by our own kernels or the faster library, elsewhere by torch.
 
+Weights may be int8 with one scale per output: half of what bfloat16 takes and a token reads.
+
 Shape letters: T positions, K inputs, N outputs.
 """
 
@@ -10,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._dense import dense
 from ._native import address, library, missing, threads
@@ -18,6 +20,10 @@ from ._native import address, library, missing, threads
 ACTIVATIONS = {None: 0, "squared_relu": 1}
 FEW = 8
 """Up to so many positions memory is the limit, and weights are read once for all of them."""
+LARGEST = 127
+"""Of int8, to either side."""
+ROWS_AT_ONCE = 64
+"""So many outputs are widened to float32 at a time."""
 
 
 def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None, *, activation: str | None = None) -> Tensor:
@@ -58,7 +64,7 @@ def _serves(x: Tensor, weight: Tensor, scale: Tensor | None) -> bool:
     return (
         x.dtype in (torch.float32, torch.bfloat16)
         and weight.dtype is (x.dtype if scale is None else torch.int8)
-        and all(type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu" for tensor in tensors)
+        and all(type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" for tensor in tensors)
         and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
         and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
         and x.numel() > 0 and (weight.is_contiguous() or weight.stride() == (1, len(weight)))
@@ -92,3 +98,48 @@ def _many(x: Tensor, weight: Tensor, scale: Tensor | None, activation: int) -> T
 def _tiles() -> bool:
     """Whether this process may use the tile unit (AMX)."""
     return bool(library("linear").linear_supported())
+
+
+class Int8Linear(nn.Module):
+    """A projection with rounded weights; it has no gradient."""
+
+    weight: Tensor  # [N, K] int8
+    scale: Tensor  # [N] float32
+    bias: Tensor | None  # [N]
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] → [..., N]."""
+        out = linear(x, self.weight, self.scale)
+        return out if self.bias is None else out + self.bias
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, K] → int8 [N, K] and float32 [N]: the nearest multiples of 1/127 of the largest weight of each output."""
+    rounded = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
+    for start in range(0, len(weight), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        wide = weight[rows].float()
+        scale[rows] = wide.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny * LARGEST) / LARGEST
+        rounded[rows] = (wide / scale[rows, None]).round()
+    return rounded, scale
+
+
+@torch.no_grad()
+def quantize_linears(model: nn.Module, kind: type[nn.Linear]) -> int:
+    """Replaces the linear layers of a kind below `model` that have memory, one after the other, so that memory only
+    ever shrinks. How many there were."""
+    replaced = 0
+    for module in [*model.modules()]:
+        for name, child in [*module.named_children()]:
+            if isinstance(child, kind) and not child.weight.is_meta:
+                bias = None if child.bias is None else child.bias.detach()
+                setattr(module, name, Int8Linear(*quantize(child.weight.detach()), bias))
+                replaced += 1
+    return replaced

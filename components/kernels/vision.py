@@ -1,10 +1,13 @@
-"""What stands between the matrix products of a vision transformer that merges tokens.
+"""What a vision transformer that merges tokens computes: softmax attention of whole frames, and what stands between its
+matrix products.
 
 On a CPU, where no gradient is wanted, each is one pass in C++; else it is done by torch. Shape letters: N frames, M
 tokens before a merge, G after it, r = M - G merged, H heads, K head width, W width.
 """
 
 from __future__ import annotations
+
+import ctypes
 
 import torch
 from torch import Tensor
@@ -13,6 +16,36 @@ from torch.nn import functional as F
 from .._rows import add_to, take
 from ._dense import dense, onednn
 from ._native import address, library, serves, threads
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[N, M, H, K] each, and what is added to every score of a key [N, M] or nothing → [N, M, H * K].
+
+    On a CPU with AVX-512, where no gradient is wanted, by our own kernel; else by torch.
+    """
+    if serves("attention", query, key, value) and library("attention").attention_supported():
+        return _attend(query, key, value, bias)
+    return attention_reference(query, key, value, bias)
+
+
+def attention_reference(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same by torch."""
+    mask = None if bias is None else bias[:, None, None].to(query.dtype)
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    frames, tokens, heads, width = query.shape
+    strides = (ctypes.c_int64 * 9)(*(stride for x in (query, key, value) for stride in x.stride()[:3]))
+    shift = None if bias is None else bias.float().contiguous()
+    out = query.new_empty(frames, tokens, heads * width)
+    library("attention").attention(
+        *map(address, (query, key, value)), strides, address(shift), address(out), frames, heads, tokens, width,
+        query.dtype == torch.bfloat16, threads(),
+    )
+    return out
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

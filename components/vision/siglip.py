@@ -20,8 +20,7 @@ from aurora.weights.loading import mismatches
 
 from .._options import Size
 from .._rows import take
-from ..kernels.attention import attention
-from ..kernels.vision import affine, gelu_tanh
+from ..kernels.vision import affine, attention, gelu_tanh
 from ._layouts_siglip import BARE, FAMILY, PREFIX, key_maps, read_tower, tower_config, write_tower
 
 EPS = 1e-6  # of SigLIP's layer norms
