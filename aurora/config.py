@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from aurora.errors import AuroraError, suggest
-from aurora.interfaces import Sampling, check_sampling
+from aurora.interfaces import Sampling
 from aurora.options import FieldError, check_kind, read_fields
 from aurora.recipe import Recipe, TrainerOptions, in_order
 from aurora.registry import INJECTED, MODEL_SLOTS, PROMPT, SLOTS, WEIGHTED_SLOTS
@@ -70,7 +70,6 @@ class ModelConfig:
                                       if key in ("fps", "frames", "max_frames")}}
 
     def __post_init__(self) -> None:
-        check_sampling(self.sampling)
         for slot in (*MODEL_SLOTS, "reader"):
             if not isinstance(self.part(slot).get("name"), str):
                 raise FieldError(slot, f"is {dict(self.part(slot))}, which has no name. "

@@ -9,14 +9,14 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args
 
-from aurora import interfaces
+import aurora.interfaces as interfaces
 from aurora.errors import AuroraError, suggest
 from aurora.options import check_kind, kinds_of
 
 T = TypeVar("T")
 WeightedSlot = Literal["vision", "connector", "backbone"]
 _FRAME = Path(__file__).parent
-# In the wheel the parts lie inside aurora/, in a clone beside it.
+# In the wheel the parts lie inside aurora/, in a clone next to it.
 _INSIDE = (_FRAME / "components").is_dir()
 _ROOT, _PREFIX = (_FRAME, "aurora.") if _INSIDE else (_FRAME.parent, "")
 

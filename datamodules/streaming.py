@@ -16,7 +16,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from aurora.errors import AuroraError, BadSample, bad_sample
 from aurora.images import decode_image
-from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader, VisualLayout, check_sampling
+from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader, VisualLayout
 from aurora.mixture import Mixture, Part, read_mixture
 from aurora.options import NonNegativeInt, PositiveInt, Share
 from aurora.registry import DATA
@@ -61,8 +61,8 @@ class StreamingModule(DataModule, lightning.LightningDataModule):  # type: ignor
         self._tars = _tars(root, read_mixture("data.mixture", mixture))
         self._rows_per_step, self._steps, self._seed, self._workers, self._shuffle = (
             rows_per_step, max_steps, seed, workers, shuffle)
-        self._packer = _Packer(tokenizer, prompt, layout, reader, check_sampling(
-            Sampling(fps=fps, frames=frames, max_frames=max_frames)), row_tokens, row_frames)
+        self._packer = _Packer(tokenizer, prompt, layout, reader, Sampling(
+            fps=fps, frames=frames, max_frames=max_frames), row_tokens, row_frames)
         self._max_bad_rate, self._bad_rate_after, self._quarantine = max_bad_rate, bad_rate_after, quarantine
 
     def rows(self, position: Position, *, steps: int, rank: int, world: int) -> Iterator[PackedBatch]:

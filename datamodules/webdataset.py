@@ -12,7 +12,7 @@ from typing import Any
 import lightning
 
 from aurora.errors import AuroraError
-from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader, VisualLayout, check_sampling
+from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader, VisualLayout
 from aurora.mixture import Mixture, read_mixture
 from aurora.options import NonNegativeInt, PositiveFloat, PositiveInt, Share
 from aurora.registry import DATA
@@ -76,7 +76,7 @@ class WebDatasetModule(DataModule, lightning.LightningDataModule):  # type: igno
         self._missing, self._remote = missing, is_remote(root)
         self._cache = Path(cache) if cache else Path.home() / ".cache" / "aurora" / "shards"
         self._cache_bytes, self._verify = cache_bytes, verify
-        self._sampling = check_sampling(Sampling(fps=fps, frames=frames, max_frames=max_frames))
+        self._sampling = Sampling(fps=fps, frames=frames, max_frames=max_frames)
         self._budget = Budget(row_tokens, row_frames, blank_tokens(layout))
         self._tokenizer, self._prompt, self._layout, self._reader = tokenizer, prompt, layout, reader
         self._epochs, self._max_steps, self._workers, self._too_long = epochs, max_steps, workers, too_long

@@ -129,15 +129,17 @@ def stream(model: AuroraModel, runner: Runner, memory: Memory, options: Generati
     if memory.sequences != 1:
         raise ValueError(f"stream answers one sequence, not {memory.sequences}")
     text = TextStream(model.tokenizer, (model.prompt.stop, *options.stop))
-    tokens = _tokens(runner, memory, options)
-    for _, token in zip(range(options.max_new_tokens), tokens, strict=False):
-        piece = text.push(int(token))
-        if piece:
+    generators, steps = [_generator(options)], Steps(runner, memory)
+    for produced in count(1):
+        token = next_tokens(steps.logits, options, generators)
+        if piece := text.push(int(token)):
             yield piece
         if text.stopped:
             return
-    rest = text.finish()
-    if rest:
+        if produced == options.max_new_tokens:
+            break
+        steps.read(token)
+    if rest := text.finish():
         yield rest
 
 
@@ -163,15 +165,6 @@ def complete(model: AuroraModel, runner: Runner, memory: Memory, options: Genera
             active = [active[row] for row in going]
         steps.read(tokens)
     return [answer + text.finish() for answer, text in zip(answers, texts, strict=True)]
-
-
-def _tokens(runner: Runner, memory: Memory, options: Generation) -> Iterator[Tensor]:
-    generators = [_generator(options)]
-    steps = Steps(runner, memory)
-    while True:
-        token = next_tokens(steps.logits, options, generators)
-        yield token
-        steps.read(token)
 
 
 def _generator(options: Generation) -> torch.Generator:

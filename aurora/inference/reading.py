@@ -93,10 +93,12 @@ def read_frames(
     frames_per_chunk: int = FRAMES_PER_CHUNK,
 ) -> Memory:
     """All S sequences read the same frames [H, W, 3] uint8, which are encoded once."""
+    device = next(model.vision.parameters()).device
     for pixels, keep in chunks(frames, layout, frames_per_chunk):
-        device = next(model.vision.parameters()).device
         tokens = model.encode(pixels.to(device), keep).flatten(0, 1)  # [N · M, D]
-        memory = _read_embedded(runner, memory, tokens)
+        for part in torch.split(tokens, max(1, ROW_TOKENS // memory.sequences)):
+            bounds = torch.arange(memory.sequences + 1, device=device) * len(part)
+            memory = Memory(*runner.prefill(part.repeat(memory.sequences, 1), bounds, memory.state))
     return memory
 
 
@@ -113,14 +115,6 @@ def chunks(frames: Iterable[np.ndarray], layout: VisualLayout, size: int) -> Ite
         keep = wanted
     if pending:
         yield torch.stack(pending), keep
-
-
-def _read_embedded(runner: Runner, memory: Memory, tokens: Tensor) -> Memory:
-    sequences = memory.sequences
-    for part in torch.split(tokens, max(1, ROW_TOKENS // sequences)):
-        bounds = torch.arange(sequences + 1, device=part.device) * len(part)
-        memory = Memory(*runner.prefill(part.repeat(sequences, 1), bounds, memory.state))
-    return memory
 
 
 def _interleave(one: Memory, places: Sequence[int], other: Memory, others: Sequence[int]) -> Memory:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,24 +163,17 @@ class Session:
 
     def _look(self, leadings: Sequence[Sequence[int]]) -> tuple[Memory, int]:
         """What is watched, read after each of the given beginnings, and its number of frames."""
-        frames = _Counted(frames_of(self.sources, self.sampling, self.reader), self.on_frame)
+        number = 0
+
+        def counted() -> Iterator[np.ndarray]:
+            nonlocal number
+            for frame in frames_of(self.sources, self.sampling, self.reader):
+                number += 1
+                if self.on_frame is not None:
+                    self.on_frame(number)
+                yield frame
+
         before = read_texts(self.runner, blank(self.runner, len(leadings)), leadings)
-        after = read_frames(self.model, self.runner, before, frames, self.layout,
+        after = read_frames(self.model, self.runner, before, counted(), self.layout,
                             frames_per_chunk=self.frames_per_chunk)
-        return after, frames.number
-
-
-class _Counted:
-    """Frames passed on, counted and announced."""
-
-    def __init__(self, frames: Iterable[np.ndarray], on_frame: Callable[[int], None] | None = None) -> None:
-        self.number = 0
-        self._frames = frames
-        self._on_frame = on_frame
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for frame in self._frames:
-            self.number += 1
-            if self._on_frame is not None:
-                self._on_frame(self.number)
-            yield frame
+        return after, number

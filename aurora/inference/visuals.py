@@ -32,21 +32,14 @@ def frames_of(sources: Sequence[str | Path], sampling: Sampling, reader: VideoRe
         try:
             check_file(source)
             number = 0
-            for frame in _frames(source, sampling, reader):
+            shown = [read_image(source)] if is_image(source) else (f for _, f in reader.read(str(source), sampling))
+            for frame in shown:
                 yield frame
                 number += 1
         except (AuroraError, OSError) as error:
             raise UnreadableVisual(str(error)) from error
         if number == 0:
             raise UnreadableVisual(f"{source} holds no frame at the sampled moments")
-
-
-def _frames(source: str | Path, sampling: Sampling, reader: VideoReader) -> Iterator[np.ndarray]:
-    if is_image(source):
-        yield read_image(source)
-        return
-    for _, frame in reader.read(str(source), sampling):
-        yield frame
 
 
 def check_file(path: str | Path) -> None:

@@ -1,7 +1,7 @@
 """The contracts of the slots: `backbone` and `model` of what computes, `data` of what is read."""
 
 from aurora.interfaces.backbone import INITIAL_STATE, Backbone, InitialState, Runner
-from aurora.interfaces.data import DataModule, Entry, Executor, Sampling, Source, VideoReader, check_sampling
+from aurora.interfaces.data import DataModule, Entry, Executor, Sampling, Source, VideoReader
 from aurora.interfaces.model import (
     BlockView,
     Connector,
@@ -20,5 +20,5 @@ from aurora.interfaces.model import (
 __all__ = [
     "INITIAL_STATE", "Backbone", "BlockView", "Connector", "DataModule", "Entry", "Executor", "InitialState", "Merge",
     "MergeStrategy", "Prompt", "Runner", "Sampling", "Sorter", "Source", "Text", "Tokenizer", "Turn", "VideoReader",
-    "VisionEncoder", "Visual", "VisualLayout", "check_sampling",
+    "VisionEncoder", "Visual", "VisualLayout",
 ]

@@ -171,7 +171,7 @@ class Backbone(nn.Module, ABC):
         """Fills all parameters and buffers as before training: what was built on the meta device starts here."""
 
     def portable(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The options with which a saved model builds this backbone again: no file beside its folder is needed."""
+        """The options with which a saved model builds this backbone again: no file outside its folder is needed."""
         return options
 
     @abstractmethod

@@ -21,9 +21,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-# ---- reader ----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Sampling:
     """Which frames of a video are read: `fps` per second, or `frames` spread evenly, the last one included.
@@ -38,22 +35,19 @@ class Sampling:
     start: float = 0.0
     stop: float | None = None
 
-
-def check_sampling(sampling: Sampling) -> Sampling:
-    """The sampling, or AuroraError when it does not choose frames in exactly one way."""
-    if (sampling.fps is None) == (sampling.frames is None):
-        raise AuroraError(f"sampling: give exactly one of fps ({sampling.fps}) and frames ({sampling.frames})")
-    if sampling.fps is not None and not 0 < sampling.fps <= 1000:
-        raise AuroraError(f"sampling: fps {sampling.fps} is outside (0, 1000]")
-    if sampling.frames is not None and sampling.frames < 1:
-        raise AuroraError(f"sampling: frames {sampling.frames} is less than 1")
-    if sampling.max_frames is not None and (sampling.fps is None or sampling.max_frames < 1):
-        raise AuroraError(f"sampling: max_frames {sampling.max_frames} caps fps at 1 frame or more; "
-                          "`frames` already is a number of frames")
-    if not 0 <= sampling.start < (math.inf if sampling.stop is None else sampling.stop):
-        raise AuroraError(f"sampling: nothing lies between start {sampling.start} and stop {sampling.stop}; both are "
-                          "seconds after the first frame")
-    return sampling
+    def __post_init__(self) -> None:
+        if (self.fps is None) == (self.frames is None):
+            raise AuroraError(f"sampling: give exactly one of fps ({self.fps}) and frames ({self.frames})")
+        if self.fps is not None and not 0 < self.fps <= 1000:
+            raise AuroraError(f"sampling: fps {self.fps} is outside (0, 1000]")
+        if self.frames is not None and self.frames < 1:
+            raise AuroraError(f"sampling: frames {self.frames} is less than 1")
+        if self.max_frames is not None and (self.fps is None or self.max_frames < 1):
+            raise AuroraError(f"sampling: max_frames {self.max_frames} caps fps at 1 frame or more; "
+                              "`frames` already is a number of frames")
+        if not 0 <= self.start < (math.inf if self.stop is None else self.stop):
+            raise AuroraError(f"sampling: nothing lies between start {self.start} and stop {self.stop}; both are "
+                              "seconds after the first frame")
 
 
 class VideoReader(ABC):
@@ -70,9 +64,6 @@ class VideoReader(ABC):
     @abstractmethod
     def times(self, source: str | bytes, sampling: Sampling) -> list[float]:
         """The moments in seconds that `read` will sample; their number is the number of frames."""
-
-
-# ---- data ------------------------------------------------------------------------------------------------------
 
 
 class DataModule(ABC):
@@ -147,9 +138,6 @@ class DataModule(ABC):
                           identity=self.identity(), repeat=repeat)
 
 
-# ---- source ----------------------------------------------------------------------------------------------------
-
-
 Entry = Mapping[str, Any]
 """What a source says of one sample before any medium is read: JSON that can be written down and read back."""
 
@@ -183,9 +171,6 @@ class Source(ABC):
         Media stand under the extension of what they are (jpg, gif, mp4, avi, …), whatever their files are called.
         BadSample with a reason and a detail where it cannot be used.
         """
-
-
-# ---- executor --------------------------------------------------------------------------------------------------
 
 
 class Executor(ABC):

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from aurora.images import ImagePreparation
 
 
-# ---- merge -----------------------------------------------------------------------------------------------------
-
-
 class BlockView(NamedTuple):
     """What a vision block shows a merge strategy, between its attention and its MLP."""
 
@@ -80,9 +77,6 @@ class MergeStrategy(ABC):
         """The merge that removes `remove` ≥ 1 tokens of every frame."""
 
 
-# ---- sort ------------------------------------------------------------------------------------------------------
-
-
 class Sorter(ABC):
     """Decides the order in which the tokens of a frame are read; inside a frame only, so that a stream can be read
     frame by frame."""
@@ -93,9 +87,6 @@ class Sorter(ABC):
     @abstractmethod
     def order(self, tokens: VisualTokens) -> Tensor:
         """[N, M] int64: for each frame the permutation in which its tokens are read."""
-
-
-# ---- vision ----------------------------------------------------------------------------------------------------
 
 
 class VisionEncoder(nn.Module, ABC):
@@ -137,18 +128,12 @@ class VisualLayout:
         return self.merge.keep(self.prepare.patches(height, width), self.depth, self.keep_ratio)
 
 
-# ---- connector -------------------------------------------------------------------------------------------------
-
-
 class Connector(nn.Module, ABC):
     """Hands visual tokens to the backbone. The constructor is given `in_width` and `out_width`."""
 
     @abstractmethod
     def forward(self, tokens: VisualTokens) -> Tensor:
         """[N, M, Dv] → [N, M, D]; the number of tokens stays, since the row is laid out by it."""
-
-
-# ---- tokenizer -------------------------------------------------------------------------------------------------
 
 
 class Tokenizer(ABC):
@@ -165,9 +150,6 @@ class Tokenizer(ABC):
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are not UTF-8 become U+FFFD."""
-
-
-# ---- prompt ----------------------------------------------------------------------------------------------------
 
 
 class Turn(NamedTuple):

@@ -123,6 +123,15 @@ def mlp_size(width: int) -> int:
     return -(-(8 * width // 3) // 256) * 256
 
 
+def expanded(backbone: str, option: str, expand: float, head_size: int) -> int:
+    """expand · head_size. AuroraError that names the option unless it is a whole number above 0."""
+    width = round(expand * head_size)
+    if width < 1 or width != expand * head_size:
+        raise AuroraError(f"backbone {backbone!r}: {option} · head_size = {expand * head_size} ({option} {expand}, "
+                          f"head_size {head_size}) is the width of a head and must be a whole number above 0")
+    return width
+
+
 def _ours(name: str) -> str:
     # the norm goes by another name where it is not fused with its gate
     return name.removeprefix("model.").replace(".attn.g_norm.", ".attn.g_norm_swish_gate.")

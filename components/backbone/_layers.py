@@ -1,4 +1,4 @@
-"""What linear RNNs share: projections, gates, initial values, and the checks of sizes."""
+"""What linear RNNs share: projections, gates, initial values, and the check of heads."""
 
 from __future__ import annotations
 
@@ -87,13 +87,6 @@ def fill_steps(bias: Tensor) -> None:
     """What softplus turns into steps of 0.001 to 0.1, evenly in their logarithm."""
     step = torch.empty_like(bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
     bias.copy_(step + torch.log(-torch.expm1(-step)))
-
-
-def check_sizes(backbone: str, **sizes: int) -> None:
-    """AuroraError for a size below one."""
-    for name, value in sizes.items():
-        if value < 1:
-            raise AuroraError(f"backbone {backbone!r}: {name} must be at least 1, not {value}")
 
 
 def check_heads(backbone: str, hidden_size: int, head_size: int) -> None:

@@ -6,14 +6,13 @@ Shape letters: C width, H heads, N head size, R rank of the mixing, V vocabulary
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from aurora.weights.layouts import Family, KeyMap, Layout, Shapes, require_values
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes
 
-from ._layouts import TIME_STATE, below, deep, depth, flat, pair, pairs, size, transposed, unpack_state
+from ._layouts import TIME_STATE, deep, depth, fla_layout, flat, pair, pairs, size, transposed, unpack_state
 
 # the authors mix in the order w, k, v, r, g, flash-linear-attention in the order r, w, k, v, g
 TO_FLA = [3, 0, 1, 2, 4]
@@ -65,14 +64,6 @@ BLOCK = [
 ]
 
 
-def _key_maps(layers: int) -> list[KeyMap]:
-    maps = pairs({"emb": "model.embeddings", "head": "lm_head"})
-    maps += pairs({"blocks.0.ln0": "model.layers.0.pre_norm", "ln_out": "model.norm"}, ("weight", "bias"))
-    for layer in range(layers):
-        maps += below(f"blocks.{layer}.", f"model.layers.{layer}.", BLOCK)
-    return maps
-
-
 def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "vocab_size": size(shapes, "emb.weight", 0),
@@ -85,34 +76,10 @@ def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    return {
-        "architectures": ["RWKV6ForCausalLM"],
-        "model_type": "rwkv6",
-        "vocab_size": options["vocab_size"],
-        "hidden_size": options["hidden_size"],
-        "num_hidden_layers": options["layers"],
-        "num_heads": options["hidden_size"] // options["head_size"],
-        "expand_k": 1.0,
-        "expand_v": 1.0,
-        "hidden_ratio": 3.5,
-        "intermediate_size": options["ffn_size"],
-        "proj_low_rank_dim": options["mix_rank"],
-        "gate_low_rank_dim": options["decay_rank"],
-        "hidden_act": "sqrelu",
-        "norm_first": True,
-        "norm_bias": True,
-        "norm_eps": 1e-5,
-        "tie_word_embeddings": False,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "dtype": dtype,
-    }
+def _own_config(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"expand_k": 1.0, "expand_v": 1.0, "hidden_ratio": 3.5, "proj_low_rank_dim": options["mix_rank"],
+            "gate_low_rank_dim": options["decay_rank"]}
 
-
-NEEDED = {"model_type": "rwkv6", "hidden_act": "sqrelu", "norm_first": True, "norm_bias": True, "attn": None,
-          "expand_k": 1.0, "expand_v": 1.0, "tie_word_embeddings": False}
-"""What a config.json must say, where it says anything of it."""
 
 AUTHORS = Layout(
     name="authors",
@@ -121,14 +88,12 @@ AUTHORS = Layout(
     layer=r"blocks\.(\d+)\.",
     carried=(TIME_STATE,),
 )
-FLA = Layout(
-    name="fla",
-    title="flash-linear-attention's RWKV6ForCausalLM",
+FLA = fla_layout(
+    "rwkv6",
     marks=(r"^model\.layers\.\d+\.attn\.x_proj\.", r"^model\.layers\.\d+\.attn\.x_bias$"),
-    key_maps=_key_maps,
-    layer=r"model\.layers\.(\d+)\.",
-    configure=_configure,
-    check=partial(require_values, part="backbone 'rwkv6'", needed=NEEDED),
+    block=lambda layer: BLOCK,
+    own_config=_own_config,
+    needed={"expand_k": 1.0, "expand_v": 1.0},
     notes=("flash-linear-attention takes the eps of the group norm from norm_eps (1e-5); the authors' is 64e-5. After "
            "loading, set layer.attn.g_norm.eps = 64e-5 in every layer, or its logits are 1e-3 off",),
 )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-from aurora.weights.layouts import Family, KeyMap, Layout, Shapes, require_values
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes
 
-from ._layouts import TIME_STATE, below, deep, depth, flat, pair, pairs, size, transposed, unpack_state
+from ._layouts import TIME_STATE, deep, depth, fla_layout, flat, pair, pairs, size, transposed, unpack_state
 
 
 def _low_rank(letter: str, *, bias: bool = True) -> list[KeyMap]:
@@ -32,15 +31,6 @@ BLOCK = [
 ]
 
 
-def _key_maps(layers: int) -> list[KeyMap]:
-    maps = pairs({"emb": "model.embeddings", "head": "lm_head"})
-    maps += pairs({"blocks.0.ln0": "model.layers.0.pre_norm", "ln_out": "model.norm"}, ("weight", "bias"))
-    for layer in range(layers):
-        block = [*BLOCK, *_low_rank("v")] if layer else BLOCK
-        maps += below(f"blocks.{layer}.", f"model.layers.{layer}.", block)
-    return maps
-
-
 def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     options = {
         "vocab_size": size(shapes, "emb.weight", 0),
@@ -56,36 +46,17 @@ def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     return options | ({"value_rank": size(shapes, "blocks.1.att.v1", 1)} if options["layers"] > 1 else {})
 
 
-def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+def _own_config(options: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "architectures": ["RWKV7ForCausalLM"],
-        "model_type": "rwkv7",
-        "vocab_size": options["vocab_size"],
-        "hidden_size": options["hidden_size"],
-        "num_hidden_layers": options["layers"],
         "head_dim": options["head_size"],
-        "num_heads": options["hidden_size"] // options["head_size"],
         "value_dim": [options["hidden_size"]] * options["layers"],
         "hidden_ratio": options["ffn_size"] / options["hidden_size"],
-        "intermediate_size": options["ffn_size"],
         "decay_low_rank_dim": options["decay_rank"],
         "a_low_rank_dim": options["rate_rank"],
         "v_low_rank_dim": options.get("value_rank", 32),
         "gate_low_rank_dim": options["gate_rank"],
-        "hidden_act": "sqrelu",
-        "norm_first": True,
-        "norm_bias": True,
-        "norm_eps": 1e-5,
-        "tie_word_embeddings": False,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "dtype": dtype,
     }
 
-
-NEEDED = {"model_type": "rwkv7", "hidden_act": "sqrelu", "norm_first": True, "norm_bias": True, "attn": None,
-          "norm_eps": 1e-5, "tie_word_embeddings": False}
-"""What a config.json must say, where it says anything of it."""
 
 AUTHORS = Layout(
     name="authors",
@@ -96,13 +67,11 @@ AUTHORS = Layout(
     # some published files hold the first layer's value residual, which no layer reads
     ignored=(r"blocks\.0\.att\.v[012]",),
 )
-FLA = Layout(
-    name="fla",
-    title="flash-linear-attention's RWKV7ForCausalLM",
+FLA = fla_layout(
+    "rwkv7",
     marks=(r"^model\.layers\.\d+\.attn\.(r_k|k_k|k_a|w_lora\..*)$",),
-    key_maps=_key_maps,
-    layer=r"model\.layers\.(\d+)\.",
-    configure=_configure,
-    check=partial(require_values, part="backbone 'rwkv7'", needed=NEEDED),
+    block=lambda layer: [*BLOCK, *_low_rank("v")] if layer else BLOCK,
+    own_config=_own_config,
+    needed={"norm_eps": 1e-5},
 )
 FAMILY = Family(slot="backbone", part="rwkv7", layouts=(AUTHORS, FLA), options=_options, unpack=unpack_state)

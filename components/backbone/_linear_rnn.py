@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from aurora.interfaces import Backbone
 from aurora.types import State
 
-from ..kernels.int8 import quantize_linears
+from ..kernels.linear import quantize_linears
 from ._layers import Linear
 
 LayerState = TypeVar("LayerState")
+ConvSize = Annotated[int, Ge(2)]
 
 
 class Row(NamedTuple):
@@ -56,6 +58,7 @@ class LinearRNN(Backbone):
     layer_state: ClassVar[Any]
     recurrence: ClassVar[str]  # the state that the recurrence sums up, kept in float32 at least
     state_shapes: Mapping[str, tuple[int, ...]]  # by name, after [L, S]
+    carried: ClassVar[tuple[None, ...]] = ()  # what the first block is given after x; every block passes its own on
 
     @property
     @abstractmethod
@@ -80,18 +83,19 @@ class LinearRNN(Backbone):
         self, x: Tensor, cu_seqlens: Tensor, state: State | None, *, return_state: bool
     ) -> tuple[Tensor, State | None]:
         _, blocks, norm = self.parts
-        row, after = Row.of(cu_seqlens, x.device), []
+        row, carried, after = Row.of(cu_seqlens, x.device), self.carried, []
         for layer, block in enumerate(blocks):
             before = None if state is None else layer_of(self.layer_state, state, layer)
-            x, layer_state = block(x, row, before, return_state)
+            x, *carried, layer_state = block(x, *carried, row, before, return_state)
             after.append(layer_state)
         return norm(x), stack_layers(after) if return_state else None
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         _, blocks, norm = self.parts
-        after = []
+        carried, after = self.carried, []
         for layer, block in enumerate(blocks):
-            x, layer_state = block.step(x, layer_of(self.layer_state, state, layer))  # type: ignore[operator]
+            before = layer_of(self.layer_state, state, layer)
+            x, *carried, layer_state = block.step(x, *carried, before)  # type: ignore[operator]
             after.append(layer_state)
         return norm(x), stack_layers(after)
 

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from aurora.interfaces import INITIAL_STATE, InitialState, Runner
 from aurora.types import State
 
-from ..kernels._native import arguments, library, missing, pointer, threads
-from ..kernels.int8 import Int8Linear
-from ..kernels.linear import project
+from ..kernels._native import address, library, missing, threads
+from ..kernels.linear import Int8Linear, project
 from ..kernels.rwkv6_mix import mix_five, norm_gate, norm_shift
 from ..kernels.wkv6 import wkv6
 from ._layers import Linear
@@ -57,8 +56,6 @@ class FusedRunner(Runner):
         self._eps = first.att.ln_x.eps
         self._is_int8 = isinstance(first.att.key, Int8Linear)
         self._step = library("rwkv6").rwkv6_step
-        self._step.argtypes = arguments("pfpp pppp pppp liii")
-        self._step.restype = None
         for block in model.blocks:
             _transpose(block.ffn.value)
         table = []
@@ -93,9 +90,9 @@ class FusedRunner(Runner):
         after = {name: torch.empty_like(tensor) for name, tensor in given.items()}
         x, hidden = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         self._step(
-            self._sizes, self._eps, self._pointers, self._ends, pointer(x), pointer(given["att_shift"]),
-            pointer(given["wkv"]), pointer(given["ffn_shift"]), pointer(hidden), pointer(after["att_shift"]),
-            pointer(after["wkv"]), pointer(after["ffn_shift"]), len(x), x.dtype is torch.bfloat16, self._is_int8,
+            self._sizes, self._eps, self._pointers, self._ends, address(x), address(given["att_shift"]),
+            address(given["wkv"]), address(given["ffn_shift"]), address(hidden), address(after["att_shift"]),
+            address(after["wkv"]), address(after["ffn_shift"]), len(x), x.dtype is torch.bfloat16, self._is_int8,
             threads(),
         )
         return hidden, after

@@ -16,11 +16,10 @@ from aurora.errors import AuroraError
 from aurora.registry import BACKBONE
 from aurora.types import State, join_states, select_state
 
+from ..kernels._grid import sequence_lengths
 from ._hf import Hosted
-from ._hf_config import Wanted, model_config
 from ._hf_memory import GriffinMemory, MambaMemory, Memory, XlstmMemory
 
-DEFAULT = "mamba2"
 FAMILIES: Mapping[str, Callable[[nn.Module], Memory]] = {
     "falcon_mamba": MambaMemory,
     "mamba": MambaMemory,
@@ -46,22 +45,26 @@ class HF(Hosted):
     RecurrentGemma cannot read several positions from a state; what follows one is read position by position.
     """
 
-    def __init__(
-        self,
-        *,
-        vocab_size: int,
-        path: str | None = None,
-        model_type: str | None = None,
-        hidden_size: int | None = None,
-        layers: int | None = None,
-        head_size: int | None = None,
-        config: Mapping[str, Any] | None = None,
-    ) -> None:
-        wanted = Wanted("hf", path, model_type, hidden_size, layers, head_size, config, vocab_size)
-        described = model_config(wanted, DEFAULT)
-        _check_constant(described)
-        super().__init__(described, name="hf", vocab_size=vocab_size, attention=None)
-        self.memory = FAMILIES[described.model_type](self.body)
+    name = "hf"
+    default_type = "mamba2"
+
+    def _check(self, config: Any) -> None:
+        """AuroraError for a model whose memory is not constant, or that does not belong to one of the families."""
+        if config.model_type in FAMILIES:
+            return
+        known = ", ".join(FAMILIES)
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if "linear_attention" in kinds or "hybrid" in kinds or "mamba" in kinds:
+            raise AuroraError(f"backbone 'hf': {config.model_type} mixes recurrent layers with attention, so its "
+                              f"memory grows with what it reads; constant are {known}")
+        if config.model_type == "rwkv":
+            raise AuroraError("backbone 'hf': RWKV-4 of transformers is not read; take backbone=rwkv6 or rwkv7, or one "
+                              f"of {known}")
+        raise AuroraError(f"backbone 'hf': {config.model_type} is not recurrent; take backbone=transformer for it, or "
+                          f"one of {known}")
+
+    def _built(self) -> None:
+        self.memory = FAMILIES[self.config.model_type](self.body)
 
     def blank_state(self, sequences: int) -> State:
         return self.memory.empty(sequences)
@@ -69,11 +72,10 @@ class HF(Hosted):
     def read(
         self, x: Tensor, cu_seqlens: Tensor, state: State | None, *, return_state: bool
     ) -> tuple[Tensor, State | None]:
-        lengths = cu_seqlens.diff().tolist()
-        if min(lengths) < 1:
-            raise ValueError(f"sequences of lengths {lengths}: empty sequences cannot be read")
+        lengths = sequence_lengths(cu_seqlens, len(x))
         if state is not None and not self.memory.continues:
-            if not _is_initial(state):
+            # nothing was read yet where all is zero; a state that is learned counts as read from the start
+            if any(tensor.requires_grad or bool(tensor.any()) for tensor in state.values()):
                 hidden, after = read_steps(self.memory, x, lengths, state)
                 return hidden.to(x.dtype), after if return_state else None
             state = None
@@ -84,27 +86,6 @@ class HF(Hosted):
         hidden, after = self.memory.read(x.unsqueeze(1), state, True)
         assert after is not None
         return hidden.squeeze(1).to(x.dtype), after
-
-
-def _is_initial(state: State) -> bool:
-    """Whether nothing was read yet; a state that is learned counts as read from the start."""
-    return not any(tensor.requires_grad or bool(tensor.any()) for tensor in state.values())
-
-
-def _check_constant(config: Any) -> None:
-    """AuroraError for a model whose memory is not constant, or that does not belong to one of the families."""
-    if config.model_type in FAMILIES:
-        return
-    known = ", ".join(FAMILIES)
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if "linear_attention" in kinds or "hybrid" in kinds or "mamba" in kinds:
-        raise AuroraError(f"backbone 'hf': {config.model_type} mixes recurrent layers with attention, so its memory "
-                          f"grows with what it reads; constant are {known}")
-    if config.model_type == "rwkv":
-        raise AuroraError("backbone 'hf': RWKV-4 of transformers is not read; take backbone=rwkv6 or rwkv7, or one of "
-                          f"{known}")
-    raise AuroraError(f"backbone 'hf': {config.model_type} is not recurrent; take backbone=transformer for it, or one "
-                      f"of {known}")
 
 
 class Batch(NamedTuple):

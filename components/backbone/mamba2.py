@@ -20,10 +20,11 @@ from aurora.registry import BACKBONE
 from aurora.weights.io import open_tensors
 from aurora.weights.loading import fill, write_tensors
 
+from .._options import Size
 from ..kernels.ssd import ssd, ssd_step
-from ._layers import Linear, check_sizes, fill_steps
+from ._layers import Linear, fill_steps
 from ._layouts_mamba2 import FAMILY
-from ._linear_rnn import LinearRNN, Parts, Row, convolve, latest, row_window, step_window
+from ._linear_rnn import ConvSize, LinearRNN, Parts, Row, convolve, latest, row_window, step_window
 
 NORM_EPS = 1e-5
 
@@ -73,6 +74,17 @@ class Mixer(nn.Module):
         y = (y + values * self.D.unsqueeze(-1)).to(x.dtype).flatten(-2)
         return self.out_proj(self.norm(y * F.silu(gate))), state, seen
 
+    def initialise(self, layers: int) -> None:
+        """Fills the parameters, of one of so many layers."""
+        nn.init.kaiming_uniform_(self.in_proj.weight, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
+        self.out_proj.weight.div_(math.sqrt(layers))
+        self.conv1d.reset_parameters()
+        self.norm.reset_parameters()
+        nn.init.ones_(self.D)
+        self.A_log.uniform_(1, 16).log_()
+        fill_steps(self.dt_bias)
+
 
 class Block(nn.Module):
     """One layer."""
@@ -117,22 +129,18 @@ class Mamba2(LinearRNN):
         self,
         *,
         vocab_size: int,
-        hidden_size: int = 2048,
-        layers: int = 48,
-        head_size: int = 64,
-        state_size: int = 128,
-        expand: int = 2,
-        conv_size: int = 4,
+        hidden_size: Size = 2048,
+        layers: Size = 48,
+        head_size: Size = 64,
+        state_size: Size = 128,
+        expand: Size = 2,
+        conv_size: ConvSize = 4,
     ) -> None:
         super().__init__()
-        check_sizes("mamba2", vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, head_size=head_size,
-                    state_size=state_size, expand=expand)
         inner = expand * hidden_size
         if inner % head_size:
             raise AuroraError(f"backbone 'mamba2': expand · hidden_size = {inner} (hidden_size {hidden_size}) is not a "
                               f"multiple of head_size {head_size}")
-        if conv_size < 2:
-            raise AuroraError(f"backbone 'mamba2': conv_size must be at least 2, not {conv_size}")
         self.hidden_size = hidden_size
         self.vocab_size = vocab_size
         self.state_shapes = {
@@ -156,7 +164,7 @@ class Mamba2(LinearRNN):
         for block in self.layers:
             assert isinstance(block, Block)
             block.norm.reset_parameters()
-            _fill_mixer(block.mixer, len(self.layers))
+            block.mixer.initialise(len(self.layers))
 
     @property
     def parts(self) -> Parts:
@@ -180,14 +188,3 @@ class Mamba2(LinearRNN):
     def save_base(self, path: str) -> None:
         """Writes what `load_base` reads: `.pth` or `.safetensors` by the ending of the path."""
         write_tensors({f"backbone.{name}": tensor for name, tensor in self.state_dict().items()}, path)
-
-
-def _fill_mixer(mixer: Mixer, layers: int) -> None:
-    nn.init.kaiming_uniform_(mixer.in_proj.weight, a=math.sqrt(5))
-    nn.init.kaiming_uniform_(mixer.out_proj.weight, a=math.sqrt(5))
-    mixer.out_proj.weight.div_(math.sqrt(layers))
-    mixer.conv1d.reset_parameters()
-    mixer.norm.reset_parameters()
-    nn.init.ones_(mixer.D)
-    mixer.A_log.uniform_(1, 16).log_()
-    fill_steps(mixer.dt_bias)

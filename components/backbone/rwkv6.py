@@ -20,8 +20,9 @@ from aurora.types import State
 from aurora.weights.io import open_tensors
 from aurora.weights.loading import fill, write_tensors
 
+from .._options import Size
 from ..kernels.wkv6 import wkv6, wkv6_step
-from ._layers import Linear, check_heads, check_sizes, orthogonal, parameter, with_range
+from ._layers import Linear, check_heads, orthogonal, parameter, with_range
 from ._layouts_rwkv6 import FAMILY
 from ._linear_rnn import Row
 from ._rwkv import GROUP_NORM_EPS, RWKV, LayerState, RWKVBlock
@@ -189,16 +190,14 @@ class RWKV6(RWKV):
         self,
         *,
         vocab_size: int,
-        hidden_size: int = 2048,
-        layers: int = 24,
-        head_size: int = 64,
-        ffn_size: int | None = None,
-        mix_rank: int = 32,
-        decay_rank: int = 64,
+        hidden_size: Size = 2048,
+        layers: Size = 24,
+        head_size: Size = 64,
+        ffn_size: Size | None = None,
+        mix_rank: Size = 32,
+        decay_rank: Size = 64,
     ) -> None:
-        ffn_size = int(3.5 * hidden_size) // 32 * 32 if ffn_size is None else ffn_size
-        check_sizes("rwkv6", vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, head_size=head_size,
-                    ffn_size=ffn_size, mix_rank=mix_rank, decay_rank=decay_rank)
+        ffn_size = max(32, int(3.5 * hidden_size) // 32 * 32) if ffn_size is None else ffn_size
         check_heads("rwkv6", hidden_size, head_size)
         super().__init__(vocab_size, hidden_size, head_size, (
             Block(hidden_size, head_size, ffn_size, mix_rank, decay_rank, first=layer == 0)

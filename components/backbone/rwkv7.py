@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from aurora.errors import AuroraError
 from aurora.registry import BACKBONE
-from aurora.types import State
 from aurora.weights.io import open_tensors
 from aurora.weights.loading import fill, write_tensors
 
+from .._options import Size
 from ..kernels.wkv7 import wkv7, wkv7_step
-from ._layers import Linear, check_heads, check_sizes, orthogonal, parameter, with_range
+from ._layers import Linear, check_heads, orthogonal, parameter, with_range
 from ._layouts_rwkv7 import FAMILY
-from ._linear_rnn import Row, layer_of, stack_layers
+from ._linear_rnn import Row
 from ._rwkv import GROUP_NORM_EPS, RWKV, LayerState, RWKVBlock
 
 # a position forgets at most exp(-exp(-1/2)), so 45 % of a channel stays
@@ -206,55 +206,29 @@ class RWKV7(RWKV):
 
     block_class = Block
     layouts = FAMILY
+    carried = (None,)  # the values of the first layer, which gives them
 
     def __init__(
         self,
         *,
         vocab_size: int,
-        hidden_size: int = 2048,
-        layers: int = 24,
-        head_size: int = 64,
-        ffn_size: int | None = None,
-        decay_rank: int | None = None,
-        rate_rank: int | None = None,
-        value_rank: int | None = None,
-        gate_rank: int | None = None,
+        hidden_size: Size = 2048,
+        layers: Size = 24,
+        head_size: Size = 64,
+        ffn_size: Size | None = None,
+        decay_rank: Size | None = None,
+        rate_rank: Size | None = None,
+        value_rank: Size | None = None,
+        gate_rank: Size | None = None,
     ) -> None:
         ffn_size = 4 * hidden_size if ffn_size is None else ffn_size
-        check_sizes("rwkv7", vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, head_size=head_size,
-                    ffn_size=ffn_size)
         check_heads("rwkv7", hidden_size, head_size)
-        usual = usual_ranks(hidden_size)
-        ranks = Ranks(
-            decay=usual.decay if decay_rank is None else decay_rank,
-            rate=usual.rate if rate_rank is None else rate_rank,
-            value=usual.value if value_rank is None else value_rank,
-            gate=usual.gate if gate_rank is None else gate_rank,
-        )
-        check_sizes("rwkv7", **{f"{name}_rank": rank for name, rank in ranks._asdict().items()})
+        given = {"decay": decay_rank, "rate": rate_rank, "value": value_rank, "gate": gate_rank}
+        ranks = usual_ranks(hidden_size)._replace(**{name: rank for name, rank in given.items() if rank is not None})
         super().__init__(vocab_size, hidden_size, head_size, (
             Block(hidden_size, head_size, ffn_size, ranks, first=layer == 0)
             for layer in range(layers)
         ))
-
-    def read(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None, *, return_state: bool
-    ) -> tuple[Tensor, State | None]:
-        row = Row.of(cu_seqlens, x.device)
-        v_first, after = None, []
-        for layer, block in enumerate(self.blocks):
-            before = None if state is None else layer_of(LayerState, state, layer)
-            x, v_first, layer_state = block(x, v_first, row, before, return_state)
-            after.append(layer_state)
-        return self.ln_out(x), stack_layers(after) if return_state else None
-
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        v_first, after = None, []
-        for layer, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            x, v_first, layer_state = block.step(x, v_first, layer_of(LayerState, state, layer))
-            after.append(layer_state)
-        return self.ln_out(x), stack_layers(after)
 
     def load_base(self, path: str) -> None:
         """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`."""

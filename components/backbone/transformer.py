@@ -6,7 +6,7 @@ Shape letters: T packed positions, S sequences, D width, L layers, C capacity of
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,10 +20,9 @@ from aurora.errors import AuroraError
 from aurora.registry import BACKBONE
 from aurora.types import State
 
+from ..kernels._grid import sequence_lengths
 from ._hf import Hosted, build
-from ._hf_config import Wanted, model_config
 
-DEFAULT = "llama"
 NAME = "aurora_packed"  # of our attention, among those of `transformers`
 LAYERS = {"full_attention", "sliding_attention"}
 
@@ -34,7 +33,7 @@ class Packed(Cache):  # type: ignore[misc]
     Takes the place of a cache, to which every layer passes its new keys and values.
     """
 
-    def __init__(self, lengths: list[int], state: State | None, keep: bool, device: torch.device) -> None:
+    def __init__(self, lengths: Sequence[int], state: State | None, keep: bool, device: torch.device) -> None:
         super().__init__(layers=[])
         self.lengths = lengths
         self.state = state
@@ -90,25 +89,19 @@ class Transformer(Hosted):
     Rows are packed exactly: positions restart with each sequence, and attention is computed sequence by sequence.
     """
 
+    name = "transformer"
+    default_type = "llama"
+    attention = NAME
     constant_state = False
 
-    def __init__(
-        self,
-        *,
-        vocab_size: int,
-        path: str | None = None,
-        model_type: str | None = None,
-        hidden_size: int | None = None,
-        layers: int | None = None,
-        head_size: int | None = None,
-        config: Mapping[str, Any] | None = None,
-    ) -> None:
-        wanted = Wanted("transformer", path, model_type, hidden_size, layers, head_size, config, vocab_size)
-        described = model_config(wanted, DEFAULT)
-        _check_attention(described)
-        shapes = _shapes(described)
-        super().__init__(described, name="transformer", vocab_size=vocab_size, attention=NAME)
-        self.state_shapes = shapes
+    def _check(self, config: Any) -> None:
+        """AuroraError for a model whose memory is something else than keys and values."""
+        other = set(getattr(config, "layer_types", None) or ["full_attention"]) - LAYERS
+        if other:
+            raise AuroraError(f"backbone 'transformer': {config.model_type} has layers of the kind(s) "
+                              f"{', '.join(sorted(other))}; only attention is read here, and models that are recurrent "
+                              "in every layer by backbone=hf")
+        self.state_shapes = _shapes(config)
 
     def blank_state(self, sequences: int) -> State:
         weight = self.body.get_input_embeddings().weight
@@ -119,10 +112,7 @@ class Transformer(Hosted):
     def read(
         self, x: Tensor, cu_seqlens: Tensor, state: State | None, *, return_state: bool
     ) -> tuple[Tensor, State | None]:
-        lengths = cu_seqlens.diff().tolist()
-        if min(lengths) < 1:
-            raise ValueError(f"sequences of lengths {lengths}: empty sequences cannot be read")
-        packed = Packed(lengths, state, return_state, x.device)
+        packed = Packed(sequence_lengths(cu_seqlens, len(x)), state, return_state, x.device)
         hidden = _read(self.body, x, packed)
         return hidden, packed.after() if return_state else None
 
@@ -136,15 +126,6 @@ def _read(body: Any, x: Tensor, packed: Packed) -> Tensor:
                           use_cache=True, packed=packed).last_hidden_state
     # sharding hangs its hooks on what is returned, which a view would lose
     return hidden[0].to(x.dtype, copy=True)
-
-
-def _check_attention(config: Any) -> None:
-    """AuroraError for a model whose memory is something else than keys and values."""
-    other = set(getattr(config, "layer_types", None) or ["full_attention"]) - LAYERS
-    if other:
-        raise AuroraError(f"backbone 'transformer': {config.model_type} has layers of the kind(s) "
-                          f"{', '.join(sorted(other))}; only attention is read here, and models that are recurrent in "
-                          "every layer by backbone=hf")
 
 
 def _shapes(config: Any) -> dict[str, tuple[int, tuple[int, ...]]]:

@@ -16,6 +16,8 @@ from ._triton import Segments, interpreted, positions, segments
 
 SHORT = 8
 """Up to this length the recurrence is used."""
+BLOCK = 16
+"""So many columns or rows of a state one program takes, where nothing else of it is needed."""
 
 
 class Plan(NamedTuple):
@@ -81,11 +83,24 @@ def recur(
 ) -> None:
     """Runs the kernel of a recurrence, which goes through the positions one by one, into y and the final state."""
     sequences, heads, keys, values = state.shape
-    columns, step = 16, max(lengths) == 1
+    step = max(lengths) == 1
     bounds = None if step else positions(lengths, state.device)
-    kernel[(sequences * heads * (values // columns),)](
-        *inputs, state, y, final, bounds, heads, keys, values, columns, step, num_warps=1
+    kernel[(sequences * heads * (values // BLOCK),)](
+        *inputs, state, y, final, bounds, heads, keys, values, BLOCK, step, num_warps=1
     )
+
+
+def link(
+    kernel: Any, outer: Tensor | None, local: Tensor, through: Tensor, row: Plan, *more: str, blocks: int,
+    backward: bool,
+) -> Tensor:
+    """The states before every segment [G, H, K, V], or their gradients after it, from what each segment does to one:
+    `local` is what it adds, `through` what the old state meets. Programs take BLOCK of `blocks` keys or values each."""
+    states = torch.empty_like(local)
+    kernel[((len(row.parts.bounds) - 1) * row.sizes[0] * (blocks // BLOCK),)](
+        outer, local, through, states, row.parts.bounds, *row.sizes[:3], BLOCK, backward, outer is not None, *more
+    )
+    return states
 
 
 def _numbers(dtype: torch.dtype) -> tuple[tl.dtype, str, bool]:

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from . import _wkv6_kernels as kernels
 from ._triton import device_of
-from ._triton_plan import SHORT, Plan, plan, recur
+from ._triton_plan import SHORT, Plan, link, plan, recur
 
 
 def wkv6_triton(
@@ -47,7 +47,7 @@ class _Fused(torch.autograd.Function):
             row = plan(lengths, v, r, k)
             if row.parts.split:
                 local, total = _advance(k, v, w, row, backward=False)
-                start = _link(state, local, total, row, backward=False)
+                start = link(kernels.link, state, local, total, row, blocks=row.sizes[1], backward=False)
             kernels.forward[row.segments](
                 r, k, v, w, bonus, start, y, final, row.parts.table, *row.sizes, row.levels, *row.numbers, **row.through
             )
@@ -64,7 +64,7 @@ class _Fused(torch.autograd.Function):
             end = None if dfinal is None else dfinal.contiguous()
             if total is not None:
                 local, _ = _advance(r, dy, w, row, backward=True)
-                end = _link(end, local, total, row, backward=True)
+                end = link(kernels.link, end, local, total, row, blocks=row.sizes[1], backward=True)
             states, _ = _states(k, v, w, start, row, backward=False)
             dstates, dstate = _states(r, dy, w, end, row, backward=True)
             dr, dk, dv, dw = (torch.empty_like(x) for x in (r, k, v, w))
@@ -98,14 +98,3 @@ def _states(
         *row.numbers, **row.through,
     )
     return states, outer
-
-
-def _link(outer: Tensor | None, local: Tensor, total: Tensor, row: Plan, backward: bool) -> Tensor:
-    """The states before every segment [G, H, K, V], or their gradients after it."""
-    states = torch.empty_like(local)
-    heads, keys, values, _ = row.sizes
-    rows = 16
-    kernels.link[((len(row.parts.bounds) - 1) * heads * (keys // rows),)](
-        outer, local, total, states, row.parts.bounds, heads, keys, values, rows, backward, outer is not None
-    )
-    return states

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from . import _wkv7_backward as gradients
 from . import _wkv7_kernels as kernels
 from ._triton import device_of, interpreted
-from ._triton_plan import SHORT, Plan, plan, recur
+from ._triton_plan import SHORT, Plan, link, plan, recur
 
 LEVELS = 4
 """Chunks of 16 positions: with 32 the products of a chunk do not fit in the registers."""
@@ -111,15 +111,8 @@ def _retreat(
 
 
 def _link(outer: Tensor | None, local: Tensor, maps: Tensor, row: Plan, backward: bool) -> Tensor:
-    """The states before every segment [G, H, K, V], or their gradients after it."""
-    states = torch.empty_like(local)
-    heads, keys, values, _ = row.sizes
-    columns = 16
-    kernels.link[((len(row.parts.bounds) - 1) * heads * (values // columns),)](
-        outer, local, maps, states, row.parts.bounds, heads, keys, values, columns, backward, outer is not None,
-        "ieee" if interpreted() else "tf32x3",
-    )
-    return states
+    precision = "ieee" if interpreted() else "tf32x3"
+    return link(kernels.link, outer, local, maps, row, precision, blocks=row.sizes[2], backward=backward)
 
 
 def _inverse(row: Plan) -> str:

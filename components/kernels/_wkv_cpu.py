@@ -5,9 +5,7 @@ Shape letters: T packed positions, S sequences, H heads, K key width, V value wi
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import _native
-from ._native import address
+from ._native import address, library
 
 
 def unfit(name: str) -> Callable[[Tensor, Tensor], str | None]:
@@ -42,30 +40,6 @@ def wkv7_cpu(
     return apply(r, w.float(), k, v, a, b, state, lengths)
 
 
-@cache
-def library6() -> ctypes.CDLL:
-    """csrc/wkv6.cpp with its argument types."""
-    library = _native.library("wkv6")
-    library.wkv6_interval.restype = ctypes.c_int64
-    library.wkv6_shares.restype = ctypes.c_int64
-    library.wkv6_shares.argtypes = _native.arguments("p llll i")
-    library.wkv6_forward.argtypes = _native.arguments("i ppp ppp p llll i ppp")
-    library.wkv6_backward.argtypes = _native.arguments("i ppp ppp p llll i ppp ppp ppp")
-    return library
-
-
-@cache
-def library7() -> ctypes.CDLL:
-    """csrc/wkv7.cpp with its argument types."""
-    library = _native.library("wkv7")
-    library.wkv7_interval.restype = ctypes.c_int64
-    library.wkv7_shares.restype = ctypes.c_int64
-    library.wkv7_shares.argtypes = _native.arguments("p llll i")
-    library.wkv7_forward.argtypes = _native.arguments("i pppppp p p llll i pppp")
-    library.wkv7_backward.argtypes = _native.arguments("i pppppp p p llll i pppp pppppp p")
-    return library
-
-
 class _Wkv6(torch.autograd.Function):
     """Keeps its inputs, and the state every so many positions."""
 
@@ -87,20 +61,20 @@ class _Wkv6(torch.autograd.Function):
         *inputs, bounds, kept = ctx.saved_tensors
         r, k, v, w, bonus, state = inputs
         shared, grads = _shared(inputs, bounds), _given(v, grad_y, grad_after)
-        shares = library6().wkv6_shares(*shared[7:])
+        shares = library("wkv6").wkv6_shares(*shared[7:])
         grad_r, grad_k, grad_w, grad_state = (torch.empty_like(x) for x in (r, k, w, state))
         grad_v, grad_bonus = v.new_empty(shares, *v.shape), w.new_empty(len(state), *bonus.shape)
         gradients = (grad_r, grad_k, grad_v, grad_w, grad_bonus, grad_state)
-        library6().wkv6_backward(*shared, *map(address, (kept, *grads, *gradients)))
+        library("wkv6").wkv6_backward(*shared, *map(address, (kept, *grads, *gradients)))
         return grad_r, grad_k, _summed(grad_v), grad_w, grad_bonus.sum(0), grad_state, None
 
 
 def _forward6(inputs: list[Tensor], bounds: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """[T, H, V], [S, H, K, V], and with `keep` the state every so many positions."""
     y, after = torch.empty_like(inputs[2]), torch.empty_like(inputs[5])
-    steps = len(y) // library6().wkv6_interval() + len(after) if keep else 0
+    steps = len(y) // library("wkv6").wkv6_interval() + len(after) if keep else 0
     kept = after.new_empty(steps, *after.shape[1:])
-    library6().wkv6_forward(*_shared(inputs, bounds), *map(address, (y, after, kept if keep else None)))
+    library("wkv6").wkv6_forward(*_shared(inputs, bounds), *map(address, (y, after, kept if keep else None)))
     return y, after, kept
 
 
@@ -124,11 +98,11 @@ class _Wkv7(torch.autograd.Function):
         y, after = torch.empty_like(inputs[3]), torch.empty_like(inputs[6])
         kept = reads = None
         if any(ctx.needs_input_grad):
-            kept = after.new_empty(len(r) // library7().wkv7_interval() + len(lengths), *state.shape[1:])
+            kept = after.new_empty(len(r) // library("wkv7").wkv7_interval() + len(lengths), *state.shape[1:])
             reads = after.new_empty(v.shape)
             ctx.save_for_backward(*inputs, bounds, kept, reads)
             ctx.set_materialize_grads(False)
-        library7().wkv7_forward(*_shared(inputs, bounds), *map(address, (y, after, kept, reads)))
+        library("wkv7").wkv7_forward(*_shared(inputs, bounds), *map(address, (y, after, kept, reads)))
         return y, after
 
     @staticmethod
@@ -137,11 +111,11 @@ class _Wkv7(torch.autograd.Function):
         *inputs, bounds, kept, reads = ctx.saved_tensors
         v, state = inputs[3], inputs[6]
         shared, grads = _shared(inputs, bounds), _given(v, grad_y, grad_after)
-        shares = library7().wkv7_shares(*shared[8:])
+        shares = library("wkv7").wkv7_shares(*shared[8:])
         grad_r, grad_w, grad_k, grad_a, grad_b = (x.new_empty(shares, *x.shape) for x in (*inputs[:3], *inputs[4:6]))
         grad_v, grad_state = torch.empty_like(v), torch.empty_like(state)
         gradients = (grad_r, grad_w, grad_k, grad_v, grad_a, grad_b, grad_state)
-        library7().wkv7_backward(*shared, *map(address, (kept, reads, *grads, *gradients)))
+        library("wkv7").wkv7_backward(*shared, *map(address, (kept, reads, *grads, *gradients)))
         r, w, k, a, b = map(_summed, (grad_r, grad_w, grad_k, grad_a, grad_b))
         return r, w, k, grad_v, a, b, grad_state, None
 

@@ -1,22 +1,27 @@
 """SigLIP weights: the vision tower of transformers, and our names, where query, key and value are one projection.
+`load_base` reads safetensors only: a pickle runs code.
 
 Shape letters: W width, p patch side.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor
 
 from aurora.errors import AuroraError
+from aurora.weights.io import SAFETENSORS, SINGLE_FILE, open_tensors, read_json
 from aurora.weights.layouts import Family, KeyMap, Layout, Shapes, require_values
 
-from ._base_weights import PREFIX
-
+PREFIX = "vision_model."
+FIXED = {"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"}
 # what SiglipVisionConfig means where a config.json leaves it out
 DEFAULT_HEADS = 12
 
@@ -32,7 +37,8 @@ def _square_patch(weight: Tensor) -> Tensor:
     return weight.view(len(weight), 3, side, side)
 
 
-def _key_maps(layers: int, prefix: str) -> list[KeyMap]:
+def key_maps(layers: int, prefix: str) -> list[KeyMap]:
+    """The names of so many blocks, theirs behind a prefix."""
     embeddings = f"{prefix}embeddings."
     maps = [
         KeyMap(("patch.weight",), (f"{embeddings}patch_embedding.weight",), _square_patch, _flat_patch),
@@ -76,7 +82,8 @@ def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+def tower_config(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as config.json of `transformers`, for the blocks that are computed."""
     return {
         "architectures": ["SiglipVisionModel"],
         "model_type": "siglip_vision_model",
@@ -87,15 +94,12 @@ def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         "num_hidden_layers": options["layers"] + 1 + options["feature_layer"],
         "num_attention_heads": options["heads"],
         "intermediate_size": options["mlp_width"],
-        "layer_norm_eps": 1e-6,
-        "hidden_act": "gelu_pytorch_tanh",
-        "dtype": dtype,
+        **FIXED,
     }
 
 
 def _check(config: Mapping[str, Any]) -> None:
-    require_values(config.get("vision_config", config), part="vision 'siglip'",
-                   needed={"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"})
+    require_values(config.get("vision_config", config), part="vision 'siglip'", needed=FIXED)
 
 
 def _transformers(name: str, title: str, prefix: str) -> Layout:
@@ -104,24 +108,49 @@ def _transformers(name: str, title: str, prefix: str) -> Layout:
         name=name,
         title=title,
         marks=(rf"^{escaped}embeddings\.patch_embedding\.weight$",),
-        key_maps=partial(_key_maps, prefix=prefix),
+        key_maps=partial(key_maps, prefix=prefix),
         layer=rf"{escaped}encoder\.layers\.(\d+)\.",
         ignored=(r"text_model\..*", r"logit_(scale|bias)", rf"{escaped}head\..*",
                   rf"{escaped}embeddings\.position_ids"),
-        configure=_configure,
+        configure=lambda options, dtype: {**tower_config(options), "dtype": dtype},
         check=_check,
     )
 
 
 OURS = Layout(name="aurora", title="our own names", marks=(r"^blocks\.\d+\.attention\.qkv\.",),
               layer=r"blocks\.(\d+)\.")
+BARE = _transformers("transformers-bare", "the same without vision_model. in front of each name", "")
 FAMILY = Family(
     slot="vision",
     part="siglip",
     layouts=(
         _transformers("transformers", "the vision tower of transformers' SigLIP", PREFIX),
-        _transformers("transformers-bare", "the same without vision_model. in front of each name", ""),
+        BARE,
         OURS,
     ),
     options=_options,
 )
+
+
+def read_tower(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The vision tower's tensors, without prefix, and its configuration (empty for a bare file)."""
+    place = Path(path)
+    if place.is_file() and place.suffix != SAFETENSORS:
+        raise AuroraError(f"{place} is not a .safetensors file; pickled weights are not read, because a pickle runs "
+                          "code; a transformers SigLIP directory or a .safetensors file is right")
+    tensors = open_tensors(place)
+    if any(key.startswith(PREFIX) for key in tensors):
+        tensors = {key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(PREFIX)}
+    file = place / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    return tensors, config.get("vision_config", config)
+
+
+def write_tower(path: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """A .safetensors file, or a directory with `config.json` that `transformers` opens."""
+    place = Path(path)
+    file = place if place.suffix == SAFETENSORS else place / SINGLE_FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(dict(tensors), file, metadata={"format": "pt"})
+    if file != place:
+        (place / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from aurora.interfaces import Sampling, VideoReader, check_sampling
+from aurora.interfaces import Sampling, VideoReader
 from aurora.options import PositiveFloat
 from aurora.registry import READER
 
@@ -26,13 +26,11 @@ class PyavReader(VideoReader):
         self.timeout_seconds, self.threads = timeout_seconds, threads
 
     def read(self, source: str | bytes, sampling: Sampling) -> Iterator[tuple[float, np.ndarray]]:
-        check_sampling(sampling)
         deadline = Deadline(self.timeout_seconds, source)
         packets = scan(source, deadline)
         yield from deadline.timed(self.frames(source, packets, moments(packets, sampling, source), deadline))
 
     def times(self, source: str | bytes, sampling: Sampling) -> list[float]:
-        check_sampling(sampling)
         return moments(scan(source, Deadline(self.timeout_seconds, source)), sampling, source)
 
     def frames(

@@ -11,7 +11,7 @@ from aurora.registry import BACKBONE
 from aurora.weights import loading
 from aurora.weights.model_folder import load_model
 from components.backbone._layers import Linear
-from components.kernels.int8 import Int8Linear
+from components.kernels.linear import Int8Linear
 
 SIZES = {"name": "rwkv6", "hidden_size": 32, "layers": 2, "head_size": 16}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

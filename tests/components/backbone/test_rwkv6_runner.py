@@ -15,7 +15,7 @@ from aurora.interfaces import Runner
 from aurora.registry import BACKBONE
 from aurora.types import State, map_state
 from components.backbone._rwkv6_runner import MOST_SEQUENCES, FusedRunner
-from components.kernels.int8 import Int8Linear
+from components.kernels.linear import Int8Linear
 
 SIZES = [
     {"hidden_size": 128, "layers": 3, "head_size": 32},

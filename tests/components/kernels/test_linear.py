@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from components.kernels import _native
 from components.kernels import linear as module
-from components.kernels.int8 import Int8Linear, quantize, quantize_linears
-from components.kernels.linear import linear, linear_reference, project
+from components.kernels.linear import Int8Linear, linear, linear_reference, project, quantize, quantize_linears
 
 SHAPES = [(1, 32, 16), (3, 70, 45), (8, 160, 33), (9, 33, 31), (33, 70, 45), (130, 260, 96), (513, 300, 70)]
 TOLERANCE = {torch.float32: 5e-7, torch.bfloat16: 4e-3}

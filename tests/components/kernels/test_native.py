@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from aurora.errors import AuroraError
-from components.kernels import _native, _wkv_cpu
+from components.kernels import _native
 from components.kernels._native import INSTRUCTION_SETS, NativeUnavailable
 from components.kernels.wkv6 import wkv6
 from components.kernels.wkv7 import wkv7
 
 ROOT = Path(__file__).parents[3]
-CACHED = (_native.library, _native.missing, _native._passing_folder, _wkv_cpu.library6, _wkv_cpu.library7)
+CACHED = (_native.library, _native.missing, _native._passing_folder)
 
 
 def forget() -> None:
