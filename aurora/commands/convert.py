@@ -66,7 +66,7 @@ def convert(
       aurora convert finch finch.pth --backbone rwkv6
       aurora convert runs/demo/language_video/model tower --vision siglip
     """
-    from aurora.terminal import BYTES, progress_bar, stdout
+    from aurora.terminal import BYTES, progress_bar
     from aurora.weights.convert import convert as run
     from aurora.weights.report import refuse_gaps, show
 
@@ -80,7 +80,7 @@ def convert(
         if report is not None:
             text = json.dumps(found.as_dict(), indent=2, ensure_ascii=False) + "\n"
             report.write_text(text, encoding="utf-8")
-        show(found, stdout())
+        show(found)
         refuse_gaps(found, missing_too=allow_missing, unexpected_too=allow_unexpected)
 
     with progress_bar("writing", *BYTES) as tick:

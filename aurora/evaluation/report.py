@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from aurora.terminal import table
+
 SHOWN_FAILURES = 5
 
 
@@ -26,16 +28,15 @@ def render(result: Mapping[str, Any]) -> RenderableType:
 
 
 def _choices(result: Mapping[str, Any]) -> Table:
-    table = Table(title="Multiple choice, in percent", caption_justify="left",
-                  caption="wrong video: asked about a video for which another answer is correct")
-    table.add_column("family", no_wrap=True)
-    for column in ("n", "accuracy", "95 % interval", "chance", "wrong video"):
-        table.add_column(column, justify="right")
+    shown = table("family", "n", "accuracy", "95 % interval", "chance", "wrong video",
+                  title="Multiple choice, in percent")
+    shown.caption = "wrong video: asked about a video for which another answer is correct"
+    shown.caption_justify = "left"
     for name, row in result["families"].items():
-        table.add_row(name, *_choice_cells(row))
-    table.add_section()
-    table.add_row("all", *_choice_cells(result), style="bold")
-    return table
+        shown.add_row(name, *_choice_cells(row))
+    shown.add_section()
+    shown.add_row("all", *_choice_cells(result), style="bold")
+    return shown
 
 
 def _choice_cells(row: Mapping[str, Any]) -> list[str]:
@@ -45,14 +46,11 @@ def _choice_cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _opens(result: Mapping[str, Any]) -> Table:
-    table = Table(title="Open questions")
-    table.add_column("family", no_wrap=True)
-    for column in ("n", "exact match", "word F1", "BLEU-1", "BLEU-4"):
-        table.add_column(column, justify="right")
+    shown = table("family", "n", "exact match", "word F1", "BLEU-1", "BLEU-4", title="Open questions")
     for name, row in {**result["families"], "all": result}.items():
         shares = (row[key] for key in ("exact_match", "token_f1", "bleu_1", "bleu_4"))
-        table.add_row(name, str(row["n"]), *map(_percent, shares))
-    return table
+        shown.add_row(name, str(row["n"]), *map(_percent, shares))
+    return shown
 
 
 def _failures(result: Mapping[str, Any]) -> list[str]:
