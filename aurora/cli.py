@@ -34,7 +34,6 @@ _FRAME = Path(__file__).parent
 # In the wheel the parts lie inside aurora/, in a clone beside it.
 _ROOT, _PREFIX = (_FRAME, "aurora.") if (_FRAME / "datamodules").is_dir() else (_FRAME.parent, "")
 _FOLDERS = {"aurora.commands": _FRAME / "commands", f"{_PREFIX}datamodules.commands": _ROOT / "datamodules/commands"}
-_SIGNAL_ON_PARENT_DEATH = 1  # PR_SET_PDEATHSIG
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,17 +103,13 @@ def _load(entry: EntryPoint) -> Command:
     except (ImportError, AttributeError, SyntaxError) as error:
         if entry.module.startswith(tuple(_FOLDERS)):
             raise
-        reason = AuroraError(f"command {entry.name!r}: {entry.value} cannot be imported: {error}")
-        return TyperCommand(entry.name, callback=functools.partial(_raise, reason), help=f"Unavailable: {error}",
-                            context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-    if isinstance(given, typer.Typer):
-        app = given
-    elif callable(given):
-        app = typer.Typer(add_completion=False)
-        app.command(entry.name)(flatten(given))
-    else:
-        raise AuroraError(f"command {entry.name!r}: {entry.value} is neither a function nor a typer.Typer")
-    command = typer.main.get_command(app)
+        return _unavailable(entry, str(error))
+    if not isinstance(given, typer.Typer):
+        if not callable(given):
+            raise AuroraError(f"command {entry.name!r}: {entry.value} is neither a function nor a typer.Typer")
+        function, given = given, typer.Typer(add_completion=False)
+        given.command(entry.name)(flatten(function))
+    command = typer.main.get_command(given)
     assert isinstance(command, (TyperCommand, TyperGroup))
     for one in (command, *getattr(command, "commands", {}).values()):
         one.help = _unwrap(one.help or "")
@@ -127,8 +122,12 @@ def _unwrap(text: str) -> str:
                        for paragraph in inspect.cleandoc(text).split("\n\n"))
 
 
-def _raise(error: AuroraError) -> None:
-    raise error
+def _unavailable(entry: EntryPoint, reason: str) -> TyperCommand:
+    def fail() -> None:
+        raise AuroraError(f"command {entry.name!r}: {entry.value} cannot be imported: {reason}")
+
+    return TyperCommand(entry.name, callback=fail, help=f"Unavailable: {reason}",
+                        context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 
 
 def flatten(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -190,14 +189,15 @@ def _end_with_parent() -> None:
     are gone then, and alone it would wait for them for half an hour, or train on beside the next attempt."""
     started = "TORCHELASTIC_RUN_ID" in os.environ or ("LOCAL_RANK" in os.environ and "RANK" not in os.environ)
     if started and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SIGNAL_ON_PARENT_DEATH, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _usage(error: typer.TyperException) -> str:
     """What is wrong with the command line, and where its help is."""
     context = getattr(error, "ctx", None)
     called = "aurora COMMAND" if context is None else context.command_path
-    message, near = error.format_message().rstrip("."), getattr(error, "possibilities", None)
+    message = error.format_message().rstrip(".").replace("Value error, ", "")  # pydantic's, before ours
+    near = getattr(error, "possibilities", None)
     extra = re.search(r"unexpected extra argument.*?\((\S+=.*)\)", message)
     given: list[dict[str, Any]] = getattr(error.__cause__, "errors", list)()  # pydantic's, which may not show the value
     if given and repr(given[0]["input"]) not in message:

@@ -4,6 +4,7 @@ command-line options of its fields, under the first line of its docstring."""
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,15 @@ Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON to sta
 ModelFolder: TypeAlias = Annotated[str | None, typer.Option("--model", metavar="FOLDER", help=(
     "A model folder, as training writes it. Default: runs/*/language_video/model of this folder, if there is just "
     "one."))]
+
+
+
+def positive(text: str | float) -> float:
+    """A number above 0, for `typer.Option(parser=...)`."""
+    if not 0 < float(text) < math.inf:
+        raise AuroraError("must be above 0")
+    return float(text)
+
 
 _OVERRIDE = re.compile(r"(?:[+]{0,2}|~)(?P<root>[a-z_]+)(?:[.@/][\w.@/]*)?(?P<equals>=)?", re.IGNORECASE)
 

@@ -18,8 +18,6 @@ from aurora.training.stage import plan_stages
 def train_on_ray(config: Config, *, workers: int, restarts: int) -> None:
     """Trains in so many processes; when one is lost all start again, from the last checkpoint. AuroraError when they
     fail for good."""
-    if workers < 1:
-        raise AuroraError(f"--ray {workers} must be 1 or more")
     plan_stages(config, worlds=[workers])
     run = str(Path(config.run).resolve())
     gpu = config.trainer.accelerator != "cpu"

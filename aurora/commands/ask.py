@@ -13,6 +13,8 @@ from aurora.commands._options import Adapter, Device, ModelFolder, split_overrid
 from aurora.errors import AuroraError
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
     from aurora.config import ModelConfig
     from aurora.inference.generation import Generation
     from aurora.model import AuroraModel
@@ -129,6 +131,8 @@ def answer_each(
     answer: Answer, device: Device, *, chat: bool = False
 ) -> None:
     """Answers the questions; with `chat` as one conversation that goes on with standard input."""
+    from rich.console import Console
+
     from aurora.inference.session import Session
     from aurora.inference.visuals import check_file
 
@@ -138,12 +142,13 @@ def answer_each(
     for file in visuals:
         check_file(file)
     used, config = _load(model, adapter, device, [*overrides, *model.overrides(), *frames.overrides()])
-    status = Status()
-    session = Session.from_config(used, config, on_frame=lambda number: status(f"reading frame {number}"))
-    session.watch(*visuals)
-    for question in _conversation(questions) if chat else questions:
-        status("reading")
-        _stream(session.ask(question, generation, remember=chat), status)
+    with Console(stderr=True).status("reading") as status:  # one line; nothing where stderr is not a terminal
+        session = Session.from_config(used, config, on_frame=lambda number: status.update(f"reading frame {number}"))
+        session.watch(*visuals)
+        for question in _conversation(questions, status) if chat else questions:
+            status.update("reading")
+            status.start()
+            _stream(session.ask(question, generation, remember=chat), status)
 
 
 def _load(model: Model, adapter: Adapter, device: Device, overrides: Sequence[str]
@@ -169,46 +174,26 @@ def _report(model: AuroraModel, sources: dict[str, str]) -> None:
     sys.stderr.write(f"all: {sum(parameters.values()):,} parameters\n")
 
 
-class Status:
-    """One line on stderr that is written over; nothing where stderr is no terminal."""
-
-    def __init__(self) -> None:
-        self._enabled = sys.stderr.isatty()
-        self._visible = False
-
-    def __call__(self, text: str) -> None:
-        """Shows a text in place of the one before."""
-        if self._enabled:
-            sys.stderr.write(f"\r\x1b[K{text}")
-            sys.stderr.flush()
-            self._visible = True
-
-    def clear(self) -> None:
-        """Erases the line if it is there: on a terminal stdout shares it, and an answer may stand in it by now."""
-        if self._visible:
-            self("")
-            self._visible = False
-
-
 def _stream(pieces: Iterable[str], status: Status) -> None:
+    """Writes an answer as it comes; the status ends before it, as a terminal has one line for both."""
     begun = False
     for piece in pieces:
         shown = piece if begun else piece.lstrip()
         if shown:
-            status.clear()
+            status.stop()
             begun = True
             sys.stdout.write(shown)
             sys.stdout.flush()
-    status.clear()  # an empty answer has left it there
+    status.stop()
     sys.stdout.write("\n")
     sys.stdout.flush()
 
 
-def _conversation(questions: Iterable[str]) -> Iterator[str]:
+def _conversation(questions: Iterable[str], status: Status) -> Iterator[str]:
     yield from questions
-    interactive = sys.stdin.isatty()
+    status.stop()
     while True:
-        if interactive:
+        if sys.stdin.isatty():
             sys.stderr.write("> ")
             sys.stderr.flush()
         line = sys.stdin.readline()

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aurora.commands._options import Device, Json, Overrides
+from aurora.commands._options import Device, Json, Overrides, positive
 from aurora.errors import AuroraError, suggest
 
 if TYPE_CHECKING:
@@ -30,10 +28,10 @@ WORKS = ("vision", "prefill", "decode", "train", "data")
 class Sizes:
     """Sizes"""
 
-    frames: Annotated[int, typer.Option(metavar="N", help="Frames that are encoded together.")] = 8
-    tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of a prompt.")] = 512
-    sequences: Annotated[int, typer.Option(metavar="N", help="Sequences that are generated side by side.")] = 1
-    seconds: Annotated[float, typer.Option(metavar="S", help="How long each measurement runs.")] = 3.0
+    frames: Annotated[int, typer.Option(metavar="N", min=1, help="Frames that are encoded together.")] = 8
+    tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of a prompt.")] = 512
+    sequences: Annotated[int, typer.Option(metavar="N", min=1, help="Sequences that are generated together.")] = 1
+    seconds: Annotated[float, typer.Option(metavar="S", parser=positive, help="How long each measurement runs.")] = 3.0
 
 
 def bench(
@@ -60,12 +58,10 @@ def bench(
     """
     import torch
 
-    for name, number in asdict(sizes).items():
-        if number <= 0:
-            raise AuroraError(f"--{name} {number}: must be greater than 0")
-    for name in only:
-        if name not in WORKS:
-            raise AuroraError(f"--only {name}: must be one of {', '.join(WORKS)}.{suggest(name, WORKS)}")
+    from aurora.terminal import write_json
+
+    for name in set(only).difference(WORKS):
+        raise AuroraError(f"--only {name!r} is not a measurement.{suggest(name, WORKS)}")
     measured: list[Measurement] = []
     skipped: dict[str, str] = {}
     logging.disable(logging.WARNING)  # hints of Lightning's, and where a stage would start from
@@ -80,7 +76,7 @@ def bench(
     machine = _machine(torch.device(device.device))
     if json_output:
         rows = [{**one._asdict(), "rate": one.rate} for one in measured]
-        sys.stdout.write(json.dumps({**machine, "measurements": rows, "skipped": skipped}, indent=2) + "\n")
+        write_json({**machine, "measurements": rows, "skipped": skipped})
     else:
         _show(measured, skipped, machine)
     return 0 if measured else 1
@@ -133,23 +129,20 @@ def _machine(device: torch.device) -> dict[str, Any]:
 
 
 def _show(measured: Sequence[Measurement], skipped: Mapping[str, str], machine: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from aurora.terminal import stdout, table
 
-    console, table = Console(highlight=False), Table()
+    console = stdout()
     console.print(f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}")
-    table.add_column("work")
-    for column in ("rate", "median ms (quartiles)", "peak memory", "MFU"):
-        table.add_column(column, justify="right")
+    shown = table("work", "rate", "median ms (quartiles)", "peak memory", "MFU")
     for one in measured:
         median, low, high = (f"{1000 * seconds:.4g}" for seconds in (one.median, one.low, one.high))
         rate = f"{one.rate:,.0f}" if one.rate >= 100 else f"{one.rate:.3g}"
-        table.add_row(one.name, f"{rate} {one.unit}/s", f"{median} ({low} to {high})",
+        shown.add_row(one.name, f"{rate} {one.unit}/s", f"{median} ({low} to {high})",
                       "" if one.peak_bytes is None else f"{one.peak_bytes / 1e9:.2f} GB",
                       "" if one.mfu is None else f"{one.mfu:.1%}")
     if measured:
-        console.print(table)
+        console.print(shown)
     for one in measured:
-        console.print(f"{one.name}: {one.what}", markup=False)
+        console.print(f"{one.name}: {one.what}")
     for name, reason in skipped.items():
-        console.print(f"{name}: not measured: {reason}", markup=False)
+        console.print(f"{name}: not measured: {reason}")

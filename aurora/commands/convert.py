@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
@@ -18,7 +16,18 @@ if TYPE_CHECKING:
     from aurora.weights.report import Report
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-ShardSize: TypeAlias = Annotated[str, typer.Option(metavar="SIZE", help="Of a folder's files, such as 500MB.")]
+
+
+def size_in_bytes(text: str | int) -> int:
+    """'5GB' → 5,000,000,000. AuroraError for what is not a size."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(text))
+    if found is None or found[2] not in UNITS or float(found[1]) <= 0:
+        raise AuroraError(f"{text!r} is not a size; 5GB or 500MB is (units: {', '.join(filter(None, UNITS))})")
+    return max(1, int(float(found[1]) * UNITS[found[2]]))
+
+
+ShardSize: TypeAlias = Annotated[int, typer.Option(
+    parser=size_in_bytes, metavar="SIZE", show_default=False, help="Of a folder's files, such as 500MB. Default: 5GB.")]
 Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Replace a TARGET that is there.")]
 
 
@@ -39,7 +48,7 @@ def convert(
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Write what is there.")] = False,
     allow_unexpected: Annotated[bool, typer.Option("--allow-unexpected", help="Leave out unknown names.")] = False,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="What became of every name, as JSON.")] = None,
-    shard_size: ShardSize = "5GB",
+    shard_size: ShardSize = 5 * 10**9,
     force: Force = False,
 ) -> None:
     """Rewrite weights in another layout or format.
@@ -57,8 +66,7 @@ def convert(
       aurora convert finch finch.pth --backbone rwkv6
       aurora convert runs/demo/language_video/model tower --vision siglip
     """
-    from rich.console import Console
-
+    from aurora.terminal import BYTES, progress_bar
     from aurora.weights.convert import convert as run
     from aurora.weights.report import refuse_gaps, show
 
@@ -71,32 +79,10 @@ def convert(
     def accept(found: Report) -> None:
         if report is not None:
             write_json(report, found.as_dict())
-        show(found, Console(highlight=False))
+        show(found)
         refuse_gaps(found, missing_too=allow_missing, unexpected_too=allow_unexpected)
 
-    with show_bytes("writing") as tick:
-        run(source, target, slot=slot, part=part, to=to, dtype=dtype, force=force,
-            shard_bytes=size_in_bytes(shard_size), accept=accept, progress=tick)
+    with progress_bar("writing", *BYTES) as tick:
+        run(source, target, slot=slot, part=part, to=to, dtype=dtype, force=force, shard_bytes=shard_size,
+            accept=accept, progress=tick)
     sys.stdout.write(f"written to {target}\n")
-
-
-def size_in_bytes(text: str) -> int:
-    """'5GB' → 5,000,000,000. AuroraError for what is not a size."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
-    if found is None or found[2] not in UNITS or float(found[1]) <= 0:
-        raise AuroraError(f"--shard-size {text!r} is not a size; 5GB or 500MB is "
-                          f"(units: {', '.join(filter(None, UNITS))})")
-    return max(1, int(float(found[1]) * UNITS[found[2]]))
-
-
-@contextmanager
-def show_bytes(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; nothing where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-               TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task(what, total=None)
-        yield lambda done, all: progress.update(bar, completed=done, total=all)

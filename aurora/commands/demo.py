@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from aurora.commands._options import Overrides
+from aurora.commands._options import Overrides, positive
 
 
 def demo(
@@ -15,7 +15,7 @@ def demo(
     overrides: Overrides,
     seed: Annotated[int, typer.Option(metavar="N", help="Of data and training.")] = 0,
     scale: Annotated[float, typer.Option(
-        metavar="R", help="Size of data and training relative to the full demo.")] = 1.0,
+        metavar="R", parser=positive, help="Size of data and training relative to the full demo.")] = 1.0,
 ) -> None:
     """Run everything in small, and write a report.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,6 @@ from typing import Annotated
 import typer
 
 from aurora.commands._options import Adapter, Device, Json, ModelFolder, Overrides
-from aurora.errors import AuroraError
 
 
 def eval(
@@ -22,7 +20,7 @@ def eval(
         "Where results go. Default: beside the model, as eval/NAME OF THE DATA FOLDER."))] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Ask only N questions, spread over the file.")] = None,
     parallel: Annotated[int, typer.Option(
-        metavar="N", help="Questions about one video that are read side by side.")] = 32,
+        metavar="N", min=1, help="Questions about one video that are read side by side.")] = 32,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the choice of wrong videos.")] = 0,
     no_wrong_videos: Annotated[bool, typer.Option(
         "--no-wrong-videos", help="Leave out the questions about wrong videos.")] = False,
@@ -44,34 +42,25 @@ def eval(
       aurora eval --model runs/demo/language_video/model \\
         --data data/blocks/heldout keep_ratio=0.5
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from aurora.evaluation.questions import read_questions
     from aurora.evaluation.report import render
     from aurora.evaluation.run import RESULT_FILE, Protocol, evaluate
     from aurora.inference.generation import Generation
     from aurora.inference.models import model_folder, saved_model
+    from aurora.terminal import progress_bar, stdout, write_json
     from aurora.weights.adapter_folder import adapter_hash
     from aurora.weights.model_folder import model_hash
 
-    if parallel < 1:
-        raise AuroraError(f"--parallel {parallel} reads nothing; give 1 or more")
     protocol = Protocol(open=Generation(max_new_tokens=max_new_tokens), wrong_videos=not no_wrong_videos, seed=seed)
     folder = model_folder(model)
     read_questions(data)  # before a model is loaded
     output = output or folder.parent / "eval" / data.resolve().name
     used, config = saved_model(folder, overrides, **vars(adapter), **vars(device))
     identity = model_hash(folder) + ("" if adapter.adapter is None else f"+{adapter_hash(adapter.adapter)}")
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task("asking")
-        result = evaluate(
-            used, config, data, output=output, protocol=protocol, model_hash=identity, limit=limit,
-            parallel=parallel, restart=restart,
-            on_progress=lambda done, all: progress.update(bar, completed=done, total=all),
-        )
+    with progress_bar("asking") as tick:
+        result = evaluate(used, config, data, output=output, protocol=protocol, model_hash=identity, limit=limit,
+                          parallel=parallel, restart=restart, on_progress=tick)
     if json_output:
-        sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    else:
-        Console().print(render(result))
-        Console(stderr=True).print(f"written to {output / RESULT_FILE}", soft_wrap=True, highlight=False)
+        return write_json(result)
+    stdout().print(render(result))
+    sys.stderr.write(f"written to {output / RESULT_FILE}\n")

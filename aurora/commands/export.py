@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from aurora.commands._options import split_overrides
-from aurora.commands.convert import Force, ShardSize, show_bytes, size_in_bytes
+from aurora.commands.convert import Force, ShardSize
 from aurora.errors import AuroraError
 
 
@@ -33,7 +33,7 @@ def export(
         "these weights always are. May be repeated."))],
     dtype: Annotated[Literal["float32", "bfloat16"] | None, typer.Option(
         help="The dtype to write. Default: the model's own.")] = None,
-    shard_size: ShardSize = "5GB",
+    shard_size: ShardSize = 5 * 10**9,
     force: Force = False,
 ) -> None:
     """Write a model as a folder to give away.
@@ -53,6 +53,7 @@ def export(
         base_weights.backbone.rwkv6=RWKV-x060-World-1B6-v2.1-20240328-ctx4096.pth
     """
     from aurora.files import require_free
+    from aurora.terminal import BYTES, progress_bar
     from aurora.weights.export import export as run
 
     folders, overrides = split_overrides(words)
@@ -60,12 +61,12 @@ def export(
         raise AuroraError(f"{' '.join(folders)}: give MODEL_FOLDER TARGET, or --from-parts TARGET")
     if overrides and not from_parts:
         raise AuroraError(f"{overrides[0]!r} goes with --from-parts; a saved model is exported as it is")
-    target, shard_bytes = Path(folders[-1]), size_in_bytes(shard_size)
+    target = Path(folders[-1])
     require_free(target, folder=True, force=force)
     saved = None if from_parts else Path(folders[0])
-    with _model(saved, overrides, target) as (folder, sources), show_bytes("writing") as tick:
+    with _model(saved, overrides, target) as (folder, sources), progress_bar("writing", *BYTES) as tick:
         run(folder, target, name=name, licence=license, dtype=dtype, results=results, sources=sources, force=force,
-            shard_bytes=shard_bytes, progress=tick)
+            shard_bytes=shard_size, progress=tick)
     sys.stdout.write(f"written to {target}\n")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,18 +28,15 @@ def info(
       aurora info --model runs/demo/language_video/model
       aurora info backbone=rwkv6 dtype=bfloat16
     """
-    if model is None:
-        from aurora.config import load_config
+    from aurora.config import load_config
+    from aurora.terminal import write_json
+    from aurora.weights.model_folder import model_hash, read_config
 
+    if model is None:
         described = _describe(load_config(*overrides).model)
     else:
-        from aurora.weights.model_folder import model_hash, read_config
-
         described = {**_describe(read_config(model).override(overrides)), "hash": model_hash(model)}
-    if json_output:
-        sys.stdout.write(json.dumps(described, indent=2) + "\n")
-    else:
-        _show(described)
+    return write_json(described) if json_output else _show(described)
 
 
 def _describe(config: ModelConfig) -> dict[str, Any]:
@@ -58,7 +53,7 @@ def _describe(config: ModelConfig) -> dict[str, Any]:
     return {
         "parts": {slot: config.part(slot)["name"] for slot in MODEL_SLOTS},
         "parameters": count_parameters(model),
-        "weight_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "weight_bytes": sum(p.nbytes for p in model.parameters()),
         "state_bytes": state_bytes(state),
         "constant_state": model.backbone.constant_state,
         "keep_ratio": keep_ratio,
@@ -68,20 +63,15 @@ def _describe(config: ModelConfig) -> dict[str, Any]:
 
 
 def _show(described: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from aurora.terminal import stdout, table
 
-    table = Table()
-    for column in ("slot", "part"):
-        table.add_column(column)
-    table.add_column("parameters", justify="right")
+    parameters, console = described["parameters"], stdout()
+    shown = table("slot", "part", "parameters", numbers=("parameters",))
     for slot, name in described["parts"].items():
-        number = described["parameters"].get(slot)
-        table.add_row(slot, name, "" if number is None else f"{number:,}")
-    table.add_section()
-    table.add_row("all", "", f"{sum(described['parameters'].values()):,}")
-    console = Console(highlight=False)
-    console.print(table)
+        shown.add_row(slot, name, f"{parameters[slot]:,}" if slot in parameters else "")
+    shown.add_section()
+    shown.add_row("all", "", f"{sum(parameters.values()):,}")
+    console.print(shown)
     grows = "at any length" if described["constant_state"] else "after nothing was read; it grows with the length"
     console.print(f"weights {_size(described['weight_bytes'])}; state {_size(described['state_bytes'])} {grows}")
     console.print(f"a square frame: {described['patches_per_frame']} patches, {described['tokens_per_frame']} tokens "

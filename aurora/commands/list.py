@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +11,6 @@ from aurora.commands._options import Json
 from aurora.errors import AuroraError, suggest
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from rich.text import Text
 
     from aurora.registry import Slot
@@ -33,18 +30,21 @@ def list(
       aurora list
       aurora list merge
     """
-    from rich.console import Console
-
     from aurora.registry import SLOTS
+    from aurora.terminal import stdout, table, write_json
 
     if slot is not None and slot not in SLOTS:
         raise AuroraError(f"no slot named {slot!r}.{suggest(slot, SLOTS)}")
     slots = [SLOTS[slot]] if slot else SLOTS.values()
     described = {one.name: {name: _describe(one, name) for name in one.known()} for one in slots}
     if json_output:
-        sys.stdout.write(json.dumps(described, indent=2, default=str) + "\n")
-    else:
-        Console().print(_table(described))
+        return write_json(described)
+    shown = table("slot", "part", "what it does, and its options with their defaults", numbers=())
+    for name, parts in described.items():
+        shown.add_section()
+        for number, (part, about) in enumerate(parts.items()):
+            shown.add_row("" if number else name, part, _summary(about))
+    return stdout().print(shown)
 
 
 def _describe(slot: Slot[Any], name: str) -> dict[str, Any]:
@@ -67,35 +67,20 @@ def _describe(slot: Slot[Any], name: str) -> dict[str, Any]:
     return {"summary": " ".join(summary.split()), "options": options, "error": None}
 
 
-def _table(described: dict[str, dict[str, Any]]) -> Table:
-    from rich.table import Table
-
-    table = Table()
-    table.add_column("slot", no_wrap=True)
-    table.add_column("part", no_wrap=True)
-    table.add_column("what it does, and its options with their defaults", ratio=1)
-    for slot, parts in described.items():
-        table.add_section()
-        for number, (name, part) in enumerate(parts.items()):
-            table.add_row("" if number else slot, name, _summary(part))
-    return table
-
-
 def _summary(part: dict[str, Any]) -> Text:
     from rich.text import Text
 
     if part["error"] is not None:
         return Text(f"cannot be used: {part['error']}", style="red")
-    options = "  ".join(f"{key}={_shown(option)}" for key, option in part["options"].items())
+    options = "  ".join(f"{key}={_value(option)}" for key, option in part["options"].items())
     return Text.assemble(part["summary"], *([("\n" + options, "cyan")] if options else []))
 
 
-def _shown(option: dict[str, Any]) -> str:
-    """The value that `slot=name` gives: that of the yaml, else the constructor's."""
-    value = option.get("configs", option["default"])
-    if option["required"] and "configs" not in option:
-        return "(required)"
+def _value(option: dict[str, Any]) -> str:
+    """What `slot=name` gives: the value of the yaml, else the constructor's."""
     import yaml
 
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=1000)
+    if option["required"] and "configs" not in option:
+        return "(required)"
+    text: str = yaml.safe_dump(option.get("configs", option["default"]), default_flow_style=True, width=1000)
     return text.removesuffix("\n...\n").strip()

@@ -23,8 +23,8 @@ class Processes:
     first_node: Annotated[str | None, typer.Option(metavar="HOST[:PORT]", help=(
         "The node where all meet, as every node knows it (port 29500 unless given)."))] = None
     restarts: Annotated[int | None, typer.Option(
-        metavar="N", help=f"How often they are started again. Default: {RESTARTS}.")] = None
-    ray: Annotated[int | None, typer.Option(metavar="N", help=(
+        metavar="N", min=0, help=f"How often they are started again. Default: {RESTARTS}.")] = None
+    ray: Annotated[int | None, typer.Option(metavar="N", min=1, help=(
         "N processes on a Ray cluster instead (needs auroralong[ray]). RAY_ADDRESS names it; without it one is "
         "started here."))] = None
 
@@ -35,8 +35,6 @@ class Processes:
             raise AuroraError("--first-node needs --nodes, which says how many meet there")
         if self.restarts is not None and self.nodes is None and self.ray is None:
             raise AuroraError("--restarts needs --nodes or --ray: a process that is started alone is not started again")
-        if self.restarts is not None and self.restarts < 0:
-            raise AuroraError(f"--restarts {self.restarts} must be 0 or more")
 
 
 def train(*, overrides: Overrides, processes: Processes) -> int:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from aurora.errors import AuroraError
+from aurora.terminal import stdout, table
 from aurora.weights.loading import some
 
 
@@ -49,17 +47,15 @@ class Report:
         return {**asdict(self), "bytes": self.bytes}
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: Report) -> None:
     """The table, and what the config of a model with these weights says."""
+    console = stdout()
     console.print(f"{report.part}: {report.source_layout} → {report.target_layout}", soft_wrap=True)
-    table = Table()
-    table.add_column("tensors")
-    table.add_column("number", justify="right")
-    table.add_column("names", overflow="fold")
-    table.add_row("written", f"{len(report.mapped):,}", f"{report.bytes:,} bytes")
+    shown = table("tensors", "number", "names", numbers=("number",))
+    shown.add_row("written", f"{len(report.mapped):,}", f"{report.bytes:,} bytes")
     for kind, names in (("missing", report.missing), ("unexpected", report.unexpected), ("left out", report.left_out)):
-        table.add_row(kind, f"{len(names):,}", some(names))
-    console.print(table)
+        shown.add_row(kind, f"{len(names):,}", some(names))
+    console.print(shown)
     slot, _, name = report.part.partition(" ")
     options = ", ".join(f"{key}: {value}" for key, value in report.options.items() if key != "vocab_size")
     console.print(f"in a config: {slot}: {{name: {name}, {options}}}", soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,27 +25,35 @@ from ..build.catalogue import known_datasets, load_dataset
 from ..inspect.reads import ASSUMED, published
 
 GPUS_PER_NODE = 8
+COUNTED = {"samples": "visits", "tokens": "tokens"}  # by data.batch_unit
 
 
-def plan_stages(config: Config, *, published: bool, machine: Hardware | None) -> dict[str, dict[str, Any]]:
+def plan_stages(config: Config, *, published: bool, machine: Hardware | None, image_rate: float, video_rate: float
+                ) -> dict[str, dict[str, Any]]:
     """By stage: what its recipe says, below `data` what it reads, below `training` what that takes on a machine.
-    Nothing is built but the model's shape."""
+    Nothing is built but the model's shape. The rates are megapixels that a core decodes per second."""
     with torch.device("meta"):
         model = build_model(config.model)
+    read = _from_catalogue if published else _measured
+    unit = config.data.get("batch_unit", "samples")
     stages = {}
     for name, recipe in config.selected.items():
-        data = _from_catalogue(config, recipe, model) if published else _measured(config, name, recipe, model)
+        data, mixture, held_out = read(config, name, recipe, model), recipe.mixture, None
+        whole, steps = _steps(data, recipe, unit)
+        passes = recipe.epochs * steps / max(1, whole)  # epochs, or the part of them that `max_steps` takes
+        seconds = sum(one["image_megapixels"] / image_rate + one["video_megapixels"] / video_rate
+                      for one in data["datasets"])
+        if recipe.validation is not None:
+            once = held_out_recipe(recipe)
+            held_out = {"times": -(-steps // recipe.validation.every), "datasets": list(once.mixture.datasets),
+                        **_validated(read(config, name, once, model)["datasets"], once, unit)}
         stages[name] = {
             "keep_ratio": recipe.keep_ratio, "epochs": recipe.epochs, "max_steps": recipe.max_steps,
-            "global_batch": recipe.global_batch, "batch_unit": config.data.get("batch_unit", "samples"),
-            "table": recipe.mixture.table, "paper": recipe.mixture.paper, "note": recipe.mixture.note,
-            "groups": {group: said.paper for group, said in recipe.mixture.groups.items()},
-            "published": published, "data": data,
+            "global_batch": recipe.global_batch, "batch_unit": unit, "table": mixture.table, "paper": mixture.paper,
+            "note": mixture.note, "groups": {group: limits.paper for group, limits in mixture.groups.items()},
+            "published": published, "data": {**data, "decode_core_hours": seconds * passes / 3600},
+            "steps": steps, "passes": passes, "validation": held_out,
         }
-        stages[name]["steps"] = _steps(stages[name])
-        # epochs, or the part of them that `max_steps` takes
-        stages[name]["passes"] = recipe.epochs * stages[name]["steps"] / max(1, _steps(stages[name], cut=False))
-        stages[name]["validation"] = _validation(config, name, recipe, model, stages[name])
         stages[name]["training"] = None if machine is None else _training(config, name, recipe, stages[name], machine)
     return stages
 
@@ -67,7 +74,7 @@ def against_paper(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return tables
 
 
-def _from_catalogue(config: Config, recipe: Recipe, model: AuroraModel) -> dict[str, Any]:
+def _from_catalogue(config: Config, stage: str, recipe: Recipe, model: AuroraModel) -> dict[str, Any]:
     known = set(known_datasets())
     entries = {name: load_dataset(name) for name in recipe.mixture.datasets if name in known}
     data = config.data
@@ -93,39 +100,23 @@ def _measured(config: Config, name: str, recipe: Recipe, model: AuroraModel) -> 
     return reads
 
 
-def _validation(config: Config, name: str, recipe: Recipe, model: AuroraModel, stage: Mapping[str, Any]
-                ) -> dict[str, Any] | None:
-    """What one validation of a stage reads, and how often there is one; None where nothing is held out."""
-    if recipe.validation is None:
-        return None
-    once = held_out_recipe(recipe)
-    data = _from_catalogue(config, once, model) if stage["published"] else _measured(config, name, once, model)
-    shares = [_share(stage, read, once.max_steps) for read in data["datasets"]]
-    return {"times": -(-stage["steps"] // recipe.validation.every), "datasets": list(once.mixture.datasets),
-            **{key: sum(share * read[key] for share, read in zip(shares, data["datasets"], strict=True))
-               for key in ("visits", "tokens", "frames")}}
-
-
-def _share(stage: Mapping[str, Any], read: Mapping[str, Any], most: int | None) -> float:
-    """What of a dataset is read in at most so many steps of the stage's size."""
-    alone = {**stage, "data": {"datasets": [read], "steps_per_epoch": None}, "epochs": 1}
-    return min(1.0, (most or math.inf) / max(1, _steps(alone, cut=False)))
-
-
-def _steps(stage: Mapping[str, Any], *, cut: bool = True) -> int:
-    """Optimizer steps of the stage, `cut` by its max_steps; by published counts about so many."""
-    reads, per_epoch = stage["data"]["datasets"], stage["data"]["steps_per_epoch"]
+def _steps(data: Mapping[str, Any], recipe: Recipe, unit: str) -> tuple[int, int]:
+    """Optimizer steps of all epochs, and those up to `max_steps`; by published counts about so many."""
+    per_epoch = data["steps_per_epoch"]
     if per_epoch is None:
-        unit = "visits" if stage["batch_unit"] == "samples" else "tokens"
-        per_epoch = -(-sum(read[unit] for read in reads) // stage["global_batch"])
-    steps = int(per_epoch) * int(stage["epochs"])
-    return steps if stage["max_steps"] is None or not cut else min(steps, int(stage["max_steps"]))
+        per_epoch = -(-sum(read[COUNTED[unit]] for read in data["datasets"]) // recipe.global_batch)
+    whole = per_epoch * recipe.epochs
+    return whole, whole if recipe.max_steps is None else min(whole, recipe.max_steps)
 
 
-def decode_core_hours(stage: Mapping[str, Any], image_rate: float, video_rate: float) -> float:
-    seconds = sum(read["image_megapixels"] / image_rate + read["video_megapixels"] / video_rate
-                  for read in stage["data"]["datasets"])
-    return float(seconds * stage["passes"] / 3600)
+def _validated(reads: Sequence[Mapping[str, Any]], once: Recipe, unit: str) -> dict[str, float]:
+    """What one validation reads: of each dataset no more than `max_steps` take."""
+    sums = dict.fromkeys(("visits", "tokens", "frames"), 0.0)
+    for read in reads:
+        whole, steps = _steps({"datasets": [read], "steps_per_epoch": None}, once, unit)
+        for key in sums:
+            sums[key] += read[key] * steps / max(1, whole)
+    return sums
 
 
 def _training(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -26,11 +26,17 @@ ExecutorName: TypeAlias = Annotated[str, typer.Option(
     "--executor", metavar="NAME", help="What runs the work on each shard, see `aurora list executor`.")]
 
 
+def _samples(text: str | int) -> int | None:
+    if not str(text).isdigit() and text != "all":
+        raise AuroraError("give a number of samples per shard, 0 for none, or all")
+    return None if text == "all" else int(text)
+
+
 def validate(
     *,
     words: Folders,
-    decode: Annotated[str, typer.Option(metavar="N", help=(
-        "Samples of every shard whose media are decoded, spread over it, or all."))] = "16",
+    decode: Annotated[int | None, typer.Option(metavar="N", parser=_samples, help=(
+        "Samples of every shard whose media are decoded, spread over it, or all."))] = 16,
     findings: Annotated[Path | None, typer.Option(
         metavar="FILE", help="Write everything that is wrong as lines of JSON.")] = None,
     executor: ExecutorName = "process",
@@ -47,17 +53,18 @@ def validate(
     """
     from aurora.files import replace_file
     from aurora.registry import EXECUTOR
+    from aurora.terminal import progress, write_json
 
     from ..inspect.validate import check_shard, tasks
 
-    number = None if decode == "all" else _count("--decode", decode)
     folders, config = _read(words)
     found: list[Finding] = []
     datasets = {}
     for folder in folders:
-        work, wrong = tasks(folder, decode=number, reader=dict(config.model.reader))
-        runner = EXECUTOR.build({"name": executor})
-        done = [*_progress(runner.run(check_shard, work), len(work), f"checking {folder}")]
+        work, wrong = tasks(folder, decode=decode, reader=dict(config.model.reader))
+        checking = EXECUTOR.build({"name": executor}).run(check_shard, work)
+        with progress() as bars:
+            done = list(bars.track(checking, total=len(work), description=f"checking {folder}"))
         wrong += [finding for one in done for finding in one.findings]
         datasets[folder] = {
             "shards": len(work), "samples": sum(one.samples for one in done),
@@ -69,7 +76,7 @@ def validate(
         lines = (json.dumps(finding._asdict(), ensure_ascii=False) + "\n" for finding in found)
         replace_file(findings, "".join(lines).encode())
     if json_output:
-        sys.stdout.write(json.dumps({"datasets": datasets, "findings": [one._asdict() for one in found]}) + "\n")
+        write_json({"datasets": datasets, "findings": [one._asdict() for one in found]})
     else:
         _show_checks(datasets, found)
     return 1 if found else 0
@@ -100,6 +107,7 @@ def stats(
 
     from aurora.assemble import build_model
     from aurora.registry import EXECUTOR
+    from aurora.terminal import write_json
 
     from ..inspect.stats import describe, read_evaluation
 
@@ -114,7 +122,7 @@ def stats(
         evaluations=[read_evaluation(folder) for folder in evaluation],
     )
     if json_output:
-        sys.stdout.write(json.dumps(counted) + "\n")
+        write_json(counted)
     else:
         _show_stats(counted)
 
@@ -158,31 +166,15 @@ def _read(words: Sequence[str]) -> tuple[list[str], Config]:
     return folders, load_config(*overrides)
 
 
-def _count(name: str, value: str) -> int:
-    if not value.isdigit():
-        raise AuroraError(f"{name} {value}: give a number of samples per shard, 0 for none, or all")
-    return int(value)
-
-
-def _progress(results: Iterable[Any], total: int, title: str) -> Iterable[Any]:
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(results, title, total, console=Console(stderr=True), transient=True,
-                 disable=not sys.stderr.isatty())
-
-
 def _show_checks(datasets: Mapping[str, Mapping[str, Any]], found: Sequence[Finding]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from aurora.terminal import stdout, table
 
-    table = Table()
-    for name in ("dataset", "shards", "samples", "decoded", "wrong"):
-        table.add_column(name, justify="left" if name in ("dataset", "wrong") else "right")
+    numbers = ("shards", "samples", "decoded")
+    shown = table("dataset", *numbers, "wrong", numbers=numbers)
     for name, row in datasets.items():
         wrong = ", ".join(f"{count} {reason}" for reason, count in row["wrong"].items())
-        table.add_row(name, *(f"{row[key]:,}" for key in ("shards", "samples", "decoded")), wrong or "nothing")
-    Console(highlight=False).print(table)
+        shown.add_row(name, *(f"{row[key]:,}" for key in numbers), wrong or "nothing")
+    stdout().print(shown)
     for one in found[:SHOWN]:
         place = "/".join(part for part in (one.dataset, one.shard, one.key) if part)
         sys.stdout.write(f"{place}: {one.reason}: {one.detail}{f' (id {one.origin})' if one.origin else ''}\n")
@@ -191,28 +183,24 @@ def _show_checks(datasets: Mapping[str, Mapping[str, Any]], found: Sequence[Find
 
 
 def _show_stats(counted: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from aurora.terminal import stdout, table
 
-    names = list(counted["datasets"])
-    table = Table()
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right")
+    datasets, console = counted["datasets"], stdout()
+    shown = table("", *datasets)
     # every dataset has the same lines in the same order
-    for lines in zip(*(_lines(counted["datasets"][name]) for name in names), strict=True):
-        table.add_row(lines[0][0], *(value for _, value in lines))
-    console = Console(highlight=False)
-    console.print(table)
+    for lines in zip(*map(_lines, datasets.values()), strict=True):
+        shown.add_row(lines[0][0], *(value for _, value in lines))
+    console.print(shown)
     for pair in counted["shared"]:
         first, second = pair["between"]
         console.print(f"{first} and {second} share {pair['samples']:,} samples, {pair['media']:,} media, "
                       f"{pair['conversations']:,} conversations")
 
 
-def _lines(row: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+def _lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The name and the value of every line about a dataset; a line without a value heads those that follow."""
     yield "samples", f"{row['samples']:,}"
-    yield from ((f"· {kind}", f"{count:,}") for kind, count in row["kinds"].items())
+    yield from _counts(row["kinds"])
     for key in ("shards", "media", "turns"):
         yield key, f"{row[key]:,}"
     yield "megabytes", f"{row['bytes'] / 1e6:,.1f}"
@@ -221,21 +209,18 @@ def _lines(row: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     for ratio, spread in row["tokens"].items():
         yield f"tokens, keep ratio {ratio}", f"{spread['total']:,.0f}"
     yield "5 %, half, 95 %, most of", ""
-    for title, key in (("· seconds", "seconds"), ("· short side", "short_side"), ("· text tokens", "text_tokens"),
-                       ("· frames", "frames")):
-        yield title, _quantiles(row[key])
-    for ratio, spread in row["tokens"].items():
-        yield f"· tokens, keep ratio {ratio}", _quantiles(spread)
+    spreads = {key.replace("_", " "): row[key] for key in ("seconds", "short_side", "text_tokens", "frames")}
+    spreads |= {f"tokens, keep ratio {ratio}": spread for ratio, spread in row["tokens"].items()}
+    for title, spread in spreads.items():
+        yield f"· {title}", "  ".join(f"{value:,.0f}" for value in spread["quantiles"]) or "–"
     yield "there before", ""
-    yield from ((f"· {key}", f"{count:,}") for key, count in row["duplicates"].items())
+    yield from _counts(row["duplicates"])
     yield "broken", ""
-    yield "· media", f"{row['broken_media']:,}"
-    yield "· records", f"{row['unreadable']:,}"
+    yield from _counts({"media": row["broken_media"], "records": row["unreadable"]})
     for name, both in row["in_evaluation"].items():
         yield f"in {name}", ""
-        yield "· its media", f"{both['media']:,}"
-        yield "· its answers", f"{both['turns']:,}"
+        yield from _counts({"its media": both["media"], "its answers": both["turns"]})
 
 
-def _quantiles(spread: Mapping[str, Any]) -> str:
-    return "  ".join(f"{value:,.0f}" for value in spread["quantiles"]) or "–"
+def _counts(counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    yield from ((f"· {name}", f"{count:,}") for name, count in counts.items())

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import Annotated
 
 import typer
 
-from aurora.errors import AuroraError
+from aurora.commands._options import positive
 
 
 def blocks(
     *,
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the data is written.")],
     seed: Annotated[int, typer.Option(metavar="N", help="Of what is drawn.")] = 0,
-    scale: Annotated[float, typer.Option(metavar="R", help="Size relative to the full set.")] = 1.0,
+    scale: Annotated[float, typer.Option(metavar="R", parser=positive, help="Size relative to the full set.")] = 1.0,
 ) -> None:
     """Make the embedded data set.
 
@@ -28,7 +27,5 @@ def blocks(
     """
     from ..blocks.build import build
 
-    if not (scale > 0 and math.isfinite(scale)):
-        raise AuroraError(f"--scale {scale} is not a size; 1 is the full set, 0.1 a tenth")
     for dataset, count in build(folder, seed=seed, scale=scale).items():
         sys.stdout.write(f"{folder}/{dataset}: {count}\n")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aurora.commands._options import Json, Overrides
+from aurora.commands._options import Json, Overrides, positive
 from aurora.errors import AuroraError
 
 if TYPE_CHECKING:
@@ -25,28 +22,24 @@ class GPUs:
     """Hardware: with --gpu, memory, hours and cost of the training too"""
 
     gpu: Annotated[str | None, typer.Option(metavar="NAME", help="Such as H100 or A800.")] = None
-    gpus: Annotated[int, typer.Option(metavar="N", help="GPUs of all nodes together.")] = 8
-    gpu_gib: Annotated[float, typer.Option(metavar="N", help="Memory of each.")] = 80.0
+    gpus: Annotated[int, typer.Option(metavar="N", min=1, help="GPUs of all nodes together.")] = 8
+    gpu_gib: Annotated[float, typer.Option(metavar="N", parser=positive, help="Memory of each.")] = 80.0
     peak_tflops: Annotated[float | None, typer.Option(
-        metavar="N", help="Of each in 16 bits, where it is not known.")] = None
-    used: Annotated[float, typer.Option(metavar="R", help="Share of the peak that training reaches.")] = 0.4
-    price: Annotated[float | None, typer.Option(metavar="N", help="Of a GPU and hour, in any currency.")] = None
+        metavar="N", parser=positive, help="Of each in 16 bits, where it is not known.")] = None
+    used: Annotated[float, typer.Option(
+        metavar="R", parser=positive, help="Share of the peak that training reaches.")] = 0.4
+    price: Annotated[float | None, typer.Option(
+        metavar="N", parser=positive, help="Of a GPU and hour, in any currency.")] = None
 
-    def __post_init__(self) -> None:
-        given = {"--gpus": self.gpus, "--gpu-gib": self.gpu_gib, "--used": self.used,
-                 "--peak-tflops": self.peak_tflops, "--price": self.price}
-        for name, value in given.items():
-            if value is not None and not 0 < value < math.inf:
-                raise AuroraError(f"{name} {value} must be above 0")
+    def hardware(self) -> Hardware | None:
+        """The same; None when no GPU was named. AuroraError for options that make no sense together, and for an unknown
+        GPU without its peak."""
+        from aurora.training.budget import PEAK_TFLOPS, Hardware, named_peak
+
         if self.used > 1:
             raise AuroraError(f"--used {self.used} is a share of the peak; it must be at most 1")
         if self.gpu is None and (self.price is not None or self.peak_tflops is not None):
             raise AuroraError("--price and --peak-tflops need --gpu NAME, which may be any with --peak-tflops")
-
-    def hardware(self) -> Hardware | None:
-        """The same; None when no GPU was named. AuroraError for an unknown one without its peak."""
-        from aurora.training.budget import PEAK_TFLOPS, Hardware, named_peak
-
         if self.gpu is None:
             return None
         peak = named_peak(self.gpu) if self.peak_tflops is None else self.peak_tflops * 1e12
@@ -62,9 +55,11 @@ def plan(
     published: Annotated[bool, typer.Option(
         "--published", help="Plan from published counts, without shards.")] = False,
     image_rate: Annotated[float, typer.Option(
-        metavar="N", help="Megapixels of images that a core decodes per second.")] = MEGAPIXELS_PER_SECOND,
+        metavar="N", parser=positive, help="Megapixels of images that a core decodes per second.")
+    ] = MEGAPIXELS_PER_SECOND,
     video_rate: Annotated[float, typer.Option(
-        metavar="N", help="Megapixels of video that a core decodes per second.")] = MEGAPIXELS_PER_SECOND,
+        metavar="N", parser=positive, help="Megapixels of video that a core decodes per second.")
+    ] = MEGAPIXELS_PER_SECOND,
     json_output: Json = False,
     gpus: GPUs,
 ) -> int:
@@ -84,20 +79,16 @@ def plan(
         --gpus 8 --price 2.5
     """
     from aurora.config import load_config
+    from aurora.terminal import write_json
 
-    from ._plan_stages import against_paper, decode_core_hours, plan_stages
+    from ._plan_stages import against_paper, plan_stages
     from ._plan_tables import show
 
-    config, machine = load_config(*overrides), gpus.hardware()
-    for name, rate in (("--image-rate", image_rate), ("--video-rate", video_rate)):
-        if not 0 < rate < math.inf:
-            raise AuroraError(f"{name} {rate} must be above 0")
-    stages = plan_stages(config, published=published, machine=machine)
-    for stage in stages.values():
-        stage["data"]["decode_core_hours"] = decode_core_hours(stage, image_rate, video_rate)
+    stages = plan_stages(load_config(*overrides), published=published, machine=gpus.hardware(), image_rate=image_rate,
+                         video_rate=video_rate)
     planned = {"stages": stages, "tables": against_paper(stages)}
     if json_output:
-        sys.stdout.write(json.dumps(planned, indent=2) + "\n")
+        write_json(planned)
     else:
         show(planned, image_rate, video_rate)
-    return int(any(not stage["training"]["fits"] for stage in stages.values() if stage["training"] is not None))
+    return int(any(stage["training"] is not None and not stage["training"]["fits"] for stage in stages.values()))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -22,13 +22,9 @@ if TYPE_CHECKING:
     from aurora.interfaces import Executor
 
     from ..build.build import TextCounter
-    from ..build.media import Transcode
-    from ..build.plan import BuildOrder
 
 Tokens: TypeAlias = Annotated[tuple[str, str] | None, typer.Option("--count", metavar="TOKENIZER PROMPT", help=(
     "Count the tokens of all texts now, so that training need not: names of parts, or '{name: hf, path: ...}'."))]
-COLUMNS = ("name", "title", "kinds", "samples", "licence", "read by")
-WIDTH = 150
 
 shards = typer.Typer(add_completion=False, help=(
     "Turn datasets into shards, check them, look at them.\n\n"
@@ -53,13 +49,13 @@ def show_catalogue(
       aurora shards list
       aurora shards list sharegpt4video
     """
-    from dataclasses import asdict
+    from aurora.terminal import write_json
 
     from ..build.catalogue import known_datasets, load_dataset
 
     found = {one: asdict(load_dataset(one)) for one in ([name] if name else known_datasets())}
     if json_output:
-        sys.stdout.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+        write_json(found)
     elif name:
         _show_one(found[name])
     else:
@@ -106,25 +102,35 @@ def build(
       aurora shards build llava_video downloads/videos data/shards/videos \\
         --transcode --fps 1
     """
+    from rich.progress import BarColumn, TimeRemainingColumn
+
+    from aurora.terminal import progress
+
     from ..build import build as builds
     from ..build.media import Transcode
-    from ..build.plan import make_plan
+    from ..build.plan import BuildOrder, make_plan
 
     builds.check_rate(max_bad_rate)
     given = _given(overrides)
     smaller = Transcode(short_side=short_side, quality=quality, fps=fps)
-    order = _order(source, input, given["source"], samples_per_shard, shard_bytes, smaller if transcode else None)
+    options, about = _source(source)
+    if not input.is_dir():
+        raise AuroraError(f"{input} is not a folder; give the one that holds the dataset's files")
+    order = BuildOrder(folder=str(input.resolve()), source={**options, **given["source"]}, about=about,
+                       samples_per_shard=samples_per_shard, shard_bytes=shard_bytes,
+                       transcode=smaller if transcode else None)
     runner, counted = _executor(executor, output, given["executor"]), _counted(count)
     output.mkdir(parents=True, exist_ok=True)
     if restart:
         builds.clear(output)
-    with _progress() as progress:
-        plan = make_plan(order, output, tick=_reading(progress))
+    with progress("{task.description}", BarColumn(), "{task.fields[text]}", TimeRemainingColumn()) as bars:
+        reading = bars.add_task("reading annotations", total=None, text="")
+        plan = make_plan(order, output, tick=lambda count: bars.update(reading, text=f"{count:,} entries"))
         tasks = builds.build_tasks(output, plan, counted)
         if retry:
             builds.retry_skipped(tasks)
         rows = builds.run_tasks(tasks, runner, entries=plan.entries, max_bad_rate=max_bad_rate)
-        _watch(progress, rows, plan.entries)
+        _watch(bars, rows, plan.entries)
         joined = builds.join(output, plan, counted)
     _show(output, joined)
     if plan.broken:
@@ -189,18 +195,6 @@ def _given(overrides: Iterable[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _order(source: str, folder: Path, given: Mapping[str, Any], samples_per_shard: int, shard_bytes: int,
-           transcode: Transcode | None) -> BuildOrder:
-    """What is to be built: of a dataset of the catalogue, or of a source part."""
-    from ..build.plan import BuildOrder
-
-    options, about = _source(source)
-    if not folder.is_dir():
-        raise AuroraError(f"{folder} is not a folder; give the one that holds the dataset's files")
-    return BuildOrder(folder=str(folder.resolve()), source={**options, **given}, about=about,
-                 samples_per_shard=samples_per_shard, shard_bytes=shard_bytes, transcode=transcode)
-
-
 def _source(name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The source of a dataset of the catalogue and what is known of it, or a source part by its name."""
     from aurora.config import named_part
@@ -211,9 +205,8 @@ def _source(name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
     known = known_datasets()
     if name in known or name.endswith((".yaml", ".yml")):
         dataset = load_dataset(name)
-        options = dict(dataset.source)
         about = {key: getattr(dataset, key) for key in ("name", "title", "homepage", "licence")}
-        return {**options, **named_part("source", options["name"]), **options}, about
+        return {**named_part("source", dataset.source["name"]), **dataset.source}, about
     if name in SOURCE.known():
         return named_part("source", name), None
     raise AuroraError(f"no dataset and no source named {name!r}.{suggest(name, [*known, *SOURCE.known()])}")
@@ -245,21 +238,6 @@ def _counted(given: tuple[str, str] | None) -> TextCounter | None:
     return TextCounter(tokenizer, prompt)
 
 
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        yield progress
-
-
-def _reading(progress: Progress) -> Callable[[int], None]:
-    task = progress.add_task("reading annotations", total=None, text="")
-    return lambda entries: progress.update(task, completed=entries, text=f"{entries:,} entries")
-
-
 def _watch(progress: Progress, rows: Iterable[Mapping[str, Any]], entries: int) -> None:
     """Shows how far the shards are while they come."""
     task = progress.add_task("writing shards", total=entries, text="")
@@ -281,40 +259,32 @@ def _show(output: Path, built: Mapping[str, Any]) -> None:
 
 
 def _show_all(found: Mapping[str, Mapping[str, Any]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    from aurora.terminal import stdout, table
 
-    readers = _readers()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in COLUMNS:
-        table.add_column(column, justify="right" if column == "samples" else "left", overflow="fold",
-                         no_wrap=column in ("name", "samples"))
+    readers, console = _readers(), stdout()
+    shown = table("name", "title", "kinds", "samples", "licence", "read by", numbers=("samples",))
     for name, dataset in found.items():
         samples = dataset["samples"]
-        table.add_row(name, dataset["title"], " ".join(dataset["kinds"]), "" if samples is None else f"{samples:,}",
+        shown.add_row(name, dataset["title"], " ".join(dataset["kinds"]), "" if samples is None else f"{samples:,}",
                       dataset["licence"], " ".join(readers.get(name, ())))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    console.print(table)
+    console.print(shown)
     console.print("`aurora shards list NAME` shows one; `aurora shards build NAME INPUT OUTPUT` makes its shards. "
                   "Licences are as their makers state them; check them yourself.")
 
 
 def _show_one(dataset: Mapping[str, Any]) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
     for key, value in dataset.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        console.print(f"{key:<9} " + text.strip().replace("\n", "\n" + " " * 10), markup=False)
+        sys.stdout.write(f"{key:<9} " + text.strip().replace("\n", "\n" + " " * 10) + "\n")
 
 
-def _readers() -> dict[str, tuple[str, ...]]:
+def _readers() -> dict[str, list[str]]:
     """By dataset, the mixtures of ours that read it."""
     from aurora.config import CONFIG_FOLDER, load_mixture
     from aurora.mixture import read_mixture
 
-    mixtures = sorted(path.stem for path in (CONFIG_FOLDER / "mixture").glob("*.yaml"))
-    read = {mixture: read_mixture(mixture, load_mixture(mixture)).datasets for mixture in mixtures}
-    return {name: tuple(mixture for mixture in mixtures if name in read[mixture])
-            for name in dict.fromkeys(name for datasets in read.values() for name in datasets)}
+    readers: dict[str, list[str]] = {}
+    for mixture in sorted(path.stem for path in (CONFIG_FOLDER / "mixture").glob("*.yaml")):
+        for name in read_mixture(mixture, load_mixture(mixture)).datasets:
+            readers.setdefault(name, []).append(mixture)
+    return readers

@@ -137,11 +137,11 @@ def test_every_dataset_of_the_catalogue_is_listed(run):
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--gpu", "H100", "--used", "2"], "--used 2.0 is a share of the peak; it must be at most 1"),
-    (["--gpu", "H100", "--used", "nan"], "--used nan must be above 0"),
-    (["--gpu", "H100", "--price", "-1"], "--price -1.0 must be above 0"),
-    (["--gpu", "H100", "--peak-tflops", "0"], "--peak-tflops 0.0 must be above 0"),
+    (["--gpu", "H100", "--used", "nan"], "'--used': must be above 0, not 'nan'"),
+    (["--gpu", "H100", "--price", "-1"], "'--price': must be above 0, not '-1'"),
+    (["--gpu", "H100", "--peak-tflops", "0"], "'--peak-tflops': must be above 0, not '0'"),
     (["--price", "2"], "--price and --peak-tflops need --gpu NAME"),
-    (["--image-rate", "0"], "--image-rate 0.0 must be above 0"),
+    (["--image-rate", "0"], "'--image-rate': must be above 0, not '0'"),
     (["--gpu", "H100", "trainer=ddp", "trainer.sequence_parallel=3"], "does not divide the 8 processes"),
     (["--gpu", "H100", "trainer=fsdp_hybrid", "trainer.shard_size=5"], "does not divide the 8 processes"),
 ])

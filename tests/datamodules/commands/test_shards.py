@@ -68,7 +68,7 @@ def test_a_preview_is_written_where_it_was_asked_for(run: Run, blocks: Path, tmp
 
 @pytest.mark.parametrize(("arguments", "told"), [
     (("validate", "nowhere"), "no dataset folder nowhere"),
-    (("validate", "x", "--decode", "some"), "--decode some"),
+    (("validate", "x", "--decode", "some"), "'--decode': give a number of samples per shard"),
     (("stats", "x", "--executor", "spark"), "no executor named 'spark'"),
     (("preview", "x", "--samples", "0"), "samples 0"),
     (("build", "llava", "nowhere", "out", "source.annotations=x.json", "--max-bad-rate", "2"), "--max-bad-rate 2.0 is"),
