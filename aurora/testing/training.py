@@ -299,7 +299,7 @@ def _train(config: Tree, log: str, cwd: str, environment: Mapping[str, str]) -> 
         sys.exit(TRY_AGAIN if isinstance(error, LostProcess) else 2)
 
 
-def train_together(cases: list[Tree], folder: Path, *, seconds: float = 200) -> None:
+def train_together(cases: list[Tree], folder: Path, *, seconds: float = 500) -> None:
     """Runs the cases of a CASES.json one after the other; they and what lies beside them go below `folder`."""
     file = folder / "cases.json"
     file.write_text(json.dumps(cases))
@@ -335,9 +335,12 @@ def _forked(work: Callable[[int], None], rank: int, processes: int, port: int) -
 
 
 def _train_case(case: Tree, rank: int) -> None:
-    MadeRows.stops_at = case.get("stops_at")
+    config, MadeRows.stops_at = case["config"], case.get("stops_at")
+    if MadeRows.stops_at is not None:
+        # sharded weights are not saved after an error: another rank may be anywhere
+        config["trainer"]["checkpoint_every"] = MadeRows.stops_at
     try:
-        train(case["config"])
+        train(config)
     except AuroraError as error:
         if MadeRows.stops_at is None or "the data ended after step" not in str(error):
             raise

@@ -154,7 +154,7 @@ def _resumable(stage: Stage, now: Fingerprint, console: Console) -> Checkpoint |
 def _prepared_data(stage: Stage, resume: Checkpoint | None, console: Console) -> DataModule:
     data = build_data(stage)
     steps, average = total_steps(stage, data), stage.recipe.average is not None
-    require_room(stage.folder.path, disk(stage.skeleton, average=average) - stage.folder.size())
+    require_room(stage.folder.path, disk(stage.skeleton, average=average) - stage.folder.bytes_on_disk())
     if rank_zero():
         stage.folder.write_config(stage.config)
     print_summary(console, stage, data, steps=steps, done=0 if resume is None else resume.step)
