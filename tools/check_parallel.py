@@ -18,7 +18,6 @@ from typing import Any
 
 from aurora.testing.training import curve, tiny_config, train_together
 
-HOURS = 3  # that trainings of one kind may take
 LORA = {"lora": {"rank": 2}}
 STAGES: dict[str, dict[str, Any]] = {
     "connector": {"trained": ["connector"]},
@@ -53,8 +52,8 @@ def case(run: Path, stage: str, steps: int, processes: int, options: dict[str, A
 
 
 def train(cases: list[dict[str, Any]], folder: Path) -> None:
-    """Runs them one after the other."""
-    train_together(cases, folder, seconds=HOURS * 3600)
+    """Runs them one after the other; AssertionError with what a failed one wrote."""
+    train_together(cases, folder, timeout=3600)
 
 
 def difference(run: Path, right: Path) -> float:

@@ -299,11 +299,11 @@ def _train(config: Tree, log: str, cwd: str, environment: Mapping[str, str]) -> 
         sys.exit(TRY_AGAIN if isinstance(error, LostProcess) else 2)
 
 
-def train_together(cases: list[Tree], folder: Path, *, seconds: float = 500) -> None:
+def train_together(cases: list[Tree], folder: Path, *, timeout: float = 500) -> None:
     """Runs the cases of a CASES.json one after the other; they and what lies beside them go below `folder`."""
     file = folder / "cases.json"
     file.write_text(json.dumps(cases))
-    done = subprocess.run([sys.executable, "-W", "error", "-m", "aurora.testing.training", str(file)], timeout=seconds,
+    done = subprocess.run([sys.executable, "-W", "error", "-m", "aurora.testing.training", str(file)], timeout=timeout,
                           capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr

@@ -147,7 +147,7 @@ def _resumable(stage: Stage, now: Fingerprint, console: Console) -> Checkpoint |
     """The checkpoint to resume from, if any. AuroraError when the stage was begun with another configuration."""
     resume = newest_checkpoint(stage.folder.checkpoints, console.print, verify=rank_zero())
     if resume is not None:
-        require_same(stage.name, resume.state["callbacks"]["RunCheckpoint"]["fingerprint"], now, "begun")
+        require_same(stage.name, resume.state["run"]["fingerprint"], now, "begun")
     return resume
 
 

@@ -43,11 +43,13 @@ class RunCheckpoint(CheckpointCallback):
         self._saved = -1
         self._started = False
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"fingerprint": self.fingerprint, "ended": self.ended}
+    # not as the callback's state, which Lightning would miss in a trainer without this callback
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.ended = bool(state_dict["ended"])
+    def on_save_checkpoint(self, trainer: L.Trainer, module: AuroraModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["run"] = {"fingerprint": self.fingerprint, "ended": self.ended}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: AuroraModule, checkpoint: dict[str, Any]) -> None:
+        self.ended = bool(checkpoint.get("run", {}).get("ended"))
 
     def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
         """Removes what a killed save left. A trial save shows before the first step that the disk takes it."""

@@ -3,17 +3,15 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from aurora.testing import training as tiny_training
+from aurora.testing.training import ROOT, register, tiny_config
 from datamodules.shards.format import ShardSample
 
-ROOT = Path(__file__).parents[3]
-tiny_training.register()
+register()
 
 
 @pytest.fixture
@@ -65,7 +63,7 @@ def _sample(number):
 
 
 def _config_for(run, root):
-    config = {**tiny_training.tiny_config(run), "stage": "first"}
+    config = {**tiny_config(run), "stage": "first"}
     config["data"] = {"name": "webdataset", "root": str(root), "row_tokens": 200, "row_frames": 4, "frames": 2,
                       "workers": 0}
     config["stages"]["first"].update(mixture={"pictures": 2}, global_batch=6, epochs=2)

@@ -205,9 +205,12 @@ def test_a_schedule_that_makes_no_sense_is_refused(schedule, message):
 # ---- in a stage ------------------------------------------------------------------------------------------------
 
 CHOICES = {
-    "muon, one cycle": {"optimizer": {"_target_": "torch.optim.Muon"}, "schedule": {"_target_": f"{LR}.OneCycleLR"}},
-    "sgd, cosine": {"optimizer": {"_target_": "torch.optim.SGD", "momentum": 0.9},
-                    "schedule": {"_target_": f"{LR}.CosineAnnealingLR"}},
+    "muon, cosine": {"optimizer": {"_target_": "torch.optim.Muon"},
+                     "schedule": {"_target_": f"{LR}.CosineAnnealingLR"}},
+    # changes momentum and betas as well
+    "sgd, one cycle": {"optimizer": {"_target_": "torch.optim.SGD", "momentum": 0.9},
+                       "schedule": {"_target_": f"{LR}.OneCycleLR"}},
+    "adamw, one cycle": {"schedule": {"_target_": f"{LR}.OneCycleLR"}},
     "adafactor, sequence": {
         "optimizer": {"_target_": "torch.optim.Adafactor"},
         "schedule": {"_target_": f"{LR}.SequentialLR", "milestones": [2], "schedulers": [

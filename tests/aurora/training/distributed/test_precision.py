@@ -73,7 +73,7 @@ def test_only_float16_is_scaled():
 
 
 def test_the_scaler_of_lightning_is_refused_with_the_plugin_that_is_right():
-    with pytest.raises(AuroraError, match=r"Trainer\(precision='16-mixed'\) scales .* Float16\('cuda'\)"):
+    with pytest.raises(AuroraError, match=r"Trainer\(precision='16-mixed'\) scales .*Float16\('cuda'\)"):
         loss_scale_for(MixedPrecision("16-mixed", "cuda", scaler=torch.amp.GradScaler("cpu")), 64)
 
 
