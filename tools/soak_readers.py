@@ -29,7 +29,9 @@ from PIL import Image
 from aurora.errors import AuroraError, BadSample
 from aurora.images import decode_image, image_shape
 from aurora.interfaces import Sampling, VideoReader
-from aurora.registry import READER, import_part
+from aurora.registry import READER
+from datamodules.shards import format as samples
+from datamodules.shards import index
 
 HEIGHT, WIDTH, FRAMES = 48, 64, 20
 KINDS = ("mp4", "webm", "jpg", "png", "webp", "json")
@@ -123,7 +125,6 @@ def child(options: argparse.Namespace) -> None:
 
 def outcome(kind: str, data: bytes, reader: VideoReader) -> str:
     """Reads a file as a sample's member is read, and says what came of it."""
-    samples, index = import_part("datamodules.shards.format"), import_part("datamodules.shards.index")
     try:
         if kind == "json":
             samples.parse_record(data)
