@@ -193,7 +193,7 @@ def test_one_hung_rank_ends_all_and_leaves_the_stacks_of_all(runs):
     assert "in __iter__" in (stacks / "rank-1.txt").read_text()  # row 9 is the second process's
     assert "in training_step" in (stacks / "rank-0.txt").read_text()
     for rank in range(2):
-        assert f"{stacks} tells where every process stood" in runs.said(rank)
+        assert f"{stacks} shows where every process stood" in runs.said(rank)
 
 
 def test_a_process_that_holds_the_interpreter_is_ended_as_well(runs):
@@ -248,7 +248,7 @@ def test_a_spike_that_rolls_back_leaves_the_weights_of_the_newest_checkpoint(run
     before, after = (load_file(next(checkpoint_path(folder, step).glob("shard-*"))) for step in (4, 6))
     assert before.keys() == after.keys() and all(before[name].equal(after[name]) for name in before)
     assert runs.finish(processes) == [0]
-    assert "step 6 was a spike: the weights are those after step 4 again" in runs.said()
+    assert "step 6 was a spike: rolled back to the weights after step 4" in runs.said()
 
 
 def test_a_run_killed_after_a_spike_goes_on_exactly(runs):
@@ -263,7 +263,7 @@ def test_a_run_killed_after_a_spike_goes_on_exactly(runs):
 
 
 @pytest.mark.parametrize(("spike", "message"), [
-    ({"factor": 1.0}, "factor is 1.0; it must be above 1"),
+    ({"factor": 1.0}, "factor is 1.0; it must be a number above 1"),
     ({"factor": 2.0, "window": 1}, "window is 1"),
     ({"factor": 2.0, "action": "panic"}, "'panic' is unknown"),
 ])
@@ -336,12 +336,12 @@ def test_what_is_lost_with_a_broken_checkpoint_is_said(runs, uninterrupted):
     shard = next(checkpoint_path(Path(config["run"]) / "first" / CHECKPOINTS, 6).glob("shard-*"))
     shard.write_bytes(bytes(shard.stat().st_size))
     assert runs.run(config) == [0]
-    assert "going back to step-3: 3 steps are lost and made again" in runs.said()
+    assert "going back to step-3: 3 steps are lost and taken again" in runs.said()
     assert_same(config, uninterrupted[1])
 
 
 def test_no_decision_of_training_depends_on_the_clock_on_the_wall():
-    sources = (Path(__file__).parents[3] / "aurora" / "training").glob("*.py")
+    sources = (Path(__file__).parents[3] / "aurora" / "training").rglob("*.py")
     assert not [path.name for path in sources if re.search(r"time\.time\(|datetime\.|st_.time", path.read_text())]
 
 

@@ -157,7 +157,7 @@ def test_callbacks_see_steps(tmp_path):
     fitted(tmp_path, trainer)
     assert trainer.global_step == 8  # the first validation is the best
     text = (tmp_path / "log/lightning_logs/version_0/metrics.csv").read_text()
-    assert {"lr-AdamW", "train|samples", "train|device/flops_per_sec"} <= {*text.splitlines()[0].split(",")}
+    assert {"lr-AdamW/pg1", "train/samples", "train/device/flops_per_sec"} <= {*text.splitlines()[0].split(",")}
 
 
 def test_a_step_that_is_skipped_counts(tmp_path):
