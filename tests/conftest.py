@@ -10,7 +10,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # workers share the cores; before anything imports torch
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-PROCESS_FIXTURES = {"start_process", "follow"}
+PROCESS_FIXTURES = {"start_process", "follow", "runs", "begin", "layouts", "processes", "ranks", "differences",
+                    "undisturbed", "nodes", "hold"}
 """Fixtures that start processes: what uses one is marked so."""
 
 

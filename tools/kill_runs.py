@@ -22,11 +22,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from aurora.testing.training import curve, start, start_ranks, tiny_config  # noqa: E402
-from aurora.training.callbacks.csv_logger import read_metrics  # noqa: E402
+from aurora.testing.training import curve, start, start_ranks, tiny_config
+from aurora.training.callbacks.csv_logger import read_metrics
 
 STEPS, ROWS = 24, 4
 VALIDATION = {"mixture": {"rows": 1}, "every": 3, "max_steps": 2}

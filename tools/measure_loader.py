@@ -16,7 +16,6 @@ import os
 import statistics
 import tempfile
 import time
-from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,8 @@ from PIL import Image
 from aurora.images import ImagePreparation
 from aurora.interfaces import VisualLayout
 from aurora.registry import DATA, MERGE, PROMPT, READER, TOKENIZER
+from datamodules.shards.format import ShardSample
+from datamodules.shards.writing import write_shards
 
 SIDE = 64
 WARM = 4  # of twenty looks
@@ -89,7 +90,6 @@ def private(pid: int) -> int:
 
 def module(root: Path, count: int, workers: int):  # noqa: ANN201
     """Small pictures with a question each."""
-    samples = import_module("datamodules.shards.format")
     pixels = np.random.default_rng(0).integers(0, 255, (16, SIDE, SIDE, 3), np.uint8)
     media = []
     for picture in pixels:
@@ -97,8 +97,8 @@ def module(root: Path, count: int, workers: int):  # noqa: ANN201
         Image.fromarray(picture).save(buffer, "JPEG")
         media.append(buffer.getvalue())
     turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "Noise. " * 9}]
-    import_module("datamodules.shards.writing").write_shards(
-        (samples.ShardSample(f"{number:08d}", {"conversations": turns, "image": "jpg"},
+    write_shards(
+        (ShardSample(f"{number:08d}", {"conversations": turns, "image": "jpg"},
                              {"jpg": media[number % len(media)]}) for number in range(count)),
         root / "d", samples_per_shard=5_000)
     layout = VisualLayout(ImagePreparation(size=SIDE, patch_size=16), MERGE.build({"name": "tome"}), 4, 0.5)

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,8 @@ from aurora.errors import AuroraError, BadSample
 from aurora.images import decode_image, image_shape
 from aurora.interfaces import Sampling, VideoReader
 from aurora.registry import READER
+from datamodules.shards import format as samples
+from datamodules.shards import index
 
 HEIGHT, WIDTH, FRAMES = 48, 64, 20
 KINDS = ("mp4", "webm", "jpg", "png", "webp", "json")
@@ -124,7 +125,6 @@ def child(options: argparse.Namespace) -> None:
 
 def outcome(kind: str, data: bytes, reader: VideoReader) -> str:
     """Reads a file as a sample's member is read, and says what came of it."""
-    samples, index = import_module("datamodules.shards.format"), import_module("datamodules.shards.index")
     try:
         if kind == "json":
             samples.parse_record(data)

@@ -131,18 +131,15 @@ def test_packages_of_parts_import_nothing() -> None:
     none([named(path) for path in files(*PARTS) if path.name == "__init__.py" and path.read_text()])
 
 
-@pytest.mark.xfail(strict=False, reason="the rooms are being rebuilt")
 def test_no_files_import_each_other_in_a_circle() -> None:
     none(circles(graph()))
 
 
-@pytest.mark.xfail(strict=False, reason="the rooms are being rebuilt")
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_folders_import_each_other_in_a_circle(package: str) -> None:
     none(circles(rooms(package)))
 
 
-@pytest.mark.xfail(strict=False, reason="the rooms are being rebuilt")
 def test_no_private_module_is_imported_by_a_string() -> None:
     """A type checker cannot follow such an import; what others need has a public name or is part of a contract."""
     found = []

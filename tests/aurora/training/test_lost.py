@@ -75,6 +75,7 @@ def test_the_next_attempt_does_not_mind_what_the_one_before_has_left_in_the_stor
     assert "resuming after step" in (tmp_path / "said-0").read_text()
 
 
+@pytest.mark.process
 def test_a_meeting_that_the_first_process_gives_up_is_told_in_one_line(tmp_path):
     place = {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     config = first_stage(tmp_path, "ddp", rendezvous_seconds=1)

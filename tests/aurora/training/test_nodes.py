@@ -193,6 +193,7 @@ def test_ray_starts_a_run_again_whose_process_was_killed(alone, tmp_path):
     assert [float(loss) for _, loss in here] == pytest.approx([float(loss) for _, loss in alone], rel=1e-5)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say that a parent is gone")
 def test_a_process_that_is_still_starting_ends_with_the_one_that_started_it(tmp_path):
     command = [sys.executable, "-m", "aurora.cli", "train", *TINY, f"run={tmp_path}", "trainer.strategy=ddp",

@@ -281,6 +281,7 @@ def test_a_full_disk_is_told_and_leaves_the_older_checkpoint(tmp_path):
     assert "No space left" in told[0] and newest_checkpoint(tmp_path, silent).step == 1
 
 
+@pytest.mark.process
 def test_a_kill_in_the_middle_of_saving_leaves_a_readable_checkpoint(tmp_path):
     code = f"""
 from pathlib import Path
