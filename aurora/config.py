@@ -181,9 +181,13 @@ def load_config(*overrides: str) -> Config:
     for override in choices:
         _check_choice(override)
     tree = _compose([str(override.input_line) for override in choices])
+    OmegaConf.set_struct(tree, False)
+    several = [override for override in parsed if override.key_or_group in SLOTS and override not in choices]
+    for override in several:
+        _apply(tree, override, new=True)
     _drop_options_of_other_parts(tree, choices)
     for override in parsed:
-        if override not in choices:
+        if override not in (*choices, *several):
             _apply(tree, override)
     plain = _plain(tree)
     for mixed in _with_mixtures(plain):
@@ -231,7 +235,9 @@ def parse_override(text: str) -> Override:
 
 
 def _is_group(override: Override) -> bool:
-    return "." not in override.key_or_group and (CONFIG_FOLDER / override.key_or_group).is_dir()
+    """Whether an override chooses yamls of a group by name; a mapping changes options of what is chosen."""
+    choice = "." not in override.key_or_group and (CONFIG_FOLDER / override.key_or_group).is_dir()
+    return choice and not isinstance(override.value(), dict)
 
 
 def _check_choice(override: Override) -> None:
@@ -274,8 +280,7 @@ def _compose(choices: Sequence[str]) -> DictConfig:
 
 def _drop_options_of_other_parts(tree: DictConfig, choices: Sequence[Override]) -> None:
     """Takes out what an experiment says of its own part where the user chose another that has no such option: its
-    head_size is nothing to a backbone without heads. What the user gives is not in the tree yet."""
-    OmegaConf.set_struct(tree, False)
+    head_size is nothing to a backbone without heads. Options that the user gives one by one are not in the tree yet."""
     for choice in choices:
         slot, name = choice.key_or_group, choice.value()
         if slot in SLOTS and isinstance(name, str):
@@ -337,3 +342,18 @@ def _with_mixtures(tree: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield stage
             if isinstance(stage.get("validation"), dict):
                 yield stage["validation"]
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Sentences such as 'stages.vision.peak_lr was 4e-05, is 1e-04'."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    return [f"{key} was {old.get(key, 'absent')!r}, is {new.get(key, 'absent')!r}"
+            for key in sorted(old.keys() | new.keys()) if old.get(key, "absent") != new.get(key, "absent")]
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

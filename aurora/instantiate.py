@@ -9,7 +9,6 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from aurora.errors import AuroraError
-from aurora.options import check_kind
 
 ALLOWED = ("lightning.", "torch.optim.", "aurora.training.")
 ENTRY_POINTS = "aurora.callback"  # the group in which an installed package names callbacks of its own
@@ -31,15 +30,14 @@ def instantiate(entry: Any) -> Any:
     return entry
 
 
-def check_entries(where: str, entries: Any, kind: type[Any]) -> None:
+def check_entries(where: str, entries: Mapping[str, Mapping[str, Any]], kind: type[Any]) -> None:
     """AuroraError unless every one of the named entries describes an object of `kind`. Nothing is made."""
-    check_kind(where, entries, Mapping[str, Mapping[str, Any]])
     for name, entry in entries.items():
         target = entry.get("_target_")
         if target is None:
             raise AuroraError(f"{where}.{name} has no _target_, which names a class of Lightning's or of ours")
         if not issubclass(resolve(target), kind):
-            raise AuroraError(f"{where}.{name}: {target} is no {kind.__name__}")
+            raise AuroraError(f"{where}.{name}: {target} is not a {kind.__name__}")
 
 
 def resolve(target: Any) -> type[Any]:

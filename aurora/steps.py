@@ -58,7 +58,7 @@ class StepLoader:
         return self._steps
 
     def __iter__(self) -> Iterator[Step]:
-        if not self._resumed:
+        if not self._resumed or self._done == self._steps:
             self._before += self._done
             self._position, self._done = (0 if self._repeat else self._passes * self._epochs, 0, 0), 0
             self._passes += 1

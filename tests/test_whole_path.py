@@ -39,7 +39,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train_and_ask(blocks: Path, run: Path, *swaps: str) -> str:
     """The answer of a model that was trained for two steps with some parts swapped on the command line."""
-    trained = train(load_config(*SMALL, f"run={run}", f"data.root={blocks}", *swaps).tree)
+    trained = train(load_config(*SMALL, f"run={run}", f"data.root={blocks}", *swaps))
     model, config = load_model(trained)
     session = Session.from_config(model, config)
     first = json.loads((blocks / "heldout" / "questions.jsonl").read_text().splitlines()[0])

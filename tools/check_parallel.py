@@ -10,19 +10,15 @@ one process. A tiny model; each step is 8 rows, so that gradients are accumulate
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).resolve().parents[1] / "tests/aurora/training"
-sys.path.insert(0, str(TESTS))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiny_training import curve, tiny_config  # type: ignore[import-not-found]  # noqa: E402
+from aurora.testing.training import curve, tiny_config, train_together
 
 LORA = {"lora": {"rank": 2}}
 STAGES: dict[str, dict[str, Any]] = {
@@ -43,16 +39,13 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "ddp on 4, rows by 2": (4, {"strategy": "ddp", "sequence_parallel": 2}),
     "hybrid 2×2, rows by 2": (4, {"strategy": "fsdp_hybrid", "shard_size": 2, "sequence_parallel": 2}),
     "fsdp on 4, rows by 4, deferred": (4, {"strategy": "fsdp", "sequence_parallel": 4, "defer_gradient_sync": True}),
-    "fsdp1 on 2": (2, {"strategy": "fsdp1"}),
-    "fsdp1 on 4, deferred": (4, {"strategy": "fsdp1", "defer_gradient_sync": True}),
-    "fsdp1 on 4, rows by 2, deferred": (4, {"strategy": "fsdp1", "sequence_parallel": 2, "defer_gradient_sync": True}),
 }
 RESUMED = [("ddp", 1), ("ddp", 2), ("ddp", 4), ("fsdp", 1), ("fsdp", 2), ("fsdp", 4), ("fsdp_hybrid", 2),
-           ("fsdp_hybrid", 4), ("fsdp1", 2)]
+           ("fsdp_hybrid", 4)]
 
 
 def case(run: Path, stage: str, steps: int, processes: int, options: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """One training for tests/aurora/training/together.py."""
+    """One training for `train_together`."""
     config = tiny_config(run, steps=steps, rows_per_step=8)
     recipe = {**config["stages"]["first"], **STAGES[stage], "peak_lr": 1e-3}
     config |= {"stage": "checked", "stages": {"checked": recipe}}
@@ -61,14 +54,8 @@ def case(run: Path, stage: str, steps: int, processes: int, options: dict[str, A
 
 
 def train(cases: list[dict[str, Any]], folder: Path) -> None:
-    """Runs them one after the other; ends the program when one fails."""
-    file = folder / "cases.json"
-    file.write_text(json.dumps(cases))
-    root = str(TESTS.parents[2])
-    done = subprocess.run([sys.executable, str(TESTS / "together.py"), str(file)], stdout=subprocess.DEVNULL,
-                          env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"})
-    if done.returncode:
-        sys.exit("a training failed")
+    """Runs them one after the other; AssertionError with what a failed one wrote."""
+    train_together(cases, folder, timeout=3600)
 
 
 def difference(run: Path, right: Path) -> float:

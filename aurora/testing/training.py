@@ -299,11 +299,11 @@ def _train(config: Tree, log: str, cwd: str, environment: Mapping[str, str]) -> 
         sys.exit(TRY_AGAIN if isinstance(error, LostProcess) else 2)
 
 
-def train_together(cases: list[Tree], folder: Path) -> None:
+def train_together(cases: list[Tree], folder: Path, *, timeout: float = 500) -> None:
     """Runs the cases of a CASES.json one after the other; they and what lies beside them go below `folder`."""
     file = folder / "cases.json"
     file.write_text(json.dumps(cases))
-    done = subprocess.run([sys.executable, "-W", "error", "-m", "aurora.testing.training", str(file)], timeout=200,
+    done = subprocess.run([sys.executable, "-W", "error", "-m", "aurora.testing.training", str(file)], timeout=timeout,
                           capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
@@ -335,9 +335,12 @@ def _forked(work: Callable[[int], None], rank: int, processes: int, port: int) -
 
 
 def _train_case(case: Tree, rank: int) -> None:
-    MadeRows.stops_at = case.get("stops_at")
+    config, MadeRows.stops_at = case["config"], case.get("stops_at")
+    if MadeRows.stops_at is not None:
+        # sharded weights are not saved after an error: another rank may be anywhere
+        config["trainer"]["checkpoint_every"] = MadeRows.stops_at
     try:
-        train(case["config"])
+        train(config)
     except AuroraError as error:
         if MadeRows.stops_at is None or "the data ended after step" not in str(error):
             raise

@@ -27,7 +27,6 @@ from aurora.training.checkpoint.layout import Checkpoint
 from aurora.training.checkpoint.state import named_tensors, optimizer_scalars, restore, settle_progress
 from aurora.training.distributed.collectives import cpu_group, world_size
 from aurora.training.distributed.precision import LossScale, loss_scale_for
-from aurora.training.distributed.sequence_parallel import SequenceParallelGroup, read_together
 from aurora.training.distributed.strategies import (
     FSDP2,
     apply_sharding,
@@ -39,6 +38,7 @@ from aurora.training.distributed.strategies import (
 )
 from aurora.training.metrics import StepMeter, Sums, gradient_norms, total_norm, validation_metrics
 from aurora.training.optim import Average, StepGuard, build_optimizer, build_schedule, parameter_groups, set_trainable
+from aurora.training.sequence_parallel import SequenceParallelGroup, read_together
 from aurora.training.step import segments, with_equal_frames
 from aurora.types import PackedBatch, State, TokenLoss
 

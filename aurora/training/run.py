@@ -34,7 +34,14 @@ from aurora.training.callbacks.csv_logger import build_loggers
 from aurora.training.callbacks.preemption import KILLED, Preemption, requeue, requeued_at_once
 from aurora.training.callbacks.progress import progress_callbacks
 from aurora.training.callbacks.watchdog import STACKS, Watchdog
-from aurora.training.checkpoint.layout import Checkpoint, newest_checkpoint, refuse_unsafe_loading, require_room
+from aurora.training.checkpoint.layout import (
+    Checkpoint,
+    checkpoint_path,
+    is_committed,
+    newest_checkpoint,
+    refuse_unsafe_loading,
+    require_room,
+)
 from aurora.training.checkpoint.run_folder import Fingerprint, fingerprint, locked, require_same
 from aurora.training.checkpoint.state import all_weights, whole
 from aurora.training.distributed.collectives import (
@@ -147,14 +154,14 @@ def _resumable(stage: Stage, now: Fingerprint, console: Console) -> Checkpoint |
     """The checkpoint to resume from, if any. AuroraError when the stage was begun with another configuration."""
     resume = newest_checkpoint(stage.folder.checkpoints, console.print, verify=rank_zero())
     if resume is not None:
-        require_same(stage.name, resume.state["callbacks"]["RunCheckpoint"]["fingerprint"], now, "begun")
+        require_same(stage.name, resume.state["run"]["fingerprint"], now, "begun")
     return resume
 
 
 def _prepared_data(stage: Stage, resume: Checkpoint | None, console: Console) -> DataModule:
     data = build_data(stage)
     steps, average = total_steps(stage, data), stage.recipe.average is not None
-    require_room(stage.folder.path, disk(stage.skeleton, average=average) - stage.folder.size())
+    require_room(stage.folder.path, disk(stage.skeleton, average=average) - stage.folder.bytes_on_disk())
     if rank_zero():
         stage.folder.write_config(stage.config)
     print_summary(console, stage, data, steps=steps, done=0 if resume is None else resume.step)
@@ -191,6 +198,9 @@ def fit(stage: Stage, module: AuroraModule, data: DataModule, now: Fingerprint, 
             failures_named(named, stacks, step=lambda: trainer.global_step):
         try:
             trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else resume.path)
+            if stage.recipe.validation is not None and saver.validated < trainer.global_step:
+                # it was stopped while it validated the last step, after which Lightning has nothing left to do
+                trainer.validate(module, data, verbose=False)
         except StepInterrupted:
             assert preemption.stopped is not None
     if preemption.stopped is not None:
@@ -209,8 +219,10 @@ class ValidateLastStep(L.Callback):
 
 
 def _exit_preempted(stage: Stage, trainer: L.Trainer, stopped: signal.Signals, console: Console) -> None:
-    console.print(f"{stage.name}: stopped by {stopped.name} after step {trainer.global_step}, which is saved; the same "
-                  "command resumes there")
+    saved = is_committed(checkpoint_path(stage.folder.checkpoints, trainer.global_step))
+    where = "which is saved; the same command resumes there" if saved else \
+        "which is not saved; the same command resumes from the last checkpoint"
+    console.print(f"{stage.name}: stopped by {stopped.name} after step {trainer.global_step}, {where}")
     if stopped == signal.SIGUSR1 and rank_zero():
         requeue(console.print)
     # a launcher that sees one exit kills the others, which may still be writing; and a process that exits inside of its
@@ -240,6 +252,7 @@ def build_trainer(stage: Stage, steps: int, callbacks: list[L.Callback], loggers
             check_val_every_n_epoch=None,
             val_check_interval=held_out.every if held_out else None,
             num_sanity_val_steps=0,
+            inference_mode=False,  # which FSDP2 does not take
             log_every_n_steps=1,
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
             enable_model_summary=False,

@@ -25,7 +25,7 @@ from aurora.training.checkpoint.layout import (
 from aurora.training.checkpoint.state import all_finite, named_tensors
 from aurora.training.distributed.collectives import barrier, on_all_ranks, sum_over_ranks
 from aurora.training.distributed.strategies import is_sharded
-from aurora.training.module import AuroraModule
+from aurora.training.module import AuroraModule, StepInterrupted
 
 
 class RunCheckpoint(CheckpointCallback):
@@ -40,14 +40,21 @@ class RunCheckpoint(CheckpointCallback):
         self.folder, self.every, self.preemption, self.report = folder, every, preemption, report
         self.fingerprint = dict(fingerprint)
         self.ended = False  # by a callback that set `trainer.should_stop`, before the last step
+        self.validated = 0  # the last step that was validated
         self._saved = -1
         self._started = False
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"fingerprint": self.fingerprint, "ended": self.ended}
+    # not as the callback's state, which Lightning would miss in a trainer without this callback
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.ended = bool(state_dict["ended"])
+    def on_save_checkpoint(self, trainer: L.Trainer, module: AuroraModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["run"] = {"fingerprint": self.fingerprint, "ended": self.ended, "validated": self.validated}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: AuroraModule, checkpoint: dict[str, Any]) -> None:
+        run = checkpoint.get("run", {})
+        self.ended, self.validated = run.get("ended", False), run.get("validated", 0)
+
+    def on_validation_end(self, trainer: L.Trainer, module: AuroraModule) -> None:
+        self.validated = trainer.global_step
 
     def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
         """Removes what a killed save left. A trial save shows before the first step that the disk takes it."""
@@ -83,9 +90,10 @@ class RunCheckpoint(CheckpointCallback):
         if not self._started:
             return
         module.leave_validation()
-        # every rank writes its own shards, and the others may be anywhere when one fails
-        if not is_sharded(trainer.strategy) and self._consistent(trainer, module):
-            self._save_last(trainer, module)
+        # every rank writes its own shards, and the others may be anywhere when one fails, but not when all were stopped
+        together = isinstance(exception, StepInterrupted) or not is_sharded(trainer.strategy)
+        if together and self._consistent(trainer, module):
+            self._save_last(trainer, module, quiet=isinstance(exception, StepInterrupted))
         self._io(trainer).wait()
 
     def save(self, trainer: L.Trainer, module: AuroraModule, *, again: bool = False) -> None:
@@ -116,9 +124,10 @@ class RunCheckpoint(CheckpointCallback):
         """Whether weights, optimizer and data position are those of one step."""
         loader = trainer.train_dataloader
         in_step = not isinstance(loader, StepLoader) or loader.taken == trainer.global_step
-        return module.consistent and in_step and self._finite(module)
+        # sharded weights are looked at by all ranks together when they are saved
+        return module.consistent and in_step and (is_sharded(trainer.strategy) or self._finite(module))
 
-    def _save_last(self, trainer: L.Trainer, module: AuroraModule) -> None:
+    def _save_last(self, trainer: L.Trainer, module: AuroraModule, *, quiet: bool) -> None:
         step = f"stopped after step {trainer.global_step}"
         try:
             self.save(trainer, module)
@@ -126,7 +135,8 @@ class RunCheckpoint(CheckpointCallback):
         except AuroraError as error:
             self.report(f"{step}, which is not saved ({error}); the same command resumes from the last checkpoint")
         else:
-            self.report(f"{step}, which is saved; the same command resumes there")
+            if not quiet:
+                self.report(f"{step}, which is saved; the same command resumes there")
 
     def _roll_back(self, trainer: L.Trainer, module: AuroraModule) -> None:
         """Takes weights and optimizer of the newest checkpoint. Steps and rows go on: those since then are given up."""

@@ -16,8 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from aurora.errors import AuroraError
 from aurora.instantiate import instantiate
-
-METRICS_FILE = "metrics.csv"
+from aurora.training.checkpoint.run_folder import METRICS_FILE
 
 
 class CsvLogger(Logger):

@@ -17,16 +17,17 @@ import lightning as L
 
 from aurora.steps import Step
 from aurora.training.distributed.collectives import sum_over_ranks, world_size
-from aurora.training.module import AuroraModule
+from aurora.training.module import AuroraModule, StepInterrupted
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)  # the first counts when several come
 KILLED = 128  # the exit status is this and the number of the signal
 
 
 class Preemption(L.Callback):
-    """Ends training after the row at hand on one process, after the step on several, which agree on it then.
+    """Raises StepInterrupted after the row at hand on one process, after the step on several, which agree on it then.
 
-    A handler runs anywhere, also inside of a save, so it only leaves a note. A second ^C ends the process at once.
+    So the step that was taken is logged, and no validation is begun. A handler runs anywhere, also inside of a save, so
+    it only leaves a note. A second ^C ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -44,29 +45,35 @@ class Preemption(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
-        self._agree(trainer, module)
+        self._agree(module)
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: AuroraModule, batch: Step, batch_idx: int) -> None:
+        self._leave()
+
+    def on_validation_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
+        self._leave()
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: Step, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """A validation is given up; it runs again when the same command resumes."""
-        if self._agree(trainer, module) and not trainer.sanity_checking:
-            module.interrupted = True
+        self._agree(module)
+        self._leave()
 
-    def on_exception(
-        self, trainer: L.Trainer, module: AuroraModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, module: AuroraModule, exception: BaseException) -> None:
         if world_size() == 1:
-            self._agree(trainer, module)
+            self._agree(module)
 
-    def _agree(self, trainer: L.Trainer, module: AuroraModule) -> bool:
-        """Whether training is to end, because one of the processes was asked to. Collective."""
+    def _agree(self, module: AuroraModule) -> None:
+        """Decides whether training ends, because one of the processes was asked to. Collective."""
         asked = sum_over_ranks([float(number in self._received) for number in SIGNALS], module.device)
         self.stopped = next((number for number, count in zip(SIGNALS, asked, strict=True) if count > 0), None)
+
+    def _leave(self) -> None:
+        """On all ranks at the same place, so that all can save."""
         if self.stopped is not None:
-            trainer.should_stop = True
-        return self.stopped is not None
+            raise StepInterrupted
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT in self._received and world_size() == 1:

@@ -16,14 +16,14 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from aurora.config import Config
+from aurora.config import Config, differences
 from aurora.errors import AuroraError
 from aurora.registry import MODEL_SLOTS
-from aurora.training.callbacks.csv_logger import METRICS_FILE
 from aurora.training.checkpoint.layout import CHECKPOINTS
 from aurora.weights.io import weight_files
 from aurora.weights.model_folder import CONFIG_FILE, WEIGHTS_FILE, weight_paths
 
+METRICS_FILE = "metrics.csv"
 Fingerprint = dict[str, Any]
 READING_ONLY = ("root", "workers", "quarantine", "max_bad_rate", "bad_rate_after", "sample_seconds", "worker_bytes",
                 "prefetch_rows", "prefetch_bytes", "verify", "cache", "cache_bytes")
@@ -64,7 +64,7 @@ class StageFolder:
         partial.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
         os.replace(partial, self._done)
 
-    def size(self) -> int:
+    def bytes_on_disk(self) -> int:
         """Bytes of the checkpoints and models that are there."""
         folders = [self.checkpoints, *self.path.glob("model*")]
         return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
@@ -99,13 +99,6 @@ def fingerprint(config: Config, stage: str, initial: str | None) -> Fingerprint:
     return plain
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Sentences such as 'stages.vision.peak_lr was 4e-05, is 1e-04'."""
-    old, new = dict(_flat(before)), dict(_flat(now))
-    return [f"{key} was {old.get(key, 'absent')!r}, is {new.get(key, 'absent')!r}"
-            for key in sorted(old.keys() | new.keys()) if old.get(key, "absent") != new.get(key, "absent")]
-
-
 def require_same(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], what: str) -> None:
     """AuroraError that says what changed since a stage was `what`."""
     changed = differences(before, now)
@@ -131,14 +124,6 @@ def _sampled_hash(path: Path) -> str:
             file.seek(max(0, size - SAMPLE_BYTES) * index // (SAMPLES - 1))
             digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()[:16]
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value
 
 
 # ---- one run at a time -----------------------------------------------------------------------------------------

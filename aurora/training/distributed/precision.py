@@ -32,8 +32,8 @@ class AsBuilt(HalfPrecision):
 
 
 class Float16(Precision):
-    """Products in float16 and no more: Lightning's MixedPrecision adds a scaler of its own, which knows neither rows that
-    add up nor skipped steps (`DynamicLossScale` does), and takes bfloat16 on CPUs."""
+    """Products in float16 and no more: Lightning's MixedPrecision adds a scaler of its own, which knows neither rows
+    that add up nor skipped steps (`DynamicLossScale` does), and takes bfloat16 on CPUs."""
 
     def __init__(self, device: str) -> None:
         self.device = device

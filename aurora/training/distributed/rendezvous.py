@@ -31,11 +31,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed.rendezvous import rendezvous
 
 import aurora
-from aurora.config import Config
+from aurora.config import Config, differences
 from aurora.errors import AuroraError
 from aurora.recipe import TrainerOptions
 from aurora.registry import SLOTS
-from aurora.training.checkpoint.run_folder import differences
 from aurora.training.distributed.collectives import BAD_INPUT, exit_all_ranks, gather, on_all_ranks, world_size
 
 GROUP_SECONDS = 1800.0  # that a collective may take at least; the watchdog is there before

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from aurora.bench import language, towers
 from torch.utils.flop_counter import FlopCounterMode
 
 from aurora.errors import AuroraError
@@ -18,6 +17,7 @@ from aurora.training.budget import (
     require_fit,
 )
 from aurora.training.optim import set_trainable
+from tools.bench import language, towers
 
 EVERYTHING = ("vision", "connector", "backbone")
 

@@ -10,7 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from aurora.errors import AuroraError
-from aurora.recipe import TrainerOptions, read_options
+from aurora.options import read_fields
+from aurora.recipe import TrainerOptions
 from aurora.testing.training import curve, free_port, start, start_ranks, tiny_config
 from aurora.training.callbacks.csv_logger import METRICS_FILE
 from aurora.training.callbacks.watchdog import TRY_AGAIN
@@ -268,7 +269,7 @@ def test_a_run_killed_after_a_spike_goes_on_exactly(runs):
 ])
 def test_a_spike_that_makes_no_sense_is_refused(spike, message):
     with pytest.raises(AuroraError, match=message):
-        read_options({"spike": spike})
+        read_fields(TrainerOptions, "trainer", {"spike": spike})
 
 
 # ---- disks

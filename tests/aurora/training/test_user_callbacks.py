@@ -112,7 +112,7 @@ def test_a_stage_ends_where_the_held_out_loss_no_longer_falls_and_the_next_one_g
 def test_a_stage_that_comes_to_its_end_was_ended_by_no_callback(tmp_path, capfd):
     train(config_of(tmp_path, {"patience": {**PATIENT, "patience": 100}}, every=STEPS, checkpoint_every=1000))
     state = checkpoint_path(tmp_path / "first" / CHECKPOINTS, STEPS) / "state.json"
-    assert json.loads(state.read_text())["callbacks"]["RunCheckpoint"]["ended"] is False
+    assert json.loads(state.read_text())["run"]["ended"] is False
     assert steps(tmp_path)[-1] == STEPS and "ended after" not in capfd.readouterr().out
 
 

@@ -4,13 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from datamodules._samples import ShardSample
-from datamodules._shards import write_shards
-from test_real_data import config_for, sample
 
 from aurora.config import load_config
 from aurora.errors import AuroraError
-from aurora.recipe import read_recipe
 from aurora.testing.training import (
     HELD_OUT,
     MadeRows,
@@ -25,6 +21,8 @@ from aurora.testing.training import (
 from aurora.training.callbacks.csv_logger import read_metrics
 from aurora.training.callbacks.watchdog import TRY_AGAIN
 from aurora.weights.model_folder import load_model
+from datamodules.shards.format import ShardSample
+from datamodules.shards.writing import write_shards
 
 STEPS, ROWS = 5, 8  # of a run; that are held out
 MODEL = Path("second", "model", "model.safetensors")
@@ -134,9 +132,9 @@ def test_rows_to_validate_on_are_prepared_as_those_to_learn_from(tmp_path, monke
     assert sorted(asked) == [("fit", "rows"), ("fit", "second"), ("prepare", "rows"), ("prepare", "second")]
 
 
-def test_shards_are_validated_on_one_dataset_after_the_other_and_bad_samples_listed_once(tmp_path):
+def test_shards_are_validated_on_one_dataset_after_the_other_and_bad_samples_listed_once(tmp_path, config_for, sample):
     for name, numbers in (("pictures", range(16)), ("birds", range(16, 22)), ("fish", range(22, 25))):
-        write_shards([sample(number) for number in numbers] + broken(name), tmp_path / "data" / name)
+        write_shards([sample(number) for number in numbers] + broken(name, sample(0)), tmp_path / "data" / name)
     config = config_for(tmp_path / "run", tmp_path / "data")
     config["data"]["max_bad_rate"] = 0.5
     config["stages"]["first"] |= {"validation": {"mixture": {"birds": 1, "fish": {"samples": 2}}, "every": 2}}
@@ -150,9 +148,8 @@ def test_shards_are_validated_on_one_dataset_after_the_other_and_bad_samples_lis
     assert len((folder / "birds" / "bad_samples.jsonl").read_text().splitlines()) == 1
 
 
-def broken(name):
+def broken(name, good):
     """A picture that cannot be read, of the birds."""
-    good = sample(0)
     return [ShardSample("9999", good.record, {"png": b"no picture"})] if name == "birds" else []
 
 
@@ -283,12 +280,13 @@ def test_validation_may_be_added_to_a_run_that_has_begun(tmp_path, monkeypatch):
      "validation.mixture.groups.g.samples is 3; it must be left out"),
 ])
 def test_a_validation_that_makes_no_sense_is_refused(validation, message):
-    entry = config_of("run")["stages"]["second"] | {"validation": validation}
+    config = config_of("run")
+    config["stages"]["second"]["validation"] = validation
     with pytest.raises(AuroraError, match=message):
-        read_recipe("second", entry)
+        plan_stages(config)
 
 
-def test_a_held_out_dataset_that_is_missing_is_named_before_anything_starts(tmp_path):
+def test_a_held_out_dataset_that_is_missing_is_named_before_anything_starts(tmp_path, config_for, sample):
     write_shards([sample(0)], tmp_path / "data" / "pictures")
     config = config_for(tmp_path / "run", tmp_path / "data")
     config["stages"]["first"] |= {"validation": {"mixture": {"birds": 1}}}
@@ -303,7 +301,7 @@ def test_data_without_a_mixture_holds_nothing_out(tmp_path):
         train(config)
 
 
-def test_missing_datasets_are_dropped_where_they_may_be_but_not_all(tmp_path):
+def test_missing_datasets_are_dropped_where_they_may_be_but_not_all(tmp_path, config_for, sample):
     for name in ("pictures", "birds"):
         write_shards([sample(number) for number in range(6)], tmp_path / "data" / name)
     config = config_for(tmp_path / "run", tmp_path / "data")
@@ -317,15 +315,14 @@ def test_missing_datasets_are_dropped_where_they_may_be_but_not_all(tmp_path):
 
 
 def test_without_a_mixture_nothing_is_held_out():
-    assert load_config()["stages"]["vision"]["validation"]["mixture"] is None
-    config = load_config(["experiment=blocks"])
-    assert read_recipe("vision", config["stages"]["vision"]).validation is None
+    assert load_config().stages["vision"].validation is None
+    assert load_config("experiment=blocks").stages["vision"].validation is None
 
 
 @pytest.mark.parametrize("given", ["{birds: 1}", "PATH"])
 def test_a_mixture_to_validate_on_is_given_like_one_to_train_on(given, tmp_path):
     (tmp_path / "held_out.yaml").write_text("{birds: 1}")
     mixture = given.replace("PATH", str(tmp_path / "held_out.yaml"))
-    config = load_config([f"stages.vision.validation.mixture={mixture}", "stages.vision.validation.every=7"])
-    held_out = read_recipe("vision", config["stages"]["vision"]).validation
+    config = load_config(f"stages.vision.validation.mixture={mixture}", "stages.vision.validation.every=7")
+    held_out = config.stages["vision"].validation
     assert (held_out.every, list(held_out.mixture.datasets)) == (7, ["birds"])

@@ -5,20 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 
+from aurora.config import Config
 from aurora.errors import AuroraError
 from aurora.recipe import TrainerOptions
 from aurora.testing.training import MadeRows, curve, tiny_config, train, train_together
-from aurora.training import precision, scaler
 from aurora.training.callbacks.csv_logger import read_metrics
+from aurora.training.distributed import precision
 from aurora.training.distributed.precision import (
     DynamicLossScale,
     LossScale,
-    build_loss_scale,
     in_dtype,
+    loss_scale_for,
     require_bfloat16,
 )
-from aurora.training.module import AuroraModule
 from aurora.weights.model_folder import load_model
 
 STEPS = 12
@@ -40,7 +41,7 @@ def columns(run, *names):
 
 
 def test_the_scale_is_halved_by_an_overflow_and_doubled_after_many_good_steps():
-    scale = DynamicLossScale(most_targets=4096)
+    scale = DynamicLossScale(max_targets=4096)
     assert scale.overflowed(5.0, math.nan) and scale.overflowed(5.0, math.inf)
     assert (scale.scale, scale.overflows) == (2**14, 2)
     scales = []
@@ -51,28 +52,40 @@ def test_the_scale_is_halved_by_an_overflow_and_doubled_after_many_good_steps():
 
 
 def test_what_no_scale_can_help_is_no_overflow():
-    scale = DynamicLossScale(most_targets=1)
+    scale = DynamicLossScale(max_targets=1)
     assert not scale.overflowed(math.inf, math.nan)  # lost in the forward pass
-    assert scale.scale == scaler.START
-    told = [scale.overflowed(5.0, math.nan) for _ in range(20)]
-    assert told == [True] * 16 + [False] * 4 and scale.scale == 1.0
+    assert scale.scale == precision.START
+    found = [scale.overflowed(5.0, math.nan) for _ in range(20)]
+    assert found == [True] * 16 + [False] * 4 and scale.scale == 1.0
 
 
 @pytest.mark.parametrize(("most", "divisor"), [(1, 1), (4096, 4096), (5000, 8192)])
 def test_sums_are_scaled_as_means_are_and_nothing_is_rounded(most, divisor):
-    assert DynamicLossScale(most_targets=most).factor == 2**16 / divisor
+    assert DynamicLossScale(max_targets=most).factor == 2**16 / divisor
 
 
 def test_only_float16_is_scaled():
-    config = {"data": {"row_tokens": 64}}
-    assert build_loss_scale(TrainerOptions(precision="16-mixed"), config).factor == 2**10
-    for other in ("32-true", "bf16-mixed", "bf16-true"):
-        assert type(build_loss_scale(TrainerOptions(precision=other), config)) is LossScale
+    plugin = precision.precision(TrainerOptions(precision="16-mixed"))["plugins"][0]
+    assert loss_scale_for(plugin, 64).factor == 2**10 and loss_scale_for(plugin, None).factor == 2**4
+    narrow = precision.precision(TrainerOptions(precision="bf16-true"))["plugins"][0]
+    for other in (Precision(), MixedPrecision("bf16-mixed", "cpu"), narrow):
+        assert type(loss_scale_for(other, 64)) is LossScale
+
+
+def test_the_scaler_of_lightning_is_refused_with_the_plugin_that_is_right():
+    with pytest.raises(AuroraError, match=r"Trainer\(precision='16-mixed'\) scales .*Float16\('cuda'\)"):
+        loss_scale_for(MixedPrecision("16-mixed", "cuda", scaler=torch.amp.GradScaler("cpu")), 64)
+
+
+def test_a_state_without_a_scale_changes_nothing():
+    scale = DynamicLossScale(max_targets=1)
+    scale.load_state_dict({})
+    assert (scale.scale, scale.overflows) == (precision.START, 0)
 
 
 def test_float16_beside_narrow_weights_is_refused():
     with pytest.raises(AuroraError, match=r"float32 weights, and dtype is bfloat16; dtype=float32 is right"):
-        in_dtype({"dtype": "bfloat16"}, TrainerOptions(precision="16-mixed"))
+        in_dtype(Config.parse(case("run") | {"dtype": "bfloat16"}))
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -101,26 +114,26 @@ def test_float16_learns_as_float32_does(tmp_path):
 def test_an_overflow_is_left_out_and_counted_and_is_no_bad_step(tmp_path):
     train(case(tmp_path, max_bad_steps=1))
     found = columns(tmp_path, "overflows", "loss_scale", "skipped")
-    overflows = [int(count) for count, _, _ in found]
+    overflows = [float(count) for count, _, _ in found]
     assert overflows[0] == 1 and overflows[-1] == overflows[-2] < STEPS  # from some step on it learns
     assert [float(scale) for _, scale, _ in found] == [2.0 ** (16 - count) for count in overflows]
-    assert {skipped for _, _, skipped in found} == {"0"}
+    assert {float(skipped) for _, _, skipped in found} == {0}
 
 
 def test_an_overflow_leaves_the_weights_alone(tmp_path):
     start = load_model(train(case(tmp_path / "still", steps=1)))[0].state_dict()
     moved = load_model(train(case(tmp_path / "moved", steps=1, row_tokens=4096)))[0].state_dict()
     again = load_model(train(case(tmp_path / "again", steps=3)))[0].state_dict()
-    assert columns(tmp_path / "again", "overflows") == [("1",), ("2",), ("3",)]
+    assert columns(tmp_path / "again", "overflows") == [("1.0",), ("2.0",), ("3.0",)]
     assert all(torch.equal(tensor, again[name]) for name, tensor in start.items())
     assert not all(torch.equal(tensor, moved[name]) for name, tensor in start.items())
 
 
 def test_a_scale_that_cannot_fall_further_leaves_it_to_the_rule_of_bad_steps(tmp_path, monkeypatch):
-    monkeypatch.setattr(scaler, "LEAST", scaler.START / 2)
+    monkeypatch.setattr(precision, "LEAST", precision.START / 2)
     with pytest.raises(AuroraError, match="3 steps in a row had no finite gradient"):
         train(case(tmp_path, max_bad_steps=3))
-    assert columns(tmp_path, "overflows", "skipped") == [("1", "0"), ("1", "1"), ("1", "2")]
+    assert columns(tmp_path, "overflows", "skipped") == [("1.0", "0.0"), ("1.0", "1.0"), ("1.0", "2.0")]
 
 
 def test_norms_and_noise_are_those_of_the_gradients_as_they_are(tmp_path):
@@ -140,7 +153,7 @@ def test_an_overflow_tells_nothing_of_noise(tmp_path):
 
 def counts(run):
     """How often it had overflowed after every step, and before."""
-    after = [int(count) for count, in columns(run, "overflows")]
+    after = [float(count) for count, in columns(run, "overflows")]
     return after, [0, *after[:-1]]
 
 
@@ -148,14 +161,14 @@ def counts(run):
 def uninterrupted(tmp_path_factory):
     run = tmp_path_factory.mktemp("uninterrupted")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scaler, "GROW_AFTER", 3)
+        patch.setattr(precision, "GROW_AFTER", 3)
         train(case(run))
     return run
 
 
 @pytest.mark.parametrize("row", [6, 33])  # while it falls, between two good steps
 def test_a_run_that_is_stopped_goes_on_with_its_scale(row, uninterrupted, tmp_path, monkeypatch):
-    monkeypatch.setattr(scaler, "GROW_AFTER", 3)
+    monkeypatch.setattr(precision, "GROW_AFTER", 3)
     monkeypatch.setattr(MadeRows, "breaks_at", row)
     with pytest.raises(RuntimeError, match="the disk is gone"):
         train(case(tmp_path))
@@ -167,25 +180,11 @@ def test_a_run_that_is_stopped_goes_on_with_its_scale(row, uninterrupted, tmp_pa
     assert max(b / a for a, b in pairwise(scales)) == 2  # it has grown
 
 
-def test_a_checkpoint_from_before_there_were_scales_is_gone_on_from(tmp_path, monkeypatch):
-    options = {"precision": "32-true"}
-    train(case(tmp_path / "whole", steps=4, **options))
-    counters = AuroraModule.counters
-    monkeypatch.setattr(AuroraModule, "counters", lambda self: {
-        key: value for key, value in counters(self).items() if key != "loss_scale"})
-    monkeypatch.setattr(MadeRows, "breaks_at", 9)
-    with pytest.raises(RuntimeError):
-        train(case(tmp_path / "old", steps=4, **options))
-    monkeypatch.undo()
-    train(case(tmp_path / "old", steps=4, **options))
-    assert curve(tmp_path / "old", "first") == curve(tmp_path / "whole", "first")
-
-
 # ---- several processes -----------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """One process; two with whole weights, two in flat shards; two copies, from whose checkpoint, while the scale still
+    """One process; two with whole weights, two in shards; two copies, from whose checkpoint, while the scale still
     falls, two shards go on. Two that share every row, and one alone, without an overflow."""
     folder = tmp_path_factory.mktemp("runs")
 
@@ -195,7 +194,7 @@ def runs(tmp_path_factory):
 
     cases = [several("one", 1),
              several("copied", strategy="ddp"),
-             several("flat", strategy="fsdp1", defer_gradient_sync=True),
+             several("sharded", strategy="fsdp", defer_gradient_sync=True),
              # half a row adds up to less than a row, and may overflow later
              several("together", strategy="fsdp", sequence_parallel=2, row_tokens=4096),
              several("alone", 1, row_tokens=4096),
@@ -213,7 +212,7 @@ def assert_learned_alike(run, expected):
     assert (weights - right).norm() <= 0.01 * right.norm()
 
 
-@pytest.mark.parametrize("found", ["copied", "flat", "moved"])
+@pytest.mark.parametrize("found", ["copied", "sharded", "moved"])
 def test_processes_overflow_and_learn_together_as_one_does(found, runs):
     names = ("step", "overflows", "loss_scale", "skipped")
     assert columns(runs / found, *names) == columns(runs / "one", *names)

@@ -4,17 +4,16 @@ from collections import Counter
 import pytest
 import torch
 import torch.distributed as dist
-from aurora.training.flat import Flat, flatten
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aurora.assemble import build_model
 from aurora.errors import AuroraError
-from aurora.recipe import TrainerOptions, check_rows, read_options, read_recipe
-from aurora.testing.training import MadeRows, curve, plan_stages, tiny_config, train, train_together
+from aurora.recipe import TrainerOptions
+from aurora.testing.training import MadeRows, curve, tiny_config, tiny_model, tiny_recipe, train_together
 from aurora.training.distributed.strategies import (
     FSDP2,
+    blocks,
     build_strategy,
     checkpoint_blocks,
     checkpoint_selectively,
@@ -28,7 +27,7 @@ STEPS = 3
 
 
 def row(number=0):
-    model = build_model(tiny_config("run"))
+    model = tiny_model()
     return MadeRows(seed=3, layout=None, tokenizer=model.tokenizer, prompt=None).row(number)
 
 
@@ -64,15 +63,15 @@ def case(run, processes, stops_at=None, **options):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """One process; four as two copies of two shards, whose checkpoint two go on from; two with flat shards that go on
-    from their own; one from whose checkpoint two copies go on; two that share every row, with shards and with copies,
+    """One process; four as two copies of two shards, whose checkpoint two go on from; two shards that go on from their
+    own; one from whose checkpoint two copies go on; two that share every row, with shards and with copies,
     and two copies of two that do; two that learn in pieces."""
     folder = tmp_path_factory.mktemp("runs")
     cases = [case(folder / "one", 1),
              case(folder / "moved", 4, stops_at=1, strategy="fsdp_hybrid", shard_size=2),
              case(folder / "moved", 2, strategy="fsdp", defer_gradient_sync=True, reshard_after_forward=False),
-             case(folder / "flat", 2, stops_at=1, strategy="fsdp1", activation_checkpointing="selective"),
-             case(folder / "flat", 2, strategy="fsdp1", defer_gradient_sync=True, reshard_after_forward=False),
+             case(folder / "sharded", 2, stops_at=1, strategy="fsdp", activation_checkpointing="selective"),
+             case(folder / "sharded", 2, strategy="fsdp", defer_gradient_sync=True),
              case(folder / "copied", 1, stops_at=1),
              case(folder / "copied", 2, strategy="ddp", activation_checkpointing="block"),
              case(folder / "together", 2, strategy="fsdp", sequence_parallel=2),
@@ -80,10 +79,11 @@ def runs(tmp_path_factory):
              case(folder / "in-copies", 4, strategy="fsdp_hybrid", shard_size=2, sequence_parallel=2, measure_every=1),
              case(folder / "pieces", 2, strategy="ddp", backprop_tokens=5)]
     train_together(cases, folder)
+    assert all((folder / name / "first/checkpoints/step-1").is_dir() for name in ("moved", "sharded", "copied"))
     return folder
 
 
-@pytest.mark.parametrize("found", ["moved", "flat", "copied", "together", "in-slices", "in-copies"])
+@pytest.mark.parametrize("found", ["moved", "sharded", "copied", "together", "in-slices", "in-copies"])
 def test_processes_that_shard_copy_or_share_rows_learn_what_one_does(found, runs):
     for (step, loss), (same_step, expected) in zip(curve(runs / found, "first"), curve(runs / "one", "first"),
                                                    strict=True):
@@ -114,21 +114,21 @@ def two_ranks():
     (["vision", "connector", "backbone"], 2 + 1 + 2 + 1),
 ])
 def test_gradients_are_reduced_and_remembered_only_where_something_learns(trained, reduced, two_ranks):
-    recipe = read_recipe("s", {**tiny_config("run")["stages"]["first"], "trained": trained})
-    model = build_model(tiny_config("run"))
+    recipe = tiny_recipe(trained=trained)
+    model = tiny_model()
     set_trainable(model, recipe)
     shard(model, two_ranks, TrainerOptions(strategy="fsdp"))
     with Computed() as computed:
         model(row()).total.backward()
     assert sum(count for name, count in computed.counts.items() if "reduce_scatter" in name) == reduced
-    optimizer = build_optimizer(parameter_groups(model, recipe), recipe, fused=False)
+    optimizer = build_optimizer("first", parameter_groups(model, recipe), recipe, set(), fused=False)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == sum(
         len([*getattr(model, slot).parameters()]) for slot in trained)
 
 
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view:UserWarning")
 def test_a_tuned_state_is_gathered_as_often_whether_or_not_a_row_goes_on(two_ranks):
-    model = build_model(tiny_config("run"))
+    model = tiny_model()
     model.backbone.tune_state("state")
     shard(model, two_ranks, TrainerOptions(strategy="fsdp"))
     gathers = []
@@ -144,7 +144,7 @@ def test_a_tuned_state_is_gathered_as_often_whether_or_not_a_row_goes_on(two_ran
 
 @pytest.mark.parametrize("change", [checkpoint_blocks, checkpoint_selectively])
 def test_recomputed_blocks_learn_the_same(change):
-    model = build_model(tiny_config("run"))
+    model = tiny_model()
     changed = copy.deepcopy(model)
     change(changed)
     (loss, gradients), (same, others) = learned(model, row()), learned(changed, row())
@@ -152,18 +152,18 @@ def test_recomputed_blocks_learn_the_same(change):
     torch.testing.assert_close(others, gradients)
 
 
-@pytest.mark.parametrize("dear", ["aten::mm", "aten::bmm", "aurora::wkv6_cpu"])
-def test_selective_recomputing_computes_no_product_and_no_kernel_twice(dear):
+@pytest.mark.parametrize("operator", ["aten::mm", "aten::bmm", "aurora::wkv6_cpu"])
+def test_selective_recomputing_computes_no_product_and_no_kernel_twice(operator):
     counts = []
     for change in (lambda model: None, checkpoint_selectively, checkpoint_blocks):
-        model = build_model(tiny_config("run"))
+        model = tiny_model()
         change(model)
         x = torch.randn(6, 16, requires_grad=True)
         with Computed() as computed:
             model.backbone(x, torch.tensor([0, 6]))[0].sum().backward()
-        counts.append(computed.counts[dear])
+        counts.append(computed.counts[operator])
     plain, selective, whole = counts
-    if dear.startswith("aurora") and not plain:
+    if operator.startswith("aurora") and not plain:
         pytest.skip("the compiled kernel is not available here")
     assert plain == selective < whole
 
@@ -172,7 +172,7 @@ def test_selective_recomputing_computes_no_product_and_no_kernel_twice(dear):
 def test_compiled_blocks_learn_the_same_from_rows_of_any_length():
     config = tiny_config("run")
     config["vision"]["layers"], config["backbone"]["layers"] = 2, 1
-    model = build_model(config)
+    model = tiny_model(vision=config["vision"], backbone=config["backbone"])
     changed = copy.deepcopy(model)
     compile_blocks(changed, backend="eager")
     for number in range(2):
@@ -181,67 +181,22 @@ def test_compiled_blocks_learn_the_same_from_rows_of_any_length():
         torch.testing.assert_close(others, gradients)
 
 
+def test_every_block_of_encoder_and_backbone_is_a_unit():
+    model = tiny_model()
+    kinds = [type(block) for block in blocks(model)]
+    assert kinds == [model.vision.block_class] * 2 + [model.backbone.block_class] * 2
+
+
 # ---- options ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"precision": "bf16-gathered"}, "precision=bf16-gathered needs strategy fsdp"),
-    ({"defer_gradient_sync": True, "strategy": "ddp"}, "defer_gradient_sync needs strategy fsdp"),
-    ({"cpu_offload": True, "strategy": "fsdp"}, "cpu_offload needs .* a GPU"),
-    ({"shard_size": 2, "strategy": "fsdp"}, "shard_size needs strategy fsdp_hybrid"),
-    ({"precision": "bf16-true", "strategy": "fsdp1"}, "precision=bf16-true needs another strategy than fsdp1"),
-    ({"compile": "block", "strategy": "fsdp1"}, "compile=block needs another strategy than fsdp1"),
-    ({"cpu_offload": True, "strategy": "fsdp1", "accelerator": "gpu"}, "cpu_offload needs strategy fsdp or"),
-    ({"sequence_parallel": 2}, "sequence_parallel needs strategy fsdp, .* or strategy ddp"),
-    ({"sequence_parallel": 2, "backprop_tokens": 64, "strategy": "fsdp"}, "backprop_tokens needs sequence_parallel 1"),
-    ({"compile": "block", "activation_checkpointing": "selective"}, "compile=block needs activation_checkpointing"),
-    ({"backprop_tokens": 0}, "backprop_tokens is 0"),
-])
-def test_options_that_do_not_go_together_are_refused(options, message):
-    with pytest.raises(AuroraError, match=message):
-        read_options(options)
-
-
-def test_rows_that_go_on_in_other_rows_are_not_cut_as_well():
-    with pytest.raises(AuroraError, match=r"backprop_tokens cuts rows .* data\.too_long=split"):
-        check_rows({"data": {"too_long": "split"}}, TrainerOptions(backprop_tokens=1))
-
-
-@pytest.mark.parametrize(("options", "message"), [
-    ({"strategy": "fsdp1", "devices": 2}, r"runs on GPUs only, and this process has none; trainer=fsdp \(FSDP2\)"),
     ({"strategy": "fsdp_hybrid", "shard_size": 3, "devices": 4}, "shard_size is 3, which does not divide the 4"),
     ({"strategy": "fsdp", "sequence_parallel": 3, "devices": 4}, "sequence_parallel is 3, which does not divide the 4"),
 ])
 def test_processes_that_cannot_be_divided_so_are_refused(options, message):
     with pytest.raises(AuroraError, match=message):
         build_strategy(TrainerOptions(**options))
-
-
-def test_an_average_of_weights_in_flat_shards_is_refused(tmp_path):
-    config = case(tmp_path, 2, strategy="fsdp1")["config"]
-    config["stages"]["first"]["average"] = 0.99
-    with pytest.raises(AuroraError, match=r"stages\.first\.average is 0\.99, and trainer\.strategy=fsdp1"):
-        plan_stages(config)
-
-
-def test_a_machine_without_a_gpu_refuses_fsdp1_before_anything_starts(tmp_path, capfd):
-    with pytest.raises(AuroraError, match="runs on GPUs only"):
-        train(case(tmp_path / "run", 2, strategy="fsdp1")["config"])
-    assert not (tmp_path / "run").exists() and capfd.readouterr().out == ""
-
-
-@pytest.mark.parametrize(("options", "message"), [
-    ({}, "of several dtypes here \\(bfloat16, float32\\)"),
-    ({"precision": "bf16-gathered"}, "would gather a tuned initial state as bfloat16"),
-])
-def test_what_flat_shards_cannot_hold_is_refused(options, message):
-    model = build_model(tiny_config("run"))
-    if options:
-        model.backbone.tune_state("state")
-    else:
-        model.vision.blocks[0].mlp.to(torch.bfloat16)
-    with pytest.raises(AuroraError, match=message):
-        flatten(model, Flat(data_ranks=2), TrainerOptions(strategy="fsdp1", **options))
 
 
 def test_hybrid_sharding_has_one_copy_per_node():
