@@ -200,7 +200,7 @@ class TrainerOptions:
     peak_tflops: Annotated[float, Gt(0)] | None = None  # of one device, for the share of it that is used
     progress: Display = "auto"
     progress_seconds: float = 10.0
-    callbacks: Mapping[str, Any] = field(default_factory=dict)
+    callbacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @staticmethod
     def expand(given: Any) -> Any:

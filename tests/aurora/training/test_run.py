@@ -254,7 +254,7 @@ def test_tensorboard_holds_the_curve(tmp_path):
     from aurora.config import load_config
 
     config = config_for(tmp_path, stage="first")
-    config["logger"] = load_config(["data.root=data", "logger=csv_tensorboard"])["logger"]
+    config["logger"] = load_config("data.root=data", "logger=csv_tensorboard").tree["logger"]
     train(config)
     events = EventAccumulator(str(tmp_path / "first" / "tensorboard"))
     events.Reload()
