@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aurora.errors import AuroraError
-from aurora.weights.io import SAFETENSORS, SINGLE_FILE, open_tensors, read_json
+from aurora.files import read_json
+from aurora.weights.io import SAFETENSORS, SINGLE_FILE, open_tensors
 from aurora.weights.layouts import Family, KeyMap, Layout, Shapes, require_values
 
 PREFIX = "vision_model."

@@ -5,7 +5,7 @@ checking that the results agree.
     python -m tools.bench decode --dtype bfloat16 --out runs/bench/decode
 
 Shows medians and quartiles, how many times longer the others take, and which share of the machine's measured limit was
-reached. Writes results.json, results.md and results.png; docs/benchmarks/README.md explains them.
+reached. Writes results.json, results.md and results.png; docs/evidence/benchmarks/README.md explains them.
 """
 
 from __future__ import annotations
