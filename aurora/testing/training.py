@@ -251,9 +251,14 @@ def start(config: Tree, log: str | Path, *, cwd: str | Path = ".", **environment
 def start_ranks(config: Tree, log: str | Path, world: int, *, port: int | None = None, **environment: str
                 ) -> list[Process]:
     """The same in `world` processes that train together, as torchrun would start them on one machine."""
-    shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-              "MASTER_PORT": str(port or free_port()), "GLOO_SOCKET_IFNAME": "lo", **environment}
-    return [start(config, f"{log}-{rank}", RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(world)]
+    port, environment = port or free_port(), {"GLOO_SOCKET_IFNAME": "lo", **environment}
+    return [start(config, f"{log}-{rank}", **_launched(rank, world, port) | environment) for rank in range(world)]
+
+
+def _launched(rank: int, world: int, port: int) -> dict[str, str]:
+    """The environment that torchrun gives a process of one machine."""
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GROUP_RANK": "0"}
 
 
 def exit_codes(processes: Sequence[Process]) -> list[int | None]:
@@ -313,8 +318,7 @@ def _forked(work: Callable[[int], None], rank: int, processes: int, port: int) -
     child = os.fork()
     if child:
         return child
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GROUP_RANK="0")
+    os.environ.update(_launched(rank, processes, port))
     status = 1
     try:
         work(rank)

@@ -26,6 +26,7 @@ from aurora.recipe import TrainerOptions
 from aurora.registry import WEIGHTED_SLOTS
 from aurora.training.checkpoint.layout import KEPT_CHECKPOINTS
 from aurora.training.distributed.strategies import blocks, blocks_of
+from aurora.training.optim import is_matrix, tables
 
 # ---- arithmetic ------------------------------------------------------------------------------------------------
 
@@ -50,15 +51,13 @@ class Arithmetic(NamedTuple):
 
     @classmethod
     def of(cls, model: AuroraModel, keep_ratio: float) -> Arithmetic:
-        """Told from the shapes of any parts' matrices, for frames of the size that the encoder prepares."""
-        prepare = model.vision.prepare
-        patches = prepare.patches(prepare.size, prepare.size)
-        keep = model.merge.keep(patches, model.vision.depth, keep_ratio)
-        removed = model.merge.schedule(patches, model.vision.depth, keep)
+        """From the shapes of any parts' matrices, for frames of the size that the encoder prepares."""
+        patches, removed = merge_schedule(model, keep_ratio)
+        keep = patches - sum(removed)
         return cls(
             _vision_flops(model.vision, patches, removed),
             2.0 * keep * sum(matrix.numel() for matrix in _matrices(model.connector)),
-            2.0 * _block_numbers(model.backbone) + STATE_OPERATIONS * _state_numbers(model.backbone),
+            2.0 * _block_numbers(model) + STATE_OPERATIONS * _state_numbers(model.backbone),
             2.0 * model.backbone.vocab_size * model.backbone.hidden_size,
         )
 
@@ -72,22 +71,28 @@ class Arithmetic(NamedTuple):
         A slot whose weights are trained takes three times its forward pass; one that only hands gradients on takes two;
         one before everything that is trained takes one.
         """
-        trained = {slot: any(p.requires_grad for p in getattr(model, slot).parameters()) for slot in WEIGHTED_SLOTS}
         passes, before = {}, False
         for slot in WEIGHTED_SLOTS:
-            before = before or trained[slot]
-            passes[slot] = 1 + before + trained[slot]
+            learns = _learns(getattr(model, slot))
+            before = before or learns
+            passes[slot] = 1 + before + learns
         return (frames * (passes["vision"] * self.vision + passes["connector"] * self.connector)
                 + passes["backbone"] * (positions * self.backbone + targets * self.head))
 
 
+def merge_schedule(model: AuroraModel, keep_ratio: float) -> tuple[int, tuple[int, ...]]:
+    """Patches of a frame of the size that the encoder prepares, and the tokens that each block removes."""
+    prepare, depth = model.vision.prepare, model.vision.depth
+    patches = prepare.patches(prepare.size, prepare.size)
+    return patches, model.merge.schedule(patches, depth, model.merge.keep(patches, depth, keep_ratio))
+
+
 def _vision_flops(vision: VisionEncoder, patches: int, removed: tuple[int, ...]) -> float:
-    blocks = [module for module in vision.modules() if isinstance(module, vision.block_class)]
-    inside = {module for block in blocks for module in block.modules()}
+    inside = {module for block in blocks_of(vision) for module in block.modules()}
     embedding = sum(module.weight.numel() for module in vision.modules()
                     if isinstance(module, nn.Linear | nn.Conv2d) and module not in inside)
     flops, tokens = 2.0 * patches * embedding, patches
-    for block, remove in zip(blocks, removed, strict=False):
+    for block, remove in zip(blocks_of(vision), removed, strict=False):
         # attention reads what enters, the MLP what remains
         products = sum(matrix.numel() for matrix in _matrices(block))
         flops += 2.0 * products * (tokens - remove / 2) + 4.0 * tokens**2 * vision.width
@@ -95,12 +100,10 @@ def _vision_flops(vision: VisionEncoder, patches: int, removed: tuple[int, ...])
     return flops
 
 
-def _block_numbers(backbone: Backbone) -> int:
+def _block_numbers(model: AuroraModel) -> int:
     """Weights that every position is multiplied with: neither embedding nor head."""
-    tables = {parameter for module in backbone.modules() if isinstance(module, nn.Embedding)
-              for parameter in module.parameters()}
-    return sum(matrix.numel() for matrix in _matrices(backbone)
-               if matrix not in tables and backbone.vocab_size not in matrix.shape)
+    left_out = tables(model)
+    return sum(matrix.numel() for matrix in _matrices(model.backbone) if matrix not in left_out)
 
 
 def _state_numbers(backbone: Backbone) -> int:
@@ -111,9 +114,7 @@ def _state_numbers(backbone: Backbone) -> int:
 
 
 def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
-    for parameter in module.parameters():
-        if sum(side > 1 for side in parameter.shape) > 1:
-            yield parameter
+    yield from filter(is_matrix, module.parameters())
 
 
 def peak_flops(device: torch.device, given: float | None = None) -> float | None:
@@ -261,18 +262,17 @@ def _activations(
 ) -> float:
     mixed = options.precision.endswith("-mixed")
     size = MIXED_BYTES if mixed else 4 if options.precision == "32-true" else 2
-    prepare, vision = model.vision.prepare, model.vision
-    tokens = prepare.patches(prepare.size, prepare.size)
-    removed = model.merge.schedule(tokens, vision.depth, model.merge.keep(tokens, vision.depth, keep_ratio))
+    vision, (tokens, removed) = model.vision, merge_schedule(model, keep_ratio)
     seen = [row_frames * (tokens - sum(removed[:number])) * vision.width for number in range(vision.depth)]
-    read = [row_tokens * model.backbone.hidden_size] * _depth(model.backbone, model.backbone.block_class)
+    read = [row_tokens * model.backbone.hidden_size for _ in blocks_of(model.backbone)]
     learns = _learns(vision), _learns(vision) or _learns(model.connector) or _learns(model.backbone)
     again = options.activation_checkpointing == "block"
     numbers = (_kept(seen, VISION_NUMBERS, learns=learns[0], again=again)
                + _kept(read, BACKBONE_NUMBERS, learns=learns[1], again=again))
     # products keep their narrow copies of weights for the backward pass, whole ones of sharded weights too
     keeps = mixed and options.activation_checkpointing == "none"
-    copies = sum(_block_weights(part) for part, passes in zip((vision, model.backbone), learns, strict=True) if passes)
+    copies = sum(parameter.numel() for part, passes in zip((vision, model.backbone), learns, strict=True) if passes
+                 for block in blocks_of(part) for parameter in block.parameters())
     return numbers * size + (2.0 * copies if keeps else 0.0) + 3.0 * LOGIT_BYTES
 
 
@@ -280,16 +280,9 @@ def _kept(widths: list[int], each: int, *, learns: bool, again: bool) -> float:
     """Numbers that a stack of blocks keeps: all of each, or what enters each and all of one."""
     if not widths:
         return 0.0
-    return sum(widths) * (each if learns and not again else int(learns)) + (each * max(widths) if again or not learns
-                                                                            else 0)
-
-
-def _block_weights(part: nn.Module) -> int:
-    return sum(parameter.numel() for block in blocks_of(part) for parameter in block.parameters())
-
-
-def _depth(part: nn.Module, block: type[nn.Module]) -> int:
-    return sum(isinstance(module, block) for module in part.modules())
+    if learns and not again:
+        return each * sum(widths)
+    return int(learns) * sum(widths) + each * max(widths)
 
 
 def _learns(part: nn.Module) -> bool:

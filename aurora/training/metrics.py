@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -79,14 +79,12 @@ def validation_metrics(sums: Mapping[str, Sums]) -> dict[str, float]:
 
 def gradient_norms(model: AuroraModel) -> dict[str, float]:
     """The norm of every slot's gradients, sharded ones as a whole; slots without any are left out. Collective."""
-    return _norms({slot: [p.grad for p in getattr(model, slot).parameters() if p.grad is not None]
-                   for slot in WEIGHTED_SLOTS})
+    return _norms(model, lambda p: p.grad)
 
 
 def weight_norms(model: AuroraModel) -> dict[str, float]:
     """The norm of the trained weights of every slot. Collective when sharded."""
-    return _norms({slot: [p.detach() for p in getattr(model, slot).parameters() if p.requires_grad]
-                   for slot in WEIGHTED_SLOTS})
+    return _norms(model, lambda p: p.detach() if p.requires_grad else None)
 
 
 def total_norm(norms: Mapping[str, float]) -> float:
@@ -105,13 +103,14 @@ def state_norms(states: State) -> dict[str, float]:
     return found
 
 
-def _norms(tensors: Mapping[str, list[Tensor]]) -> dict[str, float]:
-    return {slot: _norm(found) for slot, found in tensors.items() if found}
-
-
-def _norm(tensors: list[Tensor]) -> float:
-    norm = nn.utils.get_total_norm(tensors)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+def _norms(model: AuroraModel, of: Callable[[nn.Parameter], Tensor | None]) -> dict[str, float]:
+    norms = {}
+    for slot in WEIGHTED_SLOTS:
+        tensors = [tensor for p in getattr(model, slot).parameters() if (tensor := of(p)) is not None]
+        if tensors:
+            norm = nn.utils.get_total_norm(tensors)
+            norms[slot] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return norms
 
 
 class Noise(NamedTuple):
@@ -217,8 +216,7 @@ class StepMeter:
         }
 
     def measurements(self, model: AuroraModel, sums: Sums, norms: Mapping[str, float]) -> dict[str, float]:
-        """Of the same step: norms of weights and states, and the gradient noise, every
-        `measure_every` steps. Collective when sharded."""
+        """Of the same step: norms of weights and states, and the gradient noise. Collective when sharded."""
         if not self._measuring:
             return {}
         found = {f"weight_norm_{slot}": norm for slot, norm in weight_norms(model).items()} | self._states

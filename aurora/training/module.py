@@ -37,7 +37,15 @@ from aurora.training.distributed.strategies import (
     shows_gradients,
 )
 from aurora.training.metrics import StepMeter, Sums, gradient_norms, total_norm, validation_metrics
-from aurora.training.optim import Average, StepGuard, build_optimizer, build_schedule, parameter_groups, set_trainable
+from aurora.training.optim import (
+    Average,
+    StepGuard,
+    build_optimizer,
+    build_schedule,
+    parameter_groups,
+    set_trainable,
+    tables,
+)
 from aurora.training.sequence_parallel import SequenceParallelGroup, read_together
 from aurora.training.step import segments, with_equal_frames
 from aurora.types import PackedBatch, State, TokenLoss
@@ -112,7 +120,7 @@ class AuroraModule(L.LightningModule):
     def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:
         set_trainable(self.net, self.recipe)
         groups = parameter_groups(self.net, self.recipe)
-        optimizer = build_optimizer(self.stage, groups, self.recipe, _tables(self.net),
+        optimizer = build_optimizer(self.stage, groups, self.recipe, tables(self.net),
                                     fused=not isinstance(self._strategy, FSDP2))
         # a step may be skipped, but not left out of the schedule
         schedule = build_schedule(self.stage, optimizer, self.recipe, max(1, self._total_steps()))
@@ -135,9 +143,8 @@ class AuroraModule(L.LightningModule):
         self._fitting = True
         self.loss_scale = loss_scale_for(self.trainer.precision_plugin, self._row_tokens)
         self.average = None if self.recipe.average is None else Average(self.net, self.recipe.average)
-        io = self._checkpoint_io
-        io.group = cpu_group() if is_sharded(self._strategy) else None
-        io.start()
+        self.checkpoint_io.group = cpu_group() if is_sharded(self._strategy) else None
+        self.checkpoint_io.start()
         self._restore()
 
     def on_train_start(self) -> None:
@@ -229,7 +236,8 @@ class AuroraModule(L.LightningModule):
         scale = world_size() / max(1.0, sums.targets) / self.loss_scale.factor
         norms = {slot: norm * scale for slot, norm in gradient_norms(self.net).items()}
         norm, optimizer, schedule = total_norm(norms), self.optimizers(), self.lr_schedulers()
-        rate = self._rate(optimizer)
+        group = optimizer.param_groups[0]
+        rate = float(group["lr"]) / float(group["scale"])  # of slots and adapters whose `lr_scale` is 1
         taken = self._may_take(sums, norm)
         if taken and gradients:
             clip = self.recipe.clip
@@ -241,19 +249,16 @@ class AuroraModule(L.LightningModule):
         if taken and self.average is not None:
             self.average.update(self.trainer.global_step)
         metrics = self.meter.metrics(self.net, sums, norms, self.device)
-        self._log_measurements(self.meter.measurements(self.net, sums, norms))
+        if found := self.meter.measurements(self.net, sums, norms):
+            # past `log_dict`, which would log them again with every later step
+            for logger in self.loggers:
+                logger.log_metrics(found, step=self.trainer.global_step)
         optimizer.zero_grad()
         if isinstance(schedule, LRScheduler) and not isinstance(schedule, ReduceLROnPlateau):
             schedule.step()
         # `step` is the axis of Lightning's loggers
         return {"step": float(self.trainer.global_step), "loss": sums.mean_loss, "lr": rate, **metrics,
                 "skipped": float(self.skipped), **self.loss_scale.metrics(), **self._data_counts()}
-
-    def _log_measurements(self, found: Mapping[str, float]) -> None:
-        """Past `log_dict`, which would log them again with every later step."""
-        if found:
-            for logger in self.loggers:
-                logger.log_metrics(found, step=self.trainer.global_step)
 
     def _may_take(self, sums: Sums, norm: float) -> bool:
         objection = self.guard.objection(sums.loss, sums.targets, norm)
@@ -276,11 +281,6 @@ class AuroraModule(L.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Step, batch_idx: int) -> None:
         """Any rank may ask to stop; all stop together, or the others would wait in a collective."""
         self.trainer.should_stop = self._strategy.reduce_boolean_decision(self.trainer.should_stop, all=False)
-
-    def _rate(self, optimizer: Any) -> float:
-        """The learning rate of slots and adapters whose `lr_scale` is 1."""
-        group = optimizer.param_groups[0]
-        return float(group["lr"]) / float(group["scale"])
 
     def _seed(self, step: int) -> None:
         """Seeds every generator by the seed of the run, the step and the rank."""
@@ -356,12 +356,15 @@ class AuroraModule(L.LightningModule):
         trained = {f"model.{name}" for name, parameter in self.net.named_parameters() if parameter.requires_grad}
         return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name in trained}
 
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Weights, their average and the optimizer's state by name, sharded as they are."""
+        return named_tensors(self.net, self._bare_optimizer(), self._averages)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Tensors by name, sharded as they are; the rest as values for JSON."""
+        """Tensors by name; the rest as values for JSON."""
         self.leave_validation()
-        averages = {} if self.average is None else self.average.values
         optimizer = self._bare_optimizer()
-        checkpoint["state_dict"] = named_tensors(self.net, optimizer, averages)
+        checkpoint["state_dict"] = self.named_tensors()
         checkpoint.pop("optimizer_states", None)
         checkpoint["optimizer"] = None if optimizer is None else optimizer_scalars(self.net, optimizer)
         checkpoint["training"] = {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row,
@@ -380,8 +383,7 @@ class AuroraModule(L.LightningModule):
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Fills weights, their average and the optimizer in place. Collective when sharded."""
-        averages = {} if self.average is None else self.average.values
-        restore(checkpoint, self.net, self._bare_optimizer() if self._fitting else None, averages,
+        restore(checkpoint, self.net, self._bare_optimizer() if self._fitting else None, self._averages,
                 sharded=is_sharded(self._strategy))
 
     def _restore(self) -> None:
@@ -395,7 +397,12 @@ class AuroraModule(L.LightningModule):
         return optimizers[0] if optimizers else None
 
     @property
-    def _checkpoint_io(self) -> AuroraCheckpointIO:
+    def _averages(self) -> dict[str, Tensor]:
+        return {} if self.average is None else self.average.values
+
+    @property
+    def checkpoint_io(self) -> AuroraCheckpointIO:
+        """Ours; there once `setup` has run."""
         io = self._strategy.checkpoint_io
         assert isinstance(io, AuroraCheckpointIO)
         return io
@@ -408,11 +415,3 @@ class AuroraModule(L.LightningModule):
 def _float64(metrics: Mapping[str, float]) -> dict[str, Tensor]:
     """As tensors that Lightning does not round to float32; on the CPU, so that no GPU is waited for."""
     return dict(zip(metrics, torch.tensor([*metrics.values()], dtype=torch.float64).unbind(), strict=True))
-
-
-def _tables(model: AuroraModel) -> set[nn.Parameter]:
-    """Embeddings and heads."""
-    embeddings = {parameter for module in model.modules() if isinstance(module, nn.Embedding)
-                  for parameter in module.parameters()}
-    heads = {parameter for parameter in model.backbone.parameters() if model.backbone.vocab_size in parameter.shape}
-    return embeddings | heads

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import median
 from typing import Any
@@ -44,15 +44,23 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         for name, parameter in getattr(model, slot).named_parameters():
             if parameter.requires_grad:
                 scale = lr_scale(recipe.adapters, slot, name, recipe.scale(slot))
-                decay = recipe.decay(slot) if _is_matrix(parameter) and not is_state(name) else 0.0
+                decay = recipe.decay(slot) if is_matrix(parameter) and not is_state(name) else 0.0
                 groups[slot, scale, decay].append(parameter)
     return [{"params": parameters, "lr": recipe.peak_lr * scale, "weight_decay": decay, "scale": scale}
             for (_, scale, decay), parameters in groups.items()]
 
 
-def _is_matrix(parameter: nn.Parameter) -> bool:
-    # RWKV keeps some vectors as [1, 1, D]
+def is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether it has two dimensions or more: RWKV keeps some vectors as [1, 1, D]."""
     return sum(side > 1 for side in parameter.shape) > 1
+
+
+def tables(model: AuroraModel) -> set[nn.Parameter]:
+    """Embeddings and heads."""
+    embeddings = {parameter for module in model.modules() if isinstance(module, nn.Embedding)
+                  for parameter in module.parameters()}
+    heads = {parameter for parameter in model.backbone.parameters() if model.backbone.vocab_size in parameter.shape}
+    return embeddings | heads
 
 
 # ---- optimizer -------------------------------------------------------------------------------------------------
@@ -90,9 +98,8 @@ class _MuonAdamW(Optimizer):
     def __init__(self, groups: list[dict[str, Any]], tables: set[nn.Parameter], recipe: Recipe, *, fused: bool,
                  adjust_lr_fn: str = "match_rms_adamw", **options: Any) -> None:
         """By default updates are scaled to the size of AdamW's, so that one `peak_lr` suits both."""
-        hidden = [_only(group, lambda p: p.dim() == 2 and p not in tables) for group in groups]
-        others = [_only(group, lambda p: p.dim() != 2 or p in tables) for group in groups]
-        hidden, others = [group for group in hidden if group["params"]], [group for group in others if group["params"]]
+        hidden = _only(groups, lambda p: p.dim() == 2 and p not in tables)
+        others = _only(groups, lambda p: p.dim() != 2 or p in tables)
         if not hidden:
             raise ValueError("no matrix of a hidden layer is trained")
         self.parts: list[Optimizer] = [Muon(hidden, lr=recipe.peak_lr, adjust_lr_fn=adjust_lr_fn, **options)]
@@ -128,8 +135,10 @@ class _MuonAdamW(Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-def _only(group: dict[str, Any], fits: Any) -> dict[str, Any]:
-    return {**group, "params": [parameter for parameter in group["params"] if fits(parameter)]}
+def _only(groups: list[dict[str, Any]], fits: Callable[[nn.Parameter], bool]) -> list[dict[str, Any]]:
+    """The groups that have such parameters, without any others."""
+    chosen = [{**group, "params": [parameter for parameter in group["params"] if fits(parameter)]} for group in groups]
+    return [group for group in chosen if group["params"]]
 
 
 # ---- schedule --------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from rich.console import Console
@@ -28,7 +28,7 @@ from aurora.interfaces import DataModule
 from aurora.mixture import Mixture
 from aurora.registry import WEIGHTED_SLOTS
 from aurora.training.budget import disk, memory, require_fit
-from aurora.training.callbacks import build_callbacks, failures_named, stopping_reason, waiting_for_validation
+from aurora.training.callbacks import build_callbacks, failures_named, stopping_reason
 from aurora.training.callbacks.checkpointing import RunCheckpoint
 from aurora.training.callbacks.csv_logger import build_loggers
 from aurora.training.callbacks.preemption import KILLED, Preemption, requeue, requeued_at_once
@@ -47,6 +47,7 @@ from aurora.training.checkpoint.state import all_weights, whole
 from aurora.training.distributed.collectives import (
     destroy_process_group,
     on_all_ranks,
+    on_rank_zero,
     peer_failures_reported,
     rank_zero,
 )
@@ -103,7 +104,7 @@ def _train_stages(config: Config, rank: Rank | None) -> Path:
         for stage in stages:
             with ExitStack() as stack:
                 lock = locked(stage.folder.path, patience=stage.options.rendezvous_seconds, report=console.print)
-                on_all_ranks(partial(stack.enter_context, lock) if rank_zero() else _nothing)
+                on_rank_zero(partial(stack.enter_context, lock))
                 _train_stage(stage, console)
     return stages[-1].folder.model
 
@@ -121,7 +122,7 @@ def _startable(config: Config, rank: Rank | None) -> list[Stage]:
 
 def _train_stage(stage: Stage, console: Console) -> None:
     if stage.config.restart:
-        on_all_ranks(lambda: stage.folder.clear() if rank_zero() else None)
+        on_rank_zero(stage.folder.clear)
     now = fingerprint(stage.config, stage.name, stage.initial)
     if on_all_ranks(lambda: _is_finished(stage, now, console)):
         return
@@ -133,12 +134,8 @@ def _train_stage(stage: Stage, console: Console) -> None:
         console.print(f"{stage.name}: {bad} samples could not be read and were left out; "
                       f"they are listed in {stage.folder.path / QUARANTINE_FILE}")
     weights = _trained_weights(module)
-    on_all_ranks(lambda: _save(stage, weights, now) if rank_zero() else None)
+    on_rank_zero(lambda: _save(stage, weights, now))
     console.print(f"{stage.name}: done, {stage.folder.model}")
-
-
-def _nothing() -> None:
-    """What the other ranks do meanwhile."""
 
 
 def _is_finished(stage: Stage, now: Fingerprint, console: Console) -> bool:
@@ -184,8 +181,9 @@ def fit(stage: Stage, module: AuroraModule, data: DataModule, now: Fingerprint, 
     preemption, named = Preemption(), on_all_ranks(lambda: build_callbacks(options.callbacks))
     saver = RunCheckpoint(folder=folder.checkpoints, every=options.checkpoint_every, fingerprint=now,
                           preemption=preemption, report=console.print)
-    for name in waiting_for_validation(named) if stage.recipe.validation is None else ():
-        console.print(f"{stage.name}: trainer.callbacks.{name} acts after each validation, and this stage has none")
+    for name, callback in named.items():
+        if stage.recipe.validation is None and isinstance(callback, EarlyStopping):
+            console.print(f"{stage.name}: trainer.callbacks.{name} acts after each validation, and this stage has none")
     callbacks: list[L.Callback] = [Watchdog(folder=stacks, seconds=options.watchdog_seconds), *named.values(),
                                    ValidateLastStep(), preemption, saver]
     if not any(isinstance(callback, ProgressBar) for callback in callbacks):

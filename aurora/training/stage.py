@@ -20,6 +20,7 @@ from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
 from aurora.recipe import Recipe, TrainerOptions
 from aurora.registry import DATA, PROMPT, READER
+from aurora.training.budget import merge_schedule
 from aurora.training.callbacks import check_callbacks
 from aurora.training.checkpoint.layout import CHECKPOINTS, read_checkpoint
 from aurora.training.checkpoint.run_folder import StageFolder
@@ -99,12 +100,10 @@ def _model_before(config: Config, name: str, after: str | None) -> str | None:
 
 def _check_merge(stage: Stage) -> None:
     """AuroraError when the blocks of the encoder cannot merge as much as the stage asks for."""
-    model, ratio = stage.skeleton, stage.recipe.keep_ratio
-    patches = model.vision.prepare.patches(model.vision.prepare.size, model.vision.prepare.size)
     try:
-        model.merge.schedule(patches, model.vision.depth, model.merge.keep(patches, model.vision.depth, ratio))
+        merge_schedule(stage.skeleton, stage.recipe.keep_ratio)
     except AuroraError as error:
-        raise AuroraError(f"stages.{stage.name}.keep_ratio {ratio}: {error}") from error
+        raise AuroraError(f"stages.{stage.name}.keep_ratio {stage.recipe.keep_ratio}: {error}") from error
 
 
 def _check_initial(config: Config, given: str | None, initial: str | None) -> None:

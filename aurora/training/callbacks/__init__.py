@@ -51,11 +51,6 @@ def build_callbacks(entries: Mapping[str, Any]) -> dict[str, L.Callback]:
     return {name: construct(f"trainer.callbacks.{name}", instantiate, entry) for name, entry in entries.items()}
 
 
-def waiting_for_validation(callbacks: Mapping[str, L.Callback]) -> list[str]:
-    """The names of those that look at nothing but validations."""
-    return [name for name, callback in callbacks.items() if isinstance(callback, EarlyStopping)]
-
-
 def stopping_reason(callbacks: Mapping[str, L.Callback]) -> str:
     """Which callbacks may have ended a stage before its last step, and what they say about it."""
     reasons = [getattr(callback, "stopping_reason_message", None) for callback in callbacks.values()]

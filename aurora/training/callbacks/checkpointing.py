@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from aurora.errors import AuroraError
 from aurora.steps import Step, StepLoader
 from aurora.training.callbacks.preemption import Preemption
-from aurora.training.checkpoint.io import AuroraCheckpointIO
 from aurora.training.checkpoint.layout import (
     KEPT_CHECKPOINTS,
     by_age,
@@ -22,8 +22,8 @@ from aurora.training.checkpoint.layout import (
     read_checkpoint,
     sweep,
 )
-from aurora.training.checkpoint.state import all_finite, named_tensors
-from aurora.training.distributed.collectives import barrier, on_all_ranks, sum_over_ranks
+from aurora.training.checkpoint.state import all_finite
+from aurora.training.distributed.collectives import barrier, on_rank_zero, sum_over_ranks
 from aurora.training.distributed.strategies import is_sharded
 from aurora.training.module import AuroraModule, StepInterrupted
 
@@ -58,18 +58,16 @@ class RunCheckpoint(CheckpointCallback):
 
     def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
         """Removes what a killed save left. A trial save shows before the first step that the disk takes it."""
-        on_all_ranks(lambda: sweep(self.folder) if module.global_rank == 0 else None)
+        on_rank_zero(partial(sweep, self.folder))
         self._started = True
         step = trainer.global_step
         self._saved = step if is_committed(checkpoint_path(self.folder, step)) else -1
         self.save(trainer, module)
-        self._io(trainer).finish()
+        module.checkpoint_io.finish()
         if self.ended:
             trainer.should_stop = True
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, module: AuroraModule, batch: Step, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, module: AuroraModule, batch: Step, batch_idx: int) -> None:
         if trainer.global_step % self.every == 0:
             self.save(trainer, module)
 
@@ -82,11 +80,9 @@ class RunCheckpoint(CheckpointCallback):
     def on_train_end(self, trainer: L.Trainer, module: AuroraModule) -> None:
         self.ended = self.ended or (self.preemption.stopped is None and trainer.global_step < trainer.max_steps)
         self.save(trainer, module, again=self.ended)
-        self._io(trainer).finish()
+        module.checkpoint_io.finish()
 
-    def on_exception(
-        self, trainer: L.Trainer, module: AuroraModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, module: AuroraModule, exception: BaseException) -> None:
         if not self._started:
             return
         module.leave_validation()
@@ -94,7 +90,7 @@ class RunCheckpoint(CheckpointCallback):
         together = isinstance(exception, StepInterrupted) or not is_sharded(trainer.strategy)
         if together and self._consistent(trainer, module):
             self._save_last(trainer, module, quiet=isinstance(exception, StepInterrupted))
-        self._io(trainer).wait()
+        module.checkpoint_io.wait()
 
     def save(self, trainer: L.Trainer, module: AuroraModule, *, again: bool = False) -> None:
         """Begins to write the state after the last step, unless that was done. Collective when sharded."""
@@ -111,27 +107,23 @@ class RunCheckpoint(CheckpointCallback):
 
     def _require_finite(self, trainer: L.Trainer, module: AuroraModule) -> None:
         sharded = is_sharded(trainer.strategy)
-        bad = float(not self._finite(module)) if sharded or module.global_rank == 0 else 0.0
+        bad = float(not all_finite(module.named_tensors())) if sharded or module.global_rank == 0 else 0.0
         if (sum_over_ranks([bad], module.device)[0] if sharded else bad) > 0:
             raise AuroraError(f"the weights after step {trainer.global_step} are not finite and were not saved; the "
                               f"last good checkpoint is in {self.folder}")
-
-    def _finite(self, module: AuroraModule) -> bool:
-        averages = {} if module.average is None else module.average.values
-        return all_finite(named_tensors(module.net, module.trainer.optimizers[0], averages))
 
     def _consistent(self, trainer: L.Trainer, module: AuroraModule) -> bool:
         """Whether weights, optimizer and data position are those of one step."""
         loader = trainer.train_dataloader
         in_step = not isinstance(loader, StepLoader) or loader.taken == trainer.global_step
         # sharded weights are looked at by all ranks together when they are saved
-        return module.consistent and in_step and (is_sharded(trainer.strategy) or self._finite(module))
+        return module.consistent and in_step and (is_sharded(trainer.strategy) or all_finite(module.named_tensors()))
 
     def _save_last(self, trainer: L.Trainer, module: AuroraModule, *, quiet: bool) -> None:
         step = f"stopped after step {trainer.global_step}"
         try:
             self.save(trainer, module)
-            self._io(trainer).finish()
+            module.checkpoint_io.finish()
         except AuroraError as error:
             self.report(f"{step}, which is not saved ({error}); the same command resumes from the last checkpoint")
         else:
@@ -140,7 +132,7 @@ class RunCheckpoint(CheckpointCallback):
 
     def _roll_back(self, trainer: L.Trainer, module: AuroraModule) -> None:
         """Takes weights and optimizer of the newest checkpoint. Steps and rows go on: those since then are given up."""
-        self._io(trainer).wait()
+        module.checkpoint_io.wait()
         barrier()
         newest = newest_checkpoint(self.folder, self.report) if module.global_rank == 0 else None
         path: Path | None = trainer.strategy.broadcast(None if newest is None else newest.path)
@@ -151,9 +143,3 @@ class RunCheckpoint(CheckpointCallback):
         self.report(f"step {trainer.global_step} was a spike: rolled back to the weights after step {checkpoint.step}")
         # a run that is stopped now goes on with these weights, and not with the rows that led to the spike
         self.save(trainer, module)
-
-    @staticmethod
-    def _io(trainer: L.Trainer) -> AuroraCheckpointIO:
-        io = trainer.strategy.checkpoint_io
-        assert isinstance(io, AuroraCheckpointIO)
-        return io

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from aurora.errors import AuroraError
-from aurora.instantiate import instantiate
+from aurora.files import replacing
+from aurora.instantiate import construct, instantiate
 from aurora.training.checkpoint.run_folder import METRICS_FILE
 
 
@@ -71,7 +70,6 @@ class CsvLogger(Logger):
         self._append(self._begun if more and not missing else self.path.stat().st_size)
 
     def _start(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         kept: list[dict[str, Any]] = [{**row, "step": int(row["step"])} for row in read_metrics(self.path.parent)]
         kept = [row for row in kept if row["step"] <= self._resume_step]
         self._write(kept, list(kept[0]) if kept else [])
@@ -97,14 +95,12 @@ class CsvLogger(Logger):
 
     def _write(self, rows: Sequence[dict[str, Any]], columns: list[str]) -> None:
         """Replaces the file at once: whoever is killed meanwhile leaves the old one."""
-        partial = self.path.with_name(f".{self.path.name}.tmp")
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self.path, folder=False) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows[:-1])
             begun = file.tell()
             writer.writerows(rows[-1:])
-        os.replace(partial, self.path)
         self._columns, self._last, self._begun = columns, dict(rows[-1]) if rows else {}, begun
 
 
@@ -131,7 +127,11 @@ def build_loggers(entries: Mapping[str, Mapping[str, Any]], folder: Path, resume
                   report: Callable[[str], None]) -> list[Any]:
     """The loggers of configs/logger, writing below `folder` and continuing after `resume_step`. One that fails later is
     reported once, and training goes on."""
-    return [_tolerated(_begun(name, entry, folder, resume_step), report) for name, entry in entries.items()]
+    loggers = []
+    for name, entry in entries.items():
+        logger = construct(f"logger.{name}", _build, entry, folder, resume_step)
+        loggers.append(_tolerated(logger, report))
+    return loggers
 
 
 def _tolerated(logger: Any, report: Callable[[str], None]) -> Any:
@@ -151,19 +151,8 @@ def _tolerated(logger: Any, report: Callable[[str], None]) -> Any:
     return logger
 
 
-def _begun(name: str, entry: Mapping[str, Any], folder: Path, resume_step: int) -> Any:
-    """A logger that has found its server and its files. AuroraError when it has not."""
-    try:
-        logger = _build(entry, folder, resume_step)
-        if rank_zero_only.rank == 0:
-            getattr(logger, "experiment", None)
-    # each has errors of its own: no key, no server, no permission
-    except Exception as error:
-        raise AuroraError(f"logger.{name}: {' '.join(str(error).split())}") from error
-    return logger
-
-
 def _build(entry: Mapping[str, Any], folder: Path, resume_step: int) -> Any:
+    """A logger that has found its server and its files."""
     kind = str(entry.get("_target_", "")).rpartition(".")[2]
     if kind == "MLFlowLogger":
         return _mlflow(entry, folder, resume_step)
@@ -176,7 +165,10 @@ def _build(entry: Mapping[str, Any], folder: Path, resume_step: int) -> Any:
         # the same folder is the same run, whoever starts it again
         name = "/".join(folder.absolute().parts[-2:])
         facts |= {"id": hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16], "name": name}
-    return instantiate({**facts, **entry})
+    logger = instantiate({**facts, **entry})
+    if rank_zero_only.rank == 0:
+        getattr(logger, "experiment", None)
+    return logger
 
 
 def _mlflow(entry: Mapping[str, Any], folder: Path, resume_step: int) -> Any:

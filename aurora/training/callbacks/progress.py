@@ -72,9 +72,8 @@ class ProgressLines(L.Callback):
         if time.monotonic() - self._shown >= self.seconds:
             self._show(trainer, rows=module.meter.sums.rows + 1)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: Step, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: Step,
+                           batch_idx: int) -> None:
         if time.monotonic() - self._shown >= self.seconds:
             self._show(trainer)
 

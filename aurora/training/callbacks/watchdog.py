@@ -56,9 +56,7 @@ class Watchdog(L.Callback):
         self._thread = threading.Thread(target=self._watch, args=(trainer, module), name="watchdog", daemon=True)
         self._thread.start()
 
-    def on_exception(
-        self, trainer: L.Trainer, module: AuroraModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, module: AuroraModule, exception: BaseException) -> None:
         self._close()
 
     def teardown(self, trainer: L.Trainer, module: AuroraModule, stage: str) -> None:

@@ -76,6 +76,11 @@ def on_all_ranks(work: Callable[[], T]) -> T:
     return mine  # type: ignore[return-value]
 
 
+def on_rank_zero(work: Callable[[], object]) -> None:
+    """Does the work on rank 0. When it fails there, all ranks end. Collective."""
+    on_all_ranks(lambda: work() if rank_zero() else None)
+
+
 def exit_all_ranks(problem: str | None) -> None:
     """Ends every rank for a problem that all of them know; rank 0 reports it. None: nothing happens."""
     if problem is None:

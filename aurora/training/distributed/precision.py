@@ -39,7 +39,8 @@ class Float16(Precision):
         self.device = device
 
     def forward_context(self) -> AbstractContextManager[Any]:
-        return _autocast(self.device)
+        # what is kept of casts would be whole weights beside those that are sharded
+        return torch.autocast(self.device, torch.float16, cache_enabled=False)
 
 
 def precision(options: TrainerOptions) -> dict[str, Any]:
@@ -72,11 +73,6 @@ def in_dtype(config: Config) -> Config:
     if precision != "bf16-true" or dtype == "bfloat16":
         return config
     return replace(config, model=replace(config.model, dtype="bfloat16"), tree={**config.tree, "dtype": "bfloat16"})
-
-
-def _autocast(device: str) -> torch.autocast:
-    # what is kept of casts would be whole weights beside those that are sharded
-    return torch.autocast(device, torch.float16, cache_enabled=False)
 
 
 def _device_type(options: TrainerOptions) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,14 @@ from aurora.config import Config, differences
 from aurora.errors import AuroraError
 from aurora.recipe import TrainerOptions
 from aurora.registry import SLOTS
-from aurora.training.distributed.collectives import BAD_INPUT, exit_all_ranks, gather, on_all_ranks, world_size
+from aurora.training.distributed.collectives import (
+    BAD_INPUT,
+    exit_all_ranks,
+    gather,
+    on_rank_zero,
+    rank_zero,
+    world_size,
+)
 
 GROUP_SECONDS = 1800.0  # that a collective may take at least; the watchdog is there before
 
@@ -66,20 +74,16 @@ def rank_from_env(environment: Mapping[str, str] = os.environ) -> Rank | None:
         if missing:
             raise AuroraError(f"RANK is set and {', '.join(missing)} not; torchrun sets all of them, and without RANK "
                               "one process trains")
-        rank, world, local, per_node = (int(environment[name]) for name in names[:4])
-        return _checked(rank, world, local, per_node, "torchrun")
-    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        found = Rank(*(int(environment[name]) for name in names[:4]), launcher="torchrun")
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         world, nodes = int(environment["SLURM_STEP_NUM_TASKS"]), int(environment["SLURM_STEP_NUM_NODES"])
-        return _checked(int(environment["SLURM_PROCID"]), world, int(environment["SLURM_LOCALID"]), world // nodes,
-                        "srun")
-    return None
-
-
-def _checked(rank: int, world: int, local: int, per_node: int, launcher: str) -> Rank:
-    if world % per_node or local >= per_node:
-        raise AuroraError(f"{launcher} started {world} processes, {per_node} of them on this node; every node must "
-                          "have the same number")
-    return Rank(rank, world, local, per_node, launcher)
+        found = Rank(int(environment["SLURM_PROCID"]), world, int(environment["SLURM_LOCALID"]), world // nodes, "srun")
+    else:
+        return None
+    if found.world % found.per_node or found.local >= found.per_node:
+        raise AuroraError(f"{found.launcher} started {found.world} processes, {found.per_node} of them on this node; "
+                          "every node must have the same number")
+    return found
 
 
 def refuse_restart(config: Config, *, launched: bool) -> None:
@@ -195,10 +199,9 @@ def code_version() -> str:
 def _require_shared(run: Path) -> None:
     token = gather(secrets.token_hex(8))[0]
     mark = run / f".shared-{token}"
-    first = dist.get_rank() == 0
-    on_all_ranks(lambda: _touch(mark) if first else None)
+    on_rank_zero(partial(_touch, mark))
     seen = gather((mark.exists(), socket.gethostname()))
-    if first:
+    if rank_zero():
         mark.unlink()
     blind = sorted({host for there, host in seen if not there})
     exit_all_ranks(f"run={run} is not one folder: {', '.join(blind)} does not see what rank 0 on {seen[0][1]} writes "

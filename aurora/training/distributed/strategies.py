@@ -7,7 +7,7 @@ A block's `forward` is wrapped in place, so that the names of its parameters sta
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,7 +17,12 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.optim import Optimizer
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
 
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
@@ -27,29 +32,34 @@ from aurora.training.distributed.rendezvous import local_devices, require_layout
 # ---- strategies ------------------------------------------------------------------------------------------------
 
 
-class DDP(DDPStrategy):
-    """The whole model in every process."""
+class _SeveralProcesses(Strategy):
+    """What DDP and FSDP2 have in common here."""
 
-    def __init__(self, *, data_ranks: int) -> None:
-        """`data_ranks` is how many of the processes read rows of their own."""
-        super().__init__()
-        self.data_ranks = data_ranks
+    data_ranks: int  # how many of the processes read rows of their own
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        return _data_share(self, self.data_ranks)
+        """Which share of the rows this process reads: a sequence-parallel group reads the same."""
+        together = self.world_size // self.data_ranks
+        return {"num_replicas": self.data_ranks, "rank": self.global_rank // together}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """The one that rank 0 found whole."""
-        found: dict[str, Any] = super().load_checkpoint(self.broadcast(checkpoint_path), weights_only)
-        return found
+        return self.checkpoint_io.load_checkpoint(self.broadcast(checkpoint_path), weights_only=weights_only)
 
 
-class FSDP2(ModelParallelStrategy):
+class DDP(_SeveralProcesses, DDPStrategy):
+    """The whole model in every process."""
+
+    def __init__(self, *, data_ranks: int) -> None:
+        super().__init__()
+        self.data_ranks = data_ranks
+
+
+class FSDP2(_SeveralProcesses, ModelParallelStrategy):
     """FSDP2 over all processes, or over groups of `shard_size` processes that hold a whole copy each."""
 
     def __init__(self, *, processes: int, shard_size: int, data_ranks: int, offload: bool) -> None:
-        """`data_ranks` is how many of the processes read rows of their own."""
         # gradients that lie in main memory are summed there
         backend = "cpu:gloo,cuda:nccl" if offload and torch.cuda.is_available() else None
         super().__init__(data_parallel_size=processes, tensor_parallel_size=1, process_group_backend=backend)
@@ -66,10 +76,6 @@ class FSDP2(ModelParallelStrategy):
         """[shards], or [copies, shards]. Available once the process group exists."""
         assert self._weights_mesh is not None
         return self._weights_mesh
-
-    @property
-    def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        return _data_share(self, self.data_ranks)
 
     def setup_environment(self) -> None:
         super().setup_environment()
@@ -101,20 +107,9 @@ class FSDP2(ModelParallelStrategy):
         """Collective."""
         self.checkpoint_io.save_checkpoint(checkpoint, self.broadcast(filepath), storage_options=storage_options)
 
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Mapping[str, Any]:
-        """The one that rank 0 found whole."""
-        found: dict[str, Any] = self.checkpoint_io.load_checkpoint(self.broadcast(checkpoint_path))
-        return found
-
     def teardown(self) -> None:
         super().teardown()
         self.checkpoint_io.teardown()
-
-
-def _data_share(strategy: Strategy, data_ranks: int) -> dict[str, int]:
-    """Which share of the rows this process reads: a sequence-parallel group reads the same."""
-    together = strategy.world_size // data_ranks
-    return {"num_replicas": data_ranks, "rank": strategy.global_rank // together}
 
 
 def is_sharded(strategy: Strategy) -> bool:
@@ -240,38 +235,26 @@ def prepare_blocks(model: AuroraModel, options: TrainerOptions) -> None:
     """Compiling and activation checkpointing, as the options say."""
     if options.compile == "block":
         compile_blocks(model)
-    if options.activation_checkpointing == "block":
-        checkpoint_blocks(model)
-    if options.activation_checkpointing == "selective":
-        checkpoint_selectively(model)
+    if options.activation_checkpointing != "none":
+        checkpoint_blocks(model, selective=options.activation_checkpointing == "selective")
 
 
-def checkpoint_blocks(model: AuroraModel) -> None:
-    """Activation checkpointing: every block's activations are computed again in the backward pass."""
-    for block in blocks(model):
-        _wrap(block, lambda forward: functools.partial(checkpoint, forward, use_reentrant=False))
-
-
-def checkpoint_selectively(model: AuroraModel) -> None:
-    """The same, but the backbone saves the results of its products and computes only the rest again.
+def checkpoint_blocks(model: AuroraModel, *, selective: bool = False) -> None:
+    """Activation checkpointing: the activations of a block are computed again in the backward pass, in the backbone all
+    but the results of its products where it is `selective`.
 
     The encoder's blocks add to a product's result in place, so nothing of theirs could be saved.
     """
-    contexts = functools.partial(create_selective_checkpoint_contexts, _save_expensive)
-    for block in blocks_of(model.vision):
-        _wrap(block, lambda forward: functools.partial(checkpoint, forward, use_reentrant=False))
-    for block in blocks_of(model.backbone):
-        _wrap(block, lambda forward: functools.partial(checkpoint, forward, use_reentrant=False, context_fn=contexts))
+    saving = functools.partial(create_selective_checkpoint_contexts, _save_expensive) if selective else noop_context_fn
+    for part, contexts in ((model.vision, noop_context_fn), (model.backbone, saving)):
+        for block in blocks_of(part):
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
 
 
 def compile_blocks(model: AuroraModel, backend: str = "inductor") -> None:
     """Compiles what stands between our kernels, for rows of any length."""
     for block in blocks(model):
-        _wrap(block, functools.partial(torch.compile, dynamic=True, backend=backend))
-
-
-def _wrap(block: nn.Module, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    block.forward = around(block.forward)
+        block.forward = torch.compile(block.forward, dynamic=True, backend=backend)
 
 
 def _save_expensive(context: Any, operator: Any, *inputs: Any, **options: Any) -> CheckpointPolicy:

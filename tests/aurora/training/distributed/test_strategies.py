@@ -1,5 +1,6 @@
 import copy
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from aurora.training.distributed.strategies import (
     blocks,
     build_strategy,
     checkpoint_blocks,
-    checkpoint_selectively,
     compile_blocks,
     shard,
 )
@@ -142,11 +142,11 @@ def test_a_tuned_state_is_gathered_as_often_whether_or_not_a_row_goes_on(two_ran
 # ---- blocks ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [checkpoint_blocks, checkpoint_selectively])
-def test_recomputed_blocks_learn_the_same(change):
+@pytest.mark.parametrize("selective", [False, True])
+def test_recomputed_blocks_learn_the_same(selective):
     model = tiny_model()
     changed = copy.deepcopy(model)
-    change(changed)
+    checkpoint_blocks(changed, selective=selective)
     (loss, gradients), (same, others) = learned(model, row()), learned(changed, row())
     torch.testing.assert_close(loss, same)
     torch.testing.assert_close(others, gradients)
@@ -155,7 +155,7 @@ def test_recomputed_blocks_learn_the_same(change):
 @pytest.mark.parametrize("operator", ["aten::mm", "aten::bmm", "aurora::wkv6_cpu"])
 def test_selective_recomputing_computes_no_product_and_no_kernel_twice(operator):
     counts = []
-    for change in (lambda model: None, checkpoint_selectively, checkpoint_blocks):
+    for change in (lambda model: None, partial(checkpoint_blocks, selective=True), checkpoint_blocks):
         model = tiny_model()
         change(model)
         x = torch.randn(6, 16, requires_grad=True)
