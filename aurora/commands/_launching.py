@@ -14,7 +14,7 @@ from torch.distributed.run import main as torchrun
 
 from aurora.config import Config
 from aurora.errors import AuroraError, LostProcess
-from aurora.training.distributed.rendezvous import local_devices, require_devices
+from aurora.training.distributed.rendezvous import local_devices
 from aurora.training.stage import plan_stages
 
 PORT = 29500
@@ -28,7 +28,6 @@ def launch(config: Config, overrides: Sequence[str], *, nodes: str, first: str |
     The exit status is that of the first process that failed for good.
     """
     trainer = config.trainer
-    require_devices(trainer)
     processes = local_devices(trainer)
     fewest, most = _numbers(nodes)
     # what is wrong is said once, and not by every process at every restart

@@ -198,7 +198,9 @@ def memory(
     numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
     gathered = _gathered(model) if options.reshard_after_forward else float(whole)
     here = 0.0 if options.cpu_offload else 1.0
-    share = _at_once(options, row_tokens)
+    # of a row, that a process learns from at once
+    pieces = 1 if options.backprop_tokens is None else -(-row_tokens // options.backprop_tokens)
+    share = 1 / (pieces * options.sequence_parallel)
     return Memory(
         weights=here * whole / sharded,
         gradients=learned if options.defer_gradient_sync else here * learned / sharded,
@@ -240,12 +242,6 @@ def require_fit(needed: Memory, available: float, stage: str) -> None:
         f"stage {stage!r} needs about {needed.total / 2**30:.1f} GiB on each device ({parts}), which has "
         f"{available / 2**30:.1f}: take trainer=fsdp, more devices, trainer.activation_checkpointing=block, smaller "
         "data.row_tokens and data.row_frames or precision=bf16-true; trainer.check_memory=false tries it all the same")
-
-
-def _at_once(options: TrainerOptions, row_tokens: int) -> float:
-    """The share of a row that a process learns from at once."""
-    pieces = 1 if options.backprop_tokens is None else -(-row_tokens // options.backprop_tokens)
-    return 1 / (pieces * options.sequence_parallel)
 
 
 def _gathered(model: AuroraModel) -> float:

@@ -104,7 +104,7 @@ def state_norms(states: State) -> dict[str, float]:
 
 
 def _norms(model: AuroraModel, of: Callable[[nn.Parameter], Tensor | None]) -> dict[str, float]:
-    norms = {}
+    norms: dict[str, float] = {}
     for slot in WEIGHTED_SLOTS:
         tensors = [tensor for p in getattr(model, slot).parameters() if (tensor := of(p)) is not None]
         if tensors:

@@ -24,7 +24,13 @@ from aurora.steps import Step
 from aurora.training.budget import Arithmetic
 from aurora.training.checkpoint.io import RESTORE, AuroraCheckpointIO
 from aurora.training.checkpoint.layout import Checkpoint
-from aurora.training.checkpoint.state import named_tensors, optimizer_scalars, restore, settle_progress
+from aurora.training.checkpoint.state import (
+    named_tensors,
+    optimizer_scalars,
+    restore,
+    settle_progress,
+    trained_parameters,
+)
 from aurora.training.distributed.collectives import cpu_group, world_size
 from aurora.training.distributed.precision import LossScale, loss_scale_for
 from aurora.training.distributed.strategies import (
@@ -65,6 +71,7 @@ class AuroraModule(L.LightningModule):
     """
 
     automatic_optimization = False
+    meter: StepMeter  # of the steps; there once `configure_model` has run
 
     def __init__(self, model: AuroraModel | Callable[[], AuroraModel], *, recipe: Recipe,
                  options: TrainerOptions | None = None, stage: str = "stage", seed: int = 0,
@@ -87,7 +94,6 @@ class AuroraModule(L.LightningModule):
         self._build, self._row_tokens = model, row_tokens
         self._sequence_group: SequenceParallelGroup | None = None  # ranks that read a row together
         self._memory: State | None = None  # of the sequence that the last row left open
-        self._meter: StepMeter | None = None
         self._pending: Checkpoint | None = None  # to be restored as soon as there is a model on its device
         self._fitting = False
         self._validation: ExitStack | None = None
@@ -109,7 +115,7 @@ class AuroraModule(L.LightningModule):
         assert isinstance(model, AuroraModel)
         set_trainable(model, self.recipe)
         # before sharding, which hides the shapes of states
-        self._meter = StepMeter(Arithmetic.of(model, self.recipe.keep_ratio), self.options)
+        self.meter = StepMeter(Arithmetic.of(model, self.recipe.keep_ratio), self.options)
         prepare_blocks(model, self.options)
         if self.options.sequence_parallel > 1:
             self._sequence_group = SequenceParallelGroup(self.options.sequence_parallel)
@@ -158,12 +164,6 @@ class AuroraModule(L.LightningModule):
         """The model; there once `configure_model` has run."""
         assert self.model is not None
         return self.model
-
-    @property
-    def meter(self) -> StepMeter:
-        """Of the steps; there once `configure_model` has run."""
-        assert self._meter is not None
-        return self._meter
 
     @property
     def flops_per_batch(self) -> int:
@@ -353,7 +353,7 @@ class AuroraModule(L.LightningModule):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Of the trained parameters: what is frozen is read again from where the stage started."""
-        trained = {f"model.{name}" for name, parameter in self.net.named_parameters() if parameter.requires_grad}
+        trained = {f"model.{name}" for name in trained_parameters(self.net)}
         return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name in trained}
 
     def named_tensors(self) -> dict[str, Tensor]:

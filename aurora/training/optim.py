@@ -20,6 +20,7 @@ from aurora.instantiate import construct, resolve
 from aurora.model import AuroraModel
 from aurora.recipe import Recipe, Spike
 from aurora.registry import WEIGHTED_SLOTS
+from aurora.training.checkpoint.state import trained_parameters
 from aurora.training.distributed.collectives import local
 from aurora.weights.adapters import is_state, let_adapters_learn, lr_scale
 
@@ -234,7 +235,7 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._parameters = trained_parameters(model)
         self.values = {name: p.detach().to(torch.float32, copy=True) for name, p in self._parameters.items()}
 
     def update(self, step: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
@@ -43,7 +44,7 @@ from aurora.training.checkpoint.layout import (
     require_room,
 )
 from aurora.training.checkpoint.run_folder import Fingerprint, fingerprint, locked, require_same
-from aurora.training.checkpoint.state import all_weights, whole
+from aurora.training.checkpoint.state import whole
 from aurora.training.distributed.collectives import (
     destroy_process_group,
     on_all_ranks,
@@ -54,7 +55,6 @@ from aurora.training.distributed.collectives import (
 from aurora.training.distributed.precision import precision, require_bfloat16
 from aurora.training.distributed.rendezvous import (
     Rank,
-    cluster_environment,
     environment_kept,
     init_process_group,
     local_devices,
@@ -233,13 +233,15 @@ def build_trainer(stage: Stage, steps: int, callbacks: list[L.Callback], loggers
     """A Lightning trainer for one pass over the stage's steps. AuroraError for options that Lightning refuses."""
     options, nodes = stage.options, 1 if stage.rank is None else stage.rank.nodes
     dtypes, held_out = precision(options), stage.recipe.validation
+    # the launcher's ranks, whatever Lightning would make of SLURM's variables by itself
+    ranks = LightningEnvironment() if stage.rank is None else TorchElasticEnvironment()
     try:
         return L.Trainer(
             accelerator=options.accelerator,
             devices=options.devices,
             num_nodes=nodes,
             strategy=build_strategy(options, nodes),
-            plugins=[cluster_environment(stage.rank), *dtypes.pop("plugins", [])],
+            plugins=[ranks, *dtypes.pop("plugins", [])],
             **dtypes,
             callbacks=callbacks,
             logger=loggers or False,
@@ -297,11 +299,10 @@ def _require_memory(stage: Stage) -> None:
 
 def _trained_weights(module: AuroraModule) -> dict[str, Tensor]:
     """All weights of the model or, of what is averaged, the average: on the first rank. Collective."""
-    weights = all_weights(module.net, keep=rank_zero())
+    weights = {name: whole(tensor) for name, tensor in module.net.state_dict().items()}
     if module.average is not None:
-        averages = {name: whole(tensor) for name, tensor in module.average.weights().items()}
-        weights = {name: averages.get(name, tensor) for name, tensor in weights.items()}
-    return weights
+        weights |= {name: whole(tensor) for name, tensor in module.average.weights().items()}
+    return weights if rank_zero() else {}
 
 
 def _save(stage: Stage, weights: Mapping[str, Tensor], now: Fingerprint) -> None:

@@ -24,7 +24,7 @@ from aurora.training.budget import merge_schedule
 from aurora.training.callbacks import check_callbacks
 from aurora.training.checkpoint.layout import CHECKPOINTS, read_checkpoint
 from aurora.training.checkpoint.run_folder import StageFolder
-from aurora.training.checkpoint.state import AVERAGE, WEIGHTS
+from aurora.training.checkpoint.state import AVERAGE, WEIGHTS, trained_parameters
 from aurora.training.distributed.precision import in_dtype
 from aurora.training.distributed.rendezvous import Rank, check_processes, fitted, refuse_restart
 from aurora.training.module import AuroraModule
@@ -162,7 +162,7 @@ def from_checkpoint(folder: Path) -> tuple[AuroraModel, Config]:
     config = Config.parse(given["config"])
     model = initial_model(config, given["stage"], given["initial"])
     set_trainable(model, config.stages[given["stage"]])
-    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {name: parameter.detach() for name, parameter in trained_parameters(model).items()}
     names = checkpoint.shapes()
     prefix = AVERAGE if any(name.startswith(AVERAGE) for name in names) else WEIGHTS
     if {f"{prefix}{name}" for name in trained} - names.keys():

@@ -71,9 +71,8 @@ class RunCheckpoint(CheckpointCallback):
         if trainer.global_step % self.every == 0:
             self.save(trainer, module)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: Step, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: Step,
+                           batch_idx: int) -> None:
         if module.guard.rolls_back:
             self._roll_back(trainer, module)
 

@@ -42,9 +42,8 @@ class Preemption(L.Callback):
             for number in SIGNALS:
                 signal.signal(number, self._receive)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: Step, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: Step,
+                           batch_idx: int) -> None:
         self._agree(module)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: AuroraModule, batch: Step, batch_idx: int) -> None:
@@ -53,10 +52,8 @@ class Preemption(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
         self._leave()
 
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: Step, batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: Step,
+                                batch_idx: int, dataloader_idx: int = 0) -> None:
         """A validation is given up; it runs again when the same command resumes."""
         self._agree(module)
         self._leave()

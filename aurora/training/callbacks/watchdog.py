@@ -32,11 +32,12 @@ class Watchdog(L.Callback):
     training to the end of the trainer's run, whichever way that ends.
     """
 
+    _rank: int
+    _note: Path
+    _file: IO[str]
+
     def __init__(self, *, folder: Path, seconds: float | None) -> None:
         self.folder, self.seconds = folder, seconds
-        self._rank = 0
-        self._note: Path | None = None
-        self._file: IO[str] | None = None
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -52,8 +53,9 @@ class Watchdog(L.Callback):
                 old.unlink(missing_ok=True)
         self._file = (self.folder / f"rank-{self._rank}.txt").open("a", encoding="utf-8")
         self._closed.clear()
-        self._rearm()
-        self._thread = threading.Thread(target=self._watch, args=(trainer, module), name="watchdog", daemon=True)
+        self._rearm(self.seconds)
+        self._thread = threading.Thread(target=self._watch, args=(trainer, module, self.seconds), name="watchdog",
+                                        daemon=True)
         self._thread.start()
 
     def on_exception(self, trainer: L.Trainer, module: AuroraModule, exception: BaseException) -> None:
@@ -67,31 +69,26 @@ class Watchdog(L.Callback):
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._file is not None:
             faulthandler.cancel_dump_traceback_later()
             self._file.close()
             _remove_empty(Path(self._file.name))
-            self._file = None
 
-    def _rearm(self) -> None:
-        assert self.seconds is not None and self._file is not None
-        faulthandler.dump_traceback_later(self.seconds + 3 * NOTICE_SECONDS, exit=True, file=self._file)
+    def _rearm(self, seconds: float) -> None:
+        faulthandler.dump_traceback_later(seconds + 3 * NOTICE_SECONDS, exit=True, file=self._file)
 
-    def _watch(self, trainer: L.Trainer, module: AuroraModule) -> None:
-        assert self.seconds is not None and self._note is not None
+    def _watch(self, trainer: L.Trainer, module: AuroraModule, seconds: float) -> None:
         rows, beat = module.rows_read, time.monotonic()
         while not self._closed.wait(NOTICE_SECONDS / 4):
             if module.rows_read != rows or not (trainer.training or trainer.validating):
                 rows, beat = module.rows_read, time.monotonic()
-                self._rearm()
+                self._rearm(seconds)
             quiet = time.monotonic() - beat
-            if quiet > self.seconds:
+            if quiet > seconds:
                 self._end(trainer, f"has finished no row for {quiet:.0f} s (trainer.watchdog_seconds)")
             elif self._note.exists():
                 self._end(trainer, "ends because another rank hangs")
 
     def _end(self, trainer: L.Trainer, why: str) -> None:
-        assert self._note is not None and self._file is not None
         self._note.touch()
         who, step = f"rank {self._rank} on {socket.gethostname()}", trainer.global_step
         self._file.write(f"{who}, after step {step}: {why}\n\n")

@@ -24,7 +24,7 @@ from aurora.training.checkpoint.layout import (
     STATE,
     Checkpoint,
     Files,
-    Tell,
+    Report,
     Tensors,
     digests,
     read_checkpoint,
@@ -47,7 +47,7 @@ class AuroraCheckpointIO(CheckpointIO):
     its tensors in place.
     """
 
-    def __init__(self, *, report: Tell, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, *, report: Report, group: dist.ProcessGroup | None = None) -> None:
         self.report, self.group = report, group
         self._stager = DefaultStager(StagingOptions(False, False, False, False))
         self._thread: threading.Thread | None = None

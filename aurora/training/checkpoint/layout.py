@@ -34,7 +34,7 @@ KEPT_CHECKPOINTS = 2  # by `aurora train`
 CHECKPOINTS = "checkpoints"  # the folder of a stage
 STATE, COMMITTED, NEWEST = "state.json", "COMMITTED", "newest"
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 Tensors = dict[str, Tensor]
 Files = dict[str, tuple[int, str]]  # name → bytes, sha256
 
@@ -100,8 +100,8 @@ def is_committed(path: Path) -> bool:
     return (path / COMMITTED).is_file()
 
 
-def newest_checkpoint(folder: Path, tell: Tell, *, verify: bool = True) -> Checkpoint | None:
-    """The newest whole checkpoint, or None; broken ones are named through `tell` and passed over.
+def newest_checkpoint(folder: Path, report: Report, *, verify: bool = True) -> Checkpoint | None:
+    """The newest whole checkpoint, or None; broken ones are named through `report` and passed over.
 
     Without `verify` the weights are not read: on the ranks that follow the choice of the first. AuroraError when there
     were some and none is whole.
@@ -109,17 +109,17 @@ def newest_checkpoint(folder: Path, tell: Tell, *, verify: bool = True) -> Check
     found = by_age(folder)
     last = max([_step(path) for path in found[:1]] + _pointed_at(folder), default=-1)
     if last >= 0 and (not found or _step(found[0]) < last):
-        tell(f"{checkpoint_path(folder, last)}, the newest, is missing or has no {COMMITTED}; trying the one before")
+        report(f"{checkpoint_path(folder, last)}, the newest, is missing or has no {COMMITTED}; trying the one before")
     for path in found:
         wrong = problem(path, verify=verify)
         if wrong is None:
             there = Checkpoint(path, _read_state(path))
             if there.step == _step(path):
                 if there.step < last:
-                    tell(f"going back to {path.name}: {last - there.step} steps are lost and taken again")
+                    report(f"going back to {path.name}: {last - there.step} steps are lost and taken again")
                 return there
             wrong = f"its state is that after step {there.step}"
-        tell(f"{path} is broken ({wrong}); trying the one before")
+        report(f"{path} is broken ({wrong}); trying the one before")
     if last >= 0:
         raise AuroraError(f"none of the checkpoints in {folder} can be read; restart=true begins the stage again")
     return None

@@ -22,7 +22,7 @@ LAYOUT = ("params", "fused", "foreach", "capturable", "differentiable")
 
 def named_tensors(model: nn.Module, optimizer: Optimizer | None, average: Mapping[str, Tensor]) -> Named:
     """`weights.NAME` of every trained parameter, `optimizer.KEY.NAME` of the optimizer's state, `average.NAME`."""
-    trained = _trained(model)
+    trained = trained_parameters(model)
     found = {f"{WEIGHTS}{name}": parameter.detach() for name, parameter in trained.items()}
     for name, key, value in _optimizer_state(trained, optimizer):
         if isinstance(value, Tensor) and value.dim():
@@ -33,7 +33,7 @@ def named_tensors(model: nn.Module, optimizer: Optimizer | None, average: Mappin
 def optimizer_scalars(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """JSON: the groups' options such as the learning rate, and per parameter what the optimizer keeps as a number."""
     states: dict[str, dict[str, float]] = {}
-    for name, key, value in _optimizer_state(_trained(model), optimizer):
+    for name, key, value in _optimizer_state(trained_parameters(model), optimizer):
         if not isinstance(value, Tensor) or not value.dim():
             states.setdefault(name, {})[key] = float(value)
     groups = [{key: value for key, value in group.items() if key not in LAYOUT} for group in optimizer.param_groups]
@@ -46,7 +46,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer | Non
 
     AuroraError when the checkpoint is of other parameters.
     """
-    trained, shapes = _trained(model), checkpoint.shapes()
+    trained, shapes = trained_parameters(model), checkpoint.shapes()
     weights = {name.removeprefix(WEIGHTS) for name in shapes if name.startswith(WEIGHTS)}
     if trained.keys() != weights:
         raise AuroraError("the checkpoint holds other parameters than this stage trains: "
@@ -82,7 +82,8 @@ def _load_optimizer(optimizer: Optimizer, names: Mapping[nn.Parameter, str], sta
         {**now, **before} for now, before in zip(current, groups, strict=True)]})
 
 
-def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What learns, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -96,18 +97,10 @@ def _optimizer_state(trained: Mapping[str, nn.Parameter], optimizer: Optimizer |
             yield name, key, value
 
 
-def all_weights(model: nn.Module, *, keep: bool = True) -> Named:
-    """The whole state dict on the CPU. Collective: every rank calls it, those with `keep` get it."""
-    found = {name: whole(tensor) for name, tensor in model.state_dict().items()}
-    return found if keep else {}
-
-
 def whole(tensor: Tensor) -> Tensor:
-    """A detached copy on the CPU, gathered when it is sharded."""
+    """A detached copy on the CPU. Collective when it is sharded."""
     tensor = tensor.detach()
-    if isinstance(tensor, DTensor):
-        tensor = tensor.full_tensor()
-    return tensor.to("cpu", copy=True)
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).to("cpu", copy=True)
 
 
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:

@@ -22,12 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed.rendezvous import rendezvous
 
@@ -74,7 +69,8 @@ def rank_from_env(environment: Mapping[str, str] = os.environ) -> Rank | None:
         if missing:
             raise AuroraError(f"RANK is set and {', '.join(missing)} not; torchrun sets all of them, and without RANK "
                               "one process trains")
-        found = Rank(*(int(environment[name]) for name in names[:4]), launcher="torchrun")
+        rank, world, local, per_node = (int(environment[name]) for name in names[:4])
+        found = Rank(rank, world, local, per_node, "torchrun")
     elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         world, nodes = int(environment["SLURM_STEP_NUM_TASKS"]), int(environment["SLURM_STEP_NUM_NODES"])
         found = Rank(int(environment["SLURM_PROCID"]), world, int(environment["SLURM_LOCALID"]), world // nodes, "srun")
@@ -106,11 +102,6 @@ def fitted(options: TrainerOptions, rank: Rank | None) -> TrainerOptions:
         raise AuroraError(f"{rank.launcher} started {rank.per_node} processes on this node, which sees {gpus} GPUs; "
                           "one process per GPU is right, and each process must see all GPUs of its node")
     return replace(options, devices=rank.per_node)
-
-
-def cluster_environment(rank: Rank | None) -> ClusterEnvironment:
-    """The launcher's ranks for Lightning, whatever it would make of SLURM's variables by itself."""
-    return LightningEnvironment() if rank is None else TorchElasticEnvironment()
 
 
 @contextmanager
@@ -163,27 +154,20 @@ def require_equal(config: Config) -> None:
     """Ends all ranks unless they have the same config and code and see the same folder `run`. Collective."""
     if world_size() == 1:
         return
-    everyone = [Start(*given) for given in gather((socket.gethostname(), code_version(), config.tree))]
-    exit_all_ranks(next(filter(None, (_unlike(everyone[0], rank, start) for rank, start in enumerate(everyone))), None))
+    exit_all_ranks(_difference(gather((socket.gethostname(), code_version(), config.tree))))
     _require_shared(Path(config.run))
 
 
-class Start(NamedTuple):
-    """What a rank starts with."""
-
-    host: str
-    code: str
-    config: dict[str, Any]
-
-
-def _unlike(first: Start, rank: int, start: Start) -> str | None:
-    who = f"rank {rank} on {start.host}"
-    changed = differences(first.config, start.config)
-    if changed:
-        return (f"{who} was given another config than rank 0 on {first.host}: {'; '.join(changed[:5])}. Start every "
-                "node with the same command")
-    if start.code != first.code:
-        return f"{who} runs {start.code}, rank 0 on {first.host} {first.code}. Install the same on every node"
+def _difference(everyone: list[tuple[str, str, dict[str, Any]]]) -> str | None:
+    """What a rank has otherwise than rank 0, from the host, code and config of each."""
+    first, code, config = everyone[0]
+    for rank, (host, other_code, other_config) in enumerate(everyone):
+        changed = differences(config, other_config)
+        if changed:
+            return (f"rank {rank} on {host} was given another config than rank 0 on {first}: "
+                    f"{'; '.join(changed[:5])}. Start every node with the same command")
+        if other_code != code:
+            return f"rank {rank} on {host} runs {other_code}, rank 0 on {first} {code}. Install the same on every node"
     return None
 
 
@@ -219,7 +203,6 @@ def _touch(mark: Path) -> None:
 def require_layout(options: TrainerOptions, nodes: int = 1) -> None:
     """AuroraError for a layout that is not possible on so many machines like this one."""
     processes = nodes * local_devices(options)
-    require_devices(options)
     if options.strategy != "auto":
         check_processes(options, processes)
 
@@ -232,32 +215,26 @@ def check_processes(options: TrainerOptions, processes: int) -> None:
 
 
 def local_devices(options: TrainerOptions) -> int:
-    """Processes that the options ask for on this machine."""
-    devices: Any = options.devices
-    if isinstance(devices, list | tuple):
-        return len(devices)
-    if isinstance(devices, int) and devices > 0:
-        return devices
-    if devices in ("auto", -1, "-1"):
-        return torch.cuda.device_count() if options.accelerator != "cpu" and torch.cuda.is_available() else 1
-    raise AuroraError(f"trainer.devices {devices!r} is unknown; a number, a list of numbers or auto is right")
-
-
-def require_devices(options: TrainerOptions) -> None:
-    """AuroraError when this machine does not have what the options ask for."""
+    """Processes that the options ask for on this machine. AuroraError when it does not have what they ask for."""
+    devices, available = options.devices, torch.cuda.device_count()
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    wanted = {"gpu": cuda or mps, "cuda": cuda, "mps": mps}
-    if not wanted.get(options.accelerator, True):
+    if not {"gpu": cuda or mps, "cuda": cuda, "mps": mps}.get(options.accelerator, True):
         raise AuroraError(f"trainer.accelerator is {options.accelerator}, and torch finds no such device on this "
                           "machine; trainer.accelerator=cpu trains without one")
-    count, is_list = local_devices(options), isinstance(options.devices, list | tuple)
-    if (options.accelerator == "cpu" or not (cuda or mps)) and is_list:
-        raise AuroraError(f"trainer.devices {options.devices} is a list of GPUs; on a CPU it is a number of processes")
-    if options.accelerator in ("gpu", "cuda") and cuda:
-        available = torch.cuda.device_count()
-        given: Any = options.devices if is_list else [count - 1]
-        if max(given, default=0) >= available:
-            raise AuroraError(f"trainer.devices is {options.devices}, and this machine has {available} GPUs")
+    if isinstance(devices, list):
+        if options.accelerator == "cpu" or not (cuda or mps):
+            raise AuroraError(f"trainer.devices {devices} is a list of GPUs; on a CPU it is a number of processes")
+        count, last = len(devices), max(devices, default=0)
+    elif isinstance(devices, int) and devices > 0:
+        count, last = devices, devices - 1
+    elif devices in ("auto", -1, "-1"):
+        count = available if options.accelerator != "cpu" and cuda else 1
+        last = count - 1
+    else:
+        raise AuroraError(f"trainer.devices {devices!r} is unknown; a number, a list of numbers or auto is right")
+    if options.accelerator in ("gpu", "cuda") and cuda and last >= available:
+        raise AuroraError(f"trainer.devices is {devices}, and this machine has {available} GPUs")
+    return count
 
 
 def _on_cuda(options: TrainerOptions) -> bool:

@@ -45,7 +45,8 @@ class _SeveralProcesses(Strategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """The one that rank 0 found whole."""
-        return self.checkpoint_io.load_checkpoint(self.broadcast(checkpoint_path), weights_only=weights_only)
+        found: dict[str, Any] = self.checkpoint_io.load_checkpoint(self.broadcast(checkpoint_path))
+        return found
 
 
 class DDP(_SeveralProcesses, DDPStrategy):
@@ -59,31 +60,26 @@ class DDP(_SeveralProcesses, DDPStrategy):
 class FSDP2(_SeveralProcesses, ModelParallelStrategy):
     """FSDP2 over all processes, or over groups of `shard_size` processes that hold a whole copy each."""
 
+    weights_mesh: DeviceMesh  # [shards], or [copies, shards]; there once the process group exists
+
     def __init__(self, *, processes: int, shard_size: int, data_ranks: int, offload: bool) -> None:
         # gradients that lie in main memory are summed there
         backend = "cpu:gloo,cuda:nccl" if offload and torch.cuda.is_available() else None
         super().__init__(data_parallel_size=processes, tensor_parallel_size=1, process_group_backend=backend)
         self.processes, self.shard_size, self.data_ranks, self.offload = processes, shard_size, data_ranks, offload
-        self._weights_mesh: DeviceMesh | None = None
 
     @property
     def copies(self) -> int:
         """How many groups hold all of the weights."""
         return self.processes // self.shard_size
 
-    @property
-    def weights_mesh(self) -> DeviceMesh:
-        """[shards], or [copies, shards]. Available once the process group exists."""
-        assert self._weights_mesh is not None
-        return self._weights_mesh
-
     def setup_environment(self) -> None:
         super().setup_environment()
         if self.copies == 1:
-            self._weights_mesh = self.device_mesh["data_parallel"]
+            self.weights_mesh = self.device_mesh["data_parallel"]
         else:
             shape = (self.copies, self.shard_size)
-            self._weights_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=("copies", "shards"))
+            self.weights_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=("copies", "shards"))
 
     def model_to_device(self) -> None:
         """Offloaded shards stay in main memory; buffers are needed where the arithmetic is."""
