@@ -125,7 +125,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
     from aurora.version import VERSION
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    return {"device": name, "threads": torch.get_num_threads(), "aurora": VERSION, "torch": torch.VERSION}
+    return {"device": name, "threads": torch.get_num_threads(), "aurora": VERSION, "torch": torch.__version__}
 
 
 def _show(measured: Sequence[Measurement], skipped: Mapping[str, str], machine: Mapping[str, Any]) -> None:
