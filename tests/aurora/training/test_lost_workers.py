@@ -47,9 +47,9 @@ class Run:
         config["stages"]["first"].update(mixture={"pictures": 1}, global_batch=4, epochs=EPOCHS)
         config["trainer"].update(strategy="auto" if world == 1 else "ddp", checkpoint_every=1000)
         self.folder, self.rows = folder, SAMPLES * EPOCHS // world
-        told = {"ROW_LOG": str(folder / "rows"), "SET": "datamodules.loading.supervisor.START_SECONDS=2"}
-        self.processes = ([start(config, folder / "said-0", **told)] if world == 1 else
-                          start_ranks(config, folder / "said", world, **told))
+        reported = {"ROW_LOG": str(folder / "rows"), "SET": "datamodules.loading.supervisor.START_SECONDS=2"}
+        self.processes = ([start(config, folder / "said-0", **reported)] if world == 1 else
+                          start_ranks(config, folder / "said", world, **reported))
 
     def read(self, rank):
         """The rows that a process was given, one by one."""
