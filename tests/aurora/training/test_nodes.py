@@ -85,16 +85,16 @@ def assert_goes_on(process, run, alone):
 
 
 @pytest.mark.parametrize(("strategy", "relaunched"), [
-    ("fsdp", True), *(pytest.param(*reported, marks=LONG) for reported in (("ddp", True), ("fsdp", False), ("ddp", False)))])
+    ("fsdp", True), *(pytest.param(*shown, marks=LONG) for shown in (("ddp", True), ("fsdp", False), ("ddp", False)))])
 def test_two_nodes_lose_one_and_the_curve_is_that_of_an_undisturbed_run(nodes, alone, tmp_path, strategy, relaunched):
-    reported = ("2" if relaunched else "1:2", f"trainer.strategy={strategy}", f"run={tmp_path}",
+    shown = ("2" if relaunched else "1:2", f"trainer.strategy={strategy}", f"run={tmp_path}",
             "trainer.rendezvous_seconds=60")
-    processes = [nodes.train(node, *reported) for node in (0, 1)]
+    processes = [nodes.train(node, *shown) for node in (0, 1)]
     wait_for(checkpoint_path(tmp_path / "pretrain" / CHECKPOINTS, 4), processes[0])
     nodes.lose(1)
     assert len(curve(tmp_path, "pretrain")) < len(alone)
     if relaunched:
-        nodes.train(1, *reported)
+        nodes.train(1, *shown)
     assert_goes_on(processes[0], tmp_path, alone)
 
 
@@ -103,27 +103,27 @@ def test_three_nodes_lose_one_go_on_as_two_and_take_it_back(nodes, tmp_path):
     # four rows per step, which three processes cannot share evenly
     steps, run = ("data.steps=400",), tmp_path / "run"
     assert main(["train", *TINY, *steps, f"run={tmp_path / 'alone'}"]) == 0
-    reported = ("2:3", *steps, "trainer.strategy=fsdp", f"run={run}", "trainer.rendezvous_seconds=60")
-    processes = [nodes.train(node, *reported) for node in range(3)]
+    shown = ("2:3", *steps, "trainer.strategy=fsdp", f"run={run}", "trainer.rendezvous_seconds=60")
+    processes = [nodes.train(node, *shown) for node in range(3)]
     wait_for(checkpoint_path(run / "pretrain" / CHECKPOINTS, 4), processes[0])
     nodes.lose(2)
     lost_at = len(curve(run, "pretrain"))
     while len(curve(run, "pretrain")) < lost_at + 20 and processes[0].poll() is None:
         time.sleep(0.05)
-    back = nodes.train(2, *reported)
+    back = nodes.train(2, *shown)
     assert_goes_on(processes[0], run, curve(tmp_path / "alone", "pretrain"))
     assert back.wait(60) == 0
 
 
 @LONG
 def test_a_lost_first_node_ends_the_others_and_all_start_again(nodes, alone, tmp_path):
-    reported = ("2", "trainer.strategy=ddp", f"run={tmp_path}", "trainer.rendezvous_seconds=60")
-    first, second = (nodes.train(node, *reported) for node in (0, 1))
+    shown = ("2", "trainer.strategy=ddp", f"run={tmp_path}", "trainer.rendezvous_seconds=60")
+    first, second = (nodes.train(node, *shown) for node in (0, 1))
     wait_for(checkpoint_path(tmp_path / "pretrain" / CHECKPOINTS, 4), first)
     nodes.lose(0)
     said = second.communicate(timeout=60)[0]
     assert second.returncode == TRY_AGAIN and "the first node, 10.77.0.1, where all meet, is gone" in said, said
-    first, second = (nodes.train(node, *reported) for node in (0, 1))
+    first, second = (nodes.train(node, *shown) for node in (0, 1))
     assert_goes_on(first, tmp_path, alone)
 
 
