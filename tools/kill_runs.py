@@ -1,4 +1,4 @@
-"""Kills training at random moments, again and again, and checks that nothing can be told from the outcome.
+"""Kills training at random moments, again and again, and checks that the outcome is unchanged.
 
     python tools/kill_runs.py --kills 100 --seed 0
 

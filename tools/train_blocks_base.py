@@ -90,9 +90,9 @@ def rearranged(maker: SceneMaker, scene: Scene) -> Scene:
 def look(rng: random.Random, scene: Scene, time: float) -> Sight:
     """A frame as merged tokens tell it: things before what is behind them, in any order, some more than once."""
     *things, behind = glances(scene, time)
-    told = [words for words in things for _ in range(rng.choice((1, 1, 2)))]
-    rng.shuffle(told)
-    return [*told, *[behind] * rng.randint(1, 4)]
+    reported = [words for words in things for _ in range(rng.choice((1, 1, 2)))]
+    rng.shuffle(reported)
+    return [*reported, *[behind] * rng.randint(1, 4)]
 
 
 def document(rng: random.Random, still: float = 0.3) -> list[Text | Sight]:
@@ -229,15 +229,15 @@ def train_vision(folder: Path, seed: int, minutes: float) -> None:
     print(f"vision: {sum(p.numel() for p in encoder.parameters())} parameters")
 
     def loss() -> tuple[Tensor, str]:
-        pixels, told = pictures(rng, 96, alike=4)
-        known = sorted({phrase for phrases in told for phrase in phrases})
+        pixels, reported = pictures(rng, 96, alike=4)
+        known = sorted({phrase for phrases in reported for phrase in phrases})
         ids = [tokenizer.encode(phrase) for phrase in known]
         longest = max(map(len, ids))
         read = model["text"](torch.tensor([phrase + [-1] * (longest - len(phrase)) for phrase in ids]))
         seen = F.normalize(model["head"](encoder(pixels, merge=merge, sort=sort, keep=64).features), dim=-1)
         scores = (seen.flatten(0, 1) @ read.T).view(len(pixels), -1, len(known)).amax(1)
         logits = scores * model.scale.exp() + model.bias
-        fits = torch.tensor([[phrase in phrases for phrase in known] for phrases in told])
+        fits = torch.tensor([[phrase in phrases for phrase in known] for phrases in reported])
         value = -F.logsigmoid(torch.where(fits, logits, -logits)).sum(1).mean()
         found = (logits > 0)[fits].float().mean()
         return value, f"contrastive {value.item():.3f} found {found.item():.2f}"
@@ -280,7 +280,7 @@ def optimize(model: nn.Module, loss: Callable[[], tuple[Tensor, str]], progress:
     step = 0
     while (share := progress.share) < 1:
         rate = peak_lr * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
-        value, told = loss()
+        value, reported = loss()
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -291,7 +291,7 @@ def optimize(model: nn.Module, loss: Callable[[], tuple[Tensor, str]], progress:
         step += 1
         if time.monotonic() - shown > 10:
             shown = time.monotonic()
-            print(f"  {100 * share:3.0f} % step {step} {told}", flush=True)
+            print(f"  {100 * share:3.0f} % step {step} {reported}", flush=True)
 
 
 def save_half(model: nn.Module, path: Path) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import yaml
 
-import aurora
 from aurora.assemble import build_model, count_parameters
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
@@ -22,6 +21,7 @@ from aurora.interfaces import Text, Turn
 from aurora.model import AuroraModel
 from aurora.registry import MODEL_SLOTS
 from aurora.types import state_bytes
+from aurora.version import VERSION
 from aurora.weights.convert import DTYPES, SHARD_BYTES, Progress, summed
 from aurora.weights.io import Output, are_mapped, write_shards
 from aurora.weights.model_folder import describe_model, fitting_tensors, model_hash, part_metadata, read_config
@@ -123,7 +123,7 @@ def model_card(model: AuroraModel, config: ModelConfig, *, name: str, licence: s
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
         f"# {name}\n",
         "A video language model that reads frames into a memory of constant size. It was exported by "
-        f"Aurora {aurora.__version__}.\n",
+        f"Aurora {VERSION}.\n",
         _licence(licence), _parts(model, config), _use(config), _prompt(model), _training(training, sources),
         _results(results),
     ]

@@ -249,9 +249,9 @@ def test_a_chat_is_one_conversation(run, model, config, model_folder, video, mon
     out = run("ask", video, "What moves?", "--chat", "--model", model_folder, *SHORT)[1]
     session = Session.from_config(model, config)
     session.watch(video)
-    told = ["".join(session.ask(question, Generation(max_new_tokens=12), remember=True)).lstrip()
+    reported = ["".join(session.ask(question, Generation(max_new_tokens=12), remember=True)).lstrip()
             for question in ("What moves?", "Where?")]
-    assert out == "".join(text + "\n" for text in told)
+    assert out == "".join(text + "\n" for text in reported)
 
 
 def test_a_caption_needs_no_question(run, model, config, model_folder, video, image) -> None:

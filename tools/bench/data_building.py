@@ -127,8 +127,8 @@ def _sample(job: Job, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     raw = folder.joinpath(record[job.medium]).read_bytes()
     if job.smaller:
         raw = _small_picture(raw) if job.medium == "image" else _small_video(raw)
-    told = {**record, job.medium: job.extension}
-    return {"__key__": f"{record['id']:09d}", job.extension: raw, "json": told}
+    reported = {**record, job.medium: job.extension}
+    return {"__key__": f"{record['id']:09d}", job.extension: raw, "json": reported}
 
 
 def _small_picture(raw: bytes) -> bytes:

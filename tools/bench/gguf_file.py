@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aurora.errors import AuroraError
 
-CONTEXT = 2**20  # what llama.cpp is told of a model that has no longest context
+CONTEXT = 2**20  # the context length of a model that has no limit
 _TOP = {"emb.weight": "token_embd", "head.weight": "output",
         "ln_out": "output_norm", "blocks.0.ln0": "token_embd_norm"}
 _MIXED = "wkvrg"  # the order in which llama.cpp stacks the constant parts of the five mixtures

@@ -28,7 +28,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 class Entry(NamedTuple):
-    """A contestant before it is told what to do."""
+    """A contestant before its work is chosen."""
 
     name: str
     make: Callable[[], Reader]

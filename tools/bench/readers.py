@@ -167,10 +167,10 @@ class Llama:
         line = self._process.stdout.readline()
         if not line:
             raise self._ended()
-        told = json.loads(line)
-        if told["error"] is not None:
-            raise AuroraError(told["error"])
-        logits = self._process.stdout.read(4 * told["logits"])
+        reported = json.loads(line)
+        if reported["error"] is not None:
+            raise AuroraError(reported["error"])
+        logits = self._process.stdout.read(4 * reported["logits"])
         return torch.frombuffer(bytearray(logits), dtype=torch.float32) if logits else torch.empty(0)
 
     def _ended(self) -> AuroraError:

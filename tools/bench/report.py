@@ -149,8 +149,8 @@ def _places(rows: Sequence[Row]) -> tuple[list[float], list[str]]:
     return places, labels
 
 
-def _bars(axes: Axes, places: list[float], values: list[float], colors: list[str], told: list[str]) -> None:
+def _bars(axes: Axes, places: list[float], values: list[float], colors: list[str], reported: list[str]) -> None:
     bars = axes.barh(places, values, color=colors, height=0.8)
-    axes.bar_label(bars, told, padding=3, fontsize=7)
+    axes.bar_label(bars, reported, padding=3, fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.15)

@@ -74,7 +74,7 @@ def clock_of(device: str) -> Clock:
 
 
 def _repeats(work: Work, clock: Clock, first: float) -> int:
-    """How often a work is run within a round; told from a second run, unless the first one was long."""
+    """How often a work is run within a round; estimated from a second run, unless the first one was long."""
     warm = first if first > WARM_SECONDS else clock(work)
     return max(1, min(MOST_REPEATS, int(REPEAT_SECONDS / max(warm, 1e-9))))
 

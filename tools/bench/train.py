@@ -84,7 +84,7 @@ def train(settings: Settings) -> list[Case]:
 
 
 def _surroundings(settings: Settings, size: TrainSize, dtype: str) -> Case:
-    """A step so short that what surrounds it can be told from chance."""
+    """A step so short that its overhead stands out from noise."""
     return Case(
         f"what surrounds a step, {size.name}, {size.positions} positions with {size.frames} frames, {dtype}",
         [Contestant("bare loop", partial(_step, settings, size, dtype, False)),

@@ -15,7 +15,7 @@ BYTES = TOKENIZER.build({"name": "bytes"})
 WORLD = TOKENIZER.build({"name": "rwkv_world"})
 
 
-def told(ids: list[int], stops: tuple[str, ...] = (), tokenizer=BYTES) -> list[str]:
+def reported(ids: list[int], stops: tuple[str, ...] = (), tokenizer=BYTES) -> list[str]:
     text = TextStream(tokenizer, stops)
     pieces = []
     for token in ids:
@@ -33,35 +33,35 @@ def generator(seed: int = 0) -> torch.Generator:
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=40))
 def test_the_pieces_of_a_stream_are_the_text(tokenizer, text: str) -> None:
-    assert "".join(told(tokenizer.encode(text), tokenizer=tokenizer)) == text
+    assert "".join(reported(tokenizer.encode(text), tokenizer=tokenizer)) == text
 
 
 @settings(max_examples=60, deadline=None)
 @given(raw=st.binary(max_size=24))
 def test_bytes_that_are_no_text_come_out_as_one_decoding_would_give_them(raw: bytes) -> None:
-    assert "".join(told([byte + 1 for byte in raw])) == raw.decode("utf-8", errors="replace")
+    assert "".join(reported([byte + 1 for byte in raw])) == raw.decode("utf-8", errors="replace")
 
 
 @settings(max_examples=150, deadline=None)
 @given(text=st.text("ab\n", max_size=16), stop=st.text("ab\n", min_size=1, max_size=4))
 def test_nothing_of_a_stop_string_is_ever_shown(text: str, stop: str) -> None:
-    assert "".join(told(BYTES.encode(text), (stop,))) == text.split(stop)[0]
+    assert "".join(reported(BYTES.encode(text), (stop,))) == text.split(stop)[0]
 
 
 def test_a_character_is_shown_once_it_is_whole() -> None:
-    assert told(BYTES.encode("é🙂")) == ["", "é", "", "", "", "🙂", ""]
+    assert reported(BYTES.encode("é🙂")) == ["", "é", "", "", "", "🙂", ""]
 
 
 def test_text_that_cannot_become_a_stop_string_is_shown_at_once() -> None:
-    assert told(BYTES.encode("a\nb"), ("\n\n",)) == ["a", "", "\nb", ""]
+    assert reported(BYTES.encode("a\nb"), ("\n\n",)) == ["a", "", "\nb", ""]
 
 
 def test_the_first_of_several_stop_strings_ends_the_text() -> None:
-    assert "".join(told(BYTES.encode("one END two STOP"), ("STOP", "END"))) == "one "
+    assert "".join(reported(BYTES.encode("one END two STOP"), ("STOP", "END"))) == "one "
 
 
 def test_the_end_of_text_ends_the_text_and_releases_what_was_held() -> None:
-    assert told([*BYTES.encode("a\n"), BYTES.end_of_text, *BYTES.encode("b")], ("\n\n",)) == ["a", "", "\n"]
+    assert reported([*BYTES.encode("a\n"), BYTES.end_of_text, *BYTES.encode("b")], ("\n\n",)) == ["a", "", "\n"]
 
 
 def test_temperature_zero_takes_the_likeliest_token() -> None:

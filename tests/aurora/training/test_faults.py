@@ -456,9 +456,9 @@ def test_the_last_stage_with_a_missing_predecessor_names_the_command(runs):
 
 def test_processes_that_srun_started_meet_at_the_first_node(runs, uninterrupted):
     config = runs.config(strategy="fsdp")
-    told = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "127.0.0.[1,9]",
+    reported = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "127.0.0.[1,9]",
             "SLURM_JOB_ID": str(os.getpid()), "SLURM_LOCALID": "0", "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [start(config, runs.folder / f"log-{rank}", SLURM_PROCID=str(rank), **told) for rank in range(2)]
+    processes = [start(config, runs.folder / f"log-{rank}", SLURM_PROCID=str(rank), **reported) for rank in range(2)]
     assert runs.finish(processes) == [0, 0], (runs.folder / "log-0").read_text()
     assert_same(config, uninterrupted[2])
 

@@ -65,13 +65,13 @@ def test_whoever_loses_a_process_says_so_in_one_line_and_keeps_the_traceback(tmp
 def test_the_next_attempt_does_not_mind_what_the_one_before_has_left_in_the_store_of_torchrun(tmp_path, ranks):
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     config = {**first_stage(tmp_path, "ddp"), "data": {"name": "made_rows", "steps": 4}}
-    told = {"port": store.port, "TORCHELASTIC_USE_AGENT_STORE": "True", "SECONDS_PER_ROW": "0.02"}
-    processes = ranks(config, 2, TORCHELASTIC_RESTART_COUNT="0", **told)
+    reported = {"port": store.port, "TORCHELASTIC_USE_AGENT_STORE": "True", "SECONDS_PER_ROW": "0.02"}
+    processes = ranks(config, 2, TORCHELASTIC_RESTART_COUNT="0", **reported)
     folder = tmp_path / "run" / "first"
     wait_until(lambda: is_committed(checkpoint_path(folder / CHECKPOINTS, 1)), processes[0])
     processes[1].kill()
     assert end(processes) == [TRY_AGAIN, -9]
-    assert end(ranks(config, 2, TORCHELASTIC_RESTART_COUNT="1", **told)) == [0, 0]
+    assert end(ranks(config, 2, TORCHELASTIC_RESTART_COUNT="1", **reported)) == [0, 0]
     assert "resuming after step" in (tmp_path / "said-0").read_text()
 
 

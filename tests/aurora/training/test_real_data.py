@@ -48,8 +48,8 @@ def test_samples_that_could_not_be_read_are_told_of_at_the_end(tmp_path, capfd, 
     train(config)
     listed = tmp_path / "first" / "bad_samples.jsonl"
     # twice per epoch, two epochs
-    told = f"first: 4 samples could not be read and were left out; they are listed in {listed}"
-    assert told in capfd.readouterr().out
+    reported = f"first: 4 samples could not be read and were left out; they are listed in {listed}"
+    assert reported in capfd.readouterr().out
     assert len(listed.read_text().splitlines()) == 4
 
 

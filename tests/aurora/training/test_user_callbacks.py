@@ -80,9 +80,9 @@ def processes(tmp_path, monkeypatch):
     started = []
 
     def begin(config, world=1):
-        told = {"SECONDS_PER_ROW": "0.01"}
+        reported = {"SECONDS_PER_ROW": "0.01"}
         log = tmp_path / f"said-{len(started)}"
-        found = [start(config, f"{log}-0", **told)] if world == 1 else start_ranks(config, log, world, **told)
+        found = [start(config, f"{log}-0", **reported)] if world == 1 else start_ranks(config, log, world, **reported)
         started.extend(found)
         return found, Path(f"{log}-0")
 

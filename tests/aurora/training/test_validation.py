@@ -202,9 +202,9 @@ def begin(tmp_path):
     started = []
 
     def begin(config, world=1, **environment):
-        told = {"SECONDS_PER_HELD_OUT_ROW": "0.2", **environment}
+        reported = {"SECONDS_PER_HELD_OUT_ROW": "0.2", **environment}
         log = tmp_path / f"log-{len(started)}"
-        processes = [start(config, log, **told)] if world == 1 else start_ranks(config, log, world, **told)
+        processes = [start(config, log, **reported)] if world == 1 else start_ranks(config, log, world, **reported)
         started.extend(processes)
         reading = Path(config["run"]) / "second" / "validation" / "rows" / "reading-0"
         deadline = time.monotonic() + 60

@@ -75,7 +75,7 @@ def files(folder):
 
 
 def test_every_entry_becomes_a_sample_in_order(make, dataset, tmp_path):
-    told = build(order(dataset(10)), tmp_path / "out")
+    reported = build(order(dataset(10)), tmp_path / "out")
     index = load_index(tmp_path / "out")
     reading = ShardFiles()
     assert [shard["samples"] for shard in index.shards] == [4, 4, 2]
@@ -84,7 +84,7 @@ def test_every_entry_becomes_a_sample_in_order(make, dataset, tmp_path):
         assert (key, json.loads(raw)["id"]) == (f"{number:09d}", f"id-{number}")
         assert reading.media(index, number, 0, f"{key}.jpg") == make.picture(number, 40 + number % 3, 60)
     assert make.wrong(tmp_path / "out") == []
-    assert (told["samples"], told["kinds"]["image"], told["skipped"]) == (10, 10, {})
+    assert (reported["samples"], reported["kinds"]["image"], reported["skipped"]) == (10, 10, {})
 
 
 def test_the_same_input_gives_the_same_bytes_from_every_executor(dataset, tmp_path):
@@ -109,8 +109,8 @@ def test_ray_gives_the_same_bytes(dataset, tmp_path):
     assert done.returncode == 0, done.stderr
     left, right = files(tmp_path / "serial"), files(tmp_path / "ray")
     # the command line says all options of the source, the other only those that it was given
-    for told in (left, right):
-        del told["dataset.json"]
+    for reported in (left, right):
+        del reported["dataset.json"]
     assert left == right
 
 
@@ -196,9 +196,9 @@ def test_shards_that_others_wrote_are_left_alone(make, dataset, tmp_path):
 def test_entries_that_cannot_be_used_are_left_out_listed_and_counted(dataset, tmp_path):
     folder = dataset(10, missing=(3,), extra='{"id": "x", "conversations": 3}\nno json\n')
     (folder / "5.jpg").write_bytes((folder / "5.jpg").read_bytes()[:20])
-    told = build(order(folder), tmp_path / "out", max_bad_rate=0.5)
-    assert (told["samples"], told["entries"]) == (8, 12)
-    assert told["skipped"] == {"missing": 1, "image": 1, "turns": 1, "json": 1}
+    reported = build(order(folder), tmp_path / "out", max_bad_rate=0.5)
+    assert (reported["samples"], reported["entries"]) == (8, 12)
+    assert reported["skipped"] == {"missing": 1, "image": 1, "turns": 1, "json": 1}
     listed = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert [(one["shard"], one["entry"], one["id"], one["reason"]) for one in listed] == [
         (0, 3, "id-3", "missing"), (1, 5, "id-5", "image"), (2, 10, "x", "turns"), (2, 11, None, "json")]
@@ -264,8 +264,8 @@ def test_half_a_picture_costs_its_entry(dataset, tmp_path):
     folder = dataset(4)
     picture = folder / "2.jpg"
     picture.write_bytes(picture.read_bytes()[:-200])
-    told = build(order(folder), tmp_path / "out", max_bad_rate=0.5)
-    assert (told["samples"], told["skipped"]) == (3, {"image": 1})
+    reported = build(order(folder), tmp_path / "out", max_bad_rate=0.5)
+    assert (reported["samples"], reported["skipped"]) == (3, {"image": 1})
 
 
 def test_joining_before_all_is_written_names_what_lacks(dataset, tmp_path):
@@ -313,8 +313,8 @@ def test_a_dataset_of_a_catalogue_brings_its_source_and_its_licence(dataset, tmp
         "layout: pictures\nsource: {name: llava, annotations: [a.jsonl]}\n")
     assert main(["shards", "build", str(tmp_path / "mine.yaml"), str(dataset(3)), str(tmp_path / "out"), "--executor",
                  "serial"]) == 0
-    told = json.loads((tmp_path / "out" / "dataset.json").read_text())
-    assert (told["name"], told["licence"], told["source"]["name"]) == ("mine", "CC0", "llava")
+    reported = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert (reported["name"], reported["licence"], reported["source"]["name"]) == ("mine", "CC0", "llava")
 
 
 @pytest.mark.parametrize("name", known_datasets())
@@ -325,7 +325,7 @@ def test_every_dataset_of_the_catalogue_says_what_its_source_asks_for(name):
     assert required <= set(options) <= set(known) - {"folder"}
 
 
-@pytest.mark.parametrize(("arguments", "told"), [
+@pytest.mark.parametrize(("arguments", "reported"), [
     (["lava", "{input}"], "no dataset and no source named 'lava'"),
     (["llava", "{input}"], "needs the option(s) annotations"),
     (["llava", "{input}", "source.annotation=a.jsonl"], "has no option 'annotation'"),
@@ -336,7 +336,7 @@ def test_every_dataset_of_the_catalogue_says_what_its_source_asks_for(name):
     (["llava", "{input}", "source.annotations=a.jsonl", "--samples-per-shard", "0"], "must be 1 or more"),
     (["llava", "{input}", "source.annotations=a.jsonl", "--max-bad-rate", "2"], "is outside [0, 1]"),
 ])
-def test_what_cannot_be_built_is_said(dataset, tmp_path, capsys, arguments, told):
+def test_what_cannot_be_built_is_said(dataset, tmp_path, capsys, arguments, reported):
     source, folder, *rest = (word.format(input=dataset(1)) for word in arguments)
     assert main(["shards", "build", source, folder, str(tmp_path / "out"), *rest]) == 2
-    assert told in capsys.readouterr().err
+    assert reported in capsys.readouterr().err

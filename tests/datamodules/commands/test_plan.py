@@ -57,15 +57,15 @@ def test_repeats_and_limits_are_planned(planned):
 def test_what_is_held_out_is_planned_with_the_steps_that_it_follows(planned, run, blocks, tmp_path):
     held_out = "stages.language_video.validation={mixture: {vision: {samples: 6}}, every: 3}"
     plain, stage = planned(), planned(held_out)
-    told = stage["validation"]
+    shown = stage["validation"]
     assert plain["validation"] is None and plain["steps"] == stage["steps"]
-    assert told["times"] == -(-stage["steps"] // 3) and (told["visits"], told["datasets"]) == (6, ["vision"])
+    assert shown["times"] == -(-stage["steps"] // 3) and (shown["visits"], shown["datasets"]) == (6, ["vision"])
     part = ("stages.language_video.validation.max_steps=1", "stages.language_video.global_batch=3")
-    assert planned(held_out, *part)["validation"]["tokens"] == pytest.approx(told["tokens"] / 2)
+    assert planned(held_out, *part)["validation"]["tokens"] == pytest.approx(shown["tokens"] / 2)
     two = held_out.replace("6}}", "6}, language_video: {samples: 12}}")
     assert planned(two, *part)["validation"]["visits"] == pytest.approx(3 + 3)  # so many steps of each
     said = run("plan", *TINY, f"data.root={blocks}", f"run={tmp_path}", held_out)[1]
-    assert f"checks   {told['times']} times on vision: each time about" in said
+    assert f"checks   {shown['times']} times on vision: each time about" in said
 
 
 @pytest.fixture
@@ -86,9 +86,9 @@ def test_a_part_of_the_steps_takes_its_part_of_the_hours(planned, trained):
 
 def test_validation_takes_time_and_no_memory(trained):
     held_out = "stages.language_video.validation={mixture: {language_video: 1}, every: 1000000}"
-    plain, told = trained(), trained(held_out)
-    assert told["memory"] == plain["memory"]
-    assert 1.05 < told["hours"] / plain["hours"] < 1.5  # one forward pass more than those of two epochs, which learn
+    plain, shown = trained(), trained(held_out)
+    assert shown["memory"] == plain["memory"]
+    assert 1.05 < shown["hours"] / plain["hours"] < 1.5  # one forward pass more than those of two epochs, which learn
 
 
 def test_what_is_missing_shrunk_or_dropped_is_told(planned, run, blocks, tmp_path):
@@ -113,10 +113,10 @@ def test_tokens_may_be_what_a_batch_counts(planned):
 
 def test_the_papers_stages_are_planned_from_published_counts(run):
     status, out, _ = run("plan", "--published", "--json")
-    told = json.loads(out)
-    assert status == 0 and set(told["tables"]) == {"B2", "B3", "B4"}
-    assert sum(group["visits"] for group in told["tables"]["B4"]["groups"].values()) == 15_428_000
-    assert sum(group["samples"] for group in told["tables"]["B4"]["groups"].values()) == 13_769_000
+    shown = json.loads(out)
+    assert status == 0 and set(shown["tables"]) == {"B2", "B3", "B4"}
+    assert sum(group["visits"] for group in shown["tables"]["B4"]["groups"].values()) == 15_428_000
+    assert sum(group["samples"] for group in shown["tables"]["B4"]["groups"].values()) == 13_769_000
 
 
 def test_published_counts_are_shown_beside_the_papers(run):
@@ -162,6 +162,6 @@ def test_weights_in_bfloat16_are_planned_with_half_the_memory(run):
 
 
 def test_adapters_are_planned_as_what_learns(run):
-    told = memory(run, "stages.language_video.trained=[]",
+    shown = memory(run, "stages.language_video.trained=[]",
                   "+stages.language_video.adapters.backbone.lora={rank: 4, alpha: 8}")
-    assert 0 < told["gradients"] < told["weights"] / 10
+    assert 0 < shown["gradients"] < shown["weights"] / 10

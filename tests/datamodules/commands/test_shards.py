@@ -45,8 +45,8 @@ def test_what_is_wrong_is_shown_counted_and_written(run: Run, blocks: Path, tmp_
         status, out, _ = run("validate", tar.parent, "--executor", "serial", "--findings", findings)
         assert status == 1 and "1 sha256" in out
         assert json.loads(findings.read_text())["shard"] == "000000.tar"
-        told = json.loads(run("validate", tar.parent, "--executor", "serial", "--json")[1])
-        assert told["datasets"][str(tar.parent)]["wrong"] == {"sha256": 1}
+        reported = json.loads(run("validate", tar.parent, "--executor", "serial", "--json")[1])
+        assert reported["datasets"][str(tar.parent)]["wrong"] == {"sha256": 1}
     finally:
         tar.write_bytes(whole)
 
@@ -66,13 +66,13 @@ def test_a_preview_is_written_where_it_was_asked_for(run: Run, blocks: Path, tmp
     assert status == 0 and "3 samples" in out and (tmp_path / "page.html").is_file()
 
 
-@pytest.mark.parametrize(("arguments", "told"), [
+@pytest.mark.parametrize(("arguments", "reported"), [
     (("validate", "nowhere"), "no dataset folder nowhere"),
     (("validate", "x", "--decode", "some"), "'--decode': give a number of samples per shard"),
     (("stats", "x", "--executor", "spark"), "no executor named 'spark'"),
     (("preview", "x", "--samples", "0"), "samples 0"),
     (("build", "llava", "nowhere", "out", "source.annotations=x.json", "--max-bad-rate", "2"), "--max-bad-rate 2.0 is"),
 ])
-def test_a_bad_option_is_one_line(run: Run, arguments: tuple[str, ...], told: str) -> None:
+def test_a_bad_option_is_one_line(run: Run, arguments: tuple[str, ...], reported: str) -> None:
     status, _, err = run(*arguments)
-    assert status == 2 and told in err and len(err.splitlines()) == 1
+    assert status == 2 and reported in err and len(err.splitlines()) == 1

@@ -107,18 +107,18 @@ def train(found, tell):
 @pytest.mark.parametrize(("layout", "cut", "resumed"), [
     ((1, 1, 2), 3, (1, 2, 0)), ((1, 1, 1), 8, (3, 1, 1)), ((1, 1, 3), 13, (1, 1, 2))], ids=str)
 def test_a_run_whose_processes_are_killed_goes_on_with_the_same_samples(make, root, whole, layout, cut, resumed):
-    told, tell = multiprocessing.Pipe(duplex=False)
+    reported, tell = multiprocessing.Pipe(duplex=False)
     main = multiprocessing.get_context("fork").Process(target=train, args=(rows(make, root, 0, 1, layout[2]), tell))
     main.start()
-    done = [told.recv() for _ in range(cut)]
+    done = [reported.recv() for _ in range(cut)]
     main.kill()
     main.join()
     tell.close()
     with pytest.raises(EOFError):
         # what it finished before the signal reached it; the workers that held the pipe open die as well
         while True:
-            done.append(told.recv())
-    told.close()
+            done.append(reported.recv())
+    reported.close()
     main.close()
     assert steps(done) + steps(joined(ranks(make, root, resumed, done))) == whole
 

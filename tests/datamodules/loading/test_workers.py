@@ -249,12 +249,12 @@ def gone(pid):
 
 
 def test_workers_do_not_outlive_a_killed_main_process(build, make):
-    told, tell = multiprocessing.Pipe()
+    reported, tell = multiprocessing.Pipe()
     *_, last = chain.from_iterable(build({}, workers=0).train_dataloader())
     module = build({int(make.answers(last)[0]): "hang"})
     main = multiprocessing.get_context("fork").Process(target=endless, args=(module, tell))
     main.start()
-    workers = told.recv()
+    workers = reported.recv()
     assert len(workers) == 2
     main.kill()
     main.join()
@@ -263,7 +263,7 @@ def test_workers_do_not_outlive_a_killed_main_process(build, make):
         time.sleep(0.05)
     assert all(map(gone, workers))
     main.close()
-    told.close()
+    reported.close()
     tell.close()
 
 

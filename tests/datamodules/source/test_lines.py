@@ -124,5 +124,5 @@ def test_a_text_that_no_file_can_hold_costs_its_sample(tmp_path):
     output.mkdir()
     plan = make_plan(BuildOrder(folder=str(tmp_path), source={"name": "llava", "annotations": "a.jsonl"}), output)
     list(run_tasks(build_tasks(output, plan), EXECUTOR.build({"name": "serial"}), entries=2, max_bad_rate=0.5))
-    told = join(output, plan)
-    assert (told["samples"], told["skipped"]) == (1, {"json": 1})
+    reported = join(output, plan)
+    assert (reported["samples"], reported["skipped"]) == (1, {"json": 1})

@@ -51,9 +51,9 @@ def test_results_are_written_as_json_markdown_and_picture_and_nothing_else_is_le
     assert sorted(path.name for path in out.iterdir()) == ["results.json", "results.md", "results.png"]
     page = (out / "results.md").read_text()
     assert all(f"| {row['contestant']} |" in page for row in rows if row["status"] == "ok")
-    told = json.loads((out / "results.json").read_text())
-    assert {"command", "date", "device", "threads", "versions", "cases"} <= told.keys()
-    assert told["versions"]["torch"] == torch.__version__
+    reported = json.loads((out / "results.json").read_text())
+    assert {"command", "date", "device", "threads", "versions", "cases"} <= reported.keys()
+    assert reported["versions"]["torch"] == torch.__version__
     assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -138,10 +138,10 @@ def test_the_peak_is_what_one_run_adds() -> None:
             "quick = Settings(quick=True)\n"
             f"before = memory._start(quick); torch.ones({size // 4}).sum()\n"
             "print(before and memory._peak(quick, before))")
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[-1]
-    if told == "None":
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[-1]
+    if shown == "None":
         pytest.skip("the system does not say how much memory a process took")
-    assert 0.9 * size < int(told) < 2 * size
+    assert 0.9 * size < int(shown) < 2 * size
 
 
 def test_a_process_that_breaks_is_an_error_with_its_status(tmp_path: Path) -> None:

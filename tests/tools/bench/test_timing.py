@@ -1,4 +1,4 @@
-"""Turns, medians, quartiles and ratios, with a clock that is told what to say."""
+"""Turns, medians, quartiles and ratios, with a clock that follows a script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tools.bench.machine import Ceilings, Cost, measure_ceilings
 from tools.bench.timing import Spread, Work, clock_of, interleave, ratios, spread
 
 
-def told(*seconds: float) -> tuple[Callable[[Work], float], list[str]]:
+def reported(*seconds: float) -> tuple[Callable[[Work], float], list[str]]:
     """A clock that runs the work and says these durations in turn, over and over; and who ran when."""
     order: list[str] = []
     given: Iterator[float] = iter(seconds * 100)
@@ -40,26 +40,26 @@ def test_a_ratio_is_taken_within_each_round() -> None:
 
 
 def test_works_take_turns() -> None:
-    clock, order = told(10.0)
+    clock, order = reported(10.0)
     samples = interleave(works("a", "b"), clock, first={"a": 10.0, "b": 10.0}, rounds=3, seconds=1e9)
     assert order == ["a", "b"] * 3
     assert samples == {"a": [10.0] * 3, "b": [10.0] * 3}
 
 
 def test_a_short_work_is_repeated_within_a_round_and_a_long_one_is_not() -> None:
-    clock, order = told(0.025)
+    clock, order = reported(0.025)
     interleave(works("short"), clock, first={"short": 0.5}, rounds=3, seconds=1e9)
-    assert order == ["short"] * (1 + 3 * 4)  # 100 ms hold four of them; one more run told so
+    assert order == ["short"] * (1 + 3 * 4)  # 100 ms hold four of them; one more run showed it
 
 
 def test_the_sample_of_a_round_is_the_median_of_its_repeats() -> None:
-    clock, _ = told(0.05, 0.001, 0.5)  # the second run says 50 ms: two repeats
+    clock, _ = reported(0.05, 0.001, 0.5)  # the second run says 50 ms: two repeats
     samples = interleave(works("a"), clock, first={"a": 0.5}, rounds=3, seconds=1e9)
     assert samples["a"] == pytest.approx([0.2505, 0.0255, 0.275])
 
 
 def test_there_are_three_rounds_even_when_the_time_is_up() -> None:
-    clock, order = told(3.0)
+    clock, order = reported(3.0)
     samples = interleave(works("a"), clock, first={"a": 3.0}, rounds=9, seconds=0.0)
     assert len(samples["a"]) == 3 == len(order)
 

@@ -95,9 +95,9 @@ def test_a_truncated_file_falls_back_to_the_checkpoint_before(tmp_path, share):
     write(tmp_path, 1, 2)
     path = shard(tmp_path, 2)
     os.truncate(path, int(path.stat().st_size * share))
-    told = []
-    assert newest_checkpoint(tmp_path, told.append).step == 1
-    assert "step-2 is broken" in told[0] and "bytes, not" in told[0]
+    reported = []
+    assert newest_checkpoint(tmp_path, reported.append).step == 1
+    assert "step-2 is broken" in reported[0] and "bytes, not" in reported[0]
 
 
 @pytest.mark.parametrize("name", ["shard", "state.json"])
@@ -116,9 +116,9 @@ def test_a_flipped_bit_falls_back_to_the_checkpoint_before(tmp_path, name):
 def test_a_checkpoint_that_is_half_deleted_is_none_and_what_that_costs_is_said(tmp_path, lost):
     write(tmp_path, 1, 3)
     (shard(tmp_path, 3) if lost == "shard" else checkpoint_path(tmp_path, 3) / lost).unlink()
-    told = []
-    assert newest_checkpoint(tmp_path, told.append).step == 1
-    assert str(checkpoint_path(tmp_path, 3)) in told[0] and "2 steps are lost" in told[1]
+    reported = []
+    assert newest_checkpoint(tmp_path, reported.append).step == 1
+    assert str(checkpoint_path(tmp_path, 3)) in reported[0] and "2 steps are lost" in reported[1]
 
 
 def test_a_checkpoint_that_reads_back_wrong_keeps_the_older_ones(tmp_path, monkeypatch):
@@ -130,12 +130,12 @@ def test_a_checkpoint_that_reads_back_wrong_keeps_the_older_ones(tmp_path, monke
         shard(tmp_path, 3).write_bytes(b"x" * shard(tmp_path, 3).stat().st_size)
 
     monkeypatch.setattr(io, "_commit", damaging)
-    told = []
-    writer = asynchronous(told.append)
+    reported = []
+    writer = asynchronous(reported.append)
     save(writer, tmp_path, 3)
     with pytest.raises(AuroraError, match="is not what was written"):
         writer.finish()
-    assert "step-3 could not be written" in told[0]
+    assert "step-3 could not be written" in reported[0]
     assert newest_checkpoint(tmp_path, lambda _: None).step == 2 and checkpoint_path(tmp_path, 1).exists()
 
 
@@ -170,9 +170,9 @@ def test_an_empty_folder_has_no_checkpoint(tmp_path):
 def test_a_checkpoint_under_the_name_of_another_is_broken(tmp_path):
     write(tmp_path, 1)
     shutil.copytree(checkpoint_path(tmp_path, 1), checkpoint_path(tmp_path, 7))
-    told = []
-    assert newest_checkpoint(tmp_path, told.append).path == checkpoint_path(tmp_path, 1)
-    assert "step-7 is broken (its state is that after step 1)" in told[0]
+    reported = []
+    assert newest_checkpoint(tmp_path, reported.append).path == checkpoint_path(tmp_path, 1)
+    assert "step-7 is broken (its state is that after step 1)" in reported[0]
 
 
 def test_what_a_killed_save_left_is_swept_and_nothing_else(tmp_path):
@@ -216,13 +216,13 @@ def test_a_rank_that_was_lost_while_saving_is_not_an_error_of_the_user(tmp_path,
 def test_training_tolerates_one_save_that_fails_and_stops_at_the_second(tmp_path):
     file = tmp_path / "file"
     file.write_text("not a folder")
-    told = []
-    writer = asynchronous(told.append)
+    reported = []
+    writer = asynchronous(reported.append)
     save(writer, file, 1)
     save(writer, file, 2)
     with pytest.raises(AuroraError, match="2 checkpoints in a row could not be written"):
         save(writer, file, 3)
-    assert len(told) == 2
+    assert len(reported) == 2
 
 
 def test_an_older_checkpoint_stays_when_the_newer_could_not_be_written(tmp_path, monkeypatch):
@@ -262,8 +262,8 @@ def test_what_is_not_a_checkpoint_is_refused_with_what_would_be(tmp_path, path, 
 @pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="needs a full device")
 def test_a_full_disk_is_told_and_leaves_the_older_checkpoint(tmp_path):
     write(tmp_path, 1)
-    told = []
-    writer = asynchronous(told.append)
+    reported = []
+    writer = asynchronous(reported.append)
     path = checkpoint_path(tmp_path, 2)
     begin = io._begin
 
@@ -278,7 +278,7 @@ def test_a_full_disk_is_told_and_leaves_the_older_checkpoint(tmp_path):
             writer.finish()
     finally:
         io._begin = begin
-    assert "No space left" in told[0] and newest_checkpoint(tmp_path, silent).step == 1
+    assert "No space left" in reported[0] and newest_checkpoint(tmp_path, silent).step == 1
 
 
 @pytest.mark.process
