@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from resource import RUSAGE_SELF, getrusage
 from typing import NamedTuple
 
 import torch
@@ -133,28 +133,6 @@ class Noise(NamedTuple):
         return cls((norm_small - norm_large) / (1 / small_count - 1 / large_count), square)
 
 
-def first_rows(norm: float, targets: float, *, reduced: bool, device: torch.device) -> tuple[float, float]:
-    """The squared norm of the mean gradient of a step's first rows, and their targets, from the norm of the summed
-    gradient and the targets of this rank's row: averaged over the ranks, or of the rows of all of them where gradients
-    are `reduced` already. Collective."""
-    ranks = world_size()
-    if reduced:
-        targets = sum_over_ranks([targets], device)[0]
-        return (norm * ranks / max(1.0, targets)) ** 2, targets
-    square, targets = sum_over_ranks([(norm / max(1.0, targets)) ** 2, targets], device)
-    return square / ranks, targets / ranks
-
-
-# ---- machine ---------------------------------------------------------------------------------------------------
-
-
-def peak_memory(device: torch.device) -> int:
-    """Peak bytes of this process: on its GPU, else in main memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 # ---- a step ----------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +144,7 @@ class StepMeter:
         self.sums = Sums()
         self.flops = 0.0  # of the last step and this process
         self._measuring = False
-        self._first: tuple[float, float] | None = None  # squared gradient norm and targets after the first row
+        self._first: tuple[float, float] | None = None  # squared norm of the mean gradient and targets, first row
         self._states: dict[str, float] = {}  # state norms after the first row
         self._ended = time.perf_counter()
 
@@ -196,8 +174,15 @@ class StepMeter:
             self._states = state_norms(loss.states)
 
     def add_first_gradient(self, norm: float, targets: float, *, reduced: bool, device: torch.device) -> None:
-        """The gradient after the step's first rows, for its noise. Collective."""
-        self._first = first_rows(norm, targets, reduced=reduced, device=device)
+        """From the norm of the summed gradient after this rank's first row and the row's targets, for the noise:
+        averaged over the ranks, or of the rows of all of them where gradients are `reduced` already. Collective."""
+        ranks = world_size()
+        if reduced:
+            targets = sum_over_ranks([targets], device)[0]
+            self._first = (norm * ranks / max(1.0, targets)) ** 2, targets
+        else:
+            square, targets = sum_over_ranks([(norm / max(1.0, targets)) ** 2, targets], device)
+            self._first = square / ranks, targets / ranks
 
     def metrics(self, model: AuroraModel, sums: Sums, norms: Mapping[str, float], device: torch.device
                 ) -> dict[str, float]:
@@ -207,9 +192,11 @@ class StepMeter:
         self.flops = self.arithmetic.training(model, frames=sums.frames, positions=sums.tokens,
                                               targets=sums.targets) / world_size()
         peak = peak_flops(device, self.options.peak_tflops)
+        on_gpu = device.type == "cuda"
+        memory = torch.cuda.max_memory_allocated(device) if on_gpu else getrusage(RUSAGE_SELF).ru_maxrss * 1024
         return {
             "grad_norm": total_norm(norms), **sums.rates(seconds), "samples": sums.samples, "targets": sums.targets,
-            "seconds": seconds, "memory_gib": peak_memory(device) / 2**30, "teraflops": self.flops / seconds / 1e12,
+            "seconds": seconds, "memory_gib": memory / 2**30, "teraflops": self.flops / seconds / 1e12,
             **({} if peak is None else {"mfu": self.flops / seconds / peak}),
             **{f"grad_norm_{slot}": norms.get(slot, 0.0) for slot in WEIGHTED_SLOTS
                if any(parameter.requires_grad for parameter in getattr(model, slot).parameters())},

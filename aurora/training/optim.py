@@ -203,15 +203,12 @@ class StepGuard:
         self.rolls_back = False
         if targets <= 0 or not math.isfinite(loss) or not math.isfinite(norm):
             return f"had no finite gradient (loss {loss}, gradient norm {norm}, {targets:.0f} targets)"
-        mean = loss / targets
-        if self.spike is not None and self._is_spike(mean, self.spike):
-            self.rolls_back = self.spike.action == "rollback"
+        mean, spike = loss / targets, self.spike
+        if spike is not None and len(self._good) == spike.window and mean > spike.factor * median(self._good):
+            self.rolls_back = spike.action == "rollback"
             return f"were spikes (loss {mean:.4f})"
         self._good.append(mean)
         return None
-
-    def _is_spike(self, loss: float, spike: Spike) -> bool:
-        return len(self._good) == spike.window and loss > spike.factor * median(self._good)
 
     def state_dict(self) -> list[float]:
         """The losses that `load_state_dict` goes on with."""

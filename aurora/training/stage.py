@@ -82,9 +82,13 @@ def plan_stages(config: Config, rank: Rank | None = None, *, worlds: Sequence[in
 
 
 def _stage(config: Config, name: str, initial: str | None, rank: Rank | None = None) -> Stage:
+    """AuroraError when the blocks of the encoder cannot merge as much as the stage asks for."""
     recipe = config.stages[name]
     stage = Stage(name, config, recipe, StageFolder(config.run, name), initial, skeleton(config, name), rank)
-    _check_merge(stage)
+    try:
+        merge_schedule(stage.skeleton, recipe.keep_ratio)
+    except AuroraError as error:
+        raise AuroraError(f"stages.{name}.keep_ratio {recipe.keep_ratio}: {error}") from error
     return stage
 
 
@@ -96,14 +100,6 @@ def _model_before(config: Config, name: str, after: str | None) -> str | None:
         raise AuroraError(f"stage {name!r} starts from the model of {after!r}, and {folder.model} does not exist; "
                           f"`aurora train run={config.run} stage={after}` trains it, or give init_from=MODEL_FOLDER")
     return str(folder.model)
-
-
-def _check_merge(stage: Stage) -> None:
-    """AuroraError when the blocks of the encoder cannot merge as much as the stage asks for."""
-    try:
-        merge_schedule(stage.skeleton, stage.recipe.keep_ratio)
-    except AuroraError as error:
-        raise AuroraError(f"stages.{stage.name}.keep_ratio {stage.recipe.keep_ratio}: {error}") from error
 
 
 def _check_initial(config: Config, given: str | None, initial: str | None) -> None:
