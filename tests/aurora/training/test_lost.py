@@ -97,7 +97,7 @@ def test_a_process_lost_before_training_is_told_in_one_line(tmp_path, ranks):
         assert end(processes) == [-9, TRY_AGAIN]
     said = (tmp_path / "said-1").read_text()
     assert "rank 1 on" in said and "lost another process outside of training" in said and said.count("\n") == 1
-    assert "agreed" in (tmp_path / "run" / "stacks" / "rank-1.txt").read_text()
+    assert "on_all_ranks" in (tmp_path / "run" / "stacks" / "rank-1.txt").read_text()
 
 
 def test_a_defect_of_one_rank_is_printed_whole_and_the_other_says_that_it_lost_a_process(tmp_path, ranks):
