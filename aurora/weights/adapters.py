@@ -27,7 +27,7 @@ from aurora.errors import AuroraError, suggest
 from aurora.files import read_json, replacing, write_json
 from aurora.interfaces import INITIAL_STATE, Backbone
 from aurora.model import AuroraModel
-from aurora.recipe import Adapters
+from aurora.recipe import Adapters, Lora, SlotAdapters, TunedState
 from aurora.registry import WEIGHTED_SLOTS, WeightedSlot
 from aurora.weights.io import open_tensors
 from aurora.weights.loading import load, write_tensors
@@ -60,7 +60,7 @@ def let_adapters_learn(model: AuroraModel, adapters: Adapters) -> None:
     for slot, wanted in adapters.items():
         part = getattr(model, slot)
         for name, parameter in part.named_parameters():
-            if (wanted.lora is not None and is_lora(name)) or (wanted.state is not None and is_state(name)):
+            if _adapter_of(wanted, name) is not None:
                 parameter.requires_grad_(True)
         for name, module in part.named_modules():
             if ".lora_dropout" in name:
@@ -87,12 +87,15 @@ def is_state(name: str) -> bool:
 
 def lr_scale(adapters: Adapters, slot: WeightedSlot, name: str, otherwise: float) -> float:
     """What the rate of a parameter is multiplied with: its adapter's scale, or the slot's."""
-    wanted = adapters.get(slot)
-    if wanted is not None and wanted.lora is not None and is_lora(name):
-        return wanted.lora.lr_scale
-    if wanted is not None and wanted.state is not None and is_state(name):
-        return wanted.state.lr_scale
-    return otherwise
+    adapter = _adapter_of(adapters[slot], name) if slot in adapters else None
+    return otherwise if adapter is None else adapter.lr_scale
+
+
+def _adapter_of(wanted: SlotAdapters, name: str) -> Lora | TunedState | None:
+    """The adapter that a parameter of a slot belongs to."""
+    if is_lora(name):
+        return wanted.lora
+    return wanted.state if is_state(name) else None
 
 
 def describe_adapters(model: AuroraModel, adapters: Adapters) -> list[str]:
@@ -187,7 +190,12 @@ def base_hash(part: nn.Module) -> str:
 
 
 def _apply_folder(model: AuroraModel, folder: Path, config: ModelConfig, *, any_base: bool) -> None:
-    parts, base = _about(folder)
+    about = read_json(folder / ABOUT_FILE)
+    try:
+        parts = dict(about["parts"])
+        base = {slot: about["base"][slot] for slot in WEIGHTED_SLOTS if slot in about["base"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise AuroraError(f"{folder / ABOUT_FILE} cannot be read: {type(error).__name__} {error}") from error
     for slot, name in part_names(config).items():
         if parts.get(slot, name) != name:
             raise AuroraError(f"{folder} is an adapter for {slot} {parts[slot]!r}, and this model has {name!r}")
@@ -204,14 +212,6 @@ def _apply_folder(model: AuroraModel, folder: Path, config: ModelConfig, *, any_
             lora_module().load_lora(part, folder / slot)
         if (folder / slot / STATE_FILE).is_file():
             part.start_from(part.import_state(open_tensors(folder / slot / STATE_FILE)))
-
-
-def _about(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    about = read_json(folder / ABOUT_FILE)
-    try:
-        return dict(about["parts"]), {slot: about["base"][slot] for slot in WEIGHTED_SLOTS if slot in about["base"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise AuroraError(f"{folder / ABOUT_FILE} cannot be read: {type(error).__name__} {error}") from error
 
 
 def _own_weights(part: nn.Module) -> dict[str, Tensor]:

@@ -105,12 +105,18 @@ def fitting_tensors(model: AuroraModel, folder: str | Path, config: ModelConfig
     initial state that they hold. AuroraError when they are not those of `model`, or broken."""
     paths = weight_files(Path(folder))
     path = paths[0] if len(paths) == 1 else Path(folder)
-    tensors, parts = open_tensors(folder), read_metadata(paths[0]).get("parts", "{}")
-    model.backbone.start_like({name: tensor.shape for name, tensor in tensors.items()})
+    tensors = open_tensors(folder)
     try:
-        _check_same_model(path, json.loads(parts), config, model.state_dict(), tensors)
+        parts = json.loads(read_metadata(paths[0]).get("parts", "{}"))
     except json.JSONDecodeError as error:
         raise AuroraError(f"{path} cannot be read: the parts in its header are not JSON ({error})") from error
+    for slot, name in part_names(config).items():
+        if parts.get(slot, name) != name:
+            raise AuroraError(f"{path} holds a model with {slot} {parts[slot]!r}, the config asks for {name!r}")
+    model.backbone.start_like({name: tensor.shape for name, tensor in tensors.items()})
+    faults = mismatches(model.state_dict(), tensors, listed=3)
+    if faults:
+        raise AuroraError(f"{path} is a checkpoint of another model than its config describes; {faults}")
     return path, tensors
 
 
@@ -174,14 +180,3 @@ def _savable(name: str, tensor: Tensor) -> Output:
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
         raise AuroraError(f"the model is not saved: {name} holds values that are not finite")
     return Output.of(tensor)
-
-
-def _check_same_model(path: Path, parts: Mapping[str, str], config: ModelConfig,
-                      wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """AuroraError when a file's parts, names or shapes are not those of the model that its config describes."""
-    for slot, name in part_names(config).items():
-        if parts.get(slot, name) != name:
-            raise AuroraError(f"{path} holds a model with {slot} {parts[slot]!r}, the config asks for {name!r}")
-    faults = mismatches(wanted, found, listed=3)
-    if faults:
-        raise AuroraError(f"{path} is a checkpoint of another model than its config describes; {faults}")
