@@ -6,6 +6,7 @@ Shape letters: T packed positions, N frames, M tokens per frame.
 from __future__ import annotations
 
 import gc
+import re
 import statistics
 import time
 import warnings
@@ -25,6 +26,7 @@ from aurora.interfaces import DataModule, Runner
 from aurora.model import AuroraModel
 from aurora.training.budget import peak_flops
 from aurora.training.distributed.precision import precision
+from aurora.training.metrics import peak_memory
 from aurora.training.stage import data_module, skeleton, training_module
 from aurora.types import IGNORE, Frames, PackedBatch, Position
 
@@ -89,10 +91,7 @@ class Stopwatch:
         """What the laps say of work that was done in each of them."""
         low, median, high = (seconds / work.together
                              for seconds in statistics.quantiles(self._samples, n=4, method="inclusive"))
-        peak = None
-        if self._sees_peak:
-            cuda = self._device.type == "cuda"
-            peak = torch.cuda.max_memory_allocated(self._device) if cuda else _bytes_in("/proc/self/status", "VmHWM")
+        peak = peak_memory(self._device) if self._sees_peak else None
         return Measurement(*work[:4], median, low, high, work.together * len(self._samples), peak)
 
 
@@ -206,7 +205,7 @@ def _training_row(model: AuroraModel, keep_ratio: float, data: Mapping[str, Any]
 def _check_room(model: AuroraModel, device: torch.device) -> None:
     """AuroraError where weights, gradients and optimizer state alone do not fit into the memory that is free."""
     needed = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in model.parameters())
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _bytes_in("/proc/meminfo", "MemAvailable")
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _available_memory()
     if free is not None and needed > free:
         raise AuroraError(f"weights, gradients and optimizer state take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
                           f"are free on {device}")
@@ -232,10 +231,8 @@ def _reset_peak(device: torch.device) -> bool:
     return True
 
 
-def _bytes_in(path: str, field: str) -> int | None:
-    """Bytes that a line such as `VmHWM:  1234 kB` of a file says; None where there is no such line."""
-    try:
-        lines = Path(path).read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+def _available_memory() -> int | None:
+    """Bytes of main memory that are free; None where the system does not say."""
+    meminfo = Path("/proc/meminfo")
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text("ascii"), re.M) if meminfo.exists() else None
+    return int(found[1]) * 1024 if found else None
