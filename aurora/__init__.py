@@ -3,12 +3,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from aurora.version import VERSION as __version__  # noqa: F401 - where others look for it
+
 if TYPE_CHECKING:
     from aurora.config import load_config as load_config
     from aurora.training.stage import data_module as data_module
     from aurora.training.stage import training_module as training_module
-
-__version__ = "0.1.0"
 
 _PUBLIC = {"load_config": "aurora.config", "training_module": "aurora.training.stage",
            "data_module": "aurora.training.stage"}

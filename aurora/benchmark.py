@@ -108,7 +108,7 @@ def measure(work: Work, device: torch.device, seconds: float) -> Measurement:
 def vision(model: AuroraModel, keep_ratio: float, frames: int) -> Work:
     """Encoding frames [N, 3, h, w] of the size that the encoder prepares into what the language model reads."""
     size = model.vision.prepare.size
-    keep = model.layout(keep_ratio).tokens(size, size)
+    keep = model.visual_layout(keep_ratio).tokens(size, size)
     pixels = torch.randint(256, (frames, 3, size, size), dtype=torch.uint8, device=next(model.parameters()).device)
     return Work("vision", f"encode {frames} frames of {size}×{size} to {keep} tokens each", frames, "frames",
                 torch.inference_mode()(lambda: model.encode(pixels, keep)))
@@ -189,7 +189,7 @@ class _Laps(L.Callback):  # type: ignore[misc]
 def _training_row(model: AuroraModel, keep_ratio: float, data: Mapping[str, Any]) -> PackedBatch:
     """A full row [T] of one sample: frames [N, 3, h, w] in front of text, of which half is learned."""
     size = model.vision.prepare.size
-    keep = model.layout(keep_ratio).tokens(size, size)
+    keep = model.visual_layout(keep_ratio).tokens(size, size)
     length = int(data.get("row_tokens") or ROW_TOKENS)
     number = min(int(data.get("row_frames") or ROW_FRAMES), length // 2 // keep)
     tokens = torch.randint(model.tokenizer.vocab_size, (length,))

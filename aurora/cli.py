@@ -25,8 +25,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.models import OptionInfo
 
-from aurora import __version__
 from aurora.errors import TRY_AGAIN, AuroraError, LostProcess, suggest
+from aurora.version import VERSION
 
 GROUP = "aurora.command"
 Command: TypeAlias = "TyperCommand | TyperGroup"
@@ -173,7 +173,7 @@ def aurora(context: typer.Context, version: Annotated[bool, typer.Option("--vers
            ) -> None:
     """Train and run AuroraLong: a video language model whose memory does not grow with the video."""
     if version:
-        typer.echo(f"aurora {__version__}")
+        typer.echo(f"aurora {VERSION}")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
     elif os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0") not in ("", "0"):

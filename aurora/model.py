@@ -75,6 +75,6 @@ class AuroraModel(nn.Module):
         tokens: Tensor = self.connector(self.vision(pixels, merge=self.merge, sort=self.sort, keep=keep))
         return tokens
 
-    def layout(self, keep_ratio: float) -> VisualLayout:
+    def visual_layout(self, keep_ratio: float) -> VisualLayout:
         """How many tokens this model makes of a frame at a keep ratio."""
         return VisualLayout(self.vision.prepare, self.merge, self.vision.depth, keep_ratio)

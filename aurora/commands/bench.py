@@ -114,10 +114,10 @@ def _measurements(given: Path | None, overrides: Sequence[str], sizes: Sizes, de
 def _machine(device: torch.device) -> dict[str, Any]:
     import torch
 
-    from aurora import __version__
+    from aurora.version import VERSION
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    return {"device": name, "threads": torch.get_num_threads(), "aurora": __version__, "torch": torch.__version__}
+    return {"device": name, "threads": torch.get_num_threads(), "aurora": VERSION, "torch": torch.__version__}
 
 
 def _show(measured: Sequence[Measurement], skipped: Mapping[str, str], machine: Mapping[str, Any]) -> None:

@@ -57,7 +57,7 @@ def _describe(config: ModelConfig) -> dict[str, Any]:
         "state_bytes": state_bytes(state),
         "constant_state": model.backbone.constant_state,
         "keep_ratio": keep_ratio,
-        "tokens_per_frame": model.layout(keep_ratio).tokens(size, size),
+        "tokens_per_frame": model.visual_layout(keep_ratio).tokens(size, size),
         "patches_per_frame": model.vision.prepare.patches(size, size),
     }
 

@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 
-from aurora import __version__
+from aurora.version import VERSION
 
 SHOWN_PACKAGES = ("torch", "lightning", "transformers", "av", "decord", "webdataset", "hydra-core")
 
@@ -21,7 +21,7 @@ def version() -> None:
     example:
       aurora version
     """
-    lines = [f"aurora {__version__}", f"python {platform.python_version()}"]
+    lines = [f"aurora {VERSION}", f"python {platform.python_version()}"]
     for package in SHOWN_PACKAGES:
         try:
             lines.append(f"{package} {installed(package)}")

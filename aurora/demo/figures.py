@@ -34,7 +34,7 @@ class Grouping(NamedTuple):
 
 def merged_patches(model: AuroraModel, image: np.ndarray, keep_ratio: float) -> list[Grouping]:
     """The groupings of an [H, W, 3] image before the first block and after each quarter of the blocks."""
-    layout = model.layout(keep_ratio)
+    layout = model.visual_layout(keep_ratio)
     seen: list[VisualTokens] = []
     blocks = [part for part in model.vision.modules() if isinstance(part, model.vision.block_class)]
     hooks = [block.register_forward_hook(lambda _module, _given, tokens: seen.append(tokens)) for block in blocks]

@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import aurora
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.evaluation.predictions import PREDICTIONS_FILE, Prediction, PredictionFile, Task
@@ -24,6 +23,7 @@ from aurora.inference.reading import fork
 from aurora.inference.session import Session
 from aurora.inference.visuals import UnreadableVisual
 from aurora.model import AuroraModel
+from aurora.version import VERSION
 
 RESULT_FILE = "result.json"
 
@@ -128,7 +128,7 @@ def _settings(config: ModelConfig, folder: str | Path, protocol: Protocol, model
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "aurora": aurora.__version__}
+    found = {"python": platform.python_version(), "aurora": VERSION}
     for package in ("torch", "av", "transformers"):
         try:
             found[package] = version(package)

@@ -67,7 +67,7 @@ class Session:
         self.runner = model.backbone.runner()
         if self.runner.reason:
             log.info("the modules of the backbone are called: %s", self.runner.reason)
-        self.layout = model.layout(keep_ratio)
+        self.layout = model.visual_layout(keep_ratio)
         self.sampling = sampling or Sampling(fps=1.0)
         self.reader = reader or READER.build({"name": "pyav"})
         self.frames_per_chunk = frames_per_chunk

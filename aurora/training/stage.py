@@ -200,7 +200,7 @@ def _data(stage: Stage, recipe: Recipe, folder: Path) -> DataModule:
     model = stage.skeleton
     options = {key: value for key, value in stage.config.data.items() if value is not None}
     facts = {
-        "layout": model.layout(recipe.keep_ratio),
+        "layout": model.visual_layout(recipe.keep_ratio),
         "tokenizer": model.tokenizer,
         "prompt": model.prompt if recipe.prompt is None else PROMPT.build(recipe.prompt),
         "reader": READER.build(stage.config.model.reader),

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import yaml
 
-import aurora
 from aurora.assemble import build_model, count_parameters
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
@@ -22,6 +21,7 @@ from aurora.interfaces import Text, Turn
 from aurora.model import AuroraModel
 from aurora.registry import MODEL_SLOTS
 from aurora.types import state_bytes
+from aurora.version import VERSION
 from aurora.weights.convert import DTYPES, SHARD_BYTES, Progress, summed
 from aurora.weights.io import Output, are_mapped, write_shards
 from aurora.weights.model_folder import describe_model, fitting_tensors, model_hash, part_metadata, read_config
@@ -126,7 +126,7 @@ def model_card(model: AuroraModel, config: ModelConfig, *, name: str, licence: s
               f"{counts[slot]:,}" if slot in counts else "") for slot, part in names.items()]
     state = state_bytes(model.backbone.init_state(1))
     return Path(__file__).with_name("card.md").read_text(encoding="utf-8").format(
-        front=yaml.safe_dump(front, sort_keys=False), name=name, version=aurora.__version__,
+        front=yaml.safe_dump(front, sort_keys=False), name=name, version=VERSION,
         licence=f"Licence: {licence}." if licence else "Whoever exported this model named no licence.",
         parts=_table(("slot", "part", "options", "parameters"), parts), parameters=sum(counts.values()),
         dtype=config.dtype, keep_ratio=config.keep_ratio, tokenizer=names["tokenizer"],

@@ -79,7 +79,7 @@ def _from_catalogue(config: Config, stage: str, recipe: Recipe, model: AuroraMod
     entries = {name: load_dataset(name) for name in recipe.mixture.datasets if name in known}
     data = config.data
     sampling = Sampling(fps=data.get("fps"), frames=data.get("frames"), max_frames=data.get("max_frames"))
-    reads = published(recipe.mixture, entries, model.layout(recipe.keep_ratio), sampling)
+    reads = published(recipe.mixture, entries, model.visual_layout(recipe.keep_ratio), sampling)
     return {**reads, "assumed": ASSUMED}
 
 
@@ -140,7 +140,8 @@ def _training(
 def _reads(model: AuroraModel, recipe: Recipe, once: Mapping[str, float], times: float) -> Reads:
     size = model.vision.prepare.size
     frames, positions = times * once["frames"], times * once["tokens"]
-    return Reads(frames, positions, max(0.0, positions - frames * model.layout(recipe.keep_ratio).tokens(size, size)))
+    per_frame = model.visual_layout(recipe.keep_ratio).tokens(size, size)
+    return Reads(frames, positions, max(0.0, positions - frames * per_frame))
 
 
 def total(reads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

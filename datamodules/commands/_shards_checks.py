@@ -117,7 +117,7 @@ def stats(
     ratios = keep_ratio or [1.0, config.model.keep_ratio]
     counted = describe(
         [Path(folder) for folder in folders], tokenizer=model.tokenizer, prompt=model.prompt,
-        layouts={ratio: model.layout(ratio) for ratio in dict.fromkeys(ratios)},
+        layouts={ratio: model.visual_layout(ratio) for ratio in dict.fromkeys(ratios)},
         sampling=config.model.sampling, executor=EXECUTOR.build({"name": executor}),
         evaluations=[read_evaluation(folder) for folder in evaluation],
     )

@@ -19,7 +19,7 @@ def test_the_default_config_is_the_model_of_the_paper() -> None:
     with torch.device("meta"):
         model = build_model(config.model)
     # -2 counts hidden states from the end: the last block is left out
-    assert (model.vision.depth, model.layout(config.model.keep_ratio).tokens(720, 1280)) == (23, 58)
+    assert (model.vision.depth, model.visual_layout(config.model.keep_ratio).tokens(720, 1280)) == (23, 58)
     parameters = count_parameters(model)
     assert 1.59e9 < parameters["backbone"] < 1.61e9 and 2.9e8 < parameters["vision"] < 3.2e8
 

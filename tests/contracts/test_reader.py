@@ -128,7 +128,7 @@ def test_the_time_that_a_caller_takes_is_not_counted(name):
 @every_reader
 @pytest.mark.parametrize("option", [{"timeout_seconds": 0}, {"timeout_seconds": -1.0}, {"threads": 0}, {"threads": 65}])
 def test_an_option_without_sense_is_refused(name, option):
-    with pytest.raises(AuroraError, match=f"reader: {next(iter(option))}"):
+    with pytest.raises(AuroraError, match=f"reader '{name}': {next(iter(option))} is "):
         READER.build({"name": name, **option})
 
 

@@ -65,7 +65,8 @@ def test_the_order_is_the_same_for_any_number_of_ranks(make, shards, monkeypatch
 
 
 # Workers take seconds to start, so that one cut stands for all of them; test_plan.py cuts everywhere.
-@pytest.mark.parametrize(("cut", "world", "workers"), [(2, 2, 0), (15, 3, 0), (4, 1, 2)])
+@pytest.mark.parametrize(("cut", "world", "workers"), [
+    (2, 2, 0), (15, 3, 0), pytest.param(4, 1, 2, marks=pytest.mark.process)])
 def test_a_run_goes_on_where_it_stopped_on_another_layout(
     make, shards, monkeypatch, whole, cut, world, workers
 ):
@@ -186,7 +187,7 @@ def broken(make):
             ShardSample("noimage", image, {"jpg": b"x"})]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.process)])
 def test_bad_samples_are_counted_and_named_and_carry_no_loss(make, tmp_path, workers):
     write_shards([*make.mixed(6), *broken(make)], tmp_path / "bad")
     module = make.module(tmp_path, {"bad": 1}, max_bad_rate=0.6, workers=workers, quarantine=str(tmp_path / "q.jsonl"))

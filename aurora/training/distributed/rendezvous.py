@@ -30,12 +30,12 @@ from lightning.fabric.plugins.environments import (
 from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed.rendezvous import rendezvous
 
-import aurora
 from aurora.config import Config, differences
 from aurora.errors import AuroraError
 from aurora.recipe import TrainerOptions
 from aurora.registry import SLOTS
 from aurora.training.distributed.collectives import BAD_INPUT, exit_all_ranks, gather, on_all_ranks, world_size
+from aurora.version import VERSION
 
 GROUP_SECONDS = 1800.0  # that a collective may take at least; the watchdog is there before
 
@@ -185,11 +185,11 @@ def _unlike(first: Start, rank: int, start: Start) -> str | None:
 
 def code_version() -> str:
     """Versions, and a hash of all source, which tells two checkouts of one version apart."""
-    root = Path(aurora.__file__).parent
+    root = Path(__file__).parents[2]
     paths = {path for folder in (root, *(slot.folder for slot in SLOTS.values())) for path in folder.rglob("*.py")}
     files = sorted(hashlib.sha256(path.name.encode() + path.read_bytes()).digest() for path in paths)
     source = hashlib.sha256(b"".join(files)).hexdigest()[:12]
-    return f"Aurora {aurora.__version__} (source {source}) with torch {torch.__version__}"
+    return f"Aurora {VERSION} (source {source}) with torch {torch.__version__}"
 
 
 def _require_shared(run: Path) -> None:

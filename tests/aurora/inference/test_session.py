@@ -56,7 +56,7 @@ def answer(session: Session, question: str = "What moves?") -> str:
 def test_a_session_reads_the_row_that_training_would_pack(model: AuroraModel, video: Path) -> None:
     frames = list(frames_of([video], Sampling(fps=2.0), READER.build({"name": "pyav"})))
     pieces = model.prompt.layout([Turn("What moves?")], visual=True)
-    kept = model.layout(0.5).tokens(*frames[0].shape[:2])
+    kept = model.visual_layout(0.5).tokens(*frames[0].shape[:2])
     tokens, positions = [], []
     for piece in pieces:
         if isinstance(piece, Visual):
@@ -208,7 +208,7 @@ def test_frames_of_several_shapes_are_read_in_order(make_model) -> None:
                                "heads": 2, "mlp_width": 64, "resize": "keep_aspect"})
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((16, 16, 3), (16, 40, 3), (16, 16, 3))]
-    layout = model.layout(0.5)
+    layout = model.visual_layout(0.5)
     runner = model.backbone.runner()
     together = read_frames(model, runner, blank(runner, 1), frames, layout)
     one_by_one = blank(runner, 1)

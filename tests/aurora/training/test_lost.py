@@ -89,7 +89,7 @@ def test_a_meeting_that_the_first_process_gives_up_is_told_in_one_line(tmp_path)
 
 
 def test_a_process_lost_before_training_is_told_in_one_line(tmp_path, ranks):
-    with locked(tmp_path / "run" / "first", patience=0, tell=print):
+    with locked(tmp_path / "run" / "first", patience=0, report=print):
         processes = ranks(first_stage(tmp_path, "ddp"), 2)
         said = tmp_path / "said-0"
         wait_until(lambda: said.exists() and "waiting for process" in said.read_text(), processes[0])

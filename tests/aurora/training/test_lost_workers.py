@@ -116,4 +116,4 @@ def test_workers_that_are_killed_or_stop_change_nothing_and_are_counted_and_told
     for rank in range(world):
         assert len(run.read(rank)) == run.rows and run.read(rank) == whole.read(rank)
         assert run.said(rank).count("is started again") == lost[rank]
-    assert int(read_metrics(run.folder / "run" / "first")[-1]["worker_deaths"]) == lost[0]
+    assert float(read_metrics(run.folder / "run" / "first")[-1]["worker_deaths"]) == lost[0]

@@ -48,7 +48,7 @@ def long(make, tmp_path, model):
     def build(only=slice(None), **options):
         write_shards(samples[only], tmp_path / "long")
         options = {"row_tokens": 120, "row_frames": 7, "fps": 10.0, "global_batch": 8, "too_long": "split",
-                   "layout": model.layout(0.5), "mix_kinds": True, **options}
+                   "layout": model.visual_layout(0.5), "mix_kinds": True, **options}
         return make.module(tmp_path, {"long": 1}, **options)
 
     return build

@@ -7,6 +7,8 @@ import pytest
 from tools.bench import data_reading
 from tools.bench.case import Settings, difference
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.filterwarnings("ignore")  # webdataset leaves files open
 @pytest.mark.parametrize("number", [0, 1, 2], ids=["members", "frames", "rows"])

@@ -168,6 +168,7 @@ def test_selective_recomputing_computes_no_product_and_no_kernel_twice(operator)
     assert plain == selective < whole
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_compiled_blocks_learn_the_same_from_rows_of_any_length():
     config = tiny_config("run")
