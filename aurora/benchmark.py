@@ -6,6 +6,7 @@ Shape letters: T packed positions, N frames, M tokens per frame.
 from __future__ import annotations
 
 import gc
+import re
 import statistics
 import time
 import warnings
@@ -25,6 +26,7 @@ from aurora.interfaces import DataModule, Runner
 from aurora.model import AuroraModel
 from aurora.training.budget import peak_flops
 from aurora.training.distributed.precision import precision
+from aurora.training.metrics import peak_memory
 from aurora.training.stage import data_module, skeleton, training_module
 from aurora.types import IGNORE, Frames, PackedBatch, Position
 
@@ -65,15 +67,42 @@ class Measurement(NamedTuple):
         return self.items / self.median
 
 
+class Stopwatch:
+    """Times laps of a device: the first one warms up; those after it count until they took so many seconds, three at
+    least. Measures the memory that is held from its making on."""
+
+    def __init__(self, device: torch.device, seconds: float) -> None:
+        self._device, self._seconds = device, seconds
+        self._samples: list[float] = []
+        self._last: float | None = None
+        self._sees_peak = _reset_peak(device)
+
+    def lap(self) -> bool:
+        """Ends a lap. Whether there are enough of them."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        if self._last is not None:
+            self._samples.append(now - self._last)
+        self._last = now
+        return len(self._samples) >= FEWEST_RUNS and sum(self._samples) >= self._seconds
+
+    def measurement(self, work: Work) -> Measurement:
+        """What the laps say of work that was done in each of them."""
+        low, median, high = (seconds / work.together
+                             for seconds in statistics.quantiles(self._samples, n=4, method="inclusive"))
+        peak = peak_memory(self._device) if self._sees_peak else None
+        return Measurement(*work[:4], median, low, high, work.together * len(self._samples), peak)
+
+
 def measure(work: Work, device: torch.device, seconds: float) -> Measurement:
     """Warms the work up, then runs it for so many seconds, at least three times."""
-    reset = _reset_peak(device)
-    samples: list[float] = []
-    _time(work, device)
-    end = time.perf_counter() + seconds
-    while len(samples) < FEWEST_RUNS or time.perf_counter() < end:
-        samples.append(_time(work, device))
-    return _measurement(work, samples, device, reset)
+    watch, enough = Stopwatch(device, seconds), False
+    while not enough:
+        for _ in range(work.together):
+            work.run()
+        enough = watch.lap()
+    return watch.measurement(work)
 
 
 def vision(model: AuroraModel, keep_ratio: float, frames: int) -> Work:
@@ -114,17 +143,17 @@ def measure_training(config: Config, stage: str, device: torch.device, seconds: 
     model = skeleton(config, stage)
     row = _training_row(model, config.stages[stage].keep_ratio, config.data)
     _check_room(model, device)
-    module, timer, reset = training_module(config, stage), _Timer(device, seconds), _reset_peak(device)
+    module, watch = training_module(config, stage), Stopwatch(device, seconds)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's hints about loaders and loggers
         L.Trainer(accelerator=device.type, devices=1 if device.index is None else [device.index], max_steps=_ENDLESS,
-                  **precision(config.trainer), callbacks=[timer], limit_val_batches=0, logger=False,
+                  **precision(config.trainer), callbacks=[_Laps(watch)], limit_val_batches=0, logger=False,
                   enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
                   use_distributed_sampler=False).fit(module, datamodule=_OneRow(row))
     frames = sum(len(group.pixels) for group in row.frames)
-    what = Work("train", f"train on a row of {len(row.tokens)} tokens with {frames} frames", len(row.tokens), "tokens",
-                lambda: None)
-    found, peak = _measurement(what, timer.samples, device, reset), peak_flops(device, config.trainer.peak_tflops)
+    found = watch.measurement(Work("train", f"train on a row of {len(row.tokens)} tokens with {frames} frames",
+                                   len(row.tokens), "tokens", lambda: None))
+    peak = peak_flops(device, config.trainer.peak_tflops)
     return found if peak is None else found._replace(mfu=module.flops_per_batch / found.median / peak)
 
 
@@ -147,20 +176,14 @@ class _OneRow(DataModule, L.LightningDataModule):  # type: ignore[misc]
         return _ENDLESS
 
 
-class _Timer(L.Callback):  # type: ignore[misc]
-    """Times the steps after the first one, and ends the training when there are enough."""
+class _Laps(L.Callback):  # type: ignore[misc]
+    """Every step is a lap; training ends when there are enough."""
 
-    def __init__(self, device: torch.device, seconds: float) -> None:
-        self.samples: list[float] = []
-        self._device, self._seconds, self._last = device, seconds, 0.0
+    def __init__(self, watch: Stopwatch) -> None:
+        self._watch = watch
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        _wait(self._device)
-        now = time.perf_counter()
-        if trainer.global_step > 1:
-            self.samples.append(now - self._last)
-        trainer.should_stop = len(self.samples) >= FEWEST_RUNS and sum(self.samples) >= self._seconds
-        self._last = now
+        trainer.should_stop = self._watch.lap()
 
 
 def _training_row(model: AuroraModel, keep_ratio: float, data: Mapping[str, Any]) -> PackedBatch:
@@ -182,40 +205,16 @@ def _training_row(model: AuroraModel, keep_ratio: float, data: Mapping[str, Any]
 def _check_room(model: AuroraModel, device: torch.device) -> None:
     """AuroraError where weights, gradients and optimizer state alone do not fit into the memory that is free."""
     needed = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in model.parameters())
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _bytes_in("/proc/meminfo", "MemAvailable")
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _available_memory()
     if free is not None and needed > free:
         raise AuroraError(f"weights, gradients and optimizer state take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
                           f"are free on {device}")
-
-
-def _measurement(work: Work, samples: list[float], device: torch.device, reset: bool) -> Measurement:
-    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
-    peak = None
-    if reset:
-        cuda = device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated(device) if cuda else _bytes_in("/proc/self/status", "VmHWM")
-    return Measurement(*work[:4], median, low, high, work.together * len(samples), peak)
-
-
-def _time(work: Work, device: torch.device) -> float:
-    """Seconds of a run."""
-    _wait(device)
-    start = time.perf_counter()
-    for _ in range(work.together):
-        work.run()
-    _wait(device)
-    return (time.perf_counter() - start) / work.together
 
 
 def _read(runner: Runner, sequences: int, tokens: int) -> Memory:
     """What so many sequences remember of so many random tokens each."""
     ids = torch.randint(runner.backbone.vocab_size, (sequences, tokens)).tolist()
     return read_texts(runner, blank(runner, sequences), ids)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _reset_peak(device: torch.device) -> bool:
@@ -232,10 +231,8 @@ def _reset_peak(device: torch.device) -> bool:
     return True
 
 
-def _bytes_in(path: str, field: str) -> int | None:
-    """Bytes that a line such as `VmHWM:  1234 kB` of a file says; None where there is no such line."""
-    try:
-        lines = Path(path).read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+def _available_memory() -> int | None:
+    """Bytes of main memory that are free; None where the system does not say."""
+    meminfo = Path("/proc/meminfo")
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text("ascii"), re.M) if meminfo.exists() else None
+    return int(found[1]) * 1024 if found else None

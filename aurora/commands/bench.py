@@ -92,30 +92,22 @@ def _measurements(given: Path | None, overrides: Sequence[str], sizes: Sizes, de
     from aurora.inference.models import random_model, saved_model
 
     machine: dict[str, Any] = {"device": device.device, "threads": device.threads}
-    config: Config | None = None
-    if given is not None:
-        model, described = saved_model(given, overrides, **machine)
-    else:
-        model, described, _ = random_model(overrides, **machine)
-        config = load_config(*overrides)
+    model, described = saved_model(given, overrides, **machine) if given else random_model(overrides, **machine)[:2]
     place = torch.device(device.device)
     measure = partial(benchmark.measure, device=place, seconds=sizes.seconds)
 
     def stage() -> tuple[Config, str]:
-        if config is None:
+        if given:
             raise AuroraError("a saved model has no stages and no data; give a config in place of --model")
+        config = replace(load_config(*overrides), run=str(folder))
         return config, list(config.selected)[-1]
-
-    def data() -> Measurement:
-        config, name = stage()
-        return measure(benchmark.data(replace(config, run=str(folder)), name))
 
     return {
         "vision": lambda: measure(benchmark.vision(model, described.keep_ratio, sizes.frames)),
         "prefill": lambda: measure(benchmark.prefill(model, sizes.tokens)),
         "decode": lambda: measure(benchmark.decode(model, sizes.sequences)),
         "train": lambda: benchmark.measure_training(*stage(), device=place, seconds=sizes.seconds),
-        "data": data,
+        "data": lambda: measure(benchmark.data(*stage())),
     }
 
 

@@ -13,7 +13,7 @@ from aurora.errors import AuroraError
 from aurora.files import write_json
 
 if TYPE_CHECKING:
-    from aurora.weights.report import Report
+    from aurora.weights.convert import Conversion
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -68,7 +68,7 @@ def convert(
     """
     from aurora.terminal import BYTES, progress_bar
     from aurora.weights.convert import convert as run
-    from aurora.weights.report import refuse_gaps, show
+    from aurora.weights.loading import some
 
     slot, part = ("backbone", backbone) if vision is None else ("vision", vision)
     if part is None or (backbone and vision):
@@ -76,13 +76,37 @@ def convert(
     if target.exists() and source.exists() and target.samefile(source):
         raise AuroraError(f"{target} is the source itself; give another target")
 
-    def accept(found: Report) -> None:
+    def accept(found: Conversion) -> None:
         if report is not None:
-            write_json(report, found.as_dict())
-        show(found)
-        refuse_gaps(found, missing_too=allow_missing, unexpected_too=allow_unexpected)
+            write_json(report, found.report(source, target))
+        _show(found)
+        if found.missing and not allow_missing:
+            raise AuroraError(f"{source} lacks {len(found.missing)} tensor(s): {some(found.missing)}; "
+                              "--allow-missing writes what is there")
+        if found.unexpected and not allow_unexpected:
+            raise AuroraError(f"{source} holds {len(found.unexpected)} unexpected tensor(s): "
+                              f"{some(found.unexpected)}; --allow-unexpected leaves them out")
 
     with progress_bar("writing", *BYTES) as tick:
         run(source, target, slot=slot, part=part, to=to, dtype=dtype, force=force, shard_bytes=shard_size,
             accept=accept, progress=tick)
     sys.stdout.write(f"written to {target}\n")
+
+
+def _show(found: Conversion) -> None:
+    """The table, and what the config of a model with these weights says."""
+    from aurora.terminal import stdout, table
+    from aurora.weights.loading import some
+
+    console = stdout()
+    console.print(f"{found.part}: {found.source_layout} → {found.target_layout}", soft_wrap=True)
+    shown = table("tensors", "number", "names", numbers=("number",))
+    shown.add_row("written", f"{len(found.outputs):,}", f"{found.bytes:,} bytes")
+    for kind, names in (("missing", found.missing), ("unexpected", found.unexpected), ("left out", found.left_out)):
+        shown.add_row(kind, f"{len(names):,}", some(names))
+    console.print(shown)
+    slot, _, name = found.part.partition(" ")
+    options = ", ".join(f"{key}: {value}" for key, value in found.options.items() if key != "vocab_size")
+    console.print(f"in a config: {slot}: {{name: {name}, {options}}}", soft_wrap=True)
+    for note in found.notes:
+        console.print(f"note: {note}", soft_wrap=True)

@@ -48,7 +48,7 @@ def eval(
     from aurora.inference.generation import Generation
     from aurora.inference.models import model_folder, saved_model
     from aurora.terminal import progress_bar, stdout, write_json
-    from aurora.weights.adapter_folder import adapter_hash
+    from aurora.weights.adapters import adapter_hash
     from aurora.weights.model_folder import model_hash
 
     protocol = Protocol(open=Generation(max_new_tokens=max_new_tokens), wrong_videos=not no_wrong_videos, seed=seed)

@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from aurora.terminal import table
+
 SHOWN_FAILURES = 5
 
 Row = Mapping[str, Any]
@@ -49,13 +51,11 @@ _OPEN = {"exact match": _share("exact_match"), "word F1": _share("token_f1"), "B
 
 def _table(title: str, columns: Mapping[str, Callable[[Row], str]], result: Row, caption: str | None = None) -> Table:
     """The families, and all of them together."""
-    table = Table(title=title, caption=caption, caption_justify="left")
-    table.add_column("family", no_wrap=True)
-    for column in ("n", *columns):
-        table.add_column(column, justify="right")
+    shown = table("family", "n", *columns, title=title)
+    shown.caption, shown.caption_justify = caption, "left"
     for name, row in {**result["families"], "all": result}.items():
         if name == "all":
-            table.add_section()
-        table.add_row(name, str(row["n"]), *(cell(row) for cell in columns.values()),
+            shown.add_section()
+        shown.add_row(name, str(row["n"]), *(cell(row) for cell in columns.values()),
                       style="bold" if name == "all" else "")
-    return table
+    return shown

@@ -11,7 +11,7 @@ from aurora.assemble import build_model, load_base_weights
 from aurora.config import ModelConfig, load_config
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
-from aurora.weights.adapter_folder import apply_adapter
+from aurora.weights.adapters import apply_adapter
 from aurora.weights.model_folder import CONFIG_FILE, fill_unsaved_buffers, load_model, read_config
 
 TRAINED = f"runs/*/language_video/model/{CONFIG_FILE}"

@@ -65,8 +65,7 @@ from aurora.training.distributed.rendezvous import (
 from aurora.training.distributed.strategies import build_strategy
 from aurora.training.module import AuroraModule, StepInterrupted
 from aurora.training.stage import QUARANTINE_FILE, Stage, build_data, build_module, plan_stages, total_steps
-from aurora.weights.adapter_folder import save_adapter
-from aurora.weights.adapters import describe_adapters, merge_adapters
+from aurora.weights.adapters import describe_adapters, merge_adapters, save_adapter
 from aurora.weights.model_folder import save_model
 
 ADAPTER_FOLDER = "adapter"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +29,9 @@ from aurora.weights.io import (
     write_safetensors,
     write_shards,
 )
-from aurora.weights.layouts import Family, Layout, Piece, Shapes, Table, View, looks_like
+from aurora.weights.layouts import Family, Layout, Piece, Shapes, Table, layers_of, looks_like, unchanged
 from aurora.weights.loading import some
 from aurora.weights.model_folder import CONFIG_FILE, read_config
-from aurora.weights.report import Mapped, Report
 
 CONFIG_JSON = "config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -54,30 +53,84 @@ class Source(NamedTuple):
     mapped: bool = True  # whether the tensors are views of files
 
 
-class Plan(NamedTuple):
-    """What will be written, and its report."""
+@dataclass(frozen=True)
+class Conversion:
+    """What is written, and what becomes of every name."""
 
+    part: str
+    source_layout: str
+    target_layout: str
+    options: dict[str, Any]
+    config: dict[str, Any] | None  # of the target's config.json
     outputs: dict[str, Output]
-    config: dict[str, Any] | None
-    report: Report
+    missing: list[str]  # names that the source should have
+    unexpected: list[str]  # names of the source that the layout does not have
+    left_out: list[str]  # names of the source that the target has no place for
+    notes: list[str]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of data in the target."""
+        return sum(output.nbytes for output in self.outputs.values())
+
+    def report(self, source: Path, target: Path) -> dict[str, Any]:
+        """For JSON."""
+        mapped = [{"target": name, "sources": output.sources, "shape": output.shape, "dtype": _name(output.dtype),
+                   "bytes": output.nbytes} for name, output in self.outputs.items()]
+        described = {key: value for key, value in vars(self).items() if key not in ("config", "outputs")}
+        return {"source": str(source), "target": str(target), **described, "mapped": mapped, "bytes": self.bytes}
 
 
 def convert(
     source: Path, target: Path, *, slot: str, part: str, to: str | None = None, dtype: str | None = None,
-    force: bool = False, shard_bytes: int = SHARD_BYTES, accept: Callable[[Report], None] = lambda report: None,
+    force: bool = False, shard_bytes: int = SHARD_BYTES, accept: Callable[[Conversion], None] = lambda conversion: None,
     progress: Progress = lambda done, all: None,
-) -> Report:
-    """Writes the weights of a part in another layout (`to`; by default the one that its `load_base` reads).
+) -> Conversion:
+    """Writes the weights of a part in another layout (`to`; by default the one that its `load_base` reads), whole or
+    not at all.
 
-    `target` ends in .safetensors or .pth, or is a folder. `accept` sees the report before anything is written and may
-    raise. AuroraError for whatever does not fit.
+    `target` ends in .safetensors or .pth, or is a folder. `accept` sees the conversion before anything is written and
+    may raise. AuroraError for whatever does not fit.
     """
     family = find_family(slot, part)
-    require_free(target, folder=is_folder(target), force=force)
-    planned = plan(open_source(source, family), target, family, to=to, dtype=dtype)
-    accept(planned.report)
-    write(planned, target, shard_bytes, progress)
-    return planned.report
+    folder = is_folder(target)
+    require_free(target, folder=folder, force=force)
+    planned = plan(open_source(source, family), family, to=to, dtype=dtype)
+    accept(planned)
+    if not planned.outputs:
+        raise AuroraError(f"{source} holds nothing that could be written")
+    require_room(target, planned.bytes + _SPARE_BYTES)
+    on_bytes = summed(progress, planned.bytes)
+    with replacing(target, folder=folder) as place:
+        if folder:
+            write_shards(place, planned.outputs, {"format": "pt"}, shard_bytes, on_bytes)
+            if planned.config is not None:
+                write_json(place / CONFIG_JSON, planned.config)
+        elif target.suffix == SAFETENSORS:
+            write_safetensors(place, planned.outputs, {"format": "pt"}, on_bytes)
+        else:
+            write_pth(place, planned.outputs, on_bytes)
+    return planned
+
+
+def is_folder(target: Path) -> bool:
+    """Whether a folder is to be written. AuroraError for a file of a format that is not written."""
+    if target.suffix in _OTHER_FORMATS:
+        raise AuroraError(f"{target} ends in {target.suffix!r}; a .safetensors file, a .pth file or a folder can be "
+                          "written")
+    return target.suffix not in (SAFETENSORS, ".pth")
+
+
+def summed(progress: Progress, all_bytes: int) -> Callable[[int], None]:
+    """What writers call with the bytes of each block, so that `progress` sees their sum."""
+    done = 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, all_bytes)
+
+    return on_bytes
 
 
 # ---- what is converted -------------------------------------------------------------------------------------------
@@ -87,11 +140,16 @@ def find_family(slot: str, part: str) -> Family:
     """The layouts of a part's weights. AuroraError for a part that has one only."""
     if part not in SLOTS[slot].known():
         raise AuroraError(f"no {slot} named {part!r}.{suggest(part, _convertible(slot))}")
-    family = getattr(SLOTS[slot].get(part), "layouts", None)
-    if not isinstance(family, Family):
+    family = _family(slot, part)
+    if family is None:
         raise AuroraError(f"{slot} {part!r} has one layout only, so there is nothing to convert; "
                           f"{', '.join(_convertible(slot))} have several")
     return family
+
+
+def _family(slot: str, part: str) -> Family | None:
+    family = getattr(SLOTS[slot].get(part), "layouts", None)
+    return family if isinstance(family, Family) else None
 
 
 def _convertible(slot: str) -> list[str]:
@@ -99,7 +157,7 @@ def _convertible(slot: str) -> list[str]:
     found = []
     for name in SLOTS[slot].known():
         with suppress(AuroraError):
-            if isinstance(getattr(SLOTS[slot].get(name), "layouts", None), Family):
+            if _family(slot, name):
                 found.append(name)
     return found
 
@@ -126,7 +184,7 @@ def _open_model(path: Path, family: Family) -> Source:
 
 
 def _layout_of(source: Source, family: Family) -> Layout:
-    """The layout of the weights. AuroraError that says what they look like when it is none of the family's."""
+    """The layout of the weights. AuroraError that says what they look like when the family does not have it."""
     layout = source.layout or family.layout(source.tensors)
     if layout is not None:
         return layout
@@ -139,8 +197,8 @@ def _layout_of(source: Source, family: Family) -> Layout:
 # ---- what will be written ----------------------------------------------------------------------------------------
 
 
-def plan(source: Source, target: Path, family: Family, *, to: str | None, dtype: str | None) -> Plan:
-    """What is written where. AuroraError for another family, or sizes and shapes that fit no model of this one."""
+def plan(source: Source, family: Family, *, to: str | None, dtype: str | None) -> Conversion:
+    """What is written. AuroraError for another family, or sizes and shapes that fit no model of this one."""
     given, wanted = _layout_of(source, family), _target_layout(family, to)
     shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
     # a config that lies beside a file of the authors' is not of it
@@ -148,23 +206,21 @@ def plan(source: Source, target: Path, family: Family, *, to: str | None, dtype:
         given.check(source.config)
     options = _options(source, given, family, shapes)
     ours = _our_shapes(family, options)
-    expected = {name: _shape(pieces, ours) for name, pieces in _their_tensors(given, ours).items()}
+    expected = {name: _shape(pieces, ours) for name, pieces in given.their_tensors(ours).items()}
     _check_shapes(source, family, expected, shapes)
-    table = _table(given, wanted, ours)
-    if given is wanted:
-        table |= {name: (Piece(name),) for name in shapes if given.carries(name)}
-    outputs, mapped, missing = _outputs(source, table, dtype)
+    table = _table(given, wanted, ours, shapes)
+    outputs = {name: _output(source, pieces, shapes, dtype) for name, pieces in table.items()
+               if all(piece.name in shapes for piece in pieces)}
     _check_copies(source, given)
-    used = {name for each in mapped for name in each.sources}
+    used = {name for output in outputs.values() for name in output.sources}
     known = {name for name in shapes if name in expected or given.knows(name)}
-    report = Report(
-        part=f"{family.slot} {family.part}", source=str(source.path), target=str(target), source_layout=given.title,
-        target_layout=wanted.title, options=options, mapped=mapped, missing=sorted(missing),
-        unexpected=sorted(shapes.keys() - known), left_out=sorted(known - used),
-        notes=list(wanted.notes),
+    return Conversion(
+        part=f"{family.slot} {family.part}", source_layout=given.title, target_layout=wanted.title, options=options,
+        outputs=outputs,
+        config=None if wanted.configure is None else wanted.configure(options, _dtype_name(outputs)),
+        missing=sorted({piece.name for pieces in table.values() for piece in pieces} - shapes.keys()),
+        unexpected=sorted(shapes.keys() - known), left_out=sorted(known - used), notes=list(wanted.notes),
     )
-    config = None if wanted.configure is None else wanted.configure(options, _dtype_name(outputs))
-    return Plan(outputs, config, report)
 
 
 def _target_layout(family: Family, name: str | None) -> Layout:
@@ -178,12 +234,11 @@ def _target_layout(family: Family, name: str | None) -> Layout:
 
 def _options(source: Source, layout: Layout, family: Family, shapes: Shapes) -> dict[str, Any]:
     """The options of the part that the weights are of."""
-    if layout.key_maps is None:
-        return family.options(shapes, source.config)
-    table = _our_tensors(layout, layout.layers(shapes))
-    present = {name: pieces for name, pieces in table.items() if all(piece.name in shapes for piece in pieces)}
+    table = layout.our_tensors(layout.layers(shapes)) or unchanged(shapes)
     try:
-        return family.options({name: _shape(pieces, shapes) for name, pieces in present.items()}, source.config)
+        present = {name: _shape(pieces, shapes) for name, pieces in table.items()
+                   if all(piece.name in shapes for piece in pieces)}
+        return family.options(present, source.config)
     except (RuntimeError, IndexError) as error:
         raise AuroraError(f"{source.path} has tensors of a shape that no {family.part} has: {error}") from error
 
@@ -196,38 +251,16 @@ def _our_shapes(family: Family, options: Mapping[str, Any]) -> dict[str, tuple[i
     return {name: tuple(tensor.shape) for name, tensor in part.state_dict().items()}
 
 
-def _our_tensors(layout: Layout, layers: int) -> Table:
-    """How our tensors are made of a layout's."""
-    assert layout.key_maps is not None
-    return {name: pieces for each in layout.key_maps(layers) for name, pieces in each.our_tensors().items()}
-
-
-def _their_tensors(layout: Layout, ours: Shapes) -> Table:
-    """How a layout's tensors are made of ours."""
-    if layout.key_maps is None:
-        return {name: (Piece(name),) for name in ours}
-    layers = 1 + max((int(part) for name in ours for part in name.split(".")[1:2] if part.isdigit()), default=-1)
-    return {name: pieces for each in layout.key_maps(layers) if all(name in ours for name in each.ours)
-            for name, pieces in each.their_tensors().items()}
-
-
-def _table(given: Layout, wanted: Layout, ours: Shapes) -> Table:
+def _table(given: Layout, wanted: Layout, ours: Shapes, shapes: Shapes) -> Table:
     """How the target's tensors are made of the source's."""
-    theirs = _their_tensors(wanted, ours)
+    theirs = wanted.their_tensors(ours)
     if wanted.writes_copies:
         theirs |= {copy: theirs[of] for copy, of in wanted.copies.items()}
     if given is wanted:
-        return {name: (Piece(name),) for name in theirs}
-    source: Table = {name: (Piece(name),) for name in ours}
-    if given.key_maps is not None:
-        source |= _our_tensors(given, given.layers(_their_tensors(given, ours)))
-    return {name: tuple(Piece(step.name, partial(_twice, step.view, piece.view))
-                        for piece in pieces for step in source[piece.name])
+        return unchanged([*theirs, *filter(given.carries, shapes)])
+    source = unchanged(ours) | given.our_tensors(layers_of(ours))
+    return {name: tuple(Piece(step.name, step.views + piece.views) for piece in pieces for step in source[piece.name])
             for name, pieces in theirs.items()}
-
-
-def _twice(first: View, then: View, tensor: Tensor) -> Tensor:
-    return then(first(tensor))
 
 
 def _shape(pieces: tuple[Piece, ...], shapes: Shapes) -> tuple[int, ...]:
@@ -244,29 +277,17 @@ def _check_shapes(source: Source, family: Family, expected: Shapes, shapes: Shap
                           f"describes: {some(unlike[:3])}")
 
 
-def _outputs(source: Source, table: Table, dtype: str | None) -> tuple[dict[str, Output], list[Mapped], set[str]]:
-    outputs, mapped, missing = {}, [], set()
-    for name, pieces in table.items():
-        absent = {piece.name for piece in pieces if piece.name not in source.tensors}
-        missing |= absent
-        if not absent:
-            outputs[name] = output = _output(source, pieces, dtype)
-            mapped.append(Mapped(name, tuple(piece.name for piece in pieces), output.shape, _name(output.dtype),
-                                 output.nbytes))
-    return outputs, mapped, missing
-
-
-def _output(source: Source, pieces: tuple[Piece, ...], dtype: str | None) -> Output:
-    tensors = [source.tensors[piece.name] for piece in pieces]
-    own = tensors[0].dtype
-    shapes = {piece.name: tuple(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)}
+def _output(source: Source, pieces: tuple[Piece, ...], shapes: Shapes, dtype: str | None) -> Output:
+    sources = tuple(piece.name for piece in pieces)
+    tensors = [source.tensors[name] for name in sources]
 
     def read() -> Iterator[Tensor]:
         for piece, tensor in zip(pieces, released(tensors, source.mapped), strict=True):
             yield piece.view(tensor)
 
+    own = tensors[0].dtype
     kept = DTYPES[dtype] if dtype and own.is_floating_point else own
-    return Output(_shape(pieces, shapes), kept, read, source.mapped)
+    return Output(_shape(pieces, shapes), kept, read, source.mapped, sources)
 
 
 def _check_copies(source: Source, layout: Layout) -> None:
@@ -295,44 +316,3 @@ def _dtype_name(outputs: Mapping[str, Output]) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-# ---- writing -----------------------------------------------------------------------------------------------------
-
-
-def is_folder(target: Path) -> bool:
-    """Whether a folder is to be written. AuroraError for a file of a format that is not written."""
-    if target.suffix in _OTHER_FORMATS:
-        raise AuroraError(f"{target} ends in {target.suffix!r}; a .safetensors file, a .pth file or a folder can be "
-                          "written")
-    return target.suffix not in (SAFETENSORS, ".pth")
-
-
-def write(planned: Plan, target: Path, shard_bytes: int, progress: Progress) -> None:
-    """Writes what is planned, whole or not at all."""
-    if not planned.outputs:
-        raise AuroraError(f"{planned.report.source} holds nothing that could be written")
-    folder, all_bytes = is_folder(target), planned.report.bytes
-    require_room(target, all_bytes + _SPARE_BYTES)
-    on_bytes = summed(progress, all_bytes)
-    with replacing(target, folder=folder) as place:
-        if folder:
-            write_shards(place, planned.outputs, {"format": "pt"}, shard_bytes, on_bytes)
-            if planned.config is not None:
-                write_json(place / CONFIG_JSON, planned.config)
-        elif target.suffix == SAFETENSORS:
-            write_safetensors(place, planned.outputs, {"format": "pt"}, on_bytes)
-        else:
-            write_pth(place, planned.outputs, on_bytes)
-
-
-def summed(progress: Progress, all_bytes: int) -> Callable[[int], None]:
-    """What writers call with the bytes of each block, so that `progress` sees their sum."""
-    done = 0
-
-    def on_bytes(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, all_bytes)
-
-    return on_bytes

@@ -113,62 +113,39 @@ def model_card(model: AuroraModel, config: ModelConfig, *, name: str, licence: s
                training: Sequence[Mapping[str, Any]], sources: Mapping[str, str] | None,
                results: Sequence[Mapping[str, Any]]) -> str:
     """README.md with its front matter."""
+    names = {slot: config.part(slot)["name"] for slot in MODEL_SLOTS}
     front = {
         **({"license": licence} if licence else {}),
         "library_name": "auroralong",
         "pipeline_tag": "video-text-to-text",
-        "tags": ["video", "linear-rnn", *(config.part(slot)["name"] for slot in ("vision", "backbone"))],
+        "tags": ["video", "linear-rnn", names["vision"], names["backbone"]],
     }
-    sections = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
-        f"# {name}\n",
-        "A video language model that reads frames into a memory of constant size. It was exported by "
-        f"Aurora {VERSION}.\n",
-        _licence(licence), _parts(model, config), _use(config), _prompt(model), _training(training, sources),
-        _results(results),
-    ]
-    return "\n".join(sections)
-
-
-def _licence(licence: str | None) -> str:
-    own = f"Licence: {licence}." if licence else "Whoever exported this model named no licence."
-    return f"{own} The licences of the weights that it was made from apply as well.\n"
-
-
-def _parts(model: AuroraModel, config: ModelConfig) -> str:
     counts = count_parameters(model)
-    options = {slot: ", ".join(f"{key} {value}" for key, value in config.part(slot).items()
-                               if key not in ("name", "path") and value is not None) for slot in MODEL_SLOTS}
-    rows = [(slot, config.part(slot)["name"], options[slot], f"{counts[slot]:,}" if slot in counts else "")
-            for slot in MODEL_SLOTS]
+    parts = [(slot, part, ", ".join(f"{key} {value}" for key, value in config.part(slot).items()
+                                    if key not in ("name", "path") and value is not None),
+              f"{counts[slot]:,}" if slot in counts else "") for slot, part in names.items()]
     state = state_bytes(model.backbone.init_state(1))
-    size = f"{state:,} bytes, whatever the length" if model.backbone.constant_state else "it grows with the length"
-    return (f"## Parts\n\n{_table(('slot', 'part', 'options', 'parameters'), rows)}\n"
-            f"{sum(counts.values()):,} parameters in {config.dtype}; state: {size}. Share of the patches kept per "
-            f"frame: {config.keep_ratio}.\n")
-
-
-def _use(config: ModelConfig) -> str:
-    return ("## Use\n\n```bash\naurora ask clip.mp4 \"What happens?\" --model FOLDER\n```\n\n"
-            "`aurora.weights.model_folder.load_model(FOLDER)` gives the model in Python. No file here is a pickle, and "
-            f"no code of this folder is run. Tokenizer: `{config.tokenizer['name']}`.\n")
-
-
-def _prompt(model: AuroraModel) -> str:
-    shown = "".join(piece.get("text", "<video>") for piece in describe_prompt(model)["pieces"])
-    return f"## Prompt\n\n```\n{shown.rstrip()}\n```\n\nAn answer ends with {model.prompt.stop!r}; see `prompt.json`.\n"
+    return Path(__file__).with_name("card.md").read_text(encoding="utf-8").format(
+        front=yaml.safe_dump(front, sort_keys=False), name=name, version=VERSION,
+        licence=f"Licence: {licence}." if licence else "Whoever exported this model named no licence.",
+        parts=_table(("slot", "part", "options", "parameters"), parts), parameters=sum(counts.values()),
+        dtype=config.dtype, keep_ratio=config.keep_ratio, tokenizer=names["tokenizer"],
+        state=f"{state:,} bytes, whatever the length" if model.backbone.constant_state else "it grows with the length",
+        prompt="".join(piece.get("text", "<video>") for piece in describe_prompt(model)["pieces"]).rstrip(),
+        stop=model.prompt.stop, training=_training(training, sources), results=_results(results),
+    )
 
 
 def _training(stages: Sequence[Mapping[str, Any]], sources: Mapping[str, str] | None) -> str:
     if sources is not None:
-        return f"## Training\n\nThis model was not trained as a whole. Its weights: {_named(sources)}.\n"
+        return f"This model was not trained as a whole. Its weights: {_named(sources)}."
     if not stages:
-        return "## Training\n\nNothing is recorded about it.\n"
+        return "Nothing is recorded about it."
     rows = [(each["stage"], ", ".join(each["recipe"].get("trained", ())), _datasets(each["recipe"].get("mixture", {})),
              *(str(each["recipe"].get(key, "")) for key in ("keep_ratio", "peak_lr", "global_batch", "epochs")),
              str(each["precision"]), str(each["seed"])) for each in stages]
     columns = ("stage", "trained", "data", "keep ratio", "peak rate", "global batch", "epochs", "precision", "seed")
-    return f"## Training\n\n{_table(columns, rows)}\nThe first stage started from {_named(stages[0]['start'])}.\n"
+    return f"{_table(columns, rows)}\nThe first stage started from {_named(stages[0]['start'])}."
 
 
 def _datasets(mixture: Mapping[str, Any]) -> str:
@@ -182,7 +159,7 @@ def _named(sources: Mapping[str, str]) -> str:
 
 def _results(results: Sequence[Mapping[str, Any]]) -> str:
     if not results:
-        return "## Results\n\nNone were measured on these weights.\n"
+        return "None were measured on these weights."
     rows = []
     for result in results:
         rows += [(name, str(row["n"]), _percent(row["accuracy"]), f"{_percent(row['low'])} – {_percent(row['high'])}",
@@ -190,8 +167,7 @@ def _results(results: Sequence[Mapping[str, Any]]) -> str:
                  for name, row in {**result.get("families", {}), "all": result}.items() if row.get("n")]
     columns = ("questions", "n", "accuracy", "95 % interval", "on a wrong video", "chance")
     used = {f"keep ratio {result.get('keep_ratio')}, {result.get('dtype')}" for result in results}
-    return (f"## Results\n\n{_table(columns, rows)}\n"
-            f"Multiple choice, measured by `aurora eval` ({'; '.join(sorted(used))}).\n")
+    return f"{_table(columns, rows)}\nMultiple choice, measured by `aurora eval` ({'; '.join(sorted(used))})."
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

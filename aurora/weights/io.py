@@ -193,13 +193,15 @@ def _reason(error: Exception) -> str:
 class Output(NamedTuple):
     """A tensor to be written: its shape and type, and what gives its values, piece after piece.
 
-    `mapped` pieces are views of files, whose memory is given back as they are written.
+    `mapped` pieces are views of files, whose memory is given back as they are written. `sources` names what the
+    tensor is made of, for reports.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     pieces: Callable[[], Iterator[Tensor]]
     mapped: bool = False
+    sources: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -208,8 +210,8 @@ class Output(NamedTuple):
 
     @staticmethod
     def of(tensor: Tensor, dtype: torch.dtype | None = None, *, mapped: bool = False) -> Output:
-        """A tensor that is at hand."""
-        return Output(tuple(tensor.shape), dtype or tensor.dtype, lambda: iter((tensor,)), mapped)
+        """A tensor that is at hand, on any device."""
+        return Output(tuple(tensor.shape), dtype or tensor.dtype, lambda: iter((tensor.detach(),)), mapped)
 
 
 def write_safetensors(file: Path, outputs: Mapping[str, Output], metadata: Mapping[str, str],
@@ -287,7 +289,7 @@ def _blocks(name: str, output: Output, on_bytes: OnBytes) -> Iterator[memoryview
     written = 0
     for piece in output.pieces():
         for part in released(slices(piece), output.mapped):
-            block = part.to(output.dtype).contiguous().view(-1)
+            block = part.to("cpu", output.dtype).contiguous().view(-1)
             if output.dtype == torch.float16 and not torch.isfinite(block).all():
                 raise AuroraError(f"{name} has values that float16 cannot hold; bfloat16 can")
             data: memoryview = block.view(torch.uint8).numpy().data

@@ -7,7 +7,7 @@ finds it there, for parts of other packages as well.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,14 +26,25 @@ def same(tensor: Tensor) -> Tensor:
 
 
 class Piece(NamedTuple):
-    """A tensor, seen in another way."""
+    """A tensor, seen through views, the first one first."""
 
     name: str
-    view: View = same
+    views: tuple[View, ...] = ()
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """What is seen of the tensor."""
+        for view in self.views:
+            tensor = view(tensor)
+        return tensor
 
 
 Table = dict[str, tuple[Piece, ...]]
 """For each name the pieces that stand behind each other, along the first dimension, in its tensor."""
+
+
+def unchanged(names: Iterable[str]) -> Table:
+    """Every tensor as it is."""
+    return {name: (Piece(name),) for name in names}
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,18 @@ class Layout:
         """Whether any name is a mark of this layout."""
         return any(re.search(mark, name) for name in names for mark in self.marks)
 
+    def our_tensors(self, layers: int) -> Table:
+        """How our tensors are made of this layout's; empty where the names are ours."""
+        maps = self.key_maps(layers) if self.key_maps else ()
+        return {name: pieces for each in maps for name, pieces in each.our_tensors().items()}
+
+    def their_tensors(self, ours: Collection[str]) -> Table:
+        """How this layout's tensors are made of ours."""
+        if self.key_maps is None:
+            return unchanged(ours)
+        return {name: pieces for each in self.key_maps(layers_of(ours)) if all(name in ours for name in each.ours)
+                for name, pieces in each.their_tensors().items()}
+
     def layers(self, names: Iterable[str]) -> int:
         """The number of layers that names count."""
         return 1 + max((int(found[1]) for name in names if (found := re.match(self.layer, name))), default=-1)
@@ -110,15 +133,20 @@ class Family:
         return next((layout for layout in self.layouts if layout.fits(names)), None)
 
 
+def layers_of(ours: Iterable[str]) -> int:
+    """The number of layers that our names count."""
+    return 1 + max((int(part) for name in ours for part in name.split(".")[1:2] if part.isdigit()), default=-1)
+
+
 def _table(sources: tuple[str, ...], targets: tuple[str, ...], view: View) -> Table:
     if len(targets) == 1:
-        return {targets[0]: tuple(Piece(source, view) for source in sources)}
-    return {target: (Piece(sources[0], partial(_part, number=number, of=len(targets), view=view)),)
+        return {targets[0]: tuple(Piece(source, (view,)) for source in sources)}
+    return {target: (Piece(sources[0], (partial(_chunk, number=number, of=len(targets)), view)),)
             for number, target in enumerate(targets)}
 
 
-def _part(tensor: Tensor, *, number: int, of: int, view: View) -> Tensor:
-    return view(tensor.chunk(of)[number])
+def _chunk(tensor: Tensor, *, number: int, of: int) -> Tensor:
+    return tensor.chunk(of)[number]
 
 
 def require_values(config: Mapping[str, Any], *, part: str, needed: Mapping[str, Any]) -> None:

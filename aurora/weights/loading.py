@@ -44,7 +44,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str) -> None:
     file = Path(path)
     if file.suffix not in (SAFETENSORS, *PICKLED):
         raise AuroraError(f"{file} ends in {file.suffix!r}; weights are written as {SAFETENSORS}, {', '.join(PICKLED)}")
-    outputs = {name: Output.of(tensor.detach().cpu()) for name, tensor in tensors.items()}
+    outputs = {name: Output.of(tensor) for name, tensor in tensors.items()}
     with replacing(file, folder=False) as place:
         if file.suffix == SAFETENSORS:
             write_safetensors(place, outputs, {})

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear, LoraLayer
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from aurora.errors import AuroraError
 from aurora.files import read_json, write_json
-from aurora.weights.io import open_tensors
+from aurora.weights.io import Output, open_tensors, write_safetensors
 from aurora.weights.loading import mismatches
 
 CONFIG_FILE = "adapter_config.json"
@@ -68,8 +67,8 @@ def save_lora(part: nn.Module, folder: Path) -> None:
     config = {key: sorted(value) if isinstance(value, set) else value
               for key, value in part.peft_config[_NAME].to_dict().items()}  # type: ignore[index, union-attr]
     write_json(folder / CONFIG_FILE, dict(sorted({**config, "inference_mode": True}.items())))
-    save_file({_PREFIX + key: tensor.detach().cpu().contiguous() for key, tensor in _tensors(part).items()},
-              folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_safetensors(folder / WEIGHTS_FILE, {_PREFIX + key: Output.of(each) for key, each in _tensors(part).items()},
+                      {"format": "pt"})
 
 
 def load_lora(part: nn.Module, folder: Path) -> None:

@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from aurora.assemble import build_model
 from aurora.config import ModelConfig
@@ -26,7 +25,7 @@ from aurora.errors import AuroraError
 from aurora.files import replacing
 from aurora.model import AuroraModel
 from aurora.registry import MODEL_SLOTS, WEIGHTED_SLOTS
-from aurora.weights.io import SINGLE_FILE, open_tensors, read_metadata, weight_files
+from aurora.weights.io import SINGLE_FILE, Output, open_tensors, read_metadata, weight_files, write_safetensors
 from aurora.weights.loading import load_parts, mismatches
 
 CONFIG_FILE = "config.yaml"
@@ -37,11 +36,10 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".ggu
 
 def save_model(model: AuroraModel, config: ModelConfig, folder: str | Path) -> None:
     """Writes the weights and the config of the model; readers see the old or the new one."""
-    tensors = _savable(model)
+    tensors = {name: _savable(name, tensor) for name, tensor in model.state_dict().items()}
     with replacing(Path(folder), folder=True) as place:
         describe_model(replace(config, backbone=model.backbone.portable(config.backbone)), place)
-        # One entry only: the order of several would differ from run to run, and the file's hash with it.
-        save_file(tensors, place / WEIGHTS_FILE, metadata=part_metadata(config))
+        write_safetensors(place / WEIGHTS_FILE, tensors, part_metadata(config))
 
 
 def describe_model(config: ModelConfig, folder: Path) -> None:
@@ -107,12 +105,18 @@ def fitting_tensors(model: AuroraModel, folder: str | Path, config: ModelConfig
     initial state that they hold. AuroraError when they are not those of `model`, or broken."""
     paths = weight_files(Path(folder))
     path = paths[0] if len(paths) == 1 else Path(folder)
-    tensors, parts = open_tensors(folder), read_metadata(paths[0]).get("parts", "{}")
-    model.backbone.start_like({name: tensor.shape for name, tensor in tensors.items()})
+    tensors = open_tensors(folder)
     try:
-        _check_same_model(path, json.loads(parts), config, model.state_dict(), tensors)
+        parts = json.loads(read_metadata(paths[0]).get("parts", "{}"))
     except json.JSONDecodeError as error:
         raise AuroraError(f"{path} cannot be read: the parts in its header are not JSON ({error})") from error
+    for slot, name in part_names(config).items():
+        if parts.get(slot, name) != name:
+            raise AuroraError(f"{path} holds a model with {slot} {parts[slot]!r}, the config asks for {name!r}")
+    model.backbone.start_like({name: tensor.shape for name, tensor in tensors.items()})
+    faults = mismatches(model.state_dict(), tensors, listed=3)
+    if faults:
+        raise AuroraError(f"{path} is a checkpoint of another model than its config describes; {faults}")
     return path, tensors
 
 
@@ -172,25 +176,7 @@ def part_metadata(config: ModelConfig) -> dict[str, str]:
     return {"parts": json.dumps(part_names(config))}
 
 
-def _savable(model: nn.Module) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    storages = set()
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise AuroraError(f"the model is not saved: {name} holds values that are not finite")
-        shared = tensor.untyped_storage().data_ptr() in storages
-        storages.add(tensor.untyped_storage().data_ptr())
-        # safetensors refuses tensors that share memory
-        tensors[name] = tensor.detach().clone() if shared else tensor.detach().contiguous()
-    return tensors
-
-
-def _check_same_model(path: Path, parts: Mapping[str, str], config: ModelConfig,
-                      wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """AuroraError when a file's parts, names or shapes are not those of the model that its config describes."""
-    for slot, name in part_names(config).items():
-        if parts.get(slot, name) != name:
-            raise AuroraError(f"{path} holds a model with {slot} {parts[slot]!r}, the config asks for {name!r}")
-    faults = mismatches(wanted, found, listed=3)
-    if faults:
-        raise AuroraError(f"{path} is a checkpoint of another model than its config describes; {faults}")
+def _savable(name: str, tensor: Tensor) -> Output:
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise AuroraError(f"the model is not saved: {name} holds values that are not finite")
+    return Output.of(tensor)

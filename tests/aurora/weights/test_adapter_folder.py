@@ -12,8 +12,14 @@ from aurora.inference.models import saved_model
 from aurora.inference.reading import blank, read_texts
 from aurora.interfaces import Backbone
 from aurora.recipe import Lora, SlotAdapters, TunedState
-from aurora.weights.adapter_folder import adapter_hash, apply_adapter, base_hash, save_adapter
-from aurora.weights.adapters import attach_adapters, merge_adapters
+from aurora.weights.adapters import (
+    adapter_hash,
+    apply_adapter,
+    attach_adapters,
+    base_hash,
+    merge_adapters,
+    save_adapter,
+)
 from aurora.weights.model_folder import load_model, save_model
 
 ADAPTERS = {
