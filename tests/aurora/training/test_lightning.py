@@ -195,3 +195,8 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
 def test_a_stage_that_is_unknown_is_named_with_those_that_are(tmp_path):
     with pytest.raises(AuroraError, match=r"no stage named 'secnd'.*Did you mean 'second'"):
         aurora.training_module(Config.parse(tree(tmp_path)), stage="secnd")
+
+
+def test_load_from_checkpoint_names_the_ways_that_work(tmp_path):
+    with pytest.raises(AuroraError, match=r"aurora\.training_module.*ckpt_path"):
+        AuroraModule.load_from_checkpoint(tmp_path)
