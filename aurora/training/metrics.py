@@ -133,6 +133,13 @@ class Noise(NamedTuple):
         return cls((norm_small - norm_large) / (1 / small_count - 1 / large_count), square)
 
 
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes of this process: on its GPU, else in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return getrusage(RUSAGE_SELF).ru_maxrss * 1024
+
+
 # ---- a step ----------------------------------------------------------------------------------------------------
 
 
@@ -192,11 +199,9 @@ class StepMeter:
         self.flops = self.arithmetic.training(model, frames=sums.frames, positions=sums.tokens,
                                               targets=sums.targets) / world_size()
         peak = peak_flops(device, self.options.peak_tflops)
-        on_gpu = device.type == "cuda"
-        memory = torch.cuda.max_memory_allocated(device) if on_gpu else getrusage(RUSAGE_SELF).ru_maxrss * 1024
         return {
             "grad_norm": total_norm(norms), **sums.rates(seconds), "samples": sums.samples, "targets": sums.targets,
-            "seconds": seconds, "memory_gib": memory / 2**30, "teraflops": self.flops / seconds / 1e12,
+            "seconds": seconds, "memory_gib": peak_memory(device) / 2**30, "teraflops": self.flops / seconds / 1e12,
             **({} if peak is None else {"mfu": self.flops / seconds / peak}),
             **{f"grad_norm_{slot}": norms.get(slot, 0.0) for slot in WEIGHTED_SLOTS
                if any(parameter.requires_grad for parameter in getattr(model, slot).parameters())},

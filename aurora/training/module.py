@@ -384,8 +384,8 @@ class AuroraModule(L.LightningModule):
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **options: Any) -> AuroraModule:
         """AuroraError: a checkpoint holds the trained weights only, and its stage knows where the others are."""
-        raise AuroraError("AuroraModule.load_from_checkpoint: aurora.training_module(config, stage) builds the module and "
-                          "trainer.fit(..., ckpt_path=) or trainer.validate(..., ckpt_path=) fills it; `aurora export "
+        raise AuroraError("AuroraModule.load_from_checkpoint: aurora.training_module(config, stage) builds the module, "
+                          "and trainer.fit(..., ckpt_path=) or trainer.validate(..., ckpt_path=) fills it; `aurora export "
                           "CHECKPOINT FOLDER` makes a model of a checkpoint")
 
     def restore(self, checkpoint: Checkpoint) -> None:
