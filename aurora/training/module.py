@@ -385,8 +385,8 @@ class AuroraModule(L.LightningModule):
     def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **options: Any) -> AuroraModule:
         """AuroraError: a checkpoint holds the trained weights only, and its stage knows where the others are."""
         raise AuroraError("AuroraModule.load_from_checkpoint: aurora.training_module(config, stage) builds the module, "
-                          "and trainer.fit(..., ckpt_path=) or trainer.validate(..., ckpt_path=) fills it; `aurora export "
-                          "CHECKPOINT FOLDER` makes a model of a checkpoint")
+                          "and trainer.fit(..., ckpt_path=) or trainer.validate(..., ckpt_path=) fills it; `aurora "
+                          "export CHECKPOINT FOLDER` makes a model of a checkpoint")
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Fills weights, their average and the optimizer in place. Collective when sharded."""
