@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
+import torch.distributed as dist
 
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
-from aurora.training.distributed.collectives import max_over_ranks, world_size
+from aurora.training.distributed.collectives import max_over_ranks
 from aurora.types import IGNORE, Frames, PackedBatch
 
 
@@ -103,9 +104,10 @@ def with_equal_frames(row: PackedBatch, model: AuroraModel) -> PackedBatch:
     """The row with blank frames added, so that every rank calls the vision encoder equally often. Collective.
 
     A rank that skips the encoder would leave the others waiting in its collectives. Blank frames are a sequence of
-    their own without targets: the gradients that they add are zero.
+    their own without targets: the gradients that they add are zero. DDP wants a gradient of every weight, also on one
+    rank alone.
     """
-    if world_size() == 1:
+    if not dist.is_initialized():
         return row
     wanted = max(1, len(row.frames))
     if model.vision.prepare.resize == "keep_aspect":

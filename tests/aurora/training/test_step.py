@@ -2,10 +2,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from aurora.registry import BACKBONE
 from aurora.testing.training import MadeRows, long_row, tiny_config, tiny_model
-from aurora.training import step
 from aurora.training.step import cut, segments, with_equal_frames
 from aurora.types import IGNORE
 
@@ -66,7 +67,15 @@ def made_row(model, number):
     return MadeRows(seed=3, layout=None, tokenizer=model.tokenizer, prompt=None).row(number)
 
 
-def test_a_blank_frame_changes_neither_loss_nor_gradient(monkeypatch):
+@pytest.fixture
+def group():
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_blank_frame_changes_neither_loss_nor_gradient(group):
     torch.manual_seed(0)
     model = tiny_model()
     row = made_row(model, 2)
@@ -75,7 +84,6 @@ def test_a_blank_frame_changes_neither_loss_nor_gradient(monkeypatch):
     plain.total.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    monkeypatch.setattr(step, "world_size", lambda: 2)
     added = with_equal_frames(row, model)
     framed = model(added)
     framed.total.backward()
@@ -85,8 +93,15 @@ def test_a_blank_frame_changes_neither_loss_nor_gradient(monkeypatch):
         torch.testing.assert_close(parameter.grad, gradients.get(name, torch.zeros_like(parameter)))
 
 
-def test_a_row_with_frames_is_left_alone(monkeypatch):
+def test_ddp_on_one_process_learns_from_text_alone(group):
+    model = tiny_model()
+    copies = DistributedDataParallel(model)
+    for _ in range(2):  # the second notices weights that the first left out
+        copies(with_equal_frames(made_row(model, 2), model)).total.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_row_with_frames_is_left_alone(group):
     model = tiny_model()
     row = made_row(model, 0)
-    monkeypatch.setattr(step, "world_size", lambda: 2)
     assert with_equal_frames(row, model) is row
