@@ -117,12 +117,15 @@ class DataModule(ABC):
 
     def prepare_data(self) -> None:
         """Plans once per machine before training starts, so that what is wrong with the data is reported then."""
-        self.setup()
+        self.total_steps()
+        for data in self.held_out.values():
+            data.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
         """Plans in every process."""
-        for data in (self, *self.held_out.values()):
-            data.total_steps()
+        self.total_steps()
+        for data in self.held_out.values():
+            data.setup(stage)
 
     def train_dataloader(self) -> StepLoader:
         """The optimizer steps of this rank."""

@@ -247,7 +247,7 @@ def build_trainer(stage: Stage, steps: int, callbacks: list[L.Callback], loggers
             default_root_dir=str(stage.folder.path),
             max_epochs=1,
             max_steps=steps,
-            limit_val_batches=None if held_out else 0,
+            limit_val_batches=held_out.max_steps if held_out else 0,  # also for data without such an option
             check_val_every_n_epoch=None,
             val_check_interval=held_out.every if held_out else None,
             num_sanity_val_steps=0,

@@ -7,6 +7,7 @@ import torch
 
 from aurora.config import load_config
 from aurora.errors import AuroraError
+from aurora.interfaces import DataModule
 from aurora.testing.training import (
     HELD_OUT,
     MadeRows,
@@ -120,14 +121,23 @@ def test_the_time_of_a_validation_counts_as_no_step(tmp_path, monkeypatch):
     monkeypatch.setattr(MadeRows, "stops_at", None)
     train(config_of(tmp_path, every=1))
     found = columns(tmp_path, "seconds", "data_wait")
-    assert len(late) == STEPS + 1 and len(found) == STEPS  # one of them before the first row of the resumed run
+    assert len(late) == STEPS == len(found)  # also of the step that was saved last, before the resumed run
     assert all(float(seconds) < 1000 and float(waited) < 1 for _, seconds, waited in found)
 
 
 def test_rows_to_validate_on_are_prepared_as_those_to_learn_from(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(MadeRows, "prepare_data", lambda self: asked.append(("prepare", self.folder.name)))
-    monkeypatch.setattr(MadeRows, "setup", lambda self, stage: asked.append((stage, self.folder.name)))
+
+    def prepare_data(self):
+        asked.append(("prepare", self.folder.name))
+        DataModule.prepare_data(self)
+
+    def setup(self, stage):
+        asked.append((stage.value, self.folder.name))
+        DataModule.setup(self, stage)
+
+    monkeypatch.setattr(MadeRows, "prepare_data", prepare_data)
+    monkeypatch.setattr(MadeRows, "setup", setup)
     train(config_of(tmp_path))
     assert sorted(asked) == [("fit", "rows"), ("fit", "second"), ("prepare", "rows"), ("prepare", "second")]
 
@@ -274,8 +284,8 @@ def test_validation_may_be_added_to_a_run_that_has_begun(tmp_path, monkeypatch):
     ({"every": 2, "mixtures": {}}, "has no key 'mixtures'.*mixture"),
     ({"mixture": {"rows": 1}, "every": 0}, "validation.every is 0; it must be a whole number"),
     ({"mixture": None, "every": 0}, "validation.every is 0"),
-    ({"mixture": {"rows": 1}, "max_steps": 0}, "validation.max_steps is 0; it must be null or a whole number"),
-    ({"mixture": {"rows": 0}}, "validation.mixture.rows is read 0 times"),
+    ({"mixture": {"rows": 1}, "max_steps": 0}, "validation.max_steps is 0; it must be a whole number ≥ 1 or null"),
+    ({"mixture": {"rows": 0}}, r"validation\.mixture\.datasets\.rows\.repeats is 0"),
     ({"mixture": {"datasets": {"rows": {"group": "g"}}, "groups": {"g": {"samples": 3}}}},
      "validation.mixture.groups.g.samples is 3; it must be left out"),
 ])
