@@ -51,7 +51,9 @@ def _send_ours(line: socket.socket, rows: int, shape: Shape) -> None:
         pixels = torch.empty(shape, dtype=torch.uint8)
         _row(number, pixels)
         transfer.send(line, number, pixels)
-    line.recv(rows)
+    unread = min(rows, SLOTS)
+    while unread:
+        unread -= len(line.recv(unread))
 
 
 def _queue(rows: int, shape: Shape) -> Iterator[Tensor]:
