@@ -1,10 +1,11 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Two commands do everything on a fresh machine: `make demo` and `make test`. JOBS is the number of test processes.
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-short test lint types wheel clean
+.PHONY: demo demo-short test test-fast lint types wheel clean
 
 demo: $(VENV)/.installed          ## train the four stages on Blocks world, evaluate, answer: runs/demo/report.html
 	$(BIN)/aurora demo runs/demo
@@ -12,8 +13,14 @@ demo: $(VENV)/.installed          ## train the four stages on Blocks world, eval
 demo-short: $(VENV)/.installed    ## the same path with a fraction of the data: shows that it runs, not what it learns
 	$(BIN)/aurora demo runs/demo-short --scale 0.02
 
+# a file of tests stays in one process, so that its fixtures are made once
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+
 test: $(VENV)/.installed          ## all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-fast: $(VENV)/.installed     ## while you work: without those that are slow or start processes
+	$(PYTEST) -m "not process and not interpreter and not slow"
 
 lint: $(VENV)/.installed          ## ruff
 	$(BIN)/ruff check .

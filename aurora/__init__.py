@@ -1,3 +1,21 @@
 """Aurora: trains and runs AuroraLong, a video language model on a linear RNN."""
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from aurora.version import VERSION as __version__  # noqa: F401 - where others look for it
+
+if TYPE_CHECKING:
+    from aurora.config import load_config as load_config
+    from aurora.training.stage import data_module as data_module
+    from aurora.training.stage import training_module as training_module
+
+_PUBLIC = {"load_config": "aurora.config", "training_module": "aurora.training.stage",
+           "data_module": "aurora.training.stage"}
+
+
+def __getattr__(name: str) -> Any:
+    """What Python code uses of Aurora, imported when it is first asked for: `import aurora` takes no time."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'aurora' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

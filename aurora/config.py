@@ -1,157 +1,339 @@
-"""Composes configs from `configs/` and command-line overrides, into plain containers."""
+"""Reads configs: `configs/` and the user's overrides, composed by Hydra once, into frozen typed objects."""
 
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt, Le
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from aurora.assemble import INJECTED
 from aurora.errors import AuroraError, suggest
-from aurora.options import check_kind
-from aurora.registry import SLOTS
+from aurora.interfaces import Sampling
+from aurora.options import FieldError, check_kind, read_fields
+from aurora.recipe import Recipe, TrainerOptions, in_order
+from aurora.registry import INJECTED, MODEL_SLOTS, PROMPT, SLOTS, WEIGHTED_SLOTS
 
 _FRAME = Path(__file__).parent
 CONFIG_FOLDER = next(path for path in (_FRAME / "configs", _FRAME.parent / "configs") if path.is_dir())
 ASSET_FOLDER = _FRAME / "assets"
-_TREE = Mapping[str, Any]
-_MIXTURE = re.compile(r"stages\.\w+(\.validation)?\.mixture")
-_KINDS: dict[str, Any] = {
-    "run": str, "stage": str, "init_from": str | None, "restart": bool, "seed": int, "dtype": str,
-    "quantize": str | None, "keep_ratio": float, "sampling": _TREE, "stages": _TREE,
-    "trainer": _TREE, "logger": _TREE, "base_weights": Mapping[str, _TREE],
-    **dict.fromkeys(SLOTS, _TREE),
-}
+
+MOST_SEED = 2**31 - 1  # what is made of it, the step and the rank has 63 bits
+
+Part = Mapping[str, Any]  # {name: ..., **options}
 
 OmegaConf.register_new_resolver("asset", lambda path: str(ASSET_FOLDER / path), replace=True)
 
 
-def load_config(overrides: Sequence[str] = ()) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What a model is made of and how it is used: the config.yaml of a model folder."""
+
+    vision: Part
+    merge: Part
+    sort: Part
+    connector: Part
+    backbone: Part
+    tokenizer: Part
+    prompt: Part
+    reader: Part = field(default_factory=lambda: {"name": "pyav"})
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    quantize: str | None = None
+    keep_ratio: Annotated[float, Gt(0), Le(1)] = 0.1
+    sampling: Sampling = field(default_factory=lambda: Sampling(fps=1.0))
+
+    @classmethod
+    def parse(cls, tree: Mapping[str, Any]) -> ModelConfig:
+        """Of a plain mapping the keys that describe a model. AuroraError for what is missing or wrong."""
+        missing = [slot for slot in MODEL_SLOTS if slot not in tree]
+        if missing:
+            raise AuroraError(f"the config has no {', '.join(missing)}; a model needs {', '.join(MODEL_SLOTS)}")
+        return read_fields(cls, "", {key: tree[key] for key in MODEL_KEYS if key in tree})
+
+    @property
+    def tree(self) -> dict[str, Any]:
+        """The plain mapping that `parse` reads, for a yaml."""
+        plain = {key: dict(value) if isinstance(value := getattr(self, key), Mapping) else value for key in MODEL_KEYS}
+        return {**plain, "sampling": {key: value for key, value in asdict(self.sampling).items()
+                                      if key in ("fps", "frames", "max_frames")}}
+
+    def __post_init__(self) -> None:
+        for slot in (*MODEL_SLOTS, "reader"):
+            if not isinstance(self.part(slot).get("name"), str):
+                raise FieldError(slot, f"is {dict(self.part(slot))}, which has no name. "
+                                 f"Known: {', '.join(SLOTS[slot].known())}")
+
+    def part(self, slot: str) -> Part:
+        """The entry of a slot."""
+        entry: Part = getattr(self, slot)
+        return entry
+
+    def override(self, overrides: Sequence[str]) -> ModelConfig:
+        """The config with Hydra's overrides applied in order: `merge=pool` takes another part with the options of its
+        yaml, `merge.schedule=floor` or `keep_ratio=0.5` change one value. AuroraError for a key that it does not have.
+        """
+        tree = OmegaConf.create(self.tree)
+        for override in map(parse_override, overrides):
+            root = override.key_or_group.partition(".")[0]
+            if root not in MODEL_KEYS:
+                raise AuroraError(f"a saved model has no {root!r} to override.{suggest(root, MODEL_KEYS)}")
+            if override.key_or_group in SLOTS and isinstance(override.value(), str):
+                tree[root] = named_part(root, str(override.value()))
+            else:
+                _apply(tree, override, new=root in SLOTS)
+        return ModelConfig.parse(_plain(tree))
+
+
+MODEL_KEYS = tuple(item.name for item in fields(ModelConfig))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that a command is configured with."""
+
+    model: ModelConfig
+    tree: dict[str, Any]  # the whole composed mapping, for config.yaml and fingerprints
+    data: Part
+    stages: Mapping[str, Recipe]  # each after the one whose model it starts from
+    base_weights: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)  # by slot and part
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    logger: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    run: str
+    stage: str = "all"
+    init_from: str | None = None
+    restart: bool = False
+    seed: Annotated[int, Ge(0), Le(MOST_SEED)] = 0
+
+    @classmethod
+    def parse(cls, tree: Mapping[str, Any]) -> Config:
+        """The config that a plain composed mapping describes. AuroraError for anything that is wrong in it."""
+        for key in tree:
+            if key not in CONFIG_KEYS:
+                raise AuroraError(f"the config has no {key!r}.{suggest(key, CONFIG_KEYS)}")
+        own = {key: value for key, value in tree.items() if key not in MODEL_KEYS}
+        return read_fields(cls, "", {**own, "model": ModelConfig.parse(tree), "tree": dict(tree)})
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", in_order(self.stages))
+        for recipe in self.stages.values():
+            if recipe.prompt is not None:
+                PROMPT.check(recipe.prompt)
+        if self.stage not in (*self.stages, "all"):
+            raise AuroraError(f"no stage named {self.stage!r}.{suggest(self.stage, [*self.stages, 'all'])}")
+        if not self.run:
+            raise FieldError("run", "is empty; it names the folder that training writes into, such as run=runs/mine")
+        for key, cuts in (("backprop_tokens", self.trainer.backprop_tokens is not None),
+                          ("sequence_parallel", self.trainer.sequence_parallel > 1)):
+            if cuts and self.data.get("too_long") == "split":
+                raise FieldError(f"trainer.{key}", "cuts rows into segments, which data.too_long=split does already "
+                                 "with what is longer than data.row_tokens; take one of the two")
+
+    @property
+    def selected(self) -> dict[str, Recipe]:
+        """The stages that `stage` asks for, in order."""
+        return {name: recipe for name, recipe in self.stages.items() if self.stage in (name, "all")}
+
+    def base_path(self, slot: str) -> str | None:
+        """Where the weights of a slot's part come from before any training; None: they are random."""
+        return self.base_weights.get(slot, {}).get(self.model.part(slot)["name"])
+
+    def base_paths(self) -> dict[str, str | None]:
+        """The same for every slot with weights."""
+        return {slot: self.base_path(slot) for slot in WEIGHTED_SLOTS}
+
+    def require_base_weights(self) -> dict[str, str]:
+        """By slot, where there are weights to start from. AuroraError for a path that does not exist."""
+        paths = {slot: path for slot, path in self.base_paths().items() if path is not None}
+        for slot, path in paths.items():
+            if not Path(path).exists():
+                raise AuroraError(f"base_weights.{slot}.{self.model.part(slot)['name']}: {path} does not exist")
+        return paths
+
+    def require_datasets(self, stages: Sequence[str]) -> None:
+        """AuroraError that names every dataset folder that these stages would read and that is not there."""
+        root = self.data.get("root")
+        if root is None or "://" in str(root) or self.data.get("missing", "refuse") != "refuse":
+            return
+        missing = sorted({dataset for name in stages for dataset in self.stages[name].datasets
+                          if not (Path(root) / dataset).is_dir()})
+        if missing:
+            raise AuroraError(
+                f"{len(missing)} dataset folders are missing below data.root {root}: {', '.join(missing)}; `aurora "
+                "shards build NAME INPUT OUTPUT` makes one, stages.STAGE.mixture and stages.STAGE.validation.mixture "
+                "say which are read, and data.missing=drop trains without them")
+
+
+CONFIG_KEYS = (*MODEL_KEYS, *(item.name for item in fields(Config) if item.name not in ("model", "tree")))
+
+
+def load_config(*overrides: str) -> Config:
     """The composed config: `overrides` are Hydra's, such as `experiment=blocks` or `stages.vision.peak_lr=1e-4`.
 
     What a yaml leaves to the user (`???`) and nobody gave is absent: whoever needs it says so, and a command that
     does not need it works without.
     """
-    parsed = [_parse(override) for override in overrides]
-    for override in parsed:
+    parsed = [parse_override(override) for override in overrides]
+    choices = [override for override in parsed if _is_group(override)]
+    for override in choices:
         _check_choice(override)
-    # Hydra would merge what is given into the mixture that is there.
-    mixtures = [override for override in parsed if _MIXTURE.fullmatch(override.key_or_group)]
-    overrides = [given for given, override in zip(overrides, parsed, strict=True) if override not in mixtures]
-    try:
-        config: dict[str, Any] = _given(_compose(overrides))
-        _drop_of_other_parts(config, [override for override in parsed if override not in mixtures])
-        _set_mixtures(config, mixtures)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise AuroraError(_readable(error, parsed)) from error
-    check_kinds(config)
-    return config
+    tree = _compose([str(override.input_line) for override in choices])
+    OmegaConf.set_struct(tree, False)
+    several = [override for override in parsed if override.key_or_group in SLOTS and override not in choices]
+    for override in several:
+        _apply(tree, override, new=True)
+    _drop_options_of_other_parts(tree, choices)
+    for override in parsed:
+        if override not in (*choices, *several):
+            _apply(tree, override)
+    plain = _plain(tree)
+    stages = plain.get("stages")
+    for stage in stages.values() if isinstance(stages, dict) else ():
+        for mixed in (stage, stage.get("validation") if isinstance(stage, dict) else None):
+            if isinstance(mixed, dict) and isinstance(mixed.get("mixture"), str):
+                mixed["mixture"] = load_mixture(mixed["mixture"])
+    return Config.parse(plain)
 
 
 def load_mixture(name: str) -> dict[str, Any]:
     """The mixture of a name in `configs/mixture`, or of a path to a yaml."""
-    known = sorted(path.stem for path in (CONFIG_FOLDER / "mixture").glob("*.yaml"))
+    known = known_yamls("mixture")
     if name not in known and not name.endswith((".yaml", ".yml")):
         raise AuroraError(f"no mixture named {name!r}.{suggest(name, known)}; or give a path to a yaml")
     path = CONFIG_FOLDER / "mixture" / f"{name}.yaml" if name in known else Path(name)
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise AuroraError(f"mixture {path}: {' '.join(str(error).split())}") from error
+    with _errors_named(f"mixture {path}"):
+        content = _read_yaml(path)
     check_kind(f"mixture {path}", content, Mapping[str, Any])
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
+    return dict(content)
 
 
-def _set_mixtures(config: dict[str, Any], overrides: Sequence[Override]) -> None:
-    """Sets the stages' mixtures that are given, and puts in the place of every name what it stands for."""
-    stages = config.get("stages")
-    if not isinstance(stages, dict):
-        return
-    for override in overrides:
-        stage, *validation = override.key_or_group.split(".")[1:-1]
-        if not isinstance(stages.get(stage), dict):
-            raise AuroraError(f"the config has no {f'stages.{stage}'!r}.{suggest(stage, stages)}")
-        tree = stages[stage]
-        if validation:
-            tree["validation"] = tree = tree.get("validation") or {}
-        tree["mixture"] = override.value()
-    for stage in stages.values():
-        for tree in (stage, stage.get("validation")) if isinstance(stage, dict) else ():
-            if isinstance(tree, dict) and isinstance(tree.get("mixture"), str):
-                tree["mixture"] = load_mixture(tree["mixture"])
+def known_yamls(group: str) -> list[str]:
+    """The names of a config group's yamls."""
+    return sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
 
 
-def check_kinds(config: Mapping[str, Any]) -> None:
-    """AuroraError for a value at the top of a config that is of another kind than is read there."""
-    for key, value in config.items():
-        check_kind(key, value, _KINDS.get(key, Any))
+def named_part(slot: str, name: str) -> dict[str, Any]:
+    """The entry of a part by name: with the options of its yaml, if it has one, but those left to the user."""
+    SLOTS[slot].require(name)
+    return {key: value for key, value in _yaml_of(slot, name).items() if value != "???"}
 
 
-def _compose(overrides: Sequence[str]) -> Any:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(CONFIG_FOLDER), version_base="1.3"):
-        return OmegaConf.to_container(compose("aurora", overrides=list(overrides)), resolve=True)
-
-
-def _drop_of_other_parts(config: dict[str, Any], overrides: Sequence[Override]) -> None:
-    """Takes out what an experiment says of the part that it names, where another part is chosen that has no such
-    option: its head_size is nothing to a backbone without heads."""
-    chosen = {given.key_or_group: given.value() for given in overrides
-              if given.key_or_group in SLOTS and isinstance(given.value(), str)}
-    if not chosen or all(given.key_or_group != "experiment" for given in overrides):
-        return
-    groups = [given.input_line or "" for given in overrides if _is_group(given.key_or_group)]
-    before = _compose([line for line in groups if line.partition("=")[0] not in chosen])
-    asked = {given.key_or_group for given in overrides}
-    for slot, name in chosen.items():
-        former = before[slot]["name"]
-        others = set(SLOTS[slot].options(former)) - set(SLOTS[slot].options(name)) if former != name else set()
-        for key in others & config[slot].keys():
-            if f"{slot}.{key}" not in asked:
-                del config[slot][key]
-
-
-def _parse(override: str) -> Override:
+def parse_override(text: str) -> Override:
+    """A `key=value` of Hydra's. AuroraError for anything else."""
     try:
-        return OverridesParser.create().parse_override(override)
+        return OverridesParser.create().parse_override(text)
     except HydraException as error:
-        key, given, value = override.partition("=")
-        quoted = f"; a value with signs such as = ( or ü needs quotes inside of the shell's: \"{key}='{value}'\""
-        raise AuroraError(f"config: {override!r} is no override such as keep_ratio=0.5 or merge=pool"
+        key, given, value = text.partition("=")
+        quoted = f"; a value with characters such as = ( or ü needs quotes within the shell's: \"{key}='{value}'\""
+        raise AuroraError(f"config: {text!r} is not an override such as keep_ratio=0.5 or merge=pool"
                           f"{quoted if given else ''}") from error
 
 
+def _is_group(override: Override) -> bool:
+    """Whether an override chooses yamls of a group by name; a mapping changes options of what is chosen."""
+    choice = "." not in override.key_or_group and (CONFIG_FOLDER / override.key_or_group).is_dir()
+    return choice and not isinstance(override.value(), dict)
+
+
 def _check_choice(override: Override) -> None:
-    """AuroraError for a choice that a group does not have; a part from outside needs no yaml to be chosen."""
+    """AuroraError for a choice that a group does not have; a plug-in needs no yaml to be chosen."""
     group, name = override.key_or_group, override.value()
-    if not _is_group(group) or not isinstance(name, str):
+    if not isinstance(name, str):
+        if not override.is_delete() and not (isinstance(name, list) and all(isinstance(one, str) for one in name)):
+            raise AuroraError(f"config: {override.input_line!r}: {group} must be a string or a list of strings; it "
+                              f"names one of {', '.join(known_yamls(group))}")
         return
-    known = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
-    if name in known:
+    if name in known_yamls(group):
         return
     slot = SLOTS.get(group)
     if slot is None or name not in slot.known():
-        raise AuroraError(f"no {group} named {name!r}.{suggest(name, known if slot is None else slot.known())}")
-    options = {key: "???" if option.default is inspect.Parameter.empty else option.default
-               for key, option in slot.options(name).items() if key not in INJECTED.get(group, ())}
-    ConfigStore.instance().store(group=group, name=name, node={"name": name, **options})
+        raise AuroraError(f"no {group} named {name!r}.{suggest(name, slot.known() if slot else known_yamls(group))}")
+    ConfigStore.instance().store(group=group, name=name, node=_yaml_of(group, name))
 
 
-def _is_group(key: str) -> bool:
-    return bool(key) and (CONFIG_FOLDER / key).is_dir()
+def _yaml_of(slot: str, name: str) -> dict[str, Any]:
+    """What the yaml of a part says, or would say of a plug-in that has none."""
+    path = CONFIG_FOLDER / slot / f"{name}.yaml"
+    if not path.is_file():
+        options = {key: "???" if option.default is inspect.Parameter.empty else option.default
+                   for key, option in SLOTS[slot].options(name).items() if key not in INJECTED.get(slot, ())}
+        return {"name": name, **options}
+    return dict(_read_yaml(path))
+
+
+def _read_yaml(path: Path) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+
+
+def _compose(choices: Sequence[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with _errors_named("config"), initialize_config_dir(config_dir=str(CONFIG_FOLDER), version_base="1.3"):
+        return compose("aurora", overrides=list(choices))  # type: ignore[no-any-return]
+
+
+def _drop_options_of_other_parts(tree: DictConfig, choices: Sequence[Override]) -> None:
+    """Takes out what an experiment says of its own part where the user chose another that has no such option: its
+    head_size is nothing to a backbone without heads. Options that the user gives one by one are not in the tree yet."""
+    for choice in choices:
+        slot, name = choice.key_or_group, choice.value()
+        if slot in SLOTS and isinstance(name, str):
+            for key in set(tree[slot]) - set(_yaml_of(slot, name)):
+                del tree[slot][key]
+
+
+def _apply(tree: DictConfig, override: Override, *, new: bool = False) -> None:
+    """Sets, adds (`+`, or anything where `new`) or deletes (`~`) one value. A mapping is merged into the one that is
+    there, unless it is a mixture. AuroraError for a key that is not there."""
+    key = override.key_or_group
+    if override.is_sweep_override():
+        raise AuroraError(f"config: {override.input_line!r} gives several values; a list is written as [a, b]")
+    names = key.split(".")
+    paths = [".".join(names[:number]) for number in range(1, len(names) + 1)]
+    # `+` makes the mappings on its way too, as in Hydra
+    for path in paths[:-1][:1] if override.is_add() else paths[:-1] if new else paths:
+        _require_key(tree, path)
+    with _errors_named("config"):
+        if override.is_delete():
+            owner = OmegaConf.select(tree, paths[-2]) if paths[:-1] else tree
+            del owner[names[-1]]
+        else:
+            OmegaConf.update(tree, key, override.value(), merge=names[-1] != "mixture", force_add=True)
+
+
+def _require_key(tree: DictConfig, key: str) -> None:
+    above, _, last = key.rpartition(".")
+    owner = OmegaConf.select(tree, above) if above else tree
+    if not isinstance(owner, DictConfig):
+        raise AuroraError(f"the config has no {key!r}: {above} is {owner!r}, which has nothing below it")
+    if last not in owner.keys():  # noqa: SIM118 - `in` passes over what is left to the user
+        raise AuroraError(f"the config has no {key!r}.{suggest(last, map(str, owner))}")
+
+
+def _plain(tree: DictConfig) -> dict[str, Any]:
+    """Plain containers, with interpolations resolved and without what is left to the user."""
+    with _errors_named("config"):
+        given: dict[str, Any] = _given(OmegaConf.to_container(tree, resolve=True))
+    return given
+
+
+@contextmanager
+def _errors_named(where: str) -> Iterator[None]:
+    """AuroraError that begins with `where`, in one line, in place of Hydra's and the file system's."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+        raise AuroraError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 def _given(value: Any) -> Any:
@@ -160,18 +342,16 @@ def _given(value: Any) -> Any:
     return [_given(below) for below in value] if isinstance(value, list) else value
 
 
-def _readable(error: Exception, overrides: Sequence[Override]) -> str:
-    """What is wrong and what would be right, where Hydra only says that a key cannot be overridden."""
-    unknown = re.match(r"Could not (?:override|delete) '([^'@]+)'|.*Key '([^']+)' is not in struct", str(error))
-    key = unknown and (unknown[1] or unknown[2])
-    if not key:
-        return "config: " + " ".join(str(error).split())
-    tree: Any = _compose([given.input_line or "" for given in overrides if _is_group(given.key_or_group)])
-    above: list[str] = []
-    for part in key.split("."):
-        if not isinstance(tree, dict):
-            return f"the config has no {key!r}: {'.'.join(above)} is {tree!r}, which has nothing below it"
-        if part not in tree:
-            return f"the config has no {'.'.join([*above, part])!r}.{suggest(part, tree)}"
-        above, tree = [*above, part], tree[part]
-    return "config: " + " ".join(str(error).split())
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Sentences such as 'stages.vision.peak_lr was 4e-05, is 1e-04'."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    return [f"{key} was {old.get(key, 'absent')!r}, is {new.get(key, 'absent')!r}"
+            for key in sorted(old.keys() | new.keys()) if old.get(key, "absent") != new.get(key, "absent")]
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

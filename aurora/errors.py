@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 TRY_AGAIN = 75  # EX_TEMPFAIL, the exit status when the same command may well succeed
 
 
 class AuroraError(ValueError):
     """Something the user gave is wrong; the message says what was given, what would be right, and where."""
+
+
+class BadSample(Exception):
+    """A sample that cannot be used: counted under `reason` and skipped, unlike an error of the user's."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@contextmanager
+def bad_sample(reason: str, errors: tuple[type[Exception], ...] = (AuroraError,)) -> Iterator[None]:
+    """Raises such errors as BadSample."""
+    try:
+        yield
+    except errors as error:
+        raise BadSample(reason, str(error)) from error
 
 
 class LostProcess(RuntimeError):

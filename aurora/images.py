@@ -1,28 +1,35 @@
-"""From a decoded image to the pixels that an encoder takes, and the row positions that its tokens will need.
-
-Both are values without weights, so that loader workers can hold them.
-"""
+"""From the bytes of an image to the pixels that an encoder takes."""
 
 from __future__ import annotations
 
+import io
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
+import simplejpeg
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from torch import Tensor
 
-from aurora.errors import AuroraError
-
-if TYPE_CHECKING:
-    from aurora.interfaces import MergeStrategy
+from aurora.errors import AuroraError, BadSample
 
 Resize = Literal["crop", "keep_aspect", "pad", "squash"]
 LONGEST = 4
 """How many times longer than its short side `keep_aspect` leaves a picture: a strip of 10 × 10,000 pixels would
 otherwise become half a million patches."""
 GREY = 127
+MAX_PIXELS = 1 << 26
+"""What an image may have at most, so that a small file cannot fill the memory."""
+ORIENTATION = 0x0112  # of Exif: 1 is upright
+_JPEG_END = b"\xff\xd9"
+
+# `max_pixels` decides, for every picture that this process opens; PIL would print a warning of its own above 89 MP.
+Image.MAX_IMAGE_PIXELS = None
 
 
 @dataclass(frozen=True)
@@ -88,19 +95,80 @@ def resized(image: np.ndarray, height: int, width: int) -> Tensor:
     return F.interpolate(whole[None], (height, width), mode="bicubic", antialias=True)[0]
 
 
-@dataclass(frozen=True)
-class VisualLayout:
-    """How many row positions a frame takes: the only place where a keep ratio becomes a count."""
+def read_image(path: str | Path) -> np.ndarray:
+    """[H, W, 3] uint8, upright. AuroraError unless the file is a whole image."""
+    try:
+        return decode_image(Path(path).read_bytes())
+    except BadSample as error:
+        raise AuroraError(f"{path} is not a readable image: {error.detail}") from error
 
-    prepare: ImagePreparation
-    merge: MergeStrategy
-    depth: int
-    keep_ratio: float
 
-    def __post_init__(self) -> None:
-        if not 0 < self.keep_ratio <= 1:
-            raise AuroraError(f"keep_ratio {self.keep_ratio} is outside (0, 1]; 0.1 keeps a tenth of the patches")
+def decode_image(raw: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """[H, W, 3] uint8, upright. BadSample unless it is a whole jpeg, png or webp of at most `max_pixels`."""
+    try:
+        with open_picture(raw, max_pixels=max_pixels) as image:
+            return pixels_of(image, raw)
+    except (OSError, ValueError, SyntaxError, TypeError, EOFError) as error:
+        raise BadSample("image", str(error)) from error
 
-    def tokens(self, height: int, width: int) -> int:
-        """Tokens kept of an image of this height and width in pixels, before preparation."""
-        return self.merge.keep(self.prepare.patches(height, width), self.depth, self.keep_ratio)
+
+def pixels_of(image: Image.Image, raw: bytes, short_side: int = 0) -> np.ndarray:
+    """[H, W, 3] uint8, upright, of an opened image; a JPEG may come at an eighth to a half of its size, where
+    that leaves the short side so many pixels. The errors of PIL."""
+    upright = image.getexif().get(ORIENTATION, 1) == 1
+    if image.format == "JPEG" and image.mode == "RGB" and upright:
+        # The same library as PIL's, without its copies. What it finds wrong is left to PIL to judge.
+        with suppress(ValueError):
+            pixels: np.ndarray = simplejpeg.decode_jpeg(raw, min_height=short_side, min_width=short_side, min_factor=2)
+            return pixels
+    if short_side:
+        image.draft("RGB", (short_side, short_side))
+    if not upright:
+        ImageOps.exif_transpose(image, in_place=True)
+    coloured = image.convert("RGBA") if "transparency" in image.info else image
+    # A conversion to what it already is would copy it.
+    return np.array(coloured if coloured.mode == "RGB" else coloured.convert("RGB"))
+
+
+def image_shape(raw: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Height and width once upright, without decoding a JPEG. BadSample like `decode_image`, for a JPEG only where
+    its header is broken or its end is missing."""
+    try:
+        # What turns a picture stands before its scan.
+        if raw.startswith(b"\xff\xd8") and raw.endswith(_JPEG_END) and b"Exif\0" not in raw[:raw.find(b"\xff\xda")]:
+            with suppress(ValueError):  # else PIL, which takes ten times as long, says what is wrong
+                height, width, *_ = simplejpeg.decode_jpeg_header(raw)
+                _check_pixels(height, width, max_pixels)
+                return height, width
+        with open_picture(raw, max_pixels=max_pixels) as image:
+            if image.format == "JPEG" and image.fp and raw.rfind(_JPEG_END, image.fp.tell()) < 0:
+                raise ValueError("it is cut off: a JPEG ends with a marker, which is not there")
+            return upright_shape(image)
+    except (OSError, ValueError, SyntaxError, TypeError, EOFError) as error:
+        raise BadSample("image", str(error)) from error
+
+
+def upright_shape(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an opened image once upright."""
+    # Exif orientations 5 to 8 lay the picture on its side.
+    sideways = image.getexif().get(ORIENTATION, 1) >= 5
+    return (image.width, image.height) if sideways else (image.height, image.width)
+
+
+def open_picture(
+    raw: bytes, *, formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP"), max_pixels: int = MAX_PIXELS
+) -> ImageFile:
+    """A picture of one of PIL's `formats`, its pixels not decoded yet. BadSample where they are more than the limit,
+    an error of PIL's for anything else."""
+    try:
+        image = Image.open(io.BytesIO(raw), formats=formats)
+    except UnidentifiedImageError:
+        # PIL names the buffer by its address
+        raise ValueError(f"it is not a {', '.join(formats[:-1]).lower()} or {formats[-1].lower()}") from None
+    _check_pixels(image.height, image.width, max_pixels)
+    return image
+
+
+def _check_pixels(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise BadSample("limits", f"{width}×{height} pixels are more than {max_pixels}")

@@ -10,9 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from aurora.adapters.initial_state import tuned_state
-from aurora.images import VisualLayout
-from aurora.interfaces import Backbone, Connector, MergeStrategy, Prompt, Sorter, Tokenizer, VisionEncoder
+from aurora.interfaces import Backbone, Connector, MergeStrategy, Prompt, Sorter, Tokenizer, VisionEncoder, VisualLayout
 from aurora.losses import chunked_cross_entropy
 from aurora.types import Frames, PackedBatch, State, TokenLoss, join_states, map_state, select_state
 
@@ -55,16 +53,14 @@ class AuroraModel(nn.Module):
 
     def _start(self, memory: State | None, sequences: int) -> State:
         """The states that a row begins with whose first sequence has been read in part."""
-        # the class's own: a tuned state is gathered when it is asked for, which must be once on every rank
-        blank, tuned = type(self.backbone).init_state(self.backbone, sequences), tuned_state(self.backbone)
-        if tuned is not None:
-            blank = tuned(blank)
+        # a tuned state is gathered when it is asked for, which must be once on every rank
+        start = self.backbone.init_state(sequences, learned=True)
         if memory is None:
-            return blank
-        if tuned is not None:
+            return start
+        if self.backbone.initial_state is not None:
             # Nothing is learned of it here, but it must be in the graph: no rank may leave the others waiting.
-            memory = {name: tensor + 0 * blank[name][:, :1] for name, tensor in memory.items()}
-        return join_states([memory, select_state(blank, torch.arange(1, sequences))])
+            memory = {name: tensor + 0 * start[name][:, :1] for name, tensor in memory.items()}
+        return join_states([memory, select_state(start, torch.arange(1, sequences))])
 
     def embed_row(self, tokens: Tensor, frames: Sequence[Frames]) -> Tensor:
         """[T] → [T, D]: embedded text with the visual tokens in their places."""
@@ -79,6 +75,6 @@ class AuroraModel(nn.Module):
         tokens: Tensor = self.connector(self.vision(pixels, merge=self.merge, sort=self.sort, keep=keep))
         return tokens
 
-    def layout(self, keep_ratio: float) -> VisualLayout:
+    def visual_layout(self, keep_ratio: float) -> VisualLayout:
         """How many tokens this model makes of a frame at a keep ratio."""
         return VisualLayout(self.vision.prepare, self.merge, self.vision.depth, keep_ratio)

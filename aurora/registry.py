@@ -7,16 +7,16 @@ import inspect
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args
 
-from aurora import interfaces
+import aurora.interfaces as interfaces
 from aurora.errors import AuroraError, suggest
 from aurora.options import check_kind, kinds_of
 
 T = TypeVar("T")
+WeightedSlot = Literal["vision", "connector", "backbone"]
 _FRAME = Path(__file__).parent
-# In the wheel the parts lie inside aurora/, in a clone beside it.
+# In the wheel the parts lie inside aurora/, in a clone next to it.
 _INSIDE = (_FRAME / "components").is_dir()
 _ROOT, _PREFIX = (_FRAME, "aurora.") if _INSIDE else (_FRAME.parent, "")
 
@@ -37,11 +37,11 @@ class Slot(Generic[T]):
 
     def add(self, name: str, part: type[T]) -> type[T]:
         """Registers a class under a name. AuroraError when the name is taken or the contract is not met."""
-        taken = self._classes.get(name)
+        taken: object = self._classes.get(name)
         if taken is None and name in self._files() and part.__module__ != f"{self.package}.{name}":
-            raise self._taken(name, f"{self.folder / name}.py", part)
+            taken = f"{self.folder / name}.py"
         if taken is not None:
-            raise self._taken(name, taken, part)
+            raise AuroraError(f"{self.name} {name!r} is taken by {taken}; {part} needs another name")
         self._check(name, part)
         self._classes[name] = part
         return part
@@ -49,6 +49,11 @@ class Slot(Generic[T]):
     def known(self) -> list[str]:
         """The names that `get` takes, sorted."""
         return sorted({*self._files(), *self._entry_points(), *self._classes})
+
+    def require(self, name: str) -> None:
+        """AuroraError that lists the known names when this is not one of them."""
+        if name not in self.known():
+            raise AuroraError(f"no {self.name} named {name!r}.{suggest(name, self.known())}")
 
     def get(self, name: str) -> type[T]:
         """The class of a name. AuroraError that lists the known names when there is none."""
@@ -65,24 +70,29 @@ class Slot(Generic[T]):
 
         `injected` are facts that other parts know (widths); those that the constructor does not ask for are left out.
         """
+        part = self.check(config, *injected)
+        parameters = inspect.signature(part).parameters
+        options = {key: value for key, value in config.items() if key != "name"}
+        return part(**options, **{key: value for key, value in injected.items() if key in parameters})
+
+    def check(self, config: Mapping[str, Any], *injected: str) -> type[T]:
+        """The class that `{name: ..., **options}` asks for. AuroraError when it does not take the options."""
         options = dict(config)
         name = options.pop("name", None)
         if not isinstance(name, str):
             raise AuroraError(f"{self.name}: the config {dict(config)} has no 'name'. Known: {', '.join(self.known())}")
-        parameters = self.options(name)
-        configurable = [key for key in parameters if key not in injected]
+        configurable = {key: option for key, option in self.options(name).items() if key not in injected}
         for key in options:
             if key not in configurable:
-                raise AuroraError(self._unknown_option(name, key, configurable))
-        facts = {key: value for key, value in injected.items() if key in parameters}
-        required = [key for key in configurable if parameters[key].default is inspect.Parameter.empty]
-        missing = [key for key in required if key not in options]
+                raise AuroraError(f"{self.name} {name!r} has no option {key!r}.{suggest(key, configurable)}")
+        missing = [key for key, option in configurable.items()
+                   if option.default is inspect.Parameter.empty and key not in options]
         if missing:
             raise AuroraError(f"{self.name} {name!r} needs the option(s) {', '.join(missing)}")
         kinds = kinds_of(self.get(name))
         for key, value in options.items():
             check_kind(f"{self.name} {name!r}: {key}", value, kinds.get(key, Any))
-        return self.get(name)(**options, **facts)
+        return self.get(name)
 
     def _files(self) -> list[str]:
         return [path.stem for path in self.folder.glob("*.py") if not path.stem.startswith("_")]
@@ -91,16 +101,15 @@ class Slot(Generic[T]):
         return {entry.name: entry for entry in entry_points(group=f"aurora.{self.name}")}
 
     def _load(self, name: str) -> None:
+        self.require(name)
         outside = self._entry_points().get(name)
-        if name in self._files():
-            if outside is not None:
-                raise AuroraError(f"{self.name} {name!r} is taken by {self.package}.{name}; the entry point "
-                                  f"{outside.value} needs another name")
+        if outside is None:
             self._import(name)
-        elif outside is not None:
-            self._load_entry_point(outside)
+        elif name in self._files():
+            raise AuroraError(f"{self.name} {name!r} is taken by {self.package}.{name}; the entry point "
+                              f"{outside.value} needs another name")
         else:
-            raise AuroraError(f"no {self.name} named {name!r}.{suggest(name, self.known())}")
+            self._load_entry_point(outside)
 
     def _import(self, name: str) -> None:
         module = f"{self.package}.{name}"
@@ -120,7 +129,7 @@ class Slot(Generic[T]):
         try:
             part = entry.load()
         except (ImportError, AttributeError) as error:
-            raise AuroraError(f"{self.name} {entry.name!r}: the entry point {entry.value} does not import: {error}"
+            raise AuroraError(f"{self.name} {entry.name!r}: the entry point {entry.value} cannot be imported: {error}"
                               ) from error
         # The module may have called `add` itself while it was imported.
         if self._classes.get(entry.name) is not part:
@@ -128,7 +137,7 @@ class Slot(Generic[T]):
 
     def _check(self, name: str, part: type[T]) -> None:
         if not (inspect.isclass(part) and issubclass(part, self.contract)):
-            raise AuroraError(f"{self.name} {name!r}: {part} is no {self.contract.__name__}")
+            raise AuroraError(f"{self.name} {name!r}: {part} is not a {self.contract.__name__}")
         if inspect.isabstract(part):
             missing = ", ".join(sorted(getattr(part, "__abstractmethods__", ())))
             raise AuroraError(f"{self.name} {name!r}: {part.__name__} lacks {missing} of {self.contract.__name__}")
@@ -136,18 +145,6 @@ class Slot(Generic[T]):
             if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
                 raise AuroraError(f"{self.name} {name!r}: the constructor's {str(parameter)!r} must be keyword-only; "
                                   "a catch-all would let misspelt options through")
-
-    def _taken(self, name: str, by: object, part: object) -> AuroraError:
-        return AuroraError(f"{self.name} {name!r} is taken by {by}; {part} needs another name")
-
-    def _unknown_option(self, name: str, key: str, configurable: list[str]) -> str:
-        return f"{self.name} {name!r} has no option {key!r}.{suggest(key, configurable)}"
-
-
-def import_part(module: str) -> ModuleType:
-    """A module of `components` or `datamodules` by its path in the clone: the frame never imports them by statement."""
-    return importlib.import_module(_PREFIX + module)
-
 
 VISION = Slot("vision", interfaces.VisionEncoder, "components.vision")
 MERGE = Slot("merge", interfaces.MergeStrategy, "components.merge")
@@ -165,3 +162,14 @@ SLOTS: dict[str, Slot[Any]] = {
     slot.name: slot for slot in (VISION, MERGE, SORT, CONNECTOR, BACKBONE, TOKENIZER, PROMPT, READER, DATA, SOURCE,
                                 EXECUTOR)
 }
+
+MODEL_SLOTS = ("vision", "merge", "sort", "connector", "backbone", "tokenizer", "prompt")
+WEIGHTED_SLOTS: tuple[WeightedSlot, ...] = get_args(WeightedSlot)
+INJECTED = {
+    "connector": ("in_width", "out_width"),
+    "backbone": ("vocab_size",),
+    "data": ("layout", "tokenizer", "prompt", "reader", "mixture", "epochs", "max_steps", "global_batch", "seed",
+             "quarantine"),
+    "source": ("folder",),
+}
+"""Constructor arguments that other parts know, so that no config says them."""

@@ -21,6 +21,10 @@ on the length read. A transformer kept as a baseline is the exception: its keys 
 is the longest sequence's length, and a tensor of its own says the length of each."""
 
 
+Position = tuple[int, int, int]
+"""(epoch, window, pack): where in the order of training a run resumes."""
+
+
 class VisualTokens(NamedTuple):
     """The tokens of N frames, somewhere between the patch embedding and the connector."""
 
@@ -49,8 +53,8 @@ class PackedBatch(NamedTuple):
     frames: tuple[Frames, ...]  # one entry per frame shape
     samples: int  # real samples in this row (placeholders for broken ones do not count)
     closes_step: bool = True  # whether the optimizer steps after this row
-    position: tuple[int, int, int] = (0, 0, 0)  # (epoch, window, pack) where a run that ends after this row resumes:
-    # behind the step that this row closes, or else at the beginning of its unfinished step
+    position: Position = (0, 0, 0)  # where a run that ends after this row resumes: behind the step that this row
+    # closes, or else at the beginning of its unfinished step
     continues: bool = False  # the first sequence goes on where that of the row before ended
     goes_on: bool = False  # a sequence is not at its end
     open: int = 0  # which one that is

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import lightning
 import torch
 
 from aurora.errors import AuroraError
-from aurora.images import VisualLayout
-from aurora.interfaces import DataModule, Tokenizer
+from aurora.interfaces import DataModule, Tokenizer, VisualLayout
+from aurora.options import NonNegativeInt, PositiveInt
 from aurora.registry import DATA
-from aurora.types import PackedBatch
+from aurora.types import PackedBatch, Position
 
-from ._rows import Segment, pack
-from ._schedule import Position, check_position, rank_and_world
+from .loading.rows import Segment, pack
 
 
 @DATA.register
-class SyntheticModule(lightning.LightningDataModule, DataModule):  # type: ignore[misc]
+class SyntheticModule(DataModule, lightning.LightningDataModule):  # type: ignore[misc]
     """Random rows, for benchmarks: nothing is read from disk.
 
     A row holds `row_samples` samples: `frames` random frames, then `text_tokens` random tokens to be learned.
@@ -27,50 +25,31 @@ class SyntheticModule(lightning.LightningDataModule, DataModule):  # type: ignor
     """
 
     def __init__(
-        self, *, tokenizer: Tokenizer, layout: VisualLayout | None, global_batch: int, steps: int,
-        row_samples: int = 1, frames: int = 8, height: int = 384, width: int = 384, text_tokens: int = 64,
-        seed: int = 0,
+        self, *, tokenizer: Tokenizer, layout: VisualLayout | None, global_batch: PositiveInt, steps: PositiveInt,
+        row_samples: PositiveInt = 1, frames: NonNegativeInt = 8, height: PositiveInt = 384, width: PositiveInt = 384,
+        text_tokens: PositiveInt = 64, seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
-        positive = {"global_batch": global_batch, "steps": steps, "row_samples": row_samples, "height": height,
-                    "width": width, "text_tokens": text_tokens}
-        for name, value in [*positive.items(), ("frames", frames), ("seed", seed)]:
-            if value < (name in positive):
-                raise AuroraError(f"data 'synthetic': {name} {value} must be {int(name in positive)} or more")
         if frames and layout is None:
-            raise AuroraError(f"data 'synthetic': the model sees nothing, so frames {frames} must be 0")
+            raise AuroraError(f"data 'synthetic': the model has no vision encoder, so frames {frames} must be 0")
         if global_batch % row_samples:
             raise AuroraError(f"data 'synthetic': global_batch {global_batch} is not a multiple of row_samples "
                               f"{row_samples}")
-        self.position: Position = (0, 0, 0)
         self._vocab, self._layout, self._seed, self._steps = tokenizer.vocab_size, layout, seed, steps
         self._rows, self._row_samples = global_batch // row_samples, row_samples
         self._frames, self._shape, self._text = frames, (height, width), text_tokens
 
-    def train_dataloader(self) -> _Rows:
-        return _Rows(self, *rank_and_world(self.trainer))
-
     def steps_per_epoch(self) -> int:
         return self._steps
 
-    def total_steps(self) -> int:
-        return self._steps
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"position": list(self.position)}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self.position = check_position(state_dict.get("position"))
-
-    def rows(self, rank: int, world: int) -> Iterator[PackedBatch]:
-        """The rows of a rank; the position counts steps as windows."""
-        for step in range(self.position[1], self._steps):
-            turns = -(-self._rows // world)
-            for turn in range(turns):
-                row, closes = turn * world + rank, turn == turns - 1
-                position = (0, step + 1, 0) if closes else (0, step, 0)
-                batch = self._row(step, row)
-                yield batch._replace(closes_step=closes, position=position)
+    def rows(self, position: Position, *, steps: int, rank: int, world: int) -> Iterator[PackedBatch]:
+        each = -(-self._rows // world)
+        first = position[0] * self._steps + position[1]  # a position counts steps as windows
+        for step in range(first, first + steps):
+            for turn in range(each):
+                closes = turn == each - 1
+                batch = self._row(step, turn * world + rank)
+                yield batch._replace(closes_step=closes, position=(*divmod(step + closes, self._steps), 0))
 
     def _row(self, step: int, row: int) -> PackedBatch:
         """A row past the last of its step is a placeholder: the same shape, without targets."""
@@ -89,13 +68,3 @@ class SyntheticModule(lightning.LightningDataModule, DataModule):  # type: ignor
             segment.add_frame(pixels, self._layout.tokens(*self._shape))
         segment.add_text(torch.randint(self._vocab, (self._text,), generator=generator).tolist(), learned)
         return segment
-
-
-class _Rows:
-    """Iterates from the position that the module has when the iteration begins."""
-
-    def __init__(self, module: SyntheticModule, rank: int, world: int) -> None:
-        self.module, self.rank, self.world = module, rank, world
-
-    def __iter__(self) -> Iterator[PackedBatch]:
-        return self.module.rows(self.rank, self.world)

@@ -4,157 +4,126 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import lightning
 
 from aurora.errors import AuroraError
-from aurora.images import VisualLayout
-from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader
+from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader, VisualLayout
 from aurora.mixture import Mixture, read_mixture
+from aurora.options import NonNegativeInt, PositiveFloat, PositiveInt, Share
 from aurora.registry import DATA
+from aurora.steps import START
+from aurora.types import PackedBatch, Position
 
-from ._corpus import FOLDER, Corpus, Missing, TooLong, blank_tokens, build_corpus, kind_groups
-from ._files import ShardFiles, is_remote
-from ._loader import BadSamples, RowLoader, RowTask, Share
-from ._packing import Budget
-from ._plan import BatchUnit, Plan
-from ._planning import measured
-from ._rows import RowBuilder
-from ._schedule import Position, check_position, rank_and_world
-from ._worker import Care
-from .reader._sampling import check_sampling
+from .inspect.reads import measured
+from .loading.loader import BadSamples, load_rows, rank_path
+from .loading.rows import RowBuilder, RowTask
+from .loading.worker import WorkerLimits
+from .plan.corpus import FOLDER, Corpus, Missing, TooLong, blank_tokens, build_corpus, kind_groups
+from .plan.epoch import BatchUnit, EpochPlan
+from .plan.packing import Budget
+from .shards.index import is_remote
+from .shards.tar import ShardFiles
 
 
 def plan_of(
     corpus: Corpus, *, budget: Budget, seed: int, mix_kinds: bool, global_batch: int, batch_unit: BatchUnit
-) -> Plan:
+) -> EpochPlan:
     """Rows and steps of every epoch of a corpus."""
-    return Plan(corpus.members, tokens=corpus.tokens, frames=corpus.frames, budget=budget, seed=seed,
-                group=kind_groups(corpus.kinds, mix_kinds=mix_kinds), global_batch=global_batch, batch_unit=batch_unit)
+    return EpochPlan(corpus.members, tokens=corpus.tokens, frames=corpus.frames, budget=budget, seed=seed,
+                     group=kind_groups(corpus.kinds, mix_kinds=mix_kinds), global_batch=global_batch,
+                     batch_unit=batch_unit)
 
 
 @DATA.register
-class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: ignore[misc]
+class WebDatasetModule(DataModule, lightning.LightningDataModule):  # type: ignore[misc]
     """WebDataset shards: a mixture of the folders below `root`, in rows of at most `row_tokens` and `row_frames`.
 
     A step takes about `global_batch` samples on all ranks together. `fps` (with `max_frames`) or `frames` say which
     frames of a video are read. `mix_kinds` lets single images share rows and steps with videos and multi-image
     samples. `batch_unit: tokens` makes `global_batch` count row positions. `missing: drop` reads a mixture without
     the folders that are not there. A video longer than a row is read with fewer frames (`too_long: shrink`), it or
-    a text is laid over several rows (`split`), left out (`drop`) or an error (`refuse`). `root` may be
+    a text is split over several rows (`split`), left out (`drop`) or an error (`refuse`). `root` may be
     remote (s3, gs, https): shards are then kept below `cache`. `verify` compares every byte. Samples that cannot be
     read become placeholders without loss, are listed in the file `quarantine`, and stop the run when they are more than
     `max_bad_rate` of the first `bad_rate_after` samples or of all later.
     """
 
     def __init__(
-        self, *, root: str, mixture: Mapping[str, Any] | Mixture, row_tokens: int, row_frames: int, global_batch: int,
-        tokenizer: Tokenizer, prompt: Prompt, layout: VisualLayout | None, reader: VideoReader,
-        epochs: int = 1, max_steps: int | None = None, seed: int = 0, workers: int = 0,
-        fps: float | None = None, frames: int | None = None, max_frames: int | None = None,
-        mix_kinds: bool = False, too_long: TooLong = "shrink",
-        missing: Missing = "refuse", batch_unit: BatchUnit = "samples",
-        max_bad_rate: float = 0.01, bad_rate_after: int = 200, quarantine: str | None = None,
-        sample_seconds: float = 600.0, worker_bytes: int = 4 << 30, prefetch_rows: int = 2,
-        prefetch_bytes: int = 1 << 30, verify: bool = False, cache: str | None = None, cache_bytes: int | None = None,
+        self, *, root: str, mixture: Mapping[str, Any] | Mixture, row_tokens: PositiveInt, row_frames: PositiveInt,
+        global_batch: PositiveInt, tokenizer: Tokenizer, prompt: Prompt, layout: VisualLayout | None,
+        reader: VideoReader, epochs: PositiveInt = 1, max_steps: PositiveInt | None = None, seed: NonNegativeInt = 0,
+        workers: NonNegativeInt = 0, fps: float | None = None, frames: int | None = None, max_frames: int | None = None,
+        mix_kinds: bool = False, too_long: TooLong = "shrink", missing: Missing = "refuse",
+        batch_unit: BatchUnit = "samples", max_bad_rate: Share = 0.01, bad_rate_after: PositiveInt = 200,
+        quarantine: str | None = None, sample_seconds: PositiveFloat = 600.0, worker_bytes: PositiveInt = 4 << 30,
+        prefetch_rows: PositiveInt = 2, prefetch_bytes: PositiveInt = 1 << 30, verify: bool = False,
+        cache: str | None = None, cache_bytes: PositiveInt | None = None,
     ) -> None:
         super().__init__()
-        self._care = Care(sample_seconds, worker_bytes, prefetch_rows, prefetch_bytes)
-        least = {"row_tokens": row_tokens, "row_frames": row_frames, "global_batch": global_batch, "epochs": epochs,
-                 "bad_rate_after": bad_rate_after, "max_steps": 1 if max_steps is None else max_steps}
-        for name, value in least.items():
-            if value < 1:
-                raise AuroraError(f"data 'webdataset': {name} {value} must be 1 or more")
-        if workers < 0 or seed < 0:
-            raise AuroraError(f"data 'webdataset': workers {workers} and seed {seed} must be 0 or more")
-        if too_long not in get_args(TooLong):
-            raise AuroraError(f"data 'webdataset': too_long {too_long!r} is neither of {', '.join(get_args(TooLong))}")
-        if missing not in get_args(Missing) or batch_unit not in get_args(BatchUnit):
-            raise AuroraError(f"data 'webdataset': missing {missing!r} is one of {', '.join(get_args(Missing))}, and "
-                              f"batch_unit {batch_unit!r} one of {', '.join(get_args(BatchUnit))}")
+        self._limits = WorkerLimits(sample_seconds, worker_bytes, prefetch_rows, prefetch_bytes)
         if batch_unit == "tokens" and global_batch < row_tokens:
             raise AuroraError(f"data 'webdataset': a step of {global_batch} tokens is less than a row of {row_tokens}; "
                               "with batch_unit=tokens, stages.STAGE.global_batch counts tokens")
-        self._batch_unit = batch_unit
-        if not 0 <= max_bad_rate <= 1:
-            raise AuroraError(f"data 'webdataset': max_bad_rate {max_bad_rate} is outside [0, 1]")
-        self.position: Position = (0, 0, 0)
         self.bad: BadSamples | None = None
-        self._loader: RowLoader | None = None
-        self._root, self._mixture, self._missing = root, read_mixture("data.mixture", mixture), missing
-        self._remote = is_remote(root)
+        self.worker_deaths = 0
+        """Workers of this rank that died or hung so far; each was replaced."""
+        self._root, self._mixture = root, read_mixture("data.mixture", mixture)
+        self._missing, self._remote = missing, is_remote(root)
         self._cache = Path(cache) if cache else Path.home() / ".cache" / "aurora" / "shards"
         self._cache_bytes, self._verify = cache_bytes, verify
-        if cache_bytes is not None and cache_bytes < 1:
-            raise AuroraError(f"data 'webdataset': cache_bytes {cache_bytes} must be 1 or more, or null for no bound")
-        self._sampling = check_sampling(Sampling(fps=fps, frames=frames, max_frames=max_frames))
+        self._sampling = Sampling(fps=fps, frames=frames, max_frames=max_frames)
         self._budget = Budget(row_tokens, row_frames, blank_tokens(layout))
         self._tokenizer, self._prompt, self._layout, self._reader = tokenizer, prompt, layout, reader
-        self._global_batch, self._epochs, self._max_steps, self._seed = global_batch, epochs, max_steps, seed
-        self._workers, self._mix_kinds, self._too_long = workers, mix_kinds, too_long
+        self._epochs, self._max_steps, self._workers, self._too_long = epochs, max_steps, workers, too_long
+        self._plan_of = partial(plan_of, budget=self._budget, seed=seed, mix_kinds=mix_kinds, global_batch=global_batch,
+                                batch_unit=batch_unit)
+        self._order = [seed, global_batch, batch_unit, mix_kinds]
         self._max_bad_rate, self._bad_rate_after, self._quarantine = max_bad_rate, bad_rate_after, quarantine
-
-    def prepare_data(self) -> None:
-        """Checks every shard and counts text lengths, once per machine."""
-        self.total_steps()
 
     @cached_property
     def corpus(self) -> Corpus:
         """The samples of the mixture. AuroraError when a shard is missing or was cut."""
         # Where the shards cannot be written to, the run's own folder holds what was measured.
         scratch = None if self._quarantine is None else Path(self._quarantine).parent / FOLDER
+        root = Path(self._root)
+        if self._remote:
+            from .shards.remote import mirror  # the packages behind it are not needed for local shards
+
+            root = mirror(self._root, self._mixture.datasets, self._cache.expanduser().absolute(), self._cache_bytes)
         return build_corpus(
-            self._local_root(), self._mixture, tokenizer=self._tokenizer, prompt=self._prompt, layout=self._layout,
+            root, self._mixture, tokenizer=self._tokenizer, prompt=self._prompt, layout=self._layout,
             sampling=self._sampling, budget=self._budget, too_long=self._too_long, missing=self._missing,
             scratch=scratch)
 
-    def _local_root(self) -> Path:
-        """Where the dataset folders are, once the indices of remote ones are here."""
-        if not self._remote:
-            return Path(self._root)
-        from ._cache import mirror  # the packages behind it are not needed for local shards
-
-        return mirror(self._root, self._mixture.datasets, self._cache.expanduser().absolute(), self._cache_bytes)
-
     @cached_property
-    def plan(self) -> Plan:
+    def plan(self) -> EpochPlan:
         """Rows and steps of every epoch."""
         return self._plan_of(self.corpus)
-
-    @property
-    def _plan_of(self) -> Callable[[Corpus], Plan]:
-        return partial(plan_of, budget=self._budget, seed=self._seed, mix_kinds=self._mix_kinds,
-                       global_batch=self._global_batch, batch_unit=self._batch_unit)
 
     def describe(self) -> dict[str, Any]:
         """What an epoch reads of each dataset, how full rows are and what is missing, as JSON."""
         return measured(self.corpus, self.plan, self._mixture)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Plans before training starts, so that what is wrong with the data is said then."""
-        self.total_steps()
+    def rows(self, position: Position, *, steps: int, rank: int, world: int) -> Iterator[PackedBatch]:
+        if self.bad is None:
+            self.bad = BadSamples(self._max_bad_rate, min(self._bad_rate_after, self.plan.samples),
+                                  rank_path(self._quarantine, rank, world))
+        if position == START:
+            self.bad.restart()
+        task = self.task(position, steps=steps, rank=rank, world=world)
+        return load_rows(task, workers=self._workers, limits=self._limits, bad=self.bad, died=self._count_death,
+                         prefetch=self._remote)
 
-    def train_dataloader(self) -> RowLoader:
-        rank, world = rank_and_world(self.trainer)
+    def task(self, position: Position, *, steps: int, rank: int, world: int) -> RowTask:
+        """How each of those rows is built, by whatever process."""
         builder = RowBuilder(self.corpus, self._tokenizer, self._prompt, self._layout, self._reader, self._sampling,
                              self._budget, ShardFiles(verify=self._verify))
-        share = Share(self.position, self._epochs, rank, world, self._max_steps)
-        path = None if self._quarantine is None else Path(self._quarantine)
-        if path is not None and world > 1:
-            path = path.with_name(f"{path.stem}-{rank}{path.suffix}")
-        self.bad = BadSamples(self._max_bad_rate, min(self._bad_rate_after, self.plan.samples), path)
-        self._loader = RowLoader(RowTask(builder, share, self._plan_of), workers=self._workers, care=self._care,
-                                 bad=self.bad, prefetch=self._remote)
-        return self._loader
-
-    @property
-    def worker_deaths(self) -> int:
-        """How many workers of this rank died or hung so far; each was started again."""
-        return 0 if self._loader is None else self._loader.deaths
+        return RowTask(builder, self._plan_of, position, steps, rank, world)
 
     def steps_per_epoch(self) -> int:
         return self.plan.steps_before(1, 0)
@@ -163,16 +132,23 @@ class WebDatasetModule(lightning.LightningDataModule, DataModule):  # type: igno
         steps = self.plan.steps_before(self._epochs, 0)
         return steps if self._max_steps is None else min(steps, self._max_steps)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"position": list(self.position), "plan": self._plan_digest()}
+    @property
+    def epochs(self) -> int:
+        return self._epochs
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        if state_dict.get("plan") != self._plan_digest():
-            raise AuroraError("data: the checkpoint's position belongs to another plan (other shards, mixture, seed, "
-                              "row budgets, sampling, prompt or keep ratio); start a new run or restore those options")
-        self.position = check_position(state_dict.get("position"))
+    def identity(self) -> str:
+        decides = json.dumps([self.corpus.identity, *self._order])
+        return hashlib.sha256(decides.encode()).hexdigest()[:16]
 
-    def _plan_digest(self) -> str:
-        """What the order of training depends on."""
-        decides = [self.corpus.identity, self._seed, self._global_batch, self._batch_unit, self._mix_kinds]
-        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+    def counts(self) -> dict[str, int]:
+        return {"bad_samples": 0 if self.bad is None else self.bad.reasons.total(), "worker_deaths": self.worker_deaths}
+
+    def samples(self) -> int:
+        return self.plan.samples * self._epochs
+
+    def fill(self) -> tuple[float, float]:
+        fill = self.plan.fill()
+        return fill.tokens, fill.frames
+
+    def _count_death(self) -> None:
+        self.worker_deaths += 1

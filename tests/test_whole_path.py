@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from aurora.checkpoint import load_model
 from aurora.config import load_config
 from aurora.inference.generation import Generation
 from aurora.inference.session import Session
 from aurora.registry import BACKBONE, CONNECTOR, MERGE, PROMPT, SORT
 from aurora.training.run import train
+from aurora.weights.model_folder import load_model
 from datamodules.blocks.build import build
 
 SMALL = (
@@ -39,7 +39,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train_and_ask(blocks: Path, run: Path, *swaps: str) -> str:
     """The answer of a model that was trained for two steps with some parts swapped on the command line."""
-    trained = train(load_config([*SMALL, f"run={run}", f"data.root={blocks}", *swaps]))
+    trained = train(load_config(*SMALL, f"run={run}", f"data.root={blocks}", *swaps))
     model, config = load_model(trained)
     session = Session.from_config(model, config)
     first = json.loads((blocks / "heldout" / "questions.jsonl").read_text().splitlines()[0])

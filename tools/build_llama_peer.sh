@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds llama-cpp-python from source for this processor, as a peer of `aurora bench prefill` and `decode`.
-# usage: tools/build_llama_peer.sh FOLDER     then: PYTHONPATH=FOLDER aurora bench decode
+# Builds llama-cpp-python from source for this processor, as a peer of `python -m tools.bench prefill` and `decode`.
+# usage: tools/build_llama_peer.sh FOLDER     then: PYTHONPATH=FOLDER python -m tools.bench decode
 # Needs cmake and a C++ compiler; JOBS=1 builds with one process. PYTHON is the interpreter that will import it.
 set -euo pipefail
 

@@ -1,7 +1,7 @@
 """The same loss curve on 1, 2 and 4 processes: every strategy, every kind of stage, and resumed on another number.
 
     python tools/check_parallel.py curves [--steps 50] [--stage all]      processes × strategies × kinds of stages
-    python tools/check_parallel.py resumed [--steps 8]                    checkpoints of W processes go on on W'
+    python tools/check_parallel.py resumed [--steps 8]                    checkpoints of W processes resumed on others
 
 Real processes over gloo on a CPU. Prints a table of the largest relative difference of any step's loss from that on
 one process. A tiny model; each step is 8 rows, so that gradients are accumulated, and a third of them is text alone.
@@ -10,19 +10,13 @@ one process. A tiny model; each step is 8 rows, so that gradients are accumulate
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).resolve().parents[1] / "tests/aurora/training"
-sys.path.insert(0, str(TESTS))
-
-from tiny_training import curve, tiny_config  # type: ignore[import-not-found]  # noqa: E402
+from aurora.testing.training import curve, tiny_config, train_together
 
 LORA = {"lora": {"rank": 2}}
 STAGES: dict[str, dict[str, Any]] = {
@@ -31,7 +25,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "all": {"trained": ["vision", "connector", "backbone"]},
     "adapters": {"trained": ["connector"], "adapters": {"vision": LORA, "backbone": {**LORA, "state": {}}}},
 }
-WAYS: dict[str, tuple[int, dict[str, Any]]] = {
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "one": (1, {}),
     "ddp on 2": (2, {"strategy": "ddp"}),
     "ddp on 4": (4, {"strategy": "ddp"}),
@@ -43,16 +37,13 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "ddp on 4, rows by 2": (4, {"strategy": "ddp", "sequence_parallel": 2}),
     "hybrid 2×2, rows by 2": (4, {"strategy": "fsdp_hybrid", "shard_size": 2, "sequence_parallel": 2}),
     "fsdp on 4, rows by 4, deferred": (4, {"strategy": "fsdp", "sequence_parallel": 4, "defer_gradient_sync": True}),
-    "fsdp1 on 2": (2, {"strategy": "fsdp1"}),
-    "fsdp1 on 4, deferred": (4, {"strategy": "fsdp1", "defer_gradient_sync": True}),
-    "fsdp1 on 4, rows by 2, deferred": (4, {"strategy": "fsdp1", "sequence_parallel": 2, "defer_gradient_sync": True}),
 }
 RESUMED = [("ddp", 1), ("ddp", 2), ("ddp", 4), ("fsdp", 1), ("fsdp", 2), ("fsdp", 4), ("fsdp_hybrid", 2),
-           ("fsdp_hybrid", 4), ("fsdp1", 2)]
+           ("fsdp_hybrid", 4)]
 
 
 def case(run: Path, stage: str, steps: int, processes: int, options: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """One training for tests/aurora/training/together.py."""
+    """One training as `train_together` takes it."""
     config = tiny_config(run, steps=steps, rows_per_step=8)
     recipe = {**config["stages"]["first"], **STAGES[stage], "peak_lr": 1e-3}
     config |= {"stage": "checked", "stages": {"checked": recipe}}
@@ -61,14 +52,8 @@ def case(run: Path, stage: str, steps: int, processes: int, options: dict[str, A
 
 
 def train(cases: list[dict[str, Any]], folder: Path) -> None:
-    """Runs them one after the other; ends the program when one fails."""
-    file = folder / "cases.json"
-    file.write_text(json.dumps(cases))
-    root = str(TESTS.parents[2])
-    done = subprocess.run([sys.executable, str(TESTS / "together.py"), str(file)], stdout=subprocess.DEVNULL,
-                          env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"})
-    if done.returncode:
-        sys.exit("a training failed")
+    """Runs them one after the other; AssertionError with what a failed one wrote."""
+    train_together(cases, folder, timeout=3600)
 
 
 def difference(run: Path, right: Path) -> float:
@@ -78,37 +63,38 @@ def difference(run: Path, right: Path) -> float:
 
 
 def curves(folder: Path, steps: int, stages: list[str]) -> float:
-    """Every way against one process; gives the largest difference."""
-    say(f"| stage | {' | '.join(name for name in WAYS if name != 'one')} |\n|{'---|' * len(WAYS)}")
+    """Every layout against one process; returns the largest difference."""
+    names = [name for name in LAYOUTS if name != "one"]
+    say(f"| stage | {' | '.join(names)} |\n|{'---|' * len(LAYOUTS)}")
     worst = 0.0
     for stage in stages:
-        train([case(folder / stage / name, stage, steps, *way) for name, way in WAYS.items()], folder)
-        found = [difference(folder / stage / name, folder / stage / "one") for name in WAYS if name != "one"]
+        train([case(folder / stage / name, stage, steps, *chosen) for name, chosen in LAYOUTS.items()], folder)
+        found = [difference(folder / stage / name, folder / stage / "one") for name in names]
         say(f"| {stage} | {' | '.join(f'{value:.1e}' for value in found)} |")
         worst = max(worst, *found)
     return worst
 
 
 def resumed(folder: Path, steps: int) -> float:
-    """Checkpoints of every way, gone on from by every other; gives the largest difference."""
+    """Checkpoints of every layout, resumed by every other; returns the largest difference."""
     train([case(folder / "right", "all", steps, 1, {})], folder)
-    names = [f"{strategy} on {processes}" for strategy, processes in RESUMED]
-    train([case(folder / "saved" / name, "all", steps, saved[1], way(*saved), stops_at=steps // 2)
-           for name, saved in zip(names, RESUMED, strict=True)], folder)
-    say(f"| saved by, gone on by | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
+    layouts = {f"{strategy} on {processes}": (processes, options(strategy, processes))
+               for strategy, processes in RESUMED}
+    train([case(folder / "saved" / name, "all", steps, *chosen, stops_at=steps // 2)
+           for name, chosen in layouts.items()], folder)
+    say(f"| saved by, resumed by | {' | '.join(layouts)} |\n|{'---|' * (len(layouts) + 1)}")
     worst = 0.0
-    for name in names:
-        for other in names:
+    for name in layouts:
+        for other in layouts:
             shutil.copytree(folder / "saved" / name, folder / name / other)
-        train([case(folder / name / other, "all", steps, goes_on[1], way(*goes_on))
-               for other, goes_on in zip(names, RESUMED, strict=True)], folder)
-        found = [difference(folder / name / other, folder / "right") for other in names]
+        train([case(folder / name / other, "all", steps, *chosen) for other, chosen in layouts.items()], folder)
+        found = [difference(folder / name / other, folder / "right") for other in layouts]
         say(f"| {name} | {' | '.join(f'{value:.1e}' for value in found)} |")
         worst = max(worst, *found)
     return worst
 
 
-def way(strategy: str, processes: int) -> dict[str, Any]:
+def options(strategy: str, processes: int) -> dict[str, Any]:
     """The trainer's options; a hybrid on two processes has two copies."""
     return {"strategy": strategy, **({"shard_size": processes // 2} if strategy == "fsdp_hybrid" else {})}
 

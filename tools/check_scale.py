@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -17,16 +16,14 @@ import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from simulate_scale import Cluster, checkpoint_bytes, communication, gathered_bytes, unit_count
-
 from aurora.assemble import build_model
-from aurora.training.recipe import TrainerOptions
-from aurora.training.saver import Saver
-from aurora.training.sharding import shard
-from aurora.training.state import learned_tensors
+from aurora.config import ModelConfig
+from aurora.recipe import TrainerOptions
+from aurora.training.checkpoint.io import AuroraCheckpointIO
+from aurora.training.checkpoint.state import named_tensors
+from aurora.training.distributed.strategies import shard
 from aurora.types import Frames, PackedBatch
+from tools.simulate_scale import Cluster, checkpoint_bytes, communication, gathered_bytes, unit_count
 
 WORLD = 2
 CONFIG: dict[str, Any] = {
@@ -64,7 +61,7 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module")
     torch.manual_seed(0)
-    model = build_model(CONFIG)
+    model = build_model(ModelConfig.parse(CONFIG))
     shard(model, init_device_mesh("cpu", (WORLD,)), TrainerOptions())
     optimizer = torch.optim.AdamW(model.parameters())
     row = PackedBatch(torch.ones(48, dtype=torch.int64), torch.ones(48, dtype=torch.int64), torch.tensor([0, 48]),
@@ -72,9 +69,8 @@ def work(rank: int, folder: str) -> None:
     with Counted() as counted:
         model(row).total.backward()
     optimizer.step()
-    saver = Saver(Path(folder, "checkpoints"), group=dist.new_group(backend="gloo"), tell=print)
-    saver.save(1, learned_tensors(model, optimizer), {"step": 1})
-    saver.finish()
+    writer = AuroraCheckpointIO(report=print, group=dist.new_group(backend="gloo"))
+    writer.save_checkpoint({"state_dict": named_tensors(model, optimizer, {})}, Path(folder, "checkpoints", "step-1"))
     if rank == 0:
         written = sum(path.stat().st_size for path in Path(folder, "checkpoints", "step-1").glob("shard-*"))
         Path(folder, "counted").write_text(json.dumps([counted.calls, counted.gathered, counted.reduced, written]))
@@ -85,7 +81,7 @@ def work(rank: int, folder: str) -> None:
 def check() -> int:
     """Prints both; 1 when they are more than a tenth apart."""
     with torch.device("meta"):
-        model = build_model(CONFIG)
+        model = build_model(ModelConfig.parse(CONFIG))
     weights, learned = gathered_bytes(model)
     _, received = communication(model, 1, WORLD, "fsdp", Cluster())
     with tempfile.TemporaryDirectory() as folder:
@@ -100,9 +96,9 @@ def check() -> int:
         ("bytes of a checkpoint", checkpoint_bytes(model), written),
     ]
     print("| | simulated | two processes | ratio |\n|---|---|---|---|")
-    for name, told, found in lines:
-        print(f"| {name} | {told:,.0f} | {found:,.0f} | {found / told:.3f} |")
-    return int(any(abs(found / told - 1) > 0.1 for _, told, found in lines))
+    for name, expected, found in lines:
+        print(f"| {name} | {expected:,.0f} | {found:,.0f} | {found / expected:.3f} |")
+    return int(any(abs(found / expected - 1) > 0.1 for _, expected, found in lines))
 
 
 def _free_port() -> int:

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from aurora.bench.readers import load_backbone
-from aurora.bench.weights import FULL
-from aurora.checkpoint import load_model
 from aurora.evaluation.questions import Question, read_questions
 from aurora.inference.reading import Memory, fork
 from aurora.inference.session import Session
-from aurora.interfaces import Backbone, Text, Turn
+from aurora.interfaces import Backbone, Runner, Text, Turn
 from aurora.model import AuroraModel
+from aurora.weights.model_folder import load_model
+from tools.bench.readers import load_backbone
+from tools.bench.weights import FULL
 
 WAYS = {"float32": {"dtype": "float32"}, "bfloat16": {"dtype": "bfloat16"},
         "float32 + int8": {"dtype": "float32", "quantize": "int8"},
@@ -55,22 +55,24 @@ def answers(folder: Path, data: Path) -> Iterator[str]:
     for question in read_questions(data):
         videos[question.video].append(question)
     for name, way in WAYS.items():
-        model, config = load_model(folder, overrides={"quantize": None, **way})
+        ways = [f"{key}={value}" for key, value in way.items()]
+        model, config = load_model(folder, overrides=["quantize=null", *ways])
         session, losses = Session.from_config(model, config), []
         for video, questions in videos.items():
             session.watch(data / video)
             memory = session.read_all([question.prompt for question in questions])
-            losses += [_losses(model, fork(memory, [place]), question) for place, question in enumerate(questions)]
+            losses += [_losses(model, session.runner, fork(memory, [place]), question)
+                       for place, question in enumerate(questions)]
         each = torch.cat(losses)
         yield f"{name}: {each.mean():.4f} nats per token, {len(each)} tokens of {len(losses)} answers"
 
 
-def _losses(model: AuroraModel, memory: Memory, question: Question) -> Tensor:
+def _losses(model: AuroraModel, runner: Runner, memory: Memory, question: Question) -> Tensor:
     """The cross-entropy of each token of the right answer and its end."""
     answer = model.prompt.layout([Turn(question.prompt, question.answer)], visual=True)[-1]
     assert isinstance(answer, Text)
     ids = torch.tensor(model.tokenizer.encode(answer.text))
-    following, _ = model.backbone(model.backbone.embed(ids[:-1]), torch.tensor([0, len(ids) - 1]), memory.state)
+    following, _ = runner.read(model.backbone.embed(ids[:-1]), torch.tensor([0, len(ids) - 1]), memory.state)
     hidden = torch.cat([memory.last_hidden(), following])
     return cross_entropy(model.backbone.logits(hidden).float(), ids, reduction="none")
 
@@ -90,7 +92,7 @@ def logits(weights: Path, ids: int) -> Iterator[str]:
 def _log_likelihoods(backbone: Backbone, ids: int) -> tuple[Tensor, Tensor]:
     """The logits after each id, and their logarithms as probabilities."""
     given = torch.randint(backbone.vocab_size, (ids,), generator=torch.Generator().manual_seed(0))
-    hidden, _ = backbone(backbone.embed(given), torch.tensor([0, ids]))
+    hidden, _ = backbone.runner().read(backbone.embed(given), torch.tensor([0, ids]))
     said = backbone.logits(hidden).float()
     return said, said.log_softmax(1)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from aurora.bench.gguf_file import write_gguf
-from aurora.bench.llama import quantize
-from aurora.bench.weights import FULL, write_random
+from tools.bench.gguf_file import write_gguf
+from tools.bench.readers import quantize_gguf
+from tools.bench.weights import FULL, write_random
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -35,7 +35,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=options.target.absolute().parent) as folder:
         write_gguf(weights, Path(folder) / "bfloat16.gguf", torch.bfloat16)
-        quantize(Path(folder) / "bfloat16.gguf", options.target, threads=os.cpu_count() or 1)
+        quantize_gguf(Path(folder) / "bfloat16.gguf", options.target, threads=os.cpu_count() or 1)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,18 @@ import os
 import statistics
 import tempfile
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from aurora.images import ImagePreparation, VisualLayout
-from aurora.registry import DATA, MERGE, PROMPT, READER, TOKENIZER, import_part
+from aurora.images import ImagePreparation
+from aurora.interfaces import VisualLayout
+from aurora.registry import DATA, MERGE, PROMPT, READER, TOKENIZER
+from datamodules.shards.format import ShardSample
+from datamodules.shards.writing import write_shards
 
 SIDE = 64
 WARM = 4  # of twenty looks
@@ -45,7 +49,7 @@ def main() -> None:
 
 def wait(root: Path, samples: int, workers: int) -> dict[str, float]:
     """Sleeps twice as long per row as building one takes with these workers."""
-    rows = iter(module(root, samples, workers).train_dataloader())
+    rows = iter(chain.from_iterable(module(root, samples, workers).train_dataloader()))
     next(rows)
     start = time.perf_counter()
     built = sum(1 for _ in zip(range(20), rows, strict=False))
@@ -67,7 +71,7 @@ def memory(root: Path, samples: int, workers: int) -> dict[str, Any]:
     data, start = module(root, samples, workers), time.perf_counter()
     total = data.plan.samples
     seen, course = 0, []
-    for row in data.train_dataloader():
+    for row in chain.from_iterable(data.train_dataloader()):
         before, seen = seen, seen + row.samples
         if before * 20 // total != seen * 20 // total:
             pids = [worker.pid for worker in multiprocessing.active_children() if worker.pid]
@@ -86,7 +90,6 @@ def private(pid: int) -> int:
 
 def module(root: Path, count: int, workers: int):  # noqa: ANN201
     """Small pictures with a question each."""
-    samples = import_part("datamodules._samples")
     pixels = np.random.default_rng(0).integers(0, 255, (16, SIDE, SIDE, 3), np.uint8)
     media = []
     for picture in pixels:
@@ -94,8 +97,8 @@ def module(root: Path, count: int, workers: int):  # noqa: ANN201
         Image.fromarray(picture).save(buffer, "JPEG")
         media.append(buffer.getvalue())
     turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "Noise. " * 9}]
-    import_part("datamodules._shards").write_shards(
-        (samples.ShardSample(f"{number:08d}", {"conversations": turns, "image": "jpg"},
+    write_shards(
+        (ShardSample(f"{number:08d}", {"conversations": turns, "image": "jpg"},
                              {"jpg": media[number % len(media)]}) for number in range(count)),
         root / "d", samples_per_shard=5_000)
     layout = VisualLayout(ImagePreparation(size=SIDE, patch_size=16), MERGE.build({"name": "tome"}), 4, 0.5)

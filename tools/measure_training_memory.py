@@ -1,4 +1,4 @@
-"""Peak memory of training over the length of a row, whole and in pieces of trainer.backprop_tokens.
+"""Peak memory of training over the length of a row, whole and in segments of trainer.backprop_tokens.
 
     python tools/measure_training_memory.py
 
@@ -17,12 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-PIECE = 2048
+from aurora.training.callbacks.csv_logger import read_metrics
+
+SEGMENT = 2048
 FRAMES_PER_ROW = 32
-CASES = [(64, None), (4096, None), (8192, None), (4096, PIECE), (16_384, PIECE), (65_536, PIECE)]
+CASES = [(64, None), (4096, None), (8192, None), (4096, SEGMENT), (16_384, SEGMENT), (65_536, SEGMENT)]
 
 
-def config(run: str, tokens: int, piece: int | None) -> dict[str, Any]:
+def config(run: str, tokens: int, segment: int | None) -> dict[str, Any]:
     """A small model that learns from rows of about so many tokens."""
     frames = FRAMES_PER_ROW if tokens > 64 else 1
     stage = {"after": None, "trained": ["vision", "connector", "backbone"], "mixture": {"random": 1}, "prompt": None,
@@ -37,21 +39,20 @@ def config(run: str, tokens: int, piece: int | None) -> dict[str, Any]:
                  "text_tokens": tokens - 4 * frames - 1},
         "stages": {"only": stage}, "stage": "only", "run": run, "init_from": None, "restart": False, "seed": 0,
         "dtype": "float32", "keep_ratio": 0.25, "sampling": {"fps": 1.0}, "base_weights": {},
-        "trainer": {"threads": 1, "progress": "none", "backprop_tokens": piece},
-        "logger": {"csv": {"_target_": "aurora.training.logs.CsvLogger"}},
+        "trainer": {"threads": 1, "progress": "none", "backprop_tokens": segment},
+        "logger": {"csv": {"_target_": "aurora.training.callbacks.csv_logger.CsvLogger"}},
     }
 
 
-def measure(tokens: int, piece: int | None) -> tuple[float, float]:
+def measure(tokens: int, segment: int | None) -> tuple[float, float]:
     """Peak MiB of the process, and seconds of the second step."""
-    from aurora.training.logs import read_curve
-
     with tempfile.TemporaryDirectory() as run:
-        told = json.dumps(config(run, tokens, piece))
-        command = "import json, sys; from aurora.training.run import train; train(json.loads(sys.argv[1]))"
-        subprocess.run([sys.executable, "-c", command, told], check=True, stdout=subprocess.DEVNULL,
+        path = Path(run, "config.json")
+        path.write_text(json.dumps(config(run, tokens, segment)))
+        subprocess.run([sys.executable, "-m", "aurora.testing.training", str(path)], check=True,
+                       stdout=subprocess.DEVNULL,
                        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"})
-        last = read_curve(Path(run) / "only")[-1]
+        last = read_metrics(Path(run) / "only")[-1]
     return float(last["memory_gib"]) * 1024, float(last["seconds"])
 
 
@@ -59,12 +60,12 @@ def main() -> None:
     """Prints the table."""
     sys.stdout.write("| tokens of a row | learned from at once | peak, MiB | seconds of a step |\n|---|---|---|---|\n")
     started, peaks = time.perf_counter(), []
-    for tokens, piece in CASES:
-        peak, seconds = measure(tokens, piece)
-        peaks += [peak] if piece else []
-        sys.stdout.write(f"| {tokens:,} | {piece or 'all'} | {peak:,.0f} | {seconds:.1f} |\n")
+    for tokens, segment in CASES:
+        peak, seconds = measure(tokens, segment)
+        peaks += [peak] if segment else []
+        sys.stdout.write(f"| {tokens:,} | {segment or 'all'} | {peak:,.0f} | {seconds:.1f} |\n")
         sys.stdout.flush()
-    sys.stdout.write(f"\nIn pieces the peaks differ by {max(peaks) / min(peaks) - 1:.1%}; "
+    sys.stdout.write(f"\nIn segments the peaks differ by {max(peaks) / min(peaks) - 1:.1%}; "
                      f"{time.perf_counter() - started:.0f} s in all.\n")
 
 

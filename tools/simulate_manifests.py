@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from aurora.files import replace_file
 from aurora.registry import PROMPT, TOKENIZER
-from datamodules._index import INDEX, MEDIA, SAMPLE, VERSION, load_index
-from datamodules._lengths import counter, joined_path
-from datamodules._samples import IMAGE, IMAGES, TEXT, VIDEO
-from datamodules._writing import npy_bytes, replace_file
+from datamodules.plan.lengths import counter, joined_path
+from datamodules.shards.format import IMAGE, IMAGES, TEXT, VIDEO
+from datamodules.shards.index import INDEX, MEDIA, SAMPLE, VERSION, load_index, npy_bytes
 
 SHARD = 5000  # samples, as `aurora shards build` cuts them
 SIDES = np.array([[480, 640], [427, 640], [640, 480], [768, 1024], [1080, 1920], [384, 384], [720, 1280]])

@@ -1,31 +1,24 @@
 """What a stage takes on 8 to 1,024 GPUs: a model of the step, the loader, the checkpoints and the faults.
 
     python tools/simulate_scale.py experiment=auroralong --stage language_video          the table
-    python tools/simulate_scale.py --check                              what the model says beside two real processes
 
 Everything that is assumed is an option. Times add up so: products at a share of the peak; communication overlaps with
-them up to a share; the rest is waited for.
+them up to a share; the rest is waited for. `tools/check_scale.py` compares the model with two real processes.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from aurora.assemble import build_model
 from aurora.config import load_config
 from aurora.model import AuroraModel
-from aurora.training.flops import forward_flops, training_flops
-from aurora.training.optim import choose_learned
-from aurora.training.recipe import Recipe, read_recipes
+from aurora.recipe import Recipe
+from aurora.training.budget import Arithmetic
+from aurora.training.distributed.strategies import blocks
+from aurora.training.stage import skeleton
 
 
 @dataclass(frozen=True)
@@ -89,14 +82,13 @@ class Row(NamedTuple):
 
 def simulate(model: AuroraModel, recipe: Recipe, sample: Sample, samples: float, row_tokens: int, gpus: int,
              strategy: str, cluster: Cluster) -> Row:
-    """One line: `samples` are all that the stage reads."""
+    """A row of the table: `samples` are all that the stage reads."""
     rows = max(1, math.ceil(recipe.global_batch * sample.tokens / row_tokens))
     turns = math.ceil(rows / gpus)
     occupied = rows / (turns * gpus)
-    each = forward_flops(model, recipe.keep_ratio)
     batch = recipe.global_batch
-    flops = training_flops(model, each, frames=batch * sample.frames, positions=batch * sample.tokens,
-                           targets=batch * sample.targets)
+    flops = Arithmetic.of(model, recipe.keep_ratio).training(
+        model, frames=batch * sample.frames, positions=batch * sample.tokens, targets=batch * sample.targets)
     # the slowest GPU has a whole row in every turn
     products = flops / (gpus * cluster.peak * cluster.used) / occupied
     seconds, sent = communication(model, turns, gpus, strategy, cluster)
@@ -137,7 +129,7 @@ def communication(model: AuroraModel, turns: int, gpus: int, strategy: str, clus
 
 
 def gathered_bytes(model: AuroraModel) -> tuple[float, float]:
-    """What a rank gathers of weights in one pass, and what it gives of gradients, both in float32 as the master
+    """What a rank gathers of weights in one pass, and what it sends of gradients, both in float32 as the master
     weights are."""
     return (sum(4.0 * p.numel() for p in model.parameters()),
             sum(4.0 * p.numel() for p in model.parameters() if p.requires_grad))
@@ -145,8 +137,6 @@ def gathered_bytes(model: AuroraModel) -> tuple[float, float]:
 
 def unit_count(model: AuroraModel) -> int:
     """What is gathered as one: blocks, connector, root."""
-    from aurora.training.blocks import blocks
-
     return sum(1 for _ in blocks(model)) + 2
 
 
@@ -163,11 +153,9 @@ def best_row_tokens(recipe: Recipe, sample: Sample, gpus: int, most: int, keep: 
 
 def table(arguments: argparse.Namespace) -> int:
     """Prints the lines of a stage as Markdown."""
-    config = load_config(arguments.overrides)
-    recipe = read_recipes(config)[arguments.stage]
-    with torch.device("meta"):
-        model = build_model(config)
-    choose_learned(model, recipe)
+    config = load_config(*arguments.overrides)
+    recipe = config.stages[arguments.stage]
+    model = skeleton(config, arguments.stage)
     sample = SAMPLES[arguments.stage]
     cluster = replace(Cluster(), **{name: value for name, value in vars(arguments).items()
                                     if name in Cluster.__dataclass_fields__ and value is not None})
@@ -196,16 +184,10 @@ def main() -> int:
     parser.add_argument("--samples", type=float, default=4.2e6, help="that the stage reads, epochs included")
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256, 512, 1024])
     parser.add_argument("--row-tokens", type=int, default=16384, help="of a row at most")
-    parser.add_argument("--check", action="store_true", help="compare with two real processes")
     for name, kind in (("peak", float), ("used", float), ("inside", float), ("between", float), ("overlap", float),
                        ("mean_hours", float), ("node_disk", float), ("store", float)):
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, dest=name)
-    arguments = parser.parse_args()
-    if arguments.check:
-        from check_scale import check  # type: ignore[import-not-found]
-
-        return int(check())
-    return table(arguments)
+    return table(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -22,8 +22,11 @@ import aurora, pathlib
 where = pathlib.Path(aurora.__file__).resolve()
 assert not where.is_relative_to('$clone'), where
 "
+"$work/fresh/bin/aurora" --help > help.txt
+grep -q train help.txt
+"$work/fresh/bin/aurora" version | grep -q "^aurora [0-9]"
 "$work/fresh/bin/aurora" list > list.txt
 grep -q rwkv6 list.txt
 "$work/fresh/bin/aurora" demo demo --scale 0.005 > demo.txt 2>&1 || { cat demo.txt; exit 1; }
 test -s demo/report.html
-echo "wheel: $(basename "$work"/dist/*.whl), $(du -h "$work"/dist/*.whl | cut -f1); list and a small demo ran from elsewhere"
+echo "wheel: $(basename "$work"/dist/*.whl), $(du -h "$work"/dist/*.whl | cut -f1); help, version, list and a small demo ran from elsewhere"

@@ -26,9 +26,12 @@ import av
 import numpy as np
 from PIL import Image
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
+from aurora.images import decode_image, image_shape
 from aurora.interfaces import Sampling, VideoReader
-from aurora.registry import READER, import_part
+from aurora.registry import READER
+from datamodules.shards import format as samples
+from datamodules.shards import index
 
 HEIGHT, WIDTH, FRAMES = 48, 64, 20
 KINDS = ("mp4", "webm", "jpg", "png", "webp", "json")
@@ -122,19 +125,18 @@ def child(options: argparse.Namespace) -> None:
 
 def outcome(kind: str, data: bytes, reader: VideoReader) -> str:
     """Reads a file as a sample's member is read, and says what came of it."""
-    samples, index = import_part("datamodules._samples"), import_part("datamodules._index")
     try:
         if kind == "json":
             samples.parse_record(data)
         elif kind in samples.IMAGE_EXTENSIONS:
-            assert samples.image_shape(data) == samples.decode_image(data).shape[:2]
+            assert image_shape(data) == decode_image(data).shape[:2]
         else:
             index.measure(data)
             times = reader.times(data, Sampling(fps=4))
             shape = index.video_shape(data)
             images = [image for _, image in reader.read(data, Sampling(fps=4))]
             assert len(images) == len(times) and {image.shape[:2] for image in images} == {shape}
-    except samples.BadSample as error:
+    except BadSample as error:
         return f"refused ({error.reason})"
     except AuroraError as error:
         words = ("truncated", "damaged", "no frame", "no video", "longer than", "pixels", "frames", "cannot be read")

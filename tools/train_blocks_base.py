@@ -14,6 +14,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +27,16 @@ from transformers import PreTrainedTokenizerFast
 from aurora.interfaces import Text, Turn
 from aurora.registry import BACKBONE, MERGE, PROMPT, SORT, TOKENIZER, VISION
 from aurora.types import IGNORE
-from datamodules.blocks.conversations import STILL, image_caption_turn, question_turns, video_caption_turn
+from datamodules.blocks.conversations import (
+    STILL,
+    image_caption_turn,
+    place_name,
+    question_turns,
+    video_caption_turn,
+)
 from datamodules.blocks.families import FAMILIES
 from datamodules.blocks.render import draw
-from datamodules.blocks.scenes import Scene, SceneMaker
-from datamodules.blocks.words import glances
+from datamodules.blocks.scenes import AXES, BANDS, SHAPES, Look, Scene, SceneMaker
 
 VISION_OPTIONS = {"image_size": 96, "patch_size": 12, "width": 128, "layers": 6, "heads": 4, "mlp_width": 384}
 BACKBONE_OPTIONS = {"hidden_size": 128, "layers": 4, "head_size": 32}
@@ -62,12 +68,31 @@ def account(rng: random.Random, still: float) -> tuple[Sight, list[Turn]]:
     return sight, turns
 
 
+def glances(scene: Scene, time: float) -> list[str]:
+    """The words of each thing that a frame shows, and of what is behind: a connector hands over as much per token."""
+    parts = [f" {thing.color_at(time)} {thing.look.shape} {place_name(*thing.place(time, scene.duration))}"
+             for thing in scene.seen(time)]
+    return [*parts, *([" wall"] if scene.wall else []), f" {scene.background_at(time)}"]
+
+
+def rearranged(maker: SceneMaker, scene: Scene) -> Scene:
+    """A scene of the same colours with other shapes in other places."""
+    axis, bands = maker.rng.choice(AXES), maker.rng.sample(BANDS, len(scene.things))
+    things = []
+    for thing, band in zip(scene.things, bands, strict=True):
+        maker.used = []
+        other = maker.resting(axis, band)
+        things.append(replace(thing, look=Look(thing.look.color, maker.rng.choice(SHAPES)), start=other.start,
+                              end=other.end, radius=other.radius))
+    return replace(scene, things=tuple(things))
+
+
 def look(rng: random.Random, scene: Scene, time: float) -> Sight:
     """A frame as merged tokens tell it: things before what is behind them, in any order, some more than once."""
     *things, behind = glances(scene, time)
-    told = [words for words in things for _ in range(rng.choice((1, 1, 2)))]
-    rng.shuffle(told)
-    return [*told, *[behind] * rng.randint(1, 4)]
+    reported = [words for words in things for _ in range(rng.choice((1, 1, 2)))]
+    rng.shuffle(reported)
+    return [*reported, *[behind] * rng.randint(1, 4)]
 
 
 def document(rng: random.Random, still: float = 0.3) -> list[Text | Sight]:
@@ -183,7 +208,7 @@ def pictures(rng: random.Random, batch: int, alike: int) -> tuple[Tensor, list[l
             moment = rng.uniform(0, scene.duration - 0.1)
             images.append(torch.from_numpy(draw(scene, moment).copy()))
             phrases.append(glances(scene, moment))
-            scene = maker.rearranged(scene)
+            scene = rearranged(maker, scene)
     return torch.stack(images).permute(0, 3, 1, 2).contiguous(), phrases
 
 
@@ -204,15 +229,15 @@ def train_vision(folder: Path, seed: int, minutes: float) -> None:
     print(f"vision: {sum(p.numel() for p in encoder.parameters())} parameters")
 
     def loss() -> tuple[Tensor, str]:
-        pixels, told = pictures(rng, 96, alike=4)
-        known = sorted({phrase for phrases in told for phrase in phrases})
+        pixels, reported = pictures(rng, 96, alike=4)
+        known = sorted({phrase for phrases in reported for phrase in phrases})
         ids = [tokenizer.encode(phrase) for phrase in known]
         longest = max(map(len, ids))
         read = model["text"](torch.tensor([phrase + [-1] * (longest - len(phrase)) for phrase in ids]))
         seen = F.normalize(model["head"](encoder(pixels, merge=merge, sort=sort, keep=64).features), dim=-1)
         scores = (seen.flatten(0, 1) @ read.T).view(len(pixels), -1, len(known)).amax(1)
         logits = scores * model.scale.exp() + model.bias
-        fits = torch.tensor([[phrase in phrases for phrase in known] for phrases in told])
+        fits = torch.tensor([[phrase in phrases for phrase in known] for phrases in reported])
         value = -F.logsigmoid(torch.where(fits, logits, -logits)).sum(1).mean()
         found = (logits > 0)[fits].float().mean()
         return value, f"contrastive {value.item():.3f} found {found.item():.2f}"
@@ -255,7 +280,7 @@ def optimize(model: nn.Module, loss: Callable[[], tuple[Tensor, str]], progress:
     step = 0
     while (share := progress.share) < 1:
         rate = peak_lr * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
-        value, told = loss()
+        value, reported = loss()
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -266,7 +291,7 @@ def optimize(model: nn.Module, loss: Callable[[], tuple[Tensor, str]], progress:
         step += 1
         if time.monotonic() - shown > 10:
             shown = time.monotonic()
-            print(f"  {100 * share:3.0f} % step {step} {told}", flush=True)
+            print(f"  {100 * share:3.0f} % step {step} {reported}", flush=True)
 
 
 def save_half(model: nn.Module, path: Path) -> None:

@@ -34,7 +34,7 @@ class Grouping(NamedTuple):
 
 def merged_patches(model: AuroraModel, image: np.ndarray, keep_ratio: float) -> list[Grouping]:
     """The groupings of an [H, W, 3] image before the first block and after each quarter of the blocks."""
-    layout = model.layout(keep_ratio)
+    layout = model.visual_layout(keep_ratio)
     seen: list[VisualTokens] = []
     blocks = [part for part in model.vision.modules() if isinstance(part, model.vision.block_class)]
     hooks = [block.register_forward_hook(lambda _module, _given, tokens: seen.append(tokens)) for block in blocks]
@@ -137,9 +137,3 @@ def _svg(figure: Figure) -> str:
     figure.savefig(buffer, format="svg")
     text = buffer.getvalue()
     return text[text.index("<svg") :]
-
-
-def vision_grid(model: AuroraModel, pixels: Tensor) -> tuple[int, int]:
-    """Rows and columns of patches of prepared pixels [3, h, w]."""
-    side = model.vision.prepare.patch_size
-    return pixels.shape[1] // side, pixels.shape[2] // side

@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 
-from aurora.checkpoint import load_model, model_hash
-from aurora.config import load_config
-from aurora.demo.report import Answer, percent, write_report
+from aurora.assemble import count_parameters
+from aurora.config import ModelConfig, load_config
+from aurora.demo.figures import by_accuracy, draw_groups, family_bars, loss_curves, merged_patches, png
 from aurora.evaluation.prompts import CAPTION_VIDEO, option_label
 from aurora.evaluation.questions import Question, read_questions
 from aurora.evaluation.report import render
 from aurora.evaluation.run import evaluate
 from aurora.evaluation.scoring import chosen_option
+from aurora.files import read_json, write_json
 from aurora.inference.session import Session
 from aurora.inference.visuals import frames_of
-from aurora.registry import import_part
-from aurora.training.logs import read_curve
+from aurora.model import AuroraModel
+from aurora.training.callbacks.csv_logger import read_metrics
+from aurora.weights.model_folder import load_model, model_hash
 
 SHOWN = ("moving_direction", "state_change", "needle")
 """The families of the three questions that are asked aloud."""
+
+
+class Answer(NamedTuple):
+    """One question that the demo asked aloud."""
+
+    question: Question
+    options: tuple[str, ...]  # with their letters
+    answer: str
+    correct: bool
+    caption: str
+    frames: tuple[np.ndarray, ...]
 
 
 def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0, overrides: Sequence[str] = ()
@@ -42,18 +56,20 @@ def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0,
     folder = Path(folder)
     data = folder / "data"
     console.rule("Blocks world")
-    counts = build_once(data, seed, scale)
-    console.print(", ".join(f"{count} {dataset}" for dataset, count in counts.items()))
+    build_once(data, seed, scale, console)
 
     console.rule("Training")
+    # two processes of one thread each train so small a model faster than one process of two threads
+    ddp = ["trainer=ddp", "trainer.devices=2", "trainer.threads=1"]
+    fitting = ddp if (os.cpu_count() or 1) > 1 else ["trainer=cpu"]
     chosen = any(override.startswith("trainer=") for override in overrides)
     settings = ["experiment=blocks", f"run={folder}", f"data.root={data}", f"seed={seed}",
-                *([] if chosen else processes()), *overrides]
-    recipe = load_config(settings)
-    train_aloud(settings, console)
+                *([] if chosen else fitting), *overrides]
+    recipe = load_config(*settings)
+    run_aloud("train", *settings, console=console)
 
     console.rule("Evaluation")
-    trained = folder / list(recipe["stages"])[-1] / "model"
+    trained = folder / list(recipe.stages)[-1] / "model"
     model, config = load_model(trained)
     result = evaluate(model, config, data / "heldout", output=folder / "eval", model_hash=model_hash(trained))
     console.print(render(result))
@@ -65,11 +81,11 @@ def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0,
     result |= {
         "seconds": round(time.monotonic() - began, 1),
         "peak_memory_bytes": peak_memory_bytes(),
-        "seeds": {"data": seed, "training": recipe["seed"], "wrong_videos": result["protocol"]["seed"]},
+        "seeds": {"data": seed, "training": recipe.seed, "wrong_videos": result["protocol"]["seed"]},
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    curves = {stage: [(int(row["step"]), float(row["loss"])) for row in read_curve(folder / stage)]
-              for stage in recipe["stages"]}
+    write_json(folder / "result.json", result)
+    curves = {stage: [(int(row["step"]), float(row["loss"])) for row in read_metrics(folder / stage)]
+              for stage in recipe.stages}
     write_report(folder / "report.html", model=model, config=config, result=result, answers=answers, curves=curves)
     console.rule()
     accuracy, wrong, chance = (percent(result[key]) for key in ("accuracy", "wrong_video_accuracy", "chance"))
@@ -78,30 +94,22 @@ def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0,
     return result
 
 
-def build_once(data: Path, seed: int, scale: float) -> dict[str, int]:
-    """Builds the data unless this very data stands there; gives the samples per dataset."""
-    mark = data / "built.json"
-    wanted = {"seed": seed, "scale": scale}
-    if mark.is_file():
-        built = json.loads(mark.read_text())
-        if {key: built[key] for key in wanted} == wanted:
-            return dict(built["counts"])
-        mark.unlink()
-    counts: dict[str, int] = import_part("datamodules.blocks.build").build(data, seed=seed, scale=scale)
-    mark.write_text(json.dumps({**wanted, "counts": counts}))
-    return counts
+def build_once(data: Path, seed: int, scale: float, console: Console) -> None:
+    """Builds the data unless this very data stands there."""
+    mark, wanted = data / "built.json", {"seed": seed, "scale": scale}
+    if mark.is_file() and read_json(mark) == wanted:
+        console.print(f"{data} is built")
+        return
+    mark.unlink(missing_ok=True)
+    run_aloud("blocks", str(data), f"--seed={seed}", f"--scale={scale}", console=console)
+    write_json(mark, wanted)
 
 
-def processes() -> list[str]:
-    """Two processes of one thread each train so small a model faster than one process of two threads."""
-    several = (os.cpu_count() or 1) > 1
-    return ["trainer=ddp", "trainer.devices=2", "trainer.threads=1"] if several else ["trainer=cpu"]
-
-
-def train_aloud(settings: Sequence[str], console: Console) -> None:
-    """Trains by the command that a user would type, in processes of its own."""
-    console.print("$ aurora train", *settings, markup=False)
-    command = [sys.executable, "-m", "aurora.cli", "train", *settings]
+def run_aloud(*arguments: str, console: Console) -> None:
+    """Runs the command that a user would type, in a process of its own."""
+    console.print("$ aurora", *arguments, markup=False)
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "aurora.cli", *arguments]
     status = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
     if status:
         raise SystemExit(status)
@@ -109,9 +117,7 @@ def train_aloud(settings: Sequence[str], console: Console) -> None:
 
 def shown(questions: Sequence[Question]) -> list[Question]:
     """The first question of each family that is asked aloud."""
-    first: dict[str, Question] = {}
-    for question in questions:
-        first.setdefault(question.family, question)
+    first = {question.family: question for question in reversed(questions)}
     return [first[family] for family in SHOWN if family in first]
 
 
@@ -122,23 +128,51 @@ def answer_aloud(session: Session, folder: Path, question: Question, console: Co
     answer = "".join(session.ask(question.prompt)).strip()
     caption = "".join(session.ask(CAPTION_VIDEO)).strip()
     options = tuple(f"{option_label(index)} {option}" for index, option in enumerate(question.options))
-    # what a model says is no markup
+    # what a model says is not markup
     console.print(f"{video}  {question.question} {' '.join(options)}", markup=False)
     console.print(f"  → {answer}   (correct: {options[question.right]})", markup=False)
     console.print(f"  → {caption}", markup=False)
-    return Answer(
-        video=question.video,
-        question=question.question,
-        options=options,
-        expected=options[question.right],
-        answer=answer,
-        correct=chosen_option(answer, question.options) == question.right,
-        caption=caption,
-        frames=tuple(frames_of([str(video)], session.sampling, session.reader)),
-    )
+    return Answer(question, options, answer, chosen_option(answer, question.options) == question.right, caption,
+                  tuple(frames_of([str(video)], session.sampling, session.reader)))
 
 
 def peak_memory_bytes() -> int:
     """The largest resident set of this process or of one of its children so far."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def percent(share: float | None) -> str:
+    """A share in whole percent; a dash where nothing was asked."""
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def write_report(path: Path, *, model: AuroraModel, config: ModelConfig, result: Mapping[str, Any],
+                 answers: Sequence[Answer], curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """Renders the page; `curves` holds (step, loss) points per stage."""
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
+                              undefined=StrictUndefined)
+    page = environment.get_template("report.html.j2").render(
+        result=result,
+        families=by_accuracy(result),
+        percent=percent,
+        backbone=config.backbone["name"],
+        parameters=f"{sum(count_parameters(model).values()):,}",
+        sampling=", ".join(f"{key} {value}" for key, value in config.tree["sampling"].items() if value is not None),
+        bars=family_bars(result),
+        curves=loss_curves(curves),
+        answers=answers,
+        png=png,
+        patches=[_patch_row(model, answer.frames[len(answer.frames) // 2], config.keep_ratio) for answer in answers],
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _patch_row(model: AuroraModel, frame: np.ndarray, keep_ratio: float) -> list[dict[str, Any]]:
+    prepared = model.vision.prepare(frame)
+    pixels = prepared.permute(1, 2, 0).numpy()
+    side = model.vision.prepare.patch_size
+    grid = pixels.shape[0] // side, pixels.shape[1] // side
+    rows = [{"blocks": group.blocks, "tokens": group.tokens, "image": png(draw_groups(pixels, group.owner, grid))}
+            for group in merged_patches(model, frame, keep_ratio)]
+    return [{"blocks": None, "tokens": None, "image": png(pixels, scale=3)}, *rows]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from aurora.config import differences
 from aurora.errors import AuroraError
 
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -25,12 +26,9 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(Task):
     """What was answered, or why nothing could be."""
 
-    id: str
-    shown: Shown
-    video: str
     answer: str
     failure: str | None = None
 
@@ -72,20 +70,15 @@ class PredictionFile:
             return
         first, *lines = whole.decode("utf-8").removesuffix("\n").split("\n")
         try:
-            self._check(json.loads(first)["settings"])
+            changed = differences(json.loads(first)["settings"], self._settings)
             found = [Prediction(**json.loads(line)) for line in lines]
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise AuroraError(f"{self.path} is no file of predictions ({error}); choose another output folder, or "
+            raise AuroraError(f"{self.path} is not a file of predictions ({error}); choose another output folder, or "
                               "start again with --restart") from error
+        if changed:
+            raise AuroraError(f"{self.path} was made with other settings ({'; '.join(changed)}); choose another output "
+                              "folder, or start again with --restart")
         # What failed is tried again: the missing file may be there now.
         self.done = {prediction.task: prediction for prediction in found if prediction.failure is None}
         if len(whole) < len(raw):
             self.path.write_bytes(whole)
-
-    def _check(self, before: Mapping[str, Any]) -> None:
-        changed = [key for key in {*before, *self._settings} if before.get(key) != self._settings.get(key)]
-        if changed:
-            told = "; ".join(f"{key} {before.get(key)!r} then, {self._settings.get(key)!r} now"
-                             for key in sorted(changed))
-            raise AuroraError(f"{self.path} was made with other settings ({told}); choose another output folder, or "
-                              "start again with --restart")

@@ -47,7 +47,7 @@ def read_questions(folder: str | Path) -> list[Question]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise AuroraError(f"{path} is no text in UTF-8: {error}") from error
+        raise AuroraError(f"{path} is not text in UTF-8: {error}") from error
     questions: dict[str, Question] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():

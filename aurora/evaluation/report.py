@@ -2,68 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from aurora.terminal import table
+
 SHOWN_FAILURES = 5
 
+Row = Mapping[str, Any]
 
-def render(result: Mapping[str, Any]) -> RenderableType:
+
+def render(result: Row) -> RenderableType:
     """Accuracy by family against chance and wrong videos, open questions below, failures last."""
     parts: list[RenderableType] = []
     if result["n"]:
-        parts.append(_choices(result))
+        parts.append(_table("Multiple choice, in percent", _CHOICE, result,
+                            caption="wrong video: asked about a video for which another answer is correct"))
     if result["open"]["n"]:
-        parts.append(_opens(result["open"]))
+        parts.append(_table("Open questions", _OPEN, result["open"]))
     if result["unparsed"]:
         parts.append(Text(f"{result['unparsed']} of {result['n']} answers named no option and count as wrong."))
-    parts += [Text(line, style="red") for line in _failures(result)]
+    failures = result["failures"]
+    if failures:
+        lines = [f"{len(failures)} questions could not be asked and count as wrong:"]
+        lines += [f"  {failed['id']} ({failed['shown']} video {failed['video']}): {failed['reason']}"
+                  for failed in failures[:SHOWN_FAILURES]]
+        if len(failures) > SHOWN_FAILURES:
+            lines.append(f"  and {len(failures) - SHOWN_FAILURES} more")
+        parts.append(Text("\n".join(lines), style="red"))
     return Group(*parts)
 
 
-def _choices(result: Mapping[str, Any]) -> Table:
-    table = Table(title="Multiple choice, in percent", caption_justify="left",
-                  caption="wrong video: asked about a video for which another answer is correct")
-    table.add_column("family", no_wrap=True)
-    for column in ("n", "accuracy", "95 % interval", "chance", "wrong video"):
-        table.add_column(column, justify="right")
-    for name, row in result["families"].items():
-        table.add_row(name, *_choice_cells(row))
-    table.add_section()
-    table.add_row("all", *_choice_cells(result), style="bold")
-    return table
+def _share(key: str) -> Callable[[Row], str]:
+    return lambda row: "–" if row[key] is None else f"{100 * row[key]:.1f}"
 
 
-def _choice_cells(row: Mapping[str, Any]) -> list[str]:
-    interval = f"{100 * row['low']:.1f} – {100 * row['high']:.1f}"
-    return [str(row["n"]), _percent(row["accuracy"]), interval, _percent(row["chance"]),
-            _percent(row["wrong_video_accuracy"])]
+_CHOICE: Mapping[str, Callable[[Row], str]] = {
+    "accuracy": _share("accuracy"), "95 % interval": lambda row: f"{100 * row['low']:.1f} – {100 * row['high']:.1f}",
+    "chance": _share("chance"), "wrong video": _share("wrong_video_accuracy"),
+}
+_OPEN = {"exact match": _share("exact_match"), "word F1": _share("token_f1"), "BLEU-1": _share("bleu_1"),
+         "BLEU-4": _share("bleu_4")}
 
 
-def _opens(result: Mapping[str, Any]) -> Table:
-    table = Table(title="Open questions")
-    table.add_column("family", no_wrap=True)
-    for column in ("n", "exact match", "word F1", "BLEU-1", "BLEU-4"):
-        table.add_column(column, justify="right")
+def _table(title: str, columns: Mapping[str, Callable[[Row], str]], result: Row, caption: str | None = None) -> Table:
+    """The families, and all of them together."""
+    shown = table("family", "n", *columns, title=title)
+    shown.caption, shown.caption_justify = caption, "left"
     for name, row in {**result["families"], "all": result}.items():
-        shares = (row[key] for key in ("exact_match", "token_f1", "bleu_1", "bleu_4"))
-        table.add_row(name, str(row["n"]), *map(_percent, shares))
-    return table
-
-
-def _failures(result: Mapping[str, Any]) -> list[str]:
-    failures = result["failures"]
-    if not failures:
-        return []
-    shown = [f"  {failed['id']} ({failed['shown']} video {failed['video']}): {failed['reason']}"
-             for failed in failures[:SHOWN_FAILURES]]
-    more = [f"  and {len(failures) - SHOWN_FAILURES} more"] if len(failures) > SHOWN_FAILURES else []
-    return [f"{len(failures)} questions could not be asked and count as wrong:", *shown, *more]
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}"
+        if name == "all":
+            shown.add_section()
+        shown.add_row(name, str(row["n"]), *(cell(row) for cell in columns.values()),
+                      style="bold" if name == "all" else "")
+    return shown

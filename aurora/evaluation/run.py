@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import time
 from collections import defaultdict
@@ -13,16 +12,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import aurora
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.evaluation.predictions import PREDICTIONS_FILE, Prediction, PredictionFile, Task
 from aurora.evaluation.questions import QUESTIONS_FILE, Question, read_questions, wrong_videos
-from aurora.evaluation.summary import summarise
+from aurora.evaluation.scoring import summarise
+from aurora.files import write_json
 from aurora.inference.generation import Generation, complete
 from aurora.inference.reading import fork
 from aurora.inference.session import Session
 from aurora.inference.visuals import UnreadableVisual
 from aurora.model import AuroraModel
+from aurora.version import VERSION
 
 RESULT_FILE = "result.json"
 
@@ -39,7 +40,7 @@ class Protocol:
 
 def evaluate(
     model: AuroraModel,
-    config: Mapping[str, Any],
+    config: ModelConfig,
     folder: str | Path,
     *,
     output: str | Path,
@@ -48,7 +49,7 @@ def evaluate(
     limit: int | None = None,
     parallel: int = 32,
     restart: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda answered, all: None,
 ) -> dict[str, Any]:
     """The result, which is also written to `output` beside the predictions; a stopped run goes on where it was.
 
@@ -65,13 +66,14 @@ def evaluate(
     for together in _by_video(pending, parallel):
         file.add(_predict(session, Path(folder), together, questions, protocol))
         answered += len(together)
-        if on_progress is not None:
-            on_progress(answered, len(tasks))
+        on_progress(answered, len(tasks))
     predictions = {task: file.done[task] for task in tasks}
-    _refuse_total_failure(predictions)
+    failures = [prediction.failure for prediction in predictions.values()]
+    if all(failure is not None for failure in failures):
+        raise AuroraError(f"no video could be read, so there is no result; the first reason: {failures[0]}")
     result = {**summarise(list(questions.values()), predictions), **settings, "limit": limit, "versions": _versions(),
               "seconds": round(time.monotonic() - start, 2)}
-    (Path(output) / RESULT_FILE).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(Path(output) / RESULT_FILE, result)
     return result
 
 
@@ -110,32 +112,23 @@ def _predict(session: Session, folder: Path, tasks: Sequence[Task], questions: M
     for options, places in ((protocol.choice, [i for i, question in enumerate(asked) if question.options]),
                             (protocol.open, [i for i, question in enumerate(asked) if not question.options])):
         if places:
-            for place, answer in zip(places, complete(session.model, fork(memory, places), options), strict=True):
+            said = complete(session.model, session.runner, fork(memory, places), options)
+            for place, answer in zip(places, said, strict=True):
                 answers[place] = answer.strip()
     return [Prediction(task.id, task.shown, task.video, answer)
             for task, answer in zip(tasks, answers, strict=True)]
 
 
-def _settings(config: Mapping[str, Any], folder: str | Path, protocol: Protocol, model_hash: str | None
+def _settings(config: ModelConfig, folder: str | Path, protocol: Protocol, model_hash: str | None
               ) -> dict[str, Any]:
     questions = (Path(folder) / QUESTIONS_FILE).read_bytes()
     used = ("keep_ratio", "sampling", "prompt", "merge", "sort", "reader", "dtype", "quantize")
-    return {
-        "model": model_hash,
-        "questions": hashlib.sha256(questions).hexdigest(),
-        **{key: config.get(key) for key in used},
-        "protocol": asdict(protocol),
-    }
-
-
-def _refuse_total_failure(predictions: Mapping[Task, Prediction]) -> None:
-    failures = [prediction.failure for prediction in predictions.values()]
-    if all(failure is not None for failure in failures):
-        raise AuroraError(f"no video could be read, so there is no result; the first reason: {failures[0]}")
+    return {"model": model_hash, "questions": hashlib.sha256(questions).hexdigest(),
+            **{key: config.tree[key] for key in used}, "protocol": asdict(protocol)}
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "aurora": aurora.__version__}
+    found = {"python": platform.python_version(), "aurora": VERSION}
     for package in ("torch", "av", "transformers"):
         try:
             found[package] = version(package)

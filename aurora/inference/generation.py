@@ -15,7 +15,7 @@ from torch import Tensor
 from aurora.errors import AuroraError
 from aurora.inference.reading import Memory
 from aurora.inference.steps import Steps
-from aurora.interfaces import Tokenizer
+from aurora.interfaces import Runner, Tokenizer
 from aurora.model import AuroraModel
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
@@ -123,37 +123,34 @@ class TextStream:
         return shown
 
 
-@torch.inference_mode()
-def stream(model: AuroraModel, memory: Memory, options: Generation) -> Iterator[str]:
+def stream(model: AuroraModel, runner: Runner, memory: Memory, options: Generation) -> Iterator[str]:
     """The answer of one sequence, in pieces that are final when they are given."""
     if memory.sequences != 1:
         raise ValueError(f"stream answers one sequence, not {memory.sequences}")
-    text = TextStream(model.tokenizer, (model.prompt.stop, *options.stop))
-    tokens = _tokens(model, memory, options)
-    for _, token in zip(range(options.max_new_tokens), tokens, strict=False):
-        piece = text.push(int(token))
-        if piece:
-            yield piece
-        if text.stopped:
-            return
-    rest = text.finish()
-    if rest:
-        yield rest
+    for _, piece in _pieces(model, runner, memory, options):
+        yield piece
+
+
+def complete(model: AuroraModel, runner: Runner, memory: Memory, options: Generation) -> list[str]:
+    """The answers of S sequences that are stepped together; a finished one is dropped from the rest's work."""
+    answers = [""] * memory.sequences
+    for s, piece in _pieces(model, runner, memory, options):
+        answers[s] += piece
+    return answers
 
 
 @torch.inference_mode()
-def complete(model: AuroraModel, memory: Memory, options: Generation) -> list[str]:
-    """The answers of S sequences that are stepped together; a finished one is dropped from the rest's work."""
-    stops = (model.prompt.stop, *options.stop)
-    texts = [TextStream(model.tokenizer, stops) for _ in range(memory.sequences)]
-    answers = [""] * memory.sequences
-    generators = [_generator(options) for _ in texts]
+def _pieces(model: AuroraModel, runner: Runner, memory: Memory, options: Generation) -> Iterator[tuple[int, str]]:
+    """(number of a sequence, text that follows in its answer)."""
+    texts = [TextStream(model.tokenizer, (model.prompt.stop, *options.stop)) for _ in range(memory.sequences)]
+    generators = [torch.Generator().manual_seed(options.seed) for _ in texts]
     active = list(range(memory.sequences))
-    steps = Steps(model.backbone, memory)
+    steps = Steps(runner, memory)
     for produced in count(1):
         tokens = next_tokens(steps.logits, options, [generators[s] for s in active])
         for s, token in zip(active, tokens.tolist(), strict=True):
-            answers[s] += texts[s].push(token)
+            if piece := texts[s].push(token):
+                yield s, piece
         going = [row for row, s in enumerate(active) if not texts[s].stopped]
         if not going or produced == options.max_new_tokens:
             break
@@ -162,20 +159,9 @@ def complete(model: AuroraModel, memory: Memory, options: Generation) -> list[st
             tokens = tokens[going]
             active = [active[row] for row in going]
         steps.read(tokens)
-    return [answer + text.finish() for answer, text in zip(answers, texts, strict=True)]
-
-
-def _tokens(model: AuroraModel, memory: Memory, options: Generation) -> Iterator[Tensor]:
-    generators = [_generator(options)]
-    steps = Steps(model.backbone, memory)
-    while True:
-        token = next_tokens(steps.logits, options, generators)
-        yield token
-        steps.read(token)
-
-
-def _generator(options: Generation) -> torch.Generator:
-    return torch.Generator().manual_seed(options.seed)
+    for s, text in enumerate(texts):
+        if rest := text.finish():
+            yield s, rest
 
 
 def _unfinished(text: str) -> int:

@@ -1,4 +1,5 @@
-"""Reads text and frames into states: many sequences side by side, any length in constant memory.
+"""Reads text and frames into states: many sequences at a time, any length in constant memory. What reads is the
+backbone's runner.
 
 Shape letters: S sequences, D backbone width, N frames, M tokens kept per frame.
 """
@@ -13,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aurora.images import VisualLayout
-from aurora.interfaces import Text, Tokenizer, Visual
+from aurora.interfaces import Runner, Text, Tokenizer, Visual, VisualLayout
 from aurora.model import AuroraModel
 from aurora.types import State, join_states, select_state
 
@@ -50,9 +50,9 @@ class Pieces(NamedTuple):
     trailing: tuple[int, ...]
 
 
-def blank(model: AuroraModel, sequences: int) -> Memory:
+def blank(runner: Runner, sequences: int) -> Memory:
     """The memory of sequences that have read nothing."""
-    return Memory(None, model.backbone.init_state(sequences))
+    return Memory(None, runner.backbone.init_state(sequences))
 
 
 def fork(memory: Memory, sequences: Sequence[int]) -> Memory:
@@ -72,31 +72,33 @@ def tokenize(tokenizer: Tokenizer, pieces: Sequence[Text | Visual]) -> Pieces:
 
 
 @torch.inference_mode()
-def read_texts(model: AuroraModel, memory: Memory, texts: Sequence[Sequence[int]]) -> Memory:
+def read_texts(runner: Runner, memory: Memory, texts: Sequence[Sequence[int]]) -> Memory:
     """Each of S sequences reads its own ids; an empty text leaves its sequence as it is."""
     reading = [s for s, text in enumerate(texts) if text]
     if not reading:
         return memory
     if len(reading) < len(texts):
         resting = [s for s, text in enumerate(texts) if not text]
-        read = read_texts(model, fork(memory, reading), [texts[s] for s in reading])
+        read = read_texts(runner, fork(memory, reading), [texts[s] for s in reading])
         return _interleave(fork(memory, resting), resting, read, reading)
-    device = next(model.backbone.parameters()).device
+    device = next(runner.backbone.parameters()).device
     ids = torch.tensor([token for text in texts for token in text], device=device)
     bounds = torch.tensor([0, *(len(text) for text in texts)], device=device).cumsum(0)
-    return Memory(*model.backbone.prefill(model.backbone.embed(ids), bounds, memory.state))
+    return Memory(*runner.prefill(runner.backbone.embed(ids), bounds, memory.state))
 
 
 @torch.inference_mode()
 def read_frames(
-    model: AuroraModel, memory: Memory, frames: Iterable[np.ndarray], layout: VisualLayout, *,
+    model: AuroraModel, runner: Runner, memory: Memory, frames: Iterable[np.ndarray], layout: VisualLayout, *,
     frames_per_chunk: int = FRAMES_PER_CHUNK,
 ) -> Memory:
     """All S sequences read the same frames [H, W, 3] uint8, which are encoded once."""
+    device = next(model.vision.parameters()).device
     for pixels, keep in chunks(frames, layout, frames_per_chunk):
-        device = next(model.vision.parameters()).device
         tokens = model.encode(pixels.to(device), keep).flatten(0, 1)  # [N · M, D]
-        memory = _read_embedded(model, memory, tokens)
+        for part in torch.split(tokens, max(1, ROW_TOKENS // memory.sequences)):
+            bounds = torch.arange(memory.sequences + 1, device=device) * len(part)
+            memory = Memory(*runner.prefill(part.repeat(memory.sequences, 1), bounds, memory.state))
     return memory
 
 
@@ -113,14 +115,6 @@ def chunks(frames: Iterable[np.ndarray], layout: VisualLayout, size: int) -> Ite
         keep = wanted
     if pending:
         yield torch.stack(pending), keep
-
-
-def _read_embedded(model: AuroraModel, memory: Memory, tokens: Tensor) -> Memory:
-    sequences = memory.sequences
-    for part in torch.split(tokens, max(1, ROW_TOKENS // sequences)):
-        bounds = torch.arange(sequences + 1, device=part.device) * len(part)
-        memory = Memory(*model.backbone.prefill(part.repeat(sequences, 1), bounds, memory.state))
-    return memory
 
 
 def _interleave(one: Memory, places: Sequence[int], other: Memory, others: Sequence[int]) -> Memory:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from aurora.assemble import build_reader
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.inference.generation import Generation, complete, stream
 from aurora.inference.reading import (
@@ -25,12 +26,13 @@ from aurora.inference.reading import (
     read_texts,
     tokenize,
 )
-from aurora.inference.visuals import frames_of, sampling_from
+from aurora.inference.visuals import frames_of
 from aurora.interfaces import Sampling, Turn, VideoReader
 from aurora.model import AuroraModel
+from aurora.registry import READER
 from aurora.types import State
 
-DEFAULT_READER = {"name": "pyav"}
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Seen:
 
 
 class Session:
-    """One model looking at one video, or at several images, and asked about them.
+    """One model looking at one video, or at several images, and asked about them. Its weights stay as they are.
 
     A question is answered from the state after the video when the text before the video is the same as last time
     (prompts `generic` and `image_first`); otherwise the video is read again with the new question in front of it.
@@ -62,9 +64,12 @@ class Session:
         if frames_per_chunk < 1:
             raise AuroraError(f"frames_per_chunk {frames_per_chunk} must be 1 or more")
         self.model = model
-        self.layout = model.layout(keep_ratio)
+        self.runner = model.backbone.runner()
+        if self.runner.reason:
+            log.info("the modules of the backbone are called: %s", self.runner.reason)
+        self.layout = model.visual_layout(keep_ratio)
         self.sampling = sampling or Sampling(fps=1.0)
-        self.reader = reader or build_reader({"reader": DEFAULT_READER})
+        self.reader = reader or READER.build({"name": "pyav"})
         self.frames_per_chunk = frames_per_chunk
         self.on_frame = on_frame
         self.sources: tuple[str, ...] = ()
@@ -72,10 +77,9 @@ class Session:
         self.seen: Seen | None = None
 
     @classmethod
-    def from_config(cls, model: AuroraModel, config: Mapping[str, Any], **options: Any) -> Session:
+    def from_config(cls, model: AuroraModel, config: ModelConfig, **options: Any) -> Session:
         """A session with the keep ratio, the sampling and the reader of a config."""
-        reader = build_reader({"reader": config.get("reader", DEFAULT_READER)})
-        return cls(model, keep_ratio=config.get("keep_ratio", 0.1), sampling=sampling_from(config), reader=reader,
+        return cls(model, keep_ratio=config.keep_ratio, sampling=config.sampling, reader=READER.build(config.reader),
                    **options)
 
     def watch(self, *sources: str | Path) -> None:
@@ -86,7 +90,7 @@ class Session:
         """The answer in pieces, as it is made. With `remember` the exchange becomes part of the conversation."""
         memory = self._read((*self.turns, Turn(question)))
         said = []
-        for piece in stream(self.model, memory, options or Generation()):
+        for piece in stream(self.model, self.runner, memory, options or Generation()):
             said.append(piece)
             yield piece
         if remember:
@@ -102,11 +106,11 @@ class Session:
         leadings = list(dict.fromkeys(piece.leading for piece in pieces))
         after, _ = self._look(leadings)
         each = fork(after, [leadings.index(piece.leading) for piece in pieces])
-        return read_texts(self.model, each, [piece.trailing for piece in pieces])
+        return read_texts(self.runner, each, [piece.trailing for piece in pieces])
 
     def answer_all(self, questions: Sequence[str], options: Generation | None = None) -> list[str]:
         """The answers to many questions about the same video, generated side by side."""
-        return complete(self.model, self.read_all(questions), options or Generation())
+        return complete(self.model, self.runner, self.read_all(questions), options or Generation())
 
     def fork(self) -> Session:
         """A second session that goes on from here; what one is asked the other does not know."""
@@ -130,8 +134,8 @@ class Session:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
                 about = json.loads((file.metadata() or {})["session"])
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise AuroraError(f"{path} is no saved session: {error}") from error
-        wanted = blank(self.model, 1).state
+            raise AuroraError(f"{path} is not a saved session: {error}") from error
+        wanted = blank(self.runner, 1).state
         state = {name.removeprefix("state."): tensor for name, tensor in tensors.items() if name != "hidden"}
         if self._shapes(state) != self._shapes(wanted):
             raise AuroraError(f"{path} is a session of another model: its state has other names or shapes")
@@ -152,30 +156,24 @@ class Session:
         visual = bool(self.sources)
         pieces = tokenize(self.model.tokenizer, self.model.prompt.layout(turns, visual=visual))
         if not visual:
-            return read_texts(self.model, blank(self.model, 1), [pieces.leading])
+            return read_texts(self.runner, blank(self.runner, 1), [pieces.leading])
         if self.seen is None or self.seen.leading != pieces.leading:
             self.seen = Seen(pieces.leading, *self._look([pieces.leading]))
-        return read_texts(self.model, self.seen.memory, [pieces.trailing])
+        return read_texts(self.runner, self.seen.memory, [pieces.trailing])
 
     def _look(self, leadings: Sequence[Sequence[int]]) -> tuple[Memory, int]:
         """What is watched, read after each of the given beginnings, and its number of frames."""
-        frames = _Counted(frames_of(self.sources, self.sampling, self.reader), self.on_frame)
-        before = read_texts(self.model, blank(self.model, len(leadings)), leadings)
-        after = read_frames(self.model, before, frames, self.layout, frames_per_chunk=self.frames_per_chunk)
-        return after, frames.number
+        number = 0
 
+        def counted() -> Iterator[np.ndarray]:
+            nonlocal number
+            for frame in frames_of(self.sources, self.sampling, self.reader):
+                number += 1
+                if self.on_frame is not None:
+                    self.on_frame(number)
+                yield frame
 
-class _Counted:
-    """Frames passed on, counted and announced."""
-
-    def __init__(self, frames: Iterable[np.ndarray], on_frame: Callable[[int], None] | None = None) -> None:
-        self.number = 0
-        self._frames = frames
-        self._on_frame = on_frame
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for frame in self._frames:
-            self.number += 1
-            if self._on_frame is not None:
-                self._on_frame(self.number)
-            yield frame
+        before = read_texts(self.runner, blank(self.runner, len(leadings)), leadings)
+        after = read_frames(self.model, self.runner, before, counted(), self.layout,
+                            frames_per_chunk=self.frames_per_chunk)
+        return after, number

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from aurora.inference.reading import Memory, fork
-from aurora.interfaces import Backbone
+from aurora.interfaces import Backbone, Runner
 from aurora.types import State, map_state
 
 log = logging.getLogger(__name__)
@@ -75,12 +75,13 @@ class StepGraph:
 class Steps:
     """What S sequences remember while they are answered, a token at a time."""
 
-    def __init__(self, backbone: Backbone, memory: Memory) -> None:
-        self._backbone = backbone
+    def __init__(self, runner: Runner, memory: Memory) -> None:
+        self._runner = runner
+        self._backbone = runner.backbone
         self._memory = memory
         self._read = 0
         self._graph: StepGraph | None = None
-        self.logits: Tensor = backbone.logits(memory.last_hidden())
+        self.logits: Tensor = self._backbone.logits(memory.last_hidden())
         """[S, V]: what each sequence says next; the next call of `read` may overwrite it."""
 
     def read(self, tokens: Tensor) -> None:
@@ -89,7 +90,7 @@ class Steps:
         if self._graph is None and self._read > WARM_UP:
             self._graph = self._take_graph()
         if self._graph is None:
-            self._memory = Memory(*self._backbone.step(self._backbone.embed(tokens), self._memory.state))
+            self._memory = Memory(*self._runner.step(self._backbone.embed(tokens), self._memory.state))
             self.logits = self._backbone.logits(self._memory.last_hidden())
         else:
             hidden, self.logits = self._graph.read(tokens)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from aurora.errors import AuroraError
+from aurora.images import read_image
 from aurora.interfaces import Sampling, VideoReader
-from aurora.options import read_fields
-from aurora.registry import import_part
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -19,15 +17,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 def is_image(path: str | Path) -> bool:
     """Whether the name is that of an image file."""
     return Path(path).suffix.lower() in IMAGE_SUFFIXES
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """[H, W, 3] uint8, upright. AuroraError for anything that is no whole image."""
-    samples = import_part("datamodules._samples")
-    try:
-        return samples.decode_image(Path(path).read_bytes())  # type: ignore[no-any-return]
-    except samples.BadSample as error:
-        raise AuroraError(f"{path} is no readable image: {error.detail}") from error
 
 
 class UnreadableVisual(AuroraError):
@@ -43,21 +32,14 @@ def frames_of(sources: Sequence[str | Path], sampling: Sampling, reader: VideoRe
         try:
             check_file(source)
             number = 0
-            for frame in _frames(source, sampling, reader):
+            shown = [read_image(source)] if is_image(source) else (f for _, f in reader.read(str(source), sampling))
+            for frame in shown:
                 yield frame
                 number += 1
         except (AuroraError, OSError) as error:
             raise UnreadableVisual(str(error)) from error
         if number == 0:
             raise UnreadableVisual(f"{source} holds no frame at the sampled moments")
-
-
-def _frames(source: str | Path, sampling: Sampling, reader: VideoReader) -> Iterator[np.ndarray]:
-    if is_image(source):
-        yield read_image(source)
-        return
-    for _, frame in reader.read(str(source), sampling):
-        yield frame
 
 
 def check_file(path: str | Path) -> None:
@@ -70,9 +52,3 @@ def check_file(path: str | Path) -> None:
                           else f"{path} is not a regular file")
     if path.stat().st_size == 0:
         raise AuroraError(f"{path} is empty")
-
-
-def sampling_from(config: Mapping[str, Any]) -> Sampling:
-    """The `sampling` of a config. AuroraError unless exactly one of `fps` and `frames` is given."""
-    sampling = read_fields(Sampling, "sampling", config.get("sampling") or {"fps": 1.0})
-    return import_part("datamodules.reader._sampling").check_sampling(sampling)  # type: ignore[no-any-return]

@@ -1,8 +1,8 @@
-"""The contracts of the slots: `model` of what computes, `data` of what is read."""
+"""The contracts of the slots: `backbone` and `model` of what computes, `data` of what is read."""
 
+from aurora.interfaces.backbone import INITIAL_STATE, Backbone, InitialState, Runner
 from aurora.interfaces.data import DataModule, Entry, Executor, Sampling, Source, VideoReader
 from aurora.interfaces.model import (
-    Backbone,
     BlockView,
     Connector,
     Merge,
@@ -14,9 +14,11 @@ from aurora.interfaces.model import (
     Turn,
     VisionEncoder,
     Visual,
+    VisualLayout,
 )
 
 __all__ = [
-    "Backbone", "BlockView", "Connector", "DataModule", "Entry", "Executor", "Merge", "MergeStrategy", "Prompt",
-    "Sampling", "Sorter", "Source", "Text", "Tokenizer", "Turn", "VideoReader", "VisionEncoder", "Visual",
+    "INITIAL_STATE", "Backbone", "BlockView", "Connector", "DataModule", "Entry", "Executor", "InitialState", "Merge",
+    "MergeStrategy", "Prompt", "Runner", "Sampling", "Sorter", "Source", "Text", "Tokenizer", "Turn", "VideoReader",
+    "VisionEncoder", "Visual", "VisualLayout",
 ]

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
 
-from aurora.types import PackedBatch
+from aurora.errors import AuroraError
+from aurora.steps import StepLoader, rank_and_world
+from aurora.types import PackedBatch, Position
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-# ---- reader ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,20 @@ class Sampling:
     max_frames: int | None = None
     start: float = 0.0
     stop: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.fps is None) == (self.frames is None):
+            raise AuroraError(f"sampling: give exactly one of fps ({self.fps}) and frames ({self.frames})")
+        if self.fps is not None and not 0 < self.fps <= 1000:
+            raise AuroraError(f"sampling: fps {self.fps} is outside (0, 1000]")
+        if self.frames is not None and self.frames < 1:
+            raise AuroraError(f"sampling: frames {self.frames} is less than 1")
+        if self.max_frames is not None and (self.fps is None or self.max_frames < 1):
+            raise AuroraError(f"sampling: max_frames {self.max_frames} caps fps at 1 frame or more; "
+                              "`frames` already is a number of frames")
+        if not 0 <= self.start < (math.inf if self.stop is None else self.stop):
+            raise AuroraError(f"sampling: nothing lies between start {self.start} and stop {self.stop}; both are "
+                              "seconds after the first frame")
 
 
 class VideoReader(ABC):
@@ -50,42 +66,79 @@ class VideoReader(ABC):
         """The moments in seconds that `read` will sample; their number is the number of frames."""
 
 
-# ---- data ------------------------------------------------------------------------------------------------------
-
-
 class DataModule(ABC):
-    """A source of packed rows for training.
+    """A source of packed rows for training; a subclass is a LightningDataModule as well, and names this class first.
 
     The order of samples depends neither on the number of ranks nor on that of loader workers. Every rank is given
     the same number of rows in every optimizer step. The constructor may ask for the facts that other parts know:
     `tokenizer`, `prompt`, `layout` (VisualLayout) and `reader`.
     """
 
-    position: tuple[int, int, int]
-    """Where training goes on, as in PackedBatch; whoever trains sets it to that of the row it has finished."""
+    trainer: Any  # Lightning's, None outside of it
+    held_out: Mapping[str, DataModule] = MappingProxyType({})
+    """What is validated on, by name: each is read from its beginning to its end in every validation."""
 
     @abstractmethod
-    def train_dataloader(self) -> Iterable[PackedBatch]:
-        """The rows of this rank from `position` to the end of the last epoch, in one pass."""
+    def rows(self, position: Position, *, steps: int, rank: int, world: int) -> Iterator[PackedBatch]:
+        """The rows of one rank in `steps` optimizer steps from a position on, epoch after epoch, lazily.
+
+        The last row of a step has `closes_step`, and the position behind it. `rank` and `world` count the processes
+        that read rows of their own.
+        """
 
     @abstractmethod
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one epoch."""
 
-    @abstractmethod
     def total_steps(self) -> int:
-        """Optimizer steps of the whole training, those before `position` included."""
+        """Optimizer steps of the whole training."""
+        return self.steps_per_epoch() * self.epochs
 
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """The position, and what it is a position in."""
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole training; a second pass over the data starts with the epoch behind them."""
+        return 1
 
-    @abstractmethod
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Goes to a saved position. AuroraError when it was saved by another plan."""
+    def identity(self) -> str:
+        """What a position is a position in: a checkpoint of another one is refused."""
+        return ""
 
+    def counts(self) -> dict[str, int]:
+        """What this rank has counted so far, such as `bad_samples` and `worker_deaths`: columns of the step metrics."""
+        return {}
 
-# ---- source ----------------------------------------------------------------------------------------------------
+    def samples(self) -> int | None:
+        """Samples of the whole training; None where that is not known."""
+        return None
+
+    def fill(self) -> tuple[float, float] | None:
+        """Shares of the rows' tokens and frames that are used; None where that is not known."""
+        return None
+
+    def prepare_data(self) -> None:
+        """Plans once per machine before training starts, so that what is wrong with the data is reported then."""
+        self.total_steps()
+        for data in self.held_out.values():
+            data.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Plans in every process."""
+        self.total_steps()
+        for data in self.held_out.values():
+            data.setup(stage)
+
+    def train_dataloader(self) -> StepLoader:
+        """The optimizer steps of this rank."""
+        return self._step_loader(self.trainer, repeat=getattr(self.trainer, "overfit_batches", 0) > 0)
+
+    def val_dataloader(self) -> list[StepLoader]:
+        """Those of what is held out, one loader each; every pass is the same."""
+        return [data._step_loader(self.trainer, repeat=True) for data in self.held_out.values()]
+
+    def _step_loader(self, trainer: Any, *, repeat: bool) -> StepLoader:
+        rank, world = rank_and_world(trainer)
+        return StepLoader(partial(self.rows, rank=rank, world=world), steps=self.total_steps(), epochs=self.epochs,
+                          identity=self.identity(), repeat=repeat)
 
 
 Entry = Mapping[str, Any]
@@ -93,7 +146,7 @@ Entry = Mapping[str, Any]
 
 
 class Source(ABC):
-    """A dataset in the layout of its makers, told as samples. Options are paths below `folder` and what to ask.
+    """Reads a dataset in the layout of its makers as samples. Options are paths below `folder` and what to ask.
 
     The constructor is given `folder`, the dataset's own.
     """
@@ -106,7 +159,7 @@ class Source(ABC):
     def entries(self) -> Iterator[Entry]:
         """Every sample in the order of the annotations, streamed in constant memory; no medium is opened.
 
-        An entry that makes no sense is yielded as it is: `sample` says what is wrong with it, and it is counted.
+        An entry that makes no sense is yielded as it is: `sample` raises with the reason, and it is counted.
         AuroraError when the rest of a file cannot be read, after what stands before it.
         """
 
@@ -116,14 +169,11 @@ class Source(ABC):
 
     @abstractmethod
     def sample(self, entry: Entry, key: str) -> Any:
-        """The `ShardSample` (datamodules._samples) of an entry under a key; the same for the same arguments.
+        """The `ShardSample` (datamodules.shards.format) of an entry under a key; the same for the same arguments.
 
         Media stand under the extension of what they are (jpg, gif, mp4, avi, …), whatever their files are called.
         BadSample with a reason and a detail where it cannot be used.
         """
-
-
-# ---- executor --------------------------------------------------------------------------------------------------
 
 
 class Executor(ABC):
@@ -138,12 +188,12 @@ class Executor(ABC):
 
 
 class ShellTask(ABC):
-    """A task that a shell on another machine can be told, and that leaves what it gave in a file."""
+    """A task that can also run from a shell on another machine, and that leaves its result in a file."""
 
     @abstractmethod
     def command(self) -> Sequence[str]:
-        """The words behind `aurora` that do it."""
+        """The arguments of `aurora` that do it."""
 
     @abstractmethod
     def result(self) -> Any | None:
-        """What the task gave, whoever did it; None while it is not done."""
+        """The result, whoever did it; None while it is not done."""

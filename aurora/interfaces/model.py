@@ -1,26 +1,25 @@
-"""The contracts of the model's slots. This file knows no implementation.
+"""The contracts of the model's slots but the backbone. This file knows no implementation.
 
 Shape letters: N frames, P patches per frame, M tokens kept per frame, Dv vision width, D backbone width, H heads,
-K head width, T packed positions, S sequences, L layers, V vocabulary, C any width.
+K head width, C any width.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from aurora.types import State, VisualTokens
+from aurora.errors import AuroraError
+from aurora.types import VisualTokens
 
 if TYPE_CHECKING:
     from aurora.images import ImagePreparation
-
-
-# ---- merge -----------------------------------------------------------------------------------------------------
 
 
 class BlockView(NamedTuple):
@@ -78,9 +77,6 @@ class MergeStrategy(ABC):
         """The merge that removes `remove` ≥ 1 tokens of every frame."""
 
 
-# ---- sort ------------------------------------------------------------------------------------------------------
-
-
 class Sorter(ABC):
     """Decides the order in which the tokens of a frame are read; inside a frame only, so that a stream can be read
     frame by frame."""
@@ -91,9 +87,6 @@ class Sorter(ABC):
     @abstractmethod
     def order(self, tokens: VisualTokens) -> Tensor:
         """[N, M] int64: for each frame the permutation in which its tokens are read."""
-
-
-# ---- vision ----------------------------------------------------------------------------------------------------
 
 
 class VisionEncoder(nn.Module, ABC):
@@ -117,7 +110,22 @@ class VisionEncoder(nn.Module, ABC):
         """Reads pretrained weights from a directory or file in the format of their makers."""
 
 
-# ---- connector -------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class VisualLayout:
+    """How many row positions a frame takes: the only place where a keep ratio becomes a count."""
+
+    prepare: ImagePreparation
+    merge: MergeStrategy
+    depth: int
+    keep_ratio: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep_ratio <= 1:
+            raise AuroraError(f"keep_ratio {self.keep_ratio} is outside (0, 1]; 0.1 keeps a tenth of the patches")
+
+    def tokens(self, height: int, width: int) -> int:
+        """Tokens kept of an image of this height and width in pixels, before preparation."""
+        return self.merge.keep(self.prepare.patches(height, width), self.depth, self.keep_ratio)
 
 
 class Connector(nn.Module, ABC):
@@ -126,76 +134,6 @@ class Connector(nn.Module, ABC):
     @abstractmethod
     def forward(self, tokens: VisualTokens) -> Tensor:
         """[N, M, Dv] → [N, M, D]; the number of tokens stays, since the row is laid out by it."""
-
-
-# ---- backbone --------------------------------------------------------------------------------------------------
-
-
-class Backbone(nn.Module, ABC):
-    """A causal language model over packed rows with its memory as a value. The constructor is given `vocab_size`."""
-
-    hidden_size: int  # D
-    vocab_size: int  # V
-    block_class: type[nn.Module]  # what FSDP shards and activation checkpointing recomputes
-    constant_state: bool = True  # False only for a transformer kept as a baseline
-
-    @abstractmethod
-    def embed(self, tokens: Tensor) -> Tensor:
-        """[...] int64 → [..., D]."""
-
-    @abstractmethod
-    def init_state(self, sequences: int) -> State:
-        """The memory of `sequences` sequences that have read nothing: named tensors [L, S, ...]."""
-
-    @abstractmethod
-    def forward(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
-    ) -> tuple[Tensor, State | None]:
-        """[T, D] → the hidden states [T, D] that `logits` takes, and each sequence's final state when asked for.
-
-        Sequence s is x[cu_seqlens[s]:cu_seqlens[s + 1]] and continues from state[:, s]; none given means
-        `init_state`. Empty sequences are refused.
-        """
-
-    @abstractmethod
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One position of S sequences: [S, D] → [S, D] and the next state; the given one is left alone."""
-
-    @abstractmethod
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[..., D] → [..., V]."""
-
-    def prefill(self, x: Tensor, cu_seqlens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """[T, D] → the hidden state after the last position of every sequence [S, D], and the state."""
-        hidden, after = self(x, cu_seqlens, state, return_state=True)
-        return hidden[cu_seqlens[1:] - 1], after
-
-    @abstractmethod
-    def reset_parameters(self) -> None:
-        """Fills all parameters and buffers as before training: what was built on the meta device starts here."""
-
-    def portable(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The options with which a saved model builds this backbone again: no file beside its folder is needed."""
-        return options
-
-    @abstractmethod
-    def load_base(self, path: str) -> None:
-        """Reads pretrained weights from a file or directory in the format of their makers."""
-
-    @abstractmethod
-    def save_base(self, path: str) -> None:
-        """Writes what `load_base` reads."""
-
-    def export_state(self, state: State) -> dict[str, Tensor]:
-        """A tuned initial state [L, 1, ...] as the backbone's makers write it; as it is where they have no form."""
-        return dict(state)
-
-    def import_state(self, tensors: Mapping[str, Tensor]) -> State:
-        """What `export_state` gives, read back. AuroraError when layers or shapes are others."""
-        return dict(tensors)
-
-
-# ---- tokenizer -------------------------------------------------------------------------------------------------
 
 
 class Tokenizer(ABC):
@@ -211,10 +149,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; bytes that are no UTF-8 become U+FFFD."""
-
-
-# ---- prompt ----------------------------------------------------------------------------------------------------
+        """The text of ids; bytes that are not UTF-8 become U+FFFD."""
 
 
 class Turn(NamedTuple):

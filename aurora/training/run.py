@@ -2,282 +2,367 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import logging
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from rich.console import Console
 from torch import Tensor
 
-from aurora.adapters.attach import merge_adapters
-from aurora.adapters.folder import save_adapter
-from aurora.adapters.initial_state import start_like
-from aurora.checkpoint import read_config, save_model
-from aurora.conversion.reading import weight_files
+from aurora.assemble import count_parameters
+from aurora.config import Config
 from aurora.errors import AuroraError
 from aurora.interfaces import DataModule
-from aurora.model import AuroraModel
-from aurora.training.checkpoints import Checkpoint, newest_checkpoint, refuse_unsafe_loading, require_room
-from aurora.training.data import (
-    QUARANTINE_FILE,
-    build_data,
-    build_held_out,
-    count_bad_samples,
-    count_samples,
-    row_fill,
+from aurora.mixture import Mixture
+from aurora.registry import WEIGHTED_SLOTS
+from aurora.training.budget import disk, memory, require_fit
+from aurora.training.callbacks import build_callbacks, failures_named, stopping_reason
+from aurora.training.callbacks.checkpointing import RunCheckpoint
+from aurora.training.callbacks.csv_logger import build_loggers
+from aurora.training.callbacks.preemption import KILLED, Preemption, requeue, requeued_at_once
+from aurora.training.callbacks.progress import progress_callbacks
+from aurora.training.callbacks.watchdog import STACKS, Watchdog
+from aurora.training.checkpoint.layout import (
+    Checkpoint,
+    checkpoint_path,
+    is_committed,
+    newest_checkpoint,
+    refuse_unsafe_loading,
+    require_room,
 )
-from aurora.training.estimate import disk, memory, require_fit
-from aurora.training.fit import Stage, fit
-from aurora.training.folder import Fingerprint, StageFolder, base_paths, fingerprint, require_same
-from aurora.training.head import describe_stage
-from aurora.training.instantiate import check_entries
-from aurora.training.launch import Place, find_place, fitted, join, refuse_restart, require_equal
-from aurora.training.lock import held
-from aurora.training.lost import lost_processes_told
-from aurora.training.module import AuroraModule
-from aurora.training.parallel import agreed, leave, local_devices
-from aurora.training.precision import in_dtype, require_bfloat16
-from aurora.training.recipe import (
-    check_average,
-    check_datasets,
-    check_rows,
-    check_seed,
-    read_options,
-    read_recipes,
-    selected_stages,
+from aurora.training.checkpoint.run_folder import Fingerprint, fingerprint, locked, require_same
+from aurora.training.checkpoint.state import whole
+from aurora.training.distributed.collectives import (
+    destroy_process_group,
+    on_all_ranks,
+    on_rank_zero,
+    peer_failures_reported,
+    rank_zero,
 )
-from aurora.training.sharding import check_processes, require_layout
-from aurora.training.signals import requeue_at_once
-from aurora.training.start import skeleton
-from aurora.training.state import all_weights, whole
-from aurora.training.trainer import quiet_lightning
-from aurora.training.user_callbacks import check_callbacks
-from aurora.training.validation import VALIDATION
-from aurora.training.watchdog import STACKS
+from aurora.training.distributed.precision import precision, require_bfloat16
+from aurora.training.distributed.rendezvous import (
+    Rank,
+    environment_kept,
+    init_process_group,
+    local_devices,
+    rank_from_env,
+    require_equal,
+    require_layout,
+)
+from aurora.training.distributed.strategies import build_strategy
+from aurora.training.module import AuroraModule, StepInterrupted
+from aurora.training.stage import QUARANTINE_FILE, Stage, build_data, build_module, plan_stages, total_steps
+from aurora.weights.adapters import describe_adapters, merge_adapters, save_adapter
+from aurora.weights.model_folder import save_model
 
 ADAPTER_FOLDER = "adapter"
+MAX_NAMES = 6  # of datasets in a line
 
 
-def train(config: Mapping[str, Any]) -> Path:
-    """Trains the stages that `config["stage"]` asks for; gives the folder of the last model.
+def train(config: Config) -> Path:
+    """Trains the stages that `config.stage` selects; returns the folder of the last model.
 
-    Finished stages are skipped, an interrupted one goes on where it was. SIGTERM, SIGUSR1 and ^C save and exit with
-    128 and their number; SIGUSR1 puts a job of SLURM back into its queue. With other processes they first agree that
-    all were given the same.
+    Finished stages are skipped, an interrupted one resumes. SIGTERM, SIGUSR1 and ^C save and exit with 128 and their
+    number; SIGUSR1 puts a job of SLURM back into its queue. Several processes first agree that all have the same config
+    and code.
     """
     refuse_unsafe_loading()
-    place = find_place()
-    with lost_processes_told(Path(config["run"]) / STACKS, step=lambda: None):
-        met_before = dist.is_initialized()
-        if place is not None:
-            join(place, read_options(config["trainer"]))
-        model = _train_together(config, place)
-        # also where Lightning has started the others: a process that ends inside of its groups aborts now and then
-        if not met_before:
-            leave()
+    rank = rank_from_env()
+    with environment_kept(), peer_failures_reported(Path(config.run) / STACKS, step=lambda: None):
+        joined_before = dist.is_initialized()
+        if rank is not None:
+            init_process_group(rank, config.trainer)
+        model = _train_stages(config, rank)
+        # also where Lightning has started the others: a process that exits inside of its groups aborts now and then
+        if not joined_before:
+            destroy_process_group()
     return model
 
 
-def _train_together(config: Mapping[str, Any], place: Place | None) -> Path:
-    console = Console(quiet=_rank() != 0, soft_wrap=True, highlight=False, markup=False)
-    requeue_at_once(first=_rank() == 0, tell=console.print)
-    if place is not None:
-        require_equal(config)
-    stages = agreed(lambda: _startable(config, place))
-    if stages[0].options.threads is not None:
-        torch.set_num_threads(stages[0].options.threads)
-    with quiet_lightning():
+def _train_stages(config: Config, rank: Rank | None) -> Path:
+    console = Console(quiet=not rank_zero(), soft_wrap=True, highlight=False, markup=False)
+    with requeued_at_once(first=rank_zero(), report=console.print), _quiet_lightning():
+        if rank is not None:
+            require_equal(config)
+        stages = on_all_ranks(lambda: _startable(config, rank))
+        if config.trainer.threads is not None:
+            torch.set_num_threads(config.trainer.threads)
         for stage in stages:
             with ExitStack() as stack:
-                _hold(stage, stack, console)
+                lock = locked(stage.folder.path, patience=stage.options.rendezvous_seconds, report=console.print)
+                on_rank_zero(partial(stack.enter_context, lock))
                 _train_stage(stage, console)
     return stages[-1].folder.model
 
 
-def _startable(config: Mapping[str, Any], place: Place | None) -> list[Stage]:
-    """The selected stages. AuroraError also for what this machine is not made for, or a GPU has no room for."""
-    stages = plan_stages(config, place)
-    require_layout(stages[0].options, 1 if place is None else place.nodes)
+def _startable(config: Config, rank: Rank | None) -> list[Stage]:
+    """The selected stages. AuroraError also for what this machine cannot do, or a GPU has no room for."""
+    stages = plan_stages(config, rank)
+    require_layout(stages[0].options, 1 if rank is None else rank.nodes)
     require_bfloat16(stages[0].options)
     for stage in stages:
-        if stage.folder.finished() is None or config.get("restart", False):
-            _require_memory(stage, skeleton(stage.config, stage.name, stage.recipe))
+        if stage.folder.finished() is None or config.restart:
+            _require_memory(stage)
     return stages
-
-
-def plan_stages(config: Mapping[str, Any], place: Place | None = None, *, worlds: Sequence[int] = ()) -> list[Stage]:
-    """The selected stages in order. AuroraError for whatever in the config makes no sense, before anything starts.
-
-    `worlds` are the numbers of processes that a launcher may start.
-    """
-    recipes = read_recipes(config)
-    options = fitted(read_options(config["trainer"]), place)
-    refuse_restart(config, launched=place is not None or bool(worlds))
-    for processes in worlds:
-        check_processes(options, processes)
-    check_seed(config["seed"])
-    if not config["run"]:
-        raise AuroraError("run is empty; it names the folder that training writes into, such as run=runs/mine")
-    check_entries("logger", config["logger"] or {}, Logger)
-    config = in_dtype(config, options)
-    names = selected_stages(config, recipes)
-    check_callbacks(options.callbacks, validated=any(recipes[name].validation for name in names))
-    check_datasets(config, {name: recipes[name] for name in names})
-    check_rows(config, options)
-    stages = []
-    for name in names:
-        given = config.get("init_from") if name == names[0] else None
-        start = given or _model_before(config["run"], name, recipes[name].after, names)
-        _check_start(config, given, start)
-        check_average(name, recipes[name], options)
-        stages.append(Stage(name, config, recipes[name], options, StageFolder(config["run"], name), start, place))
-        _check_merge(stages[-1])
-    return stages
-
-
-def _model_before(run: str, name: str, after: str | None, selected: list[str]) -> str | None:
-    if after is None:
-        return None
-    folder = StageFolder(run, after)
-    if after not in selected and folder.finished() is None:
-        raise AuroraError(f"stage {name!r} starts from the model of {after!r}, and {folder.model} is not there; "
-                          f"`aurora train run={run} stage={after}` trains it, or give init_from=MODEL_FOLDER")
-    return str(folder.model)
-
-
-def _check_merge(stage: Stage) -> None:
-    """AuroraError when the model cannot be built, or its blocks cannot merge as much as the stage asks for."""
-    model = skeleton(stage.config, stage.name, stage.recipe)
-    patches = model.vision.prepare.patches(model.vision.prepare.size, model.vision.prepare.size)
-    keep = model.merge.keep(patches, model.vision.depth, stage.recipe.keep_ratio)
-    try:
-        model.merge.schedule(patches, model.vision.depth, keep)
-    except AuroraError as error:
-        raise AuroraError(f"stages.{stage.name}.keep_ratio {stage.recipe.keep_ratio}: {error}") from error
-
-
-def _check_start(config: Mapping[str, Any], given: str | None, start: str | None) -> None:
-    """AuroraError when the weights that a stage starts from are not there."""
-    if given is not None:
-        read_config(given)
-    if start is None:
-        for slot, path in base_paths(config).items():
-            if path is None:
-                continue
-            if not Path(path).exists():
-                raise AuroraError(f"base_weights.{slot}.{config[slot]['name']}: {path} does not exist")
-            weight_files(Path(path))
-
-
-def _hold(stage: Stage, stack: ExitStack, console: Console) -> None:
-    """Sees to it that no other run writes into the folder of the stage until the stack ends."""
-    lock = held(stage.folder.path, patience=stage.options.rendezvous_seconds, tell=console.print)
-    agreed(lambda: stack.enter_context(lock) if _rank() == 0 else None)
-
-
-class Prepared(NamedTuple):
-    """What a stage is trained with."""
-
-    module: AuroraModule
-    data: DataModule
-    held_out: dict[str, DataModule]
-    fingerprint: Fingerprint
 
 
 def _train_stage(stage: Stage, console: Console) -> None:
-    if stage.config.get("restart", False):
-        agreed(lambda: stage.folder.clear() if _rank() == 0 else None)
-    prepared = agreed(lambda: _prepare(stage, console))
-    if prepared is None:
+    if stage.config.restart:
+        on_rank_zero(stage.folder.clear)
+    now = fingerprint(stage.config, stage.name, stage.initial)
+    if on_all_ranks(lambda: _is_finished(stage, now, console)):
         return
-    module, data, held_out, now = prepared
-    fit(stage, module, data, held_out, now, console)
-    bad = count_bad_samples(data)
+    resume = on_all_ranks(lambda: _resumable(stage, now, console))
+    module, data = build_module(stage), on_all_ranks(lambda: _prepared_data(stage, resume, console))
+    fit(stage, module, data, now, resume, console)
+    bad = data.counts().get("bad_samples", 0)
     if bad:
         console.print(f"{stage.name}: {bad} samples could not be read and were left out; "
                       f"they are listed in {stage.folder.path / QUARANTINE_FILE}")
     weights = _trained_weights(module)
-    agreed(lambda: _save(stage, weights, now) if module.global_rank == 0 else None)
+    on_rank_zero(lambda: _save(stage, weights, now))
     console.print(f"{stage.name}: done, {stage.folder.model}")
 
 
-def _prepare(stage: Stage, console: Console) -> Prepared | None:
-    """None when the stage was finished before. AuroraError when it cannot go on from what is there."""
-    now = fingerprint(stage.config, stage.name, stage.start)
+def _is_finished(stage: Stage, now: Fingerprint, console: Console) -> bool:
+    """Whether the stage was trained before. AuroraError when that was with another configuration."""
     done = stage.folder.finished()
     if done is not None:
         require_same(stage.name, done, now, "finished")
         console.print(f"{stage.name}: finished before, {stage.folder.model}; restart=true trains it again")
-        return None
-    resume = newest_checkpoint(stage.folder.checkpoints, console.print, verify=_rank() == 0)
+    return done is not None
+
+
+def _resumable(stage: Stage, now: Fingerprint, console: Console) -> Checkpoint | None:
+    """The checkpoint to resume from, if any. AuroraError when the stage was begun with another configuration."""
+    resume = newest_checkpoint(stage.folder.checkpoints, console.print, verify=rank_zero())
     if resume is not None:
-        require_same(stage.name, resume.state["fingerprint"], now, "begun")
-    model = skeleton(stage.config, stage.name, stage.recipe)
-    data = build_data(stage.config, stage.recipe, model, stage.folder.path)
-    held_out = build_held_out(stage.config, stage.recipe, model, stage.folder.path / VALIDATION)
-    if resume is not None:
-        data.load_state_dict(resume.state["data"])
-    require_room(stage.folder.path, disk(model, average=stage.recipe.average is not None) - stage.folder.size())
-    if _rank() == 0:
-        stage.folder.describe(stage.config)
-    module = _module(stage, data, resume)
-    describe_stage(console, stage=stage.name, recipe=stage.recipe, config=stage.config, model=model,
-                   samples=count_samples(data, stage.recipe), fill=row_fill(data), steps=module.total_steps,
-                   done=0 if resume is None else resume.step, start=stage.start)
-    if module.total_steps == 1 and stage.recipe.max_steps != 1:
+        require_same(stage.name, resume.state["run"]["fingerprint"], now, "begun")
+    return resume
+
+
+def _prepared_data(stage: Stage, resume: Checkpoint | None, console: Console) -> DataModule:
+    data = build_data(stage)
+    steps, average = total_steps(stage, data), stage.recipe.average is not None
+    require_room(stage.folder.path, disk(stage.skeleton, average=average) - stage.folder.bytes_on_disk())
+    if rank_zero():
+        stage.folder.write_config(stage.config)
+    print_summary(console, stage, data, steps=steps, done=0 if resume is None else resume.step)
+    if steps == 1 and stage.recipe.max_steps != 1:
         console.print(f"{stage.name}: takes a single step, because global_batch {stage.recipe.global_batch} takes in "
-                      "all of its data; a smaller one, or more epochs, would learn more")
-    return Prepared(module, data, held_out, now)
+                      "all of its data; a smaller one, or more epochs, would train better")
+    return data
 
 
-def _require_memory(stage: Stage, model: AuroraModel) -> None:
+# ---- Lightning's trainer ---------------------------------------------------------------------------------------
+
+
+def fit(stage: Stage, module: AuroraModule, data: DataModule, now: Fingerprint, resume: Checkpoint | None,
+        console: Console) -> None:
+    """Trains to the end of the stage, from `resume` on; `now` is its fingerprint.
+
+    Ends the process when a signal asked for that. AuroraError when a callback failed; LostProcess.
+    """
+    folder, options, stacks = stage.folder, stage.options, stage.folder.path / STACKS
+    preemption, named = Preemption(), on_all_ranks(lambda: build_callbacks(options.callbacks))
+    saver = RunCheckpoint(folder=folder.checkpoints, every=options.checkpoint_every, fingerprint=now,
+                          preemption=preemption, report=console.print)
+    for name, callback in named.items():
+        if stage.recipe.validation is None and isinstance(callback, EarlyStopping):
+            console.print(f"{stage.name}: trainer.callbacks.{name} acts after each validation, and this stage has none")
+    callbacks: list[L.Callback] = [Watchdog(folder=stacks, seconds=options.watchdog_seconds), *named.values(),
+                                   ValidateLastStep(), preemption, saver]
+    if not any(isinstance(callback, ProgressBar) for callback in callbacks):
+        callbacks += progress_callbacks(options.progress, stage=stage.name, seconds=options.progress_seconds,
+                                        console=console)
+    done = 0 if resume is None else resume.step
+    loggers = on_all_ranks(lambda: build_loggers(stage.config.logger, folder.path, done, console.print))
+    trainer = build_trainer(stage, total_steps(stage, data), callbacks, loggers)
+    with peer_failures_reported(stacks, step=lambda: trainer.global_step), \
+            failures_named(named, stacks, step=lambda: trainer.global_step):
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else resume.path)
+            if stage.recipe.validation is not None and saver.validated < trainer.global_step:
+                # it was stopped while it validated the last step, after which Lightning has nothing left to do
+                trainer.validate(module, data, verbose=False)
+        except StepInterrupted:
+            assert preemption.stopped is not None
+    if preemption.stopped is not None:
+        _exit_preempted(stage, trainer, preemption.stopped, console)
+    if trainer.global_step < trainer.max_steps:
+        console.print(f"{stage.name}: ended after step {trainer.global_step} of {trainer.max_steps} by "
+                      f"{stopping_reason(named)}")
+
+
+class ValidateLastStep(L.Callback):
+    """The last step of a stage is validated, whatever `validation.every` is."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: AuroraModule, *arguments: Any) -> None:
+        # Lightning validates before it stops
+        trainer.should_stop = trainer.should_stop or trainer.global_step >= trainer.max_steps
+
+
+def _exit_preempted(stage: Stage, trainer: L.Trainer, stopped: signal.Signals, console: Console) -> None:
+    saved = is_committed(checkpoint_path(stage.folder.checkpoints, trainer.global_step))
+    where = "which is saved; the same command resumes there" if saved else \
+        "which is not saved; the same command resumes from the last checkpoint"
+    console.print(f"{stage.name}: stopped by {stopped.name} after step {trainer.global_step}, {where}")
+    if stopped == signal.SIGUSR1 and rank_zero():
+        requeue(console.print)
+    # a launcher that sees one exit kills the others, which may still be writing; and a process that exits inside of its
+    # groups aborts now and then, with another status
+    destroy_process_group()
+    sys.exit(KILLED + stopped)
+
+
+def build_trainer(stage: Stage, steps: int, callbacks: list[L.Callback], loggers: list[Any]) -> L.Trainer:
+    """A Lightning trainer for one pass over the stage's steps. AuroraError for options that Lightning refuses."""
+    options, nodes = stage.options, 1 if stage.rank is None else stage.rank.nodes
+    dtypes, held_out = precision(options), stage.recipe.validation
+    # the launcher's ranks, whatever Lightning would make of SLURM's variables by itself
+    ranks = LightningEnvironment() if stage.rank is None else TorchElasticEnvironment()
+    try:
+        return L.Trainer(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            num_nodes=nodes,
+            strategy=build_strategy(options, nodes),
+            plugins=[ranks, *dtypes.pop("plugins", [])],
+            **dtypes,
+            callbacks=callbacks,
+            logger=loggers or False,
+            default_root_dir=str(stage.folder.path),
+            max_epochs=1,
+            max_steps=steps,
+            limit_val_batches=held_out.max_steps if held_out else 0,  # also for data without such an option
+            check_val_every_n_epoch=None,
+            val_check_interval=held_out.every if held_out else None,
+            num_sanity_val_steps=0,
+            inference_mode=False,  # which FSDP2 does not take
+            log_every_n_steps=1,
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        raise AuroraError(f"trainer: {error}") from error
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keeps Lightning's hints about hardware and loaders out of what users read; its errors stay."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=PossibleUserWarning)
+        # lightning 2.6 on torch 2.13, about its own code
+        warnings.filterwarnings("ignore", message=r".*LeafSpec", category=FutureWarning)
+        # FSDP2 warns of views that are then written into; nothing writes into what a block returns
+        warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view", category=UserWarning)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+# ---- before and after ------------------------------------------------------------------------------------------
+
+
+def _require_memory(stage: Stage) -> None:
     """AuroraError when a GPU has no room for the stage by our estimate."""
-    options, data = stage.options, stage.config["data"]
+    options, data, rank = stage.options, stage.config.data, stage.rank
     if not options.check_memory or options.accelerator == "cpu" or not torch.cuda.is_available():
         return
-    local = local_devices(options) if stage.place is None else stage.place.per_node
-    needed = memory(model, options, keep_ratio=stage.recipe.keep_ratio, row_tokens=data.get("row_tokens", 0),
-                    row_frames=data.get("row_frames", 0), devices=local if stage.place is None else stage.place.world,
+    local = local_devices(options) if rank is None else rank.per_node
+    needed = memory(stage.skeleton, options, keep_ratio=stage.recipe.keep_ratio, row_tokens=data.get("row_tokens", 0),
+                    row_frames=data.get("row_frames", 0), devices=local if rank is None else rank.world,
                     per_node=local, average=stage.recipe.average is not None)
     require_fit(needed, float(torch.cuda.get_device_properties(0).total_memory), stage.name)
 
 
-def _module(stage: Stage, data: DataModule, resume: Checkpoint | None) -> AuroraModule:
-    total, most = data.total_steps(), stage.recipe.max_steps
-    module = AuroraModule(config=stage.config, stage=stage.name, start=stage.start,
-                          total_steps=total if most is None else min(total, most))
-    module.resume = resume
-    return module
-
-
 def _trained_weights(module: AuroraModule) -> dict[str, Tensor]:
     """All weights of the model or, of what is averaged, the average: on the first rank. Collective."""
-    weights = all_weights(module.net, keep=module.global_rank == 0)
+    weights = {name: whole(tensor) for name, tensor in module.net.state_dict().items()}
     if module.average is not None:
-        averages = {name: whole(tensor) for name, tensor in module.average.weights().items()}
-        weights = {name: averages.get(name, tensor) for name, tensor in weights.items()}
-    return weights
+        weights |= {name: whole(tensor) for name, tensor in module.average.weights().items()}
+    return weights if rank_zero() else {}
 
 
-def _save(stage: Stage, weights: dict[str, Tensor], now: Fingerprint) -> None:
-    """Writes the model of the stage, its adapters merged, the adapters alone, and that it is done; the config beside
-    the model is the one it is used with, not the stage's."""
-    stage.folder.path.mkdir(parents=True, exist_ok=True)
-    model = skeleton(stage.config, stage.name, stage.recipe)
-    start_like(model.backbone, {name: tensor.shape for name, tensor in weights.items()})
+def _save(stage: Stage, weights: Mapping[str, Tensor], now: Fingerprint) -> None:
+    """Writes the model of the stage, its adapters merged, the adapters alone, and that it is finished."""
+    model, config = stage.skeleton, stage.config
+    model.backbone.start_like({name: tensor.shape for name, tensor in weights.items()})
     model.load_state_dict(weights, assign=True)
     if stage.recipe.adapters:
-        save_adapter(model, stage.folder.path / ADAPTER_FOLDER, config=stage.config, adapters=stage.recipe.adapters,
-                     trained=stage.recipe.trained, start=stage.start or "base weights")
+        save_adapter(model, stage.folder.path / ADAPTER_FOLDER, config=config.model, adapters=stage.recipe.adapters,
+                     trained=stage.recipe.trained, start=stage.initial or "base weights")
         merge_adapters(model)
-    save_model(model, stage.config, stage.folder.model)
+    save_model(model, config.model, stage.folder.model)
     stage.folder.finish(now)
 
 
-def _rank() -> int:
-    return getattr(rank_zero_only, "rank", None) or 0
+# ---- summary ---------------------------------------------------------------------------------------------------
+
+
+def print_summary(console: Console, stage: Stage, data: DataModule, *, steps: int, done: int) -> None:
+    """What is trained, from where, on what and how: a wrong start is seen before it costs anything."""
+    recipe, model, fill, samples = stage.recipe, stage.skeleton, data.fill(), data.samples()
+    totals, trained = count_parameters(model), count_parameters(model, learned=True)
+    parameters = "  ".join(f"{slot} {_short(trained[slot])}/{_short(totals[slot])}" for slot in WEIGHTED_SLOTS)
+    unit = stage.config.data.get("batch_unit", "samples")
+    resumed = f"; resuming after step {done:,}" if done else ""
+    lines = {
+        "trains": f"{', '.join([*recipe.trained, *describe_adapters(model, recipe.adapters)])} "
+                  f"(parameters trained/total: {parameters})",
+        "weights": weight_sources(stage.config, stage.initial),
+        "data": f"{_names(recipe.mixture)}, {recipe.epochs} epoch(s)"
+                + ("" if samples is None else f", {samples:,} samples"),
+        "steps": f"{steps:,}, each of about {recipe.global_batch:,} {unit}{resumed}",
+        "rows": None if fill is None else f"{fill[0]:.1%} of their tokens and {fill[1]:.1%} of their frames are used",
+        "checks": None if recipe.validation is None else "loss on "
+                  f"{_names(recipe.validation.mixture)}, every {recipe.validation.every:,} steps",
+        "rate": f"{recipe.peak_lr:.2e} at its peak",
+        "keeps": f"{recipe.keep_ratio:.0%} of the patches",
+    }
+    console.print(stage.name)
+    for key, value in lines.items():
+        if value is not None:
+            console.print(f"  {key:8}{value}")
+
+
+def _names(mixture: Mixture) -> str:
+    """As many as fit into a line."""
+    names = [name if part.repeats == 1 else f"{name} ×{part.repeats}" for name, part in mixture.datasets.items()]
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
+
+
+def weight_sources(config: Config, initial: str | None) -> str:
+    """Where the weights of a stage come from."""
+    if initial is not None:
+        return initial
+    return ", ".join(f"{slot}: {path or 'random'}" for slot, path in config.base_paths().items())
+
+
+def _short(count: int) -> str:
+    """1234 → 1.2k: three units are enough for parameters."""
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= unit:
+            return f"{count / unit:.2f}{name}"
+    return str(count)

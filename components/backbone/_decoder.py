@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aurora.errors import AuroraError
-from aurora.interfaces import Backbone
-from aurora.types import State
+from aurora.weights.io import open_tensors
+from aurora.weights.loading import fill, write_tensors
 
 from ..kernels.linear import project
-from ._checkpoint import fill, read_tensors, write_tensors
-from ._layers import GatedNorm, Linear, SwiGLU, layer_of, stack_layers
-from ._packing import Row
+from ._layers import GatedNorm, Linear, SwiGLU
+from ._linear_rnn import LinearRNN, Parts, Row
 
 NORM_EPS = 1e-6
 INITIAL_STD = 0.02
@@ -41,7 +39,7 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def initialise(self) -> None:
-        """Fills the parameters that are no projections and no norms."""
+        """Fills the parameters that are neither projections nor norms."""
 
 
 class Block(nn.Module):
@@ -67,11 +65,11 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x)), after
 
 
-class Decoder(Backbone):
+class Decoder(LinearRNN):
     """The model around the mixers; a backbone gives its mixers and the shapes of what one layer remembers."""
 
     block_class = Block
-    layer_state: ClassVar[Any]  # the named tuple that its mixers take and give; `kv` is kept wide
+    recurrence = "kv"
 
     def __init__(
         self, vocab_size: int, hidden_size: int, ffn_size: int, mixers: Sequence[Mixer],
@@ -100,42 +98,16 @@ class Decoder(Backbone):
         for block in self.layers:
             block.attn.initialise()  # type: ignore[operator, union-attr]
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.embeddings.weight)
-
-    def init_state(self, sequences: int) -> State:
-        weight = self.embeddings.weight
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        return {
-            name: weight.new_zeros(len(self.layers), sequences, *shape, dtype=wide if name == "kv" else weight.dtype)
-            for name, shape in self.state_shapes.items()
-        }
-
-    def forward(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
-    ) -> tuple[Tensor, State | None]:
-        row = Row.of(cu_seqlens, x.device)
-        after = []
-        for layer, block in enumerate(self.layers):
-            before = None if state is None else layer_of(self.layer_state, state, layer)
-            x, layer_state = block(x, row, before, return_state)
-            after.append(layer_state)
-        return self.norm(x), stack_layers(after) if return_state else None
-
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        after = []
-        for layer, block in enumerate(self.layers):
-            assert isinstance(block, Block)
-            x, layer_state = block.step(x, layer_of(self.layer_state, state, layer))
-            after.append(layer_state)
-        return self.norm(x), stack_layers(after)
+    @property
+    def parts(self) -> Parts:
+        return Parts(self.embeddings, self.layers, self.norm)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return project(hidden, self.lm_head)
 
     def load_base(self, path: str) -> None:
         """Reads a checkpoint of flash-linear-attention, `.pth` or `.safetensors`."""
-        tensors = {_ours(name): tensor for name, tensor in read_tensors(path).items()}
+        tensors = {_ours(name): tensor for name, tensor in open_tensors(path).items()}
         if "layers.0.attn_norm.weight" not in tensors:
             raise AuroraError(f"{path} is in another layout: it has no model.layers.0.attn_norm.weight. Models of "
                               "flash-linear-attention are read, and what save_base writes")
@@ -149,6 +121,15 @@ class Decoder(Backbone):
 def mlp_size(width: int) -> int:
     """As many parameters as an MLP of four times the width without a gate has, in multiples of 256."""
     return -(-(8 * width // 3) // 256) * 256
+
+
+def expanded(backbone: str, option: str, expand: float, head_size: int) -> int:
+    """expand · head_size. AuroraError that names the option unless it is a whole number above 0."""
+    width = round(expand * head_size)
+    if width < 1 or width != expand * head_size:
+        raise AuroraError(f"backbone {backbone!r}: {option} · head_size = {expand * head_size} ({option} {expand}, "
+                          f"head_size {head_size}) is the width of a head and must be a whole number above 0")
+    return width
 
 
 def _ours(name: str) -> str:

@@ -5,10 +5,11 @@ Shape letters: T packed positions, S sequences, D width, V vocabulary.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,35 +20,61 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import logging
 
-from aurora.adapters.initial_state import PREFIX as TUNED
 from aurora.errors import AuroraError
-from aurora.interfaces import Backbone
+from aurora.interfaces import INITIAL_STATE, Backbone
+from aurora.weights.io import open_tensors
+from aurora.weights.loading import fill, write_tensors
 
-from ._checkpoint import fill, read_tensors, write_tensors
-from ._hf_config import plain_config, read_folder
+from .._options import Size
+from ._hf_config import Wanted, model_config, plain_config, read_folder
 
 
 class Hosted(Backbone):
     """What `hf` and `transformer` share. The model's parts are `body` (embeddings and blocks) and `head`, which is
     None when the embeddings are the head."""
 
-    def __init__(self, config: Any, *, name: str, vocab_size: int, attention: str | None) -> None:
+    name: ClassVar[str]
+    default_type: ClassVar[str]  # the model type when neither the path nor an option names one
+    attention: ClassVar[str | None] = None  # by its name among those of `transformers`; None: the model's own
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        path: str | None = None,
+        model_type: str | None = None,
+        hidden_size: Size | None = None,
+        layers: Size | None = None,
+        head_size: Size | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
-        causal = build(config, name, attention)
+        wanted = Wanted(self.name, path, model_type, hidden_size, layers, head_size, config, vocab_size)
+        described = model_config(wanted, self.default_type)
+        self._check(described)
+        causal = build(described, self.name, self.attention)
         head = causal.get_output_embeddings()
         if head is None:
-            raise AuroraError(f"backbone {name!r}: transformers' {type(causal).__name__} has no head that gives logits")
-        self.name = name
+            raise AuroraError(f"backbone {self.name!r}: transformers' {type(causal).__name__} has no head that gives "
+                              "logits")
         self.config = causal.config
-        self.hidden_size = config.hidden_size
+        self.hidden_size = described.hidden_size
         self.vocab_size = vocab_size
         self.body = causal.base_model
         self.head = None if head.weight is causal.get_input_embeddings().weight else head
-        self.block_class = block_class(self.body, config)
+        self.block_class = block_class(self.body, described)
         self._prefix = causal.base_model_prefix
         self._head_name = next(path for path, module in causal.named_modules() if module is head)
-        # what the model does around its head (caps, scales) stays its own; in a tuple it is no submodule
+        # what the model does around its head (caps, scales) stays its own; in a tuple it is not a submodule
         self._around_head = (_hollow(causal, self),)
+        self._built()
+
+    @abstractmethod
+    def _check(self, config: Any) -> None:
+        """AuroraError for a model whose memory is of another kind."""
+
+    def _built(self) -> None:
+        """Called once the body is there."""
 
     def embed(self, tokens: Tensor) -> Tensor:
         embedded: Tensor = self.body.get_input_embeddings()(tokens)
@@ -74,10 +101,11 @@ class Hosted(Backbone):
 
     def load_base(self, path: str) -> None:
         """Reads a folder that `save_pretrained` wrote, or one file of its weights (`.safetensors`, `.pth`)."""
-        tensors = self._read_folder(path) if Path(path).is_dir() else read_tensors(path)
+        tensors = self._read_folder(path) if Path(path).is_dir() else open_tensors(path)
         own = {self._own_name(name): tensor for name, tensor in tensors.items()}
         if self.head is None and "head.weight" in own:
-            embeddings = _name_of(self.body, self.body.get_input_embeddings())
+            table = self.body.get_input_embeddings()
+            embeddings = next(name for name, module in self.body.named_modules() if module is table)
             if not torch.equal(own.pop("head.weight"), own.get(f"body.{embeddings}.weight", torch.empty(0))):
                 raise AuroraError(f"{path} has a head of its own, but this backbone {self.name!r} is configured with "
                                   "tied embeddings (tie_word_embeddings)")
@@ -128,14 +156,14 @@ class Hosted(Backbone):
         return tensors
 
     def _own_name(self, theirs: str) -> str:
-        if theirs.startswith(TUNED):
+        if theirs.startswith(INITIAL_STATE):
             return theirs
         if theirs.startswith(f"{self._head_name}."):
             return "head." + theirs.removeprefix(f"{self._head_name}.")
         return "body." + theirs.removeprefix(f"{self._prefix}.")
 
     def _their_name(self, own: str) -> str:
-        if own.startswith(TUNED):
+        if own.startswith(INITIAL_STATE):
             return own
         part, _, rest = own.partition(".")
         return f"{self._prefix if part == 'body' else self._head_name}.{rest}"
@@ -215,8 +243,3 @@ def _hollow(causal: Any, owner: Hosted) -> Any:
     setattr(causal, causal.base_model_prefix, _Passing())
     causal.set_output_embeddings(_Head(owner))
     return causal
-
-
-def _name_of(body: nn.Module, wanted: nn.Module) -> str:
-    names: dict[nn.Module, str] = {module: name for name, module in body.named_modules()}
-    return names[wanted]

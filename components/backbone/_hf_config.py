@@ -14,8 +14,6 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from aurora.errors import AuroraError, suggest
 
-from .._options import whole
-
 # the first release whose recurrent caches have the layout that `_hf_memory.py` fills
 OLDEST = (5, 23)
 
@@ -42,16 +40,13 @@ def model_config(wanted: Wanted, default: str) -> Any:
     if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < OLDEST:
         raise AuroraError(f"backbone {wanted.backbone!r} needs transformers {'.'.join(map(str, OLDEST))} or later; "
                           f"{transformers.__version__} is installed")
-    for name in ("hidden_size", "layers", "head_size", "vocab_size"):
-        if getattr(wanted, name) is not None:
-            whole(f"backbone {wanted.backbone!r}", name, getattr(wanted, name))
     config = _from_sizes(wanted, wanted.model_type or default) if wanted.path is None else _from_folder(wanted)
-    where = f"backbone {wanted.backbone!r}"
     try:
         # nn.Embedding would leave the padding token without a gradient; rows are packed, so no token is padding
         config.pad_token_id = None
     except Exception as error:
-        raise AuroraError(f"{where}: a {config.model_type} cannot do without a padding token") from error
+        raise AuroraError(f"backbone {wanted.backbone!r}: a {config.model_type} cannot do without a padding token"
+                          ) from error
     return config
 
 
@@ -103,10 +98,10 @@ def _from_sizes(wanted: Wanted, model_type: str) -> Any:
     where = f"backbone {wanted.backbone!r}"
     if model_type not in CONFIG_MAPPING:
         raise AuroraError(f"{where}: transformers {transformers.__version__} has no model_type {model_type!r}."
-                          f"{_near(model_type)}")
+                          f"{suggest(model_type, CONFIG_MAPPING).partition(' Known:')[0]}")
     kind = CONFIG_MAPPING[model_type]
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise AuroraError(f"{where}: {model_type!r} is no causal language model of transformers")
+        raise AuroraError(f"{where}: {model_type!r} is not a causal language model of transformers")
     defaults = kind()
     _check_single(where, defaults)
     given = dict(wanted.config or {})
@@ -167,8 +162,3 @@ def _check_single(where: str, config: Any) -> None:
     if (text := config.get_text_config(decoder=True)) is not config:
         raise AuroraError(f"{where}: a {config.model_type} has several parts; only a language model by itself is "
                           f"taken, here a {text.model_type}")
-
-
-def _near(model_type: str) -> str:
-    """The nearest name; there are too many to list."""
-    return suggest(model_type, CONFIG_MAPPING).partition(" Known:")[0]

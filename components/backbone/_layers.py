@@ -1,21 +1,16 @@
-"""What linear RNNs share: projections, gates, initial values, states of layers, and the checks of sizes."""
+"""What linear RNNs share: projections, gates, initial values, and the check of heads."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aurora.errors import AuroraError
-from aurora.types import State
 
 from ..kernels.linear import linear
-
-LayerState = TypeVar("LayerState")
 
 # A QR decomposition costs the cube of the side. Larger matrices are drawn with independent entries of the same
 # variance, which is as orthogonal as it matters at that size.
@@ -87,21 +82,11 @@ def orthogonal(weight: Tensor, gain: float) -> None:
         weight.copy_(nn.init.orthogonal_(wide, gain))
 
 
-def layer_of(kind: Callable[..., LayerState], state: State, layer: int) -> LayerState:
-    """The state of one layer, as a named tuple whose fields are the names of the state."""
-    return kind(**{name: tensor[layer] for name, tensor in state.items()})
-
-
-def stack_layers(layers: list[Any]) -> State:
-    """The states of all layers, [L, S, ...]."""
-    return {name: torch.stack([getattr(layer, name) for layer in layers]) for name in layers[0]._fields}
-
-
-def check_sizes(backbone: str, **sizes: int) -> None:
-    """AuroraError for a size below one."""
-    for name, value in sizes.items():
-        if value < 1:
-            raise AuroraError(f"backbone {backbone!r}: {name} must be at least 1, not {value}")
+@torch.no_grad()
+def fill_steps(bias: Tensor) -> None:
+    """What softplus turns into steps of 0.001 to 0.1, evenly in their logarithm."""
+    step = torch.empty_like(bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+    bias.copy_(step + torch.log(-torch.expm1(-step)))
 
 
 def check_heads(backbone: str, hidden_size: int, head_size: int) -> None:

@@ -1,33 +1,38 @@
-"""What the layouts of linear RNNs share: pairs of names, and sizes read from shapes."""
+"""What the layouts of linear RNNs share: pairs of names, sizes read from shapes, and RWKV by the names of
+flash-linear-attention."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
-from aurora.conversion.layouts import Bond, Shapes, View, same
 from aurora.errors import AuroraError
+from aurora.interfaces import INITIAL_STATE
+from aurora.weights.layouts import KeyMap, Layout, Shapes, View, require_values, same
 
 TIME_STATE = r"blocks\.\d+\.att\.time_state"
-_TUNED = "initial_state.wkv"
+_TUNED = f"{INITIAL_STATE}wkv"
 
 
-def pair(ours: str, theirs: str, forth: View = same, back: View = same) -> Bond:
+def pair(ours: str, theirs: str, to_theirs: View = same, to_ours: View = same) -> KeyMap:
     """One tensor under two names."""
-    return Bond((ours,), (theirs,), forth, back)
+    return KeyMap((ours,), (theirs,), to_theirs, to_ours)
 
 
-def pairs(names: Mapping[str, str], kinds: Iterable[str] = ("weight",)) -> list[Bond]:
+def pairs(names: Mapping[str, str], kinds: Iterable[str] = ("weight",)) -> list[KeyMap]:
     """The parameters of these kinds of modules that go by two names."""
     kinds = tuple(kinds)
     return [pair(f"{ours}.{kind}", f"{theirs}.{kind}") for ours, theirs in names.items() for kind in kinds]
 
 
-def below(ours: str, theirs: str, bonds: Iterable[Bond]) -> list[Bond]:
-    """Bonds between the names that stand below two prefixes."""
-    return [Bond(tuple(ours + name for name in bond.ours), tuple(theirs + name for name in bond.theirs), bond.forth,
-                 bond.back) for bond in bonds]
+def below(ours: str, theirs: str, maps: Iterable[KeyMap]) -> list[KeyMap]:
+    """The same maps between names below two prefixes."""
+    return [replace(each, ours=tuple(ours + name for name in each.ours),
+                    theirs=tuple(theirs + name for name in each.theirs)) for each in maps]
 
 
 def transposed(tensor: Tensor) -> Tensor:
@@ -57,6 +62,55 @@ def size(shapes: Shapes, name: str, axis: int) -> int:
 def depth(shapes: Shapes, prefix: str) -> int:
     """How many layers there are."""
     return 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith(prefix))
+
+
+def fla_layout(
+    name: str,
+    marks: tuple[str, ...],
+    block: Callable[[int], Iterable[KeyMap]],
+    own_config: Callable[[Mapping[str, Any]], dict[str, Any]],
+    needed: Mapping[str, Any],
+    notes: tuple[str, ...] = (),
+) -> Layout:
+    """The names of flash-linear-attention's causal RWKV `name`: `block` maps those of one layer, `own_config` and
+    `needed` are what its config.json says and must say beyond what all of them do, where it says anything of it."""
+    model = f"{name.upper()}ForCausalLM"
+    fixed = {"model_type": name, "hidden_act": "sqrelu", "norm_first": True, "norm_bias": True,
+             "tie_word_embeddings": False}
+
+    def key_maps(layers: int) -> list[KeyMap]:
+        maps = pairs({"emb": "model.embeddings", "head": "lm_head"})
+        maps += pairs({"blocks.0.ln0": "model.layers.0.pre_norm", "ln_out": "model.norm"}, ("weight", "bias"))
+        for layer in range(layers):
+            maps += below(f"blocks.{layer}.", f"model.layers.{layer}.", block(layer))
+        return maps
+
+    def configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+        return {
+            "architectures": [model],
+            **fixed,
+            "vocab_size": options["vocab_size"],
+            "hidden_size": options["hidden_size"],
+            "num_hidden_layers": options["layers"],
+            "num_heads": options["hidden_size"] // options["head_size"],
+            "intermediate_size": options["ffn_size"],
+            **own_config(options),
+            "norm_eps": 1e-5,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "dtype": dtype,
+        }
+
+    return Layout(
+        name="fla",
+        title=f"flash-linear-attention's {model}",
+        marks=marks,
+        key_maps=key_maps,
+        layer=r"model\.layers\.(\d+)\.",
+        configure=configure,
+        check=partial(require_values, part=f"backbone {name!r}", needed={**fixed, "attn": None, **needed}),
+        notes=notes,
+    )
 
 
 def unpack_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from aurora.conversion.layouts import Bond, Family, Layout, Shapes
 from aurora.errors import AuroraError
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes, require_values
 
 from ._layouts import depth, pair, size
 
@@ -16,12 +16,12 @@ BLOCK = ("norm.weight", "mixer.in_proj.weight", "mixer.conv1d.weight", "mixer.co
          "mixer.A_log", "mixer.D", "mixer.norm.weight", "mixer.out_proj.weight")
 
 
-def _bonds(layers: int, embeddings: str) -> list[Bond]:
-    bonds = [pair("embeddings.weight", f"backbone.{embeddings}.weight")]
-    bonds += [pair("norm_f.weight", "backbone.norm_f.weight")]
+def _key_maps(layers: int, embeddings: str) -> list[KeyMap]:
+    maps = [pair("embeddings.weight", f"backbone.{embeddings}.weight")]
+    maps += [pair("norm_f.weight", "backbone.norm_f.weight")]
     for layer in range(layers):
-        bonds += [pair(f"layers.{layer}.{name}", f"backbone.layers.{layer}.{name}") for name in BLOCK]
-    return bonds
+        maps += [pair(f"layers.{layer}.{name}", f"backbone.layers.{layer}.{name}") for name in BLOCK]
+    return maps
 
 
 def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,8 +31,8 @@ def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     if groups != 1:
         raise AuroraError(f"config.json says n_groups {groups}; backbone 'mamba2' has one group of keys and queries")
     if inner % width or inner % heads:
-        raise AuroraError(f"the inner width {inner} is no multiple of the width {width} and the {heads} heads, as that "
-                          "of backbone 'mamba2' is")
+        raise AuroraError(f"the inner width {inner} is not a multiple of the width {width} and the {heads} heads, as "
+                          "that of backbone 'mamba2' is")
     return {
         "vocab_size": size(shapes, "embeddings.weight", 0),
         "hidden_size": width,
@@ -75,9 +75,7 @@ def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 def _check(config: Mapping[str, Any]) -> None:
     needed = {"model_type": "mamba2", "hidden_act": "silu", "layer_norm_epsilon": 1e-5, "use_bias": False,
               "use_conv_bias": True, "rms_norm": True}
-    for key, value in needed.items():
-        if config.get(key, value) != value:
-            raise AuroraError(f"config.json says {key} {config[key]!r}; backbone 'mamba2' has {value!r}")
+    require_values(config, part="backbone 'mamba2'", needed=needed)
     low, high = config.get("time_step_limit") or (0.0, math.inf)
     if _number(low) > 0 or _number(high) < math.inf:
         raise AuroraError(f"config.json says time_step_limit {[low, high]}; backbone 'mamba2' does not limit steps")
@@ -108,9 +106,9 @@ _MAMBA2 = r"^backbone\.layers\.\d+\.mixer\.(dt_bias|norm\.weight)$"
 
 TRANSFORMERS = Layout(
     name="transformers",
-    told="Mamba2ForCausalLM of transformers",
+    title="Mamba2ForCausalLM of transformers",
     marks=(r"^backbone\.embeddings\.weight$",),
-    bonds=partial(_bonds, embeddings="embeddings"),
+    key_maps=partial(_key_maps, embeddings="embeddings"),
     layer=r"backbone\.layers\.(\d+)\.",
     copies={"lm_head.weight": "backbone.embeddings.weight"},
     configure=_configure,
@@ -118,13 +116,13 @@ TRANSFORMERS = Layout(
 )
 AUTHORS = Layout(
     name="authors",
-    told="the authors' names (mamba_ssm)",
+    title="the authors' names (mamba_ssm)",
     marks=(r"^backbone\.embedding\.weight$", _MAMBA2),
-    bonds=partial(_bonds, embeddings="embedding"),
+    key_maps=partial(_key_maps, embeddings="embedding"),
     layer=r"backbone\.layers\.(\d+)\.",
     copies={"lm_head.weight": "backbone.embedding.weight"},
     writes_copies=True,
     configure=_configure_authors,
 )
-OURS = Layout(name="aurora", told="our own names", marks=(r"^layers\.\d+\.mixer\.dt_bias$",), layer=r"layers\.(\d+)\.")
+OURS = Layout(name="aurora", title="our own names", marks=(r"^layers\.\d+\.mixer\.dt_bias$",), layer=r"layers\.(\d+)\.")
 FAMILY = Family(slot="backbone", part="mamba2", layouts=(TRANSFORMERS, AUTHORS, OURS), options=_options)

@@ -10,32 +10,31 @@ from typing import Any
 
 from torch import Tensor
 
-from aurora.conversion.layouts import Bond, Family, Layout, Shapes
-from aurora.errors import AuroraError
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes
 
-from ._layouts import TIME_STATE, below, deep, depth, flat, pair, pairs, size, transposed, unpack_state
+from ._layouts import TIME_STATE, deep, depth, fla_layout, flat, pair, pairs, size, transposed, unpack_state
 
 # the authors mix in the order w, k, v, r, g, flash-linear-attention in the order r, w, k, v, g
 TO_FLA = [3, 0, 1, 2, 4]
 TO_AUTHORS = [1, 2, 3, 0, 4]
 
 
-def _mix_in_forth(w1: Tensor) -> Tensor:
+def _mix_in_to_fla(w1: Tensor) -> Tensor:
     """[C, 5R] → [5R, C]."""
     return w1.view(len(w1), 5, -1)[:, TO_FLA].flatten(1).t()
 
 
-def _mix_in_back(weight: Tensor) -> Tensor:
+def _mix_in_to_authors(weight: Tensor) -> Tensor:
     """[5R, C] → [C, 5R]."""
     return weight.view(5, -1, weight.shape[1])[TO_AUTHORS].flatten(0, 1).t()
 
 
-def _mix_out_forth(w2: Tensor) -> Tensor:
+def _mix_out_to_fla(w2: Tensor) -> Tensor:
     """[5, R, C] → [C, 5R]."""
     return w2[TO_FLA].permute(2, 0, 1).flatten(1)
 
 
-def _mix_out_back(weight: Tensor) -> Tensor:
+def _mix_out_to_authors(weight: Tensor) -> Tensor:
     """[C, 5R] → [5, R, C]."""
     return weight.view(len(weight), 5, -1).permute(1, 2, 0)[TO_AUTHORS]
 
@@ -57,20 +56,12 @@ BLOCK = [
     pair("att.time_decay_w1", "attn.w_proj.linear.lora.0.weight", transposed, transposed),
     pair("att.time_decay_w2", "attn.w_proj.linear.lora.2.weight", transposed, transposed),
     pair("att.time_maa_x", "attn.x_proj.0.mu", flat, deep),
-    pair("att.time_maa_w1", "attn.x_proj.0.linear.weight", _mix_in_forth, _mix_in_back),
-    pair("att.time_maa_w2", "attn.x_proj.2.weight", _mix_out_forth, _mix_out_back),
-    Bond(tuple(f"att.time_maa_{letter}" for letter in "rwkvg"), ("attn.x_bias",), _row, deep),
+    pair("att.time_maa_w1", "attn.x_proj.0.linear.weight", _mix_in_to_fla, _mix_in_to_authors),
+    pair("att.time_maa_w2", "attn.x_proj.2.weight", _mix_out_to_fla, _mix_out_to_authors),
+    KeyMap(tuple(f"att.time_maa_{letter}" for letter in "rwkvg"), ("attn.x_bias",), _row, deep),
     pair("ffn.time_maa_k", "ffn.key.mu", flat, deep),
     pair("ffn.time_maa_r", "ffn.receptance.mu", flat, deep),
 ]
-
-
-def _bonds(layers: int) -> list[Bond]:
-    bonds = pairs({"emb": "model.embeddings", "head": "lm_head"})
-    bonds += pairs({"blocks.0.ln0": "model.layers.0.pre_norm", "ln_out": "model.norm"}, ("weight", "bias"))
-    for layer in range(layers):
-        bonds += below(f"blocks.{layer}.", f"model.layers.{layer}.", BLOCK)
-    return bonds
 
 
 def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,54 +76,24 @@ def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    return {
-        "architectures": ["RWKV6ForCausalLM"],
-        "model_type": "rwkv6",
-        "vocab_size": options["vocab_size"],
-        "hidden_size": options["hidden_size"],
-        "num_hidden_layers": options["layers"],
-        "num_heads": options["hidden_size"] // options["head_size"],
-        "expand_k": 1.0,
-        "expand_v": 1.0,
-        "hidden_ratio": 3.5,
-        "intermediate_size": options["ffn_size"],
-        "proj_low_rank_dim": options["mix_rank"],
-        "gate_low_rank_dim": options["decay_rank"],
-        "hidden_act": "sqrelu",
-        "norm_first": True,
-        "norm_bias": True,
-        "norm_eps": 1e-5,
-        "tie_word_embeddings": False,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "dtype": dtype,
-    }
-
-
-def _check(config: Mapping[str, Any]) -> None:
-    needed = {"model_type": "rwkv6", "hidden_act": "sqrelu", "norm_first": True, "norm_bias": True, "attn": None,
-              "expand_k": 1.0, "expand_v": 1.0, "tie_word_embeddings": False}
-    for key, value in needed.items():
-        if config.get(key, value) != value:
-            raise AuroraError(f"config.json says {key} {config[key]!r}; backbone 'rwkv6' has {value!r}")
+def _own_config(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"expand_k": 1.0, "expand_v": 1.0, "hidden_ratio": 3.5, "proj_low_rank_dim": options["mix_rank"],
+            "gate_low_rank_dim": options["decay_rank"]}
 
 
 AUTHORS = Layout(
     name="authors",
-    told="the authors' names (x060)",
+    title="the authors' names (x060)",
     marks=(r"^blocks\.\d+\.att\.time_maa_", r"^blocks\.\d+\.att\.time_faaaa$"),
     layer=r"blocks\.(\d+)\.",
     carried=(TIME_STATE,),
 )
-FLA = Layout(
-    name="fla",
-    told="flash-linear-attention's RWKV6ForCausalLM",
+FLA = fla_layout(
+    "rwkv6",
     marks=(r"^model\.layers\.\d+\.attn\.x_proj\.", r"^model\.layers\.\d+\.attn\.x_bias$"),
-    bonds=_bonds,
-    layer=r"model\.layers\.(\d+)\.",
-    configure=_configure,
-    check=_check,
+    block=lambda layer: BLOCK,
+    own_config=_own_config,
+    needed={"expand_k": 1.0, "expand_v": 1.0},
     notes=("flash-linear-attention takes the eps of the group norm from norm_eps (1e-5); the authors' is 64e-5. After "
            "loading, set layer.attn.g_norm.eps = 64e-5 in every layer, or its logits are 1e-3 off",),
 )

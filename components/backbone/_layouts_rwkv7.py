@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aurora.conversion.layouts import Bond, Family, Layout, Shapes
-from aurora.errors import AuroraError
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes
 
-from ._layouts import TIME_STATE, below, deep, depth, flat, pair, pairs, size, transposed, unpack_state
+from ._layouts import TIME_STATE, deep, depth, fla_layout, flat, pair, pairs, size, transposed, unpack_state
 
 
-def _low_rank(letter: str, *, bias: bool = True) -> list[Bond]:
+def _low_rank(letter: str, *, bias: bool = True) -> list[KeyMap]:
     """x → (x @ w1) @ w2 + w0, as two projections."""
     lora = f"attn.{letter}_lora.lora"
-    bonds = [pair(f"att.{letter}1", f"{lora}.0.weight", transposed, transposed),
+    maps = [pair(f"att.{letter}1", f"{lora}.0.weight", transposed, transposed),
              pair(f"att.{letter}2", f"{lora}.2.weight", transposed, transposed)]
-    return [*bonds, pair(f"att.{letter}0", f"{lora}.2.bias", flat, deep)] if bias else bonds
+    return [*maps, pair(f"att.{letter}0", f"{lora}.2.bias", flat, deep)] if bias else maps
 
 
 BLOCK = [
@@ -30,15 +29,6 @@ BLOCK = [
     *_low_rank("w"), *_low_rank("a"), *_low_rank("g", bias=False),
     pair("ffn.x_k", "ffn.x_k", flat, deep),
 ]
-
-
-def _bonds(layers: int) -> list[Bond]:
-    bonds = pairs({"emb": "model.embeddings", "head": "lm_head"})
-    bonds += pairs({"blocks.0.ln0": "model.layers.0.pre_norm", "ln_out": "model.norm"}, ("weight", "bias"))
-    for layer in range(layers):
-        block = [*BLOCK, *_low_rank("v")] if layer else BLOCK
-        bonds += below(f"blocks.{layer}.", f"model.layers.{layer}.", block)
-    return bonds
 
 
 def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,57 +46,32 @@ def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     return options | ({"value_rank": size(shapes, "blocks.1.att.v1", 1)} if options["layers"] > 1 else {})
 
 
-def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+def _own_config(options: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "architectures": ["RWKV7ForCausalLM"],
-        "model_type": "rwkv7",
-        "vocab_size": options["vocab_size"],
-        "hidden_size": options["hidden_size"],
-        "num_hidden_layers": options["layers"],
         "head_dim": options["head_size"],
-        "num_heads": options["hidden_size"] // options["head_size"],
         "value_dim": [options["hidden_size"]] * options["layers"],
         "hidden_ratio": options["ffn_size"] / options["hidden_size"],
-        "intermediate_size": options["ffn_size"],
         "decay_low_rank_dim": options["decay_rank"],
         "a_low_rank_dim": options["rate_rank"],
         "v_low_rank_dim": options.get("value_rank", 32),
         "gate_low_rank_dim": options["gate_rank"],
-        "hidden_act": "sqrelu",
-        "norm_first": True,
-        "norm_bias": True,
-        "norm_eps": 1e-5,
-        "tie_word_embeddings": False,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "dtype": dtype,
     }
-
-
-def _check(config: Mapping[str, Any]) -> None:
-    needed = {"model_type": "rwkv7", "hidden_act": "sqrelu", "norm_first": True, "norm_bias": True, "attn": None,
-              "norm_eps": 1e-5, "tie_word_embeddings": False}
-    for key, value in needed.items():
-        if config.get(key, value) != value:
-            raise AuroraError(f"config.json says {key} {config[key]!r}; backbone 'rwkv7' has {value!r}")
 
 
 AUTHORS = Layout(
     name="authors",
-    told="the authors' names (x070)",
+    title="the authors' names (x070)",
     marks=(r"^blocks\.\d+\.att\.(r_k|k_k|k_a|w0)$",),
     layer=r"blocks\.(\d+)\.",
     carried=(TIME_STATE,),
     # some published files hold the first layer's value residual, which no layer reads
-    left_out=(r"blocks\.0\.att\.v[012]",),
+    ignored=(r"blocks\.0\.att\.v[012]",),
 )
-FLA = Layout(
-    name="fla",
-    told="flash-linear-attention's RWKV7ForCausalLM",
+FLA = fla_layout(
+    "rwkv7",
     marks=(r"^model\.layers\.\d+\.attn\.(r_k|k_k|k_a|w_lora\..*)$",),
-    bonds=_bonds,
-    layer=r"model\.layers\.(\d+)\.",
-    configure=_configure,
-    check=_check,
+    block=lambda layer: [*BLOCK, *_low_rank("v")] if layer else BLOCK,
+    own_config=_own_config,
+    needed={"norm_eps": 1e-5},
 )
 FAMILY = Family(slot="backbone", part="rwkv7", layouts=(AUTHORS, FLA), options=_options, unpack=unpack_state)

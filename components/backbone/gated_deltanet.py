@@ -15,14 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aurora.errors import AuroraError
 from aurora.registry import BACKBONE
 
+from .._options import Size
 from ..kernels.gated_delta import gated_delta, gated_delta_step
-from ._conv import convolve, latest, row_window, step_window
-from ._decoder import NORM_EPS, Decoder, Mixer, mlp_size
-from ._layers import GatedNorm, Linear, check_heads, check_sizes, parameter
-from ._packing import Row
+from ._decoder import NORM_EPS, Decoder, Mixer, expanded, mlp_size
+from ._layers import GatedNorm, Linear, check_heads, fill_steps, parameter
+from ._linear_rnn import ConvSize, Row, convolve, latest, row_window, step_window
 
 LENGTH_EPS = 1e-6
 
@@ -64,8 +63,7 @@ class GatedDeltaRule(Mixer):
     def initialise(self) -> None:
         """As in Mamba-2: rates up to 16, steps of 0.001 to 0.1, evenly in their logarithm."""
         self.A_log.uniform_(0.01, 16).log_()
-        step = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-        self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus turns it into the step
+        fill_steps(self.dt_bias)
 
     def forward(
         self, x: Tensor, row: Row, state: LayerState | None, return_state: bool
@@ -120,28 +118,19 @@ class GatedDeltaNet(Decoder):
         self,
         *,
         vocab_size: int,
-        hidden_size: int = 2048,
-        layers: int = 21,
-        head_size: int = 256,
-        heads: int | None = None,
+        hidden_size: Size = 2048,
+        layers: Size = 21,
+        head_size: Size = 256,
+        heads: Size | None = None,
         expand_v: float = 2.0,
-        ffn_size: int | None = None,
-        conv_size: int = 4,
+        ffn_size: Size | None = None,
+        conv_size: ConvSize = 4,
     ) -> None:
         ffn_size = mlp_size(hidden_size) if ffn_size is None else ffn_size
-        check_sizes("gated_deltanet", vocab_size=vocab_size, hidden_size=hidden_size, layers=layers,
-                    head_size=head_size, ffn_size=ffn_size)
         if heads is None:
             check_heads("gated_deltanet", hidden_size, head_size)
             heads = math.ceil(0.75 * hidden_size / head_size)
-        values = round(expand_v * head_size)
-        if values < 1 or values != expand_v * head_size:
-            raise AuroraError(f"backbone 'gated_deltanet': expand_v · head_size = {expand_v * head_size} (expand_v "
-                              f"{expand_v}, head_size {head_size}) is the value width of a head and must be a whole "
-                              "number above 0")
-        if conv_size < 2:
-            raise AuroraError(f"backbone 'gated_deltanet': conv_size must be at least 2, not {conv_size}")
-        check_sizes("gated_deltanet", heads=heads)
+        values = expanded("gated_deltanet", "expand_v", expand_v, head_size)
         mixers = [GatedDeltaRule(hidden_size, heads, head_size, values, conv_size) for _ in range(layers)]
         shapes = {"conv": (conv_size - 1, heads * (2 * head_size + values)), "kv": (heads, head_size, values)}
         super().__init__(vocab_size, hidden_size, ffn_size, mixers, shapes)

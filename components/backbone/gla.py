@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aurora.errors import AuroraError
 from aurora.registry import BACKBONE
 
+from .._options import Size
 from ..kernels.gla import gla, gla_step
-from ._decoder import NORM_EPS, Decoder, Mixer, mlp_size
-from ._layers import GatedNorm, Linear, check_heads, check_sizes, with_range
-from ._packing import Row
+from ._decoder import NORM_EPS, Decoder, Mixer, expanded, mlp_size
+from ._layers import GatedNorm, Linear, check_heads, with_range
+from ._linear_rnn import Row
 
 # arXiv 2312.06635, section 4.4: the root of a sigmoid, so that decays start near one
 DECAY_ROOT = 16
@@ -93,21 +93,16 @@ class GLA(Decoder):
         self,
         *,
         vocab_size: int,
-        hidden_size: int = 2048,
-        layers: int = 24,
-        head_size: int = 512,
+        hidden_size: Size = 2048,
+        layers: Size = 24,
+        head_size: Size = 512,
         expand_k: float = 0.5,
-        ffn_size: int | None = None,
-        gate_rank: int = 16,
+        ffn_size: Size | None = None,
+        gate_rank: Size = 16,
     ) -> None:
         ffn_size = mlp_size(hidden_size) if ffn_size is None else ffn_size
-        check_sizes("gla", vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, head_size=head_size,
-                    ffn_size=ffn_size, gate_rank=gate_rank)
         check_heads("gla", hidden_size, head_size)
-        keys = round(expand_k * head_size)
-        if keys < 1 or keys != expand_k * head_size:
-            raise AuroraError(f"backbone 'gla': expand_k · head_size = {expand_k * head_size} (expand_k {expand_k}, "
-                              f"head_size {head_size}) is the key width of a head and must be a whole number above 0")
+        keys = expanded("gla", "expand_k", expand_k, head_size)
         heads = hidden_size // head_size
         mixers = [GatedLinearAttention(hidden_size, heads * keys, heads, gate_rank) for _ in range(layers)]
         super().__init__(vocab_size, hidden_size, ffn_size, mixers, {"kv": (heads, keys, head_size)})

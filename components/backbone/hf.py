@@ -1,27 +1,25 @@
 """Recurrent language models of `transformers`.
 
-Shape letters: T packed positions, S sequences, D width.
+Shape letters: T packed positions, S sequences, B sequences of one batch of n positions, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aurora.errors import AuroraError
 from aurora.registry import BACKBONE
-from aurora.types import State
+from aurora.types import State, join_states, select_state
 
+from ..kernels._grid import sequence_lengths
 from ._hf import Hosted
-from ._hf_config import Wanted, model_config
-from ._hf_griffin import GriffinMemory
-from ._hf_memory import MambaMemory, Memory, XlstmMemory
-from ._hf_rows import read_batches, read_steps
-from ._packing import Row
+from ._hf_memory import GriffinMemory, MambaMemory, Memory, XlstmMemory
 
-DEFAULT = "mamba2"
 FAMILIES: Mapping[str, Callable[[nn.Module], Memory]] = {
     "falcon_mamba": MambaMemory,
     "mamba": MambaMemory,
@@ -30,6 +28,8 @@ FAMILIES: Mapping[str, Callable[[nn.Module], Memory]] = {
     "xlstm": XlstmMemory,
 }
 """Model types whose whole memory is of constant size."""
+# a batch is padded at its end to its longest sequence; the shortest is at least this share of it
+LEAST_SHARE = 0.5
 
 
 @BACKBONE.register
@@ -45,34 +45,37 @@ class HF(Hosted):
     RecurrentGemma cannot read several positions from a state; what follows one is read position by position.
     """
 
-    def __init__(
-        self,
-        *,
-        vocab_size: int,
-        path: str | None = None,
-        model_type: str | None = None,
-        hidden_size: int | None = None,
-        layers: int | None = None,
-        head_size: int | None = None,
-        config: Mapping[str, Any] | None = None,
-    ) -> None:
-        wanted = Wanted("hf", path, model_type, hidden_size, layers, head_size, config, vocab_size)
-        described = model_config(wanted, DEFAULT)
-        _check_constant(described)
-        super().__init__(described, name="hf", vocab_size=vocab_size, attention=None)
-        self.memory = FAMILIES[described.model_type](self.body)
+    name = "hf"
+    default_type = "mamba2"
 
-    def init_state(self, sequences: int) -> State:
+    def _check(self, config: Any) -> None:
+        """AuroraError for a model whose memory is not constant, or that does not belong to one of the families."""
+        if config.model_type in FAMILIES:
+            return
+        known = ", ".join(FAMILIES)
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if "linear_attention" in kinds or "hybrid" in kinds or "mamba" in kinds:
+            raise AuroraError(f"backbone 'hf': {config.model_type} mixes recurrent layers with attention, so its "
+                              f"memory grows with what it reads; constant are {known}")
+        if config.model_type == "rwkv":
+            raise AuroraError("backbone 'hf': RWKV-4 of transformers is not read; take backbone=rwkv6 or rwkv7, or one "
+                              f"of {known}")
+        raise AuroraError(f"backbone 'hf': {config.model_type} is not recurrent; take backbone=transformer for it, or "
+                          f"one of {known}")
+
+    def _built(self) -> None:
+        self.memory = FAMILIES[self.config.model_type](self.body)
+
+    def blank_state(self, sequences: int) -> State:
         return self.memory.empty(sequences)
 
-    def forward(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
+    def read(
+        self, x: Tensor, cu_seqlens: Tensor, state: State | None, *, return_state: bool
     ) -> tuple[Tensor, State | None]:
-        lengths = Row.of(cu_seqlens, x.device).cu_seqlens.diff().tolist()
-        if min(lengths) < 1:
-            raise ValueError(f"sequences of lengths {lengths}: empty sequences cannot be read")
+        lengths = sequence_lengths(cu_seqlens, len(x))
         if state is not None and not self.memory.continues:
-            if not _is_initial(state):
+            # nothing was read yet where all is zero; a state that is learned counts as read from the start
+            if any(tensor.requires_grad or bool(tensor.any()) for tensor in state.values()):
                 hidden, after = read_steps(self.memory, x, lengths, state)
                 return hidden.to(x.dtype), after if return_state else None
             state = None
@@ -85,22 +88,66 @@ class HF(Hosted):
         return hidden.squeeze(1).to(x.dtype), after
 
 
-def _is_initial(state: State) -> bool:
-    """Whether nothing was read yet; a state that is learned counts as read from the start."""
-    return not any(tensor.requires_grad or bool(tensor.any()) for tensor in state.values())
+class Batch(NamedTuple):
+    """Sequences that are read side by side."""
+
+    sequences: list[int]
+    length: int  # of the longest
 
 
-def _check_constant(config: Any) -> None:
-    """AuroraError for a model whose memory is not constant, or that is none of the families."""
-    if config.model_type in FAMILIES:
-        return
-    known = ", ".join(FAMILIES)
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if "linear_attention" in kinds or "hybrid" in kinds or "mamba" in kinds:
-        raise AuroraError(f"backbone 'hf': {config.model_type} mixes recurrent layers with attention, so its memory "
-                          f"grows with what it reads; constant are {known}")
-    if config.model_type == "rwkv":
-        raise AuroraError("backbone 'hf': RWKV-4 of transformers is not read; take backbone=rwkv6 or rwkv7, or one of "
-                          f"{known}")
-    raise AuroraError(f"backbone 'hf': {config.model_type} is not recurrent; take backbone=transformer for it, or one "
-                      f"of {known}")
+def batches(lengths: Sequence[int], *, equal: bool) -> list[Batch]:
+    """Sequences sorted into batches: of equal lengths, or of lengths near enough to pad."""
+    found: list[Batch] = []
+    for s in sorted(range(len(lengths)), key=lambda s: -lengths[s]):
+        least = found[-1].length if found and equal else LEAST_SHARE * found[-1].length if found else 0
+        if found and lengths[s] >= least:
+            found[-1].sequences.append(s)
+        else:
+            found.append(Batch([s], lengths[s]))
+    return found
+
+
+def read_batches(memory: Memory, x: Tensor, lengths: Sequence[int], state: State | None, keep: bool
+                 ) -> tuple[Tensor, State | None]:
+    """[T, D] → [T, D] and the states [S] when `keep`. What is padded stands after a sequence, where nothing of it
+    looks; but a state would have read it, so states are kept of batches of equal lengths only."""
+    parts = list(torch.split(x, list(lengths)))
+    order: list[int] = []
+    states = []
+    for batch in batches(lengths, equal=keep):
+        rows = torch.stack([F.pad(parts[s], (0, 0, 0, batch.length - lengths[s])) for s in batch.sequences])
+        given = None if state is None else select_state(state, batch.sequences)
+        hidden, after = memory.read(rows, given, keep)
+        for row, s in enumerate(batch.sequences):
+            parts[s] = hidden[row, : lengths[s]]
+        order += batch.sequences
+        states.append(after)
+    whole = torch.cat(parts)
+    kept = [after for after in states if after is not None]
+    return whole, select_state(join_states(kept), _inverse(order)) if kept else None
+
+
+def read_steps(memory: Memory, x: Tensor, lengths: Sequence[int], state: State) -> tuple[Tensor, State]:
+    """[T, D] → [T, D] and the states [S], one position of all sequences at a time; those that end drop out."""
+    order = sorted(range(len(lengths)), key=lambda s: -lengths[s])
+    starts = torch.tensor([0, *lengths], device=x.device).cumsum(0)[order]
+    state, ended, steps, places = select_state(state, order), [], [], []
+    reading = len(order)
+    for t in range(lengths[order[0]]):
+        going = sum(lengths[s] > t for s in order[:reading])
+        if going < reading:
+            ended.append(select_state(state, range(going, reading)))
+            state, reading = select_state(state, range(going)), going
+        places.append(starts[:going] + t)
+        hidden, after = memory.read(x[places[-1]].unsqueeze(1), state, True)
+        assert after is not None
+        steps.append(hidden[:, 0])
+        state = after
+    row = torch.cat(steps)
+    return torch.empty_like(row).index_copy(0, torch.cat(places), row), select_state(
+        join_states([state, *reversed(ended)]), _inverse(order))
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    """Where each sequence stands in the order."""
+    return sorted(range(len(order)), key=order.__getitem__)

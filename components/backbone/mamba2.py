@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aurora.errors import AuroraError
-from aurora.interfaces import Backbone
 from aurora.registry import BACKBONE
-from aurora.types import State
+from aurora.weights.io import open_tensors
+from aurora.weights.loading import fill, write_tensors
 
+from .._options import Size
 from ..kernels.ssd import ssd, ssd_step
-from ._checkpoint import fill, read_tensors, write_tensors
-from ._conv import convolve, latest, row_window, step_window
-from ._layers import Linear, check_sizes, layer_of, stack_layers
-from ._packing import Row
+from ._layers import Linear, fill_steps
+from ._layouts_mamba2 import FAMILY
+from ._linear_rnn import ConvSize, LinearRNN, Parts, Row, convolve, latest, row_window, step_window
 
 NORM_EPS = 1e-5
 
@@ -74,6 +74,17 @@ class Mixer(nn.Module):
         y = (y + values * self.D.unsqueeze(-1)).to(x.dtype).flatten(-2)
         return self.out_proj(self.norm(y * F.silu(gate))), state, seen
 
+    def initialise(self, layers: int) -> None:
+        """Fills the parameters, of one of so many layers."""
+        nn.init.kaiming_uniform_(self.in_proj.weight, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
+        self.out_proj.weight.div_(math.sqrt(layers))
+        self.conv1d.reset_parameters()
+        self.norm.reset_parameters()
+        nn.init.ones_(self.D)
+        self.A_log.uniform_(1, 16).log_()
+        fill_steps(self.dt_bias)
+
 
 class Block(nn.Module):
     """One layer."""
@@ -103,34 +114,33 @@ class Block(nn.Module):
 
 
 @BACKBONE.register
-class Mamba2(Backbone):
+class Mamba2(LinearRNN):
     """Mamba-2, a linear RNN with one decay per head; defaults are those of the 1.3B model.
 
     Parameters are named as `transformers` names them.
     """
 
     block_class = Block
+    layer_state = LayerState
+    recurrence = "ssm"
+    layouts = FAMILY
 
     def __init__(
         self,
         *,
         vocab_size: int,
-        hidden_size: int = 2048,
-        layers: int = 48,
-        head_size: int = 64,
-        state_size: int = 128,
-        expand: int = 2,
-        conv_size: int = 4,
+        hidden_size: Size = 2048,
+        layers: Size = 48,
+        head_size: Size = 64,
+        state_size: Size = 128,
+        expand: Size = 2,
+        conv_size: ConvSize = 4,
     ) -> None:
         super().__init__()
-        check_sizes("mamba2", vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, head_size=head_size,
-                    state_size=state_size, expand=expand)
         inner = expand * hidden_size
         if inner % head_size:
             raise AuroraError(f"backbone 'mamba2': expand · hidden_size = {inner} (hidden_size {hidden_size}) is not a "
                               f"multiple of head_size {head_size}")
-        if conv_size < 2:
-            raise AuroraError(f"backbone 'mamba2': conv_size must be at least 2, not {conv_size}")
         self.hidden_size = hidden_size
         self.vocab_size = vocab_size
         self.state_shapes = {
@@ -154,36 +164,11 @@ class Mamba2(Backbone):
         for block in self.layers:
             assert isinstance(block, Block)
             block.norm.reset_parameters()
-            _fill_mixer(block.mixer, len(self.layers))
+            block.mixer.initialise(len(self.layers))
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.embeddings.weight)
-
-    def init_state(self, sequences: int) -> State:
-        weight = self.embeddings.weight
-        dtypes = {"conv": weight.dtype, "ssm": torch.promote_types(weight.dtype, torch.float32)}
-        return {
-            name: weight.new_zeros(len(self.layers), sequences, *shape, dtype=dtypes[name])
-            for name, shape in self.state_shapes.items()
-        }
-
-    def forward(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
-    ) -> tuple[Tensor, State | None]:
-        row = Row.of(cu_seqlens, x.device)
-        after = []
-        for layer, block in enumerate(self.layers):
-            x, layer_state = block(x, row, None if state is None else layer_of(LayerState, state, layer), return_state)
-            after.append(layer_state)
-        return self.norm_f(x), stack_layers(after) if return_state else None
-
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        after = []
-        for layer, block in enumerate(self.layers):
-            assert isinstance(block, Block)
-            x, layer_state = block.step(x, layer_of(LayerState, state, layer))
-            after.append(layer_state)
-        return self.norm_f(x), stack_layers(after)
+    @property
+    def parts(self) -> Parts:
+        return Parts(self.embeddings, self.layers, self.norm_f)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embeddings.weight)
@@ -192,7 +177,7 @@ class Mamba2(Backbone):
         """Reads the weights of a `Mamba2ForCausalLM` of `transformers`, or of the authors, with tied embeddings."""
         tensors = {
             name.removeprefix("backbone.").replace("embedding.", "embeddings."): tensor
-            for name, tensor in read_tensors(path).items()
+            for name, tensor in open_tensors(path).items()
         }
         head = tensors.pop("lm_head.weight", None)
         if head is not None and not torch.equal(head, tensors.get("embeddings.weight", head[:0])):
@@ -203,16 +188,3 @@ class Mamba2(Backbone):
     def save_base(self, path: str) -> None:
         """Writes what `load_base` reads: `.pth` or `.safetensors` by the ending of the path."""
         write_tensors({f"backbone.{name}": tensor for name, tensor in self.state_dict().items()}, path)
-
-
-def _fill_mixer(mixer: Mixer, layers: int) -> None:
-    nn.init.kaiming_uniform_(mixer.in_proj.weight, a=math.sqrt(5))
-    nn.init.kaiming_uniform_(mixer.out_proj.weight, a=math.sqrt(5))
-    mixer.out_proj.weight.div_(math.sqrt(layers))
-    mixer.conv1d.reset_parameters()
-    mixer.norm.reset_parameters()
-    nn.init.ones_(mixer.D)
-    mixer.A_log.uniform_(1, 16).log_()
-    # steps of 0.001 to 0.1, evenly in their logarithm; the bias is what softplus turns into them
-    step = torch.empty_like(mixer.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-    mixer.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))

@@ -8,44 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aurora.adapters.initial_state import PREFIX as TUNED
-from aurora.adapters.initial_state import start_from, tuned_state
 from aurora.errors import AuroraError
-from aurora.interfaces import Backbone
+from aurora.interfaces import INITIAL_STATE, Runner
 from aurora.registry import BACKBONE
 from aurora.types import State
+from aurora.weights.io import open_tensors
+from aurora.weights.loading import fill, write_tensors
 
-from ..kernels.linear import project
+from .._options import Size
 from ..kernels.wkv6 import wkv6, wkv6_step
-from . import _rwkv6_native
-from ._checkpoint import fill, read_tensors, write_tensors
-from ._layers import Linear, check_sizes, layer_of, stack_layers, with_range
-from ._packing import Row
-from ._rwkv6_init import initialise
-from ._time_state import from_time_states, is_time_state, to_time_states
+from ._layers import Linear, check_heads, orthogonal, parameter, with_range
+from ._layouts_rwkv6 import FAMILY
+from ._linear_rnn import Row
+from ._rwkv import GROUP_NORM_EPS, RWKV, LayerState, RWKVBlock
+from ._rwkv6_runner import runner_of
 
-# 1e-5 · 8²: the authors divide what is normalised by 8, whatever the head size
-GROUP_NORM_EPS = 64e-5
+TIME_STATE = ".att.time_state"  # a tuned initial state, as the authors name it inside a checkpoint or alone
 
 Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
-
-
-class LayerState(NamedTuple):
-    """What one layer remembers."""
-
-    att_shift: Tensor  # [S, D]
-    wkv: Tensor  # [S, H, K, K]: key, value
-    ffn_shift: Tensor  # [S, D]
-
-
-def _parameter(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(*shape))
 
 
 class TimeMix(nn.Module):
@@ -54,18 +39,18 @@ class TimeMix(nn.Module):
     def __init__(self, width: int, head_size: int, mix_rank: int, decay_rank: int) -> None:
         super().__init__()
         self.heads = width // head_size
-        self.time_maa_x = _parameter(1, 1, width)
-        self.time_maa_w = _parameter(1, 1, width)
-        self.time_maa_k = _parameter(1, 1, width)
-        self.time_maa_v = _parameter(1, 1, width)
-        self.time_maa_r = _parameter(1, 1, width)
-        self.time_maa_g = _parameter(1, 1, width)
-        self.time_maa_w1 = _parameter(width, 5 * mix_rank)
-        self.time_maa_w2 = _parameter(5, mix_rank, width)
-        self.time_decay = _parameter(1, 1, width)
-        self.time_decay_w1 = _parameter(width, decay_rank)
-        self.time_decay_w2 = _parameter(decay_rank, width)
-        self.time_faaaa = _parameter(self.heads, head_size)
+        self.time_maa_x = parameter(1, 1, width)
+        self.time_maa_w = parameter(1, 1, width)
+        self.time_maa_k = parameter(1, 1, width)
+        self.time_maa_v = parameter(1, 1, width)
+        self.time_maa_r = parameter(1, 1, width)
+        self.time_maa_g = parameter(1, 1, width)
+        self.time_maa_w1 = parameter(width, 5 * mix_rank)
+        self.time_maa_w2 = parameter(5, mix_rank, width)
+        self.time_decay = parameter(1, 1, width)
+        self.time_decay_w1 = parameter(width, decay_rank)
+        self.time_decay_w2 = parameter(decay_rank, width)
+        self.time_faaaa = parameter(self.heads, head_size)
         self.receptance = Linear(width, width)
         self.key = Linear(width, width)
         self.value = Linear(width, width)
@@ -104,14 +89,40 @@ class TimeMix(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         return x.view(len(x), self.heads, -1)
 
+    def initialise(self, depth: float, height: float) -> None:
+        """Early channels look at the position before and forget fast, late ones remember (appendix of the paper)."""
+        width = self.time_maa_x.shape[-1]
+        channel = torch.arange(width, device=self.time_maa_x.device)
+        share = channel / width
+        for maa in (self.time_maa_x, self.time_maa_w, self.time_maa_k):
+            maa.copy_(1 - share**height)
+        self.time_maa_v.copy_(1 - (share**height + 0.3 * depth))
+        for maa in (self.time_maa_r, self.time_maa_g):
+            maa.copy_(1 - share ** (0.5 * height))
+        nn.init.uniform_(self.time_maa_w1, -1e-4, 1e-4)
+        nn.init.uniform_(self.time_maa_w2, -1e-2, 1e-2)
+
+        along = channel / max(1, width - 1)
+        self.time_decay.copy_(-6 + 5 * along ** (0.7 + 1.3 * depth))
+        nn.init.uniform_(self.time_decay_w1, -1e-4, 1e-4)
+        nn.init.uniform_(self.time_decay_w2, -1e-2, 1e-2)
+        zigzag = 0.1 * ((channel + 1) % 3 - 1)
+        self.time_faaaa.copy_((depth * (1 - along) + zigzag).view_as(self.time_faaaa))
+
+        orthogonal(self.receptance.weight, 1.0)
+        orthogonal(self.key.weight, 0.1)
+        orthogonal(self.value.weight, 1.0)
+        orthogonal(self.gate.weight, 0.1)
+        nn.init.zeros_(self.output.weight)
+
 
 class ChannelMix(nn.Module):
     """Works on each position and the one before it."""
 
     def __init__(self, width: int, ffn_size: int) -> None:
         super().__init__()
-        self.time_maa_k = _parameter(1, 1, width)
-        self.time_maa_r = _parameter(1, 1, width)
+        self.time_maa_k = parameter(1, 1, width)
+        self.time_maa_r = parameter(1, 1, width)
         self.key = Linear(width, ffn_size)
         self.receptance = Linear(width, width)
         self.value = Linear(ffn_size, width)
@@ -124,27 +135,31 @@ class ChannelMix(nn.Module):
         value: Tensor = self.value(torch.relu(self.key(k)).square())
         return torch.sigmoid(self.receptance(r)) * value
 
+    def initialise(self, height: float) -> None:
+        """Fills the parameters; `height` falls from 1 to almost 0 with depth."""
+        width = self.time_maa_k.shape[-1]
+        share = torch.arange(width, device=self.time_maa_k.device) / width
+        for maa in (self.time_maa_k, self.time_maa_r):
+            maa.copy_(1 - share**height)
+        orthogonal(self.key.weight, 1.0)
+        nn.init.zeros_(self.receptance.weight)
+        nn.init.zeros_(self.value.weight)
 
-class Block(nn.Module):
+
+class Block(RWKVBlock):
     """One layer; the first one also normalises what enters the model."""
 
     def __init__(
         self, width: int, head_size: int, ffn_size: int, mix_rank: int, decay_rank: int, *, first: bool
     ) -> None:
-        super().__init__()
-        if first:
-            self.ln0 = nn.LayerNorm(width)
-        self.ln1 = nn.LayerNorm(width)
-        self.ln2 = nn.LayerNorm(width)
-        self.att = TimeMix(width, head_size, mix_rank, decay_rank)
-        self.ffn = ChannelMix(width, ffn_size)
-        self.first = first
+        att = TimeMix(width, head_size, mix_rank, decay_rank)
+        super().__init__(width, att, ChannelMix(width, ffn_size), first=first)
 
     def forward(
         self, x: Tensor, row: Row, state: LayerState | None, return_state: bool
     ) -> tuple[Tensor, LayerState | None]:
         """[T, D] → [T, D] and each sequence's state when asked for."""
-        x = self._enter(x)
+        x = self.enter(x)
         att_shift, wkv, ffn_shift = state or (None, None, None)
         a = self.ln1(x)
         read = partial(wkv6, cu_seqlens=row.cu_seqlens, state=wkv, return_state=return_state)
@@ -156,115 +171,76 @@ class Block(nn.Module):
 
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
         """[S, D] → [S, D] and the next state."""
-        x = self._enter(x)
+        x = self.enter(x)
         a = self.ln1(x)
         mixed, wkv = self.att(a, state.att_shift, partial(wkv6_step, state=state.wkv))
         x = x + mixed
         f = self.ln2(x)
         return x + self.ffn(f, state.ffn_shift), LayerState(a, wkv, f)
 
-    def _enter(self, x: Tensor) -> Tensor:
-        return self.ln0(x) if self.first else x
-
 
 @BACKBONE.register
-class RWKV6(Backbone):
+class RWKV6(RWKV):
     """RWKV-6 (Finch), a linear RNN whose decay depends on what it reads; defaults are those of the 1.6B model."""
 
     block_class = Block
+    layouts = FAMILY
 
     def __init__(
         self,
         *,
         vocab_size: int,
-        hidden_size: int = 2048,
-        layers: int = 24,
-        head_size: int = 64,
-        ffn_size: int | None = None,
-        mix_rank: int = 32,
-        decay_rank: int = 64,
+        hidden_size: Size = 2048,
+        layers: Size = 24,
+        head_size: Size = 64,
+        ffn_size: Size | None = None,
+        mix_rank: Size = 32,
+        decay_rank: Size = 64,
     ) -> None:
-        super().__init__()
-        ffn_size = int(3.5 * hidden_size) // 32 * 32 if ffn_size is None else ffn_size
-        check_sizes("rwkv6", vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, head_size=head_size,
-                    ffn_size=ffn_size, mix_rank=mix_rank, decay_rank=decay_rank)
-        if hidden_size % head_size:
-            below = hidden_size // head_size * head_size
-            near = " and ".join(str(size) for size in (below, below + head_size) if size)
-            raise AuroraError(f"backbone 'rwkv6': hidden_size {hidden_size} is not a multiple of head_size "
-                              f"{head_size}; {near} would be")
-        self.hidden_size = hidden_size
-        self.vocab_size = vocab_size
-        self.head_size = head_size
-        self.emb = nn.Embedding(vocab_size, hidden_size, _weight=torch.empty(vocab_size, hidden_size))
-        self.blocks = nn.ModuleList(
-            Block(hidden_size, head_size, ffn_size, mix_rank, decay_rank, first=layer == 0) for layer in range(layers)
-        )
-        self.ln_out = nn.LayerNorm(hidden_size)
-        self.head = Linear(hidden_size, vocab_size)
-        self.reset_parameters()
+        ffn_size = max(32, int(3.5 * hidden_size) // 32 * 32) if ffn_size is None else ffn_size
+        check_heads("rwkv6", hidden_size, head_size)
+        super().__init__(vocab_size, hidden_size, head_size, (
+            Block(hidden_size, head_size, ffn_size, mix_rank, decay_rank, first=layer == 0)
+            for layer in range(layers)
+        ))
 
-    def reset_parameters(self) -> None:
-        """Fills every parameter as the authors do before training."""
-        initialise(self)
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.emb.weight)
-
-    def init_state(self, sequences: int) -> State:
-        weight = self.emb.weight
-        shift = (len(self.blocks), sequences, self.hidden_size)
-        wkv = (len(self.blocks), sequences, self.hidden_size // self.head_size, self.head_size, self.head_size)
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        return {
-            "att_shift": weight.new_zeros(shift),
-            "wkv": weight.new_zeros(wkv, dtype=wide),
-            "ffn_shift": weight.new_zeros(shift),
-        }
-
-    def forward(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
-    ) -> tuple[Tensor, State | None]:
-        row = Row.of(cu_seqlens, x.device)
-        if _rwkv6_native.plan_of(self, x) is not None:
-            return _rwkv6_native.forward(self, x, row, state, return_state)
-        after = []
-        for layer, block in enumerate(self.blocks):
-            x, layer_state = block(x, row, None if state is None else layer_of(LayerState, state, layer), return_state)
-            after.append(layer_state)
-        return self.ln_out(x), stack_layers(after) if return_state else None
-
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        plan = _rwkv6_native.plan_of(self, x)
-        if plan is not None and _rwkv6_native.can_step(plan, x, state):
-            return _rwkv6_native.step(self, plan, x, state)
-        after = []
-        for layer, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            x, layer_state = block.step(x, layer_of(LayerState, state, layer))
-            after.append(layer_state)
-        return self.ln_out(x), stack_layers(after)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return project(hidden, self.head)
+    def runner(self) -> Runner:
+        """On a CPU our own kernels, in fewer passes than the modules."""
+        return runner_of(self, {RWKV6, Block, TimeMix, ChannelMix})
 
     def load_base(self, path: str) -> None:
         """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`, with or without a tuned initial
         state."""
-        tensors = read_tensors(path)
-        tuned = self.import_state({name: tensors.pop(name) for name in [*tensors] if is_time_state(name)})
+        tensors = open_tensors(path)
+        tuned = self.import_state({name: tensors.pop(name) for name in [*tensors] if name.endswith(TIME_STATE)})
         fill(self, tensors, path)
         if tuned:
-            start_from(self, tuned)
+            self.start_from(tuned)
 
     def save_base(self, path: str) -> None:
         """Writes what `load_base` reads: `.pth` or `.safetensors` by the ending of the path."""
-        own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(TUNED)}
-        tuned = tuned_state(self)
-        write_tensors(own if tuned is None else own | self.export_state(dict(tuned.named_parameters())), path)
+        own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(INITIAL_STATE)}
+        tuned = {} if self.initial_state is None else self.export_state(self.initial_state.values())
+        write_tensors(own | tuned, path)
 
     def export_state(self, state: State) -> dict[str, Tensor]:
-        return to_time_states(state)
+        """`wkv` [L, 1, H, K, K] (key, value) → blocks.0.att.time_state [H, K, K] (value, key), …; other states stay."""
+        tensors = {name: tensor for name, tensor in state.items() if name != "wkv"}
+        for layer, memory in enumerate(state.get("wkv", ())):
+            tensors[f"blocks.{layer}{TIME_STATE}"] = memory[0].mT.contiguous()
+        return tensors
 
     def import_state(self, tensors: Mapping[str, Tensor]) -> State:
-        return from_time_states(tensors, self.init_state(1)["wkv"])
+        state = {name: tensor for name, tensor in tensors.items() if not name.endswith(TIME_STATE)}
+        given = {name: tensor for name, tensor in tensors.items() if name.endswith(TIME_STATE)}
+        if not given:
+            return state
+        names = [f"blocks.{layer}{TIME_STATE}" for layer in range(len(self.blocks))]
+        shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
+        wanted = self.state_shapes["wkv"]
+        if shapes != dict.fromkeys(names, wanted):
+            first = next(iter(shapes))
+            raise AuroraError(f"{len(shapes)} tuned initial states such as {first} {shapes[first]} do not fit: this "
+                              f"backbone has {len(names)} layers of {wanted}")
+        state["wkv"] = torch.stack([given[name].float().mT for name in names]).unsqueeze(1)
+        return state

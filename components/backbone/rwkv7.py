@@ -15,33 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aurora.errors import AuroraError
-from aurora.interfaces import Backbone
 from aurora.registry import BACKBONE
-from aurora.types import State
+from aurora.weights.io import open_tensors
+from aurora.weights.loading import fill, write_tensors
 
-from ..kernels.linear import project
+from .._options import Size
 from ..kernels.wkv7 import wkv7, wkv7_step
-from ._checkpoint import fill, read_tensors, write_tensors
-from ._layers import Linear, check_heads, check_sizes, layer_of, parameter, stack_layers, with_range
-from ._packing import Row
-from ._rwkv7_init import initialise
+from ._layers import Linear, check_heads, orthogonal, parameter, with_range
+from ._layouts_rwkv7 import FAMILY
+from ._linear_rnn import Row
+from ._rwkv import GROUP_NORM_EPS, RWKV, LayerState, RWKVBlock
 
-# 1e-5 · 8²: the authors divide what is normalised by 8, whatever the head size
-GROUP_NORM_EPS = 64e-5
 # a position forgets at most exp(-exp(-1/2)), so 45 % of a channel stays
 STRONGEST_LOG_DECAY = -math.exp(-0.5)
 # the first layer's value residual: some published files hold it, no layer reads it
 UNUSED = ("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2")
 
 Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
-
-
-class LayerState(NamedTuple):
-    """What one layer remembers."""
-
-    att_shift: Tensor  # [S, D]
-    wkv: Tensor  # [S, H, K, K]: key, value
-    ffn_shift: Tensor  # [S, D]
 
 
 class Ranks(NamedTuple):
@@ -124,6 +114,33 @@ class TimeMix(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         return x.view(len(x), self.heads, -1)
 
+    def initialise(self, depth: float, height: float) -> None:
+        """Low-rank projections start silent, so that what they steer begins at its constant."""
+        width, head = self.x_r.shape[-1], self.r_k.shape[-1]
+        channel = torch.arange(width, device=self.x_r.device)
+        share = channel / width
+        for name, power in (("r", 0.2), ("w", 0.9), ("k", 0.7), ("v", 0.7), ("a", 0.9), ("g", 0.2)):
+            getattr(self, f"x_{name}").copy_(1 - share ** (power * height))
+
+        along = channel / max(1, width - 1)
+        within = 2 * (channel % head) / max(1, head - 1) - 1  # from -1 to 1 in each head
+        zigzag = within * within.abs()
+        self.w0.copy_(-5.5 + 6 * along ** (1 + depth**0.3) + 2.5 * zigzag)
+        self.a0.copy_(-0.19 + 0.3 * zigzag + 0.4 * (along - 0.5))
+        self.k_k.copy_(0.71 - 0.1 * (along - 0.5))
+        nn.init.constant_(self.k_a, 1.02)
+        nn.init.constant_(self.r_k, -0.04)
+        if not self.first:
+            self.v0.copy_(0.73 - 0.4 * (along - 0.5))
+            _low_rank(self.v1, self.v2)
+        for into, out in ((self.w1, self.w2), (self.a1, self.a2), (self.g1, self.g2)):
+            _low_rank(into, out)
+
+        orthogonal(self.receptance.weight, 1.0)
+        orthogonal(self.key.weight, 0.1)
+        orthogonal(self.value.weight, 1.0)
+        nn.init.zeros_(self.output.weight)
+
 
 class ChannelMix(nn.Module):
     """Works on each position and the one before it."""
@@ -140,8 +157,16 @@ class ChannelMix(nn.Module):
         value: Tensor = self.value(torch.relu(self.key(k)).square())
         return value
 
+    def initialise(self, height: float) -> None:
+        """Fills the parameters; `height` falls from 1 to almost 0 with depth."""
+        width = self.x_k.shape[-1]
+        share = torch.arange(width, device=self.x_k.device) / width
+        self.x_k.copy_(1 - share ** (height**4))
+        orthogonal(self.key.weight, 1.0)
+        nn.init.zeros_(self.value.weight)
 
-class Block(nn.Module):
+
+class Block(RWKVBlock):
     """One layer; the first one also normalises what enters the model, and its values are given to all others.
 
     Those values pass through every block, given and returned, so that a block that is sharded or computed again in the
@@ -149,20 +174,13 @@ class Block(nn.Module):
     """
 
     def __init__(self, width: int, head_size: int, ffn_size: int, ranks: Ranks, *, first: bool) -> None:
-        super().__init__()
-        if first:
-            self.ln0 = nn.LayerNorm(width)
-        self.ln1 = nn.LayerNorm(width)
-        self.ln2 = nn.LayerNorm(width)
-        self.att = TimeMix(width, head_size, ranks, first=first)
-        self.ffn = ChannelMix(width, ffn_size)
-        self.first = first
+        super().__init__(width, TimeMix(width, head_size, ranks, first=first), ChannelMix(width, ffn_size), first=first)
 
     def forward(
         self, x: Tensor, v_first: Tensor | None, row: Row, state: LayerState | None, return_state: bool
     ) -> tuple[Tensor, Tensor, LayerState | None]:
         """[T, D], values of the first layer → [T, D], those values, and each sequence's state when asked for."""
-        x = self._enter(x)
+        x = self.enter(x)
         att_shift, wkv, ffn_shift = state or (None, None, None)
         a = self.ln1(x)
         read = partial(wkv7, cu_seqlens=row.cu_seqlens, state=wkv, return_state=return_state)
@@ -174,106 +192,50 @@ class Block(nn.Module):
 
     def step(self, x: Tensor, v_first: Tensor | None, state: LayerState) -> tuple[Tensor, Tensor, LayerState]:
         """[S, D], values of the first layer → [S, D], those values, and the next state."""
-        x = self._enter(x)
+        x = self.enter(x)
         a = self.ln1(x)
         mixed, v_first, wkv = self.att(a, state.att_shift, v_first, partial(wkv7_step, state=state.wkv))
         x = x + mixed
         f = self.ln2(x)
         return x + self.ffn(f, state.ffn_shift), v_first, LayerState(a, wkv, f)
 
-    def _enter(self, x: Tensor) -> Tensor:
-        return self.ln0(x) if self.first else x
-
 
 @BACKBONE.register
-class RWKV7(Backbone):
+class RWKV7(RWKV):
     """RWKV-7 (Goose), a linear RNN that overwrites what it holds for a key; defaults are those of the 1.5B model."""
 
     block_class = Block
+    layouts = FAMILY
+    carried = (None,)  # the values of the first layer, which gives them
 
     def __init__(
         self,
         *,
         vocab_size: int,
-        hidden_size: int = 2048,
-        layers: int = 24,
-        head_size: int = 64,
-        ffn_size: int | None = None,
-        decay_rank: int | None = None,
-        rate_rank: int | None = None,
-        value_rank: int | None = None,
-        gate_rank: int | None = None,
+        hidden_size: Size = 2048,
+        layers: Size = 24,
+        head_size: Size = 64,
+        ffn_size: Size | None = None,
+        decay_rank: Size | None = None,
+        rate_rank: Size | None = None,
+        value_rank: Size | None = None,
+        gate_rank: Size | None = None,
     ) -> None:
-        super().__init__()
         ffn_size = 4 * hidden_size if ffn_size is None else ffn_size
-        check_sizes("rwkv7", vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, head_size=head_size,
-                    ffn_size=ffn_size)
         check_heads("rwkv7", hidden_size, head_size)
-        usual = usual_ranks(hidden_size)
-        ranks = Ranks(
-            decay=usual.decay if decay_rank is None else decay_rank,
-            rate=usual.rate if rate_rank is None else rate_rank,
-            value=usual.value if value_rank is None else value_rank,
-            gate=usual.gate if gate_rank is None else gate_rank,
-        )
-        check_sizes("rwkv7", **{f"{name}_rank": rank for name, rank in ranks._asdict().items()})
-        self.hidden_size = hidden_size
-        self.vocab_size = vocab_size
-        self.head_size = head_size
-        self.emb = nn.Embedding(vocab_size, hidden_size, _weight=torch.empty(vocab_size, hidden_size))
-        self.blocks = nn.ModuleList(
-            Block(hidden_size, head_size, ffn_size, ranks, first=layer == 0) for layer in range(layers)
-        )
-        self.ln_out = nn.LayerNorm(hidden_size)
-        self.head = Linear(hidden_size, vocab_size)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Fills every parameter as the authors do before training."""
-        initialise(self)
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.emb.weight)
-
-    def init_state(self, sequences: int) -> State:
-        weight = self.emb.weight
-        shift = (len(self.blocks), sequences, self.hidden_size)
-        wkv = (len(self.blocks), sequences, self.hidden_size // self.head_size, self.head_size, self.head_size)
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        return {
-            "att_shift": weight.new_zeros(shift),
-            "wkv": weight.new_zeros(wkv, dtype=wide),
-            "ffn_shift": weight.new_zeros(shift),
-        }
-
-    def forward(
-        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = False
-    ) -> tuple[Tensor, State | None]:
-        row = Row.of(cu_seqlens, x.device)
-        v_first, after = None, []
-        for layer, block in enumerate(self.blocks):
-            before = None if state is None else layer_of(LayerState, state, layer)
-            x, v_first, layer_state = block(x, v_first, row, before, return_state)
-            after.append(layer_state)
-        return self.ln_out(x), stack_layers(after) if return_state else None
-
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        v_first, after = None, []
-        for layer, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            x, v_first, layer_state = block.step(x, v_first, layer_of(LayerState, state, layer))
-            after.append(layer_state)
-        return self.ln_out(x), stack_layers(after)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return project(hidden, self.head)
+        given = {"decay": decay_rank, "rate": rate_rank, "value": value_rank, "gate": gate_rank}
+        ranks = usual_ranks(hidden_size)._replace(**{name: rank for name, rank in given.items() if rank is not None})
+        super().__init__(vocab_size, hidden_size, head_size, (
+            Block(hidden_size, head_size, ffn_size, ranks, first=layer == 0)
+            for layer in range(layers)
+        ))
 
     def load_base(self, path: str) -> None:
         """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`."""
-        tensors = read_tensors(path)
+        tensors = open_tensors(path)
         if "blocks.0.att.r_k" not in tensors:
             older = " but blocks.0.att.time_maa_x, as RWKV-6 has: backbone=rwkv6 reads it"
-            raise AuroraError(f"{path} is no RWKV-7 (x070) checkpoint: it has no blocks.0.att.r_k"
+            raise AuroraError(f"{path} is not an RWKV-7 (x070) checkpoint: it has no blocks.0.att.r_k"
                               f"{older if 'blocks.0.att.time_maa_x' in tensors else ''}")
         tuned = [name for name in tensors if name.endswith(".time_state")]
         if tuned:
@@ -298,3 +260,9 @@ def usual_ranks(width: int) -> Ranks:
 
 def _nearest(rank: float, multiple: int) -> int:
     return max(32, round(rank / multiple) * multiple)
+
+
+def _low_rank(into: Tensor, out: Tensor) -> None:
+    nn.init.zeros_(into)
+    rank, width = out.shape
+    orthogonal(out, 0.1 * math.sqrt(max(1.0, rank / width)))

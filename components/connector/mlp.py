@@ -8,7 +8,7 @@ from aurora.interfaces import Connector
 from aurora.registry import CONNECTOR
 from aurora.types import VisualTokens
 
-from .._options import whole
+from .._options import Size
 
 
 @CONNECTOR.register
@@ -18,10 +18,9 @@ class MlpConnector(Connector):
     `hidden` is the width between them, by default the backbone's.
     """
 
-    def __init__(self, *, in_width: int, out_width: int, hidden: int | None = None) -> None:
+    def __init__(self, *, in_width: int, out_width: int, hidden: Size | None = None) -> None:
         super().__init__()
         hidden = out_width if hidden is None else hidden
-        whole("connector 'mlp'", "hidden", hidden)
         self.project = nn.Sequential(nn.Linear(in_width, hidden), nn.GELU(), nn.Linear(hidden, out_width))
 
     def forward(self, tokens: VisualTokens) -> Tensor:

@@ -19,7 +19,7 @@ from aurora.interfaces import Connector
 from aurora.registry import CONNECTOR
 from aurora.types import VisualTokens
 
-from .._options import whole
+from .._options import Size
 
 
 class CrossAttention(nn.Module):
@@ -51,12 +51,10 @@ class Resampler(Connector):
     """Latents read the whole frame, each token reads the latents, and an MLP carries it over."""
 
     def __init__(
-        self, *, in_width: int, out_width: int, latents: int = 32, heads: int = 8, hidden: int | None = None
+        self, *, in_width: int, out_width: int, latents: Size = 32, heads: Size = 8, hidden: Size | None = None
     ) -> None:
         super().__init__()
         hidden = out_width if hidden is None else hidden
-        for option, given in (("latents", latents), ("heads", heads), ("hidden", hidden)):
-            whole("connector 'resampler'", option, given)
         if in_width % heads:
             raise AuroraError(f"connector 'resampler': the vision width {in_width} is not a multiple of {heads} heads")
         self.latents = nn.Parameter(torch.randn(latents, in_width) * in_width**-0.5)

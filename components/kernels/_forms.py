@@ -19,34 +19,31 @@ Inputs = ParamSpec("Inputs")
 Outputs = TypeVar("Outputs")
 
 
-def fits_all(k: Tensor, v: Tensor) -> str | None:
-    return None
-
-
-def always_fast(k: Tensor, lengths: Sequence[int]) -> str | None:
-    return None
-
-
 class Form(NamedTuple):
     """One way to compute an operator over packed rows."""
 
     compute: Callable[..., tuple[Tensor, Tensor]]
-    unfit: Callable[[Tensor, Tensor], str | None] = fits_all
+    unfit: Callable[[Tensor, Tensor], str | None] = lambda k, v: None
     """Why it cannot take these keys [T, H, K] and values [T, H, V] (their device, dtype, widths; something that is not
     installed here), said so that the user knows what would be right; None when it can."""
     widens: bool = True
     """Whether its inputs are widened to float32 (float64 when they are) before; otherwise it takes them as they are."""
-    slow: Callable[[Tensor, Sequence[int]], str | None] = always_fast
+    slow: Callable[[Tensor, Sequence[int]], str | None] = lambda k, lengths: None
     """Why `auto` should rather take a later form for keys [T, H, K] in sequences of these lengths, said as a rule
     without the lengths themselves; None when it should not. Who names the form gets it in any case."""
 
 
-def choose(op: str, forms: Mapping[str, Form], name: str, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Form:
+def choose(
+    op: str, forms: Mapping[str, Form], name: str, k: Tensor, v: Tensor, lengths: Sequence[int],
+    step: Callable[..., tuple[Tensor, Tensor]] | None = None,
+) -> Form:
     """The form of that name; for `auto` the first that can take keys [T, H, K] and values [T, H, V] like these and is
-    not slow for sequences of these lengths.
+    not slow for sequences of these lengths, or `step`, where it is given and every sequence is one position.
 
     AuroraError when there is no such form, or it cannot.
     """
+    if name == "auto" and step is not None and max(lengths) == 1:
+        return Form(lambda *given: step(*given[:-2], given[-1]), widens=False)
     if name == "auto":
         return forms[_first_fit(op, forms, k, v, lengths)]
     if name not in forms:
@@ -112,15 +109,6 @@ def of_one_step(forms: Mapping[str, Form], state: Tensor, *row: Tensor) -> Form 
     if state.dtype is not torch.float32 or any(x.dtype != row[0].dtype for x in row):
         return None
     return next((forms[name] for name in ("triton", "cpu") if forms[name].unfit(row[0], row[-1]) is None), None)
-
-
-def on_device(kind: str) -> Callable[[Tensor, Tensor], str | None]:
-    """A form that takes tensors of one kind of device only."""
-
-    def unfit(k: Tensor, v: Tensor) -> str | None:
-        return None if k.device.type == kind else f"takes tensors on {kind}, not on {k.device.type}"
-
-    return unfit
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

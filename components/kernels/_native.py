@@ -45,6 +45,21 @@ INSTRUCTION_SETS: dict[str, tuple[str, ...]] = {
 }
 """The compiler's flags of every instruction set, the widest first; `AURORA_CPU` takes one of these names."""
 
+TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
+FUNCTIONS: dict[str, dict[str, str]] = {
+    "attention": {"attention": "pppp pp llll ii"},
+    "linear": {"gemv": "pppp lll iiii", "linear": "ppppp lll lll iiiii"},
+    "rwkv6": {"rwkv6_step": "pfpp pppp pppp liii"},
+    "rwkv6_mix": {"rwkv6_norm_shift": "ppp pp ppl pl ppp lfii", "rwkv6_mix_five": "pppl ppp lii",
+                  "rwkv6_norm_gate": "ppppp lll fii"},
+    "vision": {"gelu_tanh": "p lii", "merge_means": "p pppp p llll ii", "mean_direction": "p lll p llll ii"},
+    "wkv6": {"wkv6_interval": "", "wkv6_shares": "p llll i", "wkv6_forward": "i ppp ppp p llll i ppp",
+             "wkv6_backward": "i ppp ppp p llll i ppp ppp ppp"},
+    "wkv7": {"wkv7_interval": "", "wkv7_shares": "p llll i", "wkv7_forward": "i pppppp p p llll i pppp",
+             "wkv7_backward": "i pppppp p p llll i pppp pppppp p"},
+}
+"""The argument types of each source's functions, by the letters of TYPES; spaces are for the eye."""
+
 
 class NativeUnavailable(RuntimeError):
     """There is no compiled kernel here; the message says why."""
@@ -54,10 +69,15 @@ class NativeUnavailable(RuntimeError):
 def library(name: str) -> ctypes.CDLL:
     """The compiled `csrc/<name>.cpp`. NativeUnavailable when it cannot be compiled or loaded here."""
     try:
-        return _build(name)
+        loaded = _build(name)
     except NativeUnavailable as error:
         log.warning("the compiled kernel %r is not available, a slower form takes its place: %s", name, error)
         raise
+    for function, kinds in FUNCTIONS.get(name, {}).items():
+        if hasattr(loaded, function):  # some exist only where the instruction set has what they need
+            getattr(loaded, function).argtypes = [TYPES[kind] for kind in kinds.replace(" ", "")]
+            getattr(loaded, function).restype = ctypes.c_int64  # where anything is given
+    return loaded
 
 
 @cache
@@ -108,13 +128,8 @@ def serves(name: str, *tensors: Tensor) -> bool:
 
 
 def address(x: Tensor | None) -> int | None:
-    """Where a tensor lies, for a function whose argument types are declared."""
+    """Where a tensor lies."""
     return None if x is None else x.data_ptr()
-
-
-def pointer(x: Tensor | None) -> ctypes.c_void_p | None:
-    """The same for a function whose argument types are not."""
-    return None if x is None else ctypes.c_void_p(x.data_ptr())
 
 
 def unfit(name: str, k: Tensor) -> str | None:
@@ -127,12 +142,6 @@ def unfit(name: str, k: Tensor) -> str | None:
         return "is not for torch.compile"
     reason = missing(name)
     return None if reason is None else f"is not available: {reason}"
-
-
-def arguments(kinds: str) -> list[type]:
-    """The argument types of a C function: p a pointer, l an int64, i an int, f a float; spaces are for the eye."""
-    types = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
-    return [types[kind] for kind in kinds.replace(" ", "")]
 
 
 def bounds(lengths: Sequence[int]) -> Tensor:

@@ -5,13 +5,19 @@ Shape letters: T packed positions, H heads, K key width, V value width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from ._triton import Segments, interpreted, segments
+from ._triton import Segments, interpreted, positions, segments
+
+SHORT = 8
+"""Up to this length the recurrence is used."""
+BLOCK = 16
+"""So many columns or rows of a state one program takes, where nothing else of it is needed."""
 
 
 class Plan(NamedTuple):
@@ -55,7 +61,7 @@ def plan(lengths: tuple[int, ...], v: Tensor, *keys: Tensor, narrow_levels: int 
     """For values [T, H, V] and tensors [T, H, K].
 
     Chunks have `narrow_levels` in bfloat16 and four in wider numbers, by what fits in the registers. float16 is
-    multiplied in tf32, which has its mantissa and cannot overflow, since states are no more bounded than sums of
+    multiplied in tf32, which has its mantissa and cannot overflow, since states are as unbounded as sums of
     products are. For float32 tf32 alone would be 1e-3 off; three products make up for that.
     """
     dtype = v.dtype
@@ -70,6 +76,31 @@ def plan(lengths: tuple[int, ...], v: Tensor, *keys: Tensor, narrow_levels: int 
         numbers=_numbers(dtype),
         narrow=torch.bfloat16 if dtype is torch.bfloat16 else torch.float32,
     )
+
+
+def recur(
+    kernel: Any, inputs: Sequence[Tensor], state: Tensor, y: Tensor, final: Tensor, lengths: tuple[int, ...]
+) -> None:
+    """Runs the kernel of a recurrence, which goes through the positions one by one, into y and the final state."""
+    sequences, heads, keys, values = state.shape
+    step = max(lengths) == 1
+    bounds = None if step else positions(lengths, state.device)
+    kernel[(sequences * heads * (values // BLOCK),)](
+        *inputs, state, y, final, bounds, heads, keys, values, BLOCK, step, num_warps=1
+    )
+
+
+def link(
+    kernel: Any, outer: Tensor | None, local: Tensor, through: Tensor, row: Plan, *more: str, blocks: int,
+    backward: bool,
+) -> Tensor:
+    """The states before every segment [G, H, K, V], or their gradients after it, from what each segment does to one:
+    `local` is what it adds, `through` what the old state meets. Programs take BLOCK of `blocks` keys or values each."""
+    states = torch.empty_like(local)
+    kernel[((len(row.parts.bounds) - 1) * row.sizes[0] * (blocks // BLOCK),)](
+        outer, local, through, states, row.parts.bounds, *row.sizes[:3], BLOCK, backward, outer is not None, *more
+    )
+    return states
 
 
 def _numbers(dtype: torch.dtype) -> tuple[tl.dtype, str, bool]:

@@ -18,11 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import _wkv6_kernels as kernels
-from ._triton import device_of, positions
-from ._triton_plan import Plan, plan
-
-SHORT = 8
-"""Up to this length the recurrence is used."""
+from ._triton import device_of
+from ._triton_plan import SHORT, Plan, link, plan, recur
 
 
 def wkv6_triton(
@@ -45,12 +42,12 @@ class _Fused(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         start, total = state, None
         if max(lengths) <= SHORT:
-            _recur(r, k, v, w, bonus, state, y, final, lengths)
+            recur(kernels.recurrent, (r, k, v, w, bonus), state, y, final, lengths)
         else:
             row = plan(lengths, v, r, k)
             if row.parts.split:
                 local, total = _advance(k, v, w, row, backward=False)
-                start = _link(state, local, total, row, backward=False)
+                start = link(kernels.link, state, local, total, row, blocks=row.sizes[1], backward=False)
             kernels.forward[row.segments](
                 r, k, v, w, bonus, start, y, final, row.parts.table, *row.sizes, row.levels, *row.numbers, **row.through
             )
@@ -67,7 +64,7 @@ class _Fused(torch.autograd.Function):
             end = None if dfinal is None else dfinal.contiguous()
             if total is not None:
                 local, _ = _advance(r, dy, w, row, backward=True)
-                end = _link(end, local, total, row, backward=True)
+                end = link(kernels.link, end, local, total, row, blocks=row.sizes[1], backward=True)
             states, _ = _states(k, v, w, start, row, backward=False)
             dstates, dstate = _states(r, dy, w, end, row, backward=True)
             dr, dk, dv, dw = (torch.empty_like(x) for x in (r, k, v, w))
@@ -77,18 +74,6 @@ class _Fused(torch.autograd.Function):
                 *row.sizes, row.levels, *row.numbers, **row.once,
             )
         return dr, dk, dv, dw, dbonus.sum(0).to(bonus.dtype), dstate, None
-
-
-def _recur(
-    r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, state: Tensor, y: Tensor, final: Tensor,
-    lengths: tuple[int, ...],
-) -> None:
-    sequences, heads, keys, values = state.shape
-    columns, step = 16, max(lengths) == 1
-    bounds = None if step else positions(lengths, r.device)
-    kernels.recurrent[(sequences * heads * (values // columns),)](
-        r, k, v, w, bonus, state, y, final, bounds, heads, keys, values, columns, step, num_warps=1
-    )
 
 
 def _advance(a: Tensor, x: Tensor, w: Tensor, row: Plan, backward: bool) -> tuple[Tensor, Tensor]:
@@ -113,14 +98,3 @@ def _states(
         *row.numbers, **row.through,
     )
     return states, outer
-
-
-def _link(outer: Tensor | None, local: Tensor, total: Tensor, row: Plan, backward: bool) -> Tensor:
-    """The states before every segment [G, H, K, V], or their gradients after it."""
-    states = torch.empty_like(local)
-    heads, keys, values, _ = row.sizes
-    rows = 16
-    kernels.link[((len(row.parts.bounds) - 1) * heads * (keys // rows),)](
-        outer, local, total, states, row.parts.bounds, heads, keys, values, rows, backward, outer is not None
-    )
-    return states

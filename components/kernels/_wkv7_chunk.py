@@ -11,7 +11,7 @@ with L the running sum of the log-decay and s_0 the state before the chunk. So u
 
 A decay between two positions is split at a border that lies between them: neighbouring positions are paired first, then
 neighbouring pairs, up to the halves of the chunk. Exponents are ≤ 0 and sums of numbers of one sign, so no decay is too
-strong, and none that is weak is lost beside one that is strong.
+strong, and a weak one is not lost next to a strong one.
 """
 
 from __future__ import annotations

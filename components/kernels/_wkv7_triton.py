@@ -17,11 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from . import _wkv7_backward as gradients
 from . import _wkv7_kernels as kernels
-from ._triton import device_of, interpreted, positions
-from ._triton_plan import Plan, plan
+from ._triton import device_of, interpreted
+from ._triton_plan import SHORT, Plan, link, plan, recur
 
-SHORT = 8
-"""Up to this length the recurrence is used."""
 LEVELS = 4
 """Chunks of 16 positions: with 32 the products of a chunk do not fit in the registers."""
 
@@ -47,7 +45,7 @@ class _Fused(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         start, maps = state, None
         if max(lengths) <= SHORT:
-            _recur(r, w, k, v, a, b, state, y, final, lengths)
+            recur(kernels.recurrent, (r, w, k, v, a, b), state, y, final, lengths)
         else:
             row = plan(lengths, v, r, k, a, b, narrow_levels=LEVELS)
             if row.parts.split:
@@ -89,18 +87,6 @@ class _Fused(torch.autograd.Function):
         return dr, dw, dk, dv, da, db, dstate, None
 
 
-def _recur(
-    r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor, y: Tensor, final: Tensor,
-    lengths: tuple[int, ...],
-) -> None:
-    sequences, heads, keys, values = state.shape
-    columns, step = 16, max(lengths) == 1
-    bounds = None if step else positions(lengths, r.device)
-    kernels.recurrent[(sequences * heads * (values // columns),)](
-        r, w, k, v, a, b, state, y, final, bounds, heads, keys, values, columns, step, num_warps=1
-    )
-
-
 def _alone(w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, row: Plan) -> tuple[Tensor, Tensor]:
     """What every segment adds to a state [G, H, K, V], and the matrix that it multiplies it with [G, H, K, K]."""
     heads, keys, _, chunk = row.sizes
@@ -125,15 +111,8 @@ def _retreat(
 
 
 def _link(outer: Tensor | None, local: Tensor, maps: Tensor, row: Plan, backward: bool) -> Tensor:
-    """The states before every segment [G, H, K, V], or their gradients after it."""
-    states = torch.empty_like(local)
-    heads, keys, values, _ = row.sizes
-    columns = 16
-    kernels.link[((len(row.parts.bounds) - 1) * heads * (values // columns),)](
-        outer, local, maps, states, row.parts.bounds, heads, keys, values, columns, backward, outer is not None,
-        "ieee" if interpreted() else "tf32x3",
-    )
-    return states
+    precision = "ieee" if interpreted() else "tf32x3"
+    return link(kernels.link, outer, local, maps, row, precision, blocks=row.sizes[2], backward=backward)
 
 
 def _inverse(row: Plan) -> str:

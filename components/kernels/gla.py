@@ -7,7 +7,7 @@ Per head, with a log-decay a ≤ 0 per key and a state s [K, V]:
     s_t = diag(exp a_t) s_{t-1} + k_tᵀ v_t        y_t = q_t s_t
 
 It is WKV-6 read one position later: WKV-6 reads s_{t-1}, so the query carries the decay, and what position t adds is
-read beside it. So every form of WKV-6 is a form of this.
+read in addition. So every form of WKV-6 is a form of this.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What stands between the matrix products of RWKV-6: each in one pass over memory on a CPU, beside its plain twin.
+"""What stands between the matrix products of RWKV-6: each in one pass over memory on a CPU, with its plain twin.
 
 Shape letters: T packed positions, S sequences, C width, H heads, m mixtures. What stood before the first position of
 a sequence is `before` [S, C], or zero.
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._native import arguments, library, pointer, serves, threads
+from ._native import address, library, serves, threads
 
 
 class Shifted(NamedTuple):
@@ -46,9 +45,9 @@ def norm_shift(
     sum_ = x if delta is None else torch.empty_like(x)
     normal = torch.empty_like(x)
     mixed = tuple(torch.empty_like(x) for _ in ratios)
-    _library().rwkv6_norm_shift(
-        *map(pointer, (x, delta, gate, *norm, before, bounds)), len(bounds) - 1, _pointers(ratios), len(ratios),
-        pointer(sum_), pointer(normal), _pointers(mixed), x.shape[1], eps, x.dtype is torch.bfloat16, threads(),
+    library("rwkv6_mix").rwkv6_norm_shift(
+        *map(address, (x, delta, gate, *norm, before, bounds)), len(bounds) - 1, _pointers(ratios), len(ratios),
+        address(sum_), address(normal), _pointers(mixed), x.shape[1], eps, x.dtype is torch.bfloat16, threads(),
     )
     return Shifted(sum_, normal, mixed)
 
@@ -80,8 +79,8 @@ def mix_five(
         return mix_five_reference(x, ratios, constants, cu_seqlens, before)
     bounds = cu_seqlens.long().contiguous()
     out = torch.empty_like(ratios)
-    _library().rwkv6_mix_five(
-        *map(pointer, (x, before, bounds)), len(bounds) - 1, pointer(ratios), _pointers(constants), pointer(out),
+    library("rwkv6_mix").rwkv6_mix_five(
+        *map(address, (x, before, bounds)), len(bounds) - 1, address(ratios), _pointers(constants), address(out),
         x.shape[1], x.dtype is torch.bfloat16, threads(),
     )
     return out
@@ -100,8 +99,8 @@ def norm_gate(x: Tensor, gate: Tensor, norm: tuple[Tensor, Tensor], heads: int, 
     if not _serves(x, gate, *norm):
         return norm_gate_reference(x, gate, norm, heads, eps)
     out = torch.empty_like(x)
-    _library().rwkv6_norm_gate(
-        *map(pointer, (x, gate, *norm, out)), *x.shape, heads, eps, x.dtype is torch.bfloat16, threads()
+    library("rwkv6_mix").rwkv6_norm_gate(
+        *map(address, (x, gate, *norm, out)), *x.shape, heads, eps, x.dtype is torch.bfloat16, threads()
     )
     return out
 
@@ -125,12 +124,3 @@ def _serves(*tensors: Tensor) -> bool:
 
 def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * max(1, len(tensors)))(*(x.data_ptr() for x in tensors))
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    loaded = library("rwkv6_mix")
-    loaded.rwkv6_norm_shift.argtypes = arguments("ppp pp ppl pl ppp lfii")
-    loaded.rwkv6_mix_five.argtypes = arguments("pppl ppp lii")
-    loaded.rwkv6_norm_gate.argtypes = arguments("ppppp lll fii")
-    return loaded

@@ -40,7 +40,7 @@ def ssd(
     wide = wide_of(v.dtype)
     if state is None:
         state = torch.zeros(len(lengths), v.shape[1], k.shape[-1], v.shape[-1], dtype=wide, device=v.device)
-    chosen = _SINGLE if form == "auto" and max(lengths) == 1 else choose("ssd", FORMS, form, k.unsqueeze(1), v, lengths)
+    chosen = choose("ssd", FORMS, form, k.unsqueeze(1), v, lengths, ssd_step)
     y, after = chosen.compute(q.to(wide), k.to(wide), v.to(wide), a.to(wide), lengths, state.to(wide))
     return y.to(v.dtype), after if return_state else None
 
@@ -81,14 +81,6 @@ def ssd_chunk(
     before, after = scan(total.exp(), update, state, grid)
     return grid.gather((q @ k.mT * weights) @ v + (q @ before) * through.exp()), after
 
-
-def _single(
-    q: Tensor, k: Tensor, v: Tensor, a: Tensor, lengths: tuple[int, ...], state: Tensor
-) -> tuple[Tensor, Tensor]:
-    return ssd_step(q, k, v, a, state)
-
-
-_SINGLE = Form(_single)
 
 FORMS: dict[str, Form] = {"chunk": Form(ssd_chunk), "reference": Form(ssd_reference)}
 """The forms by name; `auto` takes the first that can."""

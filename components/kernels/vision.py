@@ -1,4 +1,5 @@
-"""What stands between the matrix products of a vision transformer that merges tokens.
+"""What a vision transformer that merges tokens computes: softmax attention of whole frames, and what stands between its
+matrix products.
 
 On a CPU, where no gradient is wanted, each is one pass in C++; else it is done by torch. Shape letters: N frames, M
 tokens before a merge, G after it, r = M - G merged, H heads, K head width, W width.
@@ -14,7 +15,37 @@ from torch.nn import functional as F
 
 from .._rows import add_to, take
 from ._dense import dense, onednn
-from ._native import library, pointer, serves, threads
+from ._native import address, library, serves, threads
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[N, M, H, K] each, and what is added to every score of a key [N, M] or nothing → [N, M, H * K].
+
+    On a CPU with AVX-512, where no gradient is wanted, by our own kernel; else by torch.
+    """
+    if serves("attention", query, key, value) and library("attention").attention_supported():
+        return _attend(query, key, value, bias)
+    return attention_reference(query, key, value, bias)
+
+
+def attention_reference(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same by torch."""
+    mask = None if bias is None else bias[:, None, None].to(query.dtype)
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    frames, tokens, heads, width = query.shape
+    strides = (ctypes.c_int64 * 9)(*(stride for x in (query, key, value) for stride in x.stride()[:3]))
+    shift = None if bias is None else bias.float().contiguous()
+    out = query.new_empty(frames, tokens, heads * width)
+    library("attention").attention(
+        *map(address, (query, key, value)), strides, address(shift), address(out), frames, heads, tokens, width,
+        query.dtype == torch.bfloat16, threads(),
+    )
+    return out
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -32,7 +63,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     """GELU by its tanh approximation; may write into `x`, which is its own from here on."""
     if not (serves("vision", x) and x.is_contiguous()):
         return F.gelu(x, approximate="tanh")
-    library("vision").gelu_tanh(pointer(x), ctypes.c_int64(x.numel()), int(x.dtype == torch.bfloat16), threads())
+    library("vision").gelu_tanh(address(x), x.numel(), x.dtype == torch.bfloat16, threads())
     return x
 
 
@@ -49,8 +80,7 @@ def merge_means(x: Tensor, size: Tensor, survivors: Tensor, sources: Tensor, int
     out = x.new_empty(frames, survivors.shape[1], width)
     given = (size.float().contiguous(), survivors.contiguous(), sources.contiguous(), into.contiguous())
     library("vision").merge_means(
-        pointer(x), *map(pointer, given), pointer(out),
-        *map(ctypes.c_int64, (frames, tokens, survivors.shape[1], width)), int(x.dtype == torch.bfloat16), threads(),
+        *map(address, (x, *given, out)), frames, tokens, survivors.shape[1], width, x.dtype == torch.bfloat16, threads()
     )
     return out
 
@@ -62,7 +92,7 @@ def mean_direction(keys: Tensor) -> Tensor:
     frames, heads, tokens, width = keys.shape
     out = torch.empty(frames, tokens, width, dtype=torch.float32)
     library("vision").mean_direction(
-        pointer(keys), *(ctypes.c_int64(keys.stride(axis)) for axis in (0, 2, 1)), pointer(out),
-        *map(ctypes.c_int64, (frames, tokens, heads, width)), int(keys.dtype == torch.bfloat16), threads(),
+        address(keys), keys.stride(0), keys.stride(2), keys.stride(1), address(out), frames, tokens, heads, width,
+        keys.dtype == torch.bfloat16, threads(),
     )
     return out

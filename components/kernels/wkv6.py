@@ -17,8 +17,7 @@ from ._grid import sequence_lengths
 from ._triton import fla_unfit, late
 from ._triton import unfit as triton_unfit
 from ._wkv6_chunk import wkv6_chunk
-from ._wkv6_cpu import unfit as cpu_unfit
-from ._wkv6_cpu import wkv6_cpu
+from ._wkv_cpu import unfit, wkv6_cpu
 
 # exp(-exp(10)) is 0 in every format, while the gradient of exp(-exp(w)) turns NaN from w = 89 on
 LARGEST_W = 10.0
@@ -44,14 +43,13 @@ def wkv6(
     """
     lengths = sequence_lengths(cu_seqlens, len(r))
     dtype = v.dtype
-    if not r.dtype == k.dtype == v.dtype:
-        r, k, v = as_one_dtype(r, k, v)
+    r, k, v = as_one_dtype(r, k, v)
     exact = wide(r.dtype)
     if state is None:
         state = torch.zeros(len(lengths), *k.shape[1:], v.shape[-1], dtype=exact, device=r.device)
     given = {"r": (r, "THK"), "k": (k, "THK"), "v": (v, "THV"), "w": (w, "THK"), "bonus": (bonus, "HK")}
     check_inputs("wkv6", {**given, "state": (state, "SHKV")}, S=len(lengths))
-    chosen = _SINGLE if form == "auto" and max(lengths) == 1 else choose("wkv6", FORMS, form, k, v, lengths)
+    chosen = choose("wkv6", FORMS, form, k, v, lengths, wkv6_step)
     if chosen.widens:
         r, k, v, w, bonus = (x.to(exact) for x in (r, k, v, w, bonus))
         w = w.clamp(max=LARGEST_W)
@@ -87,18 +85,10 @@ def wkv6_reference(
     return step_by_step(lambda r, k, v, w, s: _step(r, k, v, w, bonus, s), (r, k, v, w), lengths, state)
 
 
-def _single(
-    r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, lengths: tuple[int, ...], state: Tensor
-) -> tuple[Tensor, Tensor]:
-    return wkv6_step(r, k, v, w, bonus, state)
-
-
-_SINGLE = Form(_single, widens=False)
-
 FORMS: dict[str, Form] = {
     "triton": Form(late("_wkv6_triton", "wkv6_triton"), triton_unfit, widens=False),
     "fla": Form(late("_fla", "wkv6_fla"), fla_unfit, widens=False),
-    "cpu": Form(wkv6_cpu, cpu_unfit, widens=False),
+    "cpu": Form(wkv6_cpu, unfit("wkv6"), widens=False),
     "chunk": Form(wkv6_chunk),
     "reference": Form(wkv6_reference),
 }

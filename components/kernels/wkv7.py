@@ -20,8 +20,7 @@ from ._grid import sequence_lengths
 from ._triton import fla_unfit, late
 from ._triton import unfit as triton_unfit
 from ._wkv7_chunk import wkv7_chunk
-from ._wkv7_cpu import unfit as cpu_unfit
-from ._wkv7_cpu import wkv7_cpu
+from ._wkv_cpu import unfit, wkv7_cpu
 
 
 @without_autocast
@@ -45,14 +44,13 @@ def wkv7(
     """
     lengths = sequence_lengths(cu_seqlens, len(r))
     dtype = v.dtype
-    if not r.dtype == k.dtype == v.dtype == a.dtype == b.dtype:
-        r, k, v, a, b = as_one_dtype(r, k, v, a, b)
+    r, k, v, a, b = as_one_dtype(r, k, v, a, b)
     exact = wide(r.dtype)
     if state is None:
         state = torch.zeros(len(lengths), *k.shape[1:], v.shape[-1], dtype=exact, device=r.device)
     given = {name: (x, "THK") for name, x in (("r", r), ("w", w), ("k", k), ("a", a), ("b", b))}
     check_inputs("wkv7", {**given, "v": (v, "THV"), "state": (state, "SHKV")}, S=len(lengths))
-    chosen = _SINGLE if form == "auto" and max(lengths) == 1 else choose("wkv7", FORMS, form, k, v, lengths)
+    chosen = choose("wkv7", FORMS, form, k, v, lengths, wkv7_step)
     if chosen.widens:
         r, w, k, v, a, b = (x.to(exact) for x in (r, w, k, v, a, b))
     y, after = chosen.compute(r, w, k, v, a, b, lengths, state.to(exact))
@@ -89,18 +87,10 @@ def wkv7_reference(
     return step_by_step(_step, (r, w, k, v, a, b), lengths, state)
 
 
-def _single(
-    r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, lengths: tuple[int, ...], state: Tensor
-) -> tuple[Tensor, Tensor]:
-    return wkv7_step(r, w, k, v, a, b, state)
-
-
-_SINGLE = Form(_single, widens=False)
-
 FORMS: dict[str, Form] = {
     "triton": Form(late("_wkv7_triton", "wkv7_triton"), triton_unfit, widens=False),
     "fla": Form(late("_fla", "wkv7_fla"), fla_unfit, widens=False),
-    "cpu": Form(wkv7_cpu, cpu_unfit, widens=False),
+    "cpu": Form(wkv7_cpu, unfit("wkv7"), widens=False),
     "chunk": Form(wkv7_chunk),
     "reference": Form(wkv7_reference),
 }

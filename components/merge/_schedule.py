@@ -15,7 +15,7 @@ Schedule = tuple[int, ...]
 
 
 def half(tokens: int) -> int:
-    """Even tokens go into odd ones: all the even ones can, unless there is no odd one."""
+    """Even tokens go into odd ones: all the even ones can, unless none is odd."""
     return (tokens + 1) // 2 if tokens > 1 else 0
 
 

@@ -14,7 +14,6 @@ from aurora.errors import AuroraError
 from aurora.interfaces import BlockView, Merge, MergeStrategy
 from aurora.registry import MERGE
 
-from .._options import one_of, switch
 from .._rows import take
 from ._groups import Absorption, similarity, similarity_metric
 from ._schedule import all_but_one, exact
@@ -35,8 +34,6 @@ class Prune(MergeStrategy):
     """
 
     def __init__(self, *, by: Literal["norm", "attention"] = "norm", proportional_attention: bool = False) -> None:
-        one_of("merge 'prune'", "by", by, ("norm", "attention"))
-        switch("merge 'prune'", "proportional_attention", proportional_attention)
         self.by = by
         self.proportional_attention = proportional_attention
 

@@ -8,7 +8,7 @@ from aurora.errors import AuroraError
 from aurora.interfaces import BlockView, Merge, MergeStrategy
 from aurora.registry import MERGE
 
-from .._options import switch, whole
+from .._options import Seed
 from .._shuffle import permutation
 from ._groups import Absorption
 from ._schedule import exact, half
@@ -18,9 +18,7 @@ from ._schedule import exact, half
 class RandomMerge(MergeStrategy):
     """Averages tokens with random partners: a function of the seed and the number of tokens, alike in every frame."""
 
-    def __init__(self, *, seed: int = 0, proportional_attention: bool = True) -> None:
-        whole("merge 'random'", "seed", seed, least=0)
-        switch("merge 'random'", "proportional_attention", proportional_attention)
+    def __init__(self, *, seed: Seed = 0, proportional_attention: bool = True) -> None:
         self.seed = seed
         self.proportional_attention = proportional_attention
 

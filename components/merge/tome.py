@@ -14,7 +14,6 @@ from aurora.errors import AuroraError
 from aurora.interfaces import BlockView, Merge, MergeStrategy
 from aurora.registry import MERGE
 
-from .._options import one_of, switch
 from ._groups import Absorption, similarity, similarity_metric
 from ._schedule import exact, floor, floor_to, half
 
@@ -30,8 +29,6 @@ class TokenMerging(MergeStrategy):
     def __init__(
         self, *, schedule: Literal["exact", "floor"] = "exact", proportional_attention: bool = True
     ) -> None:
-        one_of("merge 'tome'", "schedule", schedule, ("exact", "floor"))
-        switch("merge 'tome'", "proportional_attention", proportional_attention)
         self.exact = schedule == "exact"
         self.proportional_attention = proportional_attention
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from aurora.interfaces import Sorter
 from aurora.registry import SORT
 from aurora.types import VisualTokens
-
-from ._where import Where, check_where
 
 
 @SORT.register
@@ -19,8 +19,8 @@ class RasterSort(Sorter):
     After the last block by default, so that merging pairs tokens in the order in which it left them.
     """
 
-    def __init__(self, *, where: Where = "final") -> None:
-        self.where = check_where("raster", where)
+    def __init__(self, *, where: Literal["layer", "final"] = "final") -> None:
+        self.where = where
 
     def order(self, tokens: VisualTokens) -> Tensor:
         patches = torch.arange(tokens.owner.shape[1], device=tokens.owner.device).expand_as(tokens.owner)

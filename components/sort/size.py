@@ -10,18 +10,16 @@ from aurora.interfaces import Sorter
 from aurora.registry import SORT
 from aurora.types import VisualTokens
 
-from .._options import one_of
-from ._where import Where, check_where
-
 
 @SORT.register
 class SizeSort(Sorter):
     """Tokens by the number of patches each stands for; tokens of one size keep their order."""
 
-    def __init__(self, *, order: Literal["ascending", "descending"] = "ascending", where: Where = "layer") -> None:
-        one_of("sort 'size'", "order", order, ("ascending", "descending"))
+    def __init__(
+        self, *, order: Literal["ascending", "descending"] = "ascending", where: Literal["layer", "final"] = "layer"
+    ) -> None:
         self.descending = order == "descending"
-        self.where = check_where("size", where)
+        self.where = where
 
     def order(self, tokens: VisualTokens) -> Tensor:
         return tokens.size.argsort(dim=1, descending=self.descending, stable=True)

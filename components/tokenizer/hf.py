@@ -18,7 +18,7 @@ class HF(Tokenizer):
 
     def __init__(self, *, path: str) -> None:
         if not Path(path).is_dir():
-            raise AuroraError(f"tokenizer 'hf': {path!r} is no directory; give one with a tokenizer.json, as "
+            raise AuroraError(f"tokenizer 'hf': {path!r} is not a directory; give one with a tokenizer.json, as "
                               "save_pretrained writes it")
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)

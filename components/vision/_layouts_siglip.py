@@ -1,22 +1,28 @@
 """SigLIP weights: the vision tower of transformers, and our names, where query, key and value are one projection.
+`load_base` reads safetensors only: a pickle runs code.
 
 Shape letters: W width, p patch side.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor
 
-from aurora.conversion.layouts import Bond, Family, Layout, Shapes
 from aurora.errors import AuroraError
+from aurora.files import read_json
+from aurora.weights.io import SAFETENSORS, SINGLE_FILE, open_tensors
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes, require_values
 
-from ._base_weights import PREFIX
-
+PREFIX = "vision_model."
+FIXED = {"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"}
 # what SiglipVisionConfig means where a config.json leaves it out
 DEFAULT_HEADS = 12
 
@@ -32,12 +38,13 @@ def _square_patch(weight: Tensor) -> Tensor:
     return weight.view(len(weight), 3, side, side)
 
 
-def _bonds(layers: int, prefix: str) -> list[Bond]:
+def key_maps(layers: int, prefix: str) -> list[KeyMap]:
+    """The names of so many blocks, theirs behind a prefix."""
     embeddings = f"{prefix}embeddings."
-    bonds = [
-        Bond(("patch.weight",), (f"{embeddings}patch_embedding.weight",), _square_patch, _flat_patch),
-        Bond(("patch.bias",), (f"{embeddings}patch_embedding.bias",)),
-        Bond(("position",), (f"{embeddings}position_embedding.weight",)),
+    maps = [
+        KeyMap(("patch.weight",), (f"{embeddings}patch_embedding.weight",), _square_patch, _flat_patch),
+        KeyMap(("patch.bias",), (f"{embeddings}patch_embedding.bias",)),
+        KeyMap(("position",), (f"{embeddings}position_embedding.weight",)),
     ]
     modules = {"norm": f"{prefix}post_layernorm"}
     for layer in range(layers):
@@ -45,10 +52,10 @@ def _bonds(layers: int, prefix: str) -> list[Bond]:
         modules |= {ours + "norm_attention": theirs + "layer_norm1", ours + "norm_mlp": theirs + "layer_norm2",
                     ours + "attention.out": theirs + "self_attn.out_proj", ours + "mlp.up": theirs + "mlp.fc1",
                     ours + "mlp.down": theirs + "mlp.fc2"}
-        bonds += [Bond((f"{ours}attention.qkv.{kind}",),
+        maps += [KeyMap((f"{ours}attention.qkv.{kind}",),
                        tuple(f"{theirs}self_attn.{letter}_proj.{kind}" for letter in "qkv"))
                   for kind in ("weight", "bias")]
-    return bonds + [Bond((f"{ours}.{kind}",), (f"{theirs}.{kind}",)) for ours, theirs in modules.items()
+    return maps + [KeyMap((f"{ours}.{kind}",), (f"{theirs}.{kind}",)) for ours, theirs in modules.items()
                     for kind in ("weight", "bias")]
 
 
@@ -57,7 +64,7 @@ def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
         if len(shapes.get(name, ())) != dimensions:
             raise AuroraError(f"the weights lack {name} (in our names), from which the tower's sizes are read")
     if not config:
-        raise AuroraError("no config.json lies beside the weights, and the number of attention heads is not in their "
+        raise AuroraError("no config.json lies next to the weights, and the number of attention heads is not in their "
                           "shapes; give the whole directory")
     if "heads" in config:  # of a model folder: the options themselves
         return dict(config)
@@ -76,7 +83,8 @@ def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+def tower_config(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as config.json of `transformers`, for the blocks that are computed."""
     return {
         "architectures": ["SiglipVisionModel"],
         "model_type": "siglip_vision_model",
@@ -87,43 +95,63 @@ def _configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         "num_hidden_layers": options["layers"] + 1 + options["feature_layer"],
         "num_attention_heads": options["heads"],
         "intermediate_size": options["mlp_width"],
-        "layer_norm_eps": 1e-6,
-        "hidden_act": "gelu_pytorch_tanh",
-        "dtype": dtype,
+        **FIXED,
     }
 
 
 def _check(config: Mapping[str, Any]) -> None:
-    vision = config.get("vision_config", config)
-    needed = {"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"}
-    for key, value in needed.items():
-        if vision.get(key, value) != value:
-            raise AuroraError(f"config.json says {key} {vision[key]!r}; vision 'siglip' has {value!r}")
+    require_values(config.get("vision_config", config), part="vision 'siglip'", needed=FIXED)
 
 
-def _transformers(name: str, told: str, prefix: str) -> Layout:
+def _transformers(name: str, title: str, prefix: str) -> Layout:
     escaped = prefix.replace(".", r"\.")
     return Layout(
         name=name,
-        told=told,
+        title=title,
         marks=(rf"^{escaped}embeddings\.patch_embedding\.weight$",),
-        bonds=partial(_bonds, prefix=prefix),
+        key_maps=partial(key_maps, prefix=prefix),
         layer=rf"{escaped}encoder\.layers\.(\d+)\.",
-        left_out=(r"text_model\..*", r"logit_(scale|bias)", rf"{escaped}head\..*",
+        ignored=(r"text_model\..*", r"logit_(scale|bias)", rf"{escaped}head\..*",
                   rf"{escaped}embeddings\.position_ids"),
-        configure=_configure,
+        configure=lambda options, dtype: {**tower_config(options), "dtype": dtype},
         check=_check,
     )
 
 
-OURS = Layout(name="aurora", told="our own names", marks=(r"^blocks\.\d+\.attention\.qkv\.",), layer=r"blocks\.(\d+)\.")
+OURS = Layout(name="aurora", title="our own names", marks=(r"^blocks\.\d+\.attention\.qkv\.",),
+              layer=r"blocks\.(\d+)\.")
+BARE = _transformers("transformers-bare", "the same without vision_model. in front of each name", "")
 FAMILY = Family(
     slot="vision",
     part="siglip",
     layouts=(
         _transformers("transformers", "the vision tower of transformers' SigLIP", PREFIX),
-        _transformers("transformers-bare", "the same without vision_model. in front of each name", ""),
+        BARE,
         OURS,
     ),
     options=_options,
 )
+
+
+def read_tower(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The vision tower's tensors, without prefix, and its configuration (empty for a bare file)."""
+    place = Path(path)
+    if place.is_file() and place.suffix != SAFETENSORS:
+        raise AuroraError(f"{place} is not a .safetensors file; pickled weights are not read, because a pickle runs "
+                          "code; a transformers SigLIP directory or a .safetensors file is right")
+    tensors = open_tensors(place)
+    if any(key.startswith(PREFIX) for key in tensors):
+        tensors = {key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(PREFIX)}
+    file = place / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    return tensors, config.get("vision_config", config)
+
+
+def write_tower(path: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """A .safetensors file, or a directory with `config.json` that `transformers` opens."""
+    place = Path(path)
+    file = place if place.suffix == SAFETENSORS else place / SINGLE_FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(dict(tensors), file, metadata={"format": "pt"})
+    if file != place:
+        (place / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")

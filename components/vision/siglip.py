@@ -16,14 +16,16 @@ from aurora.images import ImagePreparation, Resize
 from aurora.interfaces import BlockView, MergeStrategy, Sorter, VisionEncoder
 from aurora.registry import VISION
 from aurora.types import VisualTokens
+from aurora.weights.loading import mismatches
 
-from .._options import whole
-from ..kernels.attention import attention
-from ..kernels.vision import affine, gelu_tanh
-from ._base_weights import PREFIX, copy_into, count_blocks, read_tower, write_tower
-from ._tokens import fresh, reorder
+from .._options import Size
+from .._rows import take
+from ..kernels.vision import affine, attention, gelu_tanh
+from ._layouts_siglip import BARE, FAMILY, PREFIX, key_maps, read_tower, tower_config, write_tower
 
 EPS = 1e-6  # of SigLIP's layer norms
+UNSHAPED = ("hidden_size", "patch_size", "num_attention_heads", "layer_norm_eps", "hidden_act")
+"""What a config states about a tower that the shapes of its tensors need not show."""
 
 
 class Linear(nn.Linear):
@@ -92,6 +94,25 @@ def size_bias(tokens: VisualTokens, merge: MergeStrategy) -> Tensor | None:
     return tokens.size.log()
 
 
+def fresh(features: Tensor) -> VisualTokens:
+    """[N, P, Dv] → tokens that stand for one patch each."""
+    frames, patches, _ = features.shape
+    size = torch.ones(frames, patches, device=features.device)
+    owner = torch.arange(patches, device=features.device).expand(frames, -1)
+    return VisualTokens(features, size, owner)
+
+
+def reorder(tokens: VisualTokens, order: Tensor) -> VisualTokens:
+    """The tokens read in `order` [N, M], a permutation of each frame's."""
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    place = torch.empty_like(order).scatter(1, order, places)
+    return VisualTokens(
+        features=take(tokens.features, order),
+        size=tokens.size.gather(1, order),
+        owner=place.gather(1, tokens.owner),
+    )
+
+
 @VISION.register
 class Siglip(VisionEncoder):
     """SigLIP's vision transformer of any size; defaults are those of SigLIP-L/16-384.
@@ -101,21 +122,26 @@ class Siglip(VisionEncoder):
     """
 
     block_class = SiglipBlock
+    layouts = FAMILY
 
     def __init__(
         self,
         *,
-        image_size: int = 384,
-        patch_size: int = 16,
-        width: int = 1024,
-        layers: int = 24,
-        heads: int = 16,
-        mlp_width: int = 4096,
+        image_size: Size = 384,
+        patch_size: Size = 16,
+        width: Size = 1024,
+        layers: Size = 24,
+        heads: Size = 16,
+        mlp_width: Size = 4096,
         feature_layer: int = -2,
         resize: Resize = "crop",
     ) -> None:
         super().__init__()
-        _check_sizes(image_size, patch_size, width, layers, heads, mlp_width, feature_layer)
+        if not -layers <= feature_layer <= -1:
+            raise AuroraError(f"vision 'siglip': feature_layer is {feature_layer}; it counts from the end, -1 to "
+                              f"-{layers}")
+        if width % heads:
+            raise AuroraError(f"vision 'siglip': width {width} is not a multiple of {heads} heads")
         self.prepare = ImagePreparation(size=image_size, patch_size=patch_size, resize=resize)
         self.width, self.heads, self.mlp_width = width, heads, mlp_width
         self.layers, self.depth = layers, layers + 1 + feature_layer
@@ -145,8 +171,19 @@ class Siglip(VisionEncoder):
         tower is of another size.
         """
         given, config = read_tower(path)
-        self._check_like(path, count_blocks(given), config)
-        copy_into(self._base_views(), given, path)
+        blocks = BARE.layers(given)
+        if blocks not in (self.layers, self.depth):
+            raise AuroraError(f"{path} has {blocks} blocks where layers={self.layers} of vision 'siglip' are needed")
+        own = self.base_config()
+        for name in UNSHAPED:
+            if config.get(name, own[name]) != own[name]:
+                raise AuroraError(f"{path}: {name} is {config[name]} where {own[name]} of vision 'siglip' is needed")
+        views = self._base_views()
+        faults = mismatches(views, {key: given[key] for key in views if key in given}, listed=4)
+        if faults:
+            raise AuroraError(f"{path} is not a SigLIP vision tower of this size; {faults}")
+        for key, tensor in views.items():
+            tensor.copy_(given[key])
 
     def save_base(self, path: str) -> None:
         """Writes what `load_base` reads: a .safetensors file, or a directory that `transformers` opens too."""
@@ -155,57 +192,27 @@ class Siglip(VisionEncoder):
     def base_state_dict(self) -> dict[str, Tensor]:
         """A copy of the weights under the names and in the shapes of `transformers`."""
         views = self._base_views()
-        return {PREFIX + key: tensor.detach().clone().contiguous() for key, tensor in views.items()}
+        return {PREFIX + key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in views.items()}
 
     def base_config(self) -> dict[str, Any]:
         """The sizes in the words of `transformers`, for the blocks that exist here."""
-        return {
-            "model_type": "siglip_vision_model",
-            "architectures": ["SiglipVisionModel"],
-            "vision_use_head": False,
-            "image_size": self.prepare.size,
-            "num_hidden_layers": self.depth,
-            "intermediate_size": self.mlp_width,
-            **self._invisible_sizes(),
-        }
-
-    def _invisible_sizes(self) -> dict[str, Any]:
-        """What a config states about the tower that the shapes of its tensors need not show."""
-        return {
-            "hidden_size": self.width,
-            "patch_size": self.prepare.patch_size,
-            "num_attention_heads": self.heads,
-            "layer_norm_eps": EPS,
-            "hidden_act": "gelu_pytorch_tanh",
-        }
-
-    def _check_like(self, path: str, blocks: int, config: dict[str, Any]) -> None:
-        if blocks not in (self.layers, self.depth):
-            raise AuroraError(f"{path} has {blocks} blocks where layers={self.layers} of vision 'siglip' are needed")
-        for name, own in self._invisible_sizes().items():
-            if config.get(name, own) != own:
-                raise AuroraError(f"{path}: {name} is {config[name]} where {own} of vision 'siglip' is needed")
+        return tower_config({
+            "image_size": self.prepare.size, "patch_size": self.prepare.patch_size, "width": self.width,
+            "layers": self.depth, "feature_layer": -1, "heads": self.heads, "mlp_width": self.mlp_width,
+        })
 
     def _base_views(self) -> dict[str, Tensor]:
         """Views of the parameters under the names of `transformers`; what is copied into them lands in the encoder."""
-        patch = self.patch.weight.view(self.width, 3, self.prepare.patch_size, self.prepare.patch_size)
-        views: dict[str, Tensor] = {
-            "embeddings.patch_embedding.weight": patch,
-            "embeddings.patch_embedding.bias": self.patch.bias,
-            "embeddings.position_embedding.weight": self.position,
-        }
-        for index, block in enumerate(self.blocks):
-            for name, tensor in _block_views(block).items():
-                views[f"encoder.layers.{index}.{name}"] = tensor
-        if self.norm is not None:
-            views |= _named("post_layernorm", self.norm)
-        return views
+        own = self.state_dict()
+        return {name: piece.view(own[piece.name])
+                for each in key_maps(self.depth, prefix="")
+                for name, (piece,) in each.their_tensors().items() if piece.name in own}
 
     def _grid(self, pixels: Tensor) -> tuple[int, int]:
         height, width = pixels.shape[-2:]
         side = self.prepare.patch_size
         if height % side or width % side or not height * width:
-            raise AuroraError(f"vision 'siglip': pixels of {height}×{width} are no whole patches of {side}×{side}")
+            raise AuroraError(f"vision 'siglip': {height}×{width} pixels cannot be cut into patches of {side}×{side}")
         return height // side, width // side
 
     def _embed(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -227,43 +234,7 @@ class Siglip(VisionEncoder):
         return stretched[0].flatten(1).T.to(self.position.dtype)
 
 
-def _check_sizes(
-    image_size: int, patch_size: int, width: int, layers: int, heads: int, mlp_width: int, feature_layer: int
-) -> None:
-    given = {"image_size": image_size, "patch_size": patch_size, "width": width, "layers": layers, "heads": heads,
-             "mlp_width": mlp_width}
-    for option, value in given.items():
-        whole("vision 'siglip'", option, value)
-    whole("vision 'siglip'", "feature_layer", feature_layer, least=-layers)
-    if feature_layer >= 0:
-        raise AuroraError(f"vision 'siglip': feature_layer {feature_layer} does not count from the end; "
-                          f"-1 to -{layers} is right")
-    if width % heads:
-        raise AuroraError(f"vision 'siglip': width {width} is not a multiple of {heads} heads")
-
-
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
-
-
-def _block_views(block: nn.Module) -> dict[str, Tensor]:
-    assert isinstance(block, SiglipBlock)
-    views: dict[str, Tensor] = {}
-    for name, weight, bias in zip(
-        "qkv", block.attention.qkv.weight.chunk(3), block.attention.qkv.bias.chunk(3), strict=True
-    ):
-        views |= {f"self_attn.{name}_proj.weight": weight, f"self_attn.{name}_proj.bias": bias}
-    return (
-        views
-        | _named("self_attn.out_proj", block.attention.out)
-        | _named("layer_norm1", block.norm_attention)
-        | _named("layer_norm2", block.norm_mlp)
-        | _named("mlp.fc1", block.mlp.up)
-        | _named("mlp.fc2", block.mlp.down)
-    )
-
-
-def _named(prefix: str, module: nn.Linear | nn.LayerNorm) -> dict[str, Tensor]:
-    return {f"{prefix}.weight": module.weight, f"{prefix}.bias": module.bias}

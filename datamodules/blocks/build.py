@@ -7,41 +7,40 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from aurora.errors import AuroraError
 from aurora.interfaces import Turn
 
-from .._samples import ShardSample
-from .._shards import shard_path, write_index, write_shard
-from .conversations import STILL, image_caption_turn, question_turns, to_json, video_caption_turn
+from ..executor.process import ProcessExecutor
+from ..shards.format import ShardSample
+from ..shards.writing import shard_path, write_index, write_shard
+from .conversations import STILL, frame_account, image_caption_turn, question_turns, to_json, video_caption_turn
 from .families import FAMILIES, Question
 from .render import encode, picture
 from .scenes import Scene, SceneMaker
-from .words import frame_account
 
 SAMPLES = {"pretrain": 3000, "vision": 2500, "language_image": 1500, "language_video": 3000}
 """Samples per dataset at scale 1."""
 QUESTIONS = 24
 """Held-out questions per family at scale 1."""
 PER_SHARD = 250
+HELDOUT = "heldout"
 TURNS = 4
 
 
-class Task(NamedTuple):
+class BlocksTask(NamedTuple):
     """One shard, to be written by any process: a pure function of its fields."""
 
     folder: Path
     dataset: str
     number: int
-    samples: int
+    samples: int  # or questions per family
     seed: int
 
 
@@ -54,24 +53,25 @@ def build(folder: str | Path, *, seed: int = 0, scale: float = 1.0, workers: int
         raise AuroraError(f"scale {scale} is outside (0, 1000]; 1 makes {sum(SAMPLES.values())} training samples")
     folder = Path(folder)
     counts = {dataset: max(PER_SHARD // 10, round(count * scale)) for dataset, count in SAMPLES.items()}
-    tasks = [Task(folder, dataset, number, min(PER_SHARD, count - number * PER_SHARD), seed)
+    tasks = [BlocksTask(folder, dataset, number, min(PER_SHARD, count - number * PER_SHARD), seed)
              for dataset, count in counts.items() for number in range(-(-count // PER_SHARD))]
     questions = max(1, round(QUESTIONS * scale))
     for dataset in counts:
         shutil.rmtree(folder / dataset, ignore_errors=True)
         (folder / dataset).mkdir(parents=True)
-    # spawn: a parent that holds threads must not be forked
-    with ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        asked = pool.submit(write_heldout, folder / "heldout", questions, seed)
-        list(pool.map(write_task, tasks))
-        counts["heldout"] = asked.result()
-    for dataset in SAMPLES:
+    tasks = [BlocksTask(folder, HELDOUT, 0, questions, seed), *tasks]
+    for _ in ProcessExecutor(workers=workers).run(write_task, tasks):
+        pass
+    for dataset in counts:
         write_index(folder / dataset)
-    return counts
+    return {**counts, HELDOUT: questions * len(FAMILIES)}
 
 
-def write_task(task: Task) -> None:
-    """Writes one shard."""
+def write_task(task: BlocksTask) -> None:
+    """Writes one shard, or the held-out questions."""
+    if task.dataset == HELDOUT:
+        write_heldout(task.folder / HELDOUT, task.samples, task.seed)
+        return
     start = task.number * PER_SHARD
     make = DATASETS[task.dataset]
     samples = (make(f"{index:07d}", random.Random(f"{task.seed}/{task.dataset}/{index}"))
@@ -82,13 +82,13 @@ def write_task(task: Task) -> None:
 def caption_sample(key: str, rng: random.Random) -> ShardSample:
     """An image and its caption, as in the pretrain stage."""
     scene = _still(rng)
-    return _image(key, scene, [image_caption_turn(scene)])
+    return _picture(key, scene, [image_caption_turn(scene)])
 
 
 def short_answer_sample(key: str, rng: random.Random) -> ShardSample:
     """An image and questions that a word answers, as in the vision stage; some with a caption."""
     scene, turns = _asked(rng, _still, open_share=1.0)
-    return _image(key, scene, [*turns, image_caption_turn(scene)] if rng.random() < 0.3 else turns)
+    return _picture(key, scene, [*turns, image_caption_turn(scene)] if rng.random() < 0.3 else turns)
 
 
 def image_sample(key: str, rng: random.Random) -> ShardSample:
@@ -96,22 +96,23 @@ def image_sample(key: str, rng: random.Random) -> ShardSample:
     if rng.random() < 0.2:
         return caption_sample(key, rng)
     scene, turns = _asked(rng, _still, open_share=0.25)
-    return _image(key, scene, turns)
+    return _picture(key, scene, turns)
 
 
 def video_sample(key: str, rng: random.Random) -> ShardSample:
     """A video and a conversation; a few samples hold several images, and a few text alone."""
-    kind = rng.random()
+    kind, family = rng.random(), rng.choice(sorted(FAMILIES))
     if kind < 0.08:
-        scene = FAMILIES[rng.choice(sorted(FAMILIES))].make(SceneMaker(rng))
-        return _video(key, scene, [video_caption_turn(scene)])
-    family = rng.choice(sorted(FAMILIES))
+        scene = FAMILIES[family].make(SceneMaker(rng))
+        return _sample(key, [video_caption_turn(scene)], "video", {"mp4": encode(scene)})
     scene, turns = _asked(rng, lambda rng: FAMILIES[family].make(SceneMaker(rng)), family)
+    seconds = range(int(scene.duration))
     if kind < 0.12:
-        return _moments(key, scene, turns)
+        return _sample(key, turns, "image", {f"{second}.png": picture(scene, float(second)) for second in seconds})
     if kind < 0.15:
-        return _text(key, scene, turns)
-    return _video(key, scene, turns)
+        account = "\n".join(frame_account(scene, float(second)) for second in seconds)
+        return _sample(key, [Turn(f"{account}\n{turns[0].question}", turns[0].answer), *turns[1:]])
+    return _sample(key, turns, "video", {"mp4": encode(scene)})
 
 
 DATASETS: dict[str, Callable[[str, random.Random], ShardSample]] = {
@@ -122,8 +123,8 @@ DATASETS: dict[str, Callable[[str, random.Random], ShardSample]] = {
 }
 
 
-def write_heldout(folder: Path, per_family: int, seed: int) -> int:
-    """Writes the held-out questions, `per_family` each with a video of its own, and returns their number."""
+def write_heldout(folder: Path, per_family: int, seed: int) -> None:
+    """Writes the held-out questions, so many per family, each with a video of its own."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "videos").mkdir(parents=True)
     lines = []
@@ -137,7 +138,6 @@ def write_heldout(folder: Path, per_family: int, seed: int) -> int:
             lines.append({"id": name, "video": f"videos/{name}.mp4", "family": family, "question": question.text,
                           "options": options, "answer": options.index(question.answer)})
     (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return len(lines)
 
 
 def heldout_question(family: str, rng: random.Random) -> tuple[Scene, Question]:
@@ -165,28 +165,13 @@ def _asked(rng: random.Random, make: Callable[[random.Random], Scene], family: s
             return scene, turns
 
 
-def _image(key: str, scene: Scene, turns: list[Turn]) -> ShardSample:
-    return ShardSample(key, {"id": key, "image": "png", "conversations": to_json(turns, "<image>")},
-                       {"png": picture(scene, 0.0)})
+def _picture(key: str, scene: Scene, turns: list[Turn]) -> ShardSample:
+    return _sample(key, turns, "image", {"png": picture(scene, 0.0)})
 
 
-def _video(key: str, scene: Scene, turns: list[Turn]) -> ShardSample:
-    return ShardSample(key, {"id": key, "video": "mp4", "conversations": to_json(turns, "<video>")},
-                       {"mp4": encode(scene)})
-
-
-def _moments(key: str, scene: Scene, turns: list[Turn]) -> ShardSample:
-    """A video as one picture a second."""
-    pictures = {f"{second}.png": picture(scene, float(second)) for second in _seconds(scene)}
-    return ShardSample(key, {"id": key, "image": list(pictures), "conversations": to_json(turns, "<image>")}, pictures)
-
-
-def _text(key: str, scene: Scene, turns: list[Turn]) -> ShardSample:
-    """A scene in words instead of pictures."""
-    told = "\n".join(frame_account(scene, float(second)) for second in _seconds(scene))
-    told_turns = [Turn(f"{told}\n{turns[0].question}", turns[0].answer), *turns[1:]]
-    return ShardSample(key, {"id": key, "conversations": to_json(told_turns, "")})
-
-
-def _seconds(scene: Scene) -> Iterator[int]:
-    yield from range(int(scene.duration))
+def _sample(key: str, turns: list[Turn], kind: str = "", media: Mapping[str, bytes] = MappingProxyType({})
+            ) -> ShardSample:
+    """A sample of text alone, or whose media are an "image" or several, or a "video"."""
+    record = {"id": key, "conversations": to_json(turns, f"<{kind}>" if kind else "")}
+    named = {kind: list(media) if len(media) > 1 else next(iter(media))} if kind else {}
+    return ShardSample(key, {**record, **named}, media)

@@ -1,4 +1,4 @@
-"""Conversations about scenes, as training samples hold them: captions, open questions, multiple-choice questions."""
+"""Scenes in words: captions, accounts of single frames, and conversations as training samples hold them."""
 
 from __future__ import annotations
 
@@ -8,53 +8,95 @@ from collections.abc import Sequence
 from aurora.evaluation.prompts import CAPTION_IMAGE, CAPTION_VIDEO, multiple_choice
 from aurora.interfaces import Turn
 
-from .families import FAMILIES, Question, Split, questions
-from .scenes import Scene
-from .words import image_caption, video_caption
+from .families import FAMILIES, Split, questions
+from .scenes import Scene, Thing
 
 SHORT = "Answer the question using a single word or phrase."
 STILL = tuple(name for name, family in FAMILIES.items() if family.still)
 
 
-def choice_turn(question: Question, rng: random.Random) -> Turn:
-    """The question with its four options; the answer is the option's text: letters stayed at chance in the minutes that
-    were tried."""
-    return Turn(multiple_choice(question.text, question.options(rng)), question.answer)
-
-
-def open_turn(question: Question) -> Turn:
-    """The question without options."""
-    return Turn(f"{question.text} {SHORT}", question.answer)
-
-
 def question_turns(scene: Scene, rng: random.Random, split: Split, most: int, *, families: Sequence[str] = (),
                    first: str | None = None, open_share: float = 0.25) -> list[Turn]:
     """Up to `most` different questions about a scene in drawn order, one of the family `first` among them; the rest
-    are drawn from `families`."""
+    are drawn from `families`. Without options is the share `open_share`; with them the answer is the option's text:
+    letters stayed at chance in the minutes that were tried."""
     names = tuple(families) or tuple(FAMILIES)
     # asked twice, since a family may ask about one thing or another
     asked = {question.text: question for _ in range(2) for question in questions(scene, rng, split, names)}
     drawn = rng.sample(sorted(asked.values()), len(asked))
     chosen = sorted(drawn, key=lambda question: question.family != first)[:most]
     rng.shuffle(chosen)
-    return [open_turn(question) if rng.random() < open_share else choice_turn(question, rng) for question in chosen]
+    return [Turn(f"{question.text} {SHORT}" if rng.random() < open_share else
+                 multiple_choice(question.text, question.options(rng)), question.answer) for question in chosen]
 
 
 def image_caption_turn(scene: Scene) -> Turn:
-    """A caption of a still scene."""
-    return Turn(CAPTION_IMAGE, image_caption(scene, 0.0))
+    """A caption of a still scene: one sentence about what is where."""
+    parts = [f"a {thing.color_at(0.0)} {thing.look.shape} at the {_where(thing, scene, 0.0)}"
+             for thing in reading_order(scene, 0.0)]
+    if scene.wall is not None:
+        parts.append("a wall")
+    content = _listed(parts) if parts else "nothing"
+    return Turn(CAPTION_IMAGE, f"A {scene.background_at(0.0)} scene with {content}.")
 
 
 def video_caption_turn(scene: Scene) -> Turn:
-    """A caption of all that happens."""
-    return Turn(CAPTION_VIDEO, video_caption(scene))
+    """A caption of all that happens: one sentence per event, in the order of their beginning."""
+    things = sorted(scene.things, key=lambda thing: (thing.appears, thing.place(0, scene.duration)[::-1]))
+    parts = [f"The scene is {scene.background}.", *(_story(thing, scene) for thing in things)]
+    if scene.new_background is not None:
+        parts.append(f"The background turns {scene.new_background}.")
+    return Turn(CAPTION_VIDEO, " ".join(parts))
 
 
 def to_json(turns: Sequence[Turn], marker: str) -> list[dict[str, str]]:
     """The conversation in LLaVA's form; `marker` is `<image>`, `<video>`, or nothing for text alone."""
-    told: list[dict[str, str]] = []
-    for index, turn in enumerate(turns):
-        before = f"{marker}\n" if marker and index == 0 else ""
-        told.append({"from": "human", "value": before + turn.question})
-        told.append({"from": "gpt", "value": turn.answer or ""})
-    return told
+    messages = [{"from": speaker, "value": text or ""} for turn in turns
+                for speaker, text in (("human", turn.question), ("gpt", turn.answer))]
+    if marker:
+        messages[0]["value"] = f"{marker}\n{messages[0]['value']}"
+    return messages
+
+
+def place_name(x: float, y: float) -> str:
+    """The ninth of the frame that a point lies in."""
+    row = "top" if y < 0.36 else "bottom" if y > 0.64 else ""
+    column = "left" if x < 0.36 else "right" if x > 0.64 else ""
+    return f"{row} {column}".strip() or "center"
+
+
+def frame_account(scene: Scene, time: float) -> str:
+    """What one frame shows, in as few words as possible, for samples of text alone."""
+    parts = [f"{thing.color_at(time)} {thing.look.shape} {_where(thing, scene, time)}"
+            for thing in reading_order(scene, time)]
+    if scene.wall is not None:
+        parts.append("wall")
+    return f"{scene.background_at(time)}: {', '.join(parts) or 'nothing'};"
+
+
+def reading_order(scene: Scene, time: float) -> list[Thing]:
+    """The things that can be seen, top to bottom and left to right."""
+    return sorted(scene.seen(time), key=lambda thing: thing.place(time, scene.duration)[::-1])
+
+
+def _story(thing: Thing, scene: Scene) -> str:
+    name = f"A {thing.look}"
+    if thing.look == scene.hidden:
+        return f"{name} goes behind the wall."
+    if thing.moves:
+        return f"{name} moves {thing.direction}."
+    if thing.new_color:
+        return f"{name} turns {thing.new_color}."
+    if thing.vanishes < scene.duration:
+        return f"{name} comes and goes."
+    if thing.appears > 0:
+        return f"{name} appears."
+    return f"{name} rests at the {place_name(*thing.start)}."
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _where(thing: Thing, scene: Scene, time: float) -> str:
+    return place_name(*thing.place(time, scene.duration))

@@ -13,12 +13,14 @@ import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal, NamedTuple
 
-from .scenes import AXES, BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Look, Scene, SceneMaker, Thing, axis_of, colors_of
+from .scenes import AXES, BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Axis, Look, Scene, SceneMaker, Thing
 
 Split = Literal["train", "heldout"]
 HELDOUT_SHARE = 5  # one combination in so many
+_LOOKS = [str(Look(color, shape)) for color in COLORS for shape in SHAPES]
 
 
 class Question(NamedTuple):
@@ -50,9 +52,18 @@ class Family(NamedTuple):
     still: bool = False  # whether one image is enough to answer
 
 
+def make_some_move(maker: SceneMaker, *, things: tuple[int, ...], movers: tuple[int, ...]) -> Scene:
+    """A scene in which some of the things move along one axis; a number with two bounds is drawn."""
+    total, moving = (bounds[0] if len(bounds) == 1 else maker.rng.randint(*bounds) for bounds in (things, movers))
+    axis = maker.rng.choice(AXES)
+    scene = maker.plain(total, axis)
+    moved = [maker.moving(thing, axis) if index < moving else thing for index, thing in enumerate(scene.things)]
+    return _with_things(scene, moved, maker.rng)
+
+
 def make_moving_direction(maker: SceneMaker) -> Scene:
     direction = maker.rng.choice(DIRECTIONS)
-    axis = axis_of(direction)
+    axis: Axis = "horizontal" if direction in ("left", "right") else "vertical"
     scene = maker.plain(maker.rng.randint(1, 3), axis)
     first, *rest = scene.things
     others = [maker.moving(thing, axis) if maker.rng.random() < 0.4 else thing for thing in rest]
@@ -63,56 +74,38 @@ def ask_moving_direction(scene: Scene, rng: random.Random) -> Question | None:
     thing = _one(rng, (thing for thing in scene.things if thing.moves and _stays(thing) and scene.hidden != thing.look))
     if thing is None:
         return None
-    wrong = _three(rng, DIRECTIONS, {thing.direction})
-    return _asked(scene, "moving_direction", f"In which direction does the {thing.look} move?", thing.direction, wrong)
-
-
-def make_moving_attribute(maker: SceneMaker) -> Scene:
-    return _movers(maker, things=3, movers=1)
+    return _question(scene, rng, "moving_direction", f"In which direction does the {thing.look} move?",
+                     thing.direction, DIRECTIONS)
 
 
 def ask_moving_attribute(scene: Scene, rng: random.Random) -> Question | None:
     movers = [thing for thing in scene.things if thing.moves]
     if len(movers) != 1 or len(scene.things) < 3 or movers[0].new_color or scene.wall:
         return None
-    color = movers[0].look.color
-    resting = [thing.look.color for thing in scene.things if not thing.moves]
-    return _asked(scene, "moving_attribute", "What color is the object that moves?", color,
-                    _three(rng, COLORS, {color}, first=resting))
-
-
-def make_moving_count(maker: SceneMaker) -> Scene:
-    return _movers(maker, things=3, movers=maker.rng.randint(0, 3))
+    return _question(scene, rng, "moving_attribute", "What color is the object that moves?", movers[0].look.color,
+                     COLORS, first=_colors(scene))
 
 
 def ask_moving_count(scene: Scene, rng: random.Random) -> Question | None:
     count = sum(thing.moves for thing in scene.things)
     if count > 3 or len(scene.things) < 3 or scene.wall:
         return None
-    return _asked(scene, "moving_count", "How many objects move?", str(count), _three(rng, "0123", {str(count)}))
-
-
-def make_object_existence(maker: SceneMaker) -> Scene:
-    return _movers(maker, things=maker.rng.randint(2, 3), movers=maker.rng.randint(0, 1))
+    return _question(scene, rng, "moving_count", "How many objects move?", count, "0123")
 
 
 def ask_object_existence(scene: Scene, rng: random.Random) -> Question | None:
     thing = _one(rng, (thing for thing in scene.things if not thing.new_color))
     if thing is None or any(other.new_color for other in scene.things):
         return None
-    return _asked(scene, "object_existence", "Which of these objects can be seen?", str(thing.look),
-                    _absent(rng, scene))
-
-
-def make_object_count(maker: SceneMaker) -> Scene:
-    return _movers(maker, things=maker.rng.randint(1, 4), movers=maker.rng.randint(0, 1))
+    # the wrong ones are drawn blindly: if they were like the right one, that would give it away
+    return _question(scene, rng, "object_existence", "Which of these objects can be seen?", thing.look, _LOOKS,
+                     never=[str(other.look) for other in scene.things])
 
 
 def ask_object_count(scene: Scene, rng: random.Random) -> Question | None:
     if not all(_stays(thing) for thing in scene.things) or scene.wall:
         return None
-    count = str(len(scene.things))
-    return _asked(scene, "object_count", "How many objects can be seen?", count, _three(rng, "1234", {count}))
+    return _question(scene, rng, "object_count", "How many objects can be seen?", len(scene.things), "1234")
 
 
 def make_action_order(maker: SceneMaker) -> Scene:
@@ -129,10 +122,8 @@ def ask_action_order(scene: Scene, rng: random.Random) -> Question | None:
     if len(things) < 3 or not apart or things[0].appears < 0.5:
         return None
     place, index = rng.choice((("first", 0), ("last", -1)))
-    answer = str(things[index].look)
-    others = [str(thing.look) for thing in things if str(thing.look) != answer]
-    return _asked(scene, "action_order", f"Which object appears {place}?", answer,
-                    _three(rng, _all_looks(), {answer}, first=others))
+    return _question(scene, rng, "action_order", f"Which object appears {place}?", things[index].look, _LOOKS,
+                     first=[thing.look for thing in things])
 
 
 def make_scene_transition(maker: SceneMaker) -> Scene:
@@ -144,11 +135,10 @@ def make_scene_transition(maker: SceneMaker) -> Scene:
 def ask_scene_transition(scene: Scene, rng: random.Random) -> Question | None:
     if scene.new_background is None:
         return None
-    answer = f"{scene.background} to {scene.new_background}"
-    backwards = f"{scene.new_background} to {scene.background}"
-    pairs = [f"{first} to {second}" for first in BACKGROUNDS for second in BACKGROUNDS if first != second]
-    return _asked(scene, "scene_transition", "How does the background change?", answer,
-                    _three(rng, pairs, {answer}, first=[backwards]))
+    pairs = [f"{first} to {second}" for first, second in itertools.permutations(BACKGROUNDS, 2)]
+    return _question(scene, rng, "scene_transition", "How does the background change?",
+                     f"{scene.background} to {scene.new_background}", pairs,
+                     first=[f"{scene.new_background} to {scene.background}"])
 
 
 def make_needle(maker: SceneMaker) -> Scene:
@@ -162,16 +152,14 @@ def ask_needle(scene: Scene, rng: random.Random) -> Question | None:
     brief = [thing for thing in scene.things if thing.vanishes - thing.appears < 2.5]
     if len(brief) != 1 or len(scene.things) < 3:
         return None
-    answer = str(brief[0].look)
-    others = [str(thing.look) for thing in scene.things if thing is not brief[0]]
-    return _asked(scene, "needle", "Which object is there only for a moment?", answer,
-                    _three(rng, _all_looks(), {answer}, first=others))
+    return _question(scene, rng, "needle", "Which object is there only for a moment?", brief[0].look, _LOOKS,
+                     first=[thing.look for thing in scene.things])
 
 
 def make_state_change(maker: SceneMaker) -> Scene:
     scene = maker.plain(maker.rng.randint(1, 3))
     first, *rest = scene.things
-    after = maker.rng.choice(sorted(set(COLORS) - colors_of(scene.things)))
+    after = maker.rng.choice(sorted(set(COLORS) - set(_colors(scene))))
     changed = replace(first, new_color=after, changes=maker.rng.uniform(0.3, 0.7) * scene.duration)
     return _with_things(scene, [changed, *rest], maker.rng)
 
@@ -180,9 +168,8 @@ def ask_state_change(scene: Scene, rng: random.Random) -> Question | None:
     thing = _one(rng, (thing for thing in scene.things if thing.new_color))
     if thing is None or thing.new_color is None:
         return None
-    others = [other.look.color for other in scene.things if other is not thing]
-    return _asked(scene, "state_change", f"What color does the {thing.look} turn into?", thing.new_color,
-                    _three(rng, COLORS, {thing.new_color, thing.look.color}, first=others))
+    return _question(scene, rng, "state_change", f"What color does the {thing.look} turn into?", thing.new_color,
+                     COLORS, never=[thing.look.color], first=_colors(scene))
 
 
 _PARTS = ("in the first part", "in the middle", "in the last part")
@@ -209,8 +196,8 @@ def ask_action_localization(scene: Scene, rng: random.Random) -> Question | None
     # a quarter of the questions are about a thing that stays, so that no option can be ruled out
     asked = staying if staying is not None and rng.random() < 0.25 else passing[0]
     answer = _ALWAYS if asked is staying else _PARTS[int(asked.appears // third)]
-    return _asked(scene, "action_localization", f"When can the {asked.look} be seen?", answer,
-                    _three(rng, (*_PARTS, _ALWAYS), {answer}))
+    return _question(scene, rng, "action_localization", f"When can the {asked.look} be seen?", answer,
+                     (*_PARTS, _ALWAYS))
 
 
 def make_object_hidden(maker: SceneMaker) -> Scene:
@@ -229,14 +216,8 @@ def make_object_hidden(maker: SceneMaker) -> Scene:
 def ask_object_hidden(scene: Scene, rng: random.Random) -> Question | None:
     if scene.hidden is None:
         return None
-    answer = str(scene.hidden)
-    others = [str(thing.look) for thing in scene.things if thing.look != scene.hidden]
-    return _asked(scene, "object_hidden", "Which object goes behind the wall and stays there?", answer,
-                    _three(rng, _all_looks(), {answer}, first=others))
-
-
-def make_position(maker: SceneMaker) -> Scene:
-    return _movers(maker, things=maker.rng.randint(1, 3), movers=maker.rng.randint(0, 1))
+    return _question(scene, rng, "object_hidden", "Which object goes behind the wall and stays there?", scene.hidden,
+                     _LOOKS, first=[thing.look for thing in scene.things])
 
 
 def ask_position(scene: Scene, rng: random.Random) -> Question | None:
@@ -244,14 +225,9 @@ def ask_position(scene: Scene, rng: random.Random) -> Question | None:
     thing = _one(rng, plain)
     if thing is None:
         return None
-    answer = _corner(thing.end) or ""
     moment = " at the end" if any(other.moves for other in scene.things) else ""
-    corners = ("top left", "top right", "bottom left", "bottom right")
-    return _asked(scene, "position", f"Where is the {thing.look}{moment}?", answer, _three(rng, corners, {answer}))
-
-
-def make_attribute(maker: SceneMaker) -> Scene:
-    return _movers(maker, things=maker.rng.randint(2, 3), movers=maker.rng.randint(0, 1))
+    return _question(scene, rng, "position", f"Where is the {thing.look}{moment}?", _corner(thing.end),
+                     ("top left", "top right", "bottom left", "bottom right"))
 
 
 def ask_attribute(scene: Scene, rng: random.Random) -> Question | None:
@@ -259,25 +235,24 @@ def ask_attribute(scene: Scene, rng: random.Random) -> Question | None:
     thing = _one(rng, (thing for thing in scene.things if shapes.count(thing.look.shape) == 1 and not thing.new_color))
     if thing is None:
         return None
-    others = [other.look.color for other in scene.things if other is not thing]
-    return _asked(scene, "attribute", f"What color is the {thing.look.shape}?", thing.look.color,
-                    _three(rng, COLORS, {thing.look.color}, first=others))
+    return _question(scene, rng, "attribute", f"What color is the {thing.look.shape}?", thing.look.color, COLORS,
+                     first=_colors(scene))
 
 
 FAMILIES: dict[str, Family] = {
     "moving_direction": Family(make_moving_direction, ask_moving_direction),
-    "moving_attribute": Family(make_moving_attribute, ask_moving_attribute),
-    "moving_count": Family(make_moving_count, ask_moving_count),
-    "object_existence": Family(make_object_existence, ask_object_existence, still=True),
-    "object_count": Family(make_object_count, ask_object_count, still=True),
+    "moving_attribute": Family(partial(make_some_move, things=(3,), movers=(1,)), ask_moving_attribute),
+    "moving_count": Family(partial(make_some_move, things=(3,), movers=(0, 3)), ask_moving_count),
+    "object_existence": Family(partial(make_some_move, things=(2, 3), movers=(0, 1)), ask_object_existence, still=True),
+    "object_count": Family(partial(make_some_move, things=(1, 4), movers=(0, 1)), ask_object_count, still=True),
     "action_order": Family(make_action_order, ask_action_order),
     "scene_transition": Family(make_scene_transition, ask_scene_transition),
     "needle": Family(make_needle, ask_needle),
     "state_change": Family(make_state_change, ask_state_change),
     "action_localization": Family(make_action_localization, ask_action_localization),
     "object_hidden": Family(make_object_hidden, ask_object_hidden),
-    "position": Family(make_position, ask_position, still=True),
-    "attribute": Family(make_attribute, ask_attribute, still=True),
+    "position": Family(partial(make_some_move, things=(1, 3), movers=(0, 1)), ask_position, still=True),
+    "attribute": Family(partial(make_some_move, things=(2, 3), movers=(0, 1)), ask_attribute, still=True),
 }
 
 
@@ -288,23 +263,20 @@ def questions(scene: Scene, rng: random.Random, split: Split, families: Sequence
     return [question for question in asked if question is not None and question.split == split]
 
 
-def _asked(scene: Scene, family: str, text: str, answer: str, wrong: tuple[str, str, str]) -> Question:
-    """The question with the combination that decides its split."""
+def _question(scene: Scene, rng: random.Random, family: str, text: str, answer: object, choices: Iterable[str], *,
+              never: Iterable[str] = (), first: Iterable[object] = ()) -> Question:
+    """The question with three different wrong answers: those of `first` as far as they go, the rest drawn."""
+    right = {str(answer), *never}
+    tempting = [choice for choice in dict.fromkeys(map(str, first)) if choice not in right][:3]
+    others = sorted({*choices} - right - {*tempting})
+    one, two, three = [*tempting, *rng.sample(others, 3 - len(tempting))]
     shown = sorted(f"{thing.look} {thing.new_color or ''}" for thing in scene.things)
-    backgrounds = [scene.background, scene.new_background or ""]
-    return Question(family, text, answer, wrong, "|".join([family, answer, *backgrounds, *shown]))
-
-
-def _movers(maker: SceneMaker, *, things: int, movers: int) -> Scene:
-    """A scene in which `movers` of the things move along one axis."""
-    axis = maker.rng.choice(AXES)
-    scene = maker.plain(things, axis)
-    moved = [maker.moving(thing, axis) if index < movers else thing for index, thing in enumerate(scene.things)]
-    return _with_things(scene, moved, maker.rng)
+    combination = "|".join([family, str(answer), scene.background, scene.new_background or "", *shown])
+    return Question(family, text, str(answer), (one, two, three), combination)
 
 
 def _with_things(scene: Scene, things: Sequence[Thing], rng: random.Random) -> Scene:
-    """The scene with these things, shuffled so that their order tells nothing."""
+    """The scene with these things, shuffled so that their order gives nothing away."""
     return replace(scene, things=tuple(rng.sample(list(things), len(things))))
 
 
@@ -324,19 +296,5 @@ def _corner(place: tuple[float, float]) -> str | None:
     return f"{'top' if y < 0.5 else 'bottom'} {'left' if x < 0.5 else 'right'}"
 
 
-def _all_looks() -> list[str]:
-    return [str(Look(color, shape)) for color in COLORS for shape in SHAPES]
-
-
-def _absent(rng: random.Random, scene: Scene) -> tuple[str, str, str]:
-    """Three looks that the scene lacks, drawn blindly: were they like the right one, their likeness would tell it."""
-    return _three(rng, _all_looks(), {str(thing.look) for thing in scene.things})
-
-
-def _three(rng: random.Random, choices: Iterable[str], right: set[str], first: Sequence[str] = ()
-           ) -> tuple[str, str, str]:
-    """Three different wrong answers: those of `first` as far as they go, the rest drawn."""
-    tempting = [choice for choice in dict.fromkeys(first) if choice not in right][:3]
-    others = sorted({choice for choice in choices if choice not in right and choice not in tempting})
-    one, two, three = [*tempting, *rng.sample(others, 3 - len(tempting))]
-    return one, two, three
+def _colors(scene: Scene) -> list[str]:
+    return [thing.look.color for thing in scene.things]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
 
 import av
 import numpy as np
@@ -32,34 +31,28 @@ def draw(scene: Scene, time: float, side: int = SIDE) -> np.ndarray:
     return np.asarray(image.reduce(_SMOOTH))
 
 
-def frames(scene: Scene, fps: int = FPS, side: int = SIDE) -> Iterator[np.ndarray]:
-    """Every frame of the video, in order."""
-    for index in range(round(scene.duration * fps)):
-        yield draw(scene, index / fps, side)
-
-
-def encode(scene: Scene, fps: int = FPS, side: int = SIDE) -> bytes:
+def encode(scene: Scene) -> bytes:
     """An mp4 file with the scene in H.264; the same scene gives the same bytes."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         # one thread and bit-exact muxing: no version string or schedule in the bytes
         container.flags |= av.container.Flags.bitexact.value
-        stream = container.add_stream("libx264", rate=fps)
-        stream.width = stream.height = side
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
         # without B-frames and lookahead: with them the bytes of about one video in two thousand differ between runs
-        stream.options = {"crf": "17", "preset": "veryfast", "g": str(8 * fps), "bf": "0", "tune": "zerolatency"}
-        for pixels in frames(scene, fps, side):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        stream.options = {"crf": "17", "preset": "veryfast", "g": str(8 * FPS), "bf": "0", "tune": "zerolatency"}
+        for number in range(round(scene.duration * FPS)):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(draw(scene, number / FPS), format="rgb24")))
         container.mux(stream.encode(None))
     return buffer.getvalue()
 
 
-def picture(scene: Scene, time: float, side: int = SIDE) -> bytes:
+def picture(scene: Scene, time: float) -> bytes:
     """A PNG file of the scene at a moment."""
     buffer = io.BytesIO()
-    Image.fromarray(draw(scene, time, side)).save(buffer, "PNG")
+    Image.fromarray(draw(scene, time)).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -1,13 +1,12 @@
 """What happens in a video of Blocks world, as data: objects, their motion, appearance, change and hiding.
 
-A scene is a value; `render.py` draws it, `questions.py` asks about it, `words.py` tells it. Lengths and places are
-fractions of the frame's side, times are seconds.
+A scene is a value; `render.py` draws it, `families.py` asks about it, `conversations.py` describes it. Lengths and
+places are fractions of the frame's side, times are seconds.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
@@ -126,7 +125,7 @@ class SceneMaker:
         return Scene(
             duration=float(self.rng.randint(*self.seconds)),
             background=self.rng.choice(sorted(BACKGROUNDS)),
-            things=tuple(self._resting(along, band) for band in bands),
+            things=tuple(self.resting(along, band) for band in bands),
         )
 
     def look(self) -> Look:
@@ -135,17 +134,6 @@ class SceneMaker:
         look = Look(self.rng.choice([color for color in sorted(COLORS) if color not in taken]), self.rng.choice(SHAPES))
         self.used.append(look)
         return look
-
-    def rearranged(self, scene: Scene) -> Scene:
-        """A scene of the same colours with other shapes in other places."""
-        axis, bands = self.rng.choice(AXES), self.rng.sample(BANDS, len(scene.things))
-        things = []
-        for thing, band in zip(scene.things, bands, strict=True):
-            self.used = []
-            other = self._resting(axis, band)
-            things.append(replace(thing, look=Look(thing.look.color, self.rng.choice(SHAPES)), start=other.start,
-                                  end=other.end, radius=other.radius))
-        return replace(scene, things=tuple(things))
 
     def moving(self, thing: Thing, axis: Axis, direction: Direction | None = None) -> Thing:
         """The thing crossing the frame along its band."""
@@ -157,17 +145,8 @@ class SceneMaker:
             return replace(thing, start=(begin, band), end=(end, band))
         return replace(thing, start=(band, begin), end=(band, end))
 
-    def _resting(self, axis: Axis, band: float) -> Thing:
+    def resting(self, axis: Axis, band: float) -> Thing:
+        """A thing at rest somewhere in a band."""
         along = self.rng.uniform(0.14, 0.86)
         place = (along, band) if axis == "horizontal" else (band, along)
         return Thing(look=self.look(), start=place, end=place, radius=self.rng.uniform(0.095, 0.12))
-
-
-def axis_of(direction: Direction) -> Axis:
-    """The axis along which a direction runs."""
-    return "horizontal" if direction in ("left", "right") else "vertical"
-
-
-def colors_of(things: Sequence[Thing]) -> set[str]:
-    """Every colour that the things ever show."""
-    return {thing.look.color for thing in things} | {thing.new_color for thing in things if thing.new_color}

@@ -6,27 +6,25 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 
 import torch
 
 from aurora.errors import AuroraError
 from aurora.interfaces.data import Executor, R, T
+from aurora.options import PositiveInt
 from aurora.registry import EXECUTOR
-
-from .._pool import cause_of_death, processes_of
 
 
 @EXECUTOR.register
 class ProcessExecutor(Executor):
     """Processes of this machine: `workers` of them, by default one per core that we may use."""
 
-    def __init__(self, *, workers: int | None = None) -> None:
-        if workers is not None and workers < 1:
-            raise AuroraError(f"executor 'process': workers {workers} must be 1 or more")
+    def __init__(self, *, workers: PositiveInt | None = None) -> None:
         self._workers = workers or cores()
 
     def run(self, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
@@ -34,7 +32,8 @@ class ProcessExecutor(Executor):
         if not tasks:
             return
         pool = ProcessPoolExecutor(min(self._workers, len(tasks)), _context(work), _begin)
-        processes = processes_of(pool)
+        # There is no public way to learn how one ended; they can still be asked when the pool has.
+        processes: Mapping[int, BaseProcess] = getattr(pool, "_processes", {})
         try:
             for done in as_completed([pool.submit(work, task) for task in tasks]):
                 yield done.result()
@@ -51,6 +50,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cause_of_death(processes: Mapping[int, BaseProcess]) -> str:
+    """What the first to die of a broken pool's processes, which have all ended, died of."""
+    codes = {process.exitcode or 0 for process in processes.values()} - {0}
+    # The pool ends the others by SIGTERM.
+    code = next(iter(codes - {-signal.SIGTERM}), -signal.SIGTERM)
+    if code == -signal.SIGKILL:
+        return "SIGKILL, perhaps because memory ran out; fewer workers need less"
+    return signal.Signals(-code).name if code < 0 else f"status {code}"
+
+
 def _context(work: Callable[..., object]) -> BaseContext:
     """Workers are forked off a process that has imported what they need and nothing else: this one may hold threads,
     which must not be forked, and importing everything once per worker takes a second on each core."""
@@ -62,7 +71,7 @@ def _context(work: Callable[..., object]) -> BaseContext:
 
 
 def _begin() -> None:
-    torch.set_num_threads(1)  # a worker is given one core
+    torch.set_num_threads(1)  # a worker has one core
     # ^C reaches every process of a terminal; a worker just ends, and the parent says so once.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()

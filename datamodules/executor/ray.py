@@ -10,6 +10,7 @@ import ray
 
 from aurora.errors import AuroraError
 from aurora.interfaces.data import Executor, R, T
+from aurora.options import PositiveFloat
 from aurora.registry import EXECUTOR
 
 
@@ -19,35 +20,23 @@ class RayExecutor(Executor):
     names, else one is started here. All machines see the same folders under the same paths.
     """
 
-    def __init__(self, *, address: str | None = None, cpus: float = 1.0) -> None:
-        if cpus <= 0:
-            raise AuroraError(f"executor 'ray': cpus {cpus} must be more than 0")
+    def __init__(self, *, address: str | None = None, cpus: PositiveFloat = 1.0) -> None:
         self._address, self._cpus = address, cpus
 
     def run(self, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         ours = not ray.is_initialized()
         if ours:
-            self._start()
+            try:
+                ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise AuroraError(f"executor 'ray': no cluster at {self._address}: {error}") from error
+        waiting: list[Any] = []
         try:
             remote = ray.remote(num_cpus=self._cpus)(work)
-            waiting: list[Any] = [remote.remote(task) for task in tasks]
+            waiting = [remote.remote(task) for task in tasks]
             while waiting:
                 done, waiting = ray.wait(waiting)
-                yield from self._results(done, waiting)
-        finally:
-            if ours:
-                ray.shutdown()
-
-    def _start(self) -> None:
-        try:
-            ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise AuroraError(f"executor 'ray': no cluster at {self._address}: {error}") from error
-
-    @staticmethod
-    def _results(done: list[Any], waiting: list[Any]) -> list[Any]:
-        try:
-            return list(ray.get(done))
+                yield from ray.get(done)
         except ray.exceptions.RayError as error:
             for other in waiting:
                 ray.cancel(other)
@@ -55,3 +44,6 @@ class RayExecutor(Executor):
                 raise error.cause from error
             raise AuroraError(f"executor 'ray': {str(error).partition(chr(10))[0]} Run again: it goes on where it was"
                               ) from error
+        finally:
+            if ours:
+                ray.shutdown()

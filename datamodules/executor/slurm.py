@@ -9,12 +9,15 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge
 
 from aurora.errors import AuroraError
+from aurora.files import replace_file
 from aurora.interfaces.data import Executor, R, ShellTask, T
+from aurora.options import PositiveInt
 from aurora.registry import EXECUTOR
-
-from .._writing import replace_file
 
 _POLL_SECONDS = 5.0
 _SCRIPT = """#!/bin/bash
@@ -42,23 +45,22 @@ class SlurmExecutor(Executor):
     """
 
     def __init__(
-        self, *, folder: str, jobs: int = 32, cpus: int = 1, time: str = "24:00:00", wait: float = 0.0,
-        options: list[str] | None = None,
+        self, *, folder: str, jobs: PositiveInt = 32, cpus: PositiveInt = 1, time: str = "24:00:00",
+        wait: Annotated[float, Ge(0)] = 0.0, options: list[str] | None = None,
     ) -> None:
-        if jobs < 1 or cpus < 1 or wait < 0:
-            raise AuroraError(f"executor 'slurm': jobs {jobs} and cpus {cpus} must be 1 or more, wait {wait} 0 or more")
         self._folder, self._jobs, self._cpus, self._time = Path(folder), jobs, cpus, time
         self._wait, self._options = wait, options or []
 
     def run(self, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         tasks = list(tasks)
-        other = [task for task in tasks if not isinstance(task, ShellTask)]
-        if other:
-            raise AuroraError(f"executor 'slurm': {other[0]!r} cannot be run from a shell; building shards can")
-        if tasks:
-            yield from self._waited(tasks, self._submit(tasks))
+        shell = [task for task in tasks if isinstance(task, ShellTask)]
+        if len(shell) < len(tasks):
+            other = next(task for task in tasks if not isinstance(task, ShellTask))
+            raise AuroraError(f"executor 'slurm': {other!r} cannot be run from a shell; building shards can")
+        if shell:
+            yield from self._waited(shell, self._submit(shell))
 
-    def _submit(self, tasks: Sequence[object]) -> str:
+    def _submit(self, tasks: Sequence[ShellTask]) -> str:
         """Writes the script and says what was, or has to be, done with it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         folder = self._folder.resolve()
@@ -66,8 +68,7 @@ class SlurmExecutor(Executor):
         if _is_queued(job):
             return f"job {job.read_text()} is still queued or running"
         lines, script = folder / "slurm-tasks.txt", folder / "slurm.sh"
-        commands = [[sys.executable, "-m", "aurora.cli", *task.command()] for task in tasks
-                    if isinstance(task, ShellTask)]
+        commands = [[sys.executable, "-m", "aurora.cli", *task.command()] for task in tasks]
         replace_file(lines, "".join(shlex.join(command) + "\n" for command in commands).encode())
         jobs = min(self._jobs, len(tasks))
         replace_file(script, _SCRIPT.format(
@@ -81,22 +82,16 @@ class SlurmExecutor(Executor):
         replace_file(job, done.stdout.split()[-1].encode())
         return done.stdout.strip()
 
-    def _waited(self, tasks: list[T], said: str) -> Iterator[R]:
+    def _waited(self, tasks: Sequence[ShellTask], said: str) -> Iterator[Any]:
         until = time.monotonic() + self._wait
         while True:
-            left: list[T] = []
-            for task in tasks:
-                assert isinstance(task, ShellTask)
-                result = task.result()
-                if result is None:
-                    left.append(task)
-                else:
-                    yield result
-            if not left:
+            results = [(task, task.result()) for task in tasks]
+            yield from (result for _, result in results if result is not None)
+            tasks = [task for task, result in results if result is None]
+            if not tasks:
                 return
-            tasks = left
             if time.monotonic() >= until:
-                raise AuroraError(f"executor 'slurm': {said}. {len(left)} task(s) are not done; run the same command "
+                raise AuroraError(f"executor 'slurm': {said}. {len(tasks)} task(s) are not done; run the same command "
                                   "again, once they are, to join what they wrote")
             time.sleep(min(_POLL_SECONDS, max(0.0, until - time.monotonic())))
 

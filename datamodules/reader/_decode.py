@@ -1,21 +1,117 @@
-"""Decoding what a plan says, and nothing else."""
+"""Which moments of a video are sampled and which packets decoded for them, as pure functions, and decoding just those.
+
+Shape letters: P packets in the order of the file, W wanted frames in the order of time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from aurora.errors import AuroraError
+from aurora.interfaces import Sampling
 
-from ._clip import Packets, packets_of
-from ._file import Deadline, label, open_video
-from ._plan import Plan, Run, plan
+from ._file import Deadline, Packets, label, open_video, packets_of
 
 # Packets that are read over rather than searched for: a search costs more in files without an index.
 _FAR = 256
+
+
+class ReadPlan(NamedTuple):
+    """What is shown at every moment, and how to get it."""
+
+    ticks: list[int]  # the frame of a moment is the last one that begins by then ...
+    floors: list[int]  # ... and where it begins before that, it was not decoded
+    runs: list[range]  # packets that are decoded one after the other; the first needs nothing from before it
+    whole: np.ndarray | None  # [P] bool: others may go when no frame refers to them; none: nothing may go
+
+
+# A clip of 2.0000001 s at 1 fps has two frames, not three: float noise does not make a moment.
+_NOISE = 1e-6
+
+
+def sample_counts(sampling: Sampling, duration: np.ndarray) -> np.ndarray:
+    """[S] seconds → [S] int64: how many frames are read of videos, or ranges of videos, that last so long."""
+    if sampling.frames is not None:
+        return np.full(duration.shape, sampling.frames, np.int64)
+    assert sampling.fps is not None
+    count = np.maximum(1, np.ceil(duration * sampling.fps - _NOISE)).astype(np.int64)
+    return count if sampling.max_frames is None else np.minimum(count, sampling.max_frames)
+
+
+def sample_times(sampling: Sampling, duration: float, last: float) -> list[float]:
+    """Seconds after the first frame: start, start + 1/fps, ... for `duration`, or spread evenly over `last` seconds.
+
+    `last` is when the last frame begins and `duration` when it ends, both from the start of what is sampled.
+    """
+    count = int(sample_counts(sampling, np.array([duration]))[0])
+    if sampling.fps is not None and count == sample_counts(Sampling(fps=sampling.fps), np.array([duration]))[0]:
+        return [sampling.start + number / sampling.fps for number in range(count)]
+    return [sampling.start + float(time) for time in np.linspace(0.0, last, count)]
+
+
+def capped(sampling: Sampling, count: int) -> Sampling:
+    """The sampling that reads at most `count` frames."""
+    if sampling.frames is not None:
+        return replace(sampling, frames=min(sampling.frames, count))
+    return replace(sampling, max_frames=min(sampling.max_frames or count, count))
+
+
+def moments(packets: Packets, sampling: Sampling, source: str | bytes) -> list[float]:
+    """The moments of a checked sampling, in seconds after the first frame."""
+    clip = packets.within(sampling.start, sampling.stop, source)
+    return sample_times(sampling, clip.duration, clip.last - clip.first)
+
+
+def shown_at(packets: Packets, times: list[float]) -> np.ndarray:
+    """[W] int64: the number of the packet whose frame is shown at each moment, the last one forever."""
+    shown = np.flatnonzero(packets.shown)
+    order = shown[np.argsort(packets.starts[shown], kind="stable")]
+    starts = packets.starts[order] * packets.tick
+    # Half a tick, because a timestamp in milliseconds can lie just after the moment it stands for.
+    until = starts[0] + np.array(times) + packets.tick / 2
+    return np.asarray(order[np.maximum(np.searchsorted(starts, until, side="right") - 1, 0)])
+
+
+def plan_read(packets: Packets, times: list[float]) -> ReadPlan:
+    """The cheapest way to the frames of some moments that cannot change them.
+
+    Of every group of pictures that holds a wanted frame the packets up to that frame; in H.264 without the frames that
+    no other refers to. Where packets do not say when they are shown, everything.
+    """
+    wanted, first = shown_at(packets, times), int(packets.starts[packets.shown].min())
+    if not packets.whole:
+        ticks = np.floor((first * packets.tick + np.array(times)) / packets.tick + 0.5).astype(np.int64)
+        return ReadPlan(ticks.tolist(), [first] * len(times), [range(len(packets.starts))], None)
+    # From the last keyframe before each wanted packet; reading on from the beginning is always right, also when the
+    # first packet is not such a keyframe.
+    keys = np.concatenate([[0], np.flatnonzero(packets.keys)])
+    at = np.searchsorted(keys, wanted, side="right") - 1
+    # A frame that is shown before the keyframe it follows may need the frames before that one.
+    leading = packets.starts[keys[at]] > packets.starts[wanted]
+    begins = keys[np.maximum(at - leading, 0)]
+    # A picture may be two packets, one per field: the neighbours of a wanted one are always decoded with it.
+    ends = np.minimum(wanted + 2, len(packets.starts))
+    floors = np.maximum(packets.starts[begins], first)
+    whole = None
+    if packets.codec == "h264":  # wanted packets and their neighbours
+        whole = np.zeros(len(packets.starts), bool)
+        whole[np.clip(wanted + np.array([[-1], [0], [1]]), 0, len(whole) - 1)] = True
+    return ReadPlan(packets.starts[wanted].tolist(), np.minimum(floors, packets.starts[wanted]).tolist(),
+                _joined(begins, ends), whole)
+
+
+def _joined(begins: np.ndarray, ends: np.ndarray) -> list[range]:
+    """Runs in the order of the file; those that overlap or touch are one."""
+    runs: list[range] = []
+    for begin, end in sorted(zip(begins.tolist(), ends.tolist(), strict=True)):
+        touching = runs.pop() if runs and begin <= runs[-1].stop else range(begin, end)
+        runs.append(range(touching.start, max(end, touching.stop)))
+    return runs
 
 
 class _LostPlace(Exception):
@@ -44,7 +140,7 @@ def _frames_at(
     source: str | bytes, packets: Packets, times: list[float], threads: int, deadline: Deadline,
     short_side: int | None, *, seek: bool
 ) -> Iterator[tuple[float, np.ndarray]]:
-    wanted, shape = plan(packets, times), None
+    wanted, shape = plan_read(packets, times), None
     with open_video(source, threads=threads) as (container, stream):
         frames = _Decoder(container, stream, packets, wanted, deadline, seek=seek).frames()
         current, following = next(frames, None), None
@@ -59,8 +155,10 @@ def _frames_at(
                 raise AuroraError(f"{label(source)} holds no frame that can be decoded at {time:.2f} s")
             if current.damaged:
                 raise AuroraError(f"{label(source)} is damaged before {time:.2f} s")
-            shape = shape or _shape(current.frame, short_side)
-            yield time, _pixels(current.frame, shape)
+            # a stream that changes its size keeps that of its first frame
+            width, height = shape = shape or _shape(current.frame, short_side)
+            image = current.frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
+            yield time, np.ascontiguousarray(np.rot90(image, current.frame.rotation // 90 % 4))
 
 
 class _Shown(NamedTuple):
@@ -73,7 +171,7 @@ class _Decoder:
     """Decodes the runs of a plan; between them the decoder is emptied, because they do not follow on each other."""
 
     def __init__(
-        self, container: Any, stream: Any, packets: Packets, wanted: Plan, deadline: Deadline, *, seek: bool
+        self, container: Any, stream: Any, packets: Packets, wanted: ReadPlan, deadline: Deadline, *, seek: bool
     ) -> None:
         self.container, self.stream, self.context = container, stream, stream.codec_context
         self.packets, self.plan, self.deadline, self.seek = packets, wanted, deadline, seek
@@ -103,15 +201,15 @@ class _Decoder:
             yield from self.context.decode(None)
             self.context.flush_buffers()
 
-    def _packets(self, run: Run) -> Iterator[tuple[int, Any]]:
-        if self.seek and run.begin - self._next > _FAR:
-            self._search(run.begin)
+    def _packets(self, run: range) -> Iterator[tuple[int, Any]]:
+        if self.seek and run.start - self._next > _FAR:
+            self._search(run.start)
         for number, packet in self._stored:
             self.deadline.check()
             self._next = number + 1
-            if number >= run.begin:
+            if number >= run.start:
                 yield number, packet
-            if self._next >= run.end:
+            if self._next >= run.stop:
                 return
 
     def _search(self, wanted: int) -> None:
@@ -135,10 +233,3 @@ def _shape(frame: Any, short_side: int | None) -> tuple[int, int]:
         return width, height
     scale = min(1.0, short_side / min(width, height))
     return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
-
-
-def _pixels(frame: Any, shape: tuple[int, int]) -> np.ndarray:
-    """[H, W, 3] uint8, upright; a stream that changes its size keeps that of its first frame."""
-    width, height = shape
-    image = frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
-    return np.ascontiguousarray(np.rot90(image, frame.rotation // 90 % 4))

@@ -1,4 +1,4 @@
-"""Readers on other decoders: used only where what they say of a file is what its packets say.
+"""Readers on other decoders, which are used only where they agree with a file's packets.
 
 Shape letters: P shown frames, W wanted ones, H height, W width of a frame.
 """
@@ -11,37 +11,28 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from aurora.interfaces import Sampling, VideoReader
-
-from ._clip import Packets, scan
-from ._decode import frames_at
-from ._file import TIMEOUT_SECONDS, Deadline, check_threads, check_timeout, label
-from ._plan import moments, shown_at
-from ._sampling import check_sampling
-from ._shape import Shape, stored_shape
+from ._decode import shown_at
+from ._file import Deadline, Packets, Shape, label, stored_shape
+from .pyav import PyavReader
 
 BATCH = 8
 """Frames decoded per call: other decoders hold a whole batch, so that this bounds their memory."""
 _log = logging.getLogger(__name__)
-_told: set[tuple[str, str]] = set()
+_warned: set[tuple[str, str]] = set()
 
 
 class Unfit(Exception):
     """Why a decoder cannot be trusted with a file."""
 
 
-class OtherReader(VideoReader):
-    """Reads ordinary files with another decoder, and all others with PyAV, which is said once per reason.
+class OtherReader(PyavReader):
+    """Reads ordinary files with another decoder, and all others with PyAV, with one warning per reason.
 
     The moments are those that the file's packets say, as with every reader.
     """
 
     codecs: tuple[str, ...] | None = None
-    """Those that the decoder was found to get right; none: all."""
-
-    def __init__(self, *, timeout_seconds: float | None = TIMEOUT_SECONDS, threads: int = 1) -> None:
-        self.timeout_seconds = check_timeout(timeout_seconds)
-        self.threads = check_threads(threads)
+    """Those that the decoder was found to get right; None: all."""
 
     @abstractmethod
     def decoded(self, source: str | bytes, starts: np.ndarray, wanted: np.ndarray) -> Iterator[np.ndarray]:
@@ -51,18 +42,7 @@ class OtherReader(VideoReader):
         decoder says otherwise or fails.
         """
 
-    def read(self, source: str | bytes, sampling: Sampling) -> Iterator[tuple[float, np.ndarray]]:
-        check_sampling(sampling)
-        deadline = Deadline(self.timeout_seconds, source)
-        packets = scan(source, deadline)
-        times = moments(packets, sampling, source)
-        yield from deadline.timed(self._frames_at(source, packets, times, deadline))
-
-    def times(self, source: str | bytes, sampling: Sampling) -> list[float]:
-        check_sampling(sampling)
-        return moments(scan(source, Deadline(self.timeout_seconds, source)), sampling, source)
-
-    def _frames_at(
+    def frames(
         self, source: str | bytes, packets: Packets, times: list[float], deadline: Deadline
     ) -> Iterator[tuple[float, np.ndarray]]:
         done = 0
@@ -79,21 +59,18 @@ class OtherReader(VideoReader):
                 yield from zip(times[done:done + len(images)], images, strict=True)
                 done += len(images)
         except Unfit as reason:
-            self._tell(source, str(reason))
-            yield from frames_at(source, packets, times[done:], threads=self.threads, deadline=deadline)
-
-    def _tell(self, source: str | bytes, reason: str) -> None:
-        name = type(self).__module__.rpartition(".")[2]
-        if (name, reason) not in _told:
-            _told.add((name, reason))
-            _log.warning("reader %s: %s is read with pyav, because %s; so is every such file from here on", name,
-                         label(source), reason)
+            name = type(self).__module__.rpartition(".")[2]
+            if (name, str(reason)) not in _warned:
+                _warned.add((name, str(reason)))
+                _log.warning("reader %s: %s is read with pyav, because %s; so is every such file from here on", name,
+                             label(source), reason)
+            yield from super().frames(source, packets, times[done:], deadline)
 
 
 def _check(packets: Packets, source: str | bytes) -> Shape:
     """The shape of the frames of a file that any decoder reads alike. Unfit for others."""
     if not (packets.whole and packets.ordinary):
-        raise Unfit("decoders disagree on files that are no mp4, webm or mkv, or that have an edit list, several "
+        raise Unfit("decoders disagree on files that are not mp4, webm or mkv, or that have an edit list, several "
                     "videos, frames without a time, or keyframes which need what is before them")
     shape = stored_shape(source)
     if shape.rotation or shape.interlaced:

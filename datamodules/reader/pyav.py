@@ -7,13 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from aurora.interfaces import Sampling, VideoReader
+from aurora.options import PositiveFloat
 from aurora.registry import READER
 
-from ._clip import scan
-from ._decode import frames_at
-from ._file import TIMEOUT_SECONDS, Deadline, check_threads, check_timeout
-from ._plan import moments
-from ._sampling import check_sampling
+from ._decode import frames_at, moments
+from ._file import TIMEOUT_SECONDS, Deadline, Packets, Threads, scan
 
 
 @READER.register
@@ -24,17 +22,19 @@ class PyavReader(VideoReader):
     `timeout_seconds` is for all frames of one video together. `threads` decode one video; loader workers need one.
     """
 
-    def __init__(self, *, timeout_seconds: float | None = TIMEOUT_SECONDS, threads: int = 1) -> None:
-        self.timeout_seconds = check_timeout(timeout_seconds)
-        self.threads = check_threads(threads)
+    def __init__(self, *, timeout_seconds: PositiveFloat | None = TIMEOUT_SECONDS, threads: Threads = 1) -> None:
+        self.timeout_seconds, self.threads = timeout_seconds, threads
 
     def read(self, source: str | bytes, sampling: Sampling) -> Iterator[tuple[float, np.ndarray]]:
-        check_sampling(sampling)
         deadline = Deadline(self.timeout_seconds, source)
         packets = scan(source, deadline)
-        times = moments(packets, sampling, source)
-        yield from deadline.timed(frames_at(source, packets, times, threads=self.threads, deadline=deadline))
+        yield from deadline.timed(self.frames(source, packets, moments(packets, sampling, source), deadline))
 
     def times(self, source: str | bytes, sampling: Sampling) -> list[float]:
-        check_sampling(sampling)
         return moments(scan(source, Deadline(self.timeout_seconds, source)), sampling, source)
+
+    def frames(
+        self, source: str | bytes, packets: Packets, times: list[float], deadline: Deadline
+    ) -> Iterator[tuple[float, np.ndarray]]:
+        """(seconds, [H, W, 3] uint8) of the frame shown at each moment."""
+        return frames_at(source, packets, times, threads=self.threads, deadline=deadline)

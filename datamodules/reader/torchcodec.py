@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from aurora.errors import AuroraError
+from aurora.options import PositiveFloat
 from aurora.registry import READER
 
-from ._file import TIMEOUT_SECONDS
+from ._file import TIMEOUT_SECONDS, Threads
 from ._other import BATCH, OtherReader, Unfit, check_starts
 
 
@@ -22,7 +23,7 @@ class TorchcodecReader(OtherReader):
     `timeout_seconds` is for all frames of one video together. `threads` decode one video; loader workers need one.
     """
 
-    def __init__(self, *, timeout_seconds: float | None = TIMEOUT_SECONDS, threads: int = 1) -> None:
+    def __init__(self, *, timeout_seconds: PositiveFloat | None = TIMEOUT_SECONDS, threads: Threads = 1) -> None:
         super().__init__(timeout_seconds=timeout_seconds, threads=threads)
         try:
             # Here and not above: the part is listed, with its options, where the package is not installed.

@@ -1,4 +1,4 @@
-"""Records of annotation files, streamed: JSON arrays, JSON lines, CSV, TSV and Parquet.
+"""Records of annotation files, streamed: JSON arrays, JSON lines, CSV, TSV and Parquet; and joins of two of them.
 
 A record is an object of JSON. What cannot be read as one, or says one thing twice, is given as a `fault`, so that it is
 counted where the others are used; a JSON array that breaks off in the middle raises AnnotationsBroken after what stands
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import codecs
 import csv
-import importlib
 import json
+import sqlite3
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO
 
 import ijson
@@ -24,8 +24,12 @@ from aurora.interfaces import Entry
 
 _BLOCK = 1 << 16
 _OPEN = 1 << 12  # brackets that a block may open without closing them
-_FAULT = "$fault"
-_PLACE = "$place"
+FAULT = "$fault"
+"""Key of an entry whose record cannot be read, and says why."""
+PLACE = "$place"
+"""Key of an entry that says where its record stands, for `record_at`."""
+Joined = tuple[Any, Any, list[Any]]
+"""An id, the value that it has in one list, and those in the other."""
 
 
 class AnnotationsBroken(AuroraError):
@@ -34,17 +38,7 @@ class AnnotationsBroken(AuroraError):
 
 def fault(detail: str) -> Entry:
     """The entry of a record that cannot be read."""
-    return {_FAULT: detail}
-
-
-def fault_of(entry: Entry) -> str | None:
-    """Why the entry's record cannot be read; None where it can."""
-    return entry.get(_FAULT)
-
-
-def place_of(entry: Entry) -> Any | None:
-    """Where the entry's record stands, for `record_at`; None where the entry is the record."""
-    return entry.get(_PLACE)
+    return {FAULT: detail}
 
 
 def entries(path: Path, name: str, *, by_place: bool = False) -> Iterator[Entry]:
@@ -53,9 +47,11 @@ def entries(path: Path, name: str, *, by_place: bool = False) -> Iterator[Entry]
     """
     kind = path.suffix.lower()
     if kind == ".parquet":
-        parquet = _parquet()
-        return ({_PLACE: [name, *place]} for place in parquet.places(path)) if parquet.holds_bytes(path) else (
-            parquet.rows(path))
+        from . import _parquet  # pyarrow is an extra
+
+        _check_columns(path, _parquet.columns(path))
+        return ({PLACE: [name, *place]} for place in _parquet.places(path)) if _parquet.holds_bytes(path) else (
+            _parquet.rows(path))
     if kind in (".csv", ".tsv"):
         return _rows(path, "," if kind == ".csv" else "\t")
     if kind in (".jsonl", ".ndjson"):
@@ -65,7 +61,7 @@ def entries(path: Path, name: str, *, by_place: bool = False) -> Iterator[Entry]
     raise AuroraError(f"{path}: annotations are .json, .jsonl, .ndjson, .csv, .tsv or .parquet files")
 
 
-def check_columns(path: Path, names: Iterable[str]) -> None:
+def _check_columns(path: Path, names: Iterable[str]) -> None:
     """AuroraError when two columns of a table have one name."""
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -76,7 +72,9 @@ def record_at(folder: Path, place: Sequence[Any]) -> Any:
     """The record at a place. AuroraError when the file is not what it was."""
     name, *where = place
     if Path(name).suffix.lower() == ".parquet":
-        return _parquet().row(folder / name, *where)
+        from . import _parquet
+
+        return _parquet.row(folder / name, *where)
     with folder.joinpath(name).open("rb") as file:
         file.seek(where[0])
         return json.loads(file.read(where[1]), object_pairs_hook=_object)
@@ -85,7 +83,11 @@ def record_at(folder: Path, place: Sequence[Any]) -> Any:
 def weight_of(folder: Path, place: Sequence[Any]) -> int:
     """About how many bytes the record at a place has, media included."""
     name, *where = place
-    return _parquet().weight(folder / name, where[0]) if Path(name).suffix.lower() == ".parquet" else int(where[1])
+    if Path(name).suffix.lower() == ".parquet":
+        from . import _parquet
+
+        return _parquet.weight(folder / name, where[0])
+    return int(where[1])
 
 
 def items(path: Path, prefix: str) -> Iterator[Entry]:
@@ -100,16 +102,45 @@ def items(path: Path, prefix: str) -> Iterator[Entry]:
         except (ijson.JSONError, UnicodeDecodeError) as error:
             byte = _broken_at(file, file.tell())
             # Some of the parser's messages are bytes, of which the rest is the place in the file.
-            told = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
-            why = told.strip().partition("\n")[0].rstrip(".")
-            raise AnnotationsBroken(f"{path} is no whole JSON: {why}, at byte {byte} after entry {count}; "
+            message = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
+            why = message.strip().partition("\n")[0].rstrip(".")
+            raise AnnotationsBroken(f"{path} is not whole JSON: {why}, at byte {byte} after entry {count}; "
                                     f"{count} entries before it were read") from error
+
+
+def joined(left: Iterable[tuple[Any, Any]], right: Iterable[tuple[Any, Any]]) -> Iterator[Joined]:
+    """Every (id, value) of `left` with the values of `right` that have its id, both in their order; values are JSON.
+
+    Joined in a file, so that neither has to fit into memory. Ids are numbers in one list and strings in the other, in
+    some datasets.
+    """
+    with tempfile.TemporaryDirectory(prefix="aurora-join-") as folder:
+        base = sqlite3.connect(Path(folder) / "rows.sqlite", isolation_level=None)
+        try:
+            # Nothing of it is needed after a crash.
+            base.execute("PRAGMA journal_mode = OFF")
+            base.execute("PRAGMA synchronous = OFF")
+            base.execute("CREATE TABLE found (id, value TEXT)")
+            base.execute("BEGIN")
+            base.executemany("INSERT INTO found VALUES (?, ?)", ((str(key), json.dumps(value)) for key, value in right))
+            base.execute("COMMIT")
+            base.execute("CREATE INDEX by_id ON found (id)")
+            for key, value in left:
+                found = base.execute("SELECT value FROM found WHERE id = ? ORDER BY rowid", (str(key),))
+                yield key, value, [json.loads(other) for (other,) in found]
+        except sqlite3.OperationalError as error:
+            if "is full" not in str(error):
+                raise
+            raise AuroraError(f"{folder}: no room left on the disk for joining annotations; make room there, or set "
+                              "TMPDIR to a folder that has some, and run again") from error
+        finally:
+            base.close()
 
 
 def _checked(item: Any) -> Entry:
     """The item of a list, or the fault that it has."""
     if not isinstance(item, dict):
-        return fault(f"{str(item)[:80]!r} is no object")
+        return fault(f"{str(item)[:80]!r} is not an object")
     left: list[Any] = [item]
     while left:
         one = left.pop()
@@ -128,7 +159,7 @@ def _lines(path: Path, name: str, by_place: bool) -> Iterator[Entry]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield {_PLACE: [name, at, len(line)]} if by_place else _parsed(line, f"line {number}")
+                yield {PLACE: [name, at, len(line)]} if by_place else _parsed(line, f"line {number}")
             at += len(line)
 
 
@@ -137,7 +168,7 @@ def _parsed(line: bytes, where: str) -> Entry:
         record = json.loads(line, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         return fault(f"{where}: {error}")
-    return record if isinstance(record, dict) else fault(f"{where}: {str(record)[:80]!r} is no object")
+    return record if isinstance(record, dict) else fault(f"{where}: {str(record)[:80]!r} is not an object")
 
 
 def _check_lines(path: Path) -> None:
@@ -148,7 +179,7 @@ def _check_lines(path: Path) -> None:
         first, second = next(lines, b""), next(lines, None)
     if first.startswith(b"["):
         raise AuroraError(f"{path} is a JSON list, not lines of JSON; name it .json")
-    if first.startswith(b"{") and second is not None and _breaks_off(first) and fault_of(_parsed(second, "")):
+    if first.startswith(b"{") and second is not None and _breaks_off(first) and FAULT in _parsed(second, ""):
         raise AuroraError(f"{path} is one JSON object over several lines; annotations are a list of objects (.json) or "
                           "objects with a line each (.jsonl)")
 
@@ -157,10 +188,8 @@ def _breaks_off(line: bytes) -> bool:
     """Whether what is missing of a line's JSON could stand behind it."""
     try:
         json.loads(line)
-    except json.JSONDecodeError as error:
-        return error.pos >= len(error.doc)
-    except (ValueError, RecursionError):
-        return False
+    except (ValueError, RecursionError) as error:
+        return isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc)
     return False
 
 
@@ -168,11 +197,13 @@ def _rows(path: Path, delimiter: str) -> Iterator[Entry]:
     # A cell may hold a long caption or a serialised list.
     csv.field_size_limit(1 << 24)
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        rows = csv.DictReader(file, delimiter=delimiter, restkey=_FAULT, strict=True)
-        columns: Sequence[str] = ()
+        rows = csv.DictReader(file, delimiter=delimiter, restkey=FAULT, strict=True)
+        checked = False
         while True:
             try:
-                columns = columns or _columns(rows, path)
+                if not checked:  # spreadsheets leave some columns without a name
+                    _check_columns(path, filter(None, rows.fieldnames or ()))
+                    checked = True
                 row: Mapping[Any, Any] = next(rows)
             except StopIteration:
                 return
@@ -182,13 +213,7 @@ def _rows(path: Path, delimiter: str) -> Iterator[Entry]:
                                             f"it takes in were not read (up to line {rows.line_num})") from error
                 yield fault(f"line {rows.line_num}: {error}")
             else:
-                yield fault(f"line {rows.line_num}: more cells than columns") if row.get(_FAULT) else dict(row)
-
-
-def _columns(rows: csv.DictReader[str], path: Path) -> Sequence[str]:
-    """The names of the columns. AuroraError when one is there twice."""
-    check_columns(path, [name for name in rows.fieldnames or () if name])  # spreadsheets leave some without a name
-    return rows.fieldnames or ()
+                yield fault(f"line {rows.line_num}: more cells than columns") if row.get(FAULT) else dict(row)
 
 
 def _is_lines(path: Path) -> bool:
@@ -265,11 +290,3 @@ class _Nobody:
 
     send: Callable[[Any], None] = staticmethod(lambda event: None)
     close: Callable[[], None] = staticmethod(lambda: None)
-
-
-def _parquet() -> ModuleType:
-    try:
-        return importlib.import_module("._parquet", __package__)
-    except ModuleNotFoundError as error:
-        raise AuroraError("reading Parquet needs the package 'pyarrow', which is not installed; "
-                          "try: pip install 'auroralong[parquet]'") from error

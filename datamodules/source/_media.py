@@ -1,4 +1,4 @@
-"""Media that annotations name: files below the dataset's folder or bytes beside the text, told by their content."""
+"""Media that annotations name: files below the dataset's folder or bytes, identified by their content."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .._samples import BadSample
+from aurora.errors import BadSample
 
 _HEAD = 64
 _MOST_PICTURES = 4096  # of a folder that stands for a video
@@ -22,17 +22,17 @@ VIDEOS = ("mp4", "webm", "mkv", "avi", "flv", "wmv", "mpg", "ts", "ogv")
 def find(folder: Path, below: str, name: Any) -> Path:
     """The file or folder that annotations name. BadSample when it is missing or does not lie below `folder`."""
     if not isinstance(name, str) or not name or "\0" in name:
-        raise BadSample("path", f"{name!r} is no path")
+        raise BadSample("path", f"{name!r} is not a path")
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
         raise BadSample("path", f"{name!r} does not stay below the dataset's folder")
     path = folder / below / name
     try:
-        told = path.lstat()
+        facts = path.lstat()
         # Links are followed once per folder; only a file that is itself a link is asked again.
-        linked = stat.S_ISLNK(told.st_mode)
+        linked = stat.S_ISLNK(facts.st_mode)
         real = os.path.realpath(path) if linked else os.path.join(_real(path.parent), path.name)
-        mode = (path.stat() if linked else told).st_mode
+        mode = (path.stat() if linked else facts).st_mode
     except (FileNotFoundError, NotADirectoryError):
         raise BadSample("missing", f"no file {os.path.join(below, name)!r}") from None
     except OSError as error:
@@ -40,7 +40,7 @@ def find(folder: Path, below: str, name: Any) -> Path:
     if not real.startswith(_real(folder) + os.sep):
         raise BadSample("path", f"{name!r} leads out of the dataset's folder")
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise BadSample("path", f"{name!r} is no file and no folder")  # opening a pipe would wait for ever
+        raise BadSample("path", f"{name!r} is neither a file nor a folder")  # opening a pipe would wait forever
     return path
 
 
@@ -53,56 +53,49 @@ def size_of(folder: Path, below: str, name: Any) -> int:
         return 0
 
 
-def media(folder: Path, below: str, told: Sequence[Any]) -> list[Medium]:
-    """Media told as paths, as bytes, or as both in a mapping ({"bytes", "path"}, as Hugging Face's datasets do).
+def media(folder: Path, below: str, given: Sequence[Any]) -> list[Medium]:
+    """Media given as paths, as bytes, or as both in a mapping ({"bytes", "path"}, as Hugging Face's datasets do).
 
     A folder that stands for a video is the pictures in it.
     """
     found: list[Medium] = []
-    for one in told:
-        medium = _medium(folder, below, one)
+    for one in given:
+        if isinstance(one, Mapping):
+            one = one.get("bytes") or one.get("path")
+        medium = bytes(one) if isinstance(one, (bytes, bytearray)) else find(folder, below, one)
         found += _pictures(medium) if isinstance(medium, Path) and medium.is_dir() else [medium]
     return found
 
 
-def content(told: Medium) -> str:
+def content(medium: Medium) -> str:
     """What a medium is by its first bytes: "jpg", "mp4", …; also of kinds that no shard holds ("gif", "avi", "ts").
 
     BadSample for anything else.
     """
-    head = told[:_HEAD] if isinstance(told, bytes) else _head(told)
+    head = medium[:_HEAD] if isinstance(medium, bytes) else _head(medium)
     for found, extension in ((head.startswith(b"\xff\xd8\xff"), "jpg"), (head.startswith(b"\x89PNG\r\n"), "png"),
-                             (_riff(head, b"WEBP"), "webp"), (head.startswith(b"GIF8"), "gif"),
+                             (head[:4] + head[8:12] == b"RIFFWEBP", "webp"), (head.startswith(b"GIF8"), "gif"),
                              (head.startswith((b"II*\0", b"MM\0*")), "tiff"), (head.startswith(b"BM"), "bmp"),
                              (head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"), "mp4"),
                              (head.startswith(b"\x1aE\xdf\xa3"), "webm" if b"webm" in head else "mkv"),
-                             (_riff(head, b"AVI "), "avi"), (head.startswith(b"FLV"), "flv"),
+                             (head[:4] + head[8:12] == b"RIFFAVI ", "avi"), (head.startswith(b"FLV"), "flv"),
                              (head.startswith(b"\x30\x26\xb2\x75"), "wmv"), (head.startswith(b"\0\0\x01\xba"), "mpg"),
                              (head[:1] == b"G" and len(head) == _HEAD, "ts"), (head.startswith(b"OggS"), "ogv")):
         if found:
             return extension
-    raise BadSample("content", f"{_name(told)} begins with {head[:8]!r}: no known image or video" if head else
-                    f"{_name(told)} is empty")
-
-
-def _medium(folder: Path, below: str, told: Any) -> Medium:
-    if isinstance(told, Mapping):
-        told = told.get("bytes") or told.get("path")
-    return bytes(told) if isinstance(told, (bytes, bytearray)) else find(folder, below, told)
+    name = "the medium" if isinstance(medium, bytes) else repr(medium.name)
+    raise BadSample("content", f"{name} begins with {head[:8]!r}: no known image or video" if head else
+                    f"{name} is empty")
 
 
 def _pictures(path: Path) -> list[Path]:
     """The files of a folder that holds the frames of a video, in the order of the numbers in their names."""
     files = (entry for entry in path.iterdir() if entry.is_file() and not entry.is_symlink())
-    found = sorted(files, key=lambda file: _natural(file.name))
+    found = sorted(files, key=lambda file: (int("".join(filter(str.isdigit, file.name)) or 0), file.name))
     if not 0 < len(found) <= _MOST_PICTURES:
         raise BadSample("missing", f"the folder {path.name!r} holds {len(found)} files, not 1 to {_MOST_PICTURES} "
                                    "frames")
     return found
-
-
-def _name(told: Medium) -> str:
-    return "the medium" if isinstance(told, bytes) else repr(told.name)
 
 
 def _head(path: Path) -> bytes:
@@ -113,15 +106,6 @@ def _head(path: Path) -> bytes:
         raise BadSample("missing", f"{path.name!r}: {error.strerror}") from error
 
 
-def _riff(head: bytes, kind: bytes) -> bool:
-    return head[:4] == b"RIFF" and head[8:12] == kind
-
-
 @lru_cache(maxsize=4096)
 def _real(folder: Path) -> str:
     return os.path.realpath(folder)
-
-
-def _natural(name: str) -> tuple[int, str]:
-    digits = "".join(letter for letter in name if letter.isdigit())
-    return int(digits or 0), name

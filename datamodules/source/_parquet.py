@@ -7,12 +7,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from aurora.errors import AuroraError
 
-from ._lines import check_columns
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ModuleNotFoundError as missing:
+    raise AuroraError("reading Parquet needs the package 'pyarrow', which is not installed; "
+                      "try: pip install 'auroralong[parquet]'") from missing
 
 
 def places(path: Path) -> Iterator[tuple[int, int]]:
@@ -28,6 +30,11 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
+def columns(path: Path) -> list[str]:
+    """The names of the columns."""
+    return list(_file(path).schema_arrow.names)
+
+
 def holds_bytes(path: Path) -> bool:
     """Whether a column holds media, and not only text and numbers."""
     return any(_of_bytes(field.type) for field in _file(path).schema_arrow)
@@ -35,8 +42,8 @@ def holds_bytes(path: Path) -> bool:
 
 def weight(path: Path, group: int) -> int:
     """Bytes of a row of a group on average."""
-    told = _file(path).metadata.row_group(group)
-    return int(told.total_byte_size // max(1, told.num_rows))
+    facts = _file(path).metadata.row_group(group)
+    return int(facts.total_byte_size // max(1, facts.num_rows))
 
 
 def row(path: Path, group: int, number: int) -> dict[str, Any]:
@@ -52,11 +59,9 @@ def _of_bytes(kind: Any) -> bool:
 @lru_cache(maxsize=4)
 def _file(path: Path) -> Any:
     try:
-        file = pq.ParquetFile(path)
+        return pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise AuroraError(f"{path} cannot be read as Parquet: {error}") from error
-    check_columns(path, file.schema_arrow.names)
-    return file
 
 
 @lru_cache(maxsize=1)

@@ -1,106 +1,102 @@
-"""What sources have in common whose annotations are records that name media, or hold them."""
+"""Sources whose annotations are records that name media, or hold them; conversations in the forms that they use."""
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.interfaces import Entry, Source
 
-from .._samples import BadSample, ShardSample
-from ._lines import entries, fault_of, place_of, record_at, weight_of
+from ..shards.format import ShardSample
+from ._lines import FAULT, PLACE, entries, record_at, weight_of
 from ._media import VIDEOS, Medium, content, find, media, size_of
-from ._turns import Conversation
+
+Conversation = list[dict[str, str]]
+_SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "model": "gpt", "bot": "gpt",
+             "chatgpt": "gpt", "system": "system"}
 
 
-class Told(NamedTuple):
+class Parsed(NamedTuple):
     """What a record says."""
 
     turns: Conversation
-    media: Sequence[Any] = ()
-    """Paths, bytes, or mappings with either."""
-    below: str = "."
-    """The folder that paths start from."""
-    span: tuple[float, float] | None = None
-    """Seconds of the video that are meant."""
+    media: Sequence[Any] = ()  # paths, bytes, or mappings with either
+    below: str = "."  # the folder that paths start from
+    span: tuple[float, float] | None = None  # seconds of the video that are meant
 
 
 class RecordSource(Source):
-    """Streams records; a part says in `tell` what each means."""
+    """Streams records; a part says in `parse` what each means."""
 
     by_place = False
-    """Whether lines of JSON hold the media too, and are told by where they stand."""
+    """Whether lines of JSON hold the media too, and are identified by their place."""
 
-    def __init__(self, folder: Path, annotations: str | Sequence[str]) -> None:
+    def __init__(self, *, folder: Path, annotations: str | Sequence[str]) -> None:
         self._folder = folder
-        names = [annotations] if isinstance(annotations, str) else annotations
-        self._names = [found for name in names for found in annotation_names(folder, name)]
-        self._files = [annotation_file(folder, name) for name in self._names]
+        self._files = annotation_files(folder, annotations)
 
     def annotations(self) -> Sequence[Path]:
-        return self._files
+        return [path for _, path in self._files]
 
     def entries(self) -> Iterator[Entry]:
-        for name, path in zip(self._names, self._files, strict=True):
+        for name, path in self._files:
             yield from entries(path, name, by_place=self.by_place)
 
     def size(self, entry: Entry) -> int:
-        place = place_of(entry)
-        if place is not None:
-            return weight_of(self._folder, place)
+        if PLACE in entry:
+            return weight_of(self._folder, entry[PLACE])
         try:
-            told = self.tell(self._record(entry), "")
+            parsed = self.parse(self._record(entry), "")
         except BadSample:
             return 0
-        return sum(size_of(self._folder, told.below, one) for one in told.media)
+        return sum(size_of(self._folder, parsed.below, one) for one in parsed.media)
 
     def sample(self, entry: Entry, key: str) -> ShardSample:
         record = self._record(entry)
-        told = self.tell(record, key)
-        told_id = record.get("id")
-        base = {"id": key if told_id is None else str(told_id), "conversations": told.turns}
-        return with_media(key, base, media(self._folder, told.below, told.media), told.span)
+        parsed = self.parse(record, key)
+        name = record.get("id")
+        base = {"id": key if name is None else str(name), "conversations": parsed.turns}
+        return with_media(key, base, media(self._folder, parsed.below, parsed.media), parsed.span)
 
     @abstractmethod
-    def tell(self, record: Mapping[str, Any], key: str) -> Told:
+    def parse(self, record: Mapping[str, Any], key: str) -> Parsed:
         """What a record means. BadSample when it makes no sense."""
 
     def _record(self, entry: Entry) -> Mapping[str, Any]:
-        place = place_of(entry)
+        place = entry.get(PLACE)
         try:
             record = entry if place is None else record_at(self._folder, place)
         except ValueError as error:
             raise BadSample("json", f"{place}: {error}") from error
         if not isinstance(record, Mapping):
-            raise BadSample("json", f"{place}: no object")
-        wrong = fault_of(record)
-        if wrong is not None:
-            raise BadSample("json", wrong)
+            raise BadSample("json", f"{place}: not an object")
+        if FAULT in record:
+            raise BadSample("json", record[FAULT])
         return record
 
 
-def annotation_names(folder: Path, name: str) -> list[str]:
-    """The files that a name with `*` stands for, in order, or the name alone. AuroraError when there are none."""
-    if "*" not in name:
-        return [name]
-    found = sorted(path.relative_to(folder).as_posix() for path in folder.glob(name))
-    if not found:
-        raise AuroraError(f"annotations: no file {name!r} below {folder}")
-    return found
-
-
-def annotation_file(folder: Path, name: str) -> Path:
-    """A file of annotations below the dataset's folder. AuroraError when it is not there."""
-    try:
-        path = find(folder, ".", name)
-    except BadSample as error:
-        raise AuroraError(f"annotations: {error.detail} below {folder}") from error
-    if not path.is_file():
-        raise AuroraError(f"annotations: {path} is no file")
-    return path
+def annotation_files(folder: Path, names: str | Sequence[str]) -> list[tuple[str, Path]]:
+    """Names and paths of files below the dataset's folder; a name with `*` stands for several, in order. AuroraError
+    when one is not there."""
+    files = []
+    for name in [names] if isinstance(names, str) else names:
+        found = sorted(path.relative_to(folder).as_posix() for path in folder.glob(name)) if "*" in name else [name]
+        if not found:
+            raise AuroraError(f"annotations: no file {name!r} below {folder}")
+        for one in found:
+            try:
+                path = find(folder, ".", one)
+            except BadSample as error:
+                raise AuroraError(f"annotations: {error.detail} below {folder}") from error
+            if not path.is_file():
+                raise AuroraError(f"annotations: {path} is not a file")
+            files.append((one, path))
+    return files
 
 
 def with_media(
@@ -112,12 +108,71 @@ def with_media(
     if (videos and len(media) > 1) or (span is not None and not videos):
         raise BadSample("media", f"{len(media)} media, {len(videos)} of them videos, with range {span}: a sample has "
                                  "pictures or one video, and only a video has a range")
-    if videos:
-        ranged = {} if span is None else {"range": list(span)}
-        return ShardSample(key, {**record, "video": videos[0], **ranged}, {videos[0]: media[0]})
-    if len(media) == 1:
-        return ShardSample(key, {**record, "image": extensions[0]}, {extensions[0]: media[0]})
     if not media:
         return ShardSample(key, record)
-    names = [f"{number}.{extension}" for number, extension in enumerate(extensions)]
-    return ShardSample(key, {**record, "image": names}, dict(zip(names, media, strict=True)))
+    names = extensions if len(media) == 1 else [f"{number}.{found}" for number, found in enumerate(extensions)]
+    named = {"video" if videos else "image": names if len(media) > 1 else names[0]}
+    ranged = {} if span is None else {"range": list(span)}
+    return ShardSample(key, {**record, **named, **ranged}, dict(zip(names, media, strict=True)))
+
+
+def conversation(given: Any) -> Conversation:
+    """[{"from", "value"}, …] from a list of those, or of {"role", "content"}; BadSample for what makes no sense.
+
+    What a system says is put before the next question. What is answered before anybody asked is left out, as is a
+    question at the end that nobody answers.
+    """
+    if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or not given:
+        raise BadSample("turns", f"conversations are {type(given).__name__}, not a list of turns")
+    turns: Conversation = []
+    system = ""
+    for number, turn in enumerate(given):
+        if not isinstance(turn, Mapping):
+            raise BadSample("turns", f"turn {number} is not an object")
+        said_by, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+        if not isinstance(said_by, str) or said_by not in _SPEAKERS or not isinstance(text, str):
+            raise BadSample("turns", f"turn {number}: from {said_by!r}, {type(text).__name__}; speakers are "
+                                     f"{', '.join(_SPEAKERS)}, and what they say is a text")
+        speaker = _SPEAKERS[said_by]
+        if speaker == "system":
+            system += text + "\n"
+        elif not turns and speaker == "gpt":
+            continue
+        elif turns and turns[-1]["from"] == speaker:
+            raise BadSample("turns", f"turn {number} is from {speaker} again")
+        elif speaker == "gpt" and not text.strip():
+            raise BadSample("text", f"turn {number} is an empty answer")
+        else:
+            turns.append({"from": speaker, "value": system + text})
+            system = ""
+    if len(turns) % 2:
+        turns.pop()
+    if not turns:
+        raise BadSample("turns", "no question is answered")
+    return turns
+
+
+def asked(question: Any, answer: Any) -> Conversation:
+    """One question and its answer. BadSample when one is not a text."""
+    return [{"from": "human", "value": text(question, "question")}, {"from": "gpt", "value": text(answer, "answer")}]
+
+
+def text(given: Any, what: str) -> str:
+    """A text that is not empty, or a number as one. BadSample for anything else."""
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        given = str(given)
+    if not isinstance(given, str) or not given.strip():
+        raise BadSample("text", f"{what} is {str(given)[:80]!r}, not a text")
+    return given.strip()
+
+
+def agreed(answers: Any) -> Any:
+    """What most of several people answered, the first of those that are equally many; a single answer as it is."""
+    if not isinstance(answers, Sequence) or isinstance(answers, str) or not answers:
+        return answers
+    return Counter(map(str, answers)).most_common(1)[0][0]
+
+
+def chosen(options: Sequence[str], key: str) -> str:
+    """One of several, the same for the same key, each about equally often."""
+    return options[int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % len(options)]

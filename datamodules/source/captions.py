@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.registry import SOURCE
 
-from .._samples import BadSample
-from ._records import RecordSource, Told
-from ._turns import asked, chosen, text
+from ._records import Parsed, RecordSource, asked, chosen, text
 
 PROMPTS = ("Describe this in detail.", "What do you see? Give a detailed description.",
            "Write a description of what is shown.", "Explain what can be seen here.")
@@ -34,16 +32,16 @@ class CaptionsSource(RecordSource):
         if (caption is None) == (question is None or answer is None) or not prompts:
             raise AuroraError(f"source 'captions': give caption ({caption!r}) with prompts, or question ({question!r}) "
                               f"and answer ({answer!r}): the names of fields")
-        super().__init__(folder, annotations)
+        super().__init__(folder=folder, annotations=annotations)
         self._caption, self._path, self._question, self._answer = caption, path, question, answer
         self._prompts, self._below = prompts, images if videos is None else videos
 
-    def tell(self, record: Mapping[str, Any], key: str) -> Told:
+    def parse(self, record: Mapping[str, Any], key: str) -> Parsed:
         if self._caption is not None:
             turns = asked(chosen(self._prompts, key), _caption(field(record, self._caption)))
         else:
             turns = asked(field(record, self._question), field(record, self._answer))
-        return Told(turns, () if self._path is None else (field(record, self._path),), self._below)
+        return Parsed(turns, () if self._path is None else (field(record, self._path),), self._below)
 
 
 def field(record: Mapping[str, Any], name: str | None) -> Any:
@@ -53,9 +51,9 @@ def field(record: Mapping[str, Any], name: str | None) -> Any:
     return record[name]
 
 
-def _caption(told: Any) -> str:
-    if isinstance(told, list) and told:
-        whole = [one for one in told if isinstance(one, Mapping) and str(one.get("idx")) == "-1"]
-        told = (whole or told)[0]
-        told = told.get("content") if isinstance(told, Mapping) else told
-    return text(told, "caption")
+def _caption(value: Any) -> str:
+    if isinstance(value, list) and value:
+        whole = [one for one in value if isinstance(one, Mapping) and str(one.get("idx")) == "-1"]
+        value = (whole or value)[0]
+        value = value.get("content") if isinstance(value, Mapping) else value
+    return text(value, "caption")

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aurora.errors import BadSample
 from aurora.registry import SOURCE
 
-from .._samples import BadSample
-from ._records import RecordSource, Told
-from ._turns import conversation
+from ._records import Parsed, RecordSource, conversation
 
 
 @SOURCE.register
@@ -26,18 +25,18 @@ class LlavaSource(RecordSource):
     def __init__(
         self, *, folder: Path, annotations: str | Sequence[str], images: str = ".", videos: str = "."
     ) -> None:
-        super().__init__(folder, annotations)
+        super().__init__(folder=folder, annotations=annotations)
         self._images, self._videos = images, videos
 
-    def tell(self, record: Mapping[str, Any], key: str) -> Told:
+    def parse(self, record: Mapping[str, Any], key: str) -> Parsed:
         images, videos = _several(record, "image", "images"), _several(record, "video", "videos")
         if len(videos) > 1 or (images and videos):
             raise BadSample("media", f"{len(images)} images and {len(videos)} videos in one sample")
         turns = conversation(record.get("conversations", record.get("messages")))
-        return Told(turns, videos, self._videos) if videos else Told(turns, images, self._images)
+        return Parsed(turns, videos, self._videos) if videos else Parsed(turns, images, self._images)
 
 
 def _several(record: Mapping[str, Any], *fields: str) -> list[Any]:
     """The media that a record names in one of its fields; "" and null in their place name none."""
-    told: Any = next((record[field] for field in fields if record.get(field)), [])
-    return told if isinstance(told, list) else [told]
+    value: Any = next((record[field] for field in fields if record.get(field)), [])
+    return value if isinstance(value, list) else [value]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import base64
-import binascii
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
+from aurora.errors import bad_sample
 from aurora.registry import SOURCE
 
-from .._samples import BadSample
-from ._records import RecordSource, Told
-from ._turns import asked, text
+from ._records import Parsed, RecordSource, asked, text
 
 
 @SOURCE.register
@@ -25,21 +22,17 @@ class M3itSource(RecordSource):
 
     by_place = True
 
-    def __init__(self, *, folder: Path, annotations: str | Sequence[str]) -> None:
-        super().__init__(folder, annotations)
-
-    def tell(self, record: Mapping[str, Any], key: str) -> Told:
+    def parse(self, record: Mapping[str, Any], key: str) -> Parsed:
         inputs = record.get("inputs")
         question = text(record.get("instruction"), "instruction")
         if inputs:
             question += "\n" + text(inputs, "inputs")
-        told = record.get("image_base64_str") or record.get("image_str") or []
-        pictures = told if isinstance(told, list) else [told]
-        return Told(asked(question, record.get("outputs")), [_picture(one) for one in pictures])
+        images = record.get("image_base64_str") or record.get("image_str") or []
+        pictures = images if isinstance(images, list) else [images]
+        return Parsed(asked(question, record.get("outputs")), [_picture(one) for one in pictures])
 
 
-def _picture(told: Any) -> bytes:
-    try:
-        return base64.b64decode(told, validate=True)
-    except (binascii.Error, ValueError, TypeError) as error:
-        raise BadSample("base64", str(error)) from error
+def _picture(encoded: Any) -> bytes:
+    with bad_sample("base64", (ValueError, TypeError)):
+        picture = base64.b64decode(encoded, validate=True)
+    return picture

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aurora.errors import BadSample
 from aurora.registry import SOURCE
 
-from .._samples import BadSample
-from ._records import RecordSource, Told
-from ._turns import agreed, asked
+from ._records import Parsed, RecordSource, agreed, asked
 from .captions import field
 
 _CLOCK = re.compile(r"(?:(\d+):)?(?:(\d+):)?(\d+(?:\.\d+)?)")
@@ -30,15 +29,15 @@ class TableSource(RecordSource):
         self, *, folder: Path, files: str | Sequence[str], question: str, answer: str, image: str | None = None,
         video: str | None = None, start: str | None = None, stop: str | None = None,
     ) -> None:
-        super().__init__(folder, files)
+        super().__init__(folder=folder, annotations=files)
         self._question, self._answer, self._start, self._stop = question, answer, start, stop
         self._media = [name for name in (image, video) if name is not None]
 
-    def tell(self, record: Mapping[str, Any], key: str) -> Told:
+    def parse(self, record: Mapping[str, Any], key: str) -> Parsed:
         turns = asked(field(record, self._question), agreed(field(record, self._answer)))
-        told = [one for name in self._media if (one := field(record, name))]
-        media = told[0] if len(told) == 1 and isinstance(told[0], list) else told
-        return Told(turns, media, span=self._span(record))
+        found = [one for name in self._media if (one := field(record, name))]
+        media = found[0] if len(found) == 1 and isinstance(found[0], list) else found
+        return Parsed(turns, media, span=self._span(record))
 
     def _span(self, record: Mapping[str, Any]) -> tuple[float, float] | None:
         if self._start is None or self._stop is None:
@@ -49,12 +48,12 @@ class TableSource(RecordSource):
         return start, stop
 
 
-def seconds(told: Any) -> float:
+def seconds(value: Any) -> float:
     """Seconds of a number or a clock's time such as 1:02:03.5. BadSample for anything else."""
-    if isinstance(told, (int, float)) and not isinstance(told, bool):
-        return float(told)
-    clock = _CLOCK.fullmatch(told.strip()) if isinstance(told, str) else None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    clock = _CLOCK.fullmatch(value.strip()) if isinstance(value, str) else None
     if clock is None:
-        raise BadSample("range", f"{told!r} is no time in seconds or h:mm:ss")
+        raise BadSample("range", f"{value!r} is not a time in seconds or h:mm:ss")
     parts = [float(part) for part in clock.groups() if part is not None]
     return sum(part * 60.0**place for place, part in enumerate(reversed(parts)))

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.interfaces import Entry
 from aurora.registry import SOURCE
 
-from .._samples import BadSample
-from ._join import Row, joined
-from ._lines import items
-from ._records import RecordSource, Told, annotation_file
-from ._turns import agreed, asked
+from ._lines import Joined, items, joined
+from ._records import Parsed, RecordSource, agreed, annotation_files, asked
 
 
 @SOURCE.register
@@ -35,28 +32,27 @@ class Vqav2Source(RecordSource):
         images: str = "train2014", file: str = "COCO_train2014_{image_id:012d}.jpg",
         prompt: str = "Answer the question using a single word or phrase.", by_image: bool = False,
     ) -> None:
-        super().__init__(folder, annotations)
-        names = [questions] if isinstance(questions, str) else questions
-        self._questions = [annotation_file(folder, name) for name in names]
+        super().__init__(folder=folder, annotations=annotations)
+        self._questions = [path for _, path in annotation_files(folder, questions)]
         if len(self._questions) != len(self._files):
             raise AuroraError(f"source 'vqav2': {len(self._questions)} files of questions, but {len(self._files)} of "
                               "annotations; they belong together in their order")
         self._images, self._file, self._prompt, self._by_image = images, file, prompt, by_image
 
     def annotations(self) -> Sequence[Path]:
-        return [*self._questions, *self._files]
+        return [*self._questions, *super().annotations()]
 
     def entries(self) -> Iterator[Entry]:
-        for questions, answers in zip(self._questions, self._files, strict=True):
-            told = (Row(one.get("question_id"), _answer(one)) for one in items(answers, "annotations.item"))
-            asked_for = (Row(one.get("question_id"), one) for one in items(questions, "questions.item"))
-            for number, group in itertools.groupby(enumerate(joined(asked_for, told)), self._same):
-                rows = [row for _, row in group]
-                first = rows[0][0]
-                yield {"id": number if self._by_image else first.id, "image_id": first.kept.get("image_id"),
-                       "turns": [[row.kept.get("question"), found] for row, found in rows]}
+        for questions, (_, answers) in zip(self._questions, self._files, strict=True):
+            answered = ((one.get("question_id"), _answer(one)) for one in items(answers, "annotations.item"))
+            asked_for = ((one.get("question_id"), one) for one in items(questions, "questions.item"))
+            for group in self._groups(joined(asked_for, answered)):
+                identity, question, _ = group[0]
+                image = question.get("image_id")
+                yield {"id": image if self._by_image else identity, "image_id": image,
+                       "turns": [[one.get("question"), found] for _, one, found in group]}
 
-    def tell(self, record: Mapping[str, Any], key: str) -> Told:
+    def parse(self, record: Mapping[str, Any], key: str) -> Parsed:
         turns = []
         for question, answers in record["turns"]:
             if not answers:
@@ -66,19 +62,20 @@ class Vqav2Source(RecordSource):
         try:
             name = self._file.format(image_id=int(record["image_id"]))
         except (TypeError, ValueError) as error:
-            raise BadSample("field", f"image_id {record['image_id']!r} is no number") from error
-        return Told(turns, (name,), self._images)
+            raise BadSample("field", f"image_id {record['image_id']!r} is not a number") from error
+        return Parsed(turns, (name,), self._images)
 
-    def _same(self, numbered: tuple[int, tuple[Row, list[Any]]]) -> Any:
-        """What joined questions have in common that become one sample."""
-        number, (row, _) = numbered
-        return row.kept.get("image_id") if self._by_image else number
+    def _groups(self, rows: Iterable[Joined]) -> Iterator[list[Joined]]:
+        """The questions that become one sample each."""
+        if not self._by_image:
+            return ([row] for row in rows)
+        return (list(group) for _, group in itertools.groupby(rows, lambda row: row[1].get("image_id")))
 
 
 def _answer(annotation: Mapping[str, Any]) -> Any:
-    told = annotation.get("multiple_choice_answer")
-    if told is not None:
-        return told
+    chosen = annotation.get("multiple_choice_answer")
+    if chosen is not None:
+        return chosen
     answers = annotation.get("answers")
     given = [one.get("answer") for one in answers if isinstance(one, Mapping)] if isinstance(answers, list) else []
     return agreed(given) if given else None

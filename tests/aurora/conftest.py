@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 
 from aurora.assemble import build_model
-from aurora.checkpoint import save_model
+from aurora.config import ModelConfig
 from aurora.model import AuroraModel
+from aurora.weights.model_folder import save_model
 
 VideoMaker = Callable[..., Path]
 
 
-def tiny(**changes: Any) -> dict[str, Any]:
-    return {
+def tiny(**changes: Any) -> ModelConfig:
+    return ModelConfig.parse({
         "vision": {"name": "siglip", "image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "heads": 2,
                    "mlp_width": 64},
         "merge": {"name": "tome"},
@@ -33,16 +34,16 @@ def tiny(**changes: Any) -> dict[str, Any]:
         "dtype": "float32",
         "keep_ratio": 0.5,
         "sampling": {"fps": 2.0},
-    } | changes
+    } | changes)
 
 
 @pytest.fixture
-def config() -> dict[str, Any]:
+def config() -> ModelConfig:
     return tiny()
 
 
 @pytest.fixture
-def make_config() -> Callable[..., dict[str, Any]]:
+def make_config() -> Callable[..., ModelConfig]:
     return tiny
 
 

@@ -3,14 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aurora.assemble import INJECTED, MODEL_SLOTS, build_model, build_reader, count_parameters, load_base_weights
+from aurora.assemble import build_model, count_parameters, load_base_weights
+from aurora.config import Config, ModelConfig
 from aurora.errors import AuroraError
-from aurora.registry import SLOTS
+from aurora.registry import INJECTED, MODEL_SLOTS, SLOTS
 
 
 def test_a_config_becomes_a_model_with_every_slot(config) -> None:
     model = build_model(config)
-    assert all(isinstance(getattr(model, slot), SLOTS[slot].get(config[slot]["name"])) for slot in MODEL_SLOTS)
+    assert all(isinstance(getattr(model, slot), SLOTS[slot].get(config.part(slot)["name"])) for slot in MODEL_SLOTS)
 
 
 def test_widths_meet_without_being_configured_twice(make_config) -> None:
@@ -46,9 +47,15 @@ def test_a_failed_build_leaves_the_default_dtype_alone(make_config) -> None:
 
 @pytest.mark.parametrize("slot", MODEL_SLOTS)
 def test_a_missing_slot_is_named(config, slot: str) -> None:
-    del config[slot]
+    tree = config.tree
+    del tree[slot]
     with pytest.raises(AuroraError, match=f"the config has no {slot}"):
-        build_model(config)
+        ModelConfig.parse(tree)
+
+
+def test_a_part_without_a_name_is_refused(config) -> None:
+    with pytest.raises(AuroraError, match=r"merge is {'schedule': 'floor'}, which has no name. Known: none, pool"):
+        ModelConfig.parse({**config.tree, "merge": {"schedule": "floor"}})
 
 
 def test_the_same_seed_gives_the_same_weights(config) -> None:
@@ -74,21 +81,20 @@ def test_every_injected_fact_is_asked_for_by_some_part() -> None:
         assert set(facts) <= asked
 
 
+def base_weights_of(model, **base_weights):
+    config = Config.parse({**model.tree, "base_weights": base_weights, "data": {"name": "synthetic"}, "stages": {},
+                           "run": "run"})
+    return load_base_weights(build_model(config.model), config)
+
+
 def test_a_part_without_base_weights_is_told_to_be_random(config) -> None:
-    assert load_base_weights(build_model(config), config) == {
-        "vision": "random", "connector": "random", "backbone": "random"}
+    assert base_weights_of(config) == {"vision": "random", "connector": "random", "backbone": "random"}
 
 
-def test_base_weights_that_are_not_there_are_named(make_config) -> None:
-    config = make_config(base_weights={"backbone": {"rwkv6": "/nowhere/rwkv.pth"}})
+def test_base_weights_that_are_not_there_are_named(config) -> None:
     with pytest.raises(AuroraError, match=r"base_weights\.backbone\.rwkv6: /nowhere/rwkv\.pth does not exist"):
-        load_base_weights(build_model(config), config)
+        base_weights_of(config, backbone={"rwkv6": "/nowhere/rwkv.pth"})
 
 
-def test_base_weights_of_another_part_are_not_used(make_config) -> None:
-    config = make_config(base_weights={"backbone": {"other": "/nowhere/other.pth"}})
-    assert load_base_weights(build_model(config), config)["backbone"] == "random"
-
-
-def test_a_reader_is_built_by_name(config) -> None:
-    assert isinstance(build_reader(config), SLOTS["reader"].get("pyav"))
+def test_base_weights_of_another_part_are_not_used(config) -> None:
+    assert base_weights_of(config, backbone={"other": "/nowhere/other.pth"})["backbone"] == "random"

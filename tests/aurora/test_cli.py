@@ -8,20 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 
-from aurora.cli import main, parser, split_overrides
-from aurora.commands.overriding import override
+from aurora.cli import app, find_commands, main
+from aurora.commands._options import split_overrides
 from aurora.errors import AuroraError
 from aurora.evaluation.prompts import multiple_choice
 from aurora.inference.generation import Generation
 from aurora.inference.session import Session
+from aurora.interfaces import Sampling
 from aurora.registry import SLOTS
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("ask", "caption", "train", "eval", "convert", "export", "list", "info", "blocks", "version")
+COMMANDS = sorted(find_commands())
+BELOW_SHARDS = ("list", "build", "work", "index", "validate", "stats", "preview")
 SHORT = ("--max-new-tokens", "12")
 
 
@@ -54,35 +58,128 @@ def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
 # ---- help
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"shards {command}" for command in BELOW_SHARDS)])
 def test_every_command_explains_itself_with_an_example(run, command: str) -> None:
-    status, out, _ = run(command, "--help")
-    assert status == 0 and f"example:\n  aurora {command}" in out
+    status, out, _ = run(*command.split(), "--help")
+    assert status == 0 and f"aurora {command}" in out.partition("example:")[2]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"shards {command}" for command in BELOW_SHARDS)])
+def test_every_option_has_a_help_text(command: str) -> None:
+    name, *below = command.split()
+    found = typer.main.get_command(app).get_command(None, name)
+    found = found.commands[below[0]] if below else found
+    assert not [option.name for option in found.params if not option.help]
 
 
 def test_the_help_lists_every_command(run) -> None:
-    assert all(f"    {command} " in run()[1] for command in COMMANDS)
+    assert all(f"\n  {command} " in run()[1] for command in COMMANDS)
 
 
-def test_help_imports_nothing_that_takes_time() -> None:
-    code = ("import sys; from aurora.cli import parser; parser().format_help(); "
-            "sys.stdout.write(str({'torch', 'hydra', 'rich', 'numpy'} & set(sys.modules)))")
+@pytest.mark.parametrize(("arguments", "kept_out"), [
+    (("--help",), {"torch", "hydra", "rich", "numpy", "lightning"}),
+    (("ask", "--help"), {"torch", "hydra", "numpy", "lightning"}),
+    (("shards", "build", "--help"), {"torch", "hydra", "numpy", "lightning"}),
+])
+def test_help_imports_nothing_that_takes_time(arguments, kept_out) -> None:
+    code = (f"import sys; from aurora.cli import main; main({arguments}); "
+            f"sys.stderr.write(str({kept_out} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout == "set()"
+    assert done.stdout and done.stderr == "set()"
 
 
-def test_every_command_has_its_function() -> None:
-    import importlib
-
-    for command in COMMANDS:
-        options = parser().parse_known_args([command, *{"ask": ["v"], "caption": ["v"], "eval": ["--data", "d"],
-                                                        "convert": ["s", "t", "--backbone", "rwkv6"],
-                                                        "export": ["m", "t"], "blocks": ["f"]}.get(command, [])])[0]
-        assert callable(getattr(importlib.import_module(f"aurora.commands.{options.module}"), command))
+def test_a_command_is_imported_when_it_is_called() -> None:
+    code = ("import sys; from aurora.cli import main; main(['version']); "
+            "sys.stderr.write(str([name for name in sys.modules if '.commands.' in name]))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stderr == "['aurora.commands.version']"
 
 
-def test_what_stands_behind_two_dashes_are_overrides() -> None:
-    assert split_overrides(["ask", "v", "--", "a=1", "--", "b"]) == (["ask", "v"], ["a=1", "--", "b"])
+# ---- commands of other packages
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch):
+    """Installs a package with one command."""
+    def install(name: str, source: str) -> None:
+        info = tmp_path / "greetings-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: greetings\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[aurora.command]\n{name} = greetings:{name}\n")
+        (tmp_path / "greetings.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "greetings", raising=False)
+        find_commands.cache_clear()
+
+    yield install
+    find_commands.cache_clear()
+
+
+def test_an_installed_package_adds_a_command(run, install) -> None:
+    install("greet", 'def greet(name: str) -> None:\n    """Greet."""\n    print(f"hello {name}")\n')
+    assert run("greet", "you") == (0, "hello you\n", "")
+    assert "greet    Greet." in run("--help")[1]
+
+
+def test_a_command_that_cannot_be_imported_is_listed_with_the_reason(run, install) -> None:
+    install("greet", "import not_installed\n")
+    assert "Unavailable: No module named 'not_installed'" in run("--help")[1]
+    status, _, err = run("greet", "you", "--twice")
+    assert status == 2 and "greetings:greet cannot be imported: No module named 'not_installed'" in err
+
+
+def test_a_name_that_is_taken_is_refused(run, install) -> None:
+    install("ask", "def ask() -> None: ...\n")
+    assert "command 'ask' is taken by aurora.commands.ask:ask; greetings:ask needs another name" in run("version")[2]
+
+
+# ---- completion
+
+
+def completions(*words: str) -> list[str]:
+    """What bash is given for the last word."""
+    asked = {"_AURORA_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(("aurora", *words)),
+             "COMP_CWORD": str(len(words))}
+    done = subprocess.run([sys.executable, "-m", "aurora.cli"], cwd=ROOT, capture_output=True, text=True, timeout=60,
+                          env={**os.environ, **asked})
+    assert not done.stderr
+    return done.stdout.split()
+
+
+def test_commands_and_options_are_completed() -> None:
+    assert completions("ca") == ["caption"]
+    assert completions("ask", "--ke") == ["--keep-ratio"]
+    assert completions("shards", "va") == ["validate"]
+    assert completions("nothing", "-") == []
+
+
+def test_completion_is_installed_for_a_shell(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "aurora.cli", "--show-completion", "bash"], cwd=ROOT, timeout=60,
+                          capture_output=True, text=True, env={**os.environ, "HOME": str(tmp_path),
+                                                               "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"})
+    assert "_AURORA_COMPLETE=complete_bash" in done.stdout
+
+
+# ---- overrides among other words
+
+
+def test_an_override_is_told_from_a_question_by_its_key() -> None:
+    questions = ["What moves?", "Is x=1?", "x=1", "Why is a = b?", "keep_ratio"]
+    overrides = ["keep_ratio=0.5", "merge.schedule=floor", "+stages.vision.adapters={}", "~logger", "trainer=cpu"]
+    assert split_overrides([*questions, *overrides]) == (questions, overrides)
+
+
+def test_a_misspelt_override_is_not_taken_for_a_question() -> None:
+    with pytest.raises(AuroraError, match=r"'keep_raito=1': the config has no 'keep_raito'. Did you mean 'keep_ratio'"):
+        split_overrides(["keep_raito=1"])
+
+
+@pytest.mark.parametrize("place", [0, 1, 3, 5])
+def test_overrides_stand_anywhere_among_the_options(run, model, config, model_folder, video, place: int) -> None:
+    words = ["What moves?", "--model", str(model_folder), *SHORT]
+    words.insert(place, "keep_ratio=0.25")
+    out = run("ask", video, *words)[1]
+    assert out == answer(model, replace(config, keep_ratio=0.25), "What moves?", video) + "\n"
 
 
 # ---- ask and caption
@@ -118,14 +215,14 @@ def test_several_images_are_seen_in_their_order(run, model, config, model_folder
     ("flags", "changes"),
     [
         (("--keep-ratio", "0.25"), {"keep_ratio": 0.25}),
-        (("--fps", "4"), {"sampling": {"fps": 4.0}}),
-        (("--frames", "3"), {"sampling": {"frames": 3}}),
-        (("--max-frames", "2"), {"sampling": {"fps": 2.0, "max_frames": 2}}),
+        (("--fps", "4"), {"sampling": Sampling(fps=4.0)}),
+        (("--frames", "3"), {"sampling": Sampling(frames=3)}),
+        (("--max-frames", "2"), {"sampling": Sampling(fps=2.0, max_frames=2)}),
     ],
 )
 def test_flags_say_what_is_read(run, model, config, model_folder, video, flags, changes) -> None:
     out = run("ask", video, "What moves?", "--model", model_folder, *SHORT, *flags)[1]
-    assert out == answer(model, config | changes, "What moves?", video) + "\n"
+    assert out == answer(model, replace(config, **changes), "What moves?", video) + "\n"
 
 
 @pytest.mark.parametrize("slot", [("prompt", "image_first"), ("merge", "pool"), ("sort", "raster")])
@@ -152,9 +249,9 @@ def test_a_chat_is_one_conversation(run, model, config, model_folder, video, mon
     out = run("ask", video, "What moves?", "--chat", "--model", model_folder, *SHORT)[1]
     session = Session.from_config(model, config)
     session.watch(video)
-    told = ["".join(session.ask(question, Generation(max_new_tokens=12), remember=True)).lstrip()
+    reported = ["".join(session.ask(question, Generation(max_new_tokens=12), remember=True)).lstrip()
             for question in ("What moves?", "Where?")]
-    assert out == "".join(text + "\n" for text in told)
+    assert out == "".join(text + "\n" for text in reported)
 
 
 def test_a_caption_needs_no_question(run, model, config, model_folder, video, image) -> None:
@@ -210,7 +307,7 @@ def test_a_bad_file_is_one_line_and_status_2(run, model_folder, bad, name: str) 
     [
         (("--temperature", "-1"), "temperature -1.0"),
         (("--top-p", "2"), "top_p 2.0"),
-        (("--keep-ratio", "0"), "keep_ratio 0"),
+        (("--keep-ratio", "0"), "keep_ratio is 0.0"),
         (("--fps", "1", "--frames", "2"), "--fps and --frames exclude each other"),
         (("--fps", "0"), "fps 0"),
         (("--frames", "2", "--max-frames", "1"), "max_frames 1"),
@@ -219,12 +316,14 @@ def test_a_bad_file_is_one_line_and_status_2(run, model_folder, bad, name: str) 
         (("--threads", "0"), "--threads 0"),
         (("--option", "red"), "give two or more"),
         (("--random-weights",), "exclude each other"),
-        (("--keep_ratio", "1"), "'--keep_ratio'"),
+        (("--keep_ratio", "1"), "No such option: --keep_ratio. Did you mean '--keep-ratio'"),
         (("--temperature", "hot"), "'hot'"),
         (("--", "backbone.layers=3"), "another model"),
         (("--", "merge.shedule=floor"), "Did you mean 'schedule'"),
         (("--", "trainer=cpu"), "no 'trainer' to override"),
-        (("--", "nonsense"), "'nonsense' is no override"),
+        (("keep_raito=0.5",), "Did you mean 'keep_ratio'"),
+        (("--modle", "m"), "Did you mean '--model'"),
+        (("--mod", "m"), "No such option: --mod"),
     ],
 )
 def test_a_bad_option_is_one_line_and_status_2(run, model_folder, video, arguments, message) -> None:
@@ -237,16 +336,24 @@ def test_no_question_is_an_error(run, model_folder, video) -> None:
 
 
 def test_a_folder_that_is_no_model_is_an_error(run, video, tmp_path) -> None:
-    assert "is no model folder" in run("ask", video, "What?", "--model", tmp_path)[2]
+    assert "is not a model folder" in run("ask", video, "What?", "--model", tmp_path)[2]
 
 
 def test_an_unknown_command_is_one_line(run) -> None:
     status, _, err = run("aks")
-    assert (status, err.count("\n")) == (2, 1) and "'aks'" in err
+    assert (status, err.count("\n")) == (2, 1) and "no command named 'aks'. Did you mean 'ask'?" in err
+    status, _, err = run("shards", "biuld")
+    assert (status, err.count("\n")) == (2, 1) and "Did you mean 'build'?" in err
 
 
 def test_overrides_are_refused_where_there_is_nothing_to_override(run) -> None:
-    assert run("version", "--", "keep_ratio=1")[0] == 2
+    for words in (("keep_ratio=1",), ("--", "keep_ratio=1")):
+        status, _, err = run("version", *words)
+        assert (status, err.count("\n")) == (2, 1) and "takes no overrides, but was given 'keep_ratio=1'" in err
+
+
+def test_what_is_not_an_override_is_refused(run, model_folder) -> None:
+    assert "'nonsense' is not an override" in run("info", "--model", model_folder, "--", "nonsense")[2]
 
 
 def test_unsafe_loading_of_weights_is_refused(run, monkeypatch) -> None:
@@ -270,8 +377,7 @@ def test_an_interrupted_command_ends_with_130_and_no_traceback(model_folder, vid
 
 def test_a_reader_that_leaves_ends_the_command_quietly(model_folder, video) -> None:
     process = start("ask", video, "What?", "--model", model_folder, "--max-new-tokens", "1000000", "--temperature", "9")
-    process.stdout.read(1)
-    process.stdout.close()
+    process.stdout.close()  # before it answers: later it might have ended by itself
     process.wait(timeout=60)
     assert (process.stderr.read(), process.returncode) == ("", 1)
     process.stderr.close()
@@ -366,16 +472,6 @@ def test_results_lie_beside_the_model_unless_told_otherwise(run, model_folder, q
     model = shutil.copytree(model_folder, tmp_path / "stage" / "model")  # other tests export the shared one
     run("eval", "--model", model, "--data", questions, "--limit", "1")
     assert (tmp_path / "stage" / "eval" / "questions" / "result.json").is_file()
-
-
-def test_another_part_comes_with_the_options_of_its_yaml(config) -> None:
-    merge = override(config, ["merge=prune", "merge.by=attention"])["merge"]
-    assert merge == {"name": "prune", "by": "attention", "proportional_attention": False}
-
-
-def test_an_override_changes_one_option_and_not_the_config_given(config) -> None:
-    assert override(config, ["sampling.fps=null", "sampling.frames=4"])["sampling"] == {"fps": None, "frames": 4}
-    assert config["sampling"] == {"fps": 2.0}
 
 
 def test_the_help_is_there_in_well_under_a_second() -> None:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aurora.errors import AuroraError
-from aurora.images import LONGEST, ImagePreparation, VisualLayout
+from aurora.images import LONGEST, ImagePreparation
+from aurora.interfaces import VisualLayout
 from aurora.registry import MERGE
 
 WAYS = ("crop", "keep_aspect", "pad", "squash")

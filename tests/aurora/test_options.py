@@ -2,13 +2,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
+from annotated_types import Ge, Gt, Le, MinLen
 
 from aurora.errors import AuroraError
-from aurora.options import check_kind, kinds_of, read_fields
+from aurora.options import FieldError, check_kind, kinds_of, read_fields
 from aurora.registry import SLOTS
+
+
+@dataclass(frozen=True)
+class Limit:
+    most: Annotated[int, Ge(1)]
+    least: int = 0
+
+    def __post_init__(self) -> None:
+        if self.least > self.most:
+            raise FieldError("least", f"is {self.least}, above most")
+
+    @staticmethod
+    def expand(given: Any) -> Any:
+        return {"most": given} if isinstance(given, int) else given
 
 
 @dataclass(frozen=True)
@@ -16,6 +31,7 @@ class Recipe:
     rate: float
     betas: tuple[float, ...] = ()
     steps: int | None = None
+    limit: Limit | None = None
 
 
 @pytest.mark.parametrize(
@@ -45,9 +61,15 @@ def test_what_fits_passes(given: Any, kind: Any) -> None:
         (1.5, int, "x is 1.5; it must be a whole number"),
         ("1", int | None, "x is '1'; it must be a whole number or null"),
         (1, bool, "x is 1; it must be true or false"),
-        (None, str, "x is None; it must be a text"),
-        ("ab", list[str], "x is 'ab'; it must be a list, each a text"),
-        ({"a": "b"}, Mapping[str, int], "it must be a mapping, each value a whole number"),
+        (None, str, "x is None; it must be a string"),
+        ("ab", list[str], "x is 'ab'; it must be a list, each a string"),
+        ({"a": "b"}, Mapping[str, int], "x.a is 'b'; it must be a whole number"),
+        (3, Mapping[str, int], "x is 3; it must be a mapping, each value a whole number"),
+        (0, Annotated[int, Ge(1)], "x is 0; it must be a whole number ≥ 1"),
+        (1.5, Annotated[float, Gt(0), Le(1)] | None, "it must be a number above 0 and at most 1 or null"),
+        ([], Annotated[list[str], MinLen(1)], "it must be a list, each a string not empty"),
+        ([1], tuple[float, float], "x is [1]; it must be a list of 2, each a number"),
+        ({"vison": 1}, Mapping[Literal["vision"], int], "x has no key 'vison'. Did you mean 'vision'?"),
         ("floar", Literal["exact", "floor"], "x 'floar' is unknown. Did you mean 'floor'? Known: exact, floor"),
     ],
 )
@@ -61,6 +83,10 @@ def test_a_list_of_a_config_becomes_a_tuple() -> None:
     assert read_fields(Recipe, "r", {"rate": 1, "betas": [0.9, 0.99]}) == Recipe(1, (0.9, 0.99))
 
 
+def test_a_short_form_is_the_mapping_that_it_stands_for() -> None:
+    assert read_fields(Recipe, "r", {"rate": 1, "limit": 3}).limit == Limit(3)
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -68,6 +94,9 @@ def test_a_list_of_a_config_becomes_a_tuple() -> None:
         ({"rat": 1}, "r has no key 'rat'. Did you mean 'rate'?"),
         ({"rate": "fast"}, "r.rate is 'fast'; it must be a number"),
         (3, "r is 3; it must be a mapping"),
+        ({"rate": 1, "limit": {"most": 0}}, "r.limit.most is 0; it must be a whole number ≥ 1"),
+        ({"rate": 1, "limit": 0}, "r.limit.most is 0"),
+        ({"rate": 1, "limit": {"most": 3, "least": 4}}, "r.limit.least is 4, above most"),
     ],
 )
 def test_a_mapping_that_is_no_such_class_is_refused(entry: Any, message: str) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aurora.images import ImagePreparation, VisualLayout
-from aurora.interfaces import Tokenizer
+from aurora.images import ImagePreparation
+from aurora.interfaces import Tokenizer, VisualLayout
 from aurora.registry import DATA, MERGE, PROMPT, READER
-from datamodules._samples import ShardSample
-from datamodules._shards import write_shards
+from datamodules.inspect.validate import check_shard, tasks
+from datamodules.shards.format import ShardSample
+from datamodules.shards.writing import write_shards
 
 STEP = 8  # brightness between two frames, more than compression takes away
 
@@ -117,6 +118,12 @@ def texts(batch):
 def answers(batch):
     """The last word of every real sequence: which sample it is."""
     return [text.split()[-1].rstrip(".") for text in texts(batch) if text]
+
+
+def wrong(folder):
+    """What `aurora shards validate` finds in a folder."""
+    checks, found = tasks(folder, decode=0, reader={"name": "pyav"})
+    return [*found, *(finding for check in checks for finding in check_shard(check).findings)]
 
 
 @pytest.fixture(scope="session")

@@ -9,16 +9,16 @@ import pytest
 from aurora.cli import main
 from aurora.errors import AuroraError
 from aurora.registry import PROMPT, READER, TOKENIZER
-from datamodules._build_plan import Order, make_plan
-from datamodules._digests import Task, shard_digests
-from datamodules._index import index_shard, load_index
-from datamodules._lengths import text_lengths
-from datamodules._loader import BadSamples
-from datamodules._preview import write_preview
-from datamodules._rows import Skipped
-from datamodules._shards import write_index, write_shard, write_shards
-from datamodules._store import shared_arrays
-from datamodules.source._join import Row, joined
+from datamodules.build.plan import BuildOrder, make_plan
+from datamodules.inspect.preview import write_preview
+from datamodules.inspect.stats import DigestTask, shard_digests
+from datamodules.loading.loader import BadSamples
+from datamodules.loading.rows import Skipped
+from datamodules.plan.arrays import shared_arrays
+from datamodules.plan.lengths import text_lengths
+from datamodules.shards.index import index_shard, load_index
+from datamodules.shards.writing import write_index, write_shard, write_shards
+from datamodules.source._lines import joined
 
 
 @pytest.fixture
@@ -54,14 +54,14 @@ def lengths(disk):
 def plan(disk):
     folder = disk.parent
     (folder / "a.jsonl").write_text(json.dumps({"conversations": "?" * 10_000}) + "\n")
-    make_plan(Order(folder=str(folder), source={"name": "llava", "annotations": "a.jsonl"}), disk)
+    make_plan(BuildOrder(folder=str(folder), source={"name": "llava", "annotations": "a.jsonl"}), disk)
 
 
 @pytest.mark.parametrize(("name", "write"), [
     ("000000.tar", lambda disk: write_shard([], disk / "000000.tar")),
     ("000000.index.npz", lambda disk: index_shard(disk / "set" / "000000.tar")),
     ("index.samples.npy", lambda disk: write_index(disk / "set")),
-    ("000000.digests.npz", lambda disk: shard_digests(Task(disk / "set", 0))),
+    ("000000.digests.npz", lambda disk: shard_digests(DigestTask(disk / "set", 0))),
     (r"000000\.lengths-\S+", lengths), (r"\.build", plan), ("page.html", preview), ("bad.jsonl", bad_sample),
     ("set/id", arrays),
 ])
@@ -80,6 +80,6 @@ def test_findings_without_room_are_named(full, capsys):
 
 def test_joining_annotations_without_room_says_where(full, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(full))
-    rows = [Row(number, "?" * 100) for number in range(1000)]
+    rows = [(number, "?" * 100) for number in range(1000)]
     with pytest.raises(AuroraError, match=r"no room left on the disk for joining annotations.*TMPDIR"):
         list(joined(rows, rows))

@@ -1,13 +1,15 @@
 import json
 from collections import Counter
+from itertools import chain
 
 import pytest
 import torch
 
 from aurora.errors import AuroraError
 from aurora.types import IGNORE
-from datamodules._samples import ShardSample
-from datamodules._shards import shard_path, write_shards
+from datamodules.plan.corpus import DatasetCounts
+from datamodules.shards.format import ShardSample
+from datamodules.shards.writing import shard_path, write_shards
 
 
 def on_rank(monkeypatch, rank, world):
@@ -15,16 +17,17 @@ def on_rank(monkeypatch, rank, world):
     monkeypatch.setenv("WORLD_SIZE", str(world))
 
 
-def run(make, root, monkeypatch, world=1, position=None, **options):
-    """(answers, closes, position) of every micro-step, the ranks' answers joined."""
+def run(make, root, monkeypatch, world=1, done=(), **options):
+    """(answers, closes, position) of every row behind those that are done, the ranks' answers joined."""
     ranks = []
     for rank in range(world):
         on_rank(monkeypatch, rank, world)
-        module = make.module(root, {"mixed": 1, "text": 2}, **options)
-        if position is not None:
-            module.position = position
+        loader = make.module(root, {"mixed": 1, "text": 2}, **options).train_dataloader()
+        if done:
+            loader.load_state_dict({**loader.state_dict(), "position": done[-1][2],
+                                    "step": sum(closes for _, closes, _ in done)})
         ranks.append([(make.answers(batch), batch.closes_step, batch.position, batch.samples)
-                      for batch in module.train_dataloader()])
+                      for batch in chain.from_iterable(loader)])
     rows = []
     for row in zip(*ranks, strict=True):
         assert len({(closes, place) for _, closes, place, _ in row}) == 1
@@ -62,14 +65,13 @@ def test_the_order_is_the_same_for_any_number_of_ranks(make, shards, monkeypatch
 
 
 # Workers take seconds to start, so that one cut stands for all of them; test_plan.py cuts everywhere.
-@pytest.mark.parametrize(("cut", "world", "workers"), [(2, 2, 0), (15, 3, 0), (4, 1, 2)])
+@pytest.mark.parametrize(("cut", "world", "workers"), [
+    (2, 2, 0), (15, 3, 0), pytest.param(4, 1, 2, marks=pytest.mark.process)])
 def test_a_run_goes_on_where_it_stopped_on_another_layout(
     make, shards, monkeypatch, whole, cut, world, workers
 ):
     done = whole[:cut]
-    while done and not done[-1][1]:
-        done = done[:-1]
-    rest = run(make, shards, monkeypatch, world, position=whole[cut - 1][2], epochs=2, workers=workers)
+    rest = run(make, shards, monkeypatch, world, done=done, epochs=2, workers=workers)
     assert steps(done) + steps(rest) == steps(whole)
 
 
@@ -92,7 +94,7 @@ def test_single_images_and_videos_share_no_step_unless_they_may(make, shards, mo
 
 
 def test_rows_keep_to_their_budgets_and_hold_what_they_say(make, shards):
-    for batch in make.module(shards, {"mixed": 1, "text": 1}, mix_kinds=True).train_dataloader():
+    for batch in chain.from_iterable(make.module(shards, {"mixed": 1, "text": 1}, mix_kinds=True).train_dataloader()):
         assert len(batch.tokens) <= 400 and sum(len(group.pixels) for group in batch.frames) <= 17
         places = torch.cat([group.positions.flatten() for group in batch.frames])
         assert len(places.unique()) == len(places) and not batch.tokens[places].any()
@@ -103,7 +105,7 @@ def test_rows_keep_to_their_budgets_and_hold_what_they_say(make, shards):
 @pytest.mark.parametrize("kind", ["text", "image", "images", "video"])
 def test_exactly_the_answer_and_its_stop_are_learned(make, tmp_path, kind):
     write_shards([make.sample(7, kind)], tmp_path / "one")
-    batch, = make.module(tmp_path, {"one": 1}).train_dataloader()
+    batch, = chain.from_iterable(make.module(tmp_path, {"one": 1}).train_dataloader())
     learned = batch.targets != IGNORE
     assert make.Letters().decode(batch.targets[learned].tolist()) == " It is 7.\n\n"
     read = make.Letters().decode(batch.tokens[:batch.cu_seqlens[1]][batch.tokens[:batch.cu_seqlens[1]] > 0].tolist())
@@ -116,7 +118,7 @@ def test_exactly_the_answer_and_its_stop_are_learned(make, tmp_path, kind):
 def test_nothing_is_learned_across_sequences(make, tmp_path):
     write_shards([ShardSample(f"k{number}", {"conversations": make.talk(number)}) for number in range(3)],
                  tmp_path / "text")
-    batch, = make.module(tmp_path, {"text": 1}, layout=None).train_dataloader()
+    batch, = chain.from_iterable(make.module(tmp_path, {"text": 1}, layout=None).train_dataloader())
     assert (batch.targets[batch.cu_seqlens[1:] - 1] == IGNORE).all()
     for start, stop in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
         targets, following = batch.targets[start:stop - 1], batch.tokens[start + 1:stop]
@@ -125,7 +127,7 @@ def test_nothing_is_learned_across_sequences(make, tmp_path):
 
 def test_visual_tokens_stand_between_the_questions_in_time_order(make, tmp_path):
     write_shards([make.sample(3, "video")], tmp_path / "one")
-    batch, = make.module(tmp_path, {"one": 1}, fps=10.0).train_dataloader()
+    batch, = chain.from_iterable(make.module(tmp_path, {"one": 1}, fps=10.0).train_dataloader())
     group, = batch.frames
     before = len("User: What is 3?\n")
     assert group.positions.flatten().tolist() == list(range(before, before + 7 * 4))
@@ -134,14 +136,15 @@ def test_visual_tokens_stand_between_the_questions_in_time_order(make, tmp_path)
 
 def test_frames_of_different_shapes_stand_in_groups_of_their_own(make, tmp_path):
     write_shards([make.sample(2, "images")], tmp_path / "one")
-    batch, = make.module(tmp_path, {"one": 1}, layout=make.layout(resize="keep_aspect")).train_dataloader()
+    module = make.module(tmp_path, {"one": 1}, layout=make.layout(resize="keep_aspect"))
+    batch, = chain.from_iterable(module.train_dataloader())
     assert [(tuple(group.pixels.shape), tuple(group.positions.shape)) for group in batch.frames] == [
         ((1, 3, 32, 48), (1, 6)), ((1, 3, 48, 32), (1, 6))]
 
 
 def test_a_row_of_text_alone_is_given_a_blank_frame_without_targets(make, tmp_path):
     write_shards(make.mixed(2, ("text",)), tmp_path / "text")
-    batch, = make.module(tmp_path, {"text": 1}).train_dataloader()
+    batch, = chain.from_iterable(make.module(tmp_path, {"text": 1}).train_dataloader())
     group, = batch.frames
     assert (tuple(group.pixels.shape), batch.samples, len(batch.cu_seqlens)) == ((1, 3, 32, 32), 2, 4)
     assert (batch.targets[batch.cu_seqlens[-2]:] == IGNORE).all()
@@ -149,26 +152,27 @@ def test_a_row_of_text_alone_is_given_a_blank_frame_without_targets(make, tmp_pa
 
 def test_a_rank_without_a_row_is_given_a_placeholder(make, shards, monkeypatch):
     on_rank(monkeypatch, 6, 7)
-    batch = next(iter(make.module(shards, {"mixed": 1}).train_dataloader()))
+    batch = next(iter(chain.from_iterable(make.module(shards, {"mixed": 1}).train_dataloader())))
     assert batch.samples == 0 and (batch.targets == IGNORE).all() and len(batch.frames[0].pixels) == 1
 
 
 def test_a_video_longer_than_a_row_is_read_with_fewer_frames(make, tmp_path):
     write_shards([make.sample(3, "video")], tmp_path / "one")
     module = make.module(tmp_path, {"one": 1}, fps=10.0, row_frames=3)
-    batch, = module.train_dataloader()
+    batch, = chain.from_iterable(module.train_dataloader())
     assert [round(float(pixels.float().mean()) / make.STEP) for pixels in batch.frames[0].pixels] == [0, 3, 6]
-    assert (module.corpus.shrunk, module.corpus.dropped) == (1, 0)
+    assert module.corpus.counts == (DatasetCounts(1, dropped=0, shrunk=1),)
 
 
 def test_a_sample_longer_than_a_row_is_left_out_where_asked(make, tmp_path):
     write_shards([make.sample(3, "video"), make.sample(4, "text")], tmp_path / "two")
     module = make.module(tmp_path, {"two": 1}, fps=10.0, row_frames=3, too_long="drop")
-    assert [batch.samples for batch in module.train_dataloader()] == [1] and module.corpus.dropped == 1
+    assert [batch.samples for batch in chain.from_iterable(module.train_dataloader())] == [1]
+    assert module.corpus.counts == (DatasetCounts(2, dropped=1, shrunk=0),)
 
 
 def test_a_mixture_of_which_nothing_fits_is_refused(make, shards):
-    with pytest.raises(AuroraError, match="none of the 40 samples fits a row of 30 tokens"):
+    with pytest.raises(AuroraError, match="not one of the 40 samples fits a row of 30 tokens"):
         make.module(shards, {"mixed": 1}, row_tokens=30).setup()
 
 
@@ -183,11 +187,11 @@ def broken(make):
             ShardSample("noimage", image, {"jpg": b"x"})]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.process)])
 def test_bad_samples_are_counted_and_named_and_carry_no_loss(make, tmp_path, workers):
     write_shards([*make.mixed(6), *broken(make)], tmp_path / "bad")
     module = make.module(tmp_path, {"bad": 1}, max_bad_rate=0.6, workers=workers, quarantine=str(tmp_path / "q.jsonl"))
-    batches = list(module.train_dataloader())
+    batches = list(chain.from_iterable(module.train_dataloader()))
     assert sum(batch.samples for batch in batches) == 6
     learned = sum(int((batch.targets != IGNORE).sum()) for batch in batches)
     assert learned == 6 * len(" It is 0.\n\n")
@@ -201,7 +205,7 @@ def test_a_run_stops_when_too_many_samples_are_bad(make, tmp_path):
     write_shards([*make.mixed(6), *broken(make)], tmp_path / "bad")
     module = make.module(tmp_path, {"bad": 1}, max_bad_rate=0.3, bad_rate_after=6)
     with pytest.raises(AuroraError, match=r"samples are bad .* more than max_bad_rate 0\.3; the last was bad/"):
-        list(module.train_dataloader())
+        list(chain.from_iterable(module.train_dataloader()))
 
 
 def test_a_damaged_record_or_header_spoils_only_its_sample(make, tmp_path):
@@ -213,7 +217,7 @@ def test_a_damaged_record_or_header_spoils_only_its_sample(make, tmp_path):
     module = make.module(tmp_path, {"d": 1}, max_bad_rate=1.0)
     module.prepare_data()
     tar.write_bytes(data)
-    assert sum(batch.samples for batch in module.train_dataloader()) == 4
+    assert sum(batch.samples for batch in chain.from_iterable(module.train_dataloader())) == 4
     assert module.bad.reasons == {"json": 1, "shard": 1}
 
 
@@ -234,20 +238,42 @@ def test_text_is_counted_once_per_prompt_and_tokenizer(make, tmp_path):
 
 
 def test_the_position_is_saved_and_loaded(make, shards):
-    module = make.module(shards, {"mixed": 1})
-    module.position = list(module.train_dataloader())[2].position
-    other = make.module(shards, {"mixed": 1}, workers=1)
-    other.load_state_dict(json.loads(json.dumps(module.state_dict())))
-    assert other.position == module.position != (0, 0, 0)
+    loader = make.module(shards, {"mixed": 1}).train_dataloader()
+    steps = [list(step) for step, _ in zip(loader, range(2), strict=False)]
+    other = make.module(shards, {"mixed": 1}, workers=1).train_dataloader()
+    other.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    assert other.state_dict() == loader.state_dict()
+    assert tuple(loader.state_dict()["position"]) == steps[-1][-1].position != (0, 0, 0)
+
+
+def test_an_epoch_more_goes_on_where_the_last_one_ended(make, shards):
+    both = make.module(shards, {"mixed": 1}, epochs=2).train_dataloader()
+    once = make.module(shards, {"mixed": 1}).train_dataloader()
+    twice = [make.answers(row) for _ in range(2) for row in chain.from_iterable(once)]
+    assert twice == [make.answers(row) for row in chain.from_iterable(both)]
+
+
+def test_what_is_held_out_is_planned_with_the_rest_and_lists_its_bad_samples_once(make, tmp_path):
+    write_shards([*make.mixed(6), *broken(make)], tmp_path / "bad")
+    write_shards(make.mixed(6), tmp_path / "good")
+    held_out = make.module(tmp_path, {"bad": 1}, max_bad_rate=0.6, quarantine=str(tmp_path / "q.jsonl"))
+    data = make.module(tmp_path, {"good": 1})
+    data.held_out = {"bad": held_out}
+    data.prepare_data()
+    assert "corpus" in vars(held_out)
+    loader, = data.val_dataloader()
+    for _ in range(2):
+        assert sum(row.samples for row in chain.from_iterable(loader)) == 6
+    assert len((tmp_path / "q.jsonl").read_text().splitlines()) == held_out.counts()["bad_samples"] == 6
 
 
 @pytest.mark.parametrize("change", [
     {"seed": 1}, {"row_tokens": 500}, {"global_batch": 5}, {"prompt": "generic"}, {"fps": 1.0}, {"mix_kinds": True},
 ])
 def test_a_position_in_another_plan_is_refused(make, shards, change):
-    saved = make.module(shards, {"mixed": 1}).state_dict()
+    saved = make.module(shards, {"mixed": 1}).train_dataloader().state_dict()
     with pytest.raises(AuroraError, match="another plan"):
-        make.module(shards, {"mixed": 1}, **change).load_state_dict(saved)
+        make.module(shards, {"mixed": 1}, **change).train_dataloader().load_state_dict(saved)
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -260,8 +286,9 @@ def test_options_outside_their_range_are_refused(make, shards, options, message)
 
 
 @pytest.mark.parametrize(("mixture", "message"), [
-    ({}, "names no dataset"), ({"mixd": 1}, "no dataset folder mixd .*holds mixed, text"), ({"mixed": 0}, "give 1, 2"),
-    ({"mixed": 1.5}, "data.mixture.mixed is 1.5; give how often"),
+    ({}, "names no dataset"), ({"mixd": 1}, "no dataset folder mixd .*holds mixed, text"),
+    ({"mixed": 0}, "repeats is 0; it must be a whole number ≥ 1"),
+    ({"mixed": 1.5}, "mixed is 1.5; give how often"),
 ])
 def test_a_mixture_that_cannot_be_read_is_refused(make, shards, mixture, message):
     with pytest.raises(AuroraError, match=message):

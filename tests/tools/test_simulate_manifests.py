@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aurora.images import ImagePreparation, VisualLayout
+from aurora.images import ImagePreparation
+from aurora.interfaces import VisualLayout
 from aurora.registry import DATA, MERGE, PROMPT, READER, TOKENIZER
-from datamodules._schedule import schedule
+from datamodules.plan.epoch import schedule
 
 TOOL = Path(__file__).parents[2] / "tools" / "simulate_manifests.py"
 
@@ -21,6 +22,6 @@ def test_a_simulated_corpus_can_be_planned_and_scheduled(tmp_path: Path, monkeyp
          "global_batch": 512}, mixture=yaml.safe_load((tmp_path / "mixture.yaml").read_text()), layout=layout,
         prompt=PROMPT.build({"name": "sandwich"}), tokenizer=TOKENIZER.build({"name": "bytes"}),
         reader=READER.build({"name": "pyav"}))
-    turns = list(schedule(data.plan, position=(0, 0, 0), epochs=1, rank=0, world=1))
-    read = [sample for turn in turns for sample in turn.samples]
+    rows = schedule(data.plan, position=(0, 0, 0), steps=data.total_steps(), rank=0, world=1)
+    read = [sample for row in rows for sample in row.samples]
     assert abs(len(data.corpus.tokens) - 3000) <= 3 and len(read) == len(set(read)) == data.plan.samples

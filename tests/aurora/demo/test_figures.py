@@ -19,10 +19,10 @@ def frame() -> np.ndarray:
 
 
 def test_the_groupings_shrink_to_the_tokens_that_are_kept(frame: np.ndarray) -> None:
-    model = build_model(load_config(["experiment=blocks"])).eval()
+    model = build_model(load_config("experiment=blocks").model).eval()
     groups = merged_patches(model, frame, 0.2)
     assert groups[0].tokens == 64
-    assert groups[-1].tokens == model.layout(0.2).tokens(96, 96) == 13
+    assert groups[-1].tokens == model.visual_layout(0.2).tokens(96, 96) == 13
     for group in groups:
         assert len(group.owner.unique()) == group.tokens
     assert [group.tokens for group in groups] == sorted((group.tokens for group in groups), reverse=True)

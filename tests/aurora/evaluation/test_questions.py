@@ -82,7 +82,7 @@ def test_a_folder_without_questions_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "questions.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(AuroraError, match="no text in UTF-8"):
+    with pytest.raises(AuroraError, match="not text in UTF-8"):
         read_questions(tmp_path)
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.evaluation.predictions import Prediction, Task
 from aurora.evaluation.questions import Question, read_questions
 from aurora.evaluation.report import render
 from aurora.evaluation.run import Protocol, evaluate
-from aurora.evaluation.summary import summarise
+from aurora.evaluation.scoring import summarise
 from aurora.inference.generation import Generation
 from aurora.inference.session import Session
 from aurora.model import AuroraModel
@@ -39,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Pat
     return folder
 
 
-def run(model: AuroraModel, config: dict[str, Any], data: Path, output: Path, **options: Any) -> dict[str, Any]:
+def run(model: AuroraModel, config: ModelConfig, data: Path, output: Path, **options: Any) -> dict[str, Any]:
     return evaluate(model, config, data, output=output, **{"protocol": PROTOCOL, **options})
 
 
@@ -71,8 +72,8 @@ def test_a_result_says_how_it_was_made(model, config, data, tmp_path) -> None:
     result = run(model, config, data, tmp_path, model_hash="abc")
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
     assert {key: result[key] for key in ("model", "keep_ratio", "sampling", "prompt", "n", "chance", "failed")} == {
-        "model": "abc", "keep_ratio": 0.5, "sampling": {"fps": 2.0}, "prompt": {"name": "sandwich"}, "n": 6,
-        "chance": 0.25, "failed": 0}
+        "model": "abc", "keep_ratio": 0.5, "sampling": {"fps": 2.0, "frames": None, "max_frames": None},
+        "prompt": {"name": "sandwich"}, "n": 6, "chance": 0.25, "failed": 0}
     assert set(result["families"]) == {"colour", "direction"} and result["open"]["n"] == 3
     assert {"torch", "python", "aurora"} <= result["versions"].keys() and result["seconds"] > 0
 
@@ -99,14 +100,14 @@ def test_a_finished_run_asks_nothing_again(model, config, data, tmp_path) -> Non
 
 def test_predictions_made_otherwise_are_not_added_to(model, config, data, tmp_path) -> None:
     run(model, config, data, tmp_path)
-    with pytest.raises(AuroraError, match=r"keep_ratio 0.5 then, 0.25 now"):
-        run(model, config | {"keep_ratio": 0.25}, data, tmp_path)
-    run(model, config | {"keep_ratio": 0.25}, data, tmp_path, restart=True)
+    with pytest.raises(AuroraError, match=r"keep_ratio was 0.5, is 0.25"):
+        run(model, replace(config, keep_ratio=0.25), data, tmp_path)
+    run(model, replace(config, keep_ratio=0.25), data, tmp_path, restart=True)
 
 
 def test_a_file_of_something_else_is_not_overwritten(model, config, data, tmp_path) -> None:
     (tmp_path / "predictions.jsonl").write_text("something of value\n")
-    with pytest.raises(AuroraError, match="no file of predictions"):
+    with pytest.raises(AuroraError, match="not a file of predictions"):
         run(model, config, data, tmp_path)
     assert (tmp_path / "predictions.jsonl").read_text() == "something of value\n"
 

@@ -15,7 +15,7 @@ BYTES = TOKENIZER.build({"name": "bytes"})
 WORLD = TOKENIZER.build({"name": "rwkv_world"})
 
 
-def told(ids: list[int], stops: tuple[str, ...] = (), tokenizer=BYTES) -> list[str]:
+def reported(ids: list[int], stops: tuple[str, ...] = (), tokenizer=BYTES) -> list[str]:
     text = TextStream(tokenizer, stops)
     pieces = []
     for token in ids:
@@ -33,35 +33,35 @@ def generator(seed: int = 0) -> torch.Generator:
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=40))
 def test_the_pieces_of_a_stream_are_the_text(tokenizer, text: str) -> None:
-    assert "".join(told(tokenizer.encode(text), tokenizer=tokenizer)) == text
+    assert "".join(reported(tokenizer.encode(text), tokenizer=tokenizer)) == text
 
 
 @settings(max_examples=60, deadline=None)
 @given(raw=st.binary(max_size=24))
 def test_bytes_that_are_no_text_come_out_as_one_decoding_would_give_them(raw: bytes) -> None:
-    assert "".join(told([byte + 1 for byte in raw])) == raw.decode("utf-8", errors="replace")
+    assert "".join(reported([byte + 1 for byte in raw])) == raw.decode("utf-8", errors="replace")
 
 
 @settings(max_examples=150, deadline=None)
 @given(text=st.text("ab\n", max_size=16), stop=st.text("ab\n", min_size=1, max_size=4))
 def test_nothing_of_a_stop_string_is_ever_shown(text: str, stop: str) -> None:
-    assert "".join(told(BYTES.encode(text), (stop,))) == text.split(stop)[0]
+    assert "".join(reported(BYTES.encode(text), (stop,))) == text.split(stop)[0]
 
 
 def test_a_character_is_shown_once_it_is_whole() -> None:
-    assert told(BYTES.encode("é🙂")) == ["", "é", "", "", "", "🙂", ""]
+    assert reported(BYTES.encode("é🙂")) == ["", "é", "", "", "", "🙂", ""]
 
 
 def test_text_that_cannot_become_a_stop_string_is_shown_at_once() -> None:
-    assert told(BYTES.encode("a\nb"), ("\n\n",)) == ["a", "", "\nb", ""]
+    assert reported(BYTES.encode("a\nb"), ("\n\n",)) == ["a", "", "\nb", ""]
 
 
 def test_the_first_of_several_stop_strings_ends_the_text() -> None:
-    assert "".join(told(BYTES.encode("one END two STOP"), ("STOP", "END"))) == "one "
+    assert "".join(reported(BYTES.encode("one END two STOP"), ("STOP", "END"))) == "one "
 
 
 def test_the_end_of_text_ends_the_text_and_releases_what_was_held() -> None:
-    assert told([*BYTES.encode("a\n"), BYTES.end_of_text, *BYTES.encode("b")], ("\n\n",)) == ["a", "", "\n"]
+    assert reported([*BYTES.encode("a\n"), BYTES.end_of_text, *BYTES.encode("b")], ("\n\n",)) == ["a", "", "\n"]
 
 
 def test_temperature_zero_takes_the_likeliest_token() -> None:
@@ -117,27 +117,31 @@ TEXTS = ["What is it?", "Where?", "Is anything moving to the left?"]
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_company_changes_no_answer(model: AuroraModel, temperature: float) -> None:
     options = Generation(max_new_tokens=24, temperature=temperature, seed=5)
-    together = read_texts(model, blank(model, 3), [model.tokenizer.encode(text) for text in TEXTS])
-    alone = ["".join(stream(model, fork(together, [s]), options)) for s in range(3)]
-    assert complete(model, together, options) == alone
+    runner = model.backbone.runner()
+    together = read_texts(runner, blank(runner, 3), [model.tokenizer.encode(text) for text in TEXTS])
+    alone = ["".join(stream(model, runner, fork(together, [s]), options)) for s in range(3)]
+    assert complete(model, runner, together, options) == alone
 
 
 def test_a_finished_sequence_leaves_the_others_alone(model: AuroraModel) -> None:
-    memory = read_texts(model, blank(model, 3), [model.tokenizer.encode(text) for text in TEXTS])
-    free = complete(model, memory, Generation(max_new_tokens=24))
+    runner = model.backbone.runner()
+    memory = read_texts(runner, blank(runner, 3), [model.tokenizer.encode(text) for text in TEXTS])
+    free = complete(model, runner, memory, Generation(max_new_tokens=24))
     stop = free[0][3:5]
     cut = [answer.split(stop)[0] for answer in free]
     assert len({len(answer) for answer in cut}) > 1  # they end at different steps
-    assert complete(model, memory, Generation(max_new_tokens=24, stop=(stop,))) == cut
+    assert complete(model, runner, memory, Generation(max_new_tokens=24, stop=(stop,))) == cut
 
 
 def test_the_same_seed_gives_the_same_answer_and_another_seed_another(model: AuroraModel) -> None:
-    memory = read_texts(model, blank(model, 1), [model.tokenizer.encode("What is it?")])
-    answers = ["".join(stream(model, memory, Generation(max_new_tokens=24, temperature=1.0, seed=seed)))
+    runner = model.backbone.runner()
+    memory = read_texts(runner, blank(runner, 1), [model.tokenizer.encode("What is it?")])
+    answers = ["".join(stream(model, runner, memory, Generation(max_new_tokens=24, temperature=1.0, seed=seed)))
                for seed in (1, 1, 2)]
     assert answers[0] == answers[1] != answers[2]
 
 
 def test_no_more_tokens_are_made_than_asked_for(model: AuroraModel) -> None:
-    memory = read_texts(model, blank(model, 1), [model.tokenizer.encode("What is it?")])
-    assert len("".join(stream(model, memory, Generation(max_new_tokens=3)))) <= 3
+    runner = model.backbone.runner()
+    memory = read_texts(runner, blank(runner, 1), [model.tokenizer.encode("What is it?")])
+    assert len("".join(stream(model, runner, memory, Generation(max_new_tokens=3)))) <= 3

@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from aurora.checkpoint import load_model, save_model
 from aurora.errors import AuroraError
 from aurora.inference.generation import Generation
 from aurora.inference.session import Session
 from aurora.interfaces import Sampling
 from aurora.model import AuroraModel
+from aurora.weights.model_folder import load_model, save_model
 
 SHORT = Generation(max_new_tokens=8)
 QUESTIONS = ["What?", "What moves in the video, and where to?"]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from aurora.checkpoint import save_model
+from aurora.weights.model_folder import save_model
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 ASK = """

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.inference import reading
 from aurora.inference.generation import Generation
 from aurora.inference.reading import blank, fork, read_frames, read_texts
 from aurora.inference.session import Session
-from aurora.inference.visuals import UnreadableVisual, frames_of, sampling_from
+from aurora.inference.visuals import UnreadableVisual, frames_of
 from aurora.interfaces import Sampling, Turn, VideoReader, Visual
 from aurora.model import AuroraModel
 from aurora.registry import READER
@@ -55,7 +56,7 @@ def answer(session: Session, question: str = "What moves?") -> str:
 def test_a_session_reads_the_row_that_training_would_pack(model: AuroraModel, video: Path) -> None:
     frames = list(frames_of([video], Sampling(fps=2.0), READER.build({"name": "pyav"})))
     pieces = model.prompt.layout([Turn("What moves?")], visual=True)
-    kept = model.layout(0.5).tokens(*frames[0].shape[:2])
+    kept = model.visual_layout(0.5).tokens(*frames[0].shape[:2])
     tokens, positions = [], []
     for piece in pieces:
         if isinstance(piece, Visual):
@@ -179,7 +180,7 @@ def test_a_session_of_another_model_is_refused(generic: AuroraModel, make_model,
 @pytest.mark.parametrize("content", [b"", b"no tensors here"])
 def test_a_broken_saved_session_is_refused(generic: AuroraModel, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "seen.safetensors").write_bytes(content)
-    with pytest.raises(AuroraError, match="no saved session"):
+    with pytest.raises(AuroraError, match="not a saved session"):
         Session(generic).load(tmp_path / "seen.safetensors")
 
 
@@ -198,7 +199,8 @@ def test_without_anything_to_see_only_the_text_is_read(model: AuroraModel) -> No
     ids = [token for piece in model.prompt.layout([Turn("Hello?")], visual=False)
            for token in model.tokenizer.encode(piece.text)]
     memory = session(model)._read([Turn("Hello?")])
-    torch.testing.assert_close(memory.hidden, read_texts(model, blank(model, 1), [ids]).hidden)
+    runner = model.backbone.runner()
+    torch.testing.assert_close(memory.hidden, read_texts(runner, blank(runner, 1), [ids]).hidden)
 
 
 def test_frames_of_several_shapes_are_read_in_order(make_model) -> None:
@@ -206,20 +208,22 @@ def test_frames_of_several_shapes_are_read_in_order(make_model) -> None:
                                "heads": 2, "mlp_width": 64, "resize": "keep_aspect"})
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((16, 16, 3), (16, 40, 3), (16, 16, 3))]
-    layout = model.layout(0.5)
-    together = read_frames(model, blank(model, 1), frames, layout)
-    one_by_one = blank(model, 1)
+    layout = model.visual_layout(0.5)
+    runner = model.backbone.runner()
+    together = read_frames(model, runner, blank(runner, 1), frames, layout)
+    one_by_one = blank(runner, 1)
     for frame in frames:
-        one_by_one = read_frames(model, one_by_one, [frame], layout)
+        one_by_one = read_frames(model, runner, one_by_one, [frame], layout)
     torch.testing.assert_close(together.hidden, one_by_one.hidden, rtol=1e-4, atol=1e-4)
 
 
 def test_an_empty_text_leaves_its_sequence_as_it_is(model: AuroraModel) -> None:
     ids = [model.tokenizer.encode(text) for text in ("one", "two", "three")]
-    before = read_texts(model, blank(model, 3), ids)
-    after = read_texts(model, before, [ids[0], [], ids[2]])
+    runner = model.backbone.runner()
+    before = read_texts(runner, blank(runner, 3), ids)
+    after = read_texts(runner, before, [ids[0], [], ids[2]])
     for kept, was in ((fork(after, [1]), fork(before, [1])), (fork(after, [0]), read_texts(
-            model, fork(before, [0]), [ids[0]]))):
+            runner, fork(before, [0]), [ids[0]]))):
         torch.testing.assert_close(kept.hidden, was.hidden)
         torch.testing.assert_close(dict(kept.state), dict(was.state))
 
@@ -230,7 +234,7 @@ def test_an_empty_text_leaves_its_sequence_as_it_is(model: AuroraModel) -> None:
         ("missing.mp4", None, "does not exist"),
         ("empty.mp4", b"", "is empty"),
         ("text.mp4", b"this is no video at all" * 10, "text.mp4"),
-        ("text.png", b"this is no image at all" * 10, "text.png is no readable image: it is no jpeg, png or webp"),
+        ("text.png", b"not an image at all" * 10, "text.png is not a readable image: it is not a jpeg, png or webp"),
     ],
 )
 def test_what_cannot_be_seen_is_named(model: AuroraModel, tmp_path: Path, name: str, content, message: str) -> None:
@@ -247,7 +251,7 @@ def test_a_folder_is_no_video(model: AuroraModel, tmp_path: Path) -> None:
 
 def test_a_truncated_image_is_refused(model: AuroraModel, image: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(image.read_bytes()[:1000])
-    with pytest.raises(UnreadableVisual, match=r"cut\.png is no readable image"):
+    with pytest.raises(UnreadableVisual, match=r"cut\.png is not a readable image"):
         answer(session(model, tmp_path / "cut.png"))
 
 
@@ -263,6 +267,6 @@ def test_a_truncated_image_is_refused(model: AuroraModel, image: Path, tmp_path:
         ({"fps": -1.0}, "fps -1.0"),
     ],
 )
-def test_a_sampling_that_makes_no_sense_is_refused(sampling: dict, message: str) -> None:
+def test_a_sampling_that_makes_no_sense_is_refused(config, sampling: dict, message: str) -> None:
     with pytest.raises(AuroraError, match=message):
-        sampling_from({"sampling": sampling})
+        ModelConfig.parse({**config.tree, "sampling": sampling})

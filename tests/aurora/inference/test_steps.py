@@ -43,7 +43,7 @@ def check(device: str) -> None:
     model = backbone(device)
     memory = read(model, device)
     expected = plainly(model, memory, 2 * WARM_UP, device)
-    several = [Steps(model, memory), Steps(model, memory)]  # two answers at a time do not meet
+    several = [Steps(model.runner(), memory), Steps(model.runner(), memory)]  # two answers at a time do not meet
     for step, logits in enumerate(expected):
         for steps in several:
             steps.read(tokens(step, device))

@@ -1,16 +1,17 @@
+import io
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-FOLDER = Path(__file__).parent
-sys.path.insert(0, str(FOLDER))
-import tiny_training  # noqa: E402
+from aurora.testing.training import ROOT, register, tiny_config
+from datamodules.shards.format import ShardSample
 
-tiny_training.register()
+register()
 
 
 @pytest.fixture
@@ -21,10 +22,9 @@ def start_process(tmp_path):
     def start(config, **environment):
         path = tmp_path / f"config-{len(started)}.json"
         path.write_text(json.dumps(config))
-        root = str(FOLDER.parents[2])
         process = subprocess.Popen(
-            [sys.executable, "-W", "error", str(FOLDER / "tiny_training.py"), str(path)],
-            env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **environment},
+            [sys.executable, "-W", "error", "-m", "aurora.testing.training", str(path)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         started.append(process)
         return process
@@ -34,3 +34,37 @@ def start_process(tmp_path):
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+# ---- real shards
+
+
+WORDS = ("red", "green", "blue", "one", "two", "a square", "a circle")
+
+
+@pytest.fixture(scope="session")
+def sample():
+    """The sample of a number: a picture with a question."""
+    return _sample
+
+
+@pytest.fixture(scope="session")
+def config_for():
+    """The config of a run on a folder with the dataset `pictures`."""
+    return _config_for
+
+
+def _sample(number):
+    pixels = io.BytesIO()
+    Image.fromarray(np.full((16, 16, 3), number * 10, np.uint8)).save(pixels, "png")
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"},
+             {"from": "gpt", "value": f"{WORDS[number % 7]} {number}"}]
+    return ShardSample(f"{number:04d}", {"image": "png", "conversations": turns}, {"png": pixels.getvalue()})
+
+
+def _config_for(run, root):
+    config = {**tiny_config(run), "stage": "first"}
+    config["data"] = {"name": "webdataset", "root": str(root), "row_tokens": 200, "row_frames": 4, "frames": 2,
+                      "workers": 0}
+    config["stages"]["first"].update(mixture={"pictures": 2}, global_batch=6, epochs=2)
+    return config

@@ -7,29 +7,26 @@ import json
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from test_pieces import RECURRENT, long_row
-from tiny_training import tiny_config
-from together import fork
 
-from aurora.adapters.initial_state import tune_state
-from aurora.assemble import build_model
 from aurora.registry import BACKBONE
-from aurora.training.blocks import recompute_blocks
-from aurora.training.parallel import with_agreed_frames
-from aurora.training.sequence import Neighbours, read_together
+from aurora.testing.training import fork, long_row, tiny_config, tiny_model
+from aurora.training.distributed.strategies import checkpoint_blocks
+from aurora.training.sequence_parallel import SequenceParallelGroup, read_together
+from aurora.training.step import with_equal_frames
+
+RECURRENT = [name for name in BACKBONE.known() if name not in ("hf", "transformer")]
 
 
 def model_of(backbone):
     """In float64, so that only what is wrong shows; blocks recomputed and the initial state tuned."""
     torch.manual_seed(0)
-    config = tiny_config("run")
-    config["backbone"] = {**config["backbone"], "name": backbone}
-    model = build_model(config)
-    tune_state("state", model.backbone)
+    model = tiny_model(backbone={**tiny_config("run")["backbone"], "name": backbone})
+    model.backbone.tune_state("state")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
@@ -44,18 +41,19 @@ def learn(model, row):
     return torch.cat([loss.total.detach().double()[None], *(gradient.flatten().double() for gradient in gradients)])
 
 
-def compare(rank, processes, file):
+def compare(processes, file, rank):
     dist.init_process_group("gloo")
     found = {}
     for backbone in RECURRENT:
-        right, model, neighbours = learn(model_of(backbone), long_row()), model_of(backbone), Neighbours(processes)
-        recompute_blocks(model)
-        read_together(model.backbone, neighbours)
-        mine = learn(model, with_agreed_frames(neighbours.share(long_row()), model))
-        neighbours.finish()
+        expected = learn(model_of(backbone), long_row())
+        model, group = model_of(backbone), SequenceParallelGroup(processes)
+        checkpoint_blocks(model)
+        read_together(model.backbone, group)
+        mine = learn(model, with_equal_frames(group.share(long_row()), model))
+        group.finish()
         dist.all_reduce(mine)
-        found[f"{backbone} on {processes}"] = [float((mine[0] - right[0]).abs() / right[0]),
-                                               float((mine[1:] - right[1:]).norm() / right[1:].norm())]
+        found[f"{backbone} on {processes}"] = [float((mine[0] - expected[0]).abs() / expected[0]),
+                                               float((mine[1:] - expected[1:]).norm() / expected[1:].norm())]
     if rank == 0:
         file.write_text(json.dumps(found))
 
@@ -63,13 +61,13 @@ def compare(rank, processes, file):
 if __name__ == "__main__":
     for name in RECURRENT:
         BACKBONE.get(name)
-    told = {}
+    differences = {}
     with tempfile.TemporaryDirectory() as folder:
         for processes in (2, 4):
             file = Path(folder, "found.json")
-            if not fork(lambda rank, processes=processes, file=file: compare(rank, processes, file), processes):
+            if not fork(partial(compare, processes, file), processes):
                 sys.exit("a rank failed")
-            told |= json.loads(file.read_text())
-    sys.stdout.write(json.dumps(told))
+            differences |= json.loads(file.read_text())
+    sys.stdout.write(json.dumps(differences))
     sys.stdout.flush()
     os._exit(0)

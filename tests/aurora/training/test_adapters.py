@@ -5,18 +5,17 @@ from collections import Counter
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import MadeRows, curve, tiny_config
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from aurora.adapters.attach import attach_adapters
-from aurora.assemble import build_model
-from aurora.checkpoint import load_model, save_model
+from aurora.config import ModelConfig
 from aurora.errors import AuroraError
-from aurora.training.checkpoints import checkpoint_at
-from aurora.training.optim import choose_learned, parameter_groups
-from aurora.training.recipe import TrainerOptions, read_recipe
-from aurora.training.run import train
-from aurora.training.sharding import shard
+from aurora.recipe import TrainerOptions
+from aurora.testing.training import MadeRows, curve, tiny_config, tiny_model, tiny_recipe, train
+from aurora.training.checkpoint.layout import checkpoint_path, read_checkpoint
+from aurora.training.distributed.strategies import shard
+from aurora.training.optim import parameter_groups, set_trainable
+from aurora.weights.adapters import attach_adapters
+from aurora.weights.model_folder import load_model, save_model
 
 STEPS = 4
 LORA = {"backbone": {"lora": {"rank": 4, "alpha": 8, "dropout": 0.1}}}
@@ -29,14 +28,13 @@ TUNED = "backbone.initial_state.wkv"
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A model in which nothing is silent; an untrained RWKV-6 starts with zeros."""
-    config = tiny_config("run")
     torch.manual_seed(0)
-    model = build_model(config)
+    model = tiny_model()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     folder = tmp_path_factory.mktemp("base") / "model"
-    save_model(model, config, folder)
+    save_model(model, ModelConfig.parse(tiny_config("run")), folder)
     return folder
 
 
@@ -54,9 +52,9 @@ def weights(folder):
 
 def stored(run):
     """All tensors of the checkpoint after the second step, whole."""
-    checkpoint = checkpoint_at(run / "tuned" / "checkpoints", 2)
-    told = HuggingFaceStorageReader(str(checkpoint.path)).read_metadata().state_dict_metadata
-    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in told.items()}
+    checkpoint = read_checkpoint(checkpoint_path(run / "tuned" / "checkpoints", 2))
+    listed = HuggingFaceStorageReader(str(checkpoint.path)).read_metadata().state_dict_metadata
+    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in listed.items()}
     checkpoint.load(tensors, None)
     return tensors
 
@@ -167,32 +165,30 @@ def test_two_processes_with_sharded_bfloat16_weights_learn_what_one_does(base, t
 
 
 def test_sharding_refuses_learned_weights_of_two_dtypes_in_one_unit():
-    entry = {**tiny_config("run")["stages"]["first"], "trained": ["vision"],
-             "adapters": {"backbone": {"lora": {"targets": ["head"]}}}}
-    recipe = read_recipe("s", entry)
-    model = build_model({**tiny_config("run"), "dtype": "bfloat16"})
+    recipe = tiny_recipe(trained=["vision"], adapters={"backbone": {"lora": {"targets": ["head"]}}})
+    model = tiny_model(dtype="bfloat16")
     attach_adapters("s", model, recipe.adapters)
-    choose_learned(model, recipe)
+    set_trainable(model, recipe)
     with pytest.raises(AuroraError, match="cannot train a slot whole beside a float32 LoRA on layers outside"):
         shard(model, None, TrainerOptions())
 
 
 def test_adapters_have_their_own_rates_and_states_are_never_decayed():
     adapters = {"backbone": {"lora": {"lr_scale": 0.5}, "state": {"lr_scale": 30.0}}}
-    recipe = read_recipe("s", {**tiny_config("run")["stages"]["first"], "adapters": adapters, "weight_decay": 0.1})
-    model = build_model(tiny_config("run"))
+    recipe = tiny_recipe(adapters=adapters, weight_decay=0.1)
+    model = tiny_model()
     attach_adapters("s", model, recipe.adapters)
-    choose_learned(model, recipe)
+    set_trainable(model, recipe)
     groups = {(group["scale"], group["weight_decay"]): len(group["params"])
               for group in parameter_groups(model, recipe)}
     assert groups == {(0.5, 0.1): 32, (30.0, 0.0): 1, (1.0, 0.1): 2, (1.0, 0.0): 2}
 
 
 def test_what_lies_under_an_adapter_stays_in_evaluation_mode():
-    model = build_model(tiny_config("run"))
-    recipe = read_recipe("s", {**tiny_config("run")["stages"]["first"], "trained": [], "adapters": LORA})
+    model = tiny_model()
+    recipe = tiny_recipe(trained=[], adapters=LORA)
     attach_adapters("s", model, recipe.adapters)
-    choose_learned(model, recipe)
+    set_trainable(model, recipe)
     training = {type(module).__name__ for module in model.backbone.modules() if module.training}
     assert training == {"ModuleDict", "Dropout"}
 
@@ -201,7 +197,7 @@ def test_what_lies_under_an_adapter_stays_in_evaluation_mode():
     ("adapters", "message"),
     [
         ({"backbone": {"lora": {"targets": ["atention"]}}},
-         r"stages\.tuned\.adapters\.backbone\.lora\.targets: 'atention' is the name of no linear layer of RWKV6"),
+         r"stages\.tuned\.adapters\.backbone\.lora\.targets: 'atention' is not the name of a linear layer of RWKV6"),
         ({"backbone": {"state": {"states": ["vkw"]}}},
          r"\.backbone\.state\.states: RWKV6 has no state 'vkw'. Known: att_shift, wkv, ffn_shift"),
         ({"backbone": {"lora": {"rank": 0}}}, r"stages\.tuned\.adapters\.backbone\.lora\.rank is 0"),
@@ -213,7 +209,7 @@ def test_adapters_that_do_not_fit_are_refused_before_anything_starts(base, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_the_head_says_what_is_adapted(base, tmp_path, capfd):
+def test_the_summary_says_what_is_adapted(base, tmp_path, capfd):
     train(stage_config(tmp_path, base, EVERYTHING, steps=1))
     said = capfd.readouterr().out
     assert "LoRA of rank 2 on 8 layers of vision, LoRA of rank 2 on 9 layers of backbone, " \

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tiny_training import curve, free_port, start, start_ranks, tiny_config
 
 from aurora.errors import AuroraError
-from aurora.training.checkpoints import CHECKPOINTS, checkpoint_path, is_committed
-from aurora.training.launch import Place, find_place, fitted
-from aurora.training.logs import CURVE_FILE
-from aurora.training.recipe import TrainerOptions, read_options
-from aurora.training.watchdog import HUNG_EXIT
+from aurora.options import read_fields
+from aurora.recipe import TrainerOptions
+from aurora.testing.training import curve, free_port, start, start_ranks, tiny_config
+from aurora.training.callbacks.csv_logger import METRICS_FILE
+from aurora.training.callbacks.watchdog import TRY_AGAIN
+from aurora.training.checkpoint.layout import CHECKPOINTS, checkpoint_path, is_committed
+from aurora.training.distributed.rendezvous import Rank, fitted, rank_from_env
 
 STEPS = 8
 MODEL = Path("first", "model", "model.safetensors")
@@ -187,12 +188,12 @@ def test_a_lost_rank_ends_the_other_and_no_step_is_missing(runs):
 
 def test_one_hung_rank_ends_all_and_leaves_the_stacks_of_all(runs):
     config = runs.config(strategy="fsdp", watchdog_seconds=2)
-    assert runs.run(config, 2, HANG="9") == [HUNG_EXIT] * 2
+    assert runs.run(config, 2, HANG="9") == [TRY_AGAIN] * 2
     stacks = Path(config["run"]) / "first" / "stacks"
     assert "in __iter__" in (stacks / "rank-1.txt").read_text()  # row 9 is the second process's
     assert "in training_step" in (stacks / "rank-0.txt").read_text()
     for rank in range(2):
-        assert f"{stacks} tells where every process stood" in runs.said(rank)
+        assert f"{stacks} shows where every process stood" in runs.said(rank)
 
 
 def test_a_process_that_holds_the_interpreter_is_ended_as_well(runs):
@@ -247,7 +248,7 @@ def test_a_spike_that_rolls_back_leaves_the_weights_of_the_newest_checkpoint(run
     before, after = (load_file(next(checkpoint_path(folder, step).glob("shard-*"))) for step in (4, 6))
     assert before.keys() == after.keys() and all(before[name].equal(after[name]) for name in before)
     assert runs.finish(processes) == [0]
-    assert "step 6 was a spike: the weights are those after step 4 again" in runs.said()
+    assert "step 6 was a spike: rolled back to the weights after step 4" in runs.said()
 
 
 def test_a_run_killed_after_a_spike_goes_on_exactly(runs):
@@ -262,13 +263,13 @@ def test_a_run_killed_after_a_spike_goes_on_exactly(runs):
 
 
 @pytest.mark.parametrize(("spike", "message"), [
-    ({"factor": 1.0}, "factor is 1.0; it must be above 1"),
+    ({"factor": 1.0}, "factor is 1.0; it must be a number above 1"),
     ({"factor": 2.0, "window": 1}, "window is 1"),
     ({"factor": 2.0, "action": "panic"}, "'panic' is unknown"),
 ])
 def test_a_spike_that_makes_no_sense_is_refused(spike, message):
     with pytest.raises(AuroraError, match=message):
-        read_options({"spike": spike})
+        read_fields(TrainerOptions, "trainer", {"spike": spike})
 
 
 # ---- disks
@@ -308,7 +309,7 @@ def test_a_curve_that_cannot_be_written_is_told_once_and_ends_no_run(runs):
     config = runs.config()
     processes = runs.start(config, SECONDS_PER_ROW="0.03")
     runs.wait_for_step(config, 2, processes)
-    path = Path(config["run"]) / "first" / CURVE_FILE
+    path = Path(config["run"]) / "first" / METRICS_FILE
     path.unlink()
     path.mkdir()
     assert runs.finish(processes) == [0], runs.said()
@@ -335,12 +336,12 @@ def test_what_is_lost_with_a_broken_checkpoint_is_said(runs, uninterrupted):
     shard = next(checkpoint_path(Path(config["run"]) / "first" / CHECKPOINTS, 6).glob("shard-*"))
     shard.write_bytes(bytes(shard.stat().st_size))
     assert runs.run(config) == [0]
-    assert "going back to step-3: 3 steps are lost and made again" in runs.said()
+    assert "going back to step-3: 3 steps are lost and taken again" in runs.said()
     assert_same(config, uninterrupted[1])
 
 
 def test_no_decision_of_training_depends_on_the_clock_on_the_wall():
-    sources = (Path(__file__).parents[3] / "aurora" / "training").glob("*.py")
+    sources = (Path(__file__).parents[3] / "aurora" / "training").rglob("*.py")
     assert not [path.name for path in sources if re.search(r"time\.time\(|datetime\.|st_.time", path.read_text())]
 
 
@@ -455,9 +456,9 @@ def test_the_last_stage_with_a_missing_predecessor_names_the_command(runs):
 
 def test_processes_that_srun_started_meet_at_the_first_node(runs, uninterrupted):
     config = runs.config(strategy="fsdp")
-    told = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "127.0.0.[1,9]",
+    reported = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "127.0.0.[1,9]",
             "SLURM_JOB_ID": str(os.getpid()), "SLURM_LOCALID": "0", "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [start(config, runs.folder / f"log-{rank}", SLURM_PROCID=str(rank), **told) for rank in range(2)]
+    processes = [start(config, runs.folder / f"log-{rank}", SLURM_PROCID=str(rank), **reported) for rank in range(2)]
     assert runs.finish(processes) == [0, 0], (runs.folder / "log-0").read_text()
     assert_same(config, uninterrupted[2])
 
@@ -473,13 +474,13 @@ TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE
 @pytest.mark.parametrize(("environment", "launcher"), [(SRUN, "srun"), (TORCHRUN, "torchrun"),
                                                        (SRUN | TORCHRUN, "torchrun")])
 def test_a_launcher_says_the_place_of_a_process(environment, launcher):
-    place = find_place(environment)
-    assert place == Place(rank=5, world=8, local=1, per_node=4, launcher=launcher) and place.nodes == 2
+    place = rank_from_env(environment)
+    assert place == Rank(rank=5, world=8, local=1, per_node=4, launcher=launcher) and place.nodes == 2
 
 
 @pytest.mark.parametrize("environment", [{}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, {"LOCAL_RANK": "1"}])
 def test_a_process_that_no_launcher_started_is_alone(environment):
-    assert find_place(environment) is None
+    assert rank_from_env(environment) is None
 
 
 @pytest.mark.parametrize(("environment", "message"), [
@@ -488,11 +489,11 @@ def test_a_process_that_no_launcher_started_is_alone(environment):
 ])
 def test_half_a_place_is_an_error(environment, message):
     with pytest.raises(AuroraError, match=message):
-        find_place(environment)
+        rank_from_env(environment)
 
 
 def test_another_number_of_devices_than_the_launcher_started_is_an_error():
-    place = find_place(TORCHRUN)
+    place = rank_from_env(TORCHRUN)
     assert fitted(TrainerOptions(), place).devices == 4
     with pytest.raises(AuroraError, match=r"trainer\.devices is 2, but torchrun started 4"):
         fitted(TrainerOptions(devices=2), place)

@@ -14,6 +14,7 @@ def short(monkeypatch):
     monkeypatch.setattr(kill_runs, "STEPS", 6)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("kind", "kills"), [("one process", 2), ("two with whole weights", 1), ("two with shards", 1)])
 def test_nobody_can_tell_from_the_outcome_that_a_run_was_killed(tmp_path, kind, kills):
     assert f"{kills} kills" in kill_runs.check(tmp_path / "runs", kind, kills, random.Random(2))

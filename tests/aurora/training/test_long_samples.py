@@ -1,11 +1,10 @@
 """Training on samples that are laid over several rows, through the whole path."""
 
 import pytest
-from tiny_training import curve, tiny_config
 
-from aurora.training.run import train
-from datamodules._samples import ShardSample
-from datamodules._shards import write_shards
+from aurora.testing.training import curve, tiny_config, train
+from datamodules.shards.format import ShardSample
+from datamodules.shards.writing import write_shards
 
 
 def test_a_step_over_several_rows_has_the_loss_of_one_over_one_row(tmp_path):

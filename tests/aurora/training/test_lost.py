@@ -3,12 +3,12 @@ import time
 
 import pytest
 import torch.distributed as dist
-from tiny_training import free_port, start, start_ranks, tiny_config
 
 from aurora.errors import TRY_AGAIN
-from aurora.training.checkpoints import CHECKPOINTS, checkpoint_path, is_committed
-from aurora.training.lock import held
-from aurora.training.lost import says_lost
+from aurora.testing.training import free_port, start, start_ranks, tiny_config
+from aurora.training.checkpoint.layout import CHECKPOINTS, checkpoint_path, is_committed
+from aurora.training.checkpoint.run_folder import locked
+from aurora.training.distributed.collectives import is_peer_failure
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] "
 
@@ -65,16 +65,17 @@ def test_whoever_loses_a_process_says_so_in_one_line_and_keeps_the_traceback(tmp
 def test_the_next_attempt_does_not_mind_what_the_one_before_has_left_in_the_store_of_torchrun(tmp_path, ranks):
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     config = {**first_stage(tmp_path, "ddp"), "data": {"name": "made_rows", "steps": 4}}
-    told = {"port": store.port, "TORCHELASTIC_USE_AGENT_STORE": "True", "SECONDS_PER_ROW": "0.02"}
-    processes = ranks(config, 2, TORCHELASTIC_RESTART_COUNT="0", **told)
+    reported = {"port": store.port, "TORCHELASTIC_USE_AGENT_STORE": "True", "SECONDS_PER_ROW": "0.02"}
+    processes = ranks(config, 2, TORCHELASTIC_RESTART_COUNT="0", **reported)
     folder = tmp_path / "run" / "first"
     wait_until(lambda: is_committed(checkpoint_path(folder / CHECKPOINTS, 1)), processes[0])
     processes[1].kill()
     assert end(processes) == [TRY_AGAIN, -9]
-    assert end(ranks(config, 2, TORCHELASTIC_RESTART_COUNT="1", **told)) == [0, 0]
-    assert "going on after step" in (tmp_path / "said-0").read_text()
+    assert end(ranks(config, 2, TORCHELASTIC_RESTART_COUNT="1", **reported)) == [0, 0]
+    assert "resuming after step" in (tmp_path / "said-0").read_text()
 
 
+@pytest.mark.process
 def test_a_meeting_that_the_first_process_gives_up_is_told_in_one_line(tmp_path):
     place = {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     config = first_stage(tmp_path, "ddp", rendezvous_seconds=1)
@@ -88,7 +89,7 @@ def test_a_meeting_that_the_first_process_gives_up_is_told_in_one_line(tmp_path)
 
 
 def test_a_process_lost_before_training_is_told_in_one_line(tmp_path, ranks):
-    with held(tmp_path / "run" / "first", patience=0, tell=print):
+    with locked(tmp_path / "run" / "first", patience=0, report=print):
         processes = ranks(first_stage(tmp_path, "ddp"), 2)
         said = tmp_path / "said-0"
         wait_until(lambda: said.exists() and "waiting for process" in said.read_text(), processes[0])
@@ -96,7 +97,7 @@ def test_a_process_lost_before_training_is_told_in_one_line(tmp_path, ranks):
         assert end(processes) == [-9, TRY_AGAIN]
     said = (tmp_path / "said-1").read_text()
     assert "rank 1 on" in said and "lost another process outside of training" in said and said.count("\n") == 1
-    assert "agreed" in (tmp_path / "run" / "stacks" / "rank-1.txt").read_text()
+    assert "on_all_ranks" in (tmp_path / "run" / "stacks" / "rank-1.txt").read_text()
 
 
 def test_a_defect_of_one_rank_is_printed_whole_and_the_other_says_that_it_lost_a_process(tmp_path, ranks):
@@ -116,7 +117,7 @@ def test_a_defect_of_one_rank_is_printed_whole_and_the_other_says_that_it_lost_a
     dist.DistStoreError("wait timeout after 300000ms, keys: /worker/1"),
 ])
 def test_what_libraries_say_of_a_connection_that_is_gone_is_a_lost_process(error):
-    assert says_lost(error)
+    assert is_peer_failure(error)
 
 
 @pytest.mark.parametrize("error", [
@@ -127,4 +128,4 @@ def test_what_libraries_say_of_a_connection_that_is_gone_is_a_lost_process(error
     ConnectionResetError("Connection reset by peer"),
 ])
 def test_other_errors_are_not(error):
-    assert not says_lost(error)
+    assert not is_peer_failure(error)

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_training import curve, start, start_ranks, tiny_config
 
-from aurora.training.logs import read_curve
-from datamodules._samples import ShardSample
-from datamodules._shards import write_shards
+from aurora.testing.training import curve, start, start_ranks, tiny_config
+from aurora.training.callbacks.csv_logger import read_metrics
+from datamodules.shards.format import ShardSample
+from datamodules.shards.writing import write_shards
 
 SAMPLES, EPOCHS = 24, 2
 APART = 8  # rows between two signals to a run's workers: all of them have built some of them
@@ -47,9 +47,9 @@ class Run:
         config["stages"]["first"].update(mixture={"pictures": 1}, global_batch=4, epochs=EPOCHS)
         config["trainer"].update(strategy="auto" if world == 1 else "ddp", checkpoint_every=1000)
         self.folder, self.rows = folder, SAMPLES * EPOCHS // world
-        told = {"ROW_LOG": str(folder / "rows"), "START_SECONDS": "2"}
-        self.processes = ([start(config, folder / "said-0", **told)] if world == 1 else
-                          start_ranks(config, folder / "said", world, **told))
+        reported = {"ROW_LOG": str(folder / "rows"), "SET": "datamodules.loading.supervisor.START_SECONDS=2"}
+        self.processes = ([start(config, folder / "said-0", **reported)] if world == 1 else
+                          start_ranks(config, folder / "said", world, **reported))
 
     def read(self, rank):
         """The rows that a process was given, one by one."""
@@ -116,4 +116,4 @@ def test_workers_that_are_killed_or_stop_change_nothing_and_are_counted_and_told
     for rank in range(world):
         assert len(run.read(rank)) == run.rows and run.read(rank) == whole.read(rank)
         assert run.said(rank).count("is started again") == lost[rank]
-    assert int(read_curve(run.folder / "run" / "first")[-1]["worker_deaths"]) == lost[0]
+    assert float(read_metrics(run.folder / "run" / "first")[-1]["worker_deaths"]) == lost[0]

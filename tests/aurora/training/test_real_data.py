@@ -1,60 +1,37 @@
 """Training on real shards through the real data module: the position of the rows is that of the optimizer."""
 
-import io
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from PIL import Image
-from tiny_training import curve, tiny_config
 
 from aurora.errors import AuroraError
+from aurora.testing.training import curve, train
 from aurora.training.module import AuroraModule
-from aurora.training.run import train
-from datamodules._samples import ShardSample
-from datamodules._shards import write_shards
-
-WORDS = ("red", "green", "blue", "one", "two", "a square", "a circle")
+from datamodules.shards.writing import write_shards
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
+def shards(tmp_path_factory, sample):
     """Twenty-two images with a question each, in two shards."""
     root = tmp_path_factory.mktemp("data")
     write_shards([sample(number) for number in range(22)], root / "pictures", samples_per_shard=11)
     return root
 
 
-def sample(number):
-    pixels = io.BytesIO()
-    Image.fromarray(np.full((16, 16, 3), number * 10, np.uint8)).save(pixels, "png")
-    turns = [{"from": "human", "value": "<image>\nWhat is it?"},
-             {"from": "gpt", "value": f"{WORDS[number % 7]} {number}"}]
-    return ShardSample(f"{number:04d}", {"image": "png", "conversations": turns}, {"png": pixels.getvalue()})
-
-
-def config_for(run, root):
-    config = {**tiny_config(run), "stage": "first"}
-    config["data"] = {"name": "webdataset", "root": str(root), "row_tokens": 200, "row_frames": 4, "frames": 2,
-                      "workers": 0}
-    config["stages"]["first"].update(mixture={"pictures": 2}, global_batch=6, epochs=2)
-    return config
-
-
-def test_a_run_on_shards_goes_on_exactly_where_it_broke(shards, tmp_path, monkeypatch):
+def test_a_run_on_shards_goes_on_exactly_where_it_broke(shards, tmp_path, monkeypatch, config_for):
     train(config_for(tmp_path / "whole", shards))
     config = config_for(tmp_path / "broken", shards)
     whole = curve(tmp_path / "whole", "first")
     for step in (3, len(whole) - 2):
-        plain = AuroraModule.training_step
+        plain = AuroraModule.learn
 
-        def break_down(self, batch, batch_idx, plain=plain, step=step):
-            if self.step == step and not batch.closes_step:
+        def break_down(self, row, plain=plain, step=step):
+            if self.trainer.global_step == step and not row.closes_step:
                 raise RuntimeError("power cut")
-            return plain(self, batch, batch_idx)
+            plain(self, row)
 
         with monkeypatch.context() as patched:
-            patched.setattr(AuroraModule, "training_step", break_down)
+            patched.setattr(AuroraModule, "learn", break_down)
             with pytest.raises(RuntimeError, match="power cut"):
                 train(config)
     train(config)
@@ -62,7 +39,7 @@ def test_a_run_on_shards_goes_on_exactly_where_it_broke(shards, tmp_path, monkey
     assert [row for row, _ in whole] == list(range(1, len(whole) + 1))
 
 
-def test_samples_that_could_not_be_read_are_told_of_at_the_end(tmp_path, capfd):
+def test_samples_that_could_not_be_read_are_told_of_at_the_end(tmp_path, capfd, config_for, sample):
     whole = [sample(number) for number in range(22)]
     cut = replace(whole[3], media={"png": whole[3].media["png"][:50]})
     write_shards([*whole[:3], cut, *whole[4:]], tmp_path / "data" / "pictures")
@@ -71,12 +48,12 @@ def test_samples_that_could_not_be_read_are_told_of_at_the_end(tmp_path, capfd):
     train(config)
     listed = tmp_path / "first" / "bad_samples.jsonl"
     # twice per epoch, two epochs
-    told = f"first: 4 samples could not be read and were left out; they are listed in {listed}"
-    assert told in capfd.readouterr().out
+    reported = f"first: 4 samples could not be read and were left out; they are listed in {listed}"
+    assert reported in capfd.readouterr().out
     assert len(listed.read_text().splitlines()) == 4
 
 
-def test_a_missing_dataset_is_named_before_anything_starts(tmp_path, capfd):
+def test_a_missing_dataset_is_named_before_anything_starts(tmp_path, capfd, config_for):
     with pytest.raises(AuroraError, match=f"below data.root {tmp_path}: pictures;"):
         train(config_for(tmp_path / "run", tmp_path))
     assert capfd.readouterr().out == "" and not (tmp_path / "run").exists()

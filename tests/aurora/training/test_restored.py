@@ -1,12 +1,11 @@
 import pytest
-from tiny_training import tiny_config
 
-from aurora.checkpoint import load_model
 from aurora.cli import main
 from aurora.errors import AuroraError
-from aurora.training.checkpoints import checkpoint_path
-from aurora.training.restored import is_checkpoint, restored_model
-from aurora.training.run import train
+from aurora.testing.training import tiny_config, train
+from aurora.training.checkpoint.layout import checkpoint_path
+from aurora.training.stage import from_checkpoint, is_checkpoint
+from aurora.weights.model_folder import load_model
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +22,7 @@ def run(tmp_path_factory):
 def test_the_last_checkpoint_is_the_model_of_the_stage(run, stage):
     folder = checkpoint_path(run / stage / "checkpoints", 3)
     assert is_checkpoint(folder) and not is_checkpoint(run / stage / "model")
-    found, expected = restored_model(folder)[0].state_dict(), load_model(run / stage / "model")[0].state_dict()
+    found, expected = from_checkpoint(folder)[0].state_dict(), load_model(run / stage / "model")[0].state_dict()
     assert found.keys() == expected.keys() and all(found[name].equal(expected[name]) for name in expected)
 
 
@@ -39,4 +38,4 @@ def test_a_broken_checkpoint_is_no_model(run):
     shard = next(folder.glob("shard-*"))
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(AuroraError, match="is broken"):
-        restored_model(folder)
+        from_checkpoint(folder)

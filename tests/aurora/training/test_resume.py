@@ -3,12 +3,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_training import MadeRows, curve, tiny_config
 
-from aurora.checkpoint import load_model
 from aurora.errors import AuroraError
-from aurora.training.checkpoints import newest_checkpoint
-from aurora.training.run import train
+from aurora.testing.training import MadeRows, curve, tiny_config, train
+from aurora.training.checkpoint.layout import newest_checkpoint
+from aurora.weights.model_folder import load_model
 
 STEPS = 8
 
@@ -72,7 +71,7 @@ def test_a_broken_newest_checkpoint_costs_only_the_steps_after_the_one_before(co
     shard.write_bytes(shard.read_bytes()[:-100])
     train(config)
     said = capfd.readouterr().out
-    assert "step-5 is broken" in said and "going on after step 4" in said
+    assert "step-5 is broken" in said and "resuming after step 4" in said
     assert_same_run(config["run"], uninterrupted)
 
 
@@ -97,7 +96,7 @@ def test_a_run_cannot_be_resumed_with_another_configuration(config, monkeypatch)
 
 def test_checkpoints_leave_out_what_is_frozen(tmp_path):
     train({**tiny_config(tmp_path, steps=1), "stage": "first"})
-    stored = newest_checkpoint(tmp_path / "first" / "checkpoints", print).names()
+    stored = newest_checkpoint(tmp_path / "first" / "checkpoints", print).shapes()
     connector = dict(load_model(tmp_path / "first" / "model")[0].named_parameters(prefix=""))
     assert {name.removeprefix("weights.") for name in stored if name.startswith("weights.")} == {
         name for name in connector if name.startswith("connector.")}

@@ -5,21 +5,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_pieces import RECURRENT
-from tiny_training import tiny_config
 
-from aurora.assemble import build_model
 from aurora.errors import AuroraError
-from aurora.training.sequence import read_together
+from aurora.registry import BACKBONE
+from aurora.testing.training import ROOT, tiny_model
+from aurora.training.sequence_parallel import read_together
 
-FOLDER = Path(__file__).parent
+RECURRENT = [name for name in BACKBONE.known() if name not in ("hf", "transformer")]
 
 
 @pytest.fixture(scope="module")
 def differences():
-    done = subprocess.run([sys.executable, "-W", "error", str(FOLDER / "read_together.py")], capture_output=True,
-                          text=True, timeout=120,
-                          env={**os.environ, "PYTHONPATH": str(FOLDER.parents[2]), "OMP_NUM_THREADS": "1"})
+    script = Path(__file__).with_name("read_together.py")
+    done = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)
 
@@ -32,8 +31,7 @@ def test_ranks_that_share_a_row_learn_what_one_does(backbone, processes, differe
 
 
 def test_a_backbone_that_hides_its_states_is_refused():
-    model = build_model({**tiny_config("run"), "backbone": {"name": "rwkv6", "hidden_size": 16, "layers": 1,
-                                                            "head_size": 8}})
+    model = tiny_model()
     model.backbone.block_class = type(model.backbone.ln_out)
     with pytest.raises(AuroraError, match="blocks of RWKV6 do not take and give their state"):
         read_together(model.backbone, None)

@@ -4,13 +4,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_training import exit_codes, start, start_ranks, tiny_config
 
-from aurora.checkpoint import load_model
 from aurora.errors import AuroraError
-from aurora.training.checkpoints import CHECKPOINTS, checkpoint_path, is_committed
-from aurora.training.logs import read_curve
-from aurora.training.run import plan_stages, train
+from aurora.testing.training import exit_codes, plan_stages, start, start_ranks, tiny_config, train
+from aurora.training.callbacks.csv_logger import read_metrics
+from aurora.training.checkpoint.layout import CHECKPOINTS, checkpoint_path, is_committed
+from aurora.weights.model_folder import load_model
 
 LIGHTNING = "lightning.pytorch.callbacks."
 STEPS = 12
@@ -27,7 +26,7 @@ def config_of(run, callbacks, *, every=2, **trainer):
 
 
 def steps(run, stage="first"):
-    return [int(row["step"]) for row in read_curve(Path(run) / stage)]
+    return [int(row["step"]) for row in read_metrics(Path(run) / stage)]
 
 
 OWN = """
@@ -39,14 +38,14 @@ class Own(L.Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if self.kind == "counts":
-            self.log("rows_seen", float(batch_idx + 1))
-        if self.kind == "fails" and module.step == 3:
+            self.log("samples_seen", float(batch.samples))
+        if self.kind == "fails" and trainer.global_step == 3:
             {}["nothing"]
         last = module.global_rank == trainer.world_size - 1
-        if self.kind == "stops" and last and module.step == 3 and not batch.closes_step:
+        if self.kind == "stops" and last and trainer.global_step == 4:
             trainer.should_stop = True
-        if self.kind == "remembers" and batch.closes_step:
-            self.seen.append((module.step, trainer.callback_metrics["loss"]))
+        if self.kind == "remembers":
+            self.seen.append((trainer.global_step, trainer.callback_metrics["loss"]))
             print("remembers", [float(loss) for _, loss in self.seen], flush=True)
 
     def state_dict(self):
@@ -81,9 +80,9 @@ def processes(tmp_path, monkeypatch):
     started = []
 
     def begin(config, world=1):
-        told = {"SECONDS_PER_ROW": "0.01"}
+        reported = {"SECONDS_PER_ROW": "0.01"}
         log = tmp_path / f"said-{len(started)}"
-        found = [start(config, f"{log}-0", **told)] if world == 1 else start_ranks(config, log, world, **told)
+        found = [start(config, f"{log}-0", **reported)] if world == 1 else start_ranks(config, log, world, **reported)
         started.extend(found)
         return found, Path(f"{log}-0")
 
@@ -113,7 +112,7 @@ def test_a_stage_ends_where_the_held_out_loss_no_longer_falls_and_the_next_one_g
 def test_a_stage_that_comes_to_its_end_was_ended_by_no_callback(tmp_path, capfd):
     train(config_of(tmp_path, {"patience": {**PATIENT, "patience": 100}}, every=STEPS, checkpoint_every=1000))
     state = checkpoint_path(tmp_path / "first" / CHECKPOINTS, STEPS) / "state.json"
-    assert json.loads(state.read_text())["callbacks"]["ended"] is None
+    assert json.loads(state.read_text())["run"]["ended"] is False
     assert steps(tmp_path)[-1] == STEPS and "ended after" not in capfd.readouterr().out
 
 
@@ -183,17 +182,32 @@ def test_what_a_callback_keeps_goes_through_a_stop_exactly(tmp_path, own, proces
     assert kept == expected and expected.count(",") == STEPS - 1
 
 
-def test_what_cannot_be_written_without_pickle_is_refused_with_the_name_of_the_callback(tmp_path, own):
-    with pytest.raises(AuroraError, match=r"trainer\.callbacks\.mine: .* of Own gives\.made is a function"):
+def test_callback_state_that_json_cannot_hold_is_refused_with_the_name_of_the_callback(tmp_path, own):
+    with pytest.raises(AuroraError, match=r"checkpoint\.callbacks\.Own\.made is a function"):
         train(config_of(tmp_path / "run", own("unwritable"), every=None))
 
 
-def test_the_state_of_another_callback_is_refused_by_name(tmp_path, own):
-    train({**config_of(tmp_path / "run", own("remembers"), every=None)})
-    done = tmp_path / "run" / "first" / "done.json"
-    done.unlink()
-    with pytest.raises(AuroraError, match=r"trainer\.callbacks\.mine failed after step 0: KeyError: 'wait_count'"):
-        train(config_of(tmp_path / "run", {"mine": PATIENT}))
+def test_the_state_of_a_callback_that_was_taken_away_is_warned_of(tmp_path, own):
+    train(config_of(tmp_path / "run", own("remembers"), every=None))
+    (tmp_path / "run" / "first" / "done.json").unlink()
+    with pytest.warns(UserWarning, match="Please add the following callbacks.*Own"):
+        train(config_of(tmp_path / "run", {}, every=None))
+
+
+def test_the_best_checkpoints_by_validation_loss_are_kept(tmp_path):
+    best = {"_target_": f"{LIGHTNING}ModelCheckpoint", "dirpath": str(tmp_path / "best"), "monitor": "val_loss",
+            "save_top_k": 2, "filename": "{step}"}
+    train(config_of(tmp_path / "run", {"best": best}))
+    losses = {int(row["step"]): float(row["val_loss"]) for row in read_metrics(tmp_path / "run" / "first")
+              if row["val_loss"]}
+    kept = {int(path.name.split("=")[1].removesuffix(".ckpt")) for path in (tmp_path / "best").glob("*.ckpt")}
+    assert kept == set(sorted(losses, key=losses.get)[:2])
+
+
+def test_a_callback_may_write_into_checkpoints(tmp_path, own):
+    train(config_of(tmp_path / "run", own("", "Elsewhere"), every=None))
+    state = checkpoint_path(tmp_path / "run" / "first" / CHECKPOINTS, STEPS) / "state.json"
+    assert json.loads(state.read_text())["mine"] == 1
 
 
 # ---- curves and errors
@@ -202,10 +216,11 @@ def test_the_state_of_another_callback_is_refused_by_name(tmp_path, own):
 def test_what_callbacks_log_stands_in_the_line_of_the_last_step_taken(tmp_path, own):
     entries = {**own("counts"), "rates": {"_target_": f"{LIGHTNING}LearningRateMonitor"}}
     train(config_of(tmp_path / "run", entries, every=None))
-    rows = read_curve(tmp_path / "run" / "first")
+    rows = read_metrics(tmp_path / "run" / "first")
     assert [int(row["step"]) for row in rows] == list(range(1, STEPS + 1))
-    assert [float(row["rows_seen"]) for row in rows[-2:]] == [47.0, 48.0]
-    assert all(float(row["lr-AdamW"]) == float(row["lr"]) for row in rows[:-1])
+    assert [float(row["samples_seen"]) for row in rows[-2:]] == [8.0, 8.0]
+    # Lightning logs the rate of the step to come
+    assert [float(row["lr-AdamW"]) for row in rows[:-1]] == [float(row["lr"]) for row in rows[1:]]
 
 
 def test_a_callback_that_fails_is_named_and_its_traceback_kept(tmp_path, own):
@@ -217,15 +232,12 @@ def test_a_callback_that_fails_is_named_and_its_traceback_kept(tmp_path, own):
 
 
 @pytest.mark.parametrize(("entry", "reason"), [
-    ({"_target_": f"{LIGHTNING}ModelCheckpoint"}, "ModelCheckpoint has no use here: trainer.checkpoint_every"),
+    ({"_target_": f"{LIGHTNING}ModelCheckpoint", "monitor": "val_loss"}, "ModelCheckpoint acts after each validation"),
     ({"_target_": f"{LIGHTNING}StochasticWeightAveraging", "swa_lrs": 0.1}, "stages.STAGE.average averages"),
-    ({"_target_": f"{LIGHTNING}TQDMProgressBar"}, "trainer.progress says what is shown"),
-    ({"_target_": f"{LIGHTNING}RichModelSummary"}, "`aurora info` describes the model"),
     ({"_target_": f"{LIGHTNING}GradientAccumulationScheduler", "scheduling": {}}, "stages.STAGE.global_batch"),
-    ({"_target_": f"{LIGHTNING}BackboneFinetuning"}, "stages.STAGE.trained says what learns"),
+    ({"_target_": f"{LIGHTNING}BackboneFinetuning"}, "stages.STAGE.trained says what is trained"),
     ({"_target_": f"{LIGHTNING}LambdaCallback"}, "it takes functions, which a config cannot hold"),
     (PATIENT, "EarlyStopping acts after each validation, and no stage has any"),
-    ({"_target_": "owns.Elsewhere", "kind": ""}, "Elsewhere has on_save_checkpoint, which is not called"),
 ])
 def test_what_has_no_use_here_is_refused_with_the_reason_before_anything_starts(tmp_path, own, entry, reason):
     with pytest.raises(AuroraError) as caught:

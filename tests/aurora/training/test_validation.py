@@ -4,18 +4,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_real_data import config_for, sample
-from tiny_training import HELD_OUT, MadeRows, exit_codes, start, start_ranks, tiny_config, train_together
 
-from aurora.checkpoint import load_model
 from aurora.config import load_config
 from aurora.errors import AuroraError
-from aurora.training.logs import read_curve
-from aurora.training.recipe import read_recipe
-from aurora.training.run import plan_stages, train
-from aurora.training.watchdog import HUNG_EXIT
-from datamodules._samples import ShardSample
-from datamodules._shards import write_shards
+from aurora.interfaces import DataModule
+from aurora.testing.training import (
+    HELD_OUT,
+    MadeRows,
+    exit_codes,
+    plan_stages,
+    start,
+    start_ranks,
+    tiny_config,
+    train,
+    train_together,
+)
+from aurora.training.callbacks.csv_logger import read_metrics
+from aurora.training.callbacks.watchdog import TRY_AGAIN
+from aurora.weights.model_folder import load_model
+from datamodules.shards.format import ShardSample
+from datamodules.shards.writing import write_shards
 
 STEPS, ROWS = 5, 8  # of a run; that are held out
 MODEL = Path("second", "model", "model.safetensors")
@@ -36,7 +44,7 @@ def plain(run, **recipe):
 
 
 def columns(run, *names, stage="second"):
-    return [tuple(row.get(name, "") for name in ("step", *names)) for row in read_curve(Path(run) / stage)]
+    return [tuple(row.get(name, "") for name in ("step", *names)) for row in read_metrics(Path(run) / stage)]
 
 
 def validated(run):
@@ -105,28 +113,38 @@ def test_the_average_of_the_weights_is_validated_where_it_becomes_the_model(whol
 def test_the_time_of_a_validation_counts_as_no_step(tmp_path, monkeypatch):
     clock, held_out, late = time.perf_counter, MadeRows._held_out, []
     monkeypatch.setattr(time, "perf_counter", lambda: clock() + 1000 * len(late))
-    monkeypatch.setattr(MadeRows, "_held_out", lambda self: late.append("a validation") or held_out(self))
+    monkeypatch.setattr(MadeRows, "_held_out",
+                        lambda self, *share: late.append("a validation") or held_out(self, *share))
     monkeypatch.setattr(MadeRows, "stops_at", 3)
     with pytest.raises(AuroraError, match="the data ended after step 3"):
         train(config_of(tmp_path, every=1))
     monkeypatch.setattr(MadeRows, "stops_at", None)
     train(config_of(tmp_path, every=1))
     found = columns(tmp_path, "seconds", "data_wait")
-    assert len(late) == STEPS + 1 and len(found) == STEPS  # one of them before the first row of the resumed run
+    assert len(late) == STEPS == len(found)  # also of the step that was saved last, before the resumed run
     assert all(float(seconds) < 1000 and float(waited) < 1 for _, seconds, waited in found)
 
 
 def test_rows_to_validate_on_are_prepared_as_those_to_learn_from(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(MadeRows, "prepare_data", lambda self: asked.append(("prepare", self.folder.name)))
-    monkeypatch.setattr(MadeRows, "setup", lambda self, stage: asked.append((stage, self.folder.name)))
+
+    def prepare_data(self):
+        asked.append(("prepare", self.folder.name))
+        DataModule.prepare_data(self)
+
+    def setup(self, stage):
+        asked.append((stage.value, self.folder.name))
+        DataModule.setup(self, stage)
+
+    monkeypatch.setattr(MadeRows, "prepare_data", prepare_data)
+    monkeypatch.setattr(MadeRows, "setup", setup)
     train(config_of(tmp_path))
     assert sorted(asked) == [("fit", "rows"), ("fit", "second"), ("prepare", "rows"), ("prepare", "second")]
 
 
-def test_shards_are_validated_on_one_dataset_after_the_other_and_bad_samples_listed_once(tmp_path):
+def test_shards_are_validated_on_one_dataset_after_the_other_and_bad_samples_listed_once(tmp_path, config_for, sample):
     for name, numbers in (("pictures", range(16)), ("birds", range(16, 22)), ("fish", range(22, 25))):
-        write_shards([sample(number) for number in numbers] + broken(name), tmp_path / "data" / name)
+        write_shards([sample(number) for number in numbers] + broken(name, sample(0)), tmp_path / "data" / name)
     config = config_for(tmp_path / "run", tmp_path / "data")
     config["data"]["max_bad_rate"] = 0.5
     config["stages"]["first"] |= {"validation": {"mixture": {"birds": 1, "fish": {"samples": 2}}, "every": 2}}
@@ -140,9 +158,8 @@ def test_shards_are_validated_on_one_dataset_after_the_other_and_bad_samples_lis
     assert len((folder / "birds" / "bad_samples.jsonl").read_text().splitlines()) == 1
 
 
-def broken(name):
+def broken(name, good):
     """A picture that cannot be read, of the birds."""
-    good = sample(0)
     return [ShardSample("9999", good.record, {"png": b"no picture"})] if name == "birds" else []
 
 
@@ -160,7 +177,6 @@ LAYOUTS = {
     "shards": (2, {"strategy": "fsdp", "reshard_after_forward": False, "checkpoint_every": 2}),
     "hybrid": (4, {"strategy": "fsdp_hybrid", "shard_size": 2, "activation_checkpointing": "block"}),
     "averaged": (2, {"strategy": "fsdp", "reshard_after_forward": False, "average": 0.9}),
-    "flat": (2, {"strategy": "fsdp1", "checkpoint_every": 2}),
     "pieces": (1, {"backprop_tokens": 5}),
     "together": (2, {"strategy": "ddp", "sequence_parallel": 2}),
 }
@@ -196,9 +212,9 @@ def begin(tmp_path):
     started = []
 
     def begin(config, world=1, **environment):
-        told = {"SECONDS_PER_HELD_OUT_ROW": "0.2", **environment}
+        reported = {"SECONDS_PER_HELD_OUT_ROW": "0.2", **environment}
         log = tmp_path / f"log-{len(started)}"
-        processes = [start(config, log, **told)] if world == 1 else start_ranks(config, log, world, **told)
+        processes = [start(config, log, **reported)] if world == 1 else start_ranks(config, log, world, **reported)
         started.extend(processes)
         reading = Path(config["run"]) / "second" / "validation" / "rows" / "reading-0"
         deadline = time.monotonic() + 60
@@ -248,7 +264,7 @@ def test_rows_that_are_read_keep_the_watchdog_quiet_and_a_row_that_hangs_does_no
     assert exit_codes(begin(config, SECONDS_PER_HELD_OUT_ROW="0.3")) == [0]
     config = config_of(tmp_path / "hung", every=STEPS)
     config["trainer"]["watchdog_seconds"] = 2.0
-    assert exit_codes(begin(config, SECONDS_PER_HELD_OUT_ROW="1000")) == [HUNG_EXIT]
+    assert exit_codes(begin(config, SECONDS_PER_HELD_OUT_ROW="1000")) == [TRY_AGAIN]
 
 
 def test_validation_may_be_added_to_a_run_that_has_begun(tmp_path, monkeypatch):
@@ -268,18 +284,19 @@ def test_validation_may_be_added_to_a_run_that_has_begun(tmp_path, monkeypatch):
     ({"every": 2, "mixtures": {}}, "has no key 'mixtures'.*mixture"),
     ({"mixture": {"rows": 1}, "every": 0}, "validation.every is 0; it must be a whole number"),
     ({"mixture": None, "every": 0}, "validation.every is 0"),
-    ({"mixture": {"rows": 1}, "max_steps": 0}, "validation.max_steps is 0; it must be null or a whole number"),
-    ({"mixture": {"rows": 0}}, "validation.mixture.rows is read 0 times"),
+    ({"mixture": {"rows": 1}, "max_steps": 0}, "validation.max_steps is 0; it must be a whole number ≥ 1 or null"),
+    ({"mixture": {"rows": 0}}, r"validation\.mixture\.datasets\.rows\.repeats is 0"),
     ({"mixture": {"datasets": {"rows": {"group": "g"}}, "groups": {"g": {"samples": 3}}}},
      "validation.mixture.groups.g.samples is 3; it must be left out"),
 ])
 def test_a_validation_that_makes_no_sense_is_refused(validation, message):
-    entry = config_of("run")["stages"]["second"] | {"validation": validation}
+    config = config_of("run")
+    config["stages"]["second"]["validation"] = validation
     with pytest.raises(AuroraError, match=message):
-        read_recipe("second", entry)
+        plan_stages(config)
 
 
-def test_a_held_out_dataset_that_is_missing_is_named_before_anything_starts(tmp_path):
+def test_a_held_out_dataset_that_is_missing_is_named_before_anything_starts(tmp_path, config_for, sample):
     write_shards([sample(0)], tmp_path / "data" / "pictures")
     config = config_for(tmp_path / "run", tmp_path / "data")
     config["stages"]["first"] |= {"validation": {"mixture": {"birds": 1}}}
@@ -294,7 +311,7 @@ def test_data_without_a_mixture_holds_nothing_out(tmp_path):
         train(config)
 
 
-def test_missing_datasets_are_dropped_where_they_may_be_but_not_all(tmp_path):
+def test_missing_datasets_are_dropped_where_they_may_be_but_not_all(tmp_path, config_for, sample):
     for name in ("pictures", "birds"):
         write_shards([sample(number) for number in range(6)], tmp_path / "data" / name)
     config = config_for(tmp_path / "run", tmp_path / "data")
@@ -308,15 +325,14 @@ def test_missing_datasets_are_dropped_where_they_may_be_but_not_all(tmp_path):
 
 
 def test_without_a_mixture_nothing_is_held_out():
-    assert load_config()["stages"]["vision"]["validation"]["mixture"] is None
-    config = load_config(["experiment=blocks"])
-    assert read_recipe("vision", config["stages"]["vision"]).validation is None
+    assert load_config().stages["vision"].validation is None
+    assert load_config("experiment=blocks").stages["vision"].validation is None
 
 
 @pytest.mark.parametrize("given", ["{birds: 1}", "PATH"])
 def test_a_mixture_to_validate_on_is_given_like_one_to_train_on(given, tmp_path):
     (tmp_path / "held_out.yaml").write_text("{birds: 1}")
     mixture = given.replace("PATH", str(tmp_path / "held_out.yaml"))
-    config = load_config([f"stages.vision.validation.mixture={mixture}", "stages.vision.validation.every=7"])
-    held_out = read_recipe("vision", config["stages"]["vision"]).validation
+    config = load_config(f"stages.vision.validation.mixture={mixture}", "stages.vision.validation.every=7")
+    held_out = config.stages["vision"].validation
     assert (held_out.every, list(held_out.mixture.datasets)) == (7, ["birds"])

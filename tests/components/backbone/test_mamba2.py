@@ -97,5 +97,5 @@ def test_a_head_of_its_own_is_refused(theirs: Any, tmp_path: Path) -> None:
 
 
 def test_a_convolution_that_sees_nothing_else_is_refused() -> None:
-    with pytest.raises(AuroraError, match="conv_size must be at least 2, not 1"):
+    with pytest.raises(AuroraError, match="conv_size is 1; it must be a whole number ≥ 2"):
         BACKBONE.build({"name": "mamba2", **SIZES, "conv_size": 1}, vocab_size=VOCAB)

@@ -266,7 +266,7 @@ def test_the_defaults_are_the_sizes_of_a_published_model() -> None:
 def test_ranks_may_be_given() -> None:
     att = build(decay_rank=8, rate_rank=9, value_rank=10, gate_rank=11).blocks[1].att
     assert [x.shape[1] for x in (att.w1, att.a1, att.v1, att.g1)] == [8, 9, 10, 11]
-    with pytest.raises(AuroraError, match="gate_rank must be at least 1, not 0"):
+    with pytest.raises(AuroraError, match="gate_rank is 0; it must be a whole number ≥ 1"):
         build(gate_rank=0)
 
 
@@ -281,7 +281,7 @@ def test_what_is_saved_is_what_the_authors_package_reads(ours: Any, tmp_path: Pa
 def test_a_checkpoint_of_rwkv6_is_named_as_one(tmp_path: Path) -> None:
     older = BACKBONE.build({"name": "rwkv6", "hidden_size": 32, "layers": 1, "head_size": 16}, vocab_size=VOCAB)
     older.save_base(str(tmp_path / "model.pth"))
-    with pytest.raises(AuroraError, match=r"no RWKV-7 .*backbone=rwkv6 reads it"):
+    with pytest.raises(AuroraError, match=r"not an RWKV-7 .*backbone=rwkv6 reads it"):
         build().load_base(str(tmp_path / "model.pth"))
 
 

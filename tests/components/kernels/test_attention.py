@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from components.kernels import _native
-from components.kernels.attention import attention, attention_reference
+from components.kernels.vision import attention, attention_reference
 
 # torch's own error in the same format, with room for another order of additions
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 6e-3}
@@ -46,7 +46,7 @@ def test_every_instruction_set_computes_the_same(instructions: str) -> None:
     if names.index(instructions) < names.index(_native.instruction_set()):
         pytest.skip(f"this processor has no {instructions}")
     program = (
-        "import torch; from components.kernels.attention import *\n"
+        "import torch; from components.kernels.vision import *\n"
         "torch.manual_seed(0); x = torch.randn(2, 45, 3, 2, 64).bfloat16().unbind(2); bias = torch.rand(2, 45)\n"
         "wide = attention_reference(*(y.double() for y in x), bias.double())\n"
         "print(float((attention(*x, bias).double() - wide).norm() / wide.norm()))"

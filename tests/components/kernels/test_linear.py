@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from components.kernels import _native
 from components.kernels import linear as module
-from components.kernels.int8 import Int8Linear, quantize, quantize_linears
-from components.kernels.linear import linear, linear_reference, project
+from components.kernels.linear import Int8Linear, linear, linear_reference, project, quantize, quantize_linears
 
 SHAPES = [(1, 32, 16), (3, 70, 45), (8, 160, 33), (9, 33, 31), (33, 70, 45), (130, 260, 96), (513, 300, 70)]
 TOLERANCE = {torch.float32: 5e-7, torch.bfloat16: 4e-3}
@@ -145,6 +144,7 @@ def test_layers_are_replaced_and_keep_their_bias() -> None:
     torch.testing.assert_close(project(x, model[0]) + model[0].bias, model[0](x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instructions", ["avx2", "plain"])
 def test_a_processor_without_a_tile_unit_multiplies_many_positions_and_few(instructions: str) -> None:
     if _native.missing("linear") or instructions not in _native.here():

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from aurora.errors import AuroraError
-from components.kernels import _native, _wkv6_cpu, _wkv7_cpu
+from components.kernels import _native
 from components.kernels._native import INSTRUCTION_SETS, NativeUnavailable
 from components.kernels.wkv6 import wkv6
 from components.kernels.wkv7 import wkv7
 
 ROOT = Path(__file__).parents[3]
-CACHED = (_native.library, _native.missing, _native._passing_folder, _wkv6_cpu._library, _wkv7_cpu._library)
+CACHED = (_native.library, _native.missing, _native._passing_folder)
 
 
 def forget() -> None:
@@ -159,6 +159,7 @@ def forward_and_backward(threads: int) -> list[torch.Tensor]:
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [name for name in INSTRUCTION_SETS if name in ("avx2", "plain")])
 def test_every_instruction_set_gives_the_same(asked: str, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
     widest = forward_and_backward(1)

@@ -13,9 +13,9 @@ from torch import Tensor
 from components.kernels import _triton
 
 pytest.importorskip("triton")
-pytestmark = pytest.mark.skipif(
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(
     _triton.interpreted() or torch.cuda.is_available(), reason="the interpreter does not compile, and a GPU shows more"
-)
+)]
 SHARED_MEMORY = 227 * 1024
 
 

@@ -12,6 +12,8 @@ import torch
 
 from components.kernels import _triton
 
+pytestmark = pytest.mark.interpreter
+
 pytest.importorskip("triton")
 
 

@@ -47,8 +47,8 @@ def test_features_equal_the_hidden_states_of_transformers(size: dict, feature_la
     encoder = ours(size, model, tmp_path, feature_layer=feature_layer)
     side = encoder.side
     pixels = grid_pixels(size, side, side)
-    told = model(pixels, output_hidden_states=True)
-    expected = told.last_hidden_state if feature_layer == -1 else told.hidden_states[feature_layer]
+    given = model(pixels, output_hidden_states=True)
+    expected = given.last_hidden_state if feature_layer == -1 else given.hidden_states[feature_layer]
     features = encoder(pixels, merge=NONE, sort=RASTER, keep=side**2).features
     assert (features - expected).abs().max() <= 1e-5
 
@@ -228,11 +228,11 @@ def test_the_whole_forward_compiles_into_one_graph(merge: str) -> None:
 @pytest.mark.parametrize("shape", [(32, 36), (4, 32), (0, 32)])
 def test_pixels_that_are_no_whole_patches_are_refused(shape: tuple[int, int]) -> None:
     encoder = VISION.build({"name": "siglip", **SMALL})
-    with pytest.raises(AuroraError, match=f"{shape[0]}×{shape[1]} are no whole patches of 8×8"):
+    with pytest.raises(AuroraError, match=f"{shape[0]}×{shape[1]} pixels cannot be cut into patches of 8×8"):
         encoder(torch.zeros(1, 3, *shape), merge=NONE, sort=RASTER, keep=16)
 
 
-def test_a_merge_that_keeps_another_count_than_it_was_told_is_an_error() -> None:
+def test_a_merge_that_keeps_another_count_than_it_was_given_is_an_error() -> None:
     class Careless(type(NONE)):
         def schedule(self, patches: int, depth: int, keep: int) -> tuple[int, ...]:
             return (0,) * depth
@@ -245,7 +245,7 @@ def test_a_merge_that_keeps_another_count_than_it_was_told_is_an_error() -> None
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"feature_layer": 0}, "feature_layer 0 does not count from the end; -1 to -3"),
+        ({"feature_layer": 0}, "feature_layer is 0; it counts from the end, -1 to -3"),
         ({"feature_layer": -4}, "feature_layer is -4"),
         ({"heads": 5}, "width 32 is not a multiple of 5 heads"),
         ({"layers": 0}, "layers is 0"),

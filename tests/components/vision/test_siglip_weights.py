@@ -107,7 +107,7 @@ def test_missing_tensors_are_named(whole: Path, tmp_path: Path) -> None:
     tower = tower_of(whole)
     del tower["vision_model.encoder.layers.1.mlp.fc1.bias"]
     save_file(tower, tmp_path / "cut.safetensors")
-    with pytest.raises(AuroraError, match=r"1 tensor\(s\) are missing: encoder\.layers\.1\.mlp\.fc1\.bias"):
+    with pytest.raises(AuroraError, match=r"missing: encoder\.layers\.1\.mlp\.fc1\.bias"):
         build().load_base(str(tmp_path / "cut.safetensors"))
 
 
@@ -115,7 +115,7 @@ def test_tensors_of_another_shape_are_named_and_nothing_is_changed(whole: Path, 
     save_file(tower_of(whole), tmp_path / "tower.safetensors")
     encoder = build(image_size=48)
     before = encoder.base_state_dict()
-    with pytest.raises(AuroraError, match=r"position_embedding.weight is \[16, 32\] where \[36, 32\]"):
+    with pytest.raises(AuroraError, match=r"position_embedding.weight \(16, 32\) instead of \(36, 32\)"):
         encoder.load_base(str(tmp_path / "tower.safetensors"))
     assert_loaded(encoder, before)
 
@@ -139,13 +139,13 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
 
 
 def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(AuroraError, match="nowhere does not exist"):
+    with pytest.raises(AuroraError, match=r"no weights at .*nowhere"):
         build().load_base(str(tmp_path / "nowhere"))
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
-    with pytest.raises(AuroraError, match=r"model\.safetensors is not readable as safetensors"):
+    with pytest.raises(AuroraError, match=r"model\.safetensors is not a readable safetensors file"):
         build().load_base(str(tmp_path))
 
 
@@ -158,5 +158,5 @@ def test_an_index_that_names_an_absent_shard_is_an_error(tmp_path: Path) -> None
 
 def test_an_index_that_is_no_json_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text("{")
-    with pytest.raises(AuroraError, match="not readable as JSON"):
+    with pytest.raises(AuroraError, match="cannot be read as JSON"):
         build().load_base(str(tmp_path))

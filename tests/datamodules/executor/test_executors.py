@@ -15,6 +15,8 @@ from aurora.cli import main
 from aurora.errors import AuroraError
 from aurora.registry import EXECUTOR
 
+pytestmark = pytest.mark.process
+
 HERE = Path(__file__).parents[3]
 
 
@@ -41,14 +43,14 @@ def test_an_option_that_makes_no_sense_is_refused(options):
         EXECUTOR.build(options)
 
 
-@pytest.mark.parametrize(("end", "told"), [
+@pytest.mark.parametrize(("end", "reported"), [
     ("kill(os.getpid(), 2)", r"ended with SIGINT\. Run again"),
     ("kill(os.getpid(), 9)", r"ended with SIGKILL, perhaps because memory ran out"),
     ("_exit(3)", r"ended with status 3\. Run again"),
 ], ids=["SIGINT", "SIGKILL", "exit"])
-def test_a_worker_that_dies_is_told_by_what_it_died_of(end, told):
+def test_a_worker_that_dies_is_told_by_what_it_died_of(end, reported):
     tasks = [f"(os := __import__('os')).{end}", *["__import__('time').sleep(60)"] * 2]
-    with pytest.raises(AuroraError, match=told):
+    with pytest.raises(AuroraError, match=reported):
         list(EXECUTOR.build({"name": "process", "workers": 2}).run(eval, tasks))
 
 
@@ -124,9 +126,9 @@ def test_an_array_of_jobs_gives_the_same_bytes(dataset, tmp_path, monkeypatch):
 def test_without_sbatch_the_script_is_left_and_named(dataset, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/nowhere")
     assert build(dataset, tmp_path / "out", "slurm", "executor.options=['--partition=cpu']") == 2
-    told = capsys.readouterr().err
+    reported = capsys.readouterr().err
     script = tmp_path / "out" / ".build" / "slurm.sh"
-    assert f"run: sbatch {script}" in told and "3 task(s) are not done" in told
+    assert f"run: sbatch {script}" in reported and "3 task(s) are not done" in reported
     assert "#SBATCH --partition=cpu\n" in script.read_text() and "#SBATCH --array=0-2\n" in script.read_text()
     monkeypatch.undo()
     for number in range(3):

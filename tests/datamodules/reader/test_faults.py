@@ -12,8 +12,7 @@ import pytest
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling
 from aurora.registry import READER
-from datamodules._samples import Limits
-from datamodules.reader import _clip, _file, _other
+from datamodules.reader import _file, _other
 
 TOOLS = Path(__file__).parents[3] / "tools"
 
@@ -46,12 +45,12 @@ def test_damage_is_an_error_but_for_the_little_that_is_a_valid_stream_of_another
     assert refused >= 32 and wrong <= 4
 
 
-@pytest.mark.parametrize(("module", "limits", "said"), [
-    (_file, Limits(pixels=48 * 64 - 1), "64×48 pixels, which are more than 3071"),
-    (_clip, Limits(frames=23), "more than 23 frames"), (_clip, Limits(seconds=2.3), "lasts 2 s, which is more than 2"),
+@pytest.mark.parametrize(("module", "limit", "value", "said"), [
+    (_file, "MAX_PIXELS", 48 * 64 - 1, "64×48 pixels, which are more than 3071"),
+    (_file, "MAX_FRAMES", 23, "more than 23 frames"), (_file, "MAX_SECONDS", 2.3, "lasts 2 s, which is more than 2"),
 ])
-def test_a_video_above_a_limit_is_refused(textured, monkeypatch, module, limits, said):
-    monkeypatch.setattr(module, "LIMITS", limits)
+def test_a_video_above_a_limit_is_refused(textured, monkeypatch, module, limit, value, said):
+    monkeypatch.setattr(module, limit, value)
     with pytest.raises(AuroraError, match=said):
         list(pyav().read(textured, Sampling(fps=1)))
 
@@ -83,7 +82,7 @@ def test_a_title_that_is_no_utf8_does_not_matter(make):
 
 def test_a_file_is_measured_once_until_it_changes(textured, tmp_path, make, monkeypatch):
     scans = []
-    monkeypatch.setattr(_clip, "_scan", lambda *given, scan=_clip._scan: scans.append(1) or scan(*given))
+    monkeypatch.setattr(_file, "_scan", lambda *given, scan=_file._scan: scans.append(1) or scan(*given))
     path = tmp_path / "clip.mp4"
     path.write_bytes(textured)
     first = pyav().times(str(path), Sampling(fps=1))
@@ -93,7 +92,7 @@ def test_a_file_is_measured_once_until_it_changes(textured, tmp_path, make, monk
 
 
 def test_a_file_that_another_decoder_gets_wrong_is_read_with_pyav_and_that_is_said_once(make, caplog, monkeypatch):
-    monkeypatch.setattr(_other, "_told", set())
+    monkeypatch.setattr(_other, "_warned", set())
     data = make.video(20, container="mpegts")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):

@@ -8,14 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.registry import EXECUTOR
-from datamodules._build import build_tasks, join, run_tasks
-from datamodules._build_plan import Order, make_plan
-from datamodules._samples import BadSample
-from datamodules.source._lines import AnnotationsBroken, entries, fault_of
+from datamodules.build.build import build_tasks, join, run_tasks
+from datamodules.build.plan import BuildOrder, make_plan
+from datamodules.source._lines import FAULT, AnnotationsBroken, entries
 from datamodules.source._media import find
-from datamodules.source._turns import conversation
+from datamodules.source._records import conversation
 
 TALK = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
 
@@ -40,7 +39,7 @@ def read(path, raw):
 def test_json_that_its_parser_cannot_take_ends_with_its_reason(tmp_path, raw, why):
     found, error = read(tmp_path / "a.json", raw)
     assert not found
-    assert re.match(rf".*a\.json is no whole JSON: [^']*{why}", error)
+    assert re.match(rf".*a\.json is not whole JSON: [^']*{why}", error)
 
 
 def test_a_quote_that_is_never_closed_does_not_swallow_the_rows_behind_it(tmp_path):
@@ -52,7 +51,7 @@ def test_a_quote_that_is_never_closed_does_not_swallow_the_rows_behind_it(tmp_pa
 def test_a_cell_that_is_too_long_costs_its_row(tmp_path):
     found, error = read(tmp_path / "a.csv", b"q,a\n" + b"x" * ((1 << 24) + 1) + b",1\n3,4\n")
     assert error is None
-    assert "field" in fault_of(found[0])
+    assert "field" in found[0][FAULT]
     assert found[1] == {"q": "3", "a": "4"}
 
 
@@ -79,7 +78,7 @@ def test_columns_without_a_name_may_be_several(tmp_path):
 def test_an_object_with_a_key_twice_is_a_bad_record(tmp_path, record, form):
     found, error = read(tmp_path / "a.json", form.format(record).encode())
     assert error is None
-    assert "the key 'id' stands twice in one object" in fault_of(found[0])
+    assert "the key 'id' stands twice in one object" in found[0][FAULT]
     assert found[1] == {"b": 3}
 
 
@@ -101,13 +100,13 @@ def test_a_list_that_is_called_lines_is_told_as_what_it_is(tmp_path):
 def test_a_first_line_that_is_broken_costs_its_record(tmp_path, first):
     found, error = read(tmp_path / "a.jsonl", f'{first}\n{{"id": 2}}\n'.encode())
     assert error is None
-    assert fault_of(found[0]).startswith("line 1: ")
+    assert found[0][FAULT].startswith("line 1: ")
     assert found[1] == {"id": 2}
 
 
 def test_a_pipe_is_no_medium(tmp_path):
     os.mkfifo(tmp_path / "a.jpg")
-    with pytest.raises(BadSample, match="no file and no folder"):
+    with pytest.raises(BadSample, match="neither a file nor a folder"):
         find(tmp_path, ".", "a.jpg")
 
 
@@ -123,7 +122,7 @@ def test_a_text_that_no_file_can_hold_costs_its_sample(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     output = tmp_path / "out"
     output.mkdir()
-    plan = make_plan(Order(folder=str(tmp_path), source={"name": "llava", "annotations": "a.jsonl"}), output)
+    plan = make_plan(BuildOrder(folder=str(tmp_path), source={"name": "llava", "annotations": "a.jsonl"}), output)
     list(run_tasks(build_tasks(output, plan), EXECUTOR.build({"name": "serial"}), entries=2, max_bad_rate=0.5))
-    told = join(output, plan)
-    assert (told["samples"], told["skipped"]) == (1, {"json": 1})
+    reported = join(output, plan)
+    assert (reported["samples"], reported["skipped"]) == (1, {"json": 1})

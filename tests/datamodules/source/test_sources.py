@@ -8,9 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.registry import SOURCE
-from datamodules._samples import BadSample
 from datamodules.source.table import seconds
 
 
@@ -32,15 +31,15 @@ def source(folder, name, **options):
 
 def samples(folder, name, **options):
     """The samples of a source, or the reasons why there is none."""
-    built, told = source(folder, name, **options), []
+    built, shown = source(folder, name, **options), []
     for number, entry in enumerate(built.entries()):
         # an entry is written down and read back between the plan and the work
         entry = json.loads(json.dumps(entry))
         try:
-            told.append(built.sample(entry, f"{number:09d}"))
+            shown.append(built.sample(entry, f"{number:09d}"))
         except BadSample as error:
-            told.append(error.reason)
-    return told
+            shown.append(error.reason)
+    return shown
 
 
 def lines(path, rows):
@@ -216,8 +215,8 @@ def test_captions_are_asked_for_with_one_of_the_prompts(folder):
 
 
 def test_the_caption_of_a_whole_video_is_chosen_from_its_list(folder):
-    told = [{"idx": "0", "content": "first second"}, {"idx": "-1", "content": "the whole"}]
-    lines(folder / "a.jsonl", [{"video_path": "a.mp4", "captions": told}])
+    shown = [{"idx": "0", "content": "first second"}, {"idx": "-1", "content": "the whole"}]
+    lines(folder / "a.jsonl", [{"video_path": "a.mp4", "captions": shown}])
     (sample,) = samples(folder, "captions", annotations="a.jsonl", path="video_path", caption="captions", videos="vid")
     assert said(sample)[1] == "the whole" and set(sample.media) == {"mp4"}
 
@@ -261,9 +260,9 @@ def test_two_columns_say_which_seconds_of_a_video_are_meant(folder):
     assert found[1:] == ["range", "range", "media"]
 
 
-@pytest.mark.parametrize(("told", "value"), [(3, 3.0), ("3.5", 3.5), ("1:02", 62.0), ("1:02:03.25", 3723.25)])
-def test_times_are_seconds_or_those_of_a_clock(told, value):
-    assert seconds(told) == value
+@pytest.mark.parametrize(("shown", "value"), [(3, 3.0), ("3.5", 3.5), ("1:02", 62.0), ("1:02:03.25", 3723.25)])
+def test_times_are_seconds_or_those_of_a_clock(shown, value):
+    assert seconds(shown) == value
 
 
 # ---- M3IT, COCO, VQA v2 ----------------------------------------------------------------------------------------
@@ -293,8 +292,8 @@ def test_entries_that_hold_their_pictures_are_told_by_their_place(make, folder):
 @pytest.fixture
 def coco(folder):
     images = [{"id": number, "file_name": f"{number}.jpg"} for number in (2, 0, 3)]
-    told = [{"image_id": image, "caption": f"{word} of {image}"} for word in ("first", "second") for image in (0, 2)]
-    (folder / "captions.json").write_text(json.dumps({"info": {}, "images": images, "annotations": told}))
+    shown = [{"image_id": image, "caption": f"{word} of {image}"} for word in ("first", "second") for image in (0, 2)]
+    (folder / "captions.json").write_text(json.dumps({"info": {}, "images": images, "annotations": shown}))
     return folder
 
 

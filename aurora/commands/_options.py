@@ -1,0 +1,76 @@
+"""Options that several commands share: a command takes one of these classes as a parameter, and `aurora.cli` makes
+command-line options of its fields, under the first line of its docstring."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, TypeAlias
+
+import typer
+
+from aurora.errors import AuroraError, suggest
+
+Overrides: TypeAlias = Annotated[list[str], typer.Argument(
+    metavar="OVERRIDE", default_factory=list, show_default=False,
+    help="KEY=VALUE, as Hydra takes it: keep_ratio=0.5, merge=pool, sampling.fps=2. configs/aurora.yaml has the keys.")]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, for programs.")]
+ModelFolder: TypeAlias = Annotated[str | None, typer.Option("--model", metavar="FOLDER", help=(
+    "A model folder, as training writes it. Default: runs/*/language_video/model of this folder, if there is just "
+    "one."))]
+
+
+
+def positive(text: str | float) -> float:
+    """A number above 0, for `typer.Option(parser=...)`."""
+    if not 0 < float(text) < math.inf:
+        raise AuroraError("must be above 0")
+    return float(text)
+
+
+_OVERRIDE = re.compile(r"(?:[+]{0,2}|~)(?P<root>[a-z_]+)(?:[.@/][\w.@/]*)?(?P<equals>=)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Device:
+    """Device"""
+
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="Where the model runs, such as cuda.")] = "cpu"
+    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads on the CPU. Default: one per core.")] = None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Adapter"""
+
+    adapter: Annotated[str | None, typer.Option(metavar="PATH", help=(
+        "RUN/STAGE/adapter of a stage that trained adapters on this model, a folder of peft for its backbone, or a "
+        "file with a tuned initial state."))] = None
+    any_base: Annotated[bool, typer.Option(
+        "--any-base", help="Apply the adapter although it was trained on another model.")] = False
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words that are not overrides, and the overrides: KEY=VALUE, or ~KEY, with a key at the top of the config.
+
+    AuroraError for a key that is nearly one of them: `keep_raito=0.5` is not meant as a question.
+    """
+    from aurora.config import CONFIG_FOLDER, CONFIG_KEYS
+
+    others: list[str] = []
+    overrides: list[str] = []
+    known = {*CONFIG_KEYS, *(path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir())}
+    for word in words:
+        found = _OVERRIDE.match(word)
+        if found is None or not (found["equals"] or word.startswith("~")):
+            others.append(word)
+        elif found["root"] in known:
+            overrides.append(word)
+        elif " " not in word and difflib.get_close_matches(found["root"], known, cutoff=0.7):
+            raise AuroraError(f"{word!r}: the config has no {found['root']!r}.{suggest(found['root'], sorted(known))}")
+        else:
+            others.append(word)
+    return others, overrides

@@ -1,0 +1,203 @@
+"""`aurora ask`: the answer goes to standard output as it is made, everything else to stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from aurora.commands._options import Adapter, Device, ModelFolder, split_overrides
+from aurora.errors import AuroraError
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+    from aurora.config import ModelConfig
+    from aurora.inference.generation import Generation
+    from aurora.model import AuroraModel
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What is seen"""
+
+    more: Annotated[list[str], typer.Option(
+        "--with", metavar="FILE", help="A further image or video, seen after the first. May be repeated.")
+    ] = field(default_factory=list)
+    fps: Annotated[float | None, typer.Option(metavar="N", help="Frames per second of video.")] = None
+    frames: Annotated[int | None, typer.Option(metavar="N", help="This many frames instead, spread evenly.")] = None
+    max_frames: Annotated[int | None, typer.Option(
+        metavar="N", help="At most this many frames; of more, some are chosen evenly.")] = None
+    keep_ratio: Annotated[float | None, typer.Option(
+        metavar="R", help="Share of the patches kept per frame, in (0, 1].")] = None
+
+    def overrides(self) -> list[str]:
+        """The same as overrides. AuroraError for options that exclude each other."""
+        if self.fps is not None and self.frames is not None:
+            raise AuroraError("--fps and --frames exclude each other: one is a rate, the other a number")
+        changed = [] if self.keep_ratio is None else [f"keep_ratio={self.keep_ratio}"]
+        if self.fps is not None:
+            changed += [f"sampling.fps={self.fps}", "sampling.frames=null"]
+        if self.frames is not None:
+            changed += [f"sampling.frames={self.frames}", "sampling.fps=null", "sampling.max_frames=null"]
+        return changed if self.max_frames is None else [*changed, f"sampling.max_frames={self.max_frames}"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Model"""
+
+    model: ModelFolder = None
+    random_weights: Annotated[bool, typer.Option(
+        "--random-weights", help="No saved model: the one that a config describes, untrained; see OVERRIDE.")] = False
+    merge: Annotated[str | None, typer.Option(metavar="NAME", help="Another merge, see `aurora list merge`.")] = None
+    sort: Annotated[str | None, typer.Option(metavar="NAME", help="Another sort, see `aurora list sort`.")] = None
+    prompt: Annotated[str | None, typer.Option(metavar="NAME", help="Another prompt, see `aurora list prompt`.")] = None
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, typer.Option(help="Of weights and activations.")] = None
+    quantize: Annotated[Literal["int8"] | None, typer.Option(
+        help="Round the language model's matrices: less memory, faster answers.")] = None
+
+    def overrides(self) -> list[str]:
+        """The same as overrides."""
+        return [f"{key}={value}" for key in ("merge", "sort", "prompt", "dtype", "quantize")
+                if (value := getattr(self, key)) is not None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Answer"""
+
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="End the answer after so many tokens.")] = 256
+    temperature: Annotated[float, typer.Option(metavar="T", help="0 always takes the likeliest token.")] = 0.0
+    top_p: Annotated[float, typer.Option(
+        metavar="P", help="Draw from the likeliest tokens that hold this probability.")] = 1.0
+    top_k: Annotated[int | None, typer.Option(metavar="K", help="Draw from the K likeliest tokens.")] = None
+    seed: Annotated[int, typer.Option(metavar="N", help="Of what is drawn.")] = 0
+    stop: Annotated[list[str], typer.Option(
+        metavar="TEXT", help="End the answer before this text. May be repeated.")] = field(default_factory=list)
+
+    def generation(self) -> Generation:
+        """The same, checked."""
+        from aurora.inference.generation import Generation
+
+        return Generation(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p,
+                          top_k=self.top_k, seed=self.seed, stop=tuple(self.stop))
+
+
+def ask(
+    *,
+    visual: Annotated[str, typer.Argument(metavar="VIDEO", help="A video or image file.")],
+    words: Annotated[list[str], typer.Argument(
+        metavar="QUESTION|OVERRIDE", default_factory=list, show_default=False,
+        help="What to ask; with --chat it may be left out. KEY=VALUE with a key of the config is an override, such as "
+             "keep_ratio=0.5, sampling.fps=2 or merge=pool.")],
+    option: Annotated[list[str], typer.Option(
+        metavar="TEXT", default_factory=list, show_default=False,
+        help="An option to choose from. Give two or more; they are lettered in this order.")],
+    chat: Annotated[bool, typer.Option(
+        "--chat", help="One conversation; further questions are read from standard input.")] = False,
+    frames: Frames, model: Model, adapter: Adapter, answer: Answer, device: Device,
+) -> None:
+    """Answer questions about a video or images.
+
+    Reads a video of any length in constant memory and streams the answer to standard output. Several questions are
+    answered one by one, each on its own; with --chat they are one conversation, which goes on with the lines of
+    standard input.
+
+    \b
+    example:
+      aurora ask clip.mp4 "What colour is the ball?" \\
+        --model runs/demo/language_video/model
+      aurora ask clip.mp4 "Where does it go?" --option left --option right
+      aurora ask one.jpg "What changed?" --with two.jpg
+      aurora ask clip.mp4 "What is it?" --random-weights --frames 8 dtype=bfloat16
+    """
+    from aurora.evaluation.prompts import multiple_choice
+
+    questions, overrides = split_overrides(words)
+    if not questions and not chat:
+        raise AuroraError('no question: aurora ask VIDEO "QUESTION", or --chat to read questions from standard input')
+    if len(option) == 1:
+        raise AuroraError("one --option is not a choice; give two or more")
+    answer_each([multiple_choice(question, option) if option else question for question in questions],
+                visual, overrides, frames, model, adapter, answer, device, chat=chat)
+
+
+def answer_each(
+    questions: Sequence[str], visual: str, overrides: Sequence[str], frames: Frames, model: Model, adapter: Adapter,
+    answer: Answer, device: Device, *, chat: bool = False
+) -> None:
+    """Answers the questions; with `chat` as one conversation that goes on with standard input."""
+    from rich.console import Console
+
+    from aurora.inference.session import Session
+    from aurora.inference.visuals import check_file
+
+    # What can be wrong without a model is checked before one is loaded.
+    generation = answer.generation()
+    visuals = [visual, *frames.more]
+    for file in visuals:
+        check_file(file)
+    used, config = _load(model, adapter, device, [*overrides, *model.overrides(), *frames.overrides()])
+    with Console(stderr=True).status("reading") as status:  # one line; nothing where stderr is not a terminal
+        session = Session.from_config(used, config, on_frame=lambda number: status.update(f"reading frame {number}"))
+        session.watch(*visuals)
+        for question in _conversation(questions, status) if chat else questions:
+            status.update("reading")
+            status.start()
+            _stream(session.ask(question, generation, remember=chat), status)
+
+
+def _load(model: Model, adapter: Adapter, device: Device, overrides: Sequence[str]
+          ) -> tuple[AuroraModel, ModelConfig]:
+    from aurora.inference.models import model_folder, random_model, saved_model
+
+    options = {**vars(adapter), **vars(device)}
+    if not model.random_weights:
+        return saved_model(model_folder(model.model), overrides, **options)
+    if model.model is not None:
+        raise AuroraError("--random-weights and --model exclude each other")
+    made, config, sources = random_model(overrides, **options)
+    _report(made, sources)
+    return made, config
+
+
+def _report(model: AuroraModel, sources: dict[str, str]) -> None:
+    from aurora.assemble import count_parameters
+
+    parameters = count_parameters(model)
+    for slot, number in parameters.items():
+        sys.stderr.write(f"{slot}: {number:,} parameters, {sources[slot]} weights\n")
+    sys.stderr.write(f"all: {sum(parameters.values()):,} parameters\n")
+
+
+def _stream(pieces: Iterable[str], status: Status) -> None:
+    """Writes an answer as it comes; the status ends before it, as a terminal has one line for both."""
+    begun = False
+    for piece in pieces:
+        shown = piece if begun else piece.lstrip()
+        if shown:
+            status.stop()
+            begun = True
+            sys.stdout.write(shown)
+            sys.stdout.flush()
+    status.stop()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def _conversation(questions: Iterable[str], status: Status) -> Iterator[str]:
+    yield from questions
+    status.stop()
+    while True:
+        if sys.stdin.isatty():
+            sys.stderr.write("> ")
+            sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()

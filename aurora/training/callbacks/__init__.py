@@ -1,0 +1,80 @@
+"""The callbacks that a config names in `trainer.callbacks`: Lightning's own, and those of installed packages."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping
+
+from aurora.errors import AuroraError
+from aurora.instantiate import check_entries, construct, instantiate, resolve
+from aurora.training.distributed.collectives import is_peer_failure, keep_traceback
+
+REFUSED = {
+    "StochasticWeightAveraging": "stages.STAGE.average averages the weights, and checkpoints hold it",
+    "WeightAveraging": "stages.STAGE.average averages the weights, and checkpoints hold it",
+    "GradientAccumulationScheduler": "a step takes stages.STAGE.global_batch samples, however many rows they fill",
+    "BatchSizeFinder": "data.row_tokens is the size of a row",
+    "LearningRateFinder": "it needs automatic optimization; stages.STAGE.peak_lr is the rate",
+    "BaseFinetuning": "stages.STAGE.trained says what is trained, from the first step to the last",
+    "ModelPruning": "it renames weights, which nothing else could read then",
+    "BasePredictionWriter": "training predicts nothing; `aurora eval` does",
+    "ThroughputMonitor": "it takes a function, which a config cannot hold. The step metrics have tokens_per_second, "
+                         "samples_per_second and mfu; in your own script batch_size_fn=lambda step: step.samples works",
+    "SpikeDetection": "it skips batches of its own accord; trainer.spike skips steps or rolls back",
+    "LambdaCallback": "it takes functions, which a config cannot hold; a class of your own package can be named",
+}
+"""What would do nothing here, or harm: Lightning's name, and the reason."""
+
+
+def check_callbacks(entries: Mapping[str, Any], *, validated: bool) -> None:
+    """AuroraError for a callback that cannot work. `validated` says whether a stage has validation."""
+    check_entries("trainer.callbacks", entries, L.Callback)
+    for name, entry in entries.items():
+        kind = resolve(entry["_target_"])
+        for base in kind.__mro__:
+            if base.__module__.startswith("lightning.") and base.__name__ in REFUSED:
+                raise AuroraError(f"trainer.callbacks.{name}: {kind.__name__} cannot be used here: "
+                                  f"{REFUSED[base.__name__]}")
+        if not validated and (issubclass(kind, EarlyStopping) or str(entry.get("monitor")).startswith("val_")):
+            raise AuroraError(f"trainer.callbacks.{name}: {kind.__name__} acts after each validation, and no stage "
+                              "has any; stages.STAGE.validation.mixture says what is held out")
+
+
+def build_callbacks(entries: Mapping[str, Any]) -> dict[str, L.Callback]:
+    """The callbacks by name. AuroraError for options that one does not take."""
+    return {name: construct(f"trainer.callbacks.{name}", instantiate, entry) for name, entry in entries.items()}
+
+
+def stopping_reason(callbacks: Mapping[str, L.Callback]) -> str:
+    """Which callbacks may have ended a stage before its last step, and what they say about it."""
+    reasons = [getattr(callback, "stopping_reason_message", None) for callback in callbacks.values()]
+    return ": ".join([f"trainer.callbacks ({', '.join(callbacks)})", *filter(None, reasons)])
+
+
+@contextmanager
+def failures_named(callbacks: Mapping[str, L.Callback], folder: Path, step: Callable[[], int]) -> Iterator[None]:
+    """Raises AuroraError with the name of the callback when one fails in the block; `folder` gets the traceback."""
+    try:
+        yield
+    except Exception as error:
+        name = _owner(callbacks, error)
+        if name is None or isinstance(error, AuroraError) or is_peer_failure(error):
+            raise
+        text = " ".join(str(error).split())
+        raise AuroraError(f"trainer.callbacks.{name} failed after step {step()}: {type(error).__name__}: {text}; "
+                          f"{keep_traceback(folder, error)}") from error
+
+
+def _owner(callbacks: Mapping[str, L.Callback], error: BaseException) -> str | None:
+    """The callback that an error came through."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for name, callback in callbacks.items():
+            if frame.f_locals.get("self") is callback:
+                return name
+    return None

@@ -1,0 +1,3 @@
+"""The version of the distribution `auroralong`."""
+
+VERSION = "0.1.0"

@@ -1,0 +1,224 @@
+"""Inference of RWKV-6 on a CPU by our own kernels: the same as the modules compute, in fewer passes.
+
+Shape letters: T packed positions, S sequences, D width, H heads, K head width, L layers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aurora.interfaces import INITIAL_STATE, InitialState, Runner
+from aurora.types import State
+
+from ..kernels._native import address, library, missing, threads
+from ..kernels.linear import Int8Linear, project
+from ..kernels.rwkv6_mix import mix_five, norm_gate, norm_shift
+from ..kernels.wkv6 import wkv6
+from ._layers import Linear
+from ._linear_rnn import Row
+
+MOST_SEQUENCES = 8
+"""How many sequences one call can step."""
+
+SMALL = (
+    "ln1.weight", "ln1.bias", "ln2.weight", "ln2.bias", "att.time_maa_x", "att.time_maa_w", "att.time_maa_k",
+    "att.time_maa_v", "att.time_maa_r", "att.time_maa_g", "att.time_maa_w1", "att.time_maa_w2", "att.time_decay",
+    "att.time_decay_w1", "att.time_decay_w2", "att.time_faaaa", "att.ln_x.weight", "att.ln_x.bias", "ffn.time_maa_k",
+    "ffn.time_maa_r",
+)
+MATRICES = (
+    "att.receptance", "att.key", "att.value", "att.gate", "att.output", "ffn.key", "ffn.receptance", "ffn.value",
+)
+DTYPES = (torch.float32, torch.bfloat16)
+PLAIN: set[type[nn.Module]] = {Linear, Int8Linear, nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.ModuleList}
+"""Modules that compute what the kernels do."""
+
+Place = tuple[dict[str, Any], str, Any, "int | None"]
+"""A module's dictionary, a name in it, what that names, and where it lies in memory if it is a tensor."""
+
+
+class FusedRunner(Runner):
+    """Holds the addresses of the weights, and lays out those that the step reads."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.dtype = model.emb.weight.dtype
+        first = model.blocks[0]
+        rank = first.att.time_maa_w2.shape[1], first.att.time_decay_w1.shape[1]
+        self.width, self.heads = model.hidden_size, first.att.heads
+        sizes = (len(model.blocks), self.width, self.heads, first.ffn.key.weight.shape[0], *rank, 1)
+        self._sizes = (ctypes.c_int64 * len(sizes))(*sizes)
+        self._eps = first.att.ln_x.eps
+        self._is_int8 = isinstance(first.att.key, Int8Linear)
+        self._step = library("rwkv6").rwkv6_step
+        for block in model.blocks:
+            _transpose(block.ffn.value)
+        table = []
+        for block in model.blocks:
+            table += [block.get_parameter(name).data_ptr() for name in SMALL]
+            table += [block.get_submodule(name).weight.data_ptr() for name in MATRICES]
+            scales = [getattr(block.get_submodule(name), "scale", None) for name in MATRICES]
+            table += [0 if scale is None else scale.data_ptr() for scale in scales]
+        self._pointers = (ctypes.c_void_p * len(table))(*table)
+        ends = (model.blocks[0].ln0, model.ln_out)
+        self._ends = (ctypes.c_void_p * 4)(*(tensor.data_ptr() for norm in ends for tensor in _pair(norm)))
+        self._modules = _modules(model)
+        self._places = list(_places(self._modules))
+
+    @torch.no_grad()
+    def read(
+        self, x: Tensor, cu_seqlens: Tensor, state: State | None = None, *, return_state: bool = True
+    ) -> tuple[Tensor, State | None]:
+        if x.dtype is not self.dtype or torch.is_autocast_enabled("cpu"):
+            return super().read(x, cu_seqlens, state, return_state=return_state)
+        self._check()
+        if state is None and self.backbone.initial_state is not None:
+            state = self.backbone.init_state(len(cu_seqlens) - 1)
+        return _read(self.backbone, x, Row.of(cu_seqlens, x.device), state, return_state)
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        if not self.fuses_step(x, state):
+            return super().step(x, state)
+        self._check()
+        given = {name: tensor.contiguous() for name, tensor in state.items()}
+        after = {name: torch.empty_like(tensor) for name, tensor in given.items()}
+        x, hidden = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+        self._step(
+            self._sizes, self._eps, self._pointers, self._ends, address(x), address(given["att_shift"]),
+            address(given["wkv"]), address(given["ffn_shift"]), address(hidden), address(after["att_shift"]),
+            address(after["wkv"]), address(after["ffn_shift"]), len(x), x.dtype is torch.bfloat16, self._is_int8,
+            threads(),
+        )
+        return hidden, after
+
+    def fuses_step(self, x: Tensor, state: State) -> bool:
+        """Whether these sequences are stepped by one call; the modules step others."""
+        return (
+            1 <= len(x) <= MOST_SEQUENCES and x.shape[1] == self.width
+            and state["att_shift"].dtype is state["ffn_shift"].dtype is x.dtype is self.dtype
+            and state["wkv"].dtype is torch.float32
+            and all(tensor.device.type == "cpu" for tensor in (x, *state.values()))
+            and state["att_shift"].shape == state["ffn_shift"].shape == (self._sizes[0], len(x), self.width)
+            and state["wkv"].shape[:3] == (self._sizes[0], len(x), self.heads)
+        )
+
+    def _check(self) -> None:
+        """RuntimeError unless every module and tensor is still what and where it was."""
+        if not all(
+            name in held and held[name] is value and (place is None or value.data_ptr() == place)
+            for held, name, value, place in self._places
+        ) or any(map(_hooked, self._modules)):
+            raise RuntimeError("modules, weights or hooks of the backbone have changed since this runner was made for "
+                               "them; make another one with backbone.runner(), or a new session")
+
+
+def runner_of(model: Any, plain: set[type[nn.Module]]) -> Runner:
+    """The fused runner of an RWKV-6 model on a CPU, or one that calls the modules and says why; `plain` are the
+    classes of its modules, whose subclasses may compute something else."""
+    reason = _reason(model, plain | PLAIN)
+    return FusedRunner(model) if reason is None else Runner(model, reason)
+
+
+def _reason(model: Any, plain: set[type[nn.Module]]) -> str | None:
+    """Why our kernels cannot read this model; None where they can."""
+    weight = model.emb.weight
+    if weight.device.type != "cpu" or weight.dtype not in DTYPES:
+        return f"the fused runner is for float32 and bfloat16 on a CPU, not {weight.dtype} on {weight.device.type}"
+    if (lacking := missing("rwkv6")) is not None:
+        return lacking
+    for module in _modules(model):
+        if type(module) not in plain:
+            return f"the fused runner does not know {type(module).__name__}"
+        if _hooked(module):
+            return f"a {type(module).__name__} has a hook, or a forward of its own"
+    if len({type(block.get_submodule(name)) for block in model.blocks for name in MATRICES}) > 1:
+        return "some matrices are rounded and others are not"
+    for name, p in model.named_parameters():
+        if not name.startswith(INITIAL_STATE) and not (
+            type(p) is nn.Parameter and p.dtype is weight.dtype and p.device.type == "cpu"
+            and (p.is_contiguous() or name.endswith("ffn.value.weight"))
+        ):
+            return f"{name} has another type, dtype, device or layout than the other weights"
+    for name, b in model.named_buffers():
+        if b.device.type != "cpu" or not (b.dtype is torch.float32 or name.endswith(".weight")):
+            return f"{name} has another dtype or device than the other weights"
+    return None
+
+
+def _read(model: Any, x: Tensor, row: Row, state: State | None, return_state: bool) -> tuple[Tensor, State | None]:
+    """[T, D] → the hidden states [T, D], and each sequence's state when asked for."""
+    x = model.blocks[0].ln0(x.contiguous())
+    after: dict[str, list[Tensor]] = {"att_shift": [], "wkv": [], "ffn_shift": []}
+    delta = gate = None
+    for layer, block in enumerate(model.blocks):
+        given = {name: None if state is None else state[name][layer].contiguous() for name in after}
+        sum_, a, (x_mix,) = norm_shift(
+            x, _pair(block.ln1), [block.att.time_maa_x], row.cu_seqlens, given["att_shift"], delta=delta, gate=gate
+        )
+        mixed, wkv = _time_mix(block.att, a, x_mix, row, given["att_shift"], given["wkv"], return_state)
+        x, f, (k, r) = norm_shift(
+            sum_, _pair(block.ln2), [block.ffn.time_maa_k, block.ffn.time_maa_r], row.cu_seqlens, given["ffn_shift"],
+            delta=mixed,
+        )
+        delta = project(project(k, block.ffn.key, activation="squared_relu"), block.ffn.value)
+        gate = project(r, block.ffn.receptance)
+        if return_state:
+            for name, tensor in zip(after, (a[row.last], wkv, f[row.last]), strict=True):
+                assert tensor is not None
+                after[name].append(tensor)
+    _, hidden, _ = norm_shift(x, _pair(model.ln_out), [], row.cu_seqlens, delta=delta, gate=gate)
+    return hidden, {name: torch.stack(tensors) for name, tensors in after.items()} if return_state else None
+
+
+def _time_mix(
+    att: Any, a: Tensor, x_mix: Tensor, row: Row, before: Tensor | None, wkv: Tensor | None, return_state: bool
+) -> tuple[Tensor, Tensor | None]:
+    hidden = torch.tanh(x_mix @ att.time_maa_w1)
+    ratios = hidden.view(len(a), 5, -1).transpose(0, 1) @ att.time_maa_w2
+    constants = (att.time_maa_w, att.time_maa_k, att.time_maa_v, att.time_maa_r, att.time_maa_g)
+    w, k, v, r, g = mix_five(a, ratios, constants, row.cu_seqlens, before)
+    heads = (len(a), att.heads, -1)
+    y, after = wkv6(
+        project(r, att.receptance).view(heads), project(k, att.key).view(heads), project(v, att.value).view(heads),
+        att._decay(w).view(heads), att.time_faaaa, row.cu_seqlens, wkv, return_state=return_state,
+    )
+    gated = norm_gate(y.flatten(-2), project(g, att.gate), _pair(att.ln_x), att.heads, att.ln_x.eps)
+    return project(gated, att.output), after
+
+
+def _pair(norm: Any) -> tuple[Tensor, Tensor]:
+    return norm.weight, norm.bias
+
+
+def _modules(model: nn.Module) -> list[nn.Module]:
+    """The model and what it consists of; a tuned initial state is not a weight: it comes in as a state."""
+    return [module for module in model.modules() if not isinstance(module, InitialState)]
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether somebody wants to be there when the module is called, or to stand in for it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
+
+
+def _transpose(value: Linear | Int8Linear) -> None:
+    """Lays the weights of each hidden unit side by side, so that those of silent ones need not be read."""
+    weight = value.weight
+    # what is to be trained later must not become an inference tensor
+    with torch.inference_mode(weight.is_inference()), torch.no_grad():
+        if not weight.t().is_contiguous():
+            weight.data = weight.data.t().contiguous().t()
+
+
+def _places(modules: list[nn.Module]) -> Iterator[Place]:
+    for module in modules:
+        for name, child in module._modules.items():
+            yield module._modules, name, child, None
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                yield tensors, name, tensor, None if tensor is None else tensor.data_ptr()

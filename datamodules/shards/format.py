@@ -1,0 +1,148 @@
+"""The sample format: what the members of a WebDataset shard say.
+
+A dataset is a folder of tars. A sample is a run of members that share a key:
+
+    clips/0007.json    the record, always first
+    clips/0007.mp4     the media that the record names, if any, in the record's order
+
+A record is a JSON object in UTF-8 with
+
+    "conversations"    [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]: speakers alternate and
+                       human begins; a last human turn without an answer is allowed and carries no loss.
+    "image"            for one image the extension of its member ("jpg"); for several a list (["0.jpg", "1.jpg"]).
+    "video"            the extension of the video's member ("mp4").
+    "range"            beside "video" and only there: [start, stop] in seconds after the first frame. What is shown in
+                       between is the sample's video; a stop behind the end means the end.
+
+At most one of "image" and "video" is there: kinds are text, image, images (a list of two or more) and video. Other
+fields ("id", "family", ...) are kept and not read. `<image>` and `<video>` inside human turns are markers that a
+prompt removes. Images are jpg, jpeg, png or webp; videos mp4, webm or mkv.
+
+A key is made of letters, digits and `_ . / -`, has no `..`, is not an absolute path, is at most 90 characters long, and
+its last part has no dot, because what follows the first dot there is the extension (as in webdataset).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aurora.errors import AuroraError, BadSample
+from aurora.interfaces import Turn
+
+KINDS = ("text", "image", "images", "video")
+TEXT, IMAGE, IMAGES, VIDEO = range(4)
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+VIDEO_EXTENSIONS = ("mp4", "webm", "mkv")
+EXTENSIONS = ("json", "txt", "npy", *IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS)
+"""Every extension that a member may have. Nothing that reads them runs what it reads."""
+MAX_KEY = 90
+MEMBER_BYTES = 1 << 30
+"""What a member may hold at most, so that a small file cannot fill the memory."""
+_KEY = re.compile(r"[A-Za-z0-9_./-]+")
+_EXTENSION = re.compile(r"(?:\d+\.)?[a-z0-9]+")
+
+
+@dataclass(frozen=True)
+class ShardSample:
+    """A sample to be written: media by extension ("jpg", "0.jpg", "mp4"), as bytes or as a file to copy."""
+
+    key: str
+    record: Mapping[str, Any]
+    media: Mapping[str, bytes | Path] = field(default_factory=dict)
+
+
+class Record(NamedTuple):
+    """What a record says: the conversation, the extensions of the media members in order, and the seconds between
+    which a video is meant."""
+
+    turns: tuple[Turn, ...]
+    media: tuple[str, ...]
+    kind: int
+    start: float = 0.0
+    stop: float | None = None
+
+
+def check_key(key: str) -> str:
+    """The key, or AuroraError."""
+    if not _KEY.fullmatch(key) or ".." in key or key.startswith("/") or len(key) > MAX_KEY:
+        raise AuroraError(f"key {key!r}: keys have 1 to {MAX_KEY} letters, digits and _ . / - without '..', and are "
+                          "no absolute path")
+    if "." in key.rpartition("/")[2] or key.endswith("/"):
+        raise AuroraError(f"key {key!r}: the last part of a key is not empty and has no dot, because what follows "
+                          "the first dot is the extension")
+    return key
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """A member's key and extension. AuroraError for a name outside the format."""
+    folder, slash, last = name.rpartition("/")
+    stem, dot, extension = last.partition(".")
+    if not dot or not _EXTENSION.fullmatch(extension) or extension.rpartition(".")[2] not in EXTENSIONS:
+        raise AuroraError(f"member {name!r} is not one of {', '.join(EXTENSIONS)}; no other member is ever decoded")
+    return check_key(folder + slash + stem), extension
+
+
+def parse_record(raw: bytes) -> Record:
+    """The record of a json member. BadSample when it does not follow the format."""
+    try:
+        record = json.loads(raw)
+        if not isinstance(record, dict):
+            raise ValueError("not an object")
+        media, kind = _media(record)
+        return Record(_turns(record.get("conversations")), media, kind, *_range(record))
+    except (ValueError, RecursionError) as error:
+        raise BadSample("json", str(error)) from error
+
+
+def _media(record: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
+    image, video = record.get("image"), record.get("video")
+    if image is not None and video is not None:
+        raise ValueError("both image and video")
+    if video is not None:
+        return (_named(video, VIDEO_EXTENSIONS, "video"),), VIDEO
+    if image is None:
+        return (), TEXT
+    names = image if isinstance(image, list) else [image]
+    extensions = tuple(_named(name, IMAGE_EXTENSIONS, "image") for name in names)
+    if not extensions or len(set(extensions)) != len(extensions):
+        raise ValueError(f"image {image!r} names no member, or one twice")
+    return extensions, IMAGE if len(extensions) == 1 else IMAGES
+
+
+def _range(record: Mapping[str, Any]) -> tuple[float, float | None]:
+    given = record.get("range")
+    if given is None:
+        return 0.0, None
+    if record.get("video") is None:
+        raise ValueError("a range without a video")
+    if not isinstance(given, list) or len(given) != 2 or {type(second) for second in given} - {int, float}:
+        raise ValueError(f"range {given!r} is not [start, stop] in seconds")
+    start, stop = given
+    if not 0 <= start < stop < math.inf:
+        raise ValueError(f"range {given!r} does not begin at 0 or later and end after that")
+    return float(start), float(stop)
+
+
+def _named(value: object, known: tuple[str, ...], field_name: str) -> str:
+    if not isinstance(value, str) or not _EXTENSION.fullmatch(value) or value.rpartition(".")[2] not in known:
+        raise ValueError(f"{field_name} {value!r} is not the extension of a member ({', '.join(known)})")
+    return value
+
+
+def _turns(conversation: object) -> tuple[Turn, ...]:
+    if not isinstance(conversation, list) or not conversation:
+        raise ValueError("no conversations")
+    values = []
+    for number, entry in enumerate(conversation):
+        speaker = ("human", "gpt")[number % 2]
+        if not isinstance(entry, dict) or entry.get("from") != speaker or not isinstance(entry.get("value"), str):
+            raise ValueError(f"turn {number} is not a text from {speaker}")
+        values.append(entry["value"])
+    answers = [*values[1::2], None]
+    return tuple(Turn(asked, answered) for asked, answered in zip(values[0::2], answers, strict=False))

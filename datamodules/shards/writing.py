@@ -1,0 +1,225 @@
+"""Writing shards: deterministic WebDataset tars with a manifest each, and the index of their folder.
+
+The same samples give the same bytes. Everything appears by `os.replace`, so a killed writer leaves nothing that looks
+finished, and every function may be run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aurora.errors import AuroraError, BadSample
+from aurora.files import replace_file, replacing, room_for
+
+from .format import MEMBER_BYTES, ShardSample, check_key, parse_record, split_name
+from .index import (
+    INDEX,
+    UNREADABLE,
+    VERSION,
+    DatasetIndex,
+    MeasuredSample,
+    Place,
+    index_shard,
+    load_index,
+    measure_sample,
+    npy_bytes,
+    shard_arrays,
+    sidecar,
+    write_shard_index,
+)
+from .tar import member_header
+
+
+def write_shards(
+    samples: Iterable[ShardSample], folder: str | Path, *, samples_per_shard: int = 1000, shard_bytes: int = 1 << 30
+) -> DatasetIndex:
+    """Writes a whole dataset in one go and returns its index; what stood in the folder is replaced.
+
+    A shard ends at `samples_per_shard` samples, or with the sample that takes it past `shard_bytes`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Without the folder's index a half-written dataset is not taken for a whole one.
+    folder.joinpath(INDEX).unlink(missing_ok=True)
+    written = set()
+    cut = Cut(samples_per_shard, shard_bytes)
+    for number, group in itertools.groupby(samples, lambda sample: cut(sum(map(_size, sample.media.values())))):
+        tar = shard_path(folder, number)
+        write_shard(group, tar)
+        written.add(tar)
+    for stale in set(folder.glob("*.tar")) - written:
+        for path in (stale, sidecar(stale, "index.npz"), sidecar(stale, "manifest.json")):
+            path.unlink(missing_ok=True)
+    return write_index(folder)
+
+
+def shard_path(folder: str | Path, number: int) -> Path:
+    """Where shard `number` of a dataset lies."""
+    return Path(folder) / f"{number:06d}.tar"
+
+
+def shard_is_done(tar: str | Path) -> bool:
+    """Whether a shard was written and measured to the end, so that a run that was cut off can skip it."""
+    tar = Path(tar)
+    try:
+        manifest = json.loads(sidecar(tar, "manifest.json").read_bytes())
+        return bool(manifest["version"] == VERSION and manifest["bytes"] == tar.stat().st_size)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def write_shard(
+    samples: Iterable[ShardSample], tar: str | Path, *, skip: Callable[[ShardSample, BadSample], None] | None = None
+) -> dict[str, Any]:
+    """Writes and measures one shard and returns its manifest; one task of a pool. `write_index` joins them.
+
+    A sample whose media cannot be measured is left out and given to `skip`; without `skip` it stays, and the manifest
+    lists it as "bad". The tar is hashed while it is written and never read again.
+    """
+    tar = Path(tar)
+    sidecar(tar, "manifest.json").unlink(missing_ok=True)
+    measured, seen = list[MeasuredSample](), set[str]()
+    # A disk that is full is left with the room that there was.
+    with room_for(tar), replacing(tar, folder=False) as partial, _TarWriter(partial) as archive:
+        for sample in samples:
+            if sample.key in seen:
+                raise AuroraError(f"{tar}: the key {sample.key!r} is there twice")
+            try:
+                measured.append(archive.add(sample, keep_bad=skip is None))
+            except BadSample as error:
+                if skip is None:
+                    raise AuroraError(f"{tar}: sample {sample.key!r}: {error.detail}") from error
+                skip(sample, error)
+                continue
+            seen.add(sample.key)
+    return write_shard_index(tar, archive.digest, measured)
+
+
+def write_index(folder: str | Path) -> DatasetIndex:
+    """Joins the shards of a folder into its index; tars that have no manifest yet are measured first."""
+    folder = Path(folder)
+    tars = sorted(folder.glob("*.tar"))
+    if not tars:
+        raise AuroraError(f"{folder} holds no tar to index")
+    samples, media, shards, start = [], [], [], 0
+    for number, tar in enumerate(tars):
+        try:
+            if not shard_is_done(tar):
+                raise ValueError(f"{tar.name} was not measured to the end")
+            rows, members = shard_arrays(tar)
+        except UNREADABLE:
+            index_shard(tar)
+            rows, members = shard_arrays(tar)
+        manifest = json.loads(sidecar(tar, "manifest.json").read_bytes())
+        rows["shard"] = number
+        rows["media"] += np.uint64(start)
+        start += len(members)
+        samples.append(rows)
+        media.append(members)
+        shards.append({key: manifest[key] for key in ("name", "bytes", "sha256", "samples")})
+    replace_file(folder / "index.samples.npy", npy_bytes(np.concatenate(samples)))
+    replace_file(folder / "index.media.npy", npy_bytes(np.concatenate(media)))
+    replace_file(folder / INDEX, json.dumps({"version": VERSION, "shards": shards}, indent=1).encode())
+    return load_index(folder)
+
+
+class Cut:
+    """Says which shard each sample goes to, one after the other."""
+
+    def __init__(self, samples: int, size: int) -> None:
+        if samples < 1 or size < 1:
+            raise AuroraError(f"samples_per_shard {samples} and shard_bytes {size} must be 1 or more")
+        self.samples, self.size = samples, size
+        self.shard, self.count, self.bytes = 0, 0, 0
+
+    def __call__(self, size: int) -> int:
+        """The shard of the next sample, whose media have `size` bytes."""
+        if self.count == self.samples or self.bytes > self.size:
+            self.shard, self.count, self.bytes = self.shard + 1, 0, 0
+        self.count += 1
+        self.bytes += size
+        return self.shard
+
+
+def _size(medium: bytes | Path) -> int:
+    return medium.stat().st_size if isinstance(medium, Path) else len(medium)
+
+
+def _members(sample: ShardSample) -> Iterator[tuple[str, bytes]]:
+    """Extension and bytes of every member, the record first. BadSample for a record outside the format, AuroraError
+    for a key that no member can have, and for media that are not those of the record."""
+    check_key(sample.key)
+    try:
+        raw = json.dumps(dict(sample.record), ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise BadSample("json", f"the record is not JSON: {error}") from error
+    record = parse_record(raw)
+    if set(record.media) != set(sample.media):
+        raise AuroraError(f"sample {sample.key!r}: the record names the media {sorted(record.media)}, "
+                          f"given are {sorted(sample.media)}")
+    yield "json", raw
+    for extension in record.media:
+        split_name(f"{sample.key}.{extension}")
+        yield extension, medium_bytes(sample.media[extension])
+
+
+def medium_bytes(data: bytes | Path) -> bytes:
+    """The bytes of a medium. BadSample when it is missing or too large."""
+    try:
+        if _size(data) > MEMBER_BYTES:
+            raise BadSample("limits", f"a member of {_size(data)} bytes is larger than {MEMBER_BYTES}")
+        return data.read_bytes() if isinstance(data, Path) else data
+    except OSError as error:
+        raise BadSample("missing", f"{error.filename}: {error.strerror}") from error
+
+
+class _TarWriter:
+    """Writes the members of samples, and hashes and measures them meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._hash = hashlib.sha256()
+        self._at = 0
+        self.digest = ""
+
+    def __enter__(self) -> _TarWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with self._file:
+            if kind is None:
+                # Two blocks of zeros end a tar, and a whole record is written, as by tarfile.
+                ended = self._at + 2 * tarfile.BLOCKSIZE
+                self._write(bytes(-ended % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE))
+                self.digest = self._hash.hexdigest()
+
+    def add(self, sample: ShardSample, *, keep_bad: bool) -> MeasuredSample:
+        """Writes a sample. BadSample, and nothing written, when it cannot be measured, unless `keep_bad`."""
+        places: dict[str, Place] = {}
+        data: dict[Place, bytes] = {}
+        at = self._at
+        for extension, content in _members(sample):
+            places[extension] = (at + tarfile.BLOCKSIZE, len(content))
+            data[places[extension]] = content
+            at += tarfile.BLOCKSIZE + len(content) + -len(content) % tarfile.BLOCKSIZE
+        measured = measure_sample(sample.key, places, data.__getitem__)
+        if measured.bad and not keep_bad:
+            raise BadSample(measured.bad[0]["reason"], measured.bad[0]["detail"])
+        for extension, place in places.items():
+            self._write(member_header(f"{sample.key}.{extension}", place[1]))
+            self._write(data[place])
+            self._write(bytes(-place[1] % tarfile.BLOCKSIZE))
+        return measured
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self._at += len(data)

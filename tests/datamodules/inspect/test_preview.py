@@ -1,0 +1,54 @@
+import re
+
+import pytest
+
+from aurora.errors import AuroraError
+from aurora.registry import READER
+from datamodules.inspect.preview import write_preview
+from datamodules.shards.format import ShardSample
+from datamodules.shards.writing import write_shards
+
+
+@pytest.fixture
+def page(tmp_path):
+    def page(*folders, samples=10, kinds=()):
+        path = tmp_path / "out" / "page.html"
+        shown = write_preview(folders, path, samples=samples, kinds=kinds, reader=READER.build({"name": "pyav"}))
+        return shown, path.read_text()
+    return page
+
+
+def test_the_page_shows_every_kind_and_links_to_nothing(make, page, tmp_path):
+    write_shards(make.mixed(4), tmp_path / "set")
+    shown, text = page(tmp_path / "set")
+    assert shown == 4
+    assert text.count("data:image/jpeg;base64,") == 1 + 2 + 8
+    assert "It is 3." in text
+    assert not re.search(r'(src|href)="(?!data:)|url\(|@import', text)
+
+
+def test_samples_are_spread_over_the_dataset_and_may_be_of_one_kind(make, page, tmp_path):
+    write_shards(make.mixed(40), tmp_path / "set")
+    shown, text = page(tmp_path / "set", samples=2, kinds=("text",))
+    assert shown == 2
+    assert "part/0000" in text and "part/0036" in text
+    assert "data:image" not in text
+
+
+def test_what_a_sample_says_is_no_markup(make, page, tmp_path):
+    talk = [{"from": "human", "value": "<script>alert(1)</script>"}, {"from": "gpt", "value": "<b>"}]
+    write_shards([ShardSample("k", {"conversations": talk})], tmp_path / "set")
+    _, text = page(tmp_path / "set")
+    assert "<script>" not in text and "&lt;script&gt;" in text
+
+
+def test_a_broken_sample_is_shown_with_the_reason(make, page, tmp_path):
+    write_shards([ShardSample("k", {"image": "jpg", "conversations": make.talk()}, {"jpg": b"none"})], tmp_path / "set")
+    shown, text = page(tmp_path / "set")
+    assert shown == 1 and "image: it is not a jpeg, png or webp" in text
+
+
+def test_an_unknown_kind_is_refused(make, page, tmp_path):
+    write_shards(make.mixed(1), tmp_path / "set")
+    with pytest.raises(AuroraError, match="text, image, images, video"):
+        page(tmp_path / "set", kinds=("pictures",))
