@@ -12,8 +12,7 @@ pytestmark = pytest.mark.process
 
 @pytest.mark.filterwarnings("ignore")  # webdataset leaves files open
 @pytest.mark.parametrize("number", [0, 1, 2], ids=["members", "frames", "rows"])
-def test_all_ways_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    monkeypatch.setattr(data_reading, "start_method", lambda: "fork")  # spawning takes seconds
+def test_all_ways_give_the_same(tmp_path: Path, number: int) -> None:
     case = data_reading.data(Settings(quick=True, folder=tmp_path))[number]
     ours, *others = (contestant.build()() for contestant in case.contestants)
     assert others and float(ours.sum()) > 0
