@@ -122,7 +122,7 @@ class DataModule(ABC):
             data.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
-        """Plans in every process."""
+        """Plans in every process. An override, also of `prepare_data`, calls `super()` for what is held out."""
         self.total_steps()
         for data in self.held_out.values():
             data.setup(stage)
