@@ -54,9 +54,14 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     In bfloat16 on a CPU by oneDNN's product with the bias in it: 7 % less than torch's, which lays the bias out first.
     In float32 by the faster library.
     """
-    if x.dtype == torch.bfloat16 and serves("vision", x, weight, bias) and torch._C._has_mkldnn:
+    if x.dtype == torch.bfloat16 and serves("vision", x, weight, bias) and _onednn_takes_bfloat16():
         return onednn(x, weight, bias)
     return dense(x, weight, bias)
+
+
+def _onednn_takes_bfloat16() -> bool:
+    """False on processors without AVX-512 (or AVX-NE-CONVERT), where oneDNN has no such product."""
+    return bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def gelu_tanh(x: Tensor) -> Tensor:

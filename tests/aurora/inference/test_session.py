@@ -225,7 +225,8 @@ def test_an_empty_text_leaves_its_sequence_as_it_is(model: AuroraModel) -> None:
     for kept, was in ((fork(after, [1]), fork(before, [1])), (fork(after, [0]), read_texts(
             runner, fork(before, [0]), [ids[0]]))):
         torch.testing.assert_close(kept.hidden, was.hidden)
-        torch.testing.assert_close(dict(kept.state), dict(was.state))
+        # a product of one row and of three may be summed in another order
+        torch.testing.assert_close(dict(kept.state), dict(was.state), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
