@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ class Prediction(Task):
 
     answer: str
     failure: str | None = None
+    log_probs: Sequence[float] | None = None  # of the options, where likelihood chose among them
 
     @property
     def task(self) -> Task:
@@ -66,19 +67,22 @@ class PredictionFile:
         raw = self.path.read_bytes()
         whole = raw[: raw.rfind(b"\n") + 1]  # a killed run may have left half a line
         if not whole:
-            self._begin()
-            return
-        first, *lines = whole.decode("utf-8").removesuffix("\n").split("\n")
-        try:
-            changed = differences(json.loads(first)["settings"], self._settings)
-            found = [Prediction(**json.loads(line)) for line in lines]
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise AuroraError(f"{self.path} is not a file of predictions ({error}); choose another output folder, or "
-                              "start again with --restart") from error
-        if changed:
+            return self._begin()
+        settings, found = read_predictions(self.path)
+        if changed := differences(settings, self._settings):
             raise AuroraError(f"{self.path} was made with other settings ({'; '.join(changed)}); choose another output "
                               "folder, or start again with --restart")
         # What failed is tried again: the missing file may be there now.
         self.done = {prediction.task: prediction for prediction in found if prediction.failure is None}
         if len(whole) < len(raw):
             self.path.write_bytes(whole)
+
+
+def read_predictions(path: Path) -> tuple[dict[str, Any], list[Prediction]]:
+    """The settings of a file and its whole lines. AuroraError if it is something else."""
+    first, *lines = path.read_bytes().rpartition(b"\n")[0].split(b"\n")
+    try:
+        return json.loads(first)["settings"], [Prediction(**json.loads(line)) for line in lines]
+    except (KeyError, TypeError, ValueError) as error:
+        raise AuroraError(f"{path} is not a file of predictions ({error}); choose another output folder, or start "
+                          "again with --restart") from error

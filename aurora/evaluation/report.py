@@ -20,7 +20,8 @@ def render(result: Row) -> RenderableType:
     """Accuracy by family against chance and wrong videos, open questions below, failures last."""
     parts: list[RenderableType] = []
     if result["n"]:
-        parts.append(_table("Multiple choice, in percent", _CHOICE, result,
+        score = result.get("protocol", {}).get("score", "text").replace("_", " ")
+        parts.append(_table(f"Multiple choice by {score}, in percent", _CHOICE, result,
                             caption="wrong video: asked about a video for which another answer is correct"))
     if result["open"]["n"]:
         parts.append(_table("Open questions", _OPEN, result["open"]))

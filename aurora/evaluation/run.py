@@ -8,30 +8,33 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.evaluation.predictions import PREDICTIONS_FILE, Prediction, PredictionFile, Task
 from aurora.evaluation.questions import QUESTIONS_FILE, Question, read_questions, wrong_videos
-from aurora.evaluation.scoring import summarise
+from aurora.evaluation.scoring import score_options
+from aurora.evaluation.summary import summarise
 from aurora.files import write_json
 from aurora.inference.generation import Generation, complete
-from aurora.inference.reading import fork
+from aurora.inference.reading import Memory, fork
 from aurora.inference.session import Session
 from aurora.inference.visuals import UnreadableVisual
 from aurora.model import AuroraModel
 from aurora.version import VERSION
 
 RESULT_FILE = "result.json"
+Score = Literal["text", "likelihood", "likelihood_per_token"]
 
 
 @dataclass(frozen=True)
 class Protocol:
     """What is asked and how: it is written into every result, and a run with another one does not resume it."""
 
+    score: Score = "text"  # of choices: what the model writes, or which option is likeliest as its answer
     choice: Generation = field(default_factory=lambda: Generation(max_new_tokens=16))
     open: Generation = field(default_factory=lambda: Generation(max_new_tokens=128))
     wrong_videos: bool = True
@@ -107,16 +110,26 @@ def _predict(session: Session, folder: Path, tasks: Sequence[Task], questions: M
     try:
         memory = session.read_all([question.prompt for question in asked])
     except UnreadableVisual as error:
-        return [Prediction(task.id, task.shown, task.video, "", failure=str(error)) for task in tasks]
-    answers = [""] * len(tasks)
-    for options, places in ((protocol.choice, [i for i, question in enumerate(asked) if question.options]),
-                            (protocol.open, [i for i, question in enumerate(asked) if not question.options])):
-        if places:
-            said = complete(session.model, session.runner, fork(memory, places), options)
-            for place, answer in zip(places, said, strict=True):
-                answers[place] = answer.strip()
-    return [Prediction(task.id, task.shown, task.video, answer)
-            for task, answer in zip(tasks, answers, strict=True)]
+        return [Prediction(**vars(task), answer="", failure=str(error)) for task in tasks]
+    choices = [place for place, question in enumerate(asked) if question.options]
+    written = [(protocol.open, [place for place, question in enumerate(asked) if not question.options])]
+    made: dict[int, Prediction] = {}
+    if protocol.score == "text":
+        written.append((protocol.choice, choices))
+    else:
+        for place in choices:
+            made[place] = _likeliest(session, fork(memory, [place]), tasks[place], asked[place], protocol.score)
+    for generation, places in written:
+        said = complete(session.model, session.runner, fork(memory, places), generation) if places else []
+        for place, answer in zip(places, said, strict=True):
+            made[place] = Prediction(**vars(tasks[place]), answer=answer.strip())
+    return [made[place] for place in range(len(tasks))]
+
+
+def _likeliest(session: Session, memory: Memory, task: Task, question: Question, score: Score) -> Prediction:
+    scores = score_options(session.model, session.runner, memory, question.options)
+    values = [option.log_prob if score == "likelihood" else option.per_token for option in scores]
+    return Prediction(**vars(task), answer=question.options[values.index(max(values))], log_probs=values)
 
 
 def _settings(config: ModelConfig, folder: str | Path, protocol: Protocol, model_hash: str | None
@@ -128,10 +141,5 @@ def _settings(config: ModelConfig, folder: str | Path, protocol: Protocol, model
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "aurora": VERSION}
-    for package in ("torch", "av", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return {"python": platform.python_version(), "aurora": VERSION,
+            **{package: version(package) for package in ("torch", "av", "transformers")}}

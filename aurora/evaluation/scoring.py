@@ -1,149 +1,185 @@
-"""Scores of answers, and from predictions to numbers: accuracy by family, against chance and against wrong videos."""
+"""Which option an answer means: by what the model wrote, or by how likely each option is as its answer.
+
+Shape letters: T tokens of all options, D backbone width, V vocabulary.
+"""
 
 from __future__ import annotations
 
-import math
 import re
-import string
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from torchmetrics.functional.text import bleu_score
+import torch
+from torch import Tensor
 
-from aurora.evaluation.predictions import Prediction, Shown, Task
-from aurora.evaluation.questions import Question
+from aurora.inference.reading import Memory, fork
+from aurora.interfaces import Runner, Text, Turn
+from aurora.model import AuroraModel
 
-Found = Mapping[tuple[str, Shown], Prediction]
+LOGIT_ROWS = 256
+"""Positions whose logits [V] are held at a time."""
 
-# `(B)`, `(b) red`, `B)`, `B.`, `B: red`; a bare letter only when nothing follows, since "A" is also an article.
-_LETTER = re.compile(r"\((?P<braced>[A-Za-z])\)|(?P<marked>[A-Z])[.):](?=\s|$)|(?P<bare>[A-Z])$")
-_LEAD = re.compile(r"(?:the )?(?:best |correct )?(?:answer|option)(?: is)?\s*:?\s*", re.IGNORECASE)
-_BRACED = re.compile(r"\(([A-Za-z])\)")
+
+class OptionScore(NamedTuple):
+    """How likely an option is as the answer."""
+
+    log_prob: float  # natural logarithm, summed over the tokens
+    tokens: int
+
+    @property
+    def per_token(self) -> float:
+        """The mean log-probability of a token: long options are not at a disadvantage."""
+        return self.log_prob / self.tokens
+
+
+@torch.inference_mode()
+def score_options(model: AuroraModel, runner: Runner, memory: Memory, options: Sequence[str]) -> list[OptionScore]:
+    """log P(option | what was read) of each option's text as the prompt's form writes an answer, without its stop.
+
+    `memory` is one sequence after a question, as `Session.read_all` gives it; the options are read side by side from
+    copies of its state.
+    """
+    ids = [model.tokenizer.encode(_as_answer(model, option)) for option in options]
+    device = memory.last_hidden().device
+    lengths = [len(tokens) for tokens in ids]
+    bounds = torch.tensor([0, *lengths], device=device).cumsum(0)
+    targets = torch.tensor([token for tokens in ids for token in tokens], device=device)  # [T]
+    start = fork(memory, [0] * len(options))
+    hidden, _ = runner.read(model.backbone.embed(targets), bounds, start.state)  # [T, D]
+    # what predicts a token is the hidden state before it: for the first one, that after the question
+    before = hidden.roll(1, dims=0)
+    before[bounds[:-1]] = start.last_hidden().to(before)
+    log_probs = torch.cat([_log_probs(model, part, wanted) for part, wanted in
+                           zip(torch.split(before, LOGIT_ROWS), torch.split(targets, LOGIT_ROWS), strict=True)])
+    return [OptionScore(float(part.sum()), len(part)) for part in torch.split(log_probs.double(), lengths)]
+
+
+def _log_probs(model: AuroraModel, hidden: Tensor, targets: Tensor) -> Tensor:
+    """[T, D], [T] → [T] float32."""
+    logits = model.backbone.logits(hidden).float()  # [T, V]
+    return logits.log_softmax(dim=-1).gather(1, targets[:, None]).squeeze(1)
+
+
+def _as_answer(model: AuroraModel, option: str) -> str:
+    pieces = model.prompt.layout([Turn("", option)], visual=False)
+    learned = "".join(piece.text for piece in pieces if isinstance(piece, Text) and piece.learned)
+    return learned.removesuffix(model.prompt.stop)
+
+
+# ---- what was written ---------------------------------------------------------------------------------------------
+
+_SEVERAL = -1  # options are named, but not a single one of those that there are
+
+_QUOTES = "\"'“”‘’«»"
+_EDGES = _QUOTES + "*_~`$.,;!… \t\r\n"
+_COMMAND = re.compile(r"\\(?:boxed|fbox|text\w*|math\w+)\s*\{([^{}]*)\}|<(\w+)>([^<>]*)</\2>")
+# a letter alone between signs of emphasis or quotes is as good as one in brackets: **b**, "b", \boxed{b} become ⟨b⟩
+_WRAPPED = re.compile(rf"(?<!\w)[*_~`${_QUOTES}]+\s*([A-Za-z])\s*[*_~`${_QUOTES}]+(?!\w)")
+_EMPHASIS = re.compile(rf"[*$~`]|(?<!\w)[_{_QUOTES}]+|[_{_QUOTES}]+(?!\w)|^[ \t]*(?:[#>•-][ \t]*)+", re.MULTILINE)
+
+_BRACKETED = r"[(\[{<⟨]+\s*(?P<bracketed>[A-Za-z])\s*[)\]}>⟩]+[.):]?"
+_MARKED = r"(?P<marked>[A-Za-z])(?:\s?[.:](?=\s|$)|\s?\)|(?<=[A-Z])\s[-–—](?=\s))"
+_VERDICT = r"\s+(?:is|would be)\s+(?:the\s+)?(?:correct|right|best|answer)\b"
+_FIRST = re.compile(rf"{_BRACKETED}|{_MARKED}|(?P<bare>[A-Z])(?=[!,;]?[ \t]*(?:\n|$)|{_VERDICT})")
+# after "Answer:" a letter needs no mark, unless it may be the article of what follows
+_LED = re.compile(rf"{_BRACKETED}|{_MARKED}|(?P<bare>[A-Za-z])(?=\s*(?:$|\n|[,;!](?=\s|$)|[-–—]\s)"
+                  rf"|\s+(?:because|since|as)\b|{_VERDICT})")
+_NOUN = r"(?:(?:the|my)\s+)?(?:(?:best|correct|right|final|most\s+\w+)\s+)*(?:answer|option|choice|letter)\b"
+_SAYS = r"\s*(?:(?:is|would\s+be|should\s+be)\b\s*[:=]?|[:=]|[-–—](?=\s)|\n)"
+_LEAD = re.compile(rf"(?:^|(?<=[.!?:,\n]))\s*(?:(?:so|thus|hence|therefore|and)\b,?\s*)?{_NOUN}(?P<says>{_SAYS})?\s*"
+                   rf"(?:{_NOUN}(?:{_SAYS})?\s*)?", re.IGNORECASE)
+_TRAILING = re.compile(r"[\s,]*[(\[][A-Za-z][)\]][\s.]*$")
+# what names another option behind the first letter: right after it, or anywhere
+_END = r"(?=\s*(?:$|[\n,;/&|.:!?)\]⟩+=]|[-–—]\s))"
+_JOINED = r"\b(?:and|or|nor)\b"
+_NEXT = re.compile(rf"[\s,;/&|.:!)\]⟩+-]*(?:{_JOINED}[\s(\[]*)?([A-Z])(?:{_END}|(?=\s+{_JOINED}|{_VERDICT}))")
+_LATER = re.compile(r"(?<!\w)[(\[{<⟨]\s*([A-Za-z])\s*[)\]}>⟩]|(?<![\w(\[{<⟨])([A-Za-z])(?:\)|:(?=\s))"
+                    rf"|^\s*([A-Z]){_END}|{_JOINED}\s+([B-HJ-Z])(?!\w)|[.,;/!?]\s*([A-Z])\W*$|\b([A-Z])(?={_VERDICT})"
+                    rf"|(?i:{_NOUN}(?:{_SAYS})?\s*([a-z])){_END}|(?i:{_NOUN}{_SAYS})\s*([B-HJ-Z])(?!\w)", re.MULTILINE)
+_STRAY = re.compile(rf"[B-HJ-Z](?![\w'’])|[AI](?=\s*[^\w\s'’]|\s+{_JOINED})")
 
 
 def chosen_option(answer: str, options: Sequence[str]) -> int | None:
-    """The index of the option that an answer names, by its letter or by its whole text and nothing else; None when it
-    names none, several, or one that does not exist."""
-    text = answer.strip()
-    lead = _LEAD.match(text)
-    text = text[lead.end():] if lead else text
-    match = _LETTER.match(text)
-    if match is None:
-        said = [index for index, option in enumerate(options) if _same(text, option)]
-        return said[0] if len(said) == 1 else None
-    letter = next(found for found in match.groups() if found).upper()
-    named = {letter, *(other.upper() for other in _BRACED.findall(text))}
-    index = ord(letter) - ord("A")
-    return index if len(named) == 1 and index < len(options) else None
+    """The index of the option that an answer names, by its whole text or by its letter; None when it names none,
+    several, or one that does not exist.
 
-
-def _same(text: str, option: str) -> bool:
-    """Whether two texts differ in nothing but case, white space and a closing full stop."""
-    plain, wanted = (" ".join(part.casefold().split()).removesuffix(".") for part in (text, option))
-    return plain == wanted != ""
-
-
-def wilson(right: int, asked: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson 1927); (0, 1) when nothing was asked."""
-    if asked == 0:
-        return 0.0, 1.0
-    share = right / asked
-    centre = share + z * z / (2 * asked)
-    spread = z * math.sqrt(share * (1 - share) / asked + z * z / (4 * asked * asked))
-    scale = 1 + z * z / asked
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words without punctuation and articles, as SQuAD compares them."""
-    plain = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return [word for word in plain.split() if word not in ("a", "an", "the")]
-
-
-def exact_match(answer: str, truth: str) -> bool:
-    """Whether the words are the same."""
-    return words(answer) == words(truth)
-
-
-def token_f1(answer: str, truth: str) -> float:
-    """Harmonic mean of the precision and recall of words."""
-    given, wanted = words(answer), words(truth)
-    shared = sum((Counter(given) & Counter(wanted)).values())
-    if shared == 0:
-        return float(given == wanted)
-    return 2 * shared / (len(given) + len(wanted))
-
-
-# ---- of all questions ---------------------------------------------------------------------------------------------
-
-
-def summarise(questions: Sequence[Question], predictions: Mapping[Task, Prediction]) -> dict[str, Any]:
-    """The result of an evaluation; a question that could not be asked or read counts as wrong."""
-    found: Found = {(task.id, task.shown): prediction for task, prediction in predictions.items()}
-    choices = [question for question in questions if question.options]
-    opens = [question for question in questions if not question.options]
-    failures = [prediction for prediction in found.values() if prediction.failure is not None]
-    return {
-        **_choices(choices, found),
-        "unparsed": sum(made.failure is None and chosen_option(made.answer, question.options) is None
-                        for question, made in ((question, found[question.id, "own"]) for question in choices)),
-        "failed": sum(prediction.shown == "own" for prediction in failures),
-        "families": {name: _choices(group, found) for name, group in _by_family(choices).items()},
-        "open": {**_opens(opens, found),
-                 "families": {name: _opens(group, found) for name, group in _by_family(opens).items()}},
-        "failures": [{"id": failed.id, "shown": failed.shown, "video": failed.video, "reason": failed.failure}
-                     for failed in failures],
-    }
-
-
-def _choices(questions: Sequence[Question], found: Found) -> dict[str, Any]:
-    right = [_is_right(question, found[question.id, "own"]) for question in questions]
-    wrong = [_is_right(question, found[question.id, "wrong"]) for question in questions
-             if (question.id, "wrong") in found]
-    low, high = wilson(sum(right), len(right))
-    return {
-        "n": len(questions),
-        "accuracy": _mean(right),
-        "low": low,
-        "high": high,
-        "chance": _mean([1 / len(question.options) for question in questions]),
-        "wrong_video_accuracy": _mean(wrong),
-    }
-
-
-def _opens(questions: Sequence[Question], found: Found) -> dict[str, Any]:
-    pairs = [(found[question.id, "own"].answer, question.answer) for question in questions]
-    return {
-        "n": len(questions),
-        "exact_match": _mean([exact_match(*pair) for pair in pairs]),
-        "token_f1": _mean([token_f1(*pair) for pair in pairs]),
-        "bleu_1": corpus_bleu(pairs, words=1),
-        "bleu_4": corpus_bleu(pairs, words=4),
-    }
-
-
-def corpus_bleu(pairs: Sequence[tuple[str, str]], *, words: int) -> float | None:
-    """BLEU over all (answer, truth) pairs with up to `words` words in a row; texts are split at white space.
-
-    BLEU-1 is the column of VATEX in the paper's Table 2, there with a tokenizer of its own.
+    An option's whole text wins over a letter: "A. Smith" is that option wherever it stands. Letters are read as people
+    write them, at the beginning or after "the answer is": "(b)", "**B**", "B. blue", "B" and a line end.
     """
-    if not pairs:
-        return None
-    answers, truths = zip(*pairs, strict=True)
-    return float(bleu_score(answers, [[truth] for truth in truths], n_gram=words))
+    whole = _same(answer, options)
+    if whole is not None:
+        return whole
+    text = _plain(answer)
+    found = _named(text, options, _FIRST)
+    if found is None:
+        said = {_said(text, lead, options) for lead in _LEAD.finditer(text)} - {None}
+        found = said.pop() if len(said) == 1 else None
+    return None if found == _SEVERAL else found
 
 
-def _is_right(question: Question, prediction: Prediction) -> bool:
-    return chosen_option(prediction.answer, question.options) == question.right
+def _same(text: str, options: Sequence[str]) -> int | None:
+    """The one option whose whole text this is, if need be but for case, white space, quotes, emphasis and a closing
+    mark."""
+    for form in (str.strip, _bare):
+        wanted = form(text)
+        found = [index for index, option in enumerate(options) if wanted and form(option) == wanted]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
 
 
-def _by_family(questions: Sequence[Question]) -> dict[str, list[Question]]:
-    families: dict[str, list[Question]] = defaultdict(list)
-    for question in sorted(questions, key=lambda question: question.family):
-        families[question.family].append(question)
-    return dict(families)
+def _bare(text: str) -> str:
+    return " ".join(_unwrapped(text, str).casefold().strip(_EDGES).split())
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _plain(text: str) -> str:
+    """The text without typography; a letter that it set apart stands in brackets."""
+    text = _unwrapped(text, lambda inner: f"⟨{inner.strip()}⟩" if re.fullmatch(r"\s*[A-Za-z]\s*", inner) else inner)
+    return _EMPHASIS.sub("", _WRAPPED.sub(r"⟨\1⟩", text)).strip()
+
+
+def _unwrapped(text: str, inside: Callable[[str], str]) -> str:
+    r"""Without \boxed{…} and <answer>…</answer>, whose contents `inside` rewrites."""
+    text, before = unicodedata.normalize("NFKC", text), ""
+    while text != before:
+        text, before = _COMMAND.sub(lambda match: inside(match[1] or match[3] or ""), text), text
+    return text
+
+
+def _said(text: str, lead: re.Match[str], options: Sequence[str]) -> int | None:
+    """What stands after "the answer is", or a letter right after "option"."""
+    if not lead["says"]:
+        return _labelled(text[lead.end():], options, _LED)
+    found = _named(text[lead.end("says"):].lstrip(), options, _LED)
+    return _named(text[lead.end():], options, _LED) if found is None else found
+
+
+def _named(text: str, options: Sequence[str], labels: re.Pattern[str]) -> int | None:
+    """What the text begins with: an option's text up to the end, alone or in "B blue" or "blue (B)", or a label."""
+    bare = re.match(r"[A-Z][\s,]+", text)
+    for other in (text, text[bare.end():] if bare else "", _TRAILING.sub("", text)):
+        if (whole := _same(other, options)) is not None:
+            return whole
+    return _labelled(text, options, labels)
+
+
+def _labelled(text: str, options: Sequence[str], labels: re.Pattern[str]) -> int | None:
+    """The option of the letter at the beginning; `_SEVERAL` if it says no more than that, None without a letter."""
+    match = labels.match(text)
+    if match is None:
+        return _SEVERAL if _STRAY.match(text) else None
+    letter = next(found for found in match.groups() if found).upper()
+    index, rest = ord(letter) - ord("A"), text[match.end():]
+    if index >= len(options):
+        return _SEVERAL
+    if (whole := _same(rest, options)) is not None:
+        return whole
+    own, rest = options[index].strip(), rest.lstrip()
+    if rest.casefold().startswith(own.casefold()):
+        rest = rest[len(own):]
+    following = _NEXT.match(rest)
+    named = {following[1]} if following else set()
+    named |= {name.upper() for found in _LATER.finditer(rest) for name in found.groups()
+              if name and ord(name.upper()) - ord("A") < len(options)}
+    return index if named <= {letter} else _SEVERAL

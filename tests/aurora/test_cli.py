@@ -468,6 +468,13 @@ def test_an_evaluation_can_print_its_result(run, model_folder, questions, tmp_pa
     assert json.loads(out) == json.loads((tmp_path / "out" / "result.json").read_text())
 
 
+def test_an_evaluation_can_choose_by_likelihood(run, model_folder, questions, tmp_path) -> None:
+    status, out, _ = run("eval", "--model", model_folder, "--data", questions, "--output", tmp_path / "out",
+                         "--score", "likelihood")
+    assert status == 0 and "by likelihood" in out
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["unparsed"] == 0
+
+
 def test_results_lie_beside_the_model_unless_told_otherwise(run, model_folder, questions, tmp_path) -> None:
     model = shutil.copytree(model_folder, tmp_path / "stage" / "model")  # other tests export the shared one
     run("eval", "--model", model, "--data", questions, "--limit", "1")

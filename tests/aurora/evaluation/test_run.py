@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from aurora.evaluation.predictions import Prediction, Task
 from aurora.evaluation.questions import Question, read_questions
 from aurora.evaluation.report import render
 from aurora.evaluation.run import Protocol, evaluate
-from aurora.evaluation.scoring import summarise
+from aurora.evaluation.scoring import score_options
+from aurora.evaluation.summary import summarise
 from aurora.inference.generation import Generation
 from aurora.inference.session import Session
 from aurora.model import AuroraModel
@@ -152,6 +154,31 @@ def test_a_limit_is_spread_over_the_file(model, config, data, tmp_path) -> None:
 def test_how_many_are_read_together_changes_nothing(model, config, data, tmp_path) -> None:
     results = [run(model, config, data, tmp_path / str(parallel), parallel=parallel) for parallel in (1, 32)]
     assert results[0] | {"seconds": 0} == results[1] | {"seconds": 0}
+
+
+@pytest.mark.parametrize("score", ["likelihood", "likelihood_per_token"])
+def test_the_likeliest_option_is_the_answer(model, config, data, tmp_path, score) -> None:
+    uneven = tmp_path / "data"
+    shutil.copytree(data, uneven)
+    text = (data / "questions.jsonl").read_text()
+    (uneven / "questions.jsonl").write_text(text.replace('"grey"', '"grey, and at some other time another colour"'))
+    result = run(model, config, uneven, tmp_path / "out", protocol=replace(PROTOCOL, score=score))
+    session = Session.from_config(model, config)
+    questions = {question.id: question for question in read_questions(uneven)}
+    for line in lines(tmp_path / "out"):
+        asked = questions[line["id"]]
+        session.watch(uneven / line["video"])
+        if asked.options:
+            scores = score_options(model, session.runner, session.read_all([asked.prompt]), asked.options)
+            wanted = [getattr(one, {"likelihood": "log_prob"}.get(score, "per_token")) for one in scores]
+            assert line["log_probs"] == pytest.approx(wanted, rel=1e-4)
+            assert line["answer"] == asked.options[wanted.index(max(wanted))]
+        else:
+            assert line["log_probs"] is None
+            assert line["answer"] == "".join(session.ask(asked.prompt, PROTOCOL.open)).strip()
+    assert (result["unparsed"], result["protocol"]["score"]) == (0, score)
+    with pytest.raises(AuroraError, match="score"):
+        run(model, config, uneven, tmp_path / "out")
 
 
 def question(id: str, family: str, options: int) -> Question:

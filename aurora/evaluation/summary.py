@@ -1,0 +1,103 @@
+"""From predictions to numbers: accuracy by family, against chance and against wrong videos."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torchmetrics.functional.text import bleu_score, squad
+
+from aurora.evaluation.predictions import Prediction, Shown, Task
+from aurora.evaluation.questions import Question
+from aurora.evaluation.scoring import chosen_option
+
+Found = Mapping[tuple[str, Shown], Prediction]
+
+
+def wilson(right: int, asked: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """The 95 % interval of a proportion (Wilson 1927); (0, 1) when nothing was asked."""
+    if asked == 0:
+        return 0.0, 1.0
+    share = right / asked
+    centre = share + z * z / (2 * asked)
+    spread = z * math.sqrt(share * (1 - share) / asked + z * z / (4 * asked * asked))
+    scale = 1 + z * z / asked
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def summarise(questions: Sequence[Question], predictions: Mapping[Task, Prediction]) -> dict[str, Any]:
+    """The result of an evaluation; a question that could not be asked or read counts as wrong."""
+    found: Found = {(task.id, task.shown): prediction for task, prediction in predictions.items()}
+    choices = [question for question in questions if question.options]
+    opens = [question for question in questions if not question.options]
+    failures = [prediction for prediction in found.values() if prediction.failure is not None]
+    return {
+        **_choices(choices, found),
+        "unparsed": sum(made.failure is None and chosen_option(made.answer, question.options) is None
+                        for question, made in ((question, found[question.id, "own"]) for question in choices)),
+        "failed": sum(prediction.shown == "own" for prediction in failures),
+        "families": {name: _choices(group, found) for name, group in _by_family(choices).items()},
+        "open": {**_opens(opens, found),
+                 "families": {name: _opens(group, found) for name, group in _by_family(opens).items()}},
+        "failures": [{"id": failed.id, "shown": failed.shown, "video": failed.video, "reason": failed.failure}
+                     for failed in failures],
+    }
+
+
+def _choices(questions: Sequence[Question], found: Found) -> dict[str, Any]:
+    right = [_is_right(question, found[question.id, "own"]) for question in questions]
+    wrong = [_is_right(question, found[question.id, "wrong"]) for question in questions
+             if (question.id, "wrong") in found]
+    low, high = wilson(sum(right), len(right))
+    return {
+        "n": len(questions),
+        "accuracy": _mean(right),
+        "low": low,
+        "high": high,
+        "chance": _mean([1 / len(question.options) for question in questions]),
+        "wrong_video_accuracy": _mean(wrong),
+    }
+
+
+def _opens(questions: Sequence[Question], found: Found) -> dict[str, Any]:
+    pairs = [(found[question.id, "own"].answer, question.answer) for question in questions]
+    return {"n": len(questions), **squad_scores(pairs), "bleu_1": corpus_bleu(pairs, words=1),
+            "bleu_4": corpus_bleu(pairs, words=4)}
+
+
+def squad_scores(pairs: Sequence[tuple[str, str]]) -> dict[str, float | None]:
+    """Exact match and word F1 of (answer, truth) pairs, in [0, 1]; case, punctuation and articles do not count."""
+    if not pairs:
+        return {"exact_match": None, "token_f1": None}
+    scores = squad([{"id": str(number), "prediction_text": answer} for number, (answer, _) in enumerate(pairs)],
+                   [{"id": str(number), "answers": {"answer_start": [0], "text": [truth]}}
+                    for number, (_, truth) in enumerate(pairs)])
+    return {"exact_match": float(scores["exact_match"]) / 100, "token_f1": float(scores["f1"]) / 100}
+
+
+def corpus_bleu(pairs: Sequence[tuple[str, str]], *, words: int) -> float | None:
+    """BLEU over all (answer, truth) pairs with up to `words` words in a row; texts are split at white space.
+
+    BLEU-1 is the column of VATEX in the paper's Table 2, there with a tokenizer of its own.
+    """
+    if not pairs:
+        return None
+    answers, truths = zip(*pairs, strict=True)
+    return float(bleu_score(answers, [[truth] for truth in truths], n_gram=words))
+
+
+def _is_right(question: Question, prediction: Prediction) -> bool:
+    return chosen_option(prediction.answer, question.options) == question.right
+
+
+def _by_family(questions: Sequence[Question]) -> dict[str, list[Question]]:
+    families: dict[str, list[Question]] = defaultdict(list)
+    for question in sorted(questions, key=lambda question: question.family):
+        families[question.family].append(question)
+    return dict(families)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

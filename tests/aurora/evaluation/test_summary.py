@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+
+from aurora.evaluation.summary import squad_scores, wilson
+
+
+# Values of statsmodels' proportion_confint(method="wilson")
+@pytest.mark.parametrize(
+    ("right", "asked", "low", "high"),
+    [(5, 10, 0.236593, 0.763407), (0, 10, 0.0, 0.277533), (10, 10, 0.722467, 1.0), (81, 263, 0.255289, 0.366210)],
+)
+def test_the_interval_is_wilsons(right: int, asked: int, low: float, high: float) -> None:
+    assert wilson(right, asked) == pytest.approx((low, high), abs=1e-6)
+
+
+def test_nothing_asked_says_nothing() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert squad_scores([]) == {"exact_match": None, "token_f1": None}
+
+
+def test_case_punctuation_and_articles_do_not_matter_to_a_match() -> None:
+    pairs = [("The red ball.", "red ball"), ("a blue ball", "red ball")]
+    assert squad_scores(pairs)["exact_match"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "score"),
+    [("red ball", "red ball", 1.0), ("red", "red ball", 2 / 3), ("red red", "red ball", 0.5), ("blue", "red", 0.0),
+     ("", "red", 0.0)],
+)
+def test_word_overlap_is_scored_by_its_f1(answer: str, truth: str, score: float) -> None:
+    assert squad_scores([(answer, truth)])["token_f1"] == pytest.approx(score)
