@@ -15,6 +15,8 @@ class Bytes(Tokenizer):
 
     vocab_size = 257
     end_of_text = 0
+    tokens: Sequence[bytes] = (b"", *(bytes([byte]) for byte in range(256)))
+    """The bytes of every id; those that stand for nothing are empty."""
 
     def encode(self, text: str) -> list[int]:
         return self.encode_bytes(text.encode())
@@ -27,8 +29,8 @@ class Bytes(Tokenizer):
         return self.decode_bytes(ids).decode(errors="replace")
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes of ids; the end of a text gives none."""
+        """The bytes of ids; ids that stand for nothing give none."""
         outside = [i for i in ids if not 0 <= i < self.vocab_size]
         if outside:
             raise AuroraError(f"token id {outside[0]} is outside the vocabulary, 0 to {self.vocab_size - 1}")
-        return bytes(i - 1 for i in ids if i)
+        return b"".join([self.tokens[i] for i in ids])

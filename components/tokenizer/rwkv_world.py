@@ -6,14 +6,13 @@ The vocabulary file is the authors' (Apache-2.0): each line an id, a Python lite
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from aurora.errors import AuroraError
-from aurora.interfaces import Tokenizer
 from aurora.registry import TOKENIZER
+
+from .bytes import Bytes
 
 VOCABULARY = Path(__file__).with_name("rwkv_vocab_v20230424.txt")
 
@@ -25,7 +24,7 @@ class _Vocabulary(NamedTuple):
 
 
 @TOKENIZER.register
-class RWKVWorld(Tokenizer):
+class RWKVWorld(Bytes):
     """RWKV's World vocabulary: ids 1 to 65,529 stand for byte strings, 0 ends a text; the table is rounded up."""
 
     vocab_size = 65536
@@ -33,13 +32,9 @@ class RWKVWorld(Tokenizer):
     files = (VOCABULARY,)
 
     def __init__(self) -> None:
-        self._tokens, self._ids, self._lengths = _read(VOCABULARY)
-
-    def encode(self, text: str) -> list[int]:
-        return self.encode_bytes(text.encode())
+        self.tokens, self._ids, self._lengths = _read(VOCABULARY)
 
     def encode_bytes(self, data: bytes) -> list[int]:
-        """Ids of any bytes."""
         ids, lengths = self._ids, self._lengths
         found = []
         position = 0
@@ -52,16 +47,6 @@ class RWKVWorld(Tokenizer):
             found.append(ids[token])
             position += len(token)  # the end of the data may be shorter than the length that was tried
         return found
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.decode_bytes(ids).decode(errors="replace")
-
-    def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes of ids; ids that stand for nothing give none."""
-        outside = [i for i in ids if not 0 <= i < self.vocab_size]
-        if outside:
-            raise AuroraError(f"token id {outside[0]} is outside the vocabulary, 0 to {self.vocab_size - 1}")
-        return b"".join([self._tokens[i] for i in ids])
 
 
 @lru_cache(maxsize=1)
