@@ -26,7 +26,7 @@ from aurora.types import PackedBatch, Position
 from .loading.loader import BadSamples, rank_path
 from .loading.rows import Built, Segment, Skipped, blank_segment, pack
 from .loading.supervisor import start_method
-from .plan.lengths import text_pieces
+from .plan.lengths import row_pieces
 from .reader._decode import capped
 from .shards.format import VIDEO, check_key, parse_record
 from .shards.index import is_remote
@@ -129,7 +129,8 @@ class _Stream(IterableDataset[Built]):
         pipeline = webdataset.DataPipeline(
             webdataset.ResampledShards(self.tars, seed=seed, worker_seed=lambda: seed, deterministic=True),
             # its decoders are not used, for they would run what they read
-            _opened, partial(tar_file_expander, handler=_ends_early), group_by_keys,
+            _opened, partial(tar_file_expander, handler=_ends_early),
+            partial(group_by_keys, handler=_ends_early),
             webdataset.shuffle(self.shuffle, seed=seed))
         waiting: list[Segment] = []
         skipped: list[Skipped] = []
@@ -163,11 +164,11 @@ class _Packer:
         if "json" not in sample:
             raise BadSample("json", f"{key} has no json member")
         record, sequence = parse_record(sample["json"]), Segment()
-        for piece in text_pieces(record, self.prompt, self.tokenizer):
-            if piece is not None:
+        for piece in row_pieces(record, self.prompt, self.tokenizer):
+            if not isinstance(piece, range):
                 sequence.add_text(*piece)
                 continue
-            for extension in record.media:
+            for extension in record.media[piece.start:piece.stop]:
                 if extension not in sample:
                     raise BadSample("missing", f"no member {key}.{extension}")
                 self._add(sequence, sample[extension], record.kind)

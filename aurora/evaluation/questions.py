@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aurora.errors import AuroraError
 from aurora.evaluation.prompts import MAX_OPTIONS, multiple_choice
+from aurora.records import FAULT, Record, records
 
 QUESTIONS_FILE = "questions.jsonl"
 
@@ -44,20 +44,14 @@ def read_questions(folder: str | Path) -> list[Question]:
     if not path.is_file():
         raise AuroraError(f"{folder} has no {QUESTIONS_FILE}; an evaluation is a folder with {QUESTIONS_FILE} and "
                           "the videos that its lines name")
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise AuroraError(f"{path} is not text in UTF-8: {error}") from error
     questions: dict[str, Question] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for where, record in records(path):
         try:
-            question = _question(json.loads(line))
-        except ValueError as error:
-            raise AuroraError(f"{path}, line {number}: {error}") from error
+            question = _question(record)
+        except AuroraError as error:
+            raise AuroraError(f"{path}, {where}: {error}") from error
         if question.id in questions:
-            raise AuroraError(f"{path}, line {number}: the id {question.id!r} was used before")
+            raise AuroraError(f"{path}, {where}: the id {question.id!r} was used before")
         questions[question.id] = question
     if not questions:
         raise AuroraError(f"{path} holds no question")
@@ -99,9 +93,9 @@ def _plain(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _question(line: Any) -> Question:
-    if not isinstance(line, Mapping):
-        raise AuroraError("a line is a JSON object")
+def _question(line: Record) -> Question:
+    if FAULT in line:
+        raise AuroraError(line[FAULT])
     for key in ("id", "video", "question"):
         if not isinstance(line.get(key), str) or not line[key].strip():
             raise AuroraError(f"{key!r} must be a text that is not empty, not {line.get(key)!r}")

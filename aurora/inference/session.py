@@ -28,6 +28,7 @@ from aurora.inference.reading import (
 )
 from aurora.inference.visuals import frames_of
 from aurora.interfaces import Sampling, Turn, VideoReader
+from aurora.markers import plain_question
 from aurora.model import AuroraModel
 from aurora.registry import READER
 from aurora.types import State
@@ -88,6 +89,7 @@ class Session:
 
     def ask(self, question: str, options: Generation | None = None, *, remember: bool = False) -> Iterator[str]:
         """The answer in pieces, as it is made. With `remember` the exchange becomes part of the conversation."""
+        question = plain_question(question, seen=bool(self.sources))
         memory = self._read((*self.turns, Turn(question)))
         said = []
         for piece in stream(self.model, self.runner, memory, options or Generation()):
@@ -101,8 +103,8 @@ class Session:
 
         Questions whose prompts begin alike share one state until the video ends.
         """
-        pieces = [tokenize(self.model.tokenizer, self.model.prompt.layout([Turn(text)], visual=True))
-                  for text in questions]
+        turns = [Turn(plain_question(text, seen=True)) for text in questions]
+        pieces = [tokenize(self.model.tokenizer, self.model.prompt.layout([turn], visual=True)) for turn in turns]
         leadings = list(dict.fromkeys(piece.leading for piece in pieces))
         after, _ = self._look(leadings)
         each = fork(after, [leadings.index(piece.leading) for piece in pieces])
@@ -145,7 +147,7 @@ class Session:
         memory = Memory(None if hidden is None else hidden.to(device), state)
         self.seen = Seen(tuple(about["leading"]), memory, about["frames"])
         self.sources = tuple(about["sources"])
-        self.turns = tuple(Turn(*turn) for turn in about["turns"])
+        self.turns = tuple(Turn(question, answer) for question, answer, *_ in about["turns"])
 
     def _shapes(self, state: State) -> dict[str, tuple[int, ...]]:
         """The shapes that any state of the model has; memory that grows does so in its third dimension."""

@@ -157,7 +157,7 @@ class Source(ABC):
 
     @abstractmethod
     def entries(self) -> Iterator[Entry]:
-        """Every sample in the order of the annotations, streamed in constant memory; no medium is opened.
+        """Every sample in the order of the annotations, streamed; no medium is opened.
 
         An entry that makes no sense is yielded as it is: `sample` raises with the reason, and it is counted.
         AuroraError when the rest of a file cannot be read, after what stands before it.

@@ -153,10 +153,15 @@ class Tokenizer(ABC):
 
 
 class Turn(NamedTuple):
-    """One exchange; `answer` is None where the model is to speak."""
+    """One exchange; `answer` is None where the model is to speak.
+
+    `places` are the characters of the question in front of which an image stands, one each and in order, where text
+    stands between several images; otherwise a prompt chooses where all that is seen stands.
+    """
 
     question: str
     answer: str | None = None
+    places: tuple[int, ...] = ()
 
 
 class Text(NamedTuple):
@@ -167,7 +172,9 @@ class Text(NamedTuple):
 
 
 class Visual(NamedTuple):
-    """The place where the visual tokens stand, in time order."""
+    """The place where visual tokens stand, in time order: those of the next `media` images, or of all that is seen."""
+
+    media: int | None = None
 
 
 class Prompt(ABC):
@@ -178,7 +185,8 @@ class Prompt(ABC):
 
     @abstractmethod
     def layout(self, turns: Sequence[Turn], *, visual: bool) -> list[Text | Visual]:
-        """The pieces of a conversation, with exactly one Visual when there is something to see.
+        """The pieces of a conversation, with exactly one Visual when there is something to see, or, where turns have
+        `places`, several that say how many `media` each stands for.
 
         A last turn without an answer ends where the model is to speak.
         """

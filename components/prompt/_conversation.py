@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from aurora.errors import AuroraError
 from aurora.interfaces import Prompt, Text, Turn, Visual
 
-MARKER = re.compile(r"<(?:image|video)>")
 BLANK_LINES = re.compile(r"\s*\n\s*\n\s*")
 
 
@@ -18,16 +18,11 @@ def tidy(text: str) -> str:
     return BLANK_LINES.sub("\n", text.strip())
 
 
-def question(turn: Turn) -> str:
-    """What the human said; the place of the visual tokens is the form's to choose, so markers are removed."""
-    return tidy(re.sub(r" {2,}", " ", MARKER.sub(" ", turn.question)) if MARKER.search(turn.question)
-                else turn.question)
-
-
 class ConversationPrompt(Prompt):
     """`User: {before}` Visual `\\n{first question}\\n\\nAssistant:`, then ` {answer}\\n\\n`, which alone is learned.
 
-    Further turns, and all of a conversation without anything to see, are `User: {question}\\n\\nAssistant:`.
+    Further turns, and all of a conversation without anything to see, are `User: {question}\\n\\nAssistant:`. Images
+    between which text stands are at their places, each on a line of its own.
     """
 
     @abstractmethod
@@ -40,11 +35,32 @@ class ConversationPrompt(Prompt):
         if any(turn.answer is None for turn in turns[:-1]):
             raise AuroraError("only the last turn of a conversation may be without an answer")
         pieces: list[Text | Visual] = []
+        placed = visual and any(turn.places for turn in turns)
         for number, turn in enumerate(turns):
-            if visual and number == 0:
-                pieces += [Text(f"User: {self.before(turns)}"), Visual(), Text(f"\n{question(turn)}\n\nAssistant:")]
+            opening = f"User: {self.before(turns)}" if visual and number == 0 else "User: "
+            if placed and turn.places:
+                pieces += _placed(opening, turn)
+            elif visual and number == 0 and not placed:
+                pieces += [Text(opening), Visual(), Text(f"\n{tidy(turn.question)}\n\nAssistant:")]
             else:
-                pieces.append(Text(f"User: {question(turn)}\n\nAssistant:"))
+                pieces.append(Text(f"{opening}{tidy(turn.question)}\n\nAssistant:"))
             if turn.answer is not None:
                 pieces.append(Text(f" {tidy(turn.answer)}{self.stop}", learned=True))
         return pieces
+
+
+def _placed(opening: str, turn: Turn) -> Iterator[Text | Visual]:
+    """A question with images inside."""
+    first, *others = (tidy(turn.question[start:stop])
+                      for start, stop in pairwise((0, *turn.places, len(turn.question))))
+    text, images = f"{opening}{first}\n" if first else opening, 0
+    for words in others:
+        if text:
+            yield Text(text)
+        text, images = "", images + 1
+        if words:
+            yield Visual(images)
+            text, images = f"\n{words}\n", 0
+    if images:
+        yield Visual(images)
+    yield Text(text.removesuffix("\n") + "\n\nAssistant:")

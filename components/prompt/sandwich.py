@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from aurora.interfaces import Turn
 from aurora.registry import PROMPT
 
-from ._conversation import ConversationPrompt, question, tidy
+from ._conversation import ConversationPrompt, tidy
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 
@@ -21,5 +21,5 @@ class SandwichPrompt(ConversationPrompt):
     """
 
     def before(self, turns: Sequence[Turn]) -> str:
-        questions = (tidy(question(turn).replace(SHORT_ANSWER, "")) for turn in turns)
+        questions = (tidy(turn.question.replace(SHORT_ANSWER, "")) for turn in turns)
         return "\n".join(text for text in questions if text) + "\n"

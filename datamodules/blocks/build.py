@@ -20,7 +20,7 @@ from aurora.interfaces import Turn
 from ..executor.process import ProcessExecutor
 from ..shards.format import ShardSample
 from ..shards.writing import shard_path, write_index, write_shard
-from .conversations import STILL, frame_account, image_caption_turn, question_turns, to_json, video_caption_turn
+from .conversations import STILL, frame_account, image_caption_turn, question_turns, video_caption_turn
 from .families import FAMILIES, Question
 from .render import encode, picture
 from .scenes import Scene, SceneMaker
@@ -172,6 +172,9 @@ def _picture(key: str, scene: Scene, turns: list[Turn]) -> ShardSample:
 def _sample(key: str, turns: list[Turn], kind: str = "", media: Mapping[str, bytes] = MappingProxyType({})
             ) -> ShardSample:
     """A sample of text alone, or whose media are an "image" or several, or a "video"."""
-    record = {"id": key, "conversations": to_json(turns, f"<{kind}>" if kind else "")}
+    said = [{"from": speaker, "value": text or ""} for turn in turns
+            for speaker, text in (("human", turn.question), ("gpt", turn.answer))]
+    if kind:
+        said[0]["value"] = f"<{kind}>" * len(media) + "\n" + said[0]["value"]
     named = {kind: list(media) if len(media) > 1 else next(iter(media))} if kind else {}
-    return ShardSample(key, {**record, **named}, media)
+    return ShardSample(key, {"id": key, "conversations": said, **named}, media)

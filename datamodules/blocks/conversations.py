@@ -49,15 +49,6 @@ def video_caption_turn(scene: Scene) -> Turn:
     return Turn(CAPTION_VIDEO, " ".join(parts))
 
 
-def to_json(turns: Sequence[Turn], marker: str) -> list[dict[str, str]]:
-    """The conversation in LLaVA's form; `marker` is `<image>`, `<video>`, or nothing for text alone."""
-    messages = [{"from": speaker, "value": text or ""} for turn in turns
-                for speaker, text in (("human", turn.question), ("gpt", turn.answer))]
-    if marker:
-        messages[0]["value"] = f"{marker}\n{messages[0]['value']}"
-    return messages
-
-
 def place_name(x: float, y: float) -> str:
     """The ninth of the frame that a point lies in."""
     row = "top" if y < 0.36 else "bottom" if y > 0.64 else ""

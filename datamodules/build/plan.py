@@ -17,10 +17,10 @@ from typing import Any
 from aurora.errors import AuroraError
 from aurora.files import replace_file, room_for
 from aurora.interfaces import Entry, Source
+from aurora.records import RecordsBroken
 from aurora.registry import SOURCE
 
 from ..shards.writing import Cut
-from ..source._lines import AnnotationsBroken
 from .media import Transcode
 
 _VERSION = 1
@@ -126,7 +126,7 @@ def _write_tasks(source: Source, order: BuildOrder, output: Path, tick: Tick) ->
                     entries += 1
                     if not entries % _TICK:
                         tick(entries)
-    except AnnotationsBroken as error:
+    except RecordsBroken as error:
         broken = str(error)
     if not entries:
         raise AuroraError(broken or f"{order.folder}: the annotations hold no entry")

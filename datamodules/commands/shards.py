@@ -164,17 +164,25 @@ def index(*, folders: Annotated[list[str], typer.Argument(metavar="FOLDER", help
     """Index tars that are already there.
 
     Measures every tar of a folder that has no manifest yet and writes the folder's index: what training needs to read
-    tars that another program wrote. Members that the format does not know are refused.
+    tars that another program wrote. Samples that cannot be used are left out and named, members that the format does
+    not know are not read and counted.
 
     \b
     example:
       aurora shards index data/mine data/yours
     """
+    from ..shards.index import sidecar
     from ..shards.writing import write_index
 
     for folder in folders:
         found = write_index(folder)
         sys.stdout.write(f"{folder}: {len(found)} samples in {len(found.shards)} shards\n")
+        for shard in found.shards:
+            manifest = json.loads(sidecar(found.folder / shard["name"], "manifest.json").read_bytes())
+            for bad in manifest["bad"]:
+                sys.stdout.write(f"  {shard['name']}: {bad['key']}: {bad['reason']}: {bad['detail']}\n")
+            for extension, count in manifest.get("unread", {}).items():
+                sys.stdout.write(f"  {shard['name']}: {count} members .{ascii(extension)[1:-1]} are not read\n")
 
 
 for check in (validate, stats, preview):

@@ -7,7 +7,6 @@ What is shared is found by 64-bit digests of media and conversations, counted on
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aurora.errors import AuroraError, BadSample
+from aurora.evaluation.questions import read_questions
 from aurora.interfaces import Executor, Prompt, Sampling, Tokenizer, VisualLayout
 
 from ..plan.corpus import visual_lengths
@@ -70,20 +70,15 @@ def describe(
 
 
 def read_evaluation(folder: str | Path) -> Evaluation:
-    """The media and the questions with their answers of a folder with `questions.jsonl`. AuroraError names the line."""
+    """The media and the questions with their answers of a folder with `questions.jsonl`. AuroraError names what cannot
+    be read."""
     folder, media, turns = Path(folder), set[int](), set[int]()
-    try:
-        lines = (folder / "questions.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise AuroraError(f"{folder} is not an evaluation set: {error}") from error
-    for number, line in enumerate(lines, 1):
+    for question in read_questions(folder):
+        turns.add(turn_digest(question.question, question.answer))
         try:
-            row = json.loads(line)
-            answer = row["answer"] if isinstance(row["answer"], str) else row["options"][row["answer"]]
-            turns.add(turn_digest(row["question"], answer))
-            media.add(digest((folder / row["video"]).read_bytes()))
-        except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
-            raise AuroraError(f"{folder / 'questions.jsonl'}, line {number}: {error}") from error
+            media.add(digest((folder / question.video).read_bytes()))
+        except OSError as error:
+            raise AuroraError(f"{folder}, question {question.id!r}: {error}") from error
     return Evaluation(folder.name, np.array(sorted(media), np.uint64), np.array(sorted(turns), np.uint64))
 
 
@@ -197,7 +192,8 @@ def shard_digests(task: DigestTask) -> Digests:
             continue
         seen = [_medium(files, index, sample, number, f"{key}.{extension}")
                 for number, extension in enumerate(record.media)]
-        texts.append(digest("\n".join(_plain(part or "") for turn in record.turns for part in turn).encode()))
+        said = (part for turn in record.turns for part in (turn.question, turn.answer or ""))
+        texts.append(digest("\n".join(map(_plain, said)).encode()))
         samples.append(digest(np.array([texts[-1], *seen], np.uint64).tobytes()) if all(seen) else 0)
         media += seen
         turns += [turn_digest(turn.question, turn.answer) for turn in record.turns if turn.answer is not None]

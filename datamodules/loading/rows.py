@@ -23,7 +23,7 @@ from aurora.types import IGNORE, Frames, PackedBatch, Position
 
 from ..plan.corpus import Corpus, frame_shape
 from ..plan.epoch import EpochPlan, PlannedRow, schedule
-from ..plan.lengths import text_pieces
+from ..plan.lengths import row_pieces
 from ..plan.packing import WHOLE, Budget, SamplePart, part_counts
 from ..reader._decode import capped
 from ..shards.format import VIDEO, Record, parse_record
@@ -162,12 +162,13 @@ class RowBuilder:
         key, raw = self.files.record(index, number)
         record = parse_record(raw)
         sequence, seen = Segment(), range(0)
-        for piece in text_pieces(record, self.prompt, self.tokenizer):
-            if piece is not None:
+        for piece in row_pieces(record, self.prompt, self.tokenizer):
+            if not isinstance(piece, range):
                 sequence.add_text(*piece)
                 continue
-            before, frames = len(sequence.tokens), int(self.corpus.frames[sample])
-            self._add_frames(sequence, index, number, key, record, frames, part.of(frames))
+            before = len(sequence.tokens)
+            frames = int(self.corpus.frames[sample]) if len(piece) == len(record.media) else len(piece)
+            self._add_frames(sequence, index, number, key, record, piece, frames, part.of(frames))
             seen = range(before, len(sequence.tokens))
         planned = int(self.corpus.tokens[sample])
         if len(sequence.tokens) != planned:
@@ -185,12 +186,14 @@ class RowBuilder:
         return 0 if part.first else start, tokens if part.last else stop
 
     def _add_frames(
-        self, sequence: Segment, index: DatasetIndex, number: int, key: str, record: Record, frames: int, wanted: range
+        self, sequence: Segment, index: DatasetIndex, number: int, key: str, record: Record, media: range, frames: int,
+        wanted: range,
     ) -> None:
-        """The wanted ones of a sample's frames, prepared, and empty positions in the place of all others."""
+        """The wanted ones of the frames of some media, prepared, and empty positions in the place of all others."""
         assert self.layout is not None
         found = 0
-        for place, extension in enumerate(record.media):
+        for place in media:
+            extension = record.media[place]
             raw = self.files.media(index, number, place, f"{key}.{extension}")
             planned = self.layout.tokens(*frame_shape(index.media_of(number)[place], self.layout))
             for image in self._images(raw, record, frames, wanted):

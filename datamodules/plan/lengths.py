@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -34,13 +35,19 @@ _PROBE = ("User: How many? Wie viele Körper? 几个红色方块？ скольк
           "Assistant: 12 + 0.5 → x_1 \U0001f600 {}[]\t  the\r\n")
 _TURNS = [Turn("<image>\nWhat moves? Answer the question using a single word or phrase.", "ball\n\nred"),
           Turn("<video> Where?", "left")]
+_PLACED = [turn._replace(places=(0, 8)) for turn in _TURNS]
 _log = logging.getLogger(__name__)
 
 
-def text_pieces(record: Record, prompt: Prompt, tokenizer: Tokenizer) -> list[tuple[list[int], bool] | None]:
-    """The ids of each text piece and whether it is learned; None where the visual tokens stand."""
-    return [(tokenizer.encode(piece.text), piece.learned) if isinstance(piece, Text) else None
-            for piece in prompt.layout(record.turns, visual=record.kind != TEXT)]
+def row_pieces(record: Record, prompt: Prompt, tokenizer: Tokenizer) -> Iterator[tuple[list[int], bool] | range]:
+    """The ids of each text piece and whether it is learned; where visual tokens stand, the numbers of the media."""
+    shown = 0
+    for piece in prompt.layout(record.turns, visual=record.kind != TEXT):
+        if isinstance(piece, Text):
+            yield tokenizer.encode(piece.text), piece.learned
+        else:
+            start, shown = shown, len(record.media) if piece.media is None else shown + piece.media
+            yield range(start, shown)
 
 
 def text_length(raw: bytes, prompt: Prompt, tokenizer: Tokenizer) -> int:
@@ -49,7 +56,7 @@ def text_length(raw: bytes, prompt: Prompt, tokenizer: Tokenizer) -> int:
         record = parse_record(raw)
     except BadSample:
         return 1
-    return sum(len(piece[0]) for piece in text_pieces(record, prompt, tokenizer) if piece)
+    return sum(len(piece[0]) for piece in row_pieces(record, prompt, tokenizer) if not isinstance(piece, range))
 
 
 def counter(prompt: Prompt, tokenizer: Tokenizer) -> str:
@@ -57,7 +64,7 @@ def counter(prompt: Prompt, tokenizer: Tokenizer) -> str:
     does = {
         "tokenizer": [type(tokenizer).__qualname__, tokenizer.vocab_size, tokenizer.encode(_PROBE)],
         "prompt": [type(prompt).__qualname__, repr(prompt.layout(_TURNS, visual=True)),
-                   repr(prompt.layout(_TURNS, visual=False))],
+                   repr(prompt.layout(_TURNS, visual=False)), repr(prompt.layout(_PLACED, visual=True))],
     }
     return hashlib.sha256(json.dumps(does, sort_keys=True).encode()).hexdigest()[:12]
 

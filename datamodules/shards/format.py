@@ -15,25 +15,28 @@ A record is a JSON object in UTF-8 with
                        between is the sample's video; a stop behind the end means the end.
 
 At most one of "image" and "video" is there: kinds are text, image, images (a list of two or more) and video. Other
-fields ("id", "family", ...) are kept and not read. `<image>` and `<video>` inside human turns are markers that a
-prompt removes. Images are jpg, jpeg, png or webp; videos mp4, webm or mkv.
+fields ("id", "family", ...) are kept and not read. `<image>` and `<video>` inside human turns are markers: there is
+none, or one for each medium (`aurora/markers.py` says which tags are words). Images are jpg, jpeg, png or webp; videos
+mp4, webm or mkv.
 
-A key is made of letters, digits and `_ . / -`, has no `..`, is not an absolute path, is at most 90 characters long, and
-its last part has no dot, because what follows the first dot there is the extension (as in webdataset).
+What is written has keys of letters, digits and `_ . / -`, at most 90 of them, without `..`, that are not absolute paths
+and whose last part has no dot, because what follows the first dot there is the extension (as in webdataset). Tars of
+others are read as webdataset reads them: capitals in an extension do not matter, members without a key are skipped.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aurora.errors import AuroraError, BadSample
+from aurora.errors import AuroraError, bad_sample
 from aurora.interfaces import Turn
+from aurora.markers import place_media
+from aurora.records import parse
 
 KINDS = ("text", "image", "images", "video")
 TEXT, IMAGE, IMAGES, VIDEO = range(4)
@@ -79,25 +82,35 @@ def check_key(key: str) -> str:
     return key
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """A member's key and extension. AuroraError for a name outside the format."""
+def split_name(name: str) -> tuple[str, str] | None:
+    """A member's key and extension in small letters; None for what webdataset skips: names that begin with a dot or
+    have none, such as `._a.json` of a Mac, and `__meta__`."""
     folder, slash, last = name.rpartition("/")
     stem, dot, extension = last.partition(".")
-    if not dot or not _EXTENSION.fullmatch(extension) or extension.rpartition(".")[2] not in EXTENSIONS:
-        raise AuroraError(f"member {name!r} is not one of {', '.join(EXTENSIONS)}; no other member is ever decoded")
-    return check_key(folder + slash + stem), extension
+    if not stem or not dot or re.fullmatch(r"__.*__", last):
+        return None
+    return folder + slash + stem, extension.lower()
+
+
+def is_read(extension: str, known: Sequence[str] = EXTENSIONS) -> bool:
+    """Whether members with an extension are ever read."""
+    return bool(_EXTENSION.fullmatch(extension)) and extension.rpartition(".")[2] in known
+
+
+def is_medium(extension: str) -> bool:
+    """Whether members with an extension are images or videos."""
+    return is_read(extension, IMAGE_EXTENSIONS + VIDEO_EXTENSIONS)
 
 
 def parse_record(raw: bytes) -> Record:
     """The record of a json member. BadSample when it does not follow the format."""
-    try:
-        record = json.loads(raw)
-        if not isinstance(record, dict):
-            raise ValueError("not an object")
+    with bad_sample("json", (ValueError,)):
+        record = parse(raw)
         media, kind = _media(record)
-        return Record(_turns(record.get("conversations")), media, kind, *_range(record))
-    except (ValueError, RecursionError) as error:
-        raise BadSample("json", str(error)) from error
+        turns, span = _turns(record.get("conversations")), _range(record)
+    with bad_sample("markers", (ValueError,)):
+        turns = place_media(turns, "video" if kind == VIDEO else "image", len(media))
+    return Record(turns, media, kind, *span)
 
 
 def _media(record: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
@@ -130,9 +143,10 @@ def _range(record: Mapping[str, Any]) -> tuple[float, float | None]:
 
 
 def _named(value: object, known: tuple[str, ...], field_name: str) -> str:
-    if not isinstance(value, str) or not _EXTENSION.fullmatch(value) or value.rpartition(".")[2] not in known:
+    extension = value.lower() if isinstance(value, str) else ""
+    if not is_read(extension, known):
         raise ValueError(f"{field_name} {value!r} is not the extension of a member ({', '.join(known)})")
-    return value
+    return extension
 
 
 def _turns(conversation: object) -> tuple[Turn, ...]:

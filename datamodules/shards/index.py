@@ -12,10 +12,12 @@ import json
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from zipfile import BadZipFile
@@ -27,7 +29,7 @@ from aurora.files import replace_file
 from aurora.images import image_shape
 
 from ..reader._file import measure, video_shape
-from .format import KINDS, MEMBER_BYTES, TEXT, VIDEO, Record, parse_record, split_name
+from .format import KINDS, MAX_KEY, MEMBER_BYTES, VIDEO, Record, is_medium, is_read, parse_record, split_name
 
 VERSION = 1
 INDEX = "index.json"
@@ -154,7 +156,7 @@ def load_index(folder: str | Path) -> DatasetIndex:
 
 def open_index(folder: str | Path) -> DatasetIndex:
     """The index of a folder, whatever became of its shards. AuroraError that says how to mend it."""
-    if re.match(r"[a-zA-Z0-9+.-]{2,}:", str(folder)):
+    if re.match(r"[a-zA-Z0-9+.-]{2,}:", str(folder)) and not Path(folder).exists():
         raise AuroraError(f"{folder} is not a folder on this machine; other schemes are refused, as pipe: would run a "
                           "shell")
     folder = Path(folder)
@@ -181,8 +183,11 @@ def _mend(folder: Path) -> str:
 def index_shard(tar: Path) -> dict[str, Any]:
     """Measures a finished tar and writes its index and, last, its manifest, which is returned.
 
-    Media that cannot be measured stay in the index and are listed as "bad" in the manifest.
+    Samples that cannot be used are left out, and media that cannot be measured stay; the manifest lists both as "bad",
+    and counts members that are never read as "unread". AuroraError for what is not a whole tar.
     """
+    measured, bad = list[MeasuredSample](), list[dict[str, str]]()
+    unread = Counter[str]()
     with tar.open("rb") as file:
         def read(place: Place) -> bytes:
             if place[1] > MEMBER_BYTES:
@@ -190,10 +195,16 @@ def index_shard(tar: Path) -> dict[str, Any]:
             file.seek(place[0])
             return file.read(place[1])
 
-        measured = [measure_sample(key, members, read) for key, members in _runs(tar)]
+        for key, members in _runs(tar, unread):
+            try:
+                measured.append(measure_sample(key, _checked(key, members), read))
+            except BadSample as error:
+                bad.append(_found(key, error))
+        if not measured and not bad:
+            raise AuroraError(f"{tar} holds no sample: no member is called KEY.EXTENSION")
         file.seek(0)
         digest = file_digest(file)
-    return write_shard_index(tar, digest, measured)
+    return write_shard_index(tar, digest, measured, bad, unread)
 
 
 Place = tuple[int, int]
@@ -210,7 +221,10 @@ class MeasuredSample(NamedTuple):
     bad: list[dict[str, str]]  # key, reason, detail
 
 
-def write_shard_index(tar: Path, digest: str, measured: Sequence[MeasuredSample]) -> dict[str, Any]:
+def write_shard_index(
+    tar: Path, digest: str, measured: Sequence[MeasuredSample], bad: Sequence[dict[str, str]] = (),
+    unread: Mapping[str, int] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Writes the index of a shard from its samples in order and, last, its manifest, which is returned."""
     starts = accumulate((len(sample.media) for sample in measured), initial=0)
     samples = np.array([(0, sample.kind, len(sample.media), sample.json[1], sample.json[0], start)
@@ -226,7 +240,8 @@ def write_shard_index(tar: Path, digest: str, measured: Sequence[MeasuredSample]
         "media_bytes": int(media["size"].sum()), "frames": int(media["frames"].sum()),
         "seconds": round(float(media["duration"].sum()), 3),
         "text_bytes": sum(sample.text_bytes for sample in measured),
-        "bad": [bad for sample in measured for bad in sample.bad],
+        "bad": [*bad, *(one for sample in measured for one in sample.bad)],
+        **({"unread": dict(unread)} if unread else {}),
     }
     replace_file(sidecar(tar, "manifest.json"), json.dumps(manifest, indent=1).encode())
     return manifest
@@ -240,31 +255,44 @@ def file_digest(file: io.BufferedReader) -> str:
     return digest.hexdigest()
 
 
-def _runs(tar: Path) -> Iterator[tuple[str, dict[str, Place]]]:
-    """Each sample's key and its members' places by extension."""
+def _runs(tar: Path, unread: Counter[str]) -> Iterator[tuple[str, list[tuple[str, Place]]]]:
+    """Each sample's key and its members' extensions and places; extensions that are never read are counted."""
     seen: set[str] = set()
     try:
         with tarfile.open(tar, "r:") as archive:
-            members = ((*split_name(member.name), member) for member in archive if member.isreg())
+            members = ((*named, member) for member in archive if member.isreg() and (named := split_name(member.name)))
             for key, run in groupby(members, lambda named: named[0]):
                 if key in seen:
                     raise AuroraError(f"{tar}: the members of sample {key!r} do not stand together")
                 seen.add(key)
-                places = {extension: (member.offset_data, member.size) for _, extension, member in run}
-                if "json" not in places:
-                    raise AuroraError(f"{tar}: sample {key!r} has no json member, which says what the others are")
+                places = [(extension, (member.offset_data, member.size)) for _, extension, member in run]
+                unread.update(extension for extension, _ in places if not is_read(extension))
                 yield key, places
     except tarfile.TarError as error:
         raise AuroraError(f"{tar} is not a whole tar: {error}") from error
 
 
+def _checked(key: str, members: Sequence[tuple[str, Place]]) -> dict[str, Place]:
+    """The places of a foreign sample's members by extension. BadSample when they cannot be told apart."""
+    if not key.isprintable() or key.startswith("/") or ".." in key or len(key.encode()) > MAX_KEY:
+        raise BadSample("key", f"{key!r} leads elsewhere, or has more than {MAX_KEY} bytes or some that are not text")
+    places = dict(members)
+    if len(places) < len(members):
+        (twice, _), = Counter(extension for extension, _ in members).most_common(1)
+        raise BadSample("member", f"{key}.{twice} stands twice in the sample")
+    if "json" not in places:
+        raise BadSample("json", "there is no json member, which says what the others are")
+    return places
+
+
 def measure_sample(key: str, members: Mapping[str, Place], read: Callable[[Place], bytes]) -> MeasuredSample:
-    """Measures the members of a sample; `members` are their places by extension."""
+    """Measures the members of a sample; `members` are their places by extension. BadSample when the record does not say
+    what they are."""
     bad: list[dict[str, str]] = []
-    try:
-        record = parse_record(read(members["json"]))
-    except BadSample as error:
-        return MeasuredSample(members["json"], TEXT, [], 0, [_found(key, error)])
+    record = parse_record(read(members["json"]))
+    unnamed = sorted(extension for extension in members if extension not in record.media and is_medium(extension))
+    if unnamed:
+        raise BadSample("media", f"the record does not name {', '.join(unnamed)}, which {key} has")
     rows: list[tuple[Any, ...]] = []
     for extension in record.media:
         at, size = members.get(extension, (0, 0))
@@ -281,7 +309,7 @@ def measure_sample(key: str, members: Mapping[str, Place], read: Callable[[Place
 
 
 def _found(key: str, error: BadSample) -> dict[str, str]:
-    return {"key": key, "reason": error.reason, "detail": error.detail}
+    return {"key": repr(key)[1:-1], "reason": error.reason, "detail": error.detail}  # it may not be text
 
 
 def _facts(raw: bytes, record: Record) -> tuple[int, int, int, float, float, float]:

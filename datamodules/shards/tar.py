@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from aurora.errors import BadSample
 
@@ -16,20 +16,6 @@ from .format import MEMBER_BYTES
 from .index import ORIGIN, DatasetIndex, file_digest
 
 _OPEN = 32
-
-
-class _Located(NamedTuple):
-    """Where a sample stands."""
-
-    dataset: DatasetIndex
-    sample: int
-    descriptor: int  # of its shard
-    size: int  # of its record, in bytes
-    offset: int
-    media: int  # its first row in the index's table of media
-
-    def __str__(self) -> str:
-        return str(self.dataset.path(self.sample))
 
 
 class ShardFiles:
@@ -44,7 +30,6 @@ class ShardFiles:
         self._open: OrderedDict[str, int] = OrderedDict()
         self._verified: set[str] = set()
         self._bad: dict[str, BadSample] = {}
-        self._last: _Located | None = None
 
     def ready(self, index: DatasetIndex, sample: int) -> None:
         """Opens the shard of a sample, which may have to be fetched first. Errors come when the sample is read."""
@@ -53,54 +38,43 @@ class ShardFiles:
 
     def record(self, index: DatasetIndex, sample: int) -> tuple[str, bytes]:
         """A sample's key and the bytes of its json member. BadSample when the shard holds something else there."""
-        place = self._find(index, sample)
-        name, data = self._member(place, place.offset, place.size)
-        if not name.endswith(".json"):
+        row = index.samples[sample]
+        name, data = self._member(index, sample, int(row["offset"]), int(row["size"]))
+        if not name.lower().endswith(".json"):
             raise BadSample("shard", f"{index.path(sample)} holds {name!r} where a json member should be")
-        return name.removesuffix(".json"), data
+        return name[:-len(".json")], data
 
     def media(self, index: DatasetIndex, sample: int, number: int, name: str) -> bytes:
         """The bytes of a sample's media member, which is called `name`."""
-        place = self._find(index, sample)
-        row = index.media[place.media + number]
-        offset = int(row["offset"])
-        if not offset:
+        row = index.media[int(index.samples[sample]["media"]) + number]
+        if not row["offset"]:
             raise BadSample("missing", f"no member {name}")
-        found, data = self._member(place, offset, int(row["size"]))
-        if found != name:
+        found, data = self._member(index, sample, int(row["offset"]), int(row["size"]))
+        if found.lower() != name.lower():  # extensions are in small letters in an index
             raise BadSample("shard", f"{index.path(sample)} holds {found!r} where {name!r} should be")
         return data
 
     def close(self) -> None:
         """Closes every shard."""
-        self._last = None
         while self._open:
             os.close(self._open.popitem()[1])
 
     def __del__(self) -> None:
         self.close()
 
-    def _find(self, index: DatasetIndex, sample: int) -> _Located:
-        """Where a sample stands: looked up once for its record and its media, which follow each other."""
-        place = self._last
-        if place is None or place.sample != sample or place.dataset is not index:
-            shard, _, _, size, offset, media = index.samples[sample].item()
-            place = _Located(index, sample, self._descriptor(index, index.shards[shard]), size, offset, media)
-            self._last = place
-        return place
-
-    def _member(self, place: _Located, offset: int, size: int) -> tuple[str, bytes]:
+    def _member(self, index: DatasetIndex, sample: int, offset: int, size: int) -> tuple[str, bytes]:
         if size > MEMBER_BYTES:
             raise BadSample("limits", f"a member of {size} bytes is larger than {MEMBER_BYTES}")
         # The header stands right before the data; reading both shows when a shard is not the one indexed.
-        block = os.pread(place.descriptor, tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
+        shard = self._descriptor(index, index.shard(sample))
+        block = os.pread(shard, tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
         data = block[tarfile.BLOCKSIZE:]
         try:
             name, length = _header(block[:tarfile.BLOCKSIZE])
-        except tarfile.HeaderError as error:
-            raise BadSample("shard", f"{place} at {offset}: {error}") from error
+        except ValueError as error:
+            raise BadSample("shard", f"{index.path(sample)} at {offset}: {error}") from error
         if length != size or len(data) != size:
-            raise BadSample("shard", f"{place} at {offset}: {len(data)} bytes of {name!r}, not {size}")
+            raise BadSample("shard", f"{index.path(sample)} at {offset}: {len(data)} bytes of {name!r}, not {size}")
         return name, data
 
     def _descriptor(self, index: DatasetIndex, row: Mapping[str, Any]) -> int:
@@ -111,7 +85,6 @@ class ShardFiles:
         if shard in self._bad:
             raise self._bad[shard]
         if len(self._open) == _OPEN:
-            self._last = None  # it may be of the shard that is closed
             os.close(self._open.popitem(last=False)[1])
         try:
             self._open[shard] = self._opened(index.folder, row)
@@ -140,11 +113,6 @@ class ShardFiles:
         return descriptor
 
 
-def _rest(header: bytes) -> bytes:
-    """A tar header without the fields that differ between the members of a shard: name, size and checksum."""
-    return header[100:124] + header[136:148] + header[156:512]
-
-
 def _tar_header(name: str, size: int) -> bytes:
     member = tarfile.TarInfo(name)
     member.size = size
@@ -152,28 +120,24 @@ def _tar_header(name: str, size: int) -> bytes:
     return member.tobuf(tarfile.USTAR_FORMAT)
 
 
-_REST = _rest(_tar_header("", 0))
-_SUM = sum(_REST) + 8 * ord(" ")  # the checksum's own field counts as spaces
+_HEADER = _tar_header("", 0)
 
 
 def member_header(name: str, size: int) -> bytes:
     """The tar header of a member as shards have it: nothing in it depends on who writes it, or when."""
-    stem, length = name.encode(), b"%011o\0" % size
-    if len(stem) > 100 or len(length) > 12:
+    stem, length = name.encode(), b"%011o" % size
+    if len(stem) > 100 or len(length) > 11:
         return _tar_header(name, size)
     # As tarfile writes it, in a tenth of its time.
-    checksum = b"%06o\0 " % (sum(stem) + sum(length) + _SUM)
-    return b"".join((stem.ljust(100, b"\0"), _REST[:24], length, _REST[24:36], checksum, _REST[36:]))
+    header = bytearray(_HEADER)
+    header[:len(stem)], header[124:135], header[148:156] = stem, length, b" " * 8
+    header[148:155] = b"%06o\0" % sum(header)
+    return bytes(header)
 
 
 def _header(block: bytes) -> tuple[str, int]:
-    """The name and size in a tar header. tarfile.HeaderError where it is not one."""
-    # The same here, the other way round.
-    name, size = block[:100].rstrip(b"\0"), block[124:136]
-    try:
-        if _rest(block) == _REST and sum(name + size) + _SUM == int(block[148:154], 8):
-            return name.decode("utf-8", "surrogateescape"), int(size[:11], 8)
-    except (ValueError, IndexError):
-        pass  # tarfile says what is wrong
-    header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    return header.name, header.size
+    """The name and size in a tar header. ValueError where it is not one."""
+    if sum(block) - sum(block[148:156]) + 8 * ord(" ") != int(block[148:156].strip(b"\0 "), 8):
+        raise ValueError("a tar header with a wrong checksum")
+    # Keys are short enough for the first field of any kind of tar.
+    return block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape"), int(block[124:136].strip(b"\0 "), 8)

@@ -19,7 +19,7 @@ import numpy as np
 from aurora.errors import AuroraError, BadSample
 from aurora.files import replace_file, replacing, room_for
 
-from .format import MEMBER_BYTES, ShardSample, check_key, parse_record, split_name
+from .format import MEMBER_BYTES, ShardSample, check_key, parse_record
 from .index import (
     INDEX,
     UNREADABLE,
@@ -104,12 +104,13 @@ def write_shard(
 
 
 def write_index(folder: str | Path) -> DatasetIndex:
-    """Joins the shards of a folder into its index; tars that have no manifest yet are measured first."""
+    """Joins the shards of a folder into its index; tars that have no manifest yet are measured first. AuroraError when
+    no sample of them can be used."""
     folder = Path(folder)
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise AuroraError(f"{folder} holds no tar to index")
-    samples, media, shards, start = [], [], [], 0
+    samples, media, shards, bad, start = [], [], [], [], 0
     for number, tar in enumerate(tars):
         try:
             if not shard_is_done(tar):
@@ -125,6 +126,11 @@ def write_index(folder: str | Path) -> DatasetIndex:
         samples.append(rows)
         media.append(members)
         shards.append({key: manifest[key] for key in ("name", "bytes", "sha256", "samples")})
+        bad += [f"{tar}, {one['key']}: {one['detail']}" for one in manifest["bad"]]
+    if bad and not sum(map(len, samples)):
+        raise AuroraError(f"not one of the {len(bad)} samples of {folder} can be used; the first is {bad[0]}. A record "
+                          'is {"image": "jpg", "conversations": [...]}, see docs/your-own-data.md; `aurora shards '
+                          "build` makes shards of other datasets")
     replace_file(folder / "index.samples.npy", npy_bytes(np.concatenate(samples)))
     replace_file(folder / "index.media.npy", npy_bytes(np.concatenate(media)))
     replace_file(folder / INDEX, json.dumps({"version": VERSION, "shards": shards}, indent=1).encode())
@@ -167,7 +173,6 @@ def _members(sample: ShardSample) -> Iterator[tuple[str, bytes]]:
                           f"given are {sorted(sample.media)}")
     yield "json", raw
     for extension in record.media:
-        split_name(f"{sample.key}.{extension}")
         yield extension, medium_bytes(sample.media[extension])
 
 

@@ -24,7 +24,7 @@ def find(folder: Path, below: str, name: Any) -> Path:
     if not isinstance(name, str) or not name or "\0" in name:
         raise BadSample("path", f"{name!r} is not a path")
     parts = name.split("/")
-    if name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
+    if name.startswith("/") or ".." in parts or "\\" in name or "://" in name:
         raise BadSample("path", f"{name!r} does not stay below the dataset's folder")
     path = folder / below / name
     try:

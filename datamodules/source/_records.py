@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from abc import abstractmethod
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aurora.errors import AuroraError, BadSample
+from aurora.errors import AuroraError, BadSample, bad_sample
 from aurora.interfaces import Entry, Source
+from aurora.records import FAULT, PLACE, entries, record_at, weight_of
 
 from ..shards.format import ShardSample
-from ._lines import FAULT, PLACE, entries, record_at, weight_of
 from ._media import VIDEOS, Medium, content, find, media, size_of
 
 Conversation = list[dict[str, str]]
+NAMED = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", *VIDEOS)
+"""Extensions of names that are taken for those of media."""
+Joined = tuple[Any, Any, list[Any]]
+"""An id, the value that it has in one list, and those in the other."""
 _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "model": "gpt", "bot": "gpt",
              "chatgpt": "gpt", "system": "system"}
 
@@ -61,7 +66,12 @@ class RecordSource(Source):
         parsed = self.parse(record, key)
         name = record.get("id")
         base = {"id": key if name is None else str(name), "conversations": parsed.turns}
-        return with_media(key, base, media(self._folder, parsed.below, parsed.media), parsed.span)
+        given = [from_base64(one) if isinstance(one, str) and one.startswith("data:") else one for one in parsed.media]
+        found = media(self._folder, parsed.below, given)
+        if len(given) == 1 < len(found):  # the frames of a video, for which some write <image>
+            base["conversations"] = [{**turn, "value": turn["value"].replace("<image>", "<video>")}
+                                     if turn["from"] == "human" else turn for turn in parsed.turns]
+        return with_media(key, base, found, parsed.span)
 
     @abstractmethod
     def parse(self, record: Mapping[str, Any], key: str) -> Parsed:
@@ -73,8 +83,6 @@ class RecordSource(Source):
             record = entry if place is None else record_at(self._folder, place)
         except ValueError as error:
             raise BadSample("json", f"{place}: {error}") from error
-        if not isinstance(record, Mapping):
-            raise BadSample("json", f"{place}: not an object")
         if FAULT in record:
             raise BadSample("json", record[FAULT])
         return record
@@ -97,6 +105,35 @@ def annotation_files(folder: Path, names: str | Sequence[str]) -> list[tuple[str
                 raise AuroraError(f"annotations: {path} is not a file")
             files.append((one, path))
     return files
+
+
+def joined(left: Iterable[tuple[Any, Any]], right: Iterable[tuple[Any, Any]]) -> Iterator[Joined]:
+    """Every (id, value) of `left` with the values of `right` that have its id, both in their order; `right` is held in
+    memory. Ids are numbers in one list and strings in the other, in some datasets."""
+    found: dict[str, list[Any]] = defaultdict(list)
+    for key, value in right:
+        found[str(key)].append(value)
+    for key, value in left:
+        yield key, value, found.get(str(key), [])
+
+
+def from_base64(text: Any) -> bytes:
+    """What a text in base64 holds, with or without line ends and `data:image/png;base64,` in front of it."""
+    if not isinstance(text, str):
+        raise BadSample("base64", f"{type(text).__name__} is not text")
+    with bad_sample("base64", (ValueError,)):
+        return base64.b64decode("".join(text[text.startswith("data:") and text.find(",") + 1:].split()), validate=True)
+
+
+def looks_like_media(value: Any) -> bool:
+    """Whether a value names or holds a picture or a video, or several."""
+    if isinstance(value, Mapping):
+        value = [value.get("bytes"), value.get("path")]
+    if isinstance(value, list):
+        return any(map(looks_like_media, value))
+    return isinstance(value, bytes) or (isinstance(value, str) and (
+        value.startswith(("data:image/", "data:video/"))
+        or ("\n" not in value and value.lower().rpartition(".")[2] in NAMED and "." in value)))
 
 
 def with_media(

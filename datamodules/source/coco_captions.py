@@ -8,10 +8,10 @@ from typing import Any
 
 from aurora.errors import BadSample
 from aurora.interfaces import Entry
+from aurora.records import items
 from aurora.registry import SOURCE
 
-from ._lines import items, joined
-from ._records import Parsed, RecordSource, asked, chosen
+from ._records import Parsed, RecordSource, asked, chosen, joined
 
 PROMPTS = ("Describe the image in one sentence.", "What does the image show? Answer in one sentence.",
            "Give a short caption of the image.")
@@ -34,8 +34,8 @@ class CocoCaptionsSource(RecordSource):
 
     def entries(self) -> Iterator[Entry]:
         for path in self.annotations():
-            rows = ((one.get("image_id"), one.get("caption")) for one in items(path, "annotations.item"))
-            images = ((one.get("id"), one.get("file_name")) for one in items(path, "images.item"))
+            rows = ((one.get("image_id"), one.get("caption")) for one in items(path, "annotations"))
+            images = ((one.get("id"), one.get("file_name")) for one in items(path, "images"))
             for image, name, found in joined(images, rows):
                 for captions in ([caption] for caption in found) if self._every else [found]:
                     yield {"id": image, "file_name": name, "captions": captions}

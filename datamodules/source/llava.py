@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from aurora.errors import BadSample
 from aurora.registry import SOURCE
 
-from ._records import Parsed, RecordSource, conversation
+from ._records import Parsed, RecordSource, conversation, looks_like_media
+
+FIELDS = ("image", "images", "video", "videos")
 
 
 @SOURCE.register
@@ -32,11 +35,25 @@ class LlavaSource(RecordSource):
         images, videos = _several(record, "image", "images"), _several(record, "video", "videos")
         if len(videos) > 1 or (images and videos):
             raise BadSample("media", f"{len(images)} images and {len(videos)} videos in one sample")
+        if not images and not videos:
+            _check_no_other_field(record)
         turns = conversation(record.get("conversations", record.get("messages")))
         return Parsed(turns, videos, self._videos) if videos else Parsed(turns, images, self._images)
 
 
 def _several(record: Mapping[str, Any], *fields: str) -> list[Any]:
     """The media that a record names in one of its fields; "" and null in their place name none."""
-    value: Any = next((record[field] for field in fields if record.get(field)), [])
-    return value if isinstance(value, list) else [value]
+    given = [record[field] for field in fields if record.get(field)]
+    if len(given) > 1:
+        raise BadSample("media", f"media are named in {' and in '.join(fields)}")
+    return [one for value in given for one in (value if isinstance(value, list) else [value])]
+
+
+def _check_no_other_field(record: Mapping[str, Any]) -> None:
+    """BadSample when a record without media has a field that seems to be meant for some."""
+    for field, value in record.items():
+        if field in ("id", "conversations", "messages") or not value:
+            continue
+        if looks_like_media(value) or (difflib.get_close_matches(field.lower(), FIELDS, cutoff=0.7)
+                                       and isinstance(value, (str, list, Mapping))):
+            raise BadSample("field", f"{field!r} looks like media ({str(value)[:80]}), which {', '.join(FIELDS)} name")

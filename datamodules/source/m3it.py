@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from typing import Any
 
-from aurora.errors import bad_sample
 from aurora.registry import SOURCE
 
-from ._records import Parsed, RecordSource, asked, text
+from ._records import Parsed, RecordSource, asked, from_base64, text
 
 
 @SOURCE.register
@@ -29,10 +27,4 @@ class M3itSource(RecordSource):
             question += "\n" + text(inputs, "inputs")
         images = record.get("image_base64_str") or record.get("image_str") or []
         pictures = images if isinstance(images, list) else [images]
-        return Parsed(asked(question, record.get("outputs")), [_picture(one) for one in pictures])
-
-
-def _picture(encoded: Any) -> bytes:
-    with bad_sample("base64", (ValueError, TypeError)):
-        picture = base64.b64decode(encoded, validate=True)
-    return picture
+        return Parsed(asked(question, record.get("outputs")), [from_base64(one) for one in pictures])

@@ -9,10 +9,10 @@ from typing import Any
 
 from aurora.errors import AuroraError, BadSample
 from aurora.interfaces import Entry
+from aurora.records import items
 from aurora.registry import SOURCE
 
-from ._lines import Joined, items, joined
-from ._records import Parsed, RecordSource, agreed, annotation_files, asked
+from ._records import Joined, Parsed, RecordSource, agreed, annotation_files, asked, joined
 
 
 @SOURCE.register
@@ -44,8 +44,8 @@ class Vqav2Source(RecordSource):
 
     def entries(self) -> Iterator[Entry]:
         for questions, (_, answers) in zip(self._questions, self._files, strict=True):
-            answered = ((one.get("question_id"), _answer(one)) for one in items(answers, "annotations.item"))
-            asked_for = ((one.get("question_id"), one) for one in items(questions, "questions.item"))
+            answered = ((one.get("question_id"), _answer(one)) for one in items(answers, "annotations"))
+            asked_for = ((one.get("question_id"), one) for one in items(questions, "questions"))
             for group in self._groups(joined(asked_for, answered)):
                 identity, question, _ = group[0]
                 image = question.get("image_id")

@@ -1,7 +1,6 @@
 """Everything that writes says which file had no room, on a disk that is really full."""
 
 import json
-import tempfile
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from datamodules.plan.arrays import shared_arrays
 from datamodules.plan.lengths import text_lengths
 from datamodules.shards.index import index_shard, load_index
 from datamodules.shards.writing import write_index, write_shard, write_shards
-from datamodules.source._lines import joined
 
 
 @pytest.fixture
@@ -76,10 +74,3 @@ def test_findings_without_room_are_named(full, capsys):
     assert main(["shards", "validate", str(full / "set"), "--executor", "serial", "--findings",
                  str(full / "found.jsonl")]) == 2
     assert "found.jsonl: no room left on the disk" in capsys.readouterr().err
-
-
-def test_joining_annotations_without_room_says_where(full, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(full))
-    rows = [(number, "?" * 100) for number in range(1000)]
-    with pytest.raises(AuroraError, match=r"no room left on the disk for joining annotations.*TMPDIR"):
-        list(joined(rows, rows))

@@ -82,7 +82,7 @@ def test_a_folder_without_questions_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "questions.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(AuroraError, match="not text in UTF-8"):
+    with pytest.raises(AuroraError, match=r"line 1: .*utf-8.*byte 0xff"):
         read_questions(tmp_path)
 
 
@@ -119,3 +119,13 @@ def test_wrong_videos_are_a_function_of_the_seed_and_not_of_the_order() -> None:
     questions = [choice(str(number), f"v{number}", ["red", "blue", "green"][number % 3]) for number in range(60)]
     first = wrong_videos(questions, seed=1)
     assert first == wrong_videos(questions[::-1], seed=1) != wrong_videos(questions, seed=2)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_question(tmp_path: Path) -> None:
+    (tmp_path / "questions.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(LINE).encode() + b"\n")
+    assert read_questions(tmp_path)[0].id == "1"
+
+
+def test_half_of_a_surrogate_pair_is_named_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(AuroraError, match=r"line 2: .*surrogates not allowed"):
+        read_questions(write(tmp_path, LINE, json.dumps(LINE | {"id": "2", "question": "\ud83d"})))

@@ -3,12 +3,12 @@
 import pytest
 
 from aurora.errors import AuroraError
-from aurora.interfaces import Text, Turn
+from aurora.interfaces import Text, Turn, Visual
 from aurora.registry import PROMPT
 
 ONE = [Turn("What moves?", "A red ball.")]
-SHORT = [Turn("<video>\nWhat moves?\nAnswer the question using a single word or phrase.", "ball")]
-TWO = [Turn("<image>\nWhat moves?", "A ball."), Turn("Where to?", "Left.")]
+SHORT = [Turn("What moves?\nAnswer the question using a single word or phrase.", "ball")]
+TWO = [Turn("What moves?", "A ball."), Turn("Where to?", "Left.")]
 OPEN = [Turn("What moves?", "A ball."), Turn("Where to?")]
 
 
@@ -59,12 +59,25 @@ def test_generic_refuses_a_text_that_would_break_the_form(text):
         PROMPT.build({"name": "generic", "text": text})
 
 
-@pytest.mark.parametrize(("value", "left"), [
-    ("<image>\nWhat?", "What?"), ("What?\n<image>", "What?"), ("In <video> what moves?", "In what moves?"),
-    ("<image><image>\nWhich is older?", "Which is older?"), ("  two  spaces ", "two  spaces"), ("<image>", ""),
-])
-def test_markers_of_the_place_of_an_image_are_removed(value, left):
-    assert drawn("image_first", [Turn(value)]) == f"User: ◼\n{left}\n\nAssistant:"
+PLACED = [Turn("A:  B: \nWhich?", "B.", (3, 6)), Turn("And C: D?", "D.", (7,))]
+
+
+@pytest.mark.parametrize(("form", "before"), [("image_first", ""), ("generic", "See:\n"),
+                                              ("sandwich", "A:  B: \nWhich?\nAnd C: D?\n")])
+def test_images_between_which_text_stands_are_at_their_places(form, before):
+    options = {"text": "See:"} if form == "generic" else {}
+    assert drawn(form, PLACED, **options) == (
+        f"User: {before}A:\n◼\nB:\n◼\nWhich?\n\nAssistant:« B.\n\n»User: And C:\n◼\nD?\n\nAssistant:« D.\n\n»")
+
+
+def test_images_that_touch_are_one_place_of_several_and_may_end_a_question():
+    pieces = PROMPT.build({"name": "image_first"}).layout([Turn("Now: ", "x", (0, 0, 5))], visual=True)
+    assert [piece.media if isinstance(piece, Visual) else piece.text for piece in pieces[:5]] == [
+        "User: ", 2, "\nNow:\n", 1, "\n\nAssistant:"]
+
+
+def test_without_anything_to_see_places_do_not_matter():
+    assert drawn("image_first", [Turn("A: B?", "x", (3,))], visual=False) == "User: A: B?\n\nAssistant:« x\n\n»"
 
 
 def test_a_blank_line_inside_a_turn_becomes_a_line_break_because_it_would_stop_the_answer():

@@ -51,8 +51,8 @@ def test_media_and_answers_of_an_evaluation_set_are_found(make, reported, tmp_pa
     heldout = tmp_path / "heldout"
     heldout.mkdir()
     (heldout / "v.jpg").write_bytes(make.picture(2))
-    rows = [{"video": "v.jpg", "question": " which COLOUR", "options": ["blue", "red"], "answer": 1},
-            {"video": "v.jpg", "question": "Which colour?", "answer": "green"}]
+    rows = [{"id": "1", "video": "v.jpg", "question": " which COLOUR", "options": ["blue", "red"], "answer": 1},
+            {"id": "2", "video": "v.jpg", "question": "Which colour?", "answer": "green"}]
     (heldout / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     row = reported(tmp_path / "set", evaluations=[read_evaluation(heldout)])["datasets"]["set"]
     assert row["in_evaluation"] == {"heldout": {"media": 1, "turns": 1}}
@@ -89,6 +89,6 @@ def test_two_folders_of_one_name_and_a_broken_question_are_refused(make, reporte
         write_shards(make.mixed(1), tmp_path / place / "set")
     with pytest.raises(AuroraError, match="same name"):
         reported(tmp_path / "a" / "set", tmp_path / "b" / "set")
-    (tmp_path / "questions.jsonl").write_text('{"video": "none.mp4", "question": "?", "answer": "x"}\n')
-    with pytest.raises(AuroraError, match=r"line 1: .*none\.mp4"):
+    (tmp_path / "questions.jsonl").write_text('{"id": "1", "video": "none.mp4", "question": "?", "answer": "x"}\n')
+    with pytest.raises(AuroraError, match=r"question '1': .*none\.mp4"):
         read_evaluation(tmp_path)

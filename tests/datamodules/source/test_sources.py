@@ -3,13 +3,25 @@
 import base64
 import csv
 import json
+import os
+import re
+import textwrap
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from aurora.errors import AuroraError, BadSample
-from aurora.registry import SOURCE
+from aurora.interfaces import Turn
+from aurora.registry import EXECUTOR, SOURCE
+from datamodules.build.build import build_tasks, join, run_tasks
+from datamodules.build.plan import BuildOrder, make_plan
+from datamodules.shards.format import parse_record
+from datamodules.shards.index import load_index
+from datamodules.shards.tar import ShardFiles
+from datamodules.source._media import find
+from datamodules.source._records import conversation
 from datamodules.source.table import seconds
 
 
@@ -56,6 +68,106 @@ def said(sample):
 
 def parquet(path, rows, size=2):
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=size)
+
+
+# ---- what is wrong ---------------------------------------------------------------------------------------------
+
+
+def test_a_pipe_is_no_medium(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(BadSample, match="neither a file nor a folder"):
+        find(tmp_path, ".", "a.jpg")
+
+
+@pytest.mark.parametrize("speaker", [[], {}, None, 1])
+def test_a_speaker_that_is_no_text_is_a_bad_sample(speaker):
+    with pytest.raises(BadSample, match="speakers are"):
+        conversation([{"from": speaker, "value": "q"}, *talk("q", "a")])
+
+
+def test_a_text_that_no_file_can_hold_costs_its_sample(tmp_path):
+    rows = [{"id": "broken", "conversations": [{"from": "human", "value": "\ud800"}, talk("q", "a")[1]]},
+            {"id": "whole", "conversations": talk("q", "a")}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = tmp_path / "out"
+    output.mkdir()
+    plan = make_plan(BuildOrder(folder=str(tmp_path), source={"name": "llava", "annotations": "a.jsonl"}), output)
+    list(run_tasks(build_tasks(output, plan), EXECUTOR.build({"name": "serial"}), entries=2, max_bad_rate=0.5))
+    reported = join(output, plan)
+    assert (reported["samples"], reported["skipped"]) == (1, {"json": 1})
+
+
+CASES = Path(__file__).parent / "cases"
+
+
+def case(tmp_path, name, source="llava", option="annotations", **options):
+    """What is built of a small file: (the samples' conversations, the reasons why others were skipped)."""
+    plan = make_plan(BuildOrder(folder=str(CASES), source={"name": source, option: name, **options}), tmp_path)
+    list(run_tasks(build_tasks(tmp_path, plan), EXECUTOR.build({"name": "serial"}), entries=9, max_bad_rate=1.0))
+    join(tmp_path, plan)
+    index, files = load_index(tmp_path), ShardFiles()
+    built = [json.loads(files.record(index, number)[1]) for number in range(len(index))]
+    return built, [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+
+
+def test_integers_beyond_64_bits_are_read_from_an_array(tmp_path):
+    built, skipped = case(tmp_path, "unsigned_64_bit_id.json")
+    assert ([one["id"] for one in built], skipped) == (["1", "13884550019263291874", "2"], [])
+
+
+def test_a_misspelt_field_does_not_turn_a_picture_into_text(tmp_path):
+    built, skipped = case(tmp_path, "misspelt_field.json")
+    assert not built
+    assert {one["reason"] for one in skipped} == {"field"}
+    assert "'img' looks like media (a.jpg)" in skipped[0]["detail"]
+
+
+def test_a_marker_without_an_image_is_a_bad_sample_and_a_literal_tag_stays(tmp_path):
+    built, skipped = case(tmp_path, "markers.json")
+    assert [one["id"] for one in built] == ["tag_in_text"]
+    assert [(one["id"], one["reason"]) for one in skipped] == [("marker_without_image", "markers")]
+
+
+def test_cp1252_is_refused_with_file_line_and_byte(tmp_path):
+    built, skipped = case(tmp_path, "cp1252.csv", "table", "files", question="question", answer="answer", image="file")
+    assert not built
+    assert re.search(r"cp1252\.csv, line 2: .*byte 0xdf", skipped[0]["detail"])
+
+
+@pytest.mark.parametrize("field", ["img", "Image", "imgae", "vidoe", "picture_path", "source"])
+@pytest.mark.parametrize("value", ["img/0.jpg", ["img/0.jpg"], {"path": "img/0.JPG"}, "data:image/png;base64,AAAA"])
+def test_a_field_that_looks_like_media_is_not_passed_over(folder, field, value):
+    lines(folder / "a.jsonl", [{"id": "x.jpg", field: value, "conversations": talk("a", "b")}])
+    assert samples(folder, "llava", annotations="a.jsonl") == ["field"]
+
+
+@pytest.mark.parametrize("extra", [{"source": "web"}, {"score": 3.5}, {"image_id": 4}, {"note": "See a.jpg.\nOr not"},
+                                   {"id": "a.jpg"}])
+def test_other_fields_are_not_taken_for_media(folder, extra):
+    lines(folder / "a.jsonl", [{**extra, "conversations": talk("a", "b")}])
+    assert said(samples(folder, "llava", annotations="a.jsonl")[0]) == ["a", "b"]
+
+
+def test_media_in_two_fields_of_one_kind_are_refused(folder):
+    lines(folder / "a.jsonl", [{"image": "img/0.jpg", "images": ["img/1.jpg"], "conversations": talk("a", "b")}])
+    assert samples(folder, "llava", annotations="a.jsonl") == ["media"]
+
+
+def test_names_may_hold_colons_and_other_characters(make, folder):
+    for name in ("12:30.jpg", "a b.jpg", "ü#?%.jpg"):
+        (folder / name).write_bytes(make.picture(1))
+        lines(folder / "a.jsonl", [{"image": name, "conversations": talk("a", "b")}])
+        assert samples(folder, "llava", annotations="a.jsonl")[0].media == {"jpg": folder / name}
+
+
+def test_the_frames_of_a_video_may_have_one_marker_of_either_kind(make, folder):
+    (folder / "vid" / "clip").mkdir()
+    for number in range(3):
+        (folder / "vid" / "clip" / f"{number}.jpg").write_bytes(make.picture(number))
+    for tag in ("<image>", "<video>"):
+        lines(folder / "a.jsonl", [{"video": "clip", "conversations": talk(f"{tag}\n?", "!")}])
+        (sample,) = samples(folder, "llava", annotations="a.jsonl", videos="vid")
+        assert parse_record(json.dumps(sample.record).encode()).turns == (Turn("\n?", "!"),)
 
 
 # ---- llava -----------------------------------------------------------------------------------------------------
@@ -275,11 +387,21 @@ def test_instructions_with_pictures_inside(make, folder):
         {"instruction": "Tell.", "inputs": "", "outputs": "b", "image_base64_str": [picture, picture]},
         {"instruction": "Tell.", "outputs": "c", "image_str": picture},
         {"instruction": "Tell.", "outputs": "d", "image_base64_str": "no base64!"},
+        {"instruction": "Tell.", "outputs": "e", "image_str": "\r\n".join(textwrap.wrap(picture, 76)) + "\n"},
+        {"instruction": "Tell.", "outputs": "f", "image_str": f"data:image/jpeg;base64,{picture}"},
+        {"instruction": "Tell.", "outputs": "g", "image_str": [3]},
     ])
     found = samples(folder, "m3it", annotations="train.jsonl")
     assert [said(sample) for sample in found[:3]] == [["Classify.\nOptions: a, b", "a"], ["Tell.", "b"], ["Tell.", "c"]]
     assert [sample.record["image"] for sample in found[:3]] == ["jpg", ["0.jpg", "1.jpg"], "jpg"]
     assert found[0].media["jpg"] == make.picture(1) and found[3] == "base64"
+    assert [sample.media["jpg"] for sample in found[4:6]] == [make.picture(1)] * 2 and found[6] == "base64"
+
+
+def test_a_data_uri_is_a_picture_in_any_source(make, folder):
+    shown = "data:image/jpeg;base64," + base64.b64encode(make.picture(1)).decode()
+    lines(folder / "a.jsonl", [{"image": shown, "conversations": talk("<image>a", "b")}])
+    assert samples(folder, "llava", annotations="a.jsonl")[0].media == {"jpg": make.picture(1)}
 
 
 def test_entries_that_hold_their_pictures_are_told_by_their_place(make, folder):

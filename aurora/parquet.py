@@ -19,15 +19,20 @@ except ModuleNotFoundError as missing:
 
 def places(path: Path) -> Iterator[tuple[int, int]]:
     """Row group and row of every record."""
-    for group in range(_file(path).num_row_groups):
-        for row in range(_file(path).metadata.row_group(group).num_rows):
-            yield group, row
+    facts = _file(path).metadata
+    return ((group, row) for group in range(facts.num_row_groups) for row in range(facts.row_group(group).num_rows))
 
 
-def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Every record."""
-    for batch in _file(path).iter_batches():
-        yield from batch.to_pylist()
+def rows(path: Path) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+    """Every record, or why it cannot be read."""
+    try:
+        for batch in _file(path).iter_batches():
+            try:
+                yield from batch.to_pylist()
+            except UnicodeDecodeError:  # in some of them
+                yield from (_row_or_error(batch, number) for number in range(batch.num_rows))
+    except (pa.ArrowException, OSError) as error:
+        raise AuroraError(f"{path} cannot be read to its end: {error}") from error
 
 
 def columns(path: Path) -> list[str]:
@@ -47,8 +52,15 @@ def weight(path: Path, group: int) -> int:
 
 
 def row(path: Path, group: int, number: int) -> dict[str, Any]:
-    """A record."""
+    """A record. UnicodeDecodeError when it holds text that is not UTF-8."""
     return _group(path, group).slice(number, 1).to_pylist()[0]  # type: ignore[no-any-return]
+
+
+def _row_or_error(table: Any, number: int) -> dict[str, Any] | UnicodeDecodeError:
+    try:
+        return table.slice(number, 1).to_pylist()[0]  # type: ignore[no-any-return]
+    except UnicodeDecodeError as error:
+        return error
 
 
 def _of_bytes(kind: Any) -> bool:

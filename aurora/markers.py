@@ -1,0 +1,83 @@
+"""`<image>` and `<video>` in questions: which of them stand for the media of a sample, and which are words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from aurora.errors import AuroraError
+from aurora.interfaces import Turn
+
+_MARKER = re.compile(r"<(image|video)>")
+Marker = tuple[int, re.Match[str]]
+"""The number of the turn that a tag stands in, and the tag."""
+
+
+def place_media(turns: Sequence[Turn], kind: str, media: int) -> tuple[Turn, ...]:
+    """The turns without the markers of so many media of a kind ("image" or "video"); ValueError unless there is none,
+    or as many as media.
+
+    Where text stands between the markers of several images, `Turn.places` says where. Tags that are not markers stay:
+    in answers, inside a text that shows nothing, and beside as many markers as media. One `<video>` may stand for all
+    the frames of a video, `<image>` for a video.
+    """
+    found = [(number, tag) for number, turn in enumerate(turns) for tag in _MARKER.finditer(turn.question)]
+    chosen = _markers(turns, found, kind, media)
+    between = media > 1 and bool(chosen) and _text_between(turns, chosen[0], chosen[-1])
+    return tuple(_without(turn, [tag for where, tag in chosen if where == number], keep_places=between)
+                 for number, turn in enumerate(turns))
+
+
+def plain_question(text: str, *, seen: bool) -> str:
+    """A question about something seen without the markers that begin and end it, whose place the prompt chooses; others
+    as they are. AuroraError for one that is
+    not text, such as a file's bytes on a command line that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise AuroraError(f"the question {text!r} is not text: {error}") from error
+    tags = [tag for tag in _MARKER.finditer(text) if seen and _at_edge(text, tag)]
+    return _without(Turn(text), tags, keep_places=False).question
+
+
+def _markers(turns: Sequence[Turn], found: Sequence[Marker], kind: str, media: int) -> Sequence[Marker]:
+    edges = [(number, tag) for number, tag in found if _at_edge(turns[number].question, tag)]
+    if not media:
+        if edges:
+            raise ValueError(f"{edges[0][1][0]} stands in a question, but the sample names no image or video")
+        return ()
+    own = [one for one in found if one[1][1] == kind]
+    for candidates in (own, [one for one in edges if one in own]):
+        if len(candidates) == media:
+            return candidates
+    if own or len(edges) > 1:
+        tag = (own or edges)[0][1][0]
+        raise ValueError(f"{tag} stands in the questions {len(own or edges)} times, but the sample has {media} {kind}"
+                         f"{'s' * (media > 1)}")
+    return edges  # of the other kind: <image> for a video, or <video> for all of its frames
+
+
+def _at_edge(text: str, tag: re.Match[str]) -> bool:
+    """Whether a tag begins or ends a question, other tags apart, and is not an element of HTML."""
+    around = (text[:tag.start()], text[tag.end():])
+    return f"</{tag[1]}>" not in text and any(not _MARKER.sub("", part).strip() for part in around)
+
+
+def _text_between(turns: Sequence[Turn], first: Marker, last: Marker) -> bool:
+    text = turns[first[0]].question[first[1].end():last[1].start() if first[0] == last[0] else None]
+    return first[0] != last[0] or bool(_MARKER.sub("", text).strip())
+
+
+def _without(turn: Turn, tags: Sequence[re.Match[str]], *, keep_places: bool) -> Turn:
+    """A turn without some tags, and the places where they stood."""
+    text, places, at = "", [], 0
+    for tag in [*tags, None]:
+        part = turn.question[at:tag.start() if tag else None]
+        if at and part.strip():  # one space in the place of a tag
+            part = part.lstrip(" ")
+            text = text if not text or text[-1].isspace() or part[0].isspace() else text + " "
+        text += part
+        if tag:
+            places.append(len(text))
+            at = tag.end()
+    return turn._replace(question=text, places=tuple(places) if keep_places else ())
