@@ -91,7 +91,9 @@ def require_free(target: Path, *, folder: bool, force: bool) -> None:
 def read_json(file: Path) -> dict[str, Any]:
     """A mapping from a JSON file. AuroraError when it holds anything else."""
     try:
-        read = json.loads(file.read_text(encoding="utf-8"))
+        read = json.loads(file.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise AuroraError(f"{file} cannot be read as JSON: it is nested too deeply") from error
     except ValueError as error:
         raise AuroraError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(read, dict):

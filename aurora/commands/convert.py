@@ -37,8 +37,8 @@ def convert(
     target: Annotated[Path, typer.Argument(
         metavar="TARGET", help="What to write: NAME.safetensors, NAME.pth or a folder.")],
     backbone: Annotated[str | None, typer.Option(metavar="NAME", help=(
-        "The weights are of this backbone: rwkv6, rwkv7 (layouts authors, fla), mamba2 (transformers, authors, "
-        "aurora)."))] = None,
+        "The weights are of this backbone: rwkv6 (layouts authors, fla, hf), rwkv7 (authors, fla), mamba2 "
+        "(transformers, authors, aurora)."))] = None,
     vision: Annotated[str | None, typer.Option(metavar="NAME", help=(
         "The weights are of this vision encoder: siglip (transformers, transformers-bare, aurora)."))] = None,
     to: Annotated[str | None, typer.Option(metavar="LAYOUT", help=(

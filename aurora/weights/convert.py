@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aurora.errors import AuroraError, suggest
 from aurora.files import read_json, replacing, require_free, require_room, write_json
+from aurora.interfaces import Backbone
 from aurora.registry import SLOTS
 from aurora.weights.io import (
     SAFETENSORS,
@@ -29,8 +30,8 @@ from aurora.weights.io import (
     write_safetensors,
     write_shards,
 )
-from aurora.weights.layouts import Family, Layout, Piece, Shapes, Table, layers_of, looks_like, unchanged
-from aurora.weights.loading import some
+from aurora.weights.layouts import Family, Layout, Piece, Shapes, Table, looks_like, unchanged
+from aurora.weights.loading import load_parts, mismatches, require_finite, some, split_tuned, unwrapped
 from aurora.weights.model_folder import CONFIG_FILE, read_config
 
 CONFIG_JSON = "config.json"
@@ -44,12 +45,13 @@ Progress = Callable[[int, int], None]
 
 
 class Source(NamedTuple):
-    """Weights to be converted."""
+    """Weights of a part, in one of its layouts."""
 
     path: Path
+    family: Family
+    layout: Layout
     tensors: dict[str, Tensor]
     config: dict[str, Any]  # of config.json, or the part's options of a model folder
-    layout: Layout | None = None  # where it is known: in a model folder
     mapped: bool = True  # whether the tensors are views of files
 
 
@@ -95,7 +97,7 @@ def convert(
     family = find_family(slot, part)
     folder = is_folder(target)
     require_free(target, folder=folder, force=force)
-    planned = plan(open_source(source, family), family, to=to, dtype=dtype)
+    planned = plan(open_source(source, family), to=to, dtype=dtype)
     accept(planned)
     if not planned.outputs:
         raise AuroraError(f"{source} holds nothing that could be written")
@@ -162,12 +164,33 @@ def _convertible(slot: str) -> list[str]:
     return found
 
 
-def open_source(path: Path, family: Family) -> Source:
-    """Weights in any layout: a file, a folder of files, or a model folder of Aurora, of which the part is taken."""
+def open_source(path: str | Path, family: Family) -> Source:
+    """Weights in any layout: a file, a folder of files, or a model folder of Aurora, of which the part is taken.
+
+    AuroraError that says what they look like when the family does not have their layout, or that they are a model which
+    the part cannot be.
+    """
+    path = Path(path)
     if (path / CONFIG_FILE).is_file():
         return _open_model(path, family)
+    tensors = unwrapped(open_tensors(path), family.layout)
+    layout = family.layout(tensors)
+    if layout is None:
+        like = looks_like(tensors)
+        found = f"looks like {like}" if like else f"holds names such as {some(list(tensors)[:3]) or 'none at all'}"
+        raise AuroraError(f"{path} holds no {family.part}: it {found}. {family.slot} {family.part!r} is read from "
+                          f"{' or '.join(layout.title for layout in family.layouts)}")
     beside = (path if path.is_dir() else path.parent) / CONFIG_JSON
-    return Source(path, open_tensors(path), read_json(beside) if beside.is_file() else {}, mapped=are_mapped(path))
+    config = read_json(beside) if beside.is_file() else {}
+    source = Source(path, family, layout, tensors, config, are_mapped(path))
+    # a config that lies beside a file of the authors' is not of it
+    if layout.configure is not None:
+        layout.check(source.config)
+    for name, of in layout.copies.items():
+        if name in tensors and of in tensors and not _equal(source, name, of):
+            raise AuroraError(f"{path} has {name} of its own, other than {of}; only models whose embeddings are tied "
+                              "are read")
+    return source
 
 
 def _open_model(path: Path, family: Family) -> Source:
@@ -177,41 +200,69 @@ def _open_model(path: Path, family: Family) -> Source:
     prefix = f"{family.slot}."
     tensors = {name.removeprefix(prefix): tensor for name, tensor in open_tensors(path).items()
                if name.startswith(prefix)}
-    own = next(layout for layout in family.layouts if layout.key_maps is None)
+    own = next(layout for layout in family.layouts if not layout.key_maps)
     defaults = {name: option.default for name, option in SLOTS[family.slot].options(family.part).items()}
     options = {**defaults, **{key: value for key, value in config.items() if key != "name"}}
-    return Source(path, family.unpack(tensors), options, own)
+    return Source(path, family, own, family.unpack(tensors), options)
 
 
-def _layout_of(source: Source, family: Family) -> Layout:
-    """The layout of the weights. AuroraError that says what they look like when the family does not have it."""
-    layout = source.layout or family.layout(source.tensors)
-    if layout is not None:
-        return layout
-    like = looks_like(source.tensors)
-    found = f"looks like {like}" if like else f"holds names such as {some(list(source.tensors)[:3]) or 'none at all'}"
-    raise AuroraError(f"{source.path} holds no {family.part}: it {found}. {family.slot} {family.part!r} is read from "
-                      f"{' or '.join(layout.title for layout in family.layouts)}")
+def _equal(source: Source, name: str, of: str) -> bool:
+    one, other = source.tensors[name], source.tensors[of]
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    blocks = zip(*(released(slices(tensor), source.mapped) for tensor in (one, other)), strict=True)
+    return all(torch.equal(a, b) for a, b in blocks)
+
+
+def load_base(part: nn.Module, source: Source, *, some_of: bool = False) -> None:
+    """Fills a part with base weights in any of its layouts. With `some_of`, what it has no place for is left out. A
+    backbone takes its tuned initial state along, where there is one.
+
+    AuroraError, before anything changes, that names what is missing, unexpected or of another shape by the names of the
+    source; and for values that are not finite.
+    """
+    layout = source.layout
+    own = shapes_of(split_tuned(part.state_dict())[0])
+    wanted = {name: _seen(pieces, own) for name, pieces in layout.their_tensors(own).items()}
+    given, tuned = split_tuned(source.tensors)
+    carried = next(filter(layout.carries, given), None)
+    if carried:
+        raise AuroraError(f"{source.path} holds tuned initial states ({carried}, …), which {type(part).__name__} does "
+                          "not read; give the checkpoint from before state tuning")
+    given = {name: tensor for name, tensor in given.items() if name in wanted or not (some_of or layout.knows(name))}
+    faults = mismatches(wanted, given)
+    if faults:
+        sizes = "Are its sizes those of this configuration?"
+        with suppress(AuroraError):
+            found = _options(source, shapes_of(given))
+            sizes = f"By its shapes, it has {', '.join(f'{key} {value}' for key, value in found.items())}"
+        raise AuroraError(f"{source.path} does not fit {type(part).__name__}: {faults}. {sizes}")
+    if tuned:
+        assert isinstance(part, Backbone)
+        part.start_from(tuned)
+    table = layout.our_tensors(given)
+    tensors = {name: _joined([piece.view(given[piece.name]) for piece in table[name]]) for name in own}
+    load_parts(part, tensors, source=source.path, mapped=source.mapped and not layout.key_maps)
+
+
+def _joined(pieces: list[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 # ---- what will be written ----------------------------------------------------------------------------------------
 
 
-def plan(source: Source, family: Family, *, to: str | None, dtype: str | None) -> Conversion:
-    """What is written. AuroraError for another family, or sizes and shapes that fit no model of this one."""
-    given, wanted = _layout_of(source, family), _target_layout(family, to)
-    shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
-    # a config that lies beside a file of the authors' is not of it
-    if given.configure is not None:
-        given.check(source.config)
-    options = _options(source, given, family, shapes)
+def plan(source: Source, *, to: str | None, dtype: str | None) -> Conversion:
+    """What is written. AuroraError for sizes and shapes that fit no model of the family."""
+    family, given, wanted = source.family, source.layout, _target_layout(source.family, to)
+    shapes = shapes_of(source.tensors)
+    options = _options(source, shapes)
     ours = _our_shapes(family, options)
-    expected = {name: _shape(pieces, ours) for name, pieces in given.their_tensors(ours).items()}
-    _check_shapes(source, family, expected, shapes)
+    expected = {name: tuple(_seen(pieces, ours).shape) for name, pieces in given.their_tensors(ours).items()}
+    _check_shapes(source, expected, shapes)
     table = _table(given, wanted, ours, shapes)
     outputs = {name: _output(source, pieces, shapes, dtype) for name, pieces in table.items()
                if all(piece.name in shapes for piece in pieces)}
-    _check_copies(source, given)
     used = {name for output in outputs.values() for name in output.sources}
     known = {name for name in shapes if name in expected or given.knows(name)}
     return Conversion(
@@ -232,15 +283,15 @@ def _target_layout(family: Family, name: str | None) -> Layout:
     return known[name]
 
 
-def _options(source: Source, layout: Layout, family: Family, shapes: Shapes) -> dict[str, Any]:
+def _options(source: Source, shapes: Shapes) -> dict[str, Any]:
     """The options of the part that the weights are of."""
-    table = layout.our_tensors(layout.layers(shapes)) or unchanged(shapes)
     try:
-        present = {name: _shape(pieces, shapes) for name, pieces in table.items()
+        present = {name: tuple(_seen(pieces, shapes).shape)
+                   for name, pieces in source.layout.our_tensors(shapes).items()
                    if all(piece.name in shapes for piece in pieces)}
-        return family.options(present, source.config)
+        return source.family.options(present, source.config)
     except (RuntimeError, IndexError) as error:
-        raise AuroraError(f"{source.path} has tensors of a shape that no {family.part} has: {error}") from error
+        raise AuroraError(f"{source.path} has tensors of a shape that no {source.family.part} has: {error}") from error
 
 
 def _our_shapes(family: Family, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -248,7 +299,12 @@ def _our_shapes(family: Family, options: Mapping[str, Any]) -> dict[str, tuple[i
     config = {"name": family.part, **{key: value for key, value in options.items() if key != "vocab_size"}}
     with torch.device("meta"):
         part = SLOTS[family.slot].build(config, vocab_size=options.get("vocab_size"))
-    return {name: tuple(tensor.shape) for name, tensor in part.state_dict().items()}
+    return shapes_of(part.state_dict())
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _table(given: Layout, wanted: Layout, ours: Shapes, shapes: Shapes) -> Table:
@@ -258,23 +314,24 @@ def _table(given: Layout, wanted: Layout, ours: Shapes, shapes: Shapes) -> Table
         theirs |= {copy: theirs[of] for copy, of in wanted.copies.items()}
     if given is wanted:
         return unchanged([*theirs, *filter(given.carries, shapes)])
-    source = unchanged(ours) | given.our_tensors(layers_of(ours))
+    source = unchanged(ours) | given.our_tensors(shapes)
     return {name: tuple(Piece(step.name, step.views + piece.views) for piece in pieces for step in source[piece.name])
             for name, pieces in theirs.items()}
 
 
-def _shape(pieces: tuple[Piece, ...], shapes: Shapes) -> tuple[int, ...]:
-    # one number seen from everywhere; on the meta device, views would load hundreds of megabytes of torch
-    seen = [tuple(piece.view(torch.zeros(()).expand(shapes[piece.name])).shape) for piece in pieces]
-    return seen[0] if len(seen) == 1 else (sum(shape[0] for shape in seen), *seen[0][1:])
+def _seen(pieces: tuple[Piece, ...], shapes: Shapes) -> Tensor:
+    """A tensor of the shape that pieces of such shapes make, in no memory."""
+    # on the meta device, views would load hundreds of megabytes of torch
+    seen = [piece.view(torch.zeros(()).expand(shapes[piece.name])) for piece in pieces]
+    return seen[0] if len(seen) == 1 else seen[0][:1].expand(sum(map(len, seen)), *seen[0].shape[1:])
 
 
-def _check_shapes(source: Source, family: Family, expected: Shapes, shapes: Shapes) -> None:
+def _check_shapes(source: Source, expected: Shapes, shapes: Shapes) -> None:
     unlike = [f"{name} is {list(shapes[name])} where {list(expected[name])} is needed" for name in expected
               if name in shapes and shapes[name] != expected[name]]
     if unlike:
-        raise AuroraError(f"{source.path}: {len(unlike)} tensor(s) do not fit the {family.part} that its first layer "
-                          f"describes: {some(unlike[:3])}")
+        raise AuroraError(f"{source.path}: {len(unlike)} tensor(s) do not fit the {source.family.part} that its first "
+                          f"layer describes: {some(unlike[:3])}")
 
 
 def _output(source: Source, pieces: tuple[Piece, ...], shapes: Shapes, dtype: str | None) -> Output:
@@ -283,27 +340,12 @@ def _output(source: Source, pieces: tuple[Piece, ...], shapes: Shapes, dtype: st
 
     def read() -> Iterator[Tensor]:
         for piece, tensor in zip(pieces, released(tensors, source.mapped), strict=True):
+            require_finite(source.path, piece.name, tensor, mapped=source.mapped)
             yield piece.view(tensor)
 
     own = tensors[0].dtype
     kept = DTYPES[dtype] if dtype and own.is_floating_point else own
-    return Output(_shape(pieces, shapes), kept, read, source.mapped, sources)
-
-
-def _check_copies(source: Source, layout: Layout) -> None:
-    """AuroraError when what should repeat another tensor differs from it."""
-    for name, of in layout.copies.items():
-        if name in source.tensors and of in source.tensors and not _equal(source, name, of):
-            raise AuroraError(f"{source.path} has {name} of its own, other than {of}; only models whose embeddings "
-                              "are tied are read")
-
-
-def _equal(source: Source, name: str, of: str) -> bool:
-    one, other = source.tensors[name], source.tensors[of]
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    blocks = zip(*(released(slices(tensor), source.mapped) for tensor in (one, other)), strict=True)
-    return all(torch.equal(a, b) for a, b in blocks)
+    return Output(tuple(_seen(pieces, shapes).shape), kept, read, source.mapped, sources)
 
 
 def _dtype_name(outputs: Mapping[str, Output]) -> str:

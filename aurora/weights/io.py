@@ -8,12 +8,15 @@ cast only a block is. The libraries' own writers need every tensor at once: cast
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import math
 import mmap
 import os
 import pickle
+import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,9 +34,20 @@ from aurora.files import read_json, write_json
 PICKLED = (".pth", ".pt", ".bin")
 SAFETENSORS = ".safetensors"
 SINGLE_FILE = "model.safetensors"
+SINGLE_FILES = (SINGLE_FILE, "pytorch_model.bin")
 INDEX_FILE = "model.safetensors.index.json"
 BLOCK_BYTES = 2**22
-_DATA_PICKLE_BYTES = 100 * 2**20  # the size at which safetensors refuses a header
+_HEADER_BYTES = 100 * 10**6  # the size at which safetensors refuses a header
+_PICKLE_BYTES = 2**25  # 200 bytes or so per tensor; of any pickle, torch makes objects of up to 60 times its size
+_OTHER_KINDS = {
+    b"version https://git-lfs": "a pointer of Git LFS; `git lfs pull` fetches the weights",
+    b"<": "a page of the web, so the download failed",
+    b"GGUF": "a GGUF file, whose tensors are in a format of llama.cpp",
+    b"PK": "a .pth file: rename it",
+    b"\x80": "a pickle: rename it to .pth if torch.save wrote it",
+    b"\x1f\x8b": "compressed by gzip: unpack it",
+}
+"""What files that are not weights begin with, and what they are."""
 _MADV_DONTNEED = 4
 _TYPE_NAMES = {
     torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.complex64: "C64", torch.float32: "F32",
@@ -52,7 +66,8 @@ OnBytes = Callable[[int], None]
 
 
 def open_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` or `.pth` file, or of a folder with `model.safetensors` or shards and an index.
+    """The tensors of a `.safetensors` or `.pth` file, or of a folder with `model.safetensors`, `pytorch_model.bin`, or
+    shards of either and their index.
 
     They are views of the mapped files, on the CPU. AuroraError when there are none, or a file is broken.
     """
@@ -66,6 +81,11 @@ def open_tensors(path: str | Path) -> dict[str, Tensor]:
         if twice:
             raise AuroraError(f"{path} holds {twice[0]} in two shards")
         tensors |= opened
+    index = _index(path)
+    lost = sorted(read_index(index).keys() - tensors.keys()) if index else []
+    if lost:
+        raise AuroraError(f"{index} names {lost[0]}, which none of its shards holds; they are of another model, or of "
+                          "another version of it")
     return tensors
 
 
@@ -76,22 +96,37 @@ def weight_files(path: Path) -> list[Path]:
             raise AuroraError(f"{path} ends in {path.suffix!r}; weights are read from {SAFETENSORS}, "
                               f"{', '.join(PICKLED)}, or a folder that holds {SINGLE_FILE} or shards with their index")
         return [path]
-    index = path / INDEX_FILE
-    if index.is_file():
-        return _shards(index)
-    if (path / SINGLE_FILE).is_file():
-        return [path / SINGLE_FILE]
+    index = _index(path)
+    if index is not None:
+        return [path / name for name in sorted(set(read_index(index).values()))]
+    for name in SINGLE_FILES:
+        if (path / name).is_file():
+            return [path / name]
     held = ", ".join(sorted(entry.name for entry in path.iterdir())[:4]) or "nothing"
     raise AuroraError(f"{path} holds no {SINGLE_FILE} and no {INDEX_FILE}, but {held}")
 
 
+def read_index(index: Path) -> dict[str, str]:
+    """From the names of tensors to the files beside an index that hold them. AuroraError for files that are not there,
+    or not beside it."""
+    held = read_json(index).get("weight_map")
+    if not isinstance(held, dict) or not held or not all(isinstance(name, str) for name in held.values()):
+        raise AuroraError(f"{index} has no weight_map that gives the name of a file for each tensor")
+    ending = Path(index.name.removesuffix(".index.json")).suffix
+    names = sorted(set(held.values()))
+    # a name that leads out of the folder would let an index read any file
+    outside = [name for name in names if Path(name).name != name or Path(name).suffix != ending]
+    if outside:
+        raise AuroraError(f"{index} names {outside[0]!r}, which is not a {ending} file beside it")
+    absent = [name for name in names if not (index.parent / name).is_file()]
+    if absent:
+        raise AuroraError(f"{index} names shards that are not there: {', '.join(absent[:4])}")
+    return held
+
+
 def read_metadata(file: Path) -> dict[str, str]:
     """The free texts in the header of a safetensors file."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return dict(opened.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise _broken_safetensors(file, error) from error
+    return dict(_read_header(file).get("__metadata__", {}))
 
 
 def are_mapped(path: str | Path) -> bool:
@@ -119,28 +154,48 @@ def released(tensors: Iterable[Tensor], mapped: bool) -> Iterator[Tensor]:
             release_pages(tensor)
 
 
-def _shards(index: Path) -> list[Path]:
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
-    absent = [name for name in names if not (index.parent / name).is_file()]
-    if absent or not names:
-        raise AuroraError(f"{index} names shards that are not there: {', '.join(absent[:4]) or 'none at all'}")
-    # a name that leads out of the folder would let an index read any file
-    outside = [name for name in names if Path(name).name != name]
-    if outside:
-        raise AuroraError(f"{index} names {outside[0]!r}, which is not a file beside it")
-    return [index.parent / name for name in names]
+def _index(path: Path) -> Path | None:
+    return next((path / f"{name}.index.json" for name in SINGLE_FILES if (path / f"{name}.index.json").is_file()), None)
 
 
 def _open_safetensors(file: Path) -> dict[str, Tensor]:
+    _read_header(file)
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.offset_keys()}
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise _broken_safetensors(file, error) from error
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+        raise _broken(file, f"{_reason(error)}; it may be truncated") from error
 
 
-def _broken_safetensors(file: Path, error: Exception) -> AuroraError:
-    return AuroraError(f"{file} is not a readable safetensors file ({_reason(error)}); it may be truncated")
+def _read_header(file: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors. AuroraError for what its library takes but nobody writes, or refuses
+    without saying what is there."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise _broken(file, f"its header would end at byte {length + 8:,} of {size:,}; it may be truncated")
+        if length > _HEADER_BYTES:
+            raise _broken(file, f"its header takes {length:,} bytes, and at most {_HEADER_BYTES:,} are read")
+        text = opened.read(length)
+    try:
+        header = json.loads(text, object_pairs_hook=_once)
+    except RecursionError as error:
+        raise _broken(file, "its header is nested too deeply") from error
+    except ValueError as error:
+        raise _broken(file, f"its header is not JSON: {_reason(error)}") from error
+    if not isinstance(header, dict):
+        raise _broken(file, "its header does not map names to tensors")
+    return header
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. ValueError for a name that stands in it twice: readers differ in which one they take."""
+    held = dict(pairs)
+    if len(held) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands in it twice")
+    return held
 
 
 def _open_pickled(file: Path) -> dict[str, Tensor]:
@@ -149,42 +204,101 @@ def _open_pickled(file: Path) -> dict[str, Tensor]:
                           "anything; unset it, or convert the file to .safetensors")
     mapped = zipfile.is_zipfile(file)
     try:
-        if mapped:
-            _check_archive(file)
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        # torch's own words end in advice to trust the file
-        found = _reason(error).partition(" was not an allowed")[0]
-        raise AuroraError(f"{file} is not a readable file of weights: it holds more than tensors ({found}), and a "
-                          "pickle can run code when it is opened") from error
+        sizes = _check_archive(file) if mapped else None
+        with _BoundedFile(file) as opened, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols that torch may not know
+            tensors = torch.load(file if mapped else opened, map_location="cpu", weights_only=True, mmap=mapped)
     except AuroraError:
         raise
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError, zipfile.BadZipFile) as error:
-        raise AuroraError(f"{file} is not a readable file of weights ({_reason(error)}); it may be truncated"
-                          ) from error
-    if isinstance(tensors, dict) and all(isinstance(value, Tensor) for value in tensors.values()):
-        return dict(tensors)
-    inside = f", but {', '.join(map(str, list(tensors)[:4]))}" if isinstance(tensors, dict) else ""
-    raise AuroraError(f"{file} does not map names to tensors{inside}; a checkpoint of weights alone is right")
+    except pickle.UnpicklingError as error:
+        raise _broken(file, f"it holds more than tensors ({_reason(error)}), and a pickle can run code when it is "
+                            "opened; a file of weights alone is right: torch.save(model.state_dict(), PATH)"
+                      ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, OSError, MemoryError,
+            RecursionError, UnicodeError, struct.error, zipfile.BadZipFile) as error:
+        raise _broken(file, f"{_reason(error)}; it may be truncated") from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        inside = f", but {', '.join(map(str, list(tensors)[:4]))}" if isinstance(tensors, dict) else ""
+        raise AuroraError(f"{file} does not map names to tensors{inside}; a checkpoint of weights alone is right")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise AuroraError(f"{file} names a tensor {name!r}; names are texts")
+        if tensor.is_meta or tensor.is_quantized or tensor.layout is not torch.strided:
+            kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else tensor.layout
+            raise AuroraError(f"{file}: {name} is a tensor of the kind {kind}; plain ones are read")
+    if sizes is not None:
+        _check_storages(file, tensors, sizes)
+    return dict(tensors)
 
 
-def _check_archive(file: Path) -> None:
-    """AuroraError for an archive that torch does not write: it maps members without looking how they are stored."""
+def _check_archive(file: Path) -> list[int]:
+    """The sizes of the data in the order in which they lie in the file. AuroraError for an archive that torch does not
+    write: it maps members without looking how they are stored."""
+    sizes = []
     with zipfile.ZipFile(file) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise AuroraError(f"{file} is not a readable file of weights: its member {member.filename} is "
-                                  "compressed, and weights are mapped; torch.save stores them uncompressed")
-            if member.filename.endswith("/data.pkl") and member.file_size > _DATA_PICKLE_BYTES:
-                raise AuroraError(f"{file} is not a readable file of weights: its {member.filename} has "
-                                  f"{member.file_size:,} bytes, and the names of tensors take at most "
-                                  f"{_DATA_PICKLE_BYTES:,}")
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise _broken(file, "it is a program of TorchScript; save its state_dict() instead")
+        for member in sorted(archive.infolist(), key=lambda member: member.header_offset):
+            if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+                how = "encrypted" if member.flag_bits & 1 else "compressed"
+                raise _broken(file, f"its member {member.filename} is {how}, and weights are mapped; torch.save "
+                                    "stores them as they are")
+            if member.filename.endswith("/data.pkl") and member.file_size > _PICKLE_BYTES:
+                raise _broken(file, f"its {member.filename} has {member.file_size:,} bytes, and the names of tensors "
+                                    f"take at most {_PICKLE_BYTES:,}")
+            if "/data/" in member.filename and member.file_size:
+                sizes.append(member.file_size)
+    return sizes
+
+
+def _check_storages(file: Path, tensors: Mapping[str, Tensor], sizes: list[int]) -> None:
+    """AuroraError when tensors reach beyond their member of an archive: torch maps them over whatever lies there."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
+    held = [storages[start] for start in sorted(storages) if storages[start]]
+    if held != sizes:
+        raise _broken(file, f"its tensors take {sum(held):,} bytes in {len(held)} members, and it holds {sum(sizes):,} "
+                            f"in {len(sizes)}")
+
+
+class _BoundedFile(io.BufferedReader):
+    """A file of which so much is read as names of tensors take; torch reads tensors past `read`, by the descriptor."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(io.FileIO(file))
+        self.left = _PICKLE_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return self._counted(super().read(self.left + 1 if size is None or size < 0 else min(size, self.left + 1)))
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return self._counted(super().readline(self.left + 1))
+
+    def _counted(self, data: bytes) -> bytes:
+        self.left -= len(data)
+        if self.left < 0:
+            raise ValueError(f"its names of tensors take more than {_PICKLE_BYTES:,} bytes")
+        return data
+
+
+def _broken(file: Path, reason: str) -> AuroraError:
+    """The error for a file of weights that cannot be read: what it is instead, or why it is not one."""
+    with file.open("rb") as opened:
+        start = opened.read(64)
+    right = "safetensors file" if file.suffix == SAFETENSORS else "file of weights"
+    found = next((what for mark, what in _OTHER_KINDS.items() if start.startswith(mark)), None)
+    if start[8:9] == b"{" and file.suffix != SAFETENSORS:
+        found = f"a safetensors file: rename it to {file.stem}{SAFETENSORS}"
+    if found is None or (start.startswith((b"PK", b"\x80")) and file.suffix != SAFETENSORS):
+        return AuroraError(f"{file} is not a readable {right}: {reason}")
+    return AuroraError(f"{file} is not a readable {right}: it is {found}")
 
 
 def _reason(error: Exception) -> str:
     text = str(error)
     words = text.partition("WeightsUnpickler error: ")[2] or text
-    return words.strip().partition("\n")[0] or type(error).__name__
+    # torch's own words end in advice to trust the file
+    words = re.split(r"was not an allowed|\.? ?[^.]*(?:weights_only|safe_globals)", words)[0]
+    return words.strip().partition("\n")[0].strip(" .") or type(error).__name__
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ finds it there, for parts of other packages as well.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -51,7 +51,8 @@ def unchanged(names: Iterable[str]) -> Table:
 class KeyMap:
     """The same values under our names and under theirs; one of the two may be several equal parts of the other.
 
-    `to_theirs` gives one of our tensors the shape that it has in theirs, `to_ours` the other way round.
+    Where the names hold `{}`, which is the number of a layer, this is so in every layer. `to_theirs` gives one of our
+    tensors the shape that it has in theirs, `to_ours` the other way round.
     """
 
     ours: tuple[str, ...]
@@ -59,13 +60,10 @@ class KeyMap:
     to_theirs: View = same
     to_ours: View = same
 
-    def their_tensors(self) -> Table:
-        """How their tensors are made of ours."""
-        return _table(self.ours, self.theirs, self.to_theirs)
-
-    def our_tensors(self) -> Table:
-        """How our tensors are made of theirs."""
-        return _table(self.theirs, self.ours, self.to_ours)
+    def of_layer(self, layer: int) -> KeyMap:
+        """With the number of the layer in the names."""
+        ours, theirs = (tuple(name.format(layer) for name in names) for names in (self.ours, self.theirs))
+        return replace(self, ours=ours, theirs=theirs)
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,8 @@ class Layout:
 
     name: str
     title: str
-    marks: tuple[str, ...]  # patterns of names that only this layout has
-    key_maps: Callable[[int], Sequence[KeyMap]] | None = None  # by number of layers; None: our own names
-    layer: str = r"(?!)"  # a pattern of names with the number of their layer in its group
+    marks: tuple[str, ...]  # patterns of names that together only this layout has
+    key_maps: Sequence[KeyMap] = ()  # none: our own names
     ignored: tuple[str, ...] = ()  # patterns of names that belong to it and have no place among ours
     copies: Mapping[str, str] = field(default_factory=dict)  # names that repeat another one and may be absent
     writes_copies: bool = False
@@ -85,25 +82,29 @@ class Layout:
     check: Callable[[Mapping[str, Any]], None] = lambda config: None  # AuroraError for a config.json of another kind
     notes: tuple[str, ...] = ()  # what its readers must know and no config says
 
-    def fits(self, names: Iterable[str]) -> bool:
-        """Whether any name is a mark of this layout."""
-        return any(re.search(mark, name) for name in names for mark in self.marks)
+    def fits(self, names: Collection[str]) -> bool:
+        """Whether every mark of this layout is among the names."""
+        return all(any(re.search(mark, name) for name in names) for mark in self.marks)
 
-    def our_tensors(self, layers: int) -> Table:
-        """How our tensors are made of this layout's; empty where the names are ours."""
-        maps = self.key_maps(layers) if self.key_maps else ()
-        return {name: pieces for each in maps for name, pieces in each.our_tensors().items()}
+    def our_tensors(self, names: Collection[str]) -> Table:
+        """How our tensors are made of this layout's, of as many layers as its names count."""
+        if not self.key_maps:
+            return unchanged(names)
+        first = next(each.theirs[0] for each in self.key_maps if "{}" in each.theirs[0])
+        return {name: pieces for each in self._maps(count_layers(names, first.partition("{}")[0]))
+                for name, pieces in _table(each.theirs, each.ours, each.to_ours).items()}
 
     def their_tensors(self, ours: Collection[str]) -> Table:
         """How this layout's tensors are made of ours."""
-        if self.key_maps is None:
+        if not self.key_maps:
             return unchanged(ours)
-        return {name: pieces for each in self.key_maps(layers_of(ours)) if all(name in ours for name in each.ours)
-                for name, pieces in each.their_tensors().items()}
+        return {name: pieces for each in self._maps(count_layers(ours)) if all(name in ours for name in each.ours)
+                for name, pieces in _table(each.ours, each.theirs, each.to_theirs).items()}
 
-    def layers(self, names: Iterable[str]) -> int:
-        """The number of layers that names count."""
-        return 1 + max((int(found[1]) for name in names if (found := re.match(self.layer, name))), default=-1)
+    def _maps(self, layers: int) -> Iterator[KeyMap]:
+        inside = [each for each in self.key_maps if "{}" in each.ours[0]]
+        yield from (each for each in self.key_maps if each not in inside)
+        yield from (each.of_layer(layer) for layer in range(layers) for each in inside)
 
     def carries(self, name: str) -> bool:
         """Whether a name is kept where source and target are both in this layout."""
@@ -133,9 +134,11 @@ class Family:
         return next((layout for layout in self.layouts if layout.fits(names)), None)
 
 
-def layers_of(ours: Iterable[str]) -> int:
-    """The number of layers that our names count."""
-    return 1 + max((int(part) for name in ours for part in name.split(".")[1:2] if part.isdigit()), default=-1)
+def count_layers(names: Collection[str], prefix: str = "") -> int:
+    """How many layers there are, by the first number in each name that begins with the prefix."""
+    last = max((int(found[1]) for name in names if name.startswith(prefix)
+                and (found := re.search(r"\.(\d{1,9})\.", name))), default=-1)
+    return min(last + 1, len(names))  # a name that counts to a billion is not believed
 
 
 def _table(sources: tuple[str, ...], targets: tuple[str, ...], view: View) -> Table:
@@ -161,10 +164,11 @@ _FAMILY_MARKS = (
     (r"\.lora_[AB]\.", "a LoRA adapter (peft), which needs the model it was trained on"),
     (r"\.att\.time_state$", "state-tuned RWKV"),
     (r"blocks\.\d+\.att\.(r_k|k_k)$", "RWKV-7 (x070) by the authors' names"),
-    (r"blocks\.\d+\.att\.time_maa_x$", "RWKV-6 (x060) by the authors' names"),
-    (r"blocks\.\d+\.att\.(gate\.weight|time_mix_g)$", "RWKV-5 (x052)"),
-    (r"blocks\.\d+\.(att|attention)\.(time_first|time_mix_k)$", "RWKV-4"),
     (r"rwkv\.blocks\.\d+\.attention\.time_maa_x$", "RWKV-6 in the layout of the RWKV/v6-Finch-*-HF repositories"),
+    (r"blocks\.\d+\.att\.time_maa_x$", "RWKV-6 (x060) by the authors' names"),
+    (r"rwkv\.blocks\.\d+\.attention\.(ln_x\.weight|time_mix_gate)$", "RWKV-5 in the layout of RWKV/v5-Eagle-*-HF"),
+    (r"blocks\.\d+\.att\.(gate\.weight|time_mix_g|time_faaaa|ln_x\.weight)$", "RWKV-5 (x052)"),
+    (r"blocks\.\d+\.(att|attention)\.(time_first|time_mix_k(ey)?)$", "RWKV-4"),
     (r"layers\.\d+\.attn\.x_proj\.0\.mu$", "RWKV-6 by flash-linear-attention's names"),
     (r"layers\.\d+\.attn\.(k_k|w_lora\..*)$", "RWKV-7 by flash-linear-attention's names"),
     (r"layers\.\d+\.attn\.(A_log|b_proj\.weight)$", "a gated delta network by flash-linear-attention's names"),
@@ -178,6 +182,7 @@ _FAMILY_MARKS = (
     (r"model\.layers\.\d+\.self_attn\.", "a transformer such as Llama"),
     (r"h\.\d+\.attn\.c_attn\.", "GPT-2"),
     (r"gpt_neox\.layers\.", "GPT-NeoX"),
+    (r"vision_model\.pre_layrnorm\.", "CLIP"),
     (r"vision_model\.encoder\.layers\.", "SigLIP or CLIP"),
     (r"blocks\.\d+\.attn\.qkv\.", "a vision transformer of timm"),
 )

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from aurora.weights.io import (
     open_tensors,
     release_pages,
     released,
+    slices,
     write_pth,
     write_safetensors,
 )
@@ -58,25 +60,54 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
 
     AuroraError that names what is missing, unexpected or of another shape.
     """
-    own = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(INITIAL_STATE)}
-    tuned = {name.removeprefix(INITIAL_STATE): tensor for name, tensor in tensors.items()
-             if name.startswith(INITIAL_STATE)}
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(INITIAL_STATE)}
+    own, _ = split_tuned(module.state_dict())
+    tensors, tuned = split_tuned(tensors)
+    tensors = unwrapped(tensors, lambda names: not own.keys().isdisjoint(names))
     faults = mismatches(own, tensors)
     if faults:
-        raise AuroraError(f"{source} does not fit {type(module).__name__}: {faults}. {_advice(own, tensors)}")
+        like = looks_like(tensors)
+        raise AuroraError(f"{source} does not fit {type(module).__name__}: {faults}. "
+                          f"{f'It looks like {like}' if like else 'Are its sizes those of this configuration?'}")
     if tuned:
         assert isinstance(module, Backbone)
         module.start_from(tuned)
-    load_parts(module, tensors, mapped=are_mapped(source))
+    load_parts(module, tensors, source=source, mapped=are_mapped(source))
+
+
+def split_tuned(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of a part, and its tuned initial state by the names of the states."""
+    tuned = {name.rpartition(INITIAL_STATE)[2]: tensor for name, tensor in tensors.items() if INITIAL_STATE in name}
+    return {name: tensor for name, tensor in tensors.items() if INITIAL_STATE not in name}, tuned
+
+
+_WRAPPERS = re.compile(r"(?<![^.])_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module|forward_module)\.")
+
+
+def unwrapped(tensors: Mapping[str, Tensor], fits: Callable[[Collection[str]], object]) -> dict[str, Tensor]:
+    """The tensors by the names that they have without what `torch.compile`, FSDP, DDP, Fabric or a LightningModule put
+    before them: `_orig_mod.` anywhere, and what all names begin with, such as `module.` or `model.`, until they fit.
+    As they are, where that leads to no names that fit."""
+    names = {name: _WRAPPERS.sub("", name) for name in tensors}
+    while not fits(names.values()):
+        first = next(iter(names.values()), "").partition(".")[0] + "."
+        if not names or not all(name.startswith(first) for name in names.values()):
+            return dict(tensors)
+        names = {name: short.removeprefix(first) for name, short in names.items()}
+    if len(set(names.values())) < len(names):
+        return dict(tensors)
+    return {names[name]: tensor for name, tensor in tensors.items()}
 
 
 def mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], listed: int = 8) -> str:
-    """What is missing, unexpected or of another shape among given tensors, in words; empty when all fit."""
+    """What is missing, unexpected, of another shape or not of floats among given tensors, in words; empty when all fit.
+    """
+    typed = [f"{name} {given[name].dtype} instead of {tensor.dtype}" for name, tensor in wanted.items()
+             if name in given and given[name].is_floating_point() != tensor.is_floating_point()]
     reshaped = [f"{name} {tuple(given[name].shape)} instead of {tuple(tensor.shape)}"
                 for name, tensor in wanted.items() if name in given and given[name].shape != tensor.shape]
     faults = {"missing": [name for name in wanted if name not in given],
-              "unexpected": [name for name in given if name not in wanted], "of another shape": reshaped}
+              "unexpected": [name for name in given if name not in wanted], "of another shape": reshaped,
+              "of another type": typed}
     return "; ".join(f"{kind}: {some(names, listed)}" for kind, names in faults.items() if names)
 
 
@@ -86,9 +117,10 @@ def some(names: Sequence[str], listed: int = 8) -> str:
     return ", ".join(names[:listed]) + more
 
 
-def load_parts(module: nn.Module, tensors: Mapping[str, Tensor], *, mapped: bool) -> None:
+def load_parts(module: nn.Module, tensors: Mapping[str, Tensor], *, mapped: bool, source: str | Path | None = None
+               ) -> None:
     """Gives a module tensors of its own names and shapes, in its dtypes: copied, or taken as its own where it stands on
-    the meta device.
+    the meta device. With a `source`, which errors name, their values are looked at before.
 
     Part by part, so that a module which rounds what it is given (`Backbone.quantize`) never holds much of it. Where the
     tensors are views of mapped files, the pages of each part are given back.
@@ -96,6 +128,9 @@ def load_parts(module: nn.Module, tensors: Mapping[str, Tensor], *, mapped: bool
     wanted = module.state_dict()
     if any(tensor.is_meta for tensor in wanted.values()):
         for part in _parts(tensors):
+            for name, tensor in part.items():
+                if source is not None:
+                    require_finite(source, name, tensor)
             given = {name: tensor.to(wanted[name].dtype) for name, tensor in part.items()}
             module.load_state_dict(given, strict=False, assign=True)
             if mapped:
@@ -105,6 +140,18 @@ def load_parts(module: nn.Module, tensors: Mapping[str, Tensor], *, mapped: bool
     for name, tensor in tensors.items():
         for into, piece in zip(_rows(wanted[name]), released(_rows(tensor), mapped), strict=True):
             into.copy_(piece)
+            if source is not None:
+                require_finite(source, name, into)
+
+
+def require_finite(source: str | Path, name: str, tensor: Tensor, *, mapped: bool = False) -> None:
+    """AuroraError for a tensor with values that are not numbers."""
+    for block in released(slices(tensor), mapped) if tensor.is_floating_point() else ():
+        values = block if block.itemsize >= 4 else block.float()
+        # a sum is read in one pass, and is only not finite where a value is, or where it overflows
+        if not values.sum().isfinite() and not values.isfinite().all():
+            raise AuroraError(f"{source}: {name} holds values that are not finite in {block.dtype} (NaN or infinity): "
+                              "its training diverged, the file is damaged, or the dtype is too narrow")
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -124,11 +171,3 @@ def _rows(tensor: Tensor) -> Sequence[Tensor]:
         return [tensor]
     rows = max(1, _PART_ELEMENTS // tensor[0].numel())
     return [tensor[start:start + rows] for start in range(0, len(tensor), rows)]
-
-
-def _advice(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
-    if 2 * len(own.keys() & tensors.keys()) >= len(own):
-        return "Are its sizes those of this configuration?"
-    family = looks_like(tensors)
-    likeness = f"It looks like {family}; " if family else ""
-    return f"{likeness}`aurora convert` rewrites other layouts of the same family"

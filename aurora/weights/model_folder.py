@@ -91,11 +91,7 @@ def load_weights(model: AuroraModel, folder: str | Path, config: ModelConfig) ->
 
     A model without memory (on the meta device) takes the read tensors as its own.
     """
-    path, tensors = fitting_tensors(model, folder, config)
-    wanted = model.state_dict()
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() != wanted[name].is_floating_point():
-            raise AuroraError(f"{path}: {name} is {tensor.dtype} in the file; the model needs {wanted[name].dtype}")
+    _, tensors = fitting_tensors(model, folder, config)
     load_parts(model, tensors, mapped=True)
 
 
@@ -107,9 +103,9 @@ def fitting_tensors(model: AuroraModel, folder: str | Path, config: ModelConfig
     path = paths[0] if len(paths) == 1 else Path(folder)
     tensors = open_tensors(folder)
     try:
-        parts = json.loads(read_metadata(paths[0]).get("parts", "{}"))
-    except json.JSONDecodeError as error:
-        raise AuroraError(f"{path} cannot be read: the parts in its header are not JSON ({error})") from error
+        parts = dict(json.loads(read_metadata(paths[0]).get("parts", "{}")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise AuroraError(f"{path} cannot be read: the parts in its header are not a JSON object ({error})") from error
     for slot, name in part_names(config).items():
         if parts.get(slot, name) != name:
             raise AuroraError(f"{path} holds a model with {slot} {parts[slot]!r}, the config asks for {name!r}")

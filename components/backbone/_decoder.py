@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from aurora.errors import AuroraError
 from aurora.weights.io import open_tensors
-from aurora.weights.loading import fill, write_tensors
+from aurora.weights.layouts import looks_like
+from aurora.weights.loading import fill, unwrapped, write_tensors
 
 from ..kernels.linear import project
 from ._layers import GatedNorm, Linear, SwiGLU
@@ -107,9 +108,12 @@ class Decoder(LinearRNN):
 
     def load_base(self, path: str) -> None:
         """Reads a checkpoint of flash-linear-attention, `.pth` or `.safetensors`."""
-        tensors = {_ours(name): tensor for name, tensor in open_tensors(path).items()}
-        if "layers.0.attn_norm.weight" not in tensors:
-            raise AuroraError(f"{path} is in another layout: it has no model.layers.0.attn_norm.weight. Models of "
+        first = "layers.0.attn_norm.weight"
+        tensors = unwrapped(open_tensors(path), lambda names: first in map(_ours, names))
+        tensors = {_ours(name): tensor for name, tensor in tensors.items()}
+        if first not in tensors:
+            like = f", and looks like {looks_like(tensors)}" if looks_like(tensors) else ""
+            raise AuroraError(f"{path} is in another layout: it has no model.{first}{like}. Models of "
                               "flash-linear-attention are read, and what save_base writes")
         fill(self, tensors, path)
 

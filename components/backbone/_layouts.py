@@ -59,15 +59,10 @@ def size(shapes: Shapes, name: str, axis: int) -> int:
     return shapes[name][axis]
 
 
-def depth(shapes: Shapes, prefix: str) -> int:
-    """How many layers there are."""
-    return 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith(prefix))
-
-
 def fla_layout(
     name: str,
     marks: tuple[str, ...],
-    block: Callable[[int], Iterable[KeyMap]],
+    block: Iterable[KeyMap],
     own_config: Callable[[Mapping[str, Any]], dict[str, Any]],
     needed: Mapping[str, Any],
     notes: tuple[str, ...] = (),
@@ -78,35 +73,24 @@ def fla_layout(
     fixed = {"model_type": name, "hidden_act": "sqrelu", "norm_first": True, "norm_bias": True,
              "tie_word_embeddings": False}
 
-    def key_maps(layers: int) -> list[KeyMap]:
-        maps = pairs({"emb": "model.embeddings", "head": "lm_head"})
-        maps += pairs({"blocks.0.ln0": "model.layers.0.pre_norm", "ln_out": "model.norm"}, ("weight", "bias"))
-        for layer in range(layers):
-            maps += below(f"blocks.{layer}.", f"model.layers.{layer}.", block(layer))
-        return maps
-
     def configure(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         return {
-            "architectures": [model],
-            **fixed,
-            "vocab_size": options["vocab_size"],
-            "hidden_size": options["hidden_size"],
-            "num_hidden_layers": options["layers"],
-            "num_heads": options["hidden_size"] // options["head_size"],
-            "intermediate_size": options["ffn_size"],
-            **own_config(options),
-            "norm_eps": 1e-5,
-            "bos_token_id": 0,
-            "eos_token_id": 0,
-            "dtype": dtype,
+            "architectures": [model], **fixed,
+            "vocab_size": options["vocab_size"], "hidden_size": options["hidden_size"],
+            "num_hidden_layers": options["layers"], "num_heads": options["hidden_size"] // options["head_size"],
+            "intermediate_size": options["ffn_size"], **own_config(options),
+            "norm_eps": 1e-5, "bos_token_id": 0, "eos_token_id": 0, "dtype": dtype,
         }
 
     return Layout(
         name="fla",
         title=f"flash-linear-attention's {model}",
         marks=marks,
-        key_maps=key_maps,
-        layer=r"model\.layers\.(\d+)\.",
+        key_maps=[
+            *pairs({"emb": "model.embeddings", "head": "lm_head"}),
+            *pairs({"blocks.0.ln0": "model.layers.0.pre_norm", "ln_out": "model.norm"}, ("weight", "bias")),
+            *below("blocks.{}.", "model.layers.{}.", block),
+        ],
         configure=configure,
         check=partial(require_values, part=f"backbone {name!r}", needed={**fixed, "attn": None, **needed}),
         notes=notes,

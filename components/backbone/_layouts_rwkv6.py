@@ -1,4 +1,5 @@
-"""RWKV-6 weights: the authors' names, which are ours, and those of flash-linear-attention's `RWKV6ForCausalLM`.
+"""RWKV-6 weights: the authors' names, which are ours, those of flash-linear-attention's `RWKV6ForCausalLM`, and those
+of the repositories RWKV/v6-Finch-*-HF (`Rwkv6ForCausalLM`).
 
 Shape letters: C width, H heads, N head size, R rank of the mixing, V vocabulary.
 """
@@ -6,13 +7,14 @@ Shape letters: C width, H heads, N head size, R rank of the mixing, V vocabulary
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from aurora.weights.layouts import Family, KeyMap, Layout, Shapes
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes, count_layers, require_values
 
-from ._layouts import TIME_STATE, deep, depth, fla_layout, flat, pair, pairs, size, transposed, unpack_state
+from ._layouts import TIME_STATE, deep, fla_layout, flat, pair, pairs, size, transposed, unpack_state
 
 # the authors mix in the order w, k, v, r, g, flash-linear-attention in the order r, w, k, v, g
 TO_FLA = [3, 0, 1, 2, 4]
@@ -68,7 +70,7 @@ def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "vocab_size": size(shapes, "emb.weight", 0),
         "hidden_size": size(shapes, "emb.weight", 1),
-        "layers": depth(shapes, "blocks."),
+        "layers": count_layers(shapes, "blocks."),
         "head_size": size(shapes, "blocks.0.att.time_faaaa", 1),
         "ffn_size": size(shapes, "blocks.0.ffn.key.weight", 0),
         "mix_rank": size(shapes, "blocks.0.att.time_maa_w1", 1) // 5,
@@ -81,20 +83,44 @@ def _own_config(options: Mapping[str, Any]) -> dict[str, Any]:
             "gate_low_rank_dim": options["decay_rank"]}
 
 
+def _hf_config(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    return {
+        "architectures": ["Rwkv6ForCausalLM"], **HF_NEEDED,
+        "vocab_size": options["vocab_size"], "hidden_size": options["hidden_size"],
+        "attention_hidden_size": options["hidden_size"], "num_hidden_layers": options["layers"],
+        "head_size": options["head_size"], "intermediate_size": options["ffn_size"],
+        "rescale_every": 6, "bos_token_id": 0, "eos_token_id": 0, "torch_dtype": dtype,
+    }
+
+
+HF_NEEDED = {"model_type": "rwkv6", "layer_norm_epsilon": 1e-5, "head_size_divisor": 8, "tie_word_embeddings": False}
+HF = Layout(
+    name="hf",
+    title="Rwkv6ForCausalLM of the repositories RWKV/v6-Finch-*-HF",
+    marks=(r"^rwkv\.blocks\.\d+\.attention\.time_maa_",),
+    key_maps=[
+        *pairs({"emb": "rwkv.embeddings", "head": "head"}),
+        *pairs({"blocks.0.ln0": "rwkv.blocks.0.pre_ln", "ln_out": "rwkv.ln_out"}, ("weight", "bias")),
+        *(pair(f"blocks.{{}}.{name}", "rwkv.blocks.{}." + name.replace("att.", "attention.").replace(
+            "ffn.", "feed_forward.")) for each in BLOCK for name in each.ours),
+    ],
+    configure=_hf_config,
+    check=partial(require_values, part="backbone 'rwkv6'", needed=HF_NEEDED),
+    notes=("transformers opens it with the code of one of those repositories beside it (trust_remote_code)",),
+)
 AUTHORS = Layout(
     name="authors",
     title="the authors' names (x060)",
-    marks=(r"^blocks\.\d+\.att\.time_maa_", r"^blocks\.\d+\.att\.time_faaaa$"),
-    layer=r"blocks\.(\d+)\.",
+    marks=(r"^blocks\.\d+\.att\.time_maa_",),
     carried=(TIME_STATE,),
 )
 FLA = fla_layout(
     "rwkv6",
-    marks=(r"^model\.layers\.\d+\.attn\.x_proj\.", r"^model\.layers\.\d+\.attn\.x_bias$"),
-    block=lambda layer: BLOCK,
+    marks=(r"^model\.layers\.\d+\.attn\.x_(proj\.|bias$)",),
+    block=BLOCK,
     own_config=_own_config,
     needed={"expand_k": 1.0, "expand_v": 1.0},
     notes=("flash-linear-attention takes the eps of the group norm from norm_eps (1e-5); the authors' is 64e-5. After "
            "loading, set layer.attn.g_norm.eps = 64e-5 in every layer, or its logits are 1e-3 off",),
 )
-FAMILY = Family(slot="backbone", part="rwkv6", layouts=(AUTHORS, FLA), options=_options, unpack=unpack_state)
+FAMILY = Family(slot="backbone", part="rwkv6", layouts=(AUTHORS, FLA, HF), options=_options, unpack=unpack_state)

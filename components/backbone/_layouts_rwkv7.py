@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aurora.weights.layouts import Family, KeyMap, Layout, Shapes
+from aurora.weights.layouts import Family, KeyMap, Layout, Shapes, count_layers
 
-from ._layouts import TIME_STATE, deep, depth, fla_layout, flat, pair, pairs, size, transposed, unpack_state
+from ._layouts import TIME_STATE, deep, fla_layout, flat, pair, pairs, size, transposed, unpack_state
 
 
 def _low_rank(letter: str, *, bias: bool = True) -> list[KeyMap]:
@@ -27,6 +27,7 @@ BLOCK = [
     pair("att.k_k", "attn.k_k", flat, deep),
     pair("att.k_a", "attn.k_a", flat, deep),
     *_low_rank("w"), *_low_rank("a"), *_low_rank("g", bias=False),
+    *_low_rank("v"),  # the first layer has none
     pair("ffn.x_k", "ffn.x_k", flat, deep),
 ]
 
@@ -35,7 +36,7 @@ def _options(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     options = {
         "vocab_size": size(shapes, "emb.weight", 0),
         "hidden_size": size(shapes, "emb.weight", 1),
-        "layers": depth(shapes, "blocks."),
+        "layers": count_layers(shapes, "blocks."),
         "head_size": size(shapes, "blocks.0.att.r_k", 1),
         "ffn_size": size(shapes, "blocks.0.ffn.key.weight", 0),
         "decay_rank": size(shapes, "blocks.0.att.w1", 1),
@@ -62,7 +63,6 @@ AUTHORS = Layout(
     name="authors",
     title="the authors' names (x070)",
     marks=(r"^blocks\.\d+\.att\.(r_k|k_k|k_a|w0)$",),
-    layer=r"blocks\.(\d+)\.",
     carried=(TIME_STATE,),
     # some published files hold the first layer's value residual, which no layer reads
     ignored=(r"blocks\.0\.att\.v[012]",),
@@ -70,7 +70,7 @@ AUTHORS = Layout(
 FLA = fla_layout(
     "rwkv7",
     marks=(r"^model\.layers\.\d+\.attn\.(r_k|k_k|k_a|w_lora\..*)$",),
-    block=lambda layer: [*BLOCK, *_low_rank("v")] if layer else BLOCK,
+    block=BLOCK,
     own_config=_own_config,
     needed={"norm_eps": 1e-5},
 )

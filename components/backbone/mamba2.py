@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from aurora.errors import AuroraError
 from aurora.registry import BACKBONE
-from aurora.weights.io import open_tensors
-from aurora.weights.loading import fill, write_tensors
+from aurora.weights.convert import load_base, open_source
+from aurora.weights.loading import write_tensors
 
 from .._options import Size
 from ..kernels.ssd import ssd, ssd_step
@@ -174,16 +174,8 @@ class Mamba2(LinearRNN):
         return F.linear(hidden, self.embeddings.weight)
 
     def load_base(self, path: str) -> None:
-        """Reads the weights of a `Mamba2ForCausalLM` of `transformers`, or of the authors, with tied embeddings."""
-        tensors = {
-            name.removeprefix("backbone.").replace("embedding.", "embeddings."): tensor
-            for name, tensor in open_tensors(path).items()
-        }
-        head = tensors.pop("lm_head.weight", None)
-        if head is not None and not torch.equal(head, tensors.get("embeddings.weight", head[:0])):
-            raise AuroraError(f"{path} has an lm_head of its own; backbone 'mamba2' reads models whose embeddings are "
-                              "tied")
-        fill(self, tensors, path)
+        """Reads a checkpoint in any layout of `aurora convert`; its embeddings are tied."""
+        load_base(self, open_source(path, FAMILY))
 
     def save_base(self, path: str) -> None:
         """Writes what `load_base` reads: `.pth` or `.safetensors` by the ending of the path."""

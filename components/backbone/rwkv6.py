@@ -17,8 +17,8 @@ from aurora.errors import AuroraError
 from aurora.interfaces import INITIAL_STATE, Runner
 from aurora.registry import BACKBONE
 from aurora.types import State
-from aurora.weights.io import open_tensors
-from aurora.weights.loading import fill, write_tensors
+from aurora.weights.convert import load_base, open_source
+from aurora.weights.loading import write_tensors
 
 from .._options import Size
 from ..kernels.wkv6 import wkv6, wkv6_step
@@ -209,11 +209,11 @@ class RWKV6(RWKV):
         return runner_of(self, {RWKV6, Block, TimeMix, ChannelMix})
 
     def load_base(self, path: str) -> None:
-        """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`, with or without a tuned initial
-        state."""
-        tensors = open_tensors(path)
-        tuned = self.import_state({name: tensors.pop(name) for name in [*tensors] if name.endswith(TIME_STATE)})
-        fill(self, tensors, path)
+        """Reads a checkpoint in any layout of `aurora convert`, with or without a tuned initial state."""
+        source = open_source(path, FAMILY)
+        tuned = self.import_state(
+            {name: source.tensors.pop(name) for name in [*source.tensors] if name.endswith(TIME_STATE)})
+        load_base(self, source)
         if tuned:
             self.start_from(tuned)
 

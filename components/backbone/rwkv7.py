@@ -14,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aurora.errors import AuroraError
 from aurora.registry import BACKBONE
-from aurora.weights.io import open_tensors
-from aurora.weights.loading import fill, write_tensors
+from aurora.weights.convert import load_base, open_source
+from aurora.weights.loading import write_tensors
 
 from .._options import Size
 from ..kernels.wkv7 import wkv7, wkv7_step
@@ -28,8 +27,6 @@ from ._rwkv import GROUP_NORM_EPS, RWKV, LayerState, RWKVBlock
 
 # a position forgets at most exp(-exp(-1/2)), so 45 % of a channel stays
 STRONGEST_LOG_DECAY = -math.exp(-0.5)
-# the first layer's value residual: some published files hold it, no layer reads it
-UNUSED = ("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2")
 
 Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
 
@@ -231,17 +228,8 @@ class RWKV7(RWKV):
         ))
 
     def load_base(self, path: str) -> None:
-        """Reads a checkpoint in the authors' key layout, `.pth` or `.safetensors`."""
-        tensors = open_tensors(path)
-        if "blocks.0.att.r_k" not in tensors:
-            older = " but blocks.0.att.time_maa_x, as RWKV-6 has: backbone=rwkv6 reads it"
-            raise AuroraError(f"{path} is not an RWKV-7 (x070) checkpoint: it has no blocks.0.att.r_k"
-                              f"{older if 'blocks.0.att.time_maa_x' in tensors else ''}")
-        tuned = [name for name in tensors if name.endswith(".time_state")]
-        if tuned:
-            raise AuroraError(f"{path} holds tuned initial states ({tuned[0]}, …), which backbone 'rwkv7' does not "
-                              "read; give the checkpoint from before state tuning")
-        fill(self, {name: tensor for name, tensor in tensors.items() if name not in UNUSED}, path)
+        """Reads a checkpoint in any layout of `aurora convert`."""
+        load_base(self, open_source(path, FAMILY))
 
     def save_base(self, path: str) -> None:
         """Writes what `load_base` reads: `.pth` or `.safetensors` by the ending of the path."""

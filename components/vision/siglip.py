@@ -5,6 +5,7 @@ Shape letters: N frames, P patches, M tokens of the moment, W width, H heads, K 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,16 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aurora.errors import AuroraError
+from aurora.files import write_json
 from aurora.images import ImagePreparation, Resize
 from aurora.interfaces import BlockView, MergeStrategy, Sorter, VisionEncoder
 from aurora.registry import VISION
 from aurora.types import VisualTokens
-from aurora.weights.loading import mismatches
+from aurora.weights.convert import load_base, open_source
+from aurora.weights.io import SAFETENSORS, SINGLE_FILE
+from aurora.weights.layouts import count_layers
+from aurora.weights.loading import write_tensors
 
 from .._options import Size
 from .._rows import take
 from ..kernels.vision import affine, attention, gelu_tanh
-from ._layouts_siglip import BARE, FAMILY, PREFIX, key_maps, read_tower, tower_config, write_tower
+from ._layouts_siglip import FAMILY, TRANSFORMERS, tower_config
 
 EPS = 1e-6  # of SigLIP's layer norms
 UNSHAPED = ("hidden_size", "patch_size", "num_attention_heads", "layer_norm_eps", "hidden_act")
@@ -165,34 +170,37 @@ class Siglip(VisionEncoder):
         return tokens if self.norm is None else tokens._replace(features=self.norm(tokens.features))
 
     def load_base(self, path: str) -> None:
-        """Reads a `transformers` SigLIP directory (the whole model or its vision tower) or a .safetensors file.
+        """Reads a `transformers` SigLIP directory (the whole model or its vision tower), or weights in any layout of
+        `aurora convert`.
 
         The text tower, the pooling head and the blocks above `feature_layer` are left out. AuroraError when the
         tower is of another size.
         """
-        given, config = read_tower(path)
-        blocks = BARE.layers(given)
+        source = open_source(path, FAMILY)
+        blocks = count_layers(source.layout.our_tensors(source.tensors), "blocks.")
         if blocks not in (self.layers, self.depth):
             raise AuroraError(f"{path} has {blocks} blocks where layers={self.layers} of vision 'siglip' are needed")
-        own = self.base_config()
+        own, config = self.base_config(), source.config.get("vision_config", source.config)
+        if "heads" in config:  # of a model folder
+            config = tower_config(config)
         for name in UNSHAPED:
             if config.get(name, own[name]) != own[name]:
                 raise AuroraError(f"{path}: {name} is {config[name]} where {own[name]} of vision 'siglip' is needed")
-        views = self._base_views()
-        faults = mismatches(views, {key: given[key] for key in views if key in given}, listed=4)
-        if faults:
-            raise AuroraError(f"{path} is not a SigLIP vision tower of this size; {faults}")
-        for key, tensor in views.items():
-            tensor.copy_(given[key])
+        load_base(self, source, some_of=True)
 
     def save_base(self, path: str) -> None:
         """Writes what `load_base` reads: a .safetensors file, or a directory that `transformers` opens too."""
-        write_tower(path, self.base_state_dict(), self.base_config())
+        if path.endswith(SAFETENSORS):
+            write_tensors(self.base_state_dict(), path)
+        else:
+            write_tensors(self.base_state_dict(), str(Path(path, SINGLE_FILE)))
+            write_json(Path(path, "config.json"), self.base_config())
 
     def base_state_dict(self) -> dict[str, Tensor]:
         """A copy of the weights under the names and in the shapes of `transformers`."""
-        views = self._base_views()
-        return {PREFIX + key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in views.items()}
+        own = self.state_dict()
+        return {name: piece.view(own[piece.name]).clone(memory_format=torch.contiguous_format)
+                for name, (piece,) in TRANSFORMERS.their_tensors(own).items()}
 
     def base_config(self) -> dict[str, Any]:
         """The sizes in the words of `transformers`, for the blocks that exist here."""
@@ -200,13 +208,6 @@ class Siglip(VisionEncoder):
             "image_size": self.prepare.size, "patch_size": self.prepare.patch_size, "width": self.width,
             "layers": self.depth, "feature_layer": -1, "heads": self.heads, "mlp_width": self.mlp_width,
         })
-
-    def _base_views(self) -> dict[str, Tensor]:
-        """Views of the parameters under the names of `transformers`; what is copied into them lands in the encoder."""
-        own = self.state_dict()
-        return {name: piece.view(own[piece.name])
-                for each in key_maps(self.depth, prefix="")
-                for name, (piece,) in each.their_tensors().items() if piece.name in own}
 
     def _grid(self, pixels: Tensor) -> tuple[int, int]:
         height, width = pixels.shape[-2:]

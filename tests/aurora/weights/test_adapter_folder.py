@@ -187,7 +187,7 @@ def drop(path):
         ("adapter.json", lambda path: path.write_text("{"), r"adapter\.json cannot be read"),
         ("adapter.json", lambda path: path.write_text("{}"), r"adapter\.json cannot be read: KeyError 'parts'"),
         ("adapter.json", lambda path: path.unlink(), r"is not an adapter: .* neither adapter\.json nor "),
-        ("backbone/adapter_model.safetensors", cut, "not a readable safetensors file .* may be truncated"),
+        ("backbone/adapter_model.safetensors", cut, "not a readable safetensors file.* may be truncated"),
         ("backbone/adapter_model.safetensors", drop, r"is not an adapter of this RWKV6: missing: "),
         ("backbone/adapter_model.safetensors", lambda path: path.unlink(), "no weights at .*adapter_model"),
         ("backbone/adapter_config.json", lambda path: path.write_text("[]"), "cannot be read"),

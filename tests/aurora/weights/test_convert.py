@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from aurora.cli import main
-from aurora.registry import BACKBONE
+from aurora.errors import AuroraError
+from aurora.registry import BACKBONE, SLOTS
 from aurora.weights.convert import convert
 from aurora.weights.io import open_tensors
 
@@ -136,6 +138,54 @@ def test_a_checkpoint_of_another_family_is_named(run, tmp_path: Path, name: str,
     assert f"holds no {asked}: it looks like {like}" in err and "is read from" in err
 
 
+RWKV5 = [f"blocks.{layer}.{name}" for layer in range(2) for name in (
+    "ln1.weight", "ln1.bias", "att.time_mix_k", "att.time_mix_v", "att.time_mix_r", "att.time_mix_g", "att.time_decay",
+    "att.time_faaaa", "att.key.weight", "att.gate.weight", "att.ln_x.weight", "ffn.time_mix_k", "ffn.key.weight")]
+RWKV5_HF = [f"rwkv.blocks.0.{name}" for name in (
+    "attention.time_mix_key", "attention.time_mix_gate", "attention.time_faaaa", "attention.gate.weight",
+    "attention.ln_x.weight", "feed_forward.time_mix_key")]
+RWKV4_HF = ["rwkv.blocks.0.attention.time_first", "rwkv.blocks.0.attention.time_mix_key", "head.weight"]
+MAMBA1 = ["backbone.embeddings.weight", *(f"backbone.layers.0.mixer.{name}" for name in (
+    "A_log", "D", "conv1d.weight", "dt_proj.weight", "in_proj.weight", "x_proj.weight"))]
+CLIP = ["vision_model.embeddings.patch_embedding.weight", "vision_model.embeddings.class_embedding",
+        "vision_model.pre_layrnorm.weight", "vision_model.encoder.layers.0.mlp.fc1.weight"]
+
+
+@pytest.mark.parametrize(("names", "slot", "asked", "like"), [
+    (RWKV5, "backbone", "rwkv6", "RWKV-5 (x052)"), (RWKV5, "backbone", "rwkv7", "RWKV-5 (x052)"),
+    (RWKV5_HF, "backbone", "rwkv6", "RWKV-5 in the layout of"), (RWKV4_HF, "backbone", "rwkv6", "RWKV-4"),
+    (MAMBA1, "backbone", "mamba2", "Mamba-1"), (CLIP, "vision", "siglip", "CLIP"),
+    (["emb.weight", *RWKV5], "backbone", "gla", "RWKV-5 (x052)"),
+], ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_close_relative_is_refused_in_one_sentence(
+    run, tmp_path: Path, names: list[str], slot: str, asked: str, like: str, prefix: str
+) -> None:
+    """Names that two families share must not count as those of the one that is asked for."""
+    save_file({prefix + name: torch.ones(2, 2) for name in names}, tmp_path / "other.safetensors")
+    sizes = {**SIZES, "gla": {"hidden_size": 64, "layers": 2, "head_size": 16}, "siglip": {"layers": 2}}[asked]
+    part = SLOTS[slot].build({"name": asked, **sizes}, vocab_size=40)
+    with pytest.raises(AuroraError, match=re.escape(like)) as caught:
+        part.load_base(str(tmp_path / "other.safetensors"))
+    assert str(tmp_path / "other.safetensors") in str(caught.value) and "read" in str(caught.value)
+    if asked != "gla":
+        err = run("convert", tmp_path / "other.safetensors", tmp_path / "x.pth", f"--{slot}", asked)[2]
+        assert err.count("\n") == 1 and f"holds no {asked}: it looks like {like}" in err and "is read from" in err
+
+
+def test_values_that_are_not_finite_are_not_converted(run, tmp_path: Path) -> None:
+    source = base(tmp_path, **{"blocks.1.ln1.bias": torch.full((64,), float("nan"))})
+    status, _, err = run("convert", source, tmp_path / "x.pth", "--backbone", "rwkv6")
+    assert (status, err.count("\n")) == (2, 1) and not (tmp_path / "x.pth").exists()
+    assert f"{source}: blocks.1.ln1.bias holds values that are not finite" in err
+
+
+def test_sizes_of_another_model_are_said(tmp_path: Path) -> None:
+    part = BACKBONE.build({"name": "rwkv6", **SIZES["rwkv6"], "hidden_size": 32}, vocab_size=40)
+    with pytest.raises(AuroraError, match=r"\(40, 64\) instead of \(40, 32\).* it has vocab_size 40, hidden_size 64,"):
+        part.load_base(str(base(tmp_path)))
+
+
 @pytest.mark.parametrize(("key", "like"), [
     ("backbone.layers.0.mixer.x_proj.weight", "Mamba-1"),
     ("model.layers.0.self_attn.q_proj.weight", "a transformer such as Llama"),
@@ -155,9 +205,16 @@ def test_base_weights_of_another_family_are_named(tmp_path: Path) -> None:
     part = BACKBONE.build({"name": "rwkv6", **SIZES["rwkv6"]}, vocab_size=40)
     with pytest.raises(ValueError, match=r"looks like RWKV-7 \(x070\)"):
         part.load_base(str(base(tmp_path, "rwkv7")))
-    convert(base(tmp_path), tmp_path / "fla", slot="backbone", part="rwkv6", to="fla")
-    with pytest.raises(ValueError, match=r"looks like RWKV-6 by flash-linear-attention's names; `aurora convert`"):
-        part.load_base(str(tmp_path / "fla"))
+
+
+@pytest.mark.parametrize("layout", ["fla", "hf"])
+def test_base_weights_are_read_in_every_layout(tmp_path: Path, layout: str) -> None:
+    part = BACKBONE.build({"name": "rwkv6", **SIZES["rwkv6"]}, vocab_size=40)
+    source = base(tmp_path)
+    convert(source, tmp_path / layout, slot="backbone", part="rwkv6", to=layout)
+    part.load_base(str(tmp_path / layout))
+    for name, tensor in open_tensors(source).items():
+        assert torch.equal(part.state_dict()[name], tensor), name
 
 
 @pytest.mark.parametrize(("key", "shape"), [

@@ -195,7 +195,7 @@ def test_a_checkpoint_that_holds_more_than_weights_is_refused(tmp_path: Path) ->
 def test_an_archive_that_torch_does_not_write_is_refused(
     tensors, tmp_path: Path, monkeypatch, member: str, compression: int, extra: bytes, message: str
 ) -> None:
-    monkeypatch.setattr("aurora.weights.io._DATA_PICKLE_BYTES", 999)
+    monkeypatch.setattr("aurora.weights.io._PICKLE_BYTES", 999)
     torch.save({"a": torch.ones(1000)}, tmp_path / "model.pth")
     with zipfile.ZipFile(tmp_path / "model.pth") as given, zipfile.ZipFile(tmp_path / "other.pth", "w") as other:
         for info in given.infolist():
@@ -205,6 +205,116 @@ def test_an_archive_that_torch_does_not_write_is_refused(
     with pytest.raises(AuroraError, match=message) as caught:
         open_tensors(tmp_path / "other.pth")
     assert str(tmp_path / "other.pth") in str(caught.value)
+
+
+def rewritten(source: Path, target: Path, change) -> Path:
+    """A copy of an archive whose members' bytes went through `change(name, data)`; None takes one away."""
+    with zipfile.ZipFile(source) as given, zipfile.ZipFile(target, "w") as other:
+        for info in given.infolist():
+            data = change(info.filename.partition("/")[2], given.read(info))
+            if data is not None:
+                other.writestr(info.filename, data)
+    return target
+
+
+def refused(path: Path) -> str:
+    """The one line that is said of a file."""
+    with pytest.raises(AuroraError) as caught:
+        open_tensors(path)
+    said = str(caught.value)
+    assert str(path) in said and "\n" not in said and len(said) < 500
+    assert "weights_only" not in said and "safe_globals" not in said
+    return said
+
+
+@pytest.mark.parametrize("size", [100, 3996, 5000, 0])
+def test_tensors_that_reach_beyond_their_member_are_refused(tmp_path: Path, size: int) -> None:
+    """torch maps them over whatever lies there."""
+    torch.save({"a": torch.ones(1000), "b": torch.ones(1000)}, tmp_path / "model.pth")
+    other = rewritten(tmp_path / "model.pth", tmp_path / "other.pth",
+                      lambda name, data: (data * 2)[:size] if name == "data/0" else data)
+    assert "its tensors take 8,000 bytes in 2 members" in refused(other)
+
+
+def test_tensors_that_share_their_data_are_read(tmp_path: Path) -> None:
+    whole = torch.randn(10, 4)
+    given = {"whole": whole, "part": whole[2:5], "turned": whole.t(), "none": torch.empty(0, 3)}
+    torch.save(given, tmp_path / "model.pth")
+    assert_same(open_tensors(tmp_path / "model.pth"), given)
+
+
+def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1000)}, tmp_path / "model.pth")
+    data = bytearray((tmp_path / "model.pth").read_bytes())
+    place = 0
+    while (place := data.find(b"PK\1\2", place)) >= 0:
+        data[place + 8] |= 1
+        place += 4
+    (tmp_path / "model.pth").write_bytes(data)
+    assert "is encrypted" in refused(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize(("held", "message"), [
+    ({0: torch.ones(2)}, "names a tensor 0"),
+    ({"a": torch.ones(2, device="meta")}, "a is a tensor of the kind meta"),
+    ({"a": torch.eye(3).to_sparse()}, "a is a tensor of the kind torch.sparse_coo"),
+    ([torch.ones(2)], "does not map names to tensors"),
+    ({"a": [torch.ones(2)]}, "does not map names to tensors, but a"),
+    ({"a": torch.ones(2), "module": torch.nn.Linear(2, 2)}, "more than tensors"),
+    ({"a": torch.ones(2), "path": Path("x")}, "more than tensors"),
+])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_what_is_not_named_tensors_is_refused(tmp_path: Path, held: object, message: str) -> None:
+    torch.save(held, tmp_path / "model.pth")
+    assert message in refused(tmp_path / "model.pth")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_of_torchscript_is_named(tmp_path: Path) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "model.pt")
+    assert "a program of TorchScript; save its state_dict() instead" in refused(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("protocol", [0, 3, 4, 5])
+def test_a_pickle_of_another_protocol_ends_in_an_error(tmp_path: Path, protocol: int) -> None:
+    (tmp_path / "model.pth").write_bytes(pickle.dumps({"a": [1.0] * 10, "b": "text"}, protocol=protocol))
+    refused(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("opcodes", [
+    b"\x80\x02" + b"]" * 1000 + b".", b"\x80\x02X" + struct.pack("<I", 2**31) + b"a" * 2000,
+    b"\x80\x02c" + b"a" * 2000, b"\x80\x02" + b"(" * 2000, b"(" * 10,
+])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_no_more_of_a_pickle_is_read_than_names_take(
+    tmp_path: Path, monkeypatch, opcodes: bytes, zipped: bool
+) -> None:
+    monkeypatch.setattr("aurora.weights.io._PICKLE_BYTES", 999)
+    torch.save({"a": torch.ones(2)}, tmp_path / "given.pth")
+    (tmp_path / "model.pth").write_bytes(opcodes)
+    if zipped:
+        rewritten(tmp_path / "given.pth", tmp_path / "model.pth",
+                  lambda name, data: opcodes if name == "data.pkl" else data)
+    said = refused(tmp_path / "model.pth")
+    assert len(opcodes) < 999 or "999" in said
+
+
+@pytest.mark.parametrize(("start", "message"), [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n", "git lfs pull"),
+    (b"<!DOCTYPE html><html>Not found</html>", "a page of the web"),
+    (b"GGUF\3\0\0\0", "a GGUF file"), (b"\x1f\x8b\x08\0\0\0\0\0\0", "compressed by gzip"), (b"", "not a readable"),
+])
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors", "pytorch_model.bin"])
+def test_a_file_of_another_kind_is_told(tmp_path: Path, start: bytes, message: str, name: str) -> None:
+    (tmp_path / name).write_bytes(start)
+    assert message in refused(tmp_path / name)
+
+
+def test_weights_under_the_ending_of_the_other_format_are_told(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "model.pth")
+    assert "it is a safetensors file: rename it to model.safetensors" in refused(tmp_path / "model.pth")
+    torch.save({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert "it is a .pth file: rename it" in refused(tmp_path / "model.safetensors")
 
 
 def header(path: Path, entries: object, data: bytes = b"\0" * 64) -> Path:
@@ -224,11 +334,39 @@ def header(path: Path, entries: object, data: bytes = b"\0" * 64) -> Path:
         {"a": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4000]}},
         {"a": {"dtype": "F32", "shape": "x"}},
         {"a": 3},
+        {"a": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]},
+         "b": {"dtype": "F32", "shape": [12], "data_offsets": [16, 64]}},
+        {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]},
+         "b": {"dtype": "F32", "shape": [8], "data_offsets": [32, 64]}},
+        {"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 64]}},
+        {"a": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}, "__metadata__": {"format": 3}},
+        {"a": {"dtype": "F4", "shape": [16], "data_offsets": [0, 64]}},
+        b'{"a":{"dtype":"F32","shape":[8],"data_offsets":[0,32]},"a":{"dtype":"I8","shape":[64],"data_offsets":[0,64]}}',
+        b'{"a":' * 100_000, b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", b'{"a":' + b"9" * 10_000 + b"}",
+        b'{"\xff": 1}', b"",
     ],
 )
 def test_a_header_that_lies_is_refused(tmp_path: Path, entries: object) -> None:
-    with pytest.raises(AuroraError, match=r"not a readable safetensors file|truncated"):
-        open_tensors(header(tmp_path / "model.safetensors", entries))
+    assert "not a readable safetensors file" in refused(header(tmp_path / "model.safetensors", entries))
+
+
+@pytest.mark.parametrize("length", [2**63, 2**64 - 1, 10**9, 1000])
+def test_a_header_longer_than_the_file_is_refused(tmp_path: Path, length: int) -> None:
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", length) + b"{}" + b" " * 500)
+    assert f"its header would end at byte {length + 8:,} of 510" in refused(tmp_path / "model.safetensors")
+
+
+def test_a_name_that_stands_twice_is_named(tmp_path: Path) -> None:
+    entry = b'{"dtype":"F32","shape":[16],"data_offsets":[0,64]}'
+    said = refused(header(tmp_path / "model.safetensors", b'{"b":' + entry + b',"b":' + entry + b"}"))
+    assert "'b' stands in it twice" in said
+
+
+@pytest.mark.parametrize("offsets", [[0, 32], [16, 48], [40, 72]])
+def test_offsets_that_overlap_are_named(tmp_path: Path, offsets: list[int]) -> None:
+    entries = {"a": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]},
+               "b": {"dtype": "F32", "shape": [8], "data_offsets": offsets}}
+    assert "invalid offset for tensor" in refused(header(tmp_path / "model.safetensors", entries))
 
 
 def test_an_index_may_not_lead_out_of_its_folder(tmp_path: Path) -> None:
@@ -237,13 +375,33 @@ def test_an_index_may_not_lead_out_of_its_folder(tmp_path: Path) -> None:
     folder.mkdir()
     index = {"weight_map": {"a": "../secret.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(AuroraError, match="not a file beside it"):
+    with pytest.raises(AuroraError, match=r"not a \.safetensors file beside it"):
         open_tensors(folder)
+
+
+def test_a_shard_that_is_cut_is_named(tmp_path: Path) -> None:
+    write_shards(tmp_path, {f"t{number}": Output.of(torch.randn(100)) for number in range(3)}, {}, 400)
+    cut = tmp_path / "model-00002-of-00003.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    with pytest.raises(AuroraError, match=r"model-00002-of-00003\.safetensors is not .*; it may be truncated"):
+        open_tensors(tmp_path)
+
+
+def test_a_tensor_that_no_shard_holds_is_named(tmp_path: Path) -> None:
+    write_shards(tmp_path, {f"t{number}": Output.of(torch.randn(100)) for number in range(3)}, {}, 400)
+    save_file({"other": torch.ones(2)}, tmp_path / "model-00002-of-00003.safetensors")
+    with pytest.raises(AuroraError, match=r"index\.json names t1, which none of its shards holds"):
+        open_tensors(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("index", "message"),
-    [("{", "cannot be read as JSON"), ("[]", "not hold a JSON object"), ('{"weight_map": {}}', "none at all"),
+    [("{", "cannot be read as JSON"), ("[]", "not hold a JSON object"), ('{"weight_map": {}}', "has no weight_map"),
+     ('{"weight_map": ["a"]}', "has no weight_map"), ('{"weight_map": {"a": 1}}', "has no weight_map"),
+     ("{}", "has no weight_map"),
+     ('{"weight_map": {"a": "config.json"}}', r"'config\.json', which is not a \.safetensors file beside it"),
+     ('{"weight_map": {"a": "/etc/passwd"}}', "not a .safetensors file beside it"),
+     ('{"a":' * 100_000, "nested too deeply"),
      ('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "not there: model-00001-of-00002")],
 )
 def test_a_broken_index_is_named(tmp_path: Path, index: str, message: str) -> None:

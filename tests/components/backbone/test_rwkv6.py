@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,106 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(AuroraError):
         model.load_base(str(tmp_path / "model.pth"))
     assert torch.equal(model.head.weight, before)
+
+
+AROUND_HF = {
+    "emb.weight": "rwkv.embeddings.weight", "blocks.0.ln0.weight": "rwkv.blocks.0.pre_ln.weight",
+    "blocks.0.ln0.bias": "rwkv.blocks.0.pre_ln.bias", "ln_out.weight": "rwkv.ln_out.weight",
+    "ln_out.bias": "rwkv.ln_out.bias", "head.weight": "head.weight",
+}
+
+
+def finch_hf() -> dict[str, Tensor]:
+    """The same weights by the names of RWKV/v6-Finch-1B6-HF, written down from its modelling code."""
+    given, renamed = random_weights(), {}
+    for i in range(LAYERS):
+        ours, theirs = f"blocks.{i}.", f"rwkv.blocks.{i}."
+        for kind in ("weight", "bias"):
+            for norm in ("ln1", "ln2"):
+                renamed[f"{theirs}{norm}.{kind}"] = given.pop(f"{ours}{norm}.{kind}")
+            renamed[f"{theirs}attention.ln_x.{kind}"] = given.pop(f"{ours}att.ln_x.{kind}")
+        for name in ("maa_x", "maa_w", "maa_k", "maa_v", "maa_r", "maa_g", "maa_w1", "maa_w2", "decay", "decay_w1",
+                     "decay_w2", "faaaa"):
+            renamed[f"{theirs}attention.time_{name}"] = given.pop(f"{ours}att.time_{name}")
+        for name in ("receptance", "key", "value", "gate", "output"):
+            renamed[f"{theirs}attention.{name}.weight"] = given.pop(f"{ours}att.{name}.weight")
+        for name in ("time_maa_k", "time_maa_r", "key.weight", "receptance.weight", "value.weight"):
+            renamed[f"{theirs}feed_forward.{name}"] = given.pop(f"{ours}ffn.{name}")
+    return renamed | {AROUND_HF[name]: tensor for name, tensor in given.items()}
+
+
+@pytest.mark.parametrize("files", [1, 2])
+@torch.no_grad()
+def test_a_finch_folder_of_hugging_face_gives_the_authors_logits(
+    tmp_path: Path, expected: tuple[Tensor, State], files: int
+) -> None:
+    weights = finch_hf()
+    sizes = {"model_type": "rwkv6", "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "head_size_divisor": 8}
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    if files == 1:
+        torch.save(weights, tmp_path / "pytorch_model.bin")
+    else:
+        names = [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
+        place = {name: names[number % 2] for number, name in enumerate(weights)}
+        for file in names:
+            torch.save({name: tensor for name, tensor in weights.items() if place[name] == file}, tmp_path / file)
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": place}))
+    model = build()
+    model.load_base(str(tmp_path))
+    hidden, _ = model(model.embed(TOKENS), torch.tensor([0, len(TOKENS)]))
+    assert_close(model.logits(hidden), expected[0])
+
+
+def test_a_finch_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "rwkv6", "head_size_divisor": 1}))
+    torch.save(finch_hf(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(AuroraError, match=r"head_size_divisor 1; backbone 'rwkv6' has 8"):
+        build().load_base(str(tmp_path))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.",
+                                    "_forward_module._fsdp_wrapped_module.", "model.module._orig_mod.", "net."])
+@pytest.mark.parametrize("weights", [random_weights, finch_hf])
+def test_what_wrappers_put_before_the_names_is_taken_away(tmp_path: Path, prefix: str, weights: Any) -> None:
+    torch.save({prefix + name: tensor for name, tensor in weights().items()}, tmp_path / "model.pth")
+    model = build()
+    model.load_base(str(tmp_path / "model.pth"))
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in random_weights().items())
+
+
+def test_blocks_that_were_compiled_or_sharded_each_are_read(tmp_path: Path) -> None:
+    wrapped = {}
+    for name, tensor in random_weights().items():
+        compiled = name.replace("blocks.1.", "blocks.1._orig_mod.")
+        wrapped[compiled.replace("att.", "_checkpoint_wrapped_module.att.")] = tensor
+    torch.save(wrapped, tmp_path / "model.pth")
+    model = build()
+    model.load_base(str(tmp_path / "model.pth"))
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in random_weights().items())
+
+
+def test_a_tuned_initial_state_behind_a_prefix_is_read(tmp_path: Path) -> None:
+    torch.save({f"module.{name}": tensor for name, tensor in tuned_weights().items()}, tmp_path / "model.pth")
+    model = build()
+    model.load_base(str(tmp_path / "model.pth"))
+    assert model.initial_state is not None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(tmp_path: Path, value: float) -> None:
+    weights = random_weights()
+    weights["blocks.1.ffn.key.weight"][3, 5] = value
+    torch.save(weights, tmp_path / "model.pth")
+    with pytest.raises(AuroraError, match=r"model\.pth: blocks\.1\.ffn\.key\.weight holds values that are not finite"):
+        build().load_base(str(tmp_path / "model.pth"))
+
+
+def test_weights_that_are_quantized_are_refused(tmp_path: Path) -> None:
+    weights = random_weights()
+    weights["head.weight"] = weights["head.weight"].to(torch.int8)
+    torch.save(weights, tmp_path / "model.pth")
+    with pytest.raises(AuroraError, match=r"of another type: head\.weight torch\.int8 instead of torch\.float32"):
+        build().load_base(str(tmp_path / "model.pth"))
 
 
 def tuned_weights() -> dict[str, Tensor]:
