@@ -2,8 +2,7 @@
 
 It goes layer by layer: a rank reads its slice with layer l as soon as the rank before it has done so, and in the
 backward pass the gradient of what was handed on comes back the same way. So L layers on R ranks take the time of
-L + R - 1 layers of a slice. Works with any backbone whose blocks take (..., row, state, return_state) and give
-(x, ..., state).
+L + R - 1 layers of a slice. Works with any backbone whose blocks take (..., row, state) and give (x, ..., state).
 
 Shape letters: T positions of a slice, D width, S sequences of a slice, L layers, R ranks.
 """
@@ -23,9 +22,9 @@ from aurora.errors import AuroraError
 from aurora.interfaces import Backbone
 from aurora.training.distributed.strategies import blocks_of
 from aurora.training.step import cut
-from aurora.types import PackedBatch
+from aurora.types import PackedBatch, State
 
-BLOCK_ENDS_WITH = ["row", "state", "return_state"]
+BLOCK_ENDS_WITH = ["row", "state"]
 
 
 class SequenceParallelGroup:
@@ -73,16 +72,16 @@ def read_together(backbone: Backbone, peers: SequenceParallelGroup) -> None:
     AuroraError for a backbone whose blocks do not show their states.
     """
     for block in blocks_of(backbone):
-        if [*inspect.signature(type(block).forward).parameters][-3:] != BLOCK_ENDS_WITH:
+        if [*inspect.signature(type(block).forward).parameters][-2:] != BLOCK_ENDS_WITH:
             raise AuroraError(f"trainer.sequence_parallel: the blocks of {type(backbone).__name__} do not take and "
                               "give their state, so it cannot go from rank to rank; those of rwkv6, rwkv7, gla, "
                               "gated_deltanet and mamba2 do")
         block.forward = functools.partial(_forward, peers, block.forward)
 
 
-def _forward(peers: SequenceParallelGroup, forward: Callable[..., Any], *given: Any) -> tuple[Any, ...]:
+def _forward(peers: SequenceParallelGroup, forward: Callable[..., Any], x: Tensor, *others: Any, row: Any, state: State
+             ) -> tuple[Any, ...]:
     """Takes the place of a block's `forward`."""
-    x, *others, row, state, return_state = given
     piece = peers.piece
     assert piece is not None
     if not x.requires_grad:
@@ -90,18 +89,19 @@ def _forward(peers: SequenceParallelGroup, forward: Callable[..., Any], *given: 
         x = x.detach().requires_grad_()
     if piece.continues:
         receive: Callable[..., tuple[Tensor, ...]] = _Receive.apply
-        state = _first_replaced(state, receive(peers, x, *(tensor[:1] for tensor in state)))
-    x, *others, after = forward(x, *others, row, state, return_state)
+        state = _first_replaced(state, receive(peers, x, *(tensor[:1] for tensor in state.values())))
+    x, *given, after = forward(x, *others, row=row, state=state)
     if piece.goes_on:
         hand_on: Callable[..., Tensor] = _HandOn.apply
-        x = hand_on(peers, x, *(tensor[piece.open, None] for tensor in after))
-    return x, *others, after
+        x = hand_on(peers, x, *(tensor[piece.open, None] for tensor in after.values()))
+    return x, *given, after
 
 
-def _first_replaced(state: Any, first: Sequence[Tensor]) -> Any:
+def _first_replaced(state: State, first: Sequence[Tensor]) -> State:
     """The state of S sequences with another one of the first; what it replaces stays in the graph, since no rank may
     leave out a tuned initial state that the others learn."""
-    return type(state)(*(torch.cat([new + 0 * old[:1], old[1:]]) for old, new in zip(state, first, strict=True)))
+    return {name: torch.cat([new + 0 * old[:1], old[1:]])
+            for (name, old), new in zip(state.items(), first, strict=True)}
 
 
 class _Receive(torch.autograd.Function):

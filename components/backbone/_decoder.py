@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from aurora.errors import AuroraError
+from aurora.types import State
 from aurora.weights.io import open_tensors
 from aurora.weights.layouts import looks_like
-from aurora.weights.loading import fill, unwrapped, write_tensors
+from aurora.weights.loading import fill, unwrapped
 
 from ..kernels.linear import project
 from ._layers import GatedNorm, Linear, SwiGLU
-from ._linear_rnn import LinearRNN, Parts, Row
+from ._linear_rnn import LinearRNN, Span
 
 NORM_EPS = 1e-6
 INITIAL_STD = 0.02
@@ -31,12 +31,8 @@ class Mixer(nn.Module, ABC):
     """How a layer reads the past."""
 
     @abstractmethod
-    def forward(self, x: Tensor, row: Row, state: Any | None, return_state: bool) -> tuple[Tensor, Any | None]:
-        """[T, D] → [T, D] and each sequence's state, a named tuple, when asked for."""
-
-    @abstractmethod
-    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """[S, D] → [S, D] and the next state."""
+    def forward(self, x: Tensor, row: Span, state: State) -> tuple[Tensor, State]:
+        """[T, D] → [T, D] and the next state, empty where none is kept."""
 
     @abstractmethod
     def initialise(self) -> None:
@@ -53,15 +49,9 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(width, eps=NORM_EPS)
         self.mlp = SwiGLU(width, ffn_size)
 
-    def forward(self, x: Tensor, row: Row, state: Any | None, return_state: bool) -> tuple[Tensor, Any | None]:
-        """[T, D] → [T, D] and each sequence's state when asked for."""
-        mixed, after = self.attn(self.attn_norm(x), row, state, return_state)
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), after
-
-    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """[S, D] → [S, D] and the next state."""
-        mixed, after = self.attn.step(self.attn_norm(x), state)
+    def forward(self, x: Tensor, row: Span, state: State) -> tuple[Tensor, State]:
+        """[T, D] → [T, D] and the next state."""
+        mixed, after = self.attn(self.attn_norm(x), row, state)
         x = x + mixed
         return x + self.mlp(self.mlp_norm(x)), after
 
@@ -71,15 +61,13 @@ class Decoder(LinearRNN):
 
     block_class = Block
     recurrence = "kv"
+    part_names = ("embeddings", "layers", "norm")
 
     def __init__(
         self, vocab_size: int, hidden_size: int, ffn_size: int, mixers: Sequence[Mixer],
         state_shapes: Mapping[str, tuple[int, ...]],
     ) -> None:
-        super().__init__()
-        self.hidden_size = hidden_size
-        self.vocab_size = vocab_size
-        self.state_shapes = state_shapes
+        super().__init__(vocab_size, hidden_size, state_shapes)
         self.embeddings = nn.Embedding(vocab_size, hidden_size, _weight=torch.empty(vocab_size, hidden_size))
         self.layers = nn.ModuleList(Block(hidden_size, mixer, ffn_size) for mixer in mixers)
         self.norm = nn.RMSNorm(hidden_size, eps=NORM_EPS)
@@ -99,10 +87,6 @@ class Decoder(LinearRNN):
         for block in self.layers:
             block.attn.initialise()  # type: ignore[operator, union-attr]
 
-    @property
-    def parts(self) -> Parts:
-        return Parts(self.embeddings, self.layers, self.norm)
-
     def logits(self, hidden: Tensor) -> Tensor:
         return project(hidden, self.lm_head)
 
@@ -117,9 +101,8 @@ class Decoder(LinearRNN):
                               "flash-linear-attention are read, and what save_base writes")
         fill(self, tensors, path)
 
-    def save_base(self, path: str) -> None:
-        """Writes what `load_base` reads: `.pth` or `.safetensors` by the ending of the path."""
-        write_tensors({_theirs(name): tensor for name, tensor in self.state_dict().items()}, path)
+    def makers_name(self, name: str) -> str:
+        return name if name.startswith("lm_head.") else f"model.{name}"
 
 
 def mlp_size(width: int) -> int:
@@ -139,7 +122,3 @@ def expanded(backbone: str, option: str, expand: float, head_size: int) -> int:
 def _ours(name: str) -> str:
     # the norm goes by another name where it is not fused with its gate
     return name.removeprefix("model.").replace(".attn.g_norm.", ".attn.g_norm_swish_gate.")
-
-
-def _theirs(name: str) -> str:
-    return name if name.startswith("lm_head.") else f"model.{name}"

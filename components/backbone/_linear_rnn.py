@@ -5,9 +5,8 @@ Shape letters: T packed positions, S sequences, D width, L layers, E channels, W
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,25 +15,27 @@ from torch import Tensor, nn
 
 from aurora.interfaces import Backbone
 from aurora.types import State
+from aurora.weights.loading import write_tensors
 
 from ..kernels.linear import quantize_linears
 from ._layers import Linear
 
-LayerState = TypeVar("LayerState")
 ConvSize = Annotated[int, Ge(2)]
+Operator = Callable[..., tuple[Tensor, "Tensor | None"]]
 
 
 class Row(NamedTuple):
-    """Where the sequences of a row start and end."""
+    """Sequences one behind the other."""
 
     cu_seqlens: Tensor  # [S + 1] on the CPU: kernels lay out their work by it, and should not wait for a device
     first: Tensor  # [S] position of the first token of each sequence
     last: Tensor  # [S] position of the last one
+    keeps: bool  # whether the states after the row are asked for
 
     @classmethod
-    def of(cls, cu_seqlens: Tensor, device: torch.device) -> Row:
+    def of(cls, cu_seqlens: Tensor, device: torch.device, keeps: bool) -> Row:
         bounds = cu_seqlens.cpu()
-        return cls(bounds, bounds[:-1].to(device), (bounds[1:] - 1).to(device))
+        return cls(bounds, bounds[:-1].to(device), (bounds[1:] - 1).to(device), keeps)
 
     def shift(self, x: Tensor, before: Tensor | None) -> Tensor:
         """[T, D]: what stood before each position; `before` [S, D] (or zero) at the start of each sequence."""
@@ -42,36 +43,70 @@ class Row(NamedTuple):
             before = x.new_zeros(len(self.first), x.shape[-1])
         return torch.cat([x[:1], x[:-1]]).index_copy(0, self.first, before.to(x.dtype))
 
+    def window(self, x: Tensor, before: Tensor | None, size: int) -> list[Tensor]:
+        """What a short causal convolution over x [T, E] sees, which follows `before` [S, W - 1, E], the latest last, or
+        zeros: W tensors [T, E], what stood 0, 1, … W - 1 positions before each one."""
+        seen = [x]
+        for back in range(1, size):
+            seen.append(self.shift(seen[-1], None if before is None else before[:, -back]))
+        return seen
 
-class Parts(NamedTuple):
-    """What a row passes through."""
+    def end(self, x: Tensor) -> Tensor:
+        """[T, …] → [S, …]: at the last position of each sequence."""
+        return x[self.last]
 
-    embeddings: nn.Module
-    blocks: nn.ModuleList
-    norm: nn.Module
+    def recur(self, operator: Operator, step: Operator, *inputs: Tensor, state: Tensor | None
+              ) -> tuple[Tensor, Tensor | None]:
+        """A recurrence over inputs [T, …] from a state [S, …]: what it gives [T, …] and the state after it, if kept."""
+        return operator(*inputs, cu_seqlens=self.cu_seqlens, state=state, return_state=self.keeps)
 
+
+class OnePosition:
+    """One position of every sequence in the place of a row, T = S, where there always is a state."""
+
+    def shift(self, x: Tensor, before: Any) -> Tensor:
+        shifted: Tensor = before
+        return shifted
+
+    def window(self, x: Tensor, before: Any, size: int) -> list[Tensor]:
+        return [x, *before.to(x.dtype).flip(1).unbind(1)]
+
+    def end(self, x: Tensor) -> Tensor:
+        return x
+
+    def recur(self, operator: Operator, step: Operator, *inputs: Tensor, state: Any) -> tuple[Tensor, Tensor | None]:
+        return step(*inputs, state=state)
+
+
+Span = Row | OnePosition
 
 class LinearRNN(Backbone):
-    """A block takes and gives its state as the named tuple `layer_state`: `forward(x, row, state, return_state)` for
-    rows and `step(x, state)` for single positions."""
+    """A stack of blocks, called as `block(x, *carried, row=row, state=state)` with a `Row` or `OnePosition` and the
+    state of the layer by name, empty at the start; it gives x, what is carried, and the layer's next state, which is
+    empty where none is kept."""
 
-    layer_state: ClassVar[Any]
     recurrence: ClassVar[str]  # the state that the recurrence sums up, kept in float32 at least
-    state_shapes: Mapping[str, tuple[int, ...]]  # by name, after [L, S]
+    part_names: ClassVar[tuple[str, str, str]]  # of embeddings, blocks and last norm
     carried: ClassVar[tuple[None, ...]] = ()  # what the first block is given after x; every block passes its own on
 
+    def __init__(self, vocab_size: int, hidden_size: int, state_shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """`state_shapes` by name, after [L, S]."""
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.state_shapes = state_shapes
+
     @property
-    @abstractmethod
-    def parts(self) -> Parts:
-        """Looked up at every use, since adapters and sharding replace modules."""
+    def parts(self) -> tuple[Any, ...]:
+        """Embeddings, blocks and last norm, looked up at every use, since adapters and sharding replace modules."""
+        return tuple(getattr(self, name) for name in self.part_names)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.parts.embeddings.weight)  # type: ignore[arg-type]
+        return F.embedding(tokens, self.parts[0].weight)
 
     def blank_state(self, sequences: int) -> State:
         embeddings, blocks, _ = self.parts
-        weight = embeddings.weight
-        assert isinstance(weight, Tensor)
+        weight: Tensor = embeddings.weight
         wide = torch.promote_types(weight.dtype, torch.float32)
         return {
             name: weight.new_zeros(len(blocks), sequences, *shape,
@@ -82,22 +117,28 @@ class LinearRNN(Backbone):
     def read(
         self, x: Tensor, cu_seqlens: Tensor, state: State | None, *, return_state: bool
     ) -> tuple[Tensor, State | None]:
-        _, blocks, norm = self.parts
-        row, carried, after = Row.of(cu_seqlens, x.device), self.carried, []
-        for layer, block in enumerate(blocks):
-            before = None if state is None else layer_of(self.layer_state, state, layer)
-            x, *carried, layer_state = block(x, *carried, row, before, return_state)
-            after.append(layer_state)
-        return norm(x), stack_layers(after) if return_state else None
+        hidden, after = self._pass(x, Row.of(cu_seqlens, x.device, return_state), state or {})
+        return hidden, after if return_state else None
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return self._pass(x, OnePosition(), state)
+
+    def _pass(self, x: Tensor, row: Span, state: State) -> tuple[Tensor, State]:
         _, blocks, norm = self.parts
         carried, after = self.carried, []
         for layer, block in enumerate(blocks):
-            before = layer_of(self.layer_state, state, layer)
-            x, *carried, layer_state = block.step(x, *carried, before)  # type: ignore[operator]
+            before = {name: tensor[layer] for name, tensor in state.items()}
+            x, *carried, layer_state = block(x, *carried, row=row, state=before)
             after.append(layer_state)
-        return norm(x), stack_layers(after)
+        return norm(x), {name: torch.stack([layer_state[name] for layer_state in after]) for name in after[0]}
+
+    def save_base(self, path: str) -> None:
+        """Writes what `load_base` reads: `.pth` or `.safetensors` by the ending of the path."""
+        write_tensors({self.makers_name(name): tensor for name, tensor in self.state_dict().items()}, path)
+
+    def makers_name(self, name: str) -> str:
+        """Of a parameter, in the files that `load_base` reads."""
+        return name
 
     def quantize(self, kind: str | None) -> None:
         if kind != "int8":
@@ -112,20 +153,6 @@ def _round(backbone: nn.Module, _: object = None) -> None:
     quantize_linears(backbone, Linear)
 
 
-def row_window(x: Tensor, row: Row, before: Tensor | None, size: int) -> list[Tensor]:
-    """What a short causal convolution over a packed row x [T, E] sees, which follows `before` [S, W - 1, E], the latest
-    last, or zeros: W tensors [T, E], what stood 0, 1, … W - 1 positions before each one."""
-    seen = [x]
-    for back in range(1, size):
-        seen.append(row.shift(seen[-1], None if before is None else before[:, -back]))
-    return seen
-
-
-def step_window(x: Tensor, before: Tensor) -> list[Tensor]:
-    """The window of one position x [S, E] of every sequence."""
-    return [x, *before.to(x.dtype).flip(1).unbind(1)]
-
-
 def convolve(window: list[Tensor], weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Every channel by itself: weight [E, 1, W] as in Conv1d with one group per channel, bias [E] → [T, E]."""
     nearest, *others = weight[:, 0].flip(-1).unbind(-1)
@@ -135,16 +162,6 @@ def convolve(window: list[Tensor], weight: Tensor, bias: Tensor | None = None) -
     return total
 
 
-def latest(window: list[Tensor]) -> Tensor:
+def latest(window: list[Tensor], row: Span) -> Tensor:
     """[S, W - 1, E], the state after the positions of a window: the oldest drops out."""
-    return torch.stack(window[-2::-1], dim=1)
-
-
-def layer_of(kind: Callable[..., LayerState], state: State, layer: int) -> LayerState:
-    """The state of one layer, as a named tuple whose fields are the names of the state."""
-    return kind(**{name: tensor[layer] for name, tensor in state.items()})
-
-
-def stack_layers(layers: list[Any]) -> State:
-    """The states of all layers, [L, S, ...]."""
-    return {name: torch.stack([getattr(layer, name) for layer in layers]) for name in layers[0]._fields}
+    return torch.stack([row.end(x) for x in window[-2::-1]], dim=1)

@@ -1,35 +1,33 @@
-"""What RWKV-6 and RWKV-7 share: everything around their blocks.
+"""What RWKV-6 and RWKV-7 share: everything around their mixes.
 
-Shape letters: S sequences, D width, H heads, K head width, V vocabulary.
+Shape letters: T packed positions, S sequences, D width, H heads, K head width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from aurora.types import State
+
 from ..kernels.linear import project
 from ._layers import Linear, orthogonal
-from ._linear_rnn import LinearRNN, Parts
+from ._linear_rnn import LinearRNN, Span
 
 # 1e-5 · 8²: the authors divide what is normalised by 8, whatever the head size
 GROUP_NORM_EPS = 64e-5
 
 
-class LayerState(NamedTuple):
-    """What one layer remembers."""
+class Block(nn.Module):
+    """One layer: a time mix and a channel mix with their norms; the first also normalises what enters the model.
 
-    att_shift: Tensor  # [S, D]
-    wkv: Tensor  # [S, H, K, K]: key, value
-    ffn_shift: Tensor  # [S, D]
-
-
-class RWKVBlock(nn.Module):
-    """The norms of one layer around its mixes; the first one also normalises what enters the model."""
+    What a time mix gives beside its output passes through every block, so that a block that is sharded or computed
+    again in the backward pass needs nothing but its arguments.
+    """
 
     def __init__(self, width: int, att: nn.Module, ffn: nn.Module, *, first: bool) -> None:
         super().__init__()
@@ -41,32 +39,39 @@ class RWKVBlock(nn.Module):
         self.ffn = ffn
         self.first = first
 
-    def enter(self, x: Tensor) -> Tensor:
-        """[T, D] → [T, D]: what the layer reads."""
-        return self.ln0(x) if self.first else x
+    def forward(self, x: Tensor, *carried: Any, row: Span, state: State) -> tuple[Any, ...]:
+        """[T, D] → [T, D], what is carried, and the state: att_shift, ffn_shift [S, D], wkv [S, H, K, K]."""
+        if self.first:
+            x = self.ln0(x)
+        a = self.ln1(x)
+        mixed, *carried_on, wkv = self.att(a, row.shift(a, state.get("att_shift")), *carried, row=row,
+                                           state=state.get("wkv"))
+        x = x + mixed
+        f = self.ln2(x)
+        x = x + self.ffn(f, row.shift(f, state.get("ffn_shift")))
+        return x, *carried_on, {} if wkv is None else {"att_shift": row.end(a), "wkv": wkv, "ffn_shift": row.end(f)}
 
 
 class RWKV(LinearRNN):
     """Blocks with a time mix `att`, whose output is normalised by `ln_x`, and a channel mix `ffn`."""
 
-    layer_state = LayerState
+    block_class = Block
     recurrence = "wkv"
+    part_names = ("emb", "blocks", "ln_out")
 
-    def __init__(self, vocab_size: int, hidden_size: int, head_size: int, blocks: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.hidden_size = hidden_size
-        self.vocab_size = vocab_size
-        self.state_shapes = {"att_shift": (hidden_size,), "wkv": (hidden_size // head_size, head_size, head_size),
-                             "ffn_shift": (hidden_size,)}
+    def __init__(self, vocab_size: int, hidden_size: int, head_size: int, mixes: Iterable[tuple[nn.Module, nn.Module]]
+                 ) -> None:
+        super().__init__(vocab_size, hidden_size, {
+            "att_shift": (hidden_size,), "wkv": (hidden_size // head_size, head_size, head_size),
+            "ffn_shift": (hidden_size,),
+        })
         self.emb = nn.Embedding(vocab_size, hidden_size, _weight=torch.empty(vocab_size, hidden_size))
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList(
+            Block(hidden_size, att, ffn, first=layer == 0) for layer, (att, ffn) in enumerate(mixes)
+        )
         self.ln_out = nn.LayerNorm(hidden_size)
         self.head = Linear(hidden_size, vocab_size)
         self.reset_parameters()
-
-    @property
-    def parts(self) -> Parts:
-        return Parts(self.emb, self.blocks, self.ln_out)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return project(hidden, self.head)

@@ -79,7 +79,7 @@ class FusedRunner(Runner):
         self._check()
         if state is None and self.backbone.initial_state is not None:
             state = self.backbone.init_state(len(cu_seqlens) - 1)
-        return _read(self.backbone, x, Row.of(cu_seqlens, x.device), state, return_state)
+        return _read(self.backbone, x, Row.of(cu_seqlens, x.device, return_state), state)
 
     @torch.no_grad()
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -130,7 +130,7 @@ def _reason(model: Any, plain: set[type[nn.Module]]) -> str | None:
     weight = model.emb.weight
     if weight.device.type != "cpu" or weight.dtype not in DTYPES:
         return f"the fused runner is for float32 and bfloat16 on a CPU, not {weight.dtype} on {weight.device.type}"
-    if (lacking := missing("rwkv6")) is not None:
+    if (lacking := missing("rwkv6") or missing("rwkv6_mix")) is not None:
         return lacking
     for module in _modules(model):
         if type(module) not in plain:
@@ -151,33 +151,34 @@ def _reason(model: Any, plain: set[type[nn.Module]]) -> str | None:
     return None
 
 
-def _read(model: Any, x: Tensor, row: Row, state: State | None, return_state: bool) -> tuple[Tensor, State | None]:
+def _read(model: Any, x: Tensor, row: Row, state: State | None) -> tuple[Tensor, State | None]:
     """[T, D] → the hidden states [T, D], and each sequence's state when asked for."""
     x = model.blocks[0].ln0(x.contiguous())
     after: dict[str, list[Tensor]] = {"att_shift": [], "wkv": [], "ffn_shift": []}
-    delta = gate = None
+    delta = gate = att_shift = wkv = ffn_shift = None
     for layer, block in enumerate(model.blocks):
-        given = {name: None if state is None else state[name][layer].contiguous() for name in after}
+        if state is not None:
+            att_shift, ffn_shift = (state[name][layer].to(x.dtype).contiguous() for name in ("att_shift", "ffn_shift"))
+            wkv = state["wkv"][layer]
         sum_, a, (x_mix,) = norm_shift(
-            x, _pair(block.ln1), [block.att.time_maa_x], row.cu_seqlens, given["att_shift"], delta=delta, gate=gate
+            x, _pair(block.ln1), [block.att.time_maa_x], row.cu_seqlens, att_shift, delta=delta, gate=gate
         )
-        mixed, wkv = _time_mix(block.att, a, x_mix, row, given["att_shift"], given["wkv"], return_state)
+        mixed, ended = _time_mix(block.att, a, x_mix, row, att_shift, wkv)
         x, f, (k, r) = norm_shift(
-            sum_, _pair(block.ln2), [block.ffn.time_maa_k, block.ffn.time_maa_r], row.cu_seqlens, given["ffn_shift"],
-            delta=mixed,
+            sum_, _pair(block.ln2), [block.ffn.time_maa_k, block.ffn.time_maa_r], row.cu_seqlens, ffn_shift, delta=mixed
         )
         delta = project(project(k, block.ffn.key, activation="squared_relu"), block.ffn.value)
         gate = project(r, block.ffn.receptance)
-        if return_state:
-            for name, tensor in zip(after, (a[row.last], wkv, f[row.last]), strict=True):
+        if row.keeps:
+            for name, tensor in zip(after, (a[row.last], ended, f[row.last]), strict=True):
                 assert tensor is not None
                 after[name].append(tensor)
     _, hidden, _ = norm_shift(x, _pair(model.ln_out), [], row.cu_seqlens, delta=delta, gate=gate)
-    return hidden, {name: torch.stack(tensors) for name, tensors in after.items()} if return_state else None
+    return hidden, {name: torch.stack(tensors) for name, tensors in after.items()} if row.keeps else None
 
 
 def _time_mix(
-    att: Any, a: Tensor, x_mix: Tensor, row: Row, before: Tensor | None, wkv: Tensor | None, return_state: bool
+    att: Any, a: Tensor, x_mix: Tensor, row: Row, before: Tensor | None, wkv: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     hidden = torch.tanh(x_mix @ att.time_maa_w1)
     ratios = hidden.view(len(a), 5, -1).transpose(0, 1) @ att.time_maa_w2
@@ -186,7 +187,7 @@ def _time_mix(
     heads = (len(a), att.heads, -1)
     y, after = wkv6(
         project(r, att.receptance).view(heads), project(k, att.key).view(heads), project(v, att.value).view(heads),
-        att._decay(w).view(heads), att.time_faaaa, row.cu_seqlens, wkv, return_state=return_state,
+        att._decay(w).view(heads), att.time_faaaa, row.cu_seqlens, wkv, return_state=row.keeps,
     )
     gated = norm_gate(y.flatten(-2), project(g, att.gate), _pair(att.ln_x), att.heads, att.ln_x.eps)
     return project(gated, att.output), after

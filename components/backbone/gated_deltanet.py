@@ -7,32 +7,21 @@ a convolution sees, E = H (2 K + V) convolved channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aurora.registry import BACKBONE
+from aurora.types import State
 
 from .._options import Size
 from ..kernels.gated_delta import gated_delta, gated_delta_step
 from ._decoder import NORM_EPS, Decoder, Mixer, expanded, mlp_size
 from ._layers import GatedNorm, Linear, check_heads, fill_steps, parameter
-from ._linear_rnn import ConvSize, Row, convolve, latest, row_window, step_window
+from ._linear_rnn import ConvSize, Span, convolve, latest
 
 LENGTH_EPS = 1e-6
-
-Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
-
-
-class LayerState(NamedTuple):
-    """What one layer remembers."""
-
-    conv: Tensor  # [S, W - 1, E] inputs of the convolutions, the latest last
-    kv: Tensor  # [S, H, K, V]
 
 
 class GatedDeltaRule(Mixer):
@@ -43,7 +32,7 @@ class GatedDeltaRule(Mixer):
         keys, values = heads * head_size, heads * value_size
         self.heads = heads
         self.conv_size = conv_size
-        self.parts = [keys, keys, values]
+        self.widths = [keys, keys, values]
         self.scale = head_size**-0.5
         self.q_proj = Linear(width, keys)
         self.k_proj = Linear(width, keys)
@@ -65,32 +54,17 @@ class GatedDeltaRule(Mixer):
         self.A_log.uniform_(0.01, 16).log_()
         fill_steps(self.dt_bias)
 
-    def forward(
-        self, x: Tensor, row: Row, state: LayerState | None, return_state: bool
-    ) -> tuple[Tensor, LayerState | None]:
-        conv, kv = state or (None, None)
-        seen = row_window(self._convolved(x), row, conv, self.conv_size)
-        read = partial(gated_delta, cu_seqlens=row.cu_seqlens, state=kv, return_state=return_state)
-        mixed, kv = self._mix(x, seen, read)
-        return mixed, None if kv is None else LayerState(latest([inputs[row.last] for inputs in seen]), kv)
-
-    def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
-        seen = step_window(self._convolved(x), state.conv)
-        mixed, kv = self._mix(x, seen, partial(gated_delta_step, state=state.kv))
-        assert kv is not None
-        return mixed, LayerState(latest(seen), kv)
-
-    def _convolved(self, x: Tensor) -> Tensor:
-        """[T, E]: queries, keys and values side by side, as the convolutions take them."""
-        return torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
-
-    def _mix(self, x: Tensor, seen: list[Tensor], recurrence: Recurrence) -> tuple[Tensor, Tensor | None]:
-        """[T, D] and what its convolutions see → [T, D] and the state of the recurrence."""
+    def forward(self, x: Tensor, row: Span, state: State) -> tuple[Tensor, State]:
+        """[T, D] → [T, D] and the next state: conv [S, W - 1, E], the latest input last, kv [S, H, K, V]."""
+        inputs = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)  # [T, E]
+        seen = row.window(inputs, state.get("conv"), self.conv_size)
         taps = torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight])
-        convolved = torch.split(F.silu(convolve(seen, taps)), self.parts, dim=-1)
+        convolved = torch.split(F.silu(convolve(seen, taps)), self.widths, dim=-1)
         q, k, v = (self._split(part) for part in convolved)
-        y, state = recurrence(_unit(q) * self.scale, _unit(k), v, self._log_decay(x), torch.sigmoid(self.b_proj(x)))
-        return self.o_proj(self.o_norm(y, self._split(self.g_proj(x))).flatten(-2)), state
+        y, kv = row.recur(gated_delta, gated_delta_step, _unit(q) * self.scale, _unit(k), v, self._log_decay(x),
+                          torch.sigmoid(self.b_proj(x)), state=state.get("kv"))
+        out = self.o_proj(self.o_norm(y, self._split(self.g_proj(x))).flatten(-2))
+        return out, {} if kv is None else {"conv": latest(seen, row), "kv": kv}
 
     def _log_decay(self, x: Tensor) -> Tensor:
         """[T, H], wide: decays next to one would lose all in bfloat16."""
@@ -111,8 +85,6 @@ def _unit(x: Tensor) -> Tensor:
 @BACKBONE.register
 class GatedDeltaNet(Decoder):
     """Gated DeltaNet, a linear RNN that overwrites what it holds for a key; defaults are those of the 1.3B model."""
-
-    layer_state = LayerState
 
     def __init__(
         self,

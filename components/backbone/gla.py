@@ -5,32 +5,21 @@ Shape letters: T packed positions, S sequences, D width, H heads, K key width, V
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aurora.registry import BACKBONE
+from aurora.types import State
 
 from .._options import Size
 from ..kernels.gla import gla, gla_step
 from ._decoder import NORM_EPS, Decoder, Mixer, expanded, mlp_size
 from ._layers import GatedNorm, Linear, check_heads, with_range
-from ._linear_rnn import Row
+from ._linear_rnn import Span
 
 # arXiv 2312.06635, section 4.4: the root of a sigmoid, so that decays start near one
 DECAY_ROOT = 16
-
-Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
-
-
-class LayerState(NamedTuple):
-    """What one layer remembers."""
-
-    kv: Tensor  # [S, H, K, V]
 
 
 class GatedLinearAttention(Mixer):
@@ -52,27 +41,12 @@ class GatedLinearAttention(Mixer):
     def initialise(self) -> None:
         nn.init.zeros_(self.gk_proj[1].bias)  # type: ignore[arg-type]
 
-    def forward(
-        self, x: Tensor, row: Row, state: LayerState | None, return_state: bool
-    ) -> tuple[Tensor, LayerState | None]:
-        kv = None if state is None else state.kv
-        mixed, kv = self._mix(x, partial(gla, cu_seqlens=row.cu_seqlens, state=kv, return_state=return_state))
-        return mixed, None if kv is None else LayerState(kv)
-
-    def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
-        mixed, kv = self._mix(x, partial(gla_step, state=state.kv))
-        assert kv is not None
-        return mixed, LayerState(kv)
-
-    def _mix(self, x: Tensor, recurrence: Recurrence) -> tuple[Tensor, Tensor | None]:
-        """[T, D] → [T, D] and the state of the recurrence."""
-        y, state = recurrence(
-            self._split(with_range(self.q_proj(x))) * self.scale,
-            self._split(with_range(self.k_proj(x))),
-            self._split(with_range(self.v_proj(x))),
-            self._split(self._log_decay(x)),
-        )
-        return self.o_proj(self.g_norm_swish_gate(y, self._split(self.g_proj(x))).flatten(-2)), state
+    def forward(self, x: Tensor, row: Span, state: State) -> tuple[Tensor, State]:
+        """[T, D] → [T, D] and the next state: kv [S, H, K, V]."""
+        q, k, v = (self._split(with_range(project(x))) for project in (self.q_proj, self.k_proj, self.v_proj))
+        y, kv = row.recur(gla, gla_step, q * self.scale, k, v, self._split(self._log_decay(x)), state=state.get("kv"))
+        out = self.o_proj(self.g_norm_swish_gate(y, self._split(self.g_proj(x))).flatten(-2))
+        return out, {} if kv is None else {"kv": kv}
 
     def _log_decay(self, x: Tensor) -> Tensor:
         """[T, H · K], wide: decays next to one would lose all in bfloat16."""
@@ -86,8 +60,6 @@ class GatedLinearAttention(Mixer):
 @BACKBONE.register
 class GLA(Decoder):
     """Gated linear attention, a linear RNN with one decay per key; defaults are those of the 1.3B model."""
-
-    layer_state = LayerState
 
     def __init__(
         self,

@@ -7,9 +7,6 @@ convolution sees, E = I + 2 K convolved channels, L layers, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,25 +14,16 @@ from torch import Tensor, nn
 
 from aurora.errors import AuroraError
 from aurora.registry import BACKBONE
+from aurora.types import State
 from aurora.weights.convert import load_base, open_source
-from aurora.weights.loading import write_tensors
 
 from .._options import Size
 from ..kernels.ssd import ssd, ssd_step
 from ._layers import Linear, fill_steps
 from ._layouts_mamba2 import FAMILY
-from ._linear_rnn import ConvSize, LinearRNN, Parts, Row, convolve, latest, row_window, step_window
+from ._linear_rnn import ConvSize, LinearRNN, Span, convolve, latest
 
 NORM_EPS = 1e-5
-
-Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
-
-
-class LayerState(NamedTuple):
-    """What one layer remembers."""
-
-    conv: Tensor  # [S, W - 1, E] inputs of the convolution, the latest last
-    ssm: Tensor  # [S, H, K, I / H]
 
 
 class Mixer(nn.Module):
@@ -44,6 +32,7 @@ class Mixer(nn.Module):
     def __init__(self, width: int, inner: int, head_size: int, state_size: int, conv_size: int) -> None:
         super().__init__()
         self.heads = inner // head_size
+        self.conv_size = conv_size
         self.splits = [inner, inner + 2 * state_size, self.heads]
         self.parts = [inner, state_size, state_size]
         channels = inner + 2 * state_size
@@ -55,24 +44,20 @@ class Mixer(nn.Module):
         self.norm = nn.RMSNorm(inner, eps=NORM_EPS)
         self.out_proj = Linear(inner, width)
 
-    def forward(
-        self, x: Tensor, window: Callable[[Tensor], list[Tensor]], recurrence: Recurrence
-    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-        """[T, D] → [T, D], the state of the recurrence, and the window [T, E] · W that was convolved.
-
-        `window` gives what stood 0, 1, … W - 1 positions before each one.
-        """
+    def forward(self, x: Tensor, row: Span, state: State) -> tuple[Tensor, State]:
+        """[T, D] → [T, D] and the next state: conv [S, W - 1, E], the latest input last, ssm [S, H, K, I / H]."""
         gate, inputs, step = torch.split(self.in_proj(x), self.splits, dim=-1)
-        seen = window(inputs)
+        seen = row.window(inputs, state.get("conv"), self.conv_size)
         convolved = F.silu(convolve(seen, self.conv1d.weight, self.conv1d.bias))
         values, keys, queries = torch.split(convolved, self.parts, dim=-1)
         values = values.reshape(len(x), self.heads, -1)
         wide = torch.promote_types(x.dtype, torch.float32)
         step = F.softplus(step.to(wide) + self.dt_bias.to(wide))  # [T, H]
         log_decay = -step * self.A_log.to(wide).exp()
-        y, state = recurrence(queries, keys, values * step.unsqueeze(-1), log_decay)
+        y, ssm = row.recur(ssd, ssd_step, queries, keys, values * step.unsqueeze(-1), log_decay, state=state.get("ssm"))
         y = (y + values * self.D.unsqueeze(-1)).to(x.dtype).flatten(-2)
-        return self.out_proj(self.norm(y * F.silu(gate))), state, seen
+        out = self.out_proj(self.norm(y * F.silu(gate)))
+        return out, {} if ssm is None else {"conv": latest(seen, row), "ssm": ssm}
 
     def initialise(self, layers: int) -> None:
         """Fills the parameters, of one of so many layers."""
@@ -93,24 +78,11 @@ class Block(nn.Module):
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=NORM_EPS)
         self.mixer = Mixer(width, inner, head_size, state_size, conv_size)
-        self.conv_size = conv_size
 
-    def forward(
-        self, x: Tensor, row: Row, state: LayerState | None, return_state: bool
-    ) -> tuple[Tensor, LayerState | None]:
-        """[T, D] → [T, D] and each sequence's state when asked for."""
-        conv, ssm = state or (None, None)
-        window = partial(row_window, row=row, before=conv, size=self.conv_size)
-        read = partial(ssd, cu_seqlens=row.cu_seqlens, state=ssm, return_state=return_state)
-        mixed, ssm, seen = self.mixer(self.norm(x), window, read)
-        after = None if ssm is None else LayerState(latest([inputs[row.last] for inputs in seen]), ssm)
+    def forward(self, x: Tensor, row: Span, state: State) -> tuple[Tensor, State]:
+        """[T, D] → [T, D] and the next state."""
+        mixed, after = self.mixer(self.norm(x), row, state)
         return x + mixed, after
-
-    def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
-        """[S, D] → [S, D] and the next state."""
-        window = partial(step_window, before=state.conv)
-        mixed, ssm, seen = self.mixer(self.norm(x), window, partial(ssd_step, state=state.ssm))
-        return x + mixed, LayerState(latest(seen), ssm)
 
 
 @BACKBONE.register
@@ -121,8 +93,8 @@ class Mamba2(LinearRNN):
     """
 
     block_class = Block
-    layer_state = LayerState
     recurrence = "ssm"
+    part_names = ("embeddings", "layers", "norm_f")
     layouts = FAMILY
 
     def __init__(
@@ -136,17 +108,14 @@ class Mamba2(LinearRNN):
         expand: Size = 2,
         conv_size: ConvSize = 4,
     ) -> None:
-        super().__init__()
         inner = expand * hidden_size
         if inner % head_size:
             raise AuroraError(f"backbone 'mamba2': expand · hidden_size = {inner} (hidden_size {hidden_size}) is not a "
                               f"multiple of head_size {head_size}")
-        self.hidden_size = hidden_size
-        self.vocab_size = vocab_size
-        self.state_shapes = {
+        super().__init__(vocab_size, hidden_size, {
             "conv": (conv_size - 1, inner + 2 * state_size),
             "ssm": (inner // head_size, state_size, head_size),
-        }
+        })
         self.embeddings = nn.Embedding(vocab_size, hidden_size, _weight=torch.empty(vocab_size, hidden_size))
         self.layers = nn.ModuleList(
             Block(hidden_size, inner, head_size, state_size, conv_size) for _ in range(layers)
@@ -166,10 +135,6 @@ class Mamba2(LinearRNN):
             block.norm.reset_parameters()
             block.mixer.initialise(len(self.layers))
 
-    @property
-    def parts(self) -> Parts:
-        return Parts(self.embeddings, self.layers, self.norm_f)
-
     def logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embeddings.weight)
 
@@ -177,6 +142,5 @@ class Mamba2(LinearRNN):
         """Reads a checkpoint in any layout of `aurora convert`; its embeddings are tied."""
         load_base(self, open_source(path, FAMILY))
 
-    def save_base(self, path: str) -> None:
-        """Writes what `load_base` reads: `.pth` or `.safetensors` by the ending of the path."""
-        write_tensors({f"backbone.{name}": tensor for name, tensor in self.state_dict().items()}, path)
+    def makers_name(self, name: str) -> str:
+        return f"backbone.{name}"

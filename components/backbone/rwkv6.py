@@ -6,8 +6,7 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -24,13 +23,11 @@ from .._options import Size
 from ..kernels.wkv6 import wkv6, wkv6_step
 from ._layers import Linear, check_heads, orthogonal, parameter, with_range
 from ._layouts_rwkv6 import FAMILY
-from ._linear_rnn import Row
-from ._rwkv import GROUP_NORM_EPS, RWKV, LayerState, RWKVBlock
+from ._linear_rnn import Span
+from ._rwkv import GROUP_NORM_EPS, RWKV, Block
 from ._rwkv6_runner import runner_of
 
 TIME_STATE = ".att.time_state"  # a tuned initial state, as the authors name it inside a checkpoint or alone
-
-Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
 
 
 class TimeMix(nn.Module):
@@ -58,16 +55,12 @@ class TimeMix(nn.Module):
         self.output = Linear(width, width)
         self.ln_x = nn.GroupNorm(self.heads, width, eps=GROUP_NORM_EPS)
 
-    def forward(self, x: Tensor, before: Tensor, recurrence: Recurrence) -> tuple[Tensor, Tensor | None]:
-        """[T, D], what stood before each position [T, D] → [T, D] and the state of the recurrence."""
+    def forward(self, x: Tensor, before: Tensor, *, row: Span, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """[T, D], what stood before each position [T, D], state [S, H, K, K] → [T, D] and the next state."""
         w, k, v, r, g = self._mix(x, before)
-        y, state = recurrence(
-            self._split(with_range(self.receptance(r))),
-            self._split(with_range(self.key(k))),
-            self._split(with_range(self.value(v))),
-            self._split(self._decay(w)),
-            self.time_faaaa,
-        )
+        r, k, v = (with_range(part) for part in (self.receptance(r), self.key(k), self.value(v)))
+        inputs = (self._split(part) for part in (r, k, v, self._decay(w)))
+        y, state = row.recur(wkv6, wkv6_step, *inputs, self.time_faaaa, state=state)
         return self.output(self.ln_x(y.flatten(-2)) * F.silu(self.gate(g))), state
 
     def _mix(self, x: Tensor, before: Tensor) -> tuple[Tensor, ...]:
@@ -146,44 +139,10 @@ class ChannelMix(nn.Module):
         nn.init.zeros_(self.value.weight)
 
 
-class Block(RWKVBlock):
-    """One layer; the first one also normalises what enters the model."""
-
-    def __init__(
-        self, width: int, head_size: int, ffn_size: int, mix_rank: int, decay_rank: int, *, first: bool
-    ) -> None:
-        att = TimeMix(width, head_size, mix_rank, decay_rank)
-        super().__init__(width, att, ChannelMix(width, ffn_size), first=first)
-
-    def forward(
-        self, x: Tensor, row: Row, state: LayerState | None, return_state: bool
-    ) -> tuple[Tensor, LayerState | None]:
-        """[T, D] → [T, D] and each sequence's state when asked for."""
-        x = self.enter(x)
-        att_shift, wkv, ffn_shift = state or (None, None, None)
-        a = self.ln1(x)
-        read = partial(wkv6, cu_seqlens=row.cu_seqlens, state=wkv, return_state=return_state)
-        mixed, wkv = self.att(a, row.shift(a, att_shift), read)
-        x = x + mixed
-        f = self.ln2(x)
-        x = x + self.ffn(f, row.shift(f, ffn_shift))
-        return x, None if wkv is None else LayerState(a[row.last], wkv, f[row.last])
-
-    def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
-        """[S, D] → [S, D] and the next state."""
-        x = self.enter(x)
-        a = self.ln1(x)
-        mixed, wkv = self.att(a, state.att_shift, partial(wkv6_step, state=state.wkv))
-        x = x + mixed
-        f = self.ln2(x)
-        return x + self.ffn(f, state.ffn_shift), LayerState(a, wkv, f)
-
-
 @BACKBONE.register
 class RWKV6(RWKV):
     """RWKV-6 (Finch), a linear RNN whose decay depends on what it reads; defaults are those of the 1.6B model."""
 
-    block_class = Block
     layouts = FAMILY
 
     def __init__(
@@ -200,8 +159,8 @@ class RWKV6(RWKV):
         ffn_size = max(32, int(3.5 * hidden_size) // 32 * 32) if ffn_size is None else ffn_size
         check_heads("rwkv6", hidden_size, head_size)
         super().__init__(vocab_size, hidden_size, head_size, (
-            Block(hidden_size, head_size, ffn_size, mix_rank, decay_rank, first=layer == 0)
-            for layer in range(layers)
+            (TimeMix(hidden_size, head_size, mix_rank, decay_rank), ChannelMix(hidden_size, ffn_size))
+            for _ in range(layers)
         ))
 
     def runner(self) -> Runner:

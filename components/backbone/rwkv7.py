@@ -6,8 +6,6 @@ Shape letters: T packed positions, S sequences, D width, H heads, K head width, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,19 +14,16 @@ from torch import Tensor, nn
 
 from aurora.registry import BACKBONE
 from aurora.weights.convert import load_base, open_source
-from aurora.weights.loading import write_tensors
 
 from .._options import Size
 from ..kernels.wkv7 import wkv7, wkv7_step
 from ._layers import Linear, check_heads, orthogonal, parameter, with_range
 from ._layouts_rwkv7 import FAMILY
-from ._linear_rnn import Row
-from ._rwkv import GROUP_NORM_EPS, RWKV, LayerState, RWKVBlock
+from ._linear_rnn import Span
+from ._rwkv import GROUP_NORM_EPS, RWKV
 
 # a position forgets at most exp(-exp(-1/2)), so 45 % of a channel stays
 STRONGEST_LOG_DECAY = -math.exp(-0.5)
-
-Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
 
 
 class Ranks(NamedTuple):
@@ -75,10 +70,10 @@ class TimeMix(nn.Module):
         self.ln_x = nn.GroupNorm(self.heads, width, eps=GROUP_NORM_EPS)
 
     def forward(
-        self, x: Tensor, before: Tensor, v_first: Tensor | None, recurrence: Recurrence
+        self, x: Tensor, before: Tensor, v_first: Tensor | None, *, row: Span, state: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """[T, D], what stood before each position [T, D], the values of the first layer [T, D] (none in the first
-        layer) → [T, D], those values, and the state of the recurrence."""
+        layer), state [S, H, K, K] → [T, D], those values, and the next state."""
         difference = before - x
         shares = (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
         r, w, k, v, a, g = (torch.addcmul(x, difference, share[0]) for share in shares)
@@ -90,7 +85,7 @@ class TimeMix(nn.Module):
         k = k * torch.addcmul(1 - self.k_a[0], rate, self.k_a[0])
         # under autocast some of these are wider than others; the operator takes them alike, but for the decay
         r, k, v, taken, given = (self._split(part.to(r.dtype)) for part in (r, k, v, -removed, removed * rate))
-        y, state = recurrence(r, self._split(w), k, v, taken, given)
+        y, state = row.recur(wkv7, wkv7_step, r, self._split(w), k, v, taken, given, state=state)
         own = (r * k * self.r_k).sum(-1, keepdim=True) * v
         return self.output((self.ln_x(y.flatten(-2)) + own.flatten(-2)) * g), v_first, state
 
@@ -163,45 +158,10 @@ class ChannelMix(nn.Module):
         nn.init.zeros_(self.value.weight)
 
 
-class Block(RWKVBlock):
-    """One layer; the first one also normalises what enters the model, and its values are given to all others.
-
-    Those values pass through every block, given and returned, so that a block that is sharded or computed again in the
-    backward pass needs nothing but its arguments.
-    """
-
-    def __init__(self, width: int, head_size: int, ffn_size: int, ranks: Ranks, *, first: bool) -> None:
-        super().__init__(width, TimeMix(width, head_size, ranks, first=first), ChannelMix(width, ffn_size), first=first)
-
-    def forward(
-        self, x: Tensor, v_first: Tensor | None, row: Row, state: LayerState | None, return_state: bool
-    ) -> tuple[Tensor, Tensor, LayerState | None]:
-        """[T, D], values of the first layer → [T, D], those values, and each sequence's state when asked for."""
-        x = self.enter(x)
-        att_shift, wkv, ffn_shift = state or (None, None, None)
-        a = self.ln1(x)
-        read = partial(wkv7, cu_seqlens=row.cu_seqlens, state=wkv, return_state=return_state)
-        mixed, v_first, wkv = self.att(a, row.shift(a, att_shift), v_first, read)
-        x = x + mixed
-        f = self.ln2(x)
-        x = x + self.ffn(f, row.shift(f, ffn_shift))
-        return x, v_first, None if wkv is None else LayerState(a[row.last], wkv, f[row.last])
-
-    def step(self, x: Tensor, v_first: Tensor | None, state: LayerState) -> tuple[Tensor, Tensor, LayerState]:
-        """[S, D], values of the first layer → [S, D], those values, and the next state."""
-        x = self.enter(x)
-        a = self.ln1(x)
-        mixed, v_first, wkv = self.att(a, state.att_shift, v_first, partial(wkv7_step, state=state.wkv))
-        x = x + mixed
-        f = self.ln2(x)
-        return x + self.ffn(f, state.ffn_shift), v_first, LayerState(a, wkv, f)
-
-
 @BACKBONE.register
 class RWKV7(RWKV):
     """RWKV-7 (Goose), a linear RNN that overwrites what it holds for a key; defaults are those of the 1.5B model."""
 
-    block_class = Block
     layouts = FAMILY
     carried = (None,)  # the values of the first layer, which gives them
 
@@ -223,17 +183,13 @@ class RWKV7(RWKV):
         given = {"decay": decay_rank, "rate": rate_rank, "value": value_rank, "gate": gate_rank}
         ranks = usual_ranks(hidden_size)._replace(**{name: rank for name, rank in given.items() if rank is not None})
         super().__init__(vocab_size, hidden_size, head_size, (
-            Block(hidden_size, head_size, ffn_size, ranks, first=layer == 0)
+            (TimeMix(hidden_size, head_size, ranks, first=layer == 0), ChannelMix(hidden_size, ffn_size))
             for layer in range(layers)
         ))
 
     def load_base(self, path: str) -> None:
         """Reads a checkpoint in any layout of `aurora convert`."""
         load_base(self, open_source(path, FAMILY))
-
-    def save_base(self, path: str) -> None:
-        """Writes what `load_base` reads: `.pth` or `.safetensors` by the ending of the path."""
-        write_tensors(self.state_dict(), path)
 
 
 def usual_ranks(width: int) -> Ranks:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from aurora.errors import AuroraError, suggest
 
+from ._grid import sequence_lengths
+
 log = logging.getLogger(__name__)
 
 Inputs = ParamSpec("Inputs")
@@ -24,28 +26,81 @@ class Form(NamedTuple):
 
     compute: Callable[..., tuple[Tensor, Tensor]]
     unfit: Callable[[Tensor, Tensor], str | None] = lambda k, v: None
-    """Why it cannot take these keys [T, H, K] and values [T, H, V] (their device, dtype, widths; something that is not
+    """Why it cannot take these keys [..., K] and values [T, H, V] (their device, dtype, widths; something that is not
     installed here), said so that the user knows what would be right; None when it can."""
     widens: bool = True
     """Whether its inputs are widened to float32 (float64 when they are) before; otherwise it takes them as they are."""
-    slow: Callable[[Tensor, Sequence[int]], str | None] = lambda k, lengths: None
-    """Why `auto` should rather take a later form for keys [T, H, K] in sequences of these lengths, said as a rule
-    without the lengths themselves; None when it should not. Who names the form gets it in any case."""
 
 
-def choose(
-    op: str, forms: Mapping[str, Form], name: str, k: Tensor, v: Tensor, lengths: Sequence[int],
-    step: Callable[..., tuple[Tensor, Tensor]] | None = None,
-) -> Form:
-    """The form of that name; for `auto` the first that can take keys [T, H, K] and values [T, H, V] like these and is
-    not slow for sequences of these lengths, or `step`, where it is given and every sequence is one position.
+class Operator(NamedTuple):
+    """A recurrence over packed rows, and the forms that compute it: `auto` takes the first that can.
+
+    A form's `compute` takes the inputs, the lengths of the sequences and the state [S, H, K, V].
+    """
+
+    name: str
+    forms: Mapping[str, Form]
+    inputs: Mapping[str, str]
+    """Their names in order, keys `k` and values `v` [T, H, V] among them, with one letter per axis."""
+    step: Callable[..., tuple[Tensor, Tensor]]
+    """One position of S sequences by torch: the inputs and the state → what is read, and the next state."""
+    apart: tuple[str, ...] = ()
+    """Inputs that keep a dtype of their own; the others are taken in the smallest that holds them all."""
+
+    def read(
+        self, tensors: Sequence[Tensor], cu_seqlens: Tensor, state: Tensor | None, form: str, return_state: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """[T, H, V] in the dtype of v, and the final state [S, H, K, V] in float32, or float64 when the inputs are.
+
+        AuroraError when shapes, dtypes or devices do not fit, or the form cannot take them.
+        """
+        given = dict(zip(self.inputs, tensors, strict=True))
+        dtype, lengths = given["v"].dtype, sequence_lengths(cu_seqlens, len(tensors[0]))
+        alike = reduce(torch.promote_types, (x.dtype for name, x in given.items() if name not in self.apart))
+        given = {name: x if name in self.apart else x.to(alike) for name, x in given.items()}
+        exact = wide(alike)
+        k, v = given["k"], given["v"]
+        if state is None:
+            state = torch.zeros(len(lengths), *v.shape[1:-1], k.shape[-1], v.shape[-1], dtype=exact, device=v.device)
+        self._check(self.name, given, state, S=len(lengths))
+        if form == "auto" and max(lengths) == 1:
+            y, after = self.read_one([*given.values()], state.to(exact))
+        else:
+            chosen = choose(self.name, self.forms, form, k, v)
+            row = [x.to(exact) for x in given.values()] if chosen.widens else [*given.values()]
+            y, after = chosen.compute(*row, lengths, state.to(exact))
+        return y.to(dtype), after if return_state else None
+
+    def read_one(self, tensors: Sequence[Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
+        """One position of S sequences in the dtype of the state: [S, H, V], next state.
+
+        A kernel computes it in one pass over the state where one can.
+        """
+        given = dict(zip(self.inputs, tensors, strict=True))
+        alike = {x.dtype for name, x in given.items() if name not in self.apart}
+        if state.dtype is torch.float32 and len(alike) == 1:
+            for name in KERNELS:
+                if name in self.forms and self.forms[name].unfit(given["k"], given["v"]) is None:
+                    self._check(f"{self.name}_step", given, state, S=len(state), T=len(state))
+                    return self.forms[name].compute(*tensors, (1,) * len(state), state)
+        return self.step(*tensors, state)
+
+    def _check(self, name: str, given: Mapping[str, Tensor], state: Tensor, **sizes: int) -> None:
+        shaped = {key: (x, self.inputs[key]) for key, x in given.items()}
+        check_inputs(name, {**shaped, "state": (state, "SHKV")}, **sizes)
+
+
+KERNELS = ("triton", "cpu")
+"""Forms that compute a single position in one pass over the state."""
+
+
+def choose(op: str, forms: Mapping[str, Form], name: str, k: Tensor, v: Tensor) -> Form:
+    """The form of that name; for `auto` the first that can take keys [..., K] and values [T, H, V] like these.
 
     AuroraError when there is no such form, or it cannot.
     """
-    if name == "auto" and step is not None and max(lengths) == 1:
-        return Form(lambda *given: step(*given[:-2], given[-1]), widens=False)
     if name == "auto":
-        return forms[_first_fit(op, forms, k, v, lengths)]
+        return _first_fit(op, forms, k, v)
     if name not in forms:
         raise AuroraError(f"{op} has no form {name!r}.{suggest(name, ['auto', *forms])}")
     reason = forms[name].unfit(k, v)
@@ -54,22 +109,15 @@ def choose(
     return forms[name]
 
 
-def _first_fit(op: str, forms: Mapping[str, Form], k: Tensor, v: Tensor, lengths: Sequence[int]) -> str:
+def _first_fit(op: str, forms: Mapping[str, Form], k: Tensor, v: Tensor) -> Form:
     passed: dict[str, str] = {}
-    able = []
     for name, form in forms.items():
         reason = form.unfit(k, v)
         if reason is None:
-            able.append(name)
-            reason = form.slow(k, lengths)
-        if reason is None:
-            break
+            _tell(op, name, k.device.type, k.shape[-1], v.shape[-1], _reasons(passed))
+            return form
         passed[name] = reason
-    if not able:
-        raise AuroraError(f"{op}: no form can take keys {tuple(k.shape)} {k.dtype} on {k.device}: {_reasons(passed)}")
-    chosen = name if reason is None else able[0]  # where all that fit are slow, the first
-    _tell(op, chosen, k.device.type, k.shape[-1], v.shape[-1], _reasons(passed))
-    return chosen
+    raise AuroraError(f"{op}: no form can take keys {tuple(k.shape)} {k.dtype} on {k.device}: {_reasons(passed)}")
 
 
 def _reasons(passed: Mapping[str, str]) -> str:
@@ -103,23 +151,9 @@ def check_inputs(op: str, inputs: Mapping[str, tuple[Tensor, str]], **sizes: int
             raise AuroraError(f"{op}: {name} is {shape}; it has to be [{right}]")
 
 
-def of_one_step(forms: Mapping[str, Form], state: Tensor, *row: Tensor) -> Form | None:
-    """The form that computes one position of each sequence in one pass over the state, where a kernel can; `row` is
-    what has to be of one dtype, keys first, values last."""
-    if state.dtype is not torch.float32 or any(x.dtype != row[0].dtype for x in row):
-        return None
-    return next((forms[name] for name in ("triton", "cpu") if forms[name].unfit(row[0], row[-1]) is None), None)
-
-
 def wide(dtype: torch.dtype) -> torch.dtype:
     """What recurrences are computed in: float32, or float64 when that is asked for."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def as_one_dtype(*tensors: Tensor) -> list[Tensor]:
-    """The tensors in the smallest dtype that holds them all."""
-    dtype = reduce(torch.promote_types, (x.dtype for x in tensors))
-    return [x.to(dtype) for x in tensors]
 
 
 def without_autocast(op: Callable[Inputs, Outputs]) -> Callable[Inputs, Outputs]:

@@ -132,8 +132,8 @@ def address(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
-def unfit(name: str, k: Tensor) -> str | None:
-    """Why a kernel of `csrc/<name>.cpp` cannot take a tensor like this; None when it can."""
+def unfit(name: str, k: Tensor, v: Tensor) -> str | None:
+    """Why a kernel of `csrc/<name>.cpp` cannot take keys and values like these; None when it can."""
     if k.device.type != "cpu":
         return f"takes tensors on cpu, not on {k.device.type}"
     if k.dtype not in (torch.float32, torch.bfloat16):

@@ -22,6 +22,8 @@ from torch.autograd.function import once_differentiable
 
 from ._grid import ChunkGrid, chunk_grid, scan_backward, scan_forward
 
+# exp(-exp(10)) is 0 in every format, while the gradient of exp(-exp(w)) turns NaN from w = 89 on
+LARGEST_W = 10.0
 SUB_CHUNK = 8
 LOWEST_LOG_DECAY = {torch.float32: -20.0, torch.float64: -150.0}
 
@@ -33,7 +35,7 @@ def wkv6_chunk(
     # measured on a CPU: 8 and 16 are alike, 32 is slower; elsewhere each step of the scan costs a launch
     grid = chunk_grid(lengths, 16 if r.device.type == "cpu" else 64, r.shape[1], r.device)
     apply: Callable[..., tuple[Tensor, Tensor]] = _Chunked.apply
-    return apply(r, k, v, w, bonus, state, grid)
+    return apply(r, k, v, w.clamp(max=LARGEST_W), bonus, state, grid)
 
 
 class _Scaled(NamedTuple):

@@ -16,11 +16,6 @@ from . import _native
 from ._native import address, library
 
 
-def unfit(name: str) -> Callable[[Tensor, Tensor], str | None]:
-    """Why the C++ recurrence cannot take keys and values; None when it can."""
-    return lambda k, v: _native.unfit(name, k)
-
-
 def wkv6_cpu(
     r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, lengths: tuple[int, ...], state: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._forms import Form, choose, step_by_step, without_autocast
-from ._forms import wide as wide_of
-from ._grid import chunk_grid, scan, sequence_lengths
+from ._forms import Form, Operator, step_by_step, without_autocast
+from ._grid import chunk_grid, scan
 
 CHUNK = 32
 
@@ -36,13 +35,7 @@ def ssd(
     q, k [T, K], v [T, H, V], a [T, H], cu_seqlens [S + 1] on any device, state [S, H, K, V] or none for zeros.
     Computes in float32, or float64 when v is.
     """
-    lengths = sequence_lengths(cu_seqlens, len(v))
-    wide = wide_of(v.dtype)
-    if state is None:
-        state = torch.zeros(len(lengths), v.shape[1], k.shape[-1], v.shape[-1], dtype=wide, device=v.device)
-    chosen = choose("ssd", FORMS, form, k.unsqueeze(1), v, lengths, ssd_step)
-    y, after = chosen.compute(q.to(wide), k.to(wide), v.to(wide), a.to(wide), lengths, state.to(wide))
-    return y.to(v.dtype), after if return_state else None
+    return OPERATOR.read((q, k, v, a), cu_seqlens, state, form, return_state)
 
 
 @without_autocast
@@ -83,4 +76,5 @@ def ssd_chunk(
 
 
 FORMS: dict[str, Form] = {"chunk": Form(ssd_chunk), "reference": Form(ssd_reference)}
-"""The forms by name; `auto` takes the first that can."""
+LETTERS = {"q": "TK", "k": "TK", "v": "THV", "a": "TH"}
+OPERATOR = Operator("ssd", FORMS, LETTERS, ssd_step, apart=("q", "k", "a"))

@@ -9,18 +9,17 @@ Per head, with the log-decay lw = -exp(w) and a state s [K, V]:
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from ._forms import Form, as_one_dtype, check_inputs, choose, of_one_step, step_by_step, wide, without_autocast
-from ._grid import sequence_lengths
+from . import _native
+from ._forms import Form, Operator, step_by_step, without_autocast
 from ._triton import fla_unfit, late
 from ._triton import unfit as triton_unfit
-from ._wkv6_chunk import wkv6_chunk
-from ._wkv_cpu import unfit, wkv6_cpu
-
-# exp(-exp(10)) is 0 in every format, while the gradient of exp(-exp(w)) turns NaN from w = 89 on
-LARGEST_W = 10.0
+from ._wkv6_chunk import LARGEST_W, wkv6_chunk
+from ._wkv_cpu import wkv6_cpu
 
 
 @without_autocast
@@ -41,20 +40,7 @@ def wkv6(
     r, k, w [T, H, K], v [T, H, V], bonus [H, K], cu_seqlens [S + 1] on any device, state [S, H, K, V] or none for
     zeros. `w` is raw: the decay exp(-exp(w)) is computed here. Computes in float32, or float64 when r is.
     """
-    lengths = sequence_lengths(cu_seqlens, len(r))
-    dtype = v.dtype
-    r, k, v = as_one_dtype(r, k, v)
-    exact = wide(r.dtype)
-    if state is None:
-        state = torch.zeros(len(lengths), *k.shape[1:], v.shape[-1], dtype=exact, device=r.device)
-    given = {"r": (r, "THK"), "k": (k, "THK"), "v": (v, "THV"), "w": (w, "THK"), "bonus": (bonus, "HK")}
-    check_inputs("wkv6", {**given, "state": (state, "SHKV")}, S=len(lengths))
-    chosen = choose("wkv6", FORMS, form, k, v, lengths, wkv6_step)
-    if chosen.widens:
-        r, k, v, w, bonus = (x.to(exact) for x in (r, k, v, w, bonus))
-        w = w.clamp(max=LARGEST_W)
-    y, after = chosen.compute(r, k, v, w, bonus, lengths, state.to(exact))
-    return y.to(dtype), after if return_state else None
+    return OPERATOR.read((r, k, v, w, bonus), cu_seqlens, state, form, return_state)
 
 
 @without_autocast
@@ -63,12 +49,7 @@ def wkv6_step(r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, state: 
 
     Computes in the dtype of the state.
     """
-    fused = of_one_step(FORMS, state, k, r, v)
-    if fused is not None:
-        given = {"r": (r, "SHK"), "k": (k, "SHK"), "v": (v, "SHV"), "w": (w, "SHK"), "bonus": (bonus, "HK")}
-        check_inputs("wkv6_step", {**given, "state": (state, "SHKV")})
-        return fused.compute(r, k, v, w, bonus, (1,) * len(k), state)
-    return _step(r, k, v, w, bonus, state)
+    return OPERATOR.read_one((r, k, v, w, bonus), state)
 
 
 def _step(r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,8 +69,9 @@ def wkv6_reference(
 FORMS: dict[str, Form] = {
     "triton": Form(late("_wkv6_triton", "wkv6_triton"), triton_unfit, widens=False),
     "fla": Form(late("_fla", "wkv6_fla"), fla_unfit, widens=False),
-    "cpu": Form(wkv6_cpu, unfit("wkv6"), widens=False),
+    "cpu": Form(wkv6_cpu, partial(_native.unfit, "wkv6"), widens=False),
     "chunk": Form(wkv6_chunk),
     "reference": Form(wkv6_reference),
 }
-"""The forms by name; `auto` takes the first that can."""
+LETTERS = {"r": "THK", "k": "THK", "v": "THV", "w": "THK", "bonus": "HK"}
+OPERATOR = Operator("wkv6", FORMS, LETTERS, _step, apart=("w", "bonus"))

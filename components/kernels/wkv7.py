@@ -12,15 +12,17 @@ one w for all keys, a = -k̂, b = exp(w) · β · k̂ and k = β · k̂.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from ._forms import Form, as_one_dtype, check_inputs, choose, of_one_step, step_by_step, wide, without_autocast
-from ._grid import sequence_lengths
+from . import _native
+from ._forms import Form, Operator, step_by_step, without_autocast
 from ._triton import fla_unfit, late
 from ._triton import unfit as triton_unfit
 from ._wkv7_chunk import wkv7_chunk
-from ._wkv_cpu import unfit, wkv7_cpu
+from ._wkv_cpu import wkv7_cpu
 
 
 @without_autocast
@@ -42,19 +44,7 @@ def wkv7(
     r, w, k, a, b [T, H, K], v [T, H, V], cu_seqlens [S + 1] on any device, state [S, H, K, V] or none for zeros. `w` is
     the log-decay itself, ≤ 0, and better not of less than float32. Computes in float32, or float64 when r is.
     """
-    lengths = sequence_lengths(cu_seqlens, len(r))
-    dtype = v.dtype
-    r, k, v, a, b = as_one_dtype(r, k, v, a, b)
-    exact = wide(r.dtype)
-    if state is None:
-        state = torch.zeros(len(lengths), *k.shape[1:], v.shape[-1], dtype=exact, device=r.device)
-    given = {name: (x, "THK") for name, x in (("r", r), ("w", w), ("k", k), ("a", a), ("b", b))}
-    check_inputs("wkv7", {**given, "v": (v, "THV"), "state": (state, "SHKV")}, S=len(lengths))
-    chosen = choose("wkv7", FORMS, form, k, v, lengths, wkv7_step)
-    if chosen.widens:
-        r, w, k, v, a, b = (x.to(exact) for x in (r, w, k, v, a, b))
-    y, after = chosen.compute(r, w, k, v, a, b, lengths, state.to(exact))
-    return y.to(dtype), after if return_state else None
+    return OPERATOR.read((r, w, k, v, a, b), cu_seqlens, state, form, return_state)
 
 
 @without_autocast
@@ -63,12 +53,7 @@ def wkv7_step(r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, 
 
     Computes in the dtype of the state.
     """
-    fused = of_one_step(FORMS, state, k, r, a, b, v)
-    if fused is not None:
-        given = {name: (x, "SHK") for name, x in (("r", r), ("w", w), ("k", k), ("a", a), ("b", b))}
-        check_inputs("wkv7_step", {**given, "v": (v, "SHV"), "state": (state, "SHKV")})
-        return fused.compute(r, w, k, v, a, b, (1,) * len(k), state)
-    return _step(r, w, k, v, a, b, state)
+    return OPERATOR.read_one((r, w, k, v, a, b), state)
 
 
 def _step(r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,8 +75,9 @@ def wkv7_reference(
 FORMS: dict[str, Form] = {
     "triton": Form(late("_wkv7_triton", "wkv7_triton"), triton_unfit, widens=False),
     "fla": Form(late("_fla", "wkv7_fla"), fla_unfit, widens=False),
-    "cpu": Form(wkv7_cpu, unfit("wkv7"), widens=False),
+    "cpu": Form(wkv7_cpu, partial(_native.unfit, "wkv7"), widens=False),
     "chunk": Form(wkv7_chunk),
     "reference": Form(wkv7_reference),
 }
-"""The forms by name; `auto` takes the first that can."""
+LETTERS = {"r": "THK", "w": "THK", "k": "THK", "v": "THV", "a": "THK", "b": "THK"}
+OPERATOR = Operator("wkv7", FORMS, LETTERS, _step, apart=("w",))

@@ -47,7 +47,7 @@ def _case(operator: Operator, shape: Shape, dtype: str, backward: bool, settings
 def _contestants(operator: Operator, shape: Shape, dtype: str, backward: bool, settings: Settings) -> list[Contestant]:
     k = torch.empty(1, shape.heads, operator.keys, dtype=DTYPES[dtype], device=settings.device)
     v = torch.empty(1, shape.heads, operator.values, dtype=DTYPES[dtype], device=settings.device)
-    best = operator.chosen(k, v, shape)
+    best = operator.chosen(k, v)
     # a GPU's loop over time takes minutes for what its kernels do in milliseconds
     forms = [best, *(name for name in operator.forms() if name not in (best, "fla"))]
     if (backward or settings.gpu) and best != BY_STEPS:

@@ -64,13 +64,13 @@ class Operator:
     peers: Callable[[bool], list[Peer]]  # given whether there is a GPU
 
     def forms(self) -> dict[str, Any]:
-        """By name; the first that fits and is not slow is what `auto` takes."""
+        """By name; the first that fits is what `auto` takes."""
         return MODULES[self.name].FORMS  # type: ignore[no-any-return]
 
-    def chosen(self, k: Tensor, v: Tensor, shape: Shape) -> str:
+    def chosen(self, k: Tensor, v: Tensor) -> str:
         """The form that `auto` takes for such keys and values."""
         forms = self.forms()
-        taken = choose(self.name, forms, "auto", k, v, (shape.length,) * shape.rows)
+        taken = choose(self.name, forms, "auto", k, v)
         return next(name for name, form in forms.items() if form is taken)
 
     def __call__(self, *inputs: Tensor, shape: Shape, form: str) -> Tensor:
