@@ -6,7 +6,7 @@ from aurora.errors import AuroraError
 from aurora.interfaces import Text, Turn, Visual
 from aurora.registry import PROMPT
 
-TURNS = [Turn("<image>\nWhat is it?", "A cat."), Turn("How old?", "Two years.")]
+TURNS = [Turn("What is it?", "A cat."), Turn("How old?", "Two years.")]
 every_prompt = pytest.mark.parametrize("name", PROMPT.known())
 
 
@@ -31,6 +31,20 @@ def test_the_answers_and_their_stops_alone_are_learned(name, visual):
 def test_a_conversation_without_anything_to_see_is_plain_chat(name):
     text = "".join(piece.text for piece in layout(name, TURNS, visual=False))
     assert text == "User: What is it?\n\nAssistant: A cat.\n\nUser: How old?\n\nAssistant: Two years.\n\n"
+
+
+@every_prompt
+@pytest.mark.parametrize("visual", [True, False])
+def test_tags_that_are_still_there_are_words(name, visual):
+    pieces = layout(name, [Turn("What does <video> do?", "<image> shows.")], visual)
+    text = "".join(piece.text for piece in pieces if isinstance(piece, Text))
+    assert text.endswith("What does <video> do?\n\nAssistant: <image> shows.\n\n")
+
+
+@every_prompt
+def test_images_between_which_text_stands_are_all_laid_out(name):
+    turns = [TURNS[0]._replace(places=(0, 4, 4)), TURNS[1]._replace(places=(3,))]
+    assert sum(piece.media for piece in layout(name, turns) if isinstance(piece, Visual)) == 4
 
 
 @every_prompt
