@@ -17,10 +17,11 @@ except ModuleNotFoundError as missing:
                       "try: pip install 'auroralong[parquet]'") from missing
 
 
-def places(path: Path) -> Iterator[tuple[int, int]]:
-    """Row group and row of every record."""
-    facts = _file(path).metadata
-    return ((group, row) for group in range(facts.num_row_groups) for row in range(facts.row_group(group).num_rows))
+def places(path: Path) -> Iterator[tuple[int, int, int]]:
+    """Row group and row of every record, and the bytes of a row of its group on average."""
+    for group in range(_file(path).num_row_groups):
+        facts = _file(path).metadata.row_group(group)
+        yield from ((group, row, facts.total_byte_size // facts.num_rows) for row in range(facts.num_rows))
 
 
 def rows(path: Path) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
@@ -43,12 +44,6 @@ def columns(path: Path) -> list[str]:
 def holds_bytes(path: Path) -> bool:
     """Whether a column holds media, and not only text and numbers."""
     return any(_of_bytes(field.type) for field in _file(path).schema_arrow)
-
-
-def weight(path: Path, group: int) -> int:
-    """Bytes of a row of a group on average."""
-    facts = _file(path).metadata.row_group(group)
-    return int(facts.total_byte_size // max(1, facts.num_rows))
 
 
 def row(path: Path, group: int, number: int) -> dict[str, Any]:

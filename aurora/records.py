@@ -21,7 +21,7 @@ Record = Mapping[str, Any]
 FAULT = "$fault"
 """Key of a record that cannot be read, and says why."""
 PLACE = "$place"
-"""Key of a record that says where it stands, for `record_at`."""
+"""Key of a record that says where it stands, for `record_at`; last about how many bytes it has, media included."""
 _BLOCK = 1 << 20
 _LARGEST = 1 << 28  # characters of one value, so that a quote that is never closed does not fill the memory
 _JSON = (".json", ".jsonl", ".ndjson")
@@ -93,20 +93,10 @@ def record_at(folder: Path, place: Sequence[Any]) -> Record:
     if Path(name).suffix.lower() == ".parquet":
         from aurora import parquet
 
-        return parquet.row(folder / name, *where)
+        return parquet.row(folder / name, *where[:2])
     with folder.joinpath(name).open("rb") as file:
         file.seek(where[0])
         return parse(file.read(where[1]))
-
-
-def weight_of(folder: Path, place: Sequence[Any]) -> int:
-    """About how many bytes the record at a place has, media included."""
-    name, *where = place
-    if Path(name).suffix.lower() == ".parquet":
-        from aurora import parquet
-
-        return parquet.weight(folder / name, where[0])
-    return int(where[1])
 
 
 def items(path: Path, key: str | None = None) -> Iterator[Record]:

@@ -28,7 +28,7 @@ from .loading.rows import Built, Segment, Skipped, blank_segment, pack
 from .loading.supervisor import start_method
 from .plan.lengths import row_pieces
 from .reader._decode import capped
-from .shards.format import VIDEO, check_key, parse_record
+from .shards.format import VIDEO, check_foreign_key, check_members, parse_record
 from .shards.index import is_remote
 
 # Sequences that wait for a row that they fit in.
@@ -159,11 +159,12 @@ class _Packer:
 
     def sequence(self, sample: Mapping[str, Any]) -> Segment:
         """The sequence of a sample. BadSample when none fits a row."""
-        with bad_sample("key"):
-            key = check_key(sample["__key__"])
+        key = sample["__key__"]
+        check_foreign_key(key)
         if "json" not in sample:
             raise BadSample("json", f"{key} has no json member")
         record, sequence = parse_record(sample["json"]), Segment()
+        check_members(record, sample)
         for piece in row_pieces(record, self.prompt, self.tokenizer):
             if not isinstance(piece, range):
                 sequence.add_text(*piece)

@@ -28,12 +28,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aurora.errors import AuroraError, bad_sample
+from aurora.errors import AuroraError, BadSample, bad_sample
 from aurora.interfaces import Turn
 from aurora.markers import place_media
 from aurora.records import parse
@@ -90,6 +90,19 @@ def split_name(name: str) -> tuple[str, str] | None:
     if not stem or not dot or re.fullmatch(r"__.*__", last):
         return None
     return folder + slash + stem, extension.lower()
+
+
+def check_foreign_key(key: str) -> None:
+    """BadSample for the key of a tar of others that leads elsewhere or is not text."""
+    if not key.isprintable() or key.startswith("/") or ".." in key or len(key.encode()) > MAX_KEY:
+        raise BadSample("key", f"{key!r} leads elsewhere, or has more than {MAX_KEY} bytes or some that are not text")
+
+
+def check_members(record: Record, extensions: Iterable[str]) -> None:
+    """BadSample when a sample has media that its record does not name."""
+    unnamed = sorted(one for one in extensions if one not in record.media and is_medium(one))
+    if unnamed:
+        raise BadSample("media", f"the record does not name {', '.join(unnamed)}, which the sample has")
 
 
 def is_read(extension: str, known: Sequence[str] = EXTENSIONS) -> bool:

@@ -29,7 +29,17 @@ from aurora.files import replace_file
 from aurora.images import image_shape
 
 from ..reader._file import measure, video_shape
-from .format import KINDS, MAX_KEY, MEMBER_BYTES, VIDEO, Record, is_medium, is_read, parse_record, split_name
+from .format import (
+    KINDS,
+    MEMBER_BYTES,
+    VIDEO,
+    Record,
+    check_foreign_key,
+    check_members,
+    is_read,
+    parse_record,
+    split_name,
+)
 
 VERSION = 1
 INDEX = "index.json"
@@ -274,8 +284,7 @@ def _runs(tar: Path, unread: Counter[str]) -> Iterator[tuple[str, list[tuple[str
 
 def _checked(key: str, members: Sequence[tuple[str, Place]]) -> dict[str, Place]:
     """The places of a foreign sample's members by extension. BadSample when they cannot be told apart."""
-    if not key.isprintable() or key.startswith("/") or ".." in key or len(key.encode()) > MAX_KEY:
-        raise BadSample("key", f"{key!r} leads elsewhere, or has more than {MAX_KEY} bytes or some that are not text")
+    check_foreign_key(key)
     places = dict(members)
     if len(places) < len(members):
         (twice, _), = Counter(extension for extension, _ in members).most_common(1)
@@ -290,9 +299,7 @@ def measure_sample(key: str, members: Mapping[str, Place], read: Callable[[Place
     what they are."""
     bad: list[dict[str, str]] = []
     record = parse_record(read(members["json"]))
-    unnamed = sorted(extension for extension in members if extension not in record.media and is_medium(extension))
-    if unnamed:
-        raise BadSample("media", f"the record does not name {', '.join(unnamed)}, which {key} has")
+    check_members(record, members)
     rows: list[tuple[Any, ...]] = []
     for extension in record.media:
         at, size = members.get(extension, (0, 0))

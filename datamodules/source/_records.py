@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from aurora.errors import AuroraError, BadSample, bad_sample
 from aurora.interfaces import Entry, Source
-from aurora.records import FAULT, PLACE, entries, record_at, weight_of
+from aurora.records import FAULT, PLACE, entries, record_at
 
 from ..shards.format import ShardSample
 from ._media import VIDEOS, Medium, content, find, media, size_of
@@ -20,8 +20,6 @@ from ._media import VIDEOS, Medium, content, find, media, size_of
 Conversation = list[dict[str, str]]
 NAMED = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", *VIDEOS)
 """Extensions of names that are taken for those of media."""
-Joined = tuple[Any, Any, list[Any]]
-"""An id, the value that it has in one list, and those in the other."""
 _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "model": "gpt", "bot": "gpt",
              "chatgpt": "gpt", "system": "system"}
 
@@ -54,7 +52,7 @@ class RecordSource(Source):
 
     def size(self, entry: Entry) -> int:
         if PLACE in entry:
-            return weight_of(self._folder, entry[PLACE])
+            return int(entry[PLACE][-1])
         try:
             parsed = self.parse(self._record(entry), "")
         except BadSample:
@@ -107,7 +105,7 @@ def annotation_files(folder: Path, names: str | Sequence[str]) -> list[tuple[str
     return files
 
 
-def joined(left: Iterable[tuple[Any, Any]], right: Iterable[tuple[Any, Any]]) -> Iterator[Joined]:
+def joined(left: Iterable[tuple[Any, Any]], right: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any, list[Any]]]:
     """Every (id, value) of `left` with the values of `right` that have its id, both in their order; `right` is held in
     memory. Ids are numbers in one list and strings in the other, in some datasets."""
     found: dict[str, list[Any]] = defaultdict(list)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from aurora.interfaces import Entry
 from aurora.records import items
 from aurora.registry import SOURCE
 
-from ._records import Joined, Parsed, RecordSource, agreed, annotation_files, asked, joined
+from ._records import Parsed, RecordSource, agreed, annotation_files, asked, joined
 
 
 @SOURCE.register
@@ -43,10 +43,13 @@ class Vqav2Source(RecordSource):
         return [*self._questions, *super().annotations()]
 
     def entries(self) -> Iterator[Entry]:
+        numbers = itertools.count()
         for questions, (_, answers) in zip(self._questions, self._files, strict=True):
             answered = ((one.get("question_id"), _answer(one)) for one in items(answers, "annotations"))
             asked_for = ((one.get("question_id"), one) for one in items(questions, "questions"))
-            for group in self._groups(joined(asked_for, answered)):
+            for _, rows in itertools.groupby(joined(asked_for, answered), lambda row: (
+                    row[1].get("image_id") if self._by_image else next(numbers))):
+                group = list(rows)
                 identity, question, _ = group[0]
                 image = question.get("image_id")
                 yield {"id": image if self._by_image else identity, "image_id": image,
@@ -64,12 +67,6 @@ class Vqav2Source(RecordSource):
         except (TypeError, ValueError) as error:
             raise BadSample("field", f"image_id {record['image_id']!r} is not a number") from error
         return Parsed(turns, (name,), self._images)
-
-    def _groups(self, rows: Iterable[Joined]) -> Iterator[list[Joined]]:
-        """The questions that become one sample each."""
-        if not self._by_image:
-            return ([row] for row in rows)
-        return (list(group) for _, group in itertools.groupby(rows, lambda row: row[1].get("image_id")))
 
 
 def _answer(annotation: Mapping[str, Any]) -> Any:
