@@ -7,10 +7,13 @@ What takes long to import is imported when the function runs, so that help and c
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
+import gc
 import inspect
+import io
 import os
 import re
 import signal
@@ -28,6 +31,9 @@ from typer.models import OptionInfo
 from aurora.errors import TRY_AGAIN, AuroraError, LostProcess, suggest
 from aurora.version import VERSION
 
+# The interpreter would search all that torch has made for garbage before it ends: most of a second.
+atexit.register(gc.freeze)
+
 GROUP = "aurora.command"
 Command: TypeAlias = "TyperCommand | TyperGroup"
 _FRAME = Path(__file__).parent
@@ -40,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the exit status is 2 when the user has to change something, 75 when another process was lost, 130
     after ^C."""
     _end_with_parent()
+    for stream in (sys.stdin, sys.stdout):  # what an encoding lacks is replaced, as on standard error
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     # what goes wrong when processes meet is reported by us, once
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:

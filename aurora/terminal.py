@@ -1,10 +1,11 @@
-"""What commands write: tables and JSON to standard output, progress to standard error."""
+"""What commands write: answers, tables and JSON to standard output, progress to standard error."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.box import SIMPLE_HEAD
@@ -14,19 +15,24 @@ from rich.progress import (
     DownloadColumn,
     Progress,
     ProgressColumn,
+    SpinnerColumn,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
+from typing_extensions import Self
 
 PIPED_WIDTH = 120
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 BYTES = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
 
 
 def write_json(value: object) -> None:
     """A value for programs."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    escaped = not sys.stdout.encoding.lower().startswith("utf")
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=escaped) + "\n")
 
 
 def stdout() -> Console:
@@ -44,9 +50,11 @@ def table(*columns: str, numbers: Collection[str] | None = None, title: str | No
     return made
 
 
-def progress(*columns: str | ProgressColumn) -> Progress:
+def progress(*columns: str | ProgressColumn, expand: bool = False) -> Progress:
     """Bars on standard error; nothing where that is not a terminal."""
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    console = Console(stderr=True)
+    shown = sys.stderr.isatty() and console.is_interactive
+    return Progress(*columns, console=console, transient=True, disable=not shown, expand=expand)
 
 
 @contextmanager
@@ -55,3 +63,56 @@ def progress_bar(title: str, *columns: str | ProgressColumn) -> Iterator[Callabl
     with progress(*columns) as bars:
         bar = bars.add_task(title, total=None)
         yield lambda done, total: bars.update(bar, completed=done, total=total)
+
+
+class Waiting:
+    """A line on standard error with what is waited for, and for how long, until something else is written. Nothing
+    where that is not a terminal."""
+
+    def __init__(self, text: str) -> None:
+        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        self._bars = progress(SpinnerColumn("line"), TimeElapsedColumn(), TextColumn(
+            "{task.description}", markup=False, table_column=rest), expand=True)
+        self._task = self._bars.add_task(text, total=None)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """Goes on, for this."""
+        self._bars.update(self._task, description=text)
+        self._bars.start()
+
+    def note(self, text: str) -> None:
+        """Leaves a line on standard error."""
+        self.stop()
+        sys.stderr.write(f"{text}\n")
+
+    def stop(self) -> None:
+        """Makes room for something else; the time begins anew."""
+        self._bars.stop()
+        self._bars.reset(self._task, total=None)
+
+    def stream(self, pieces: Iterable[str]) -> None:
+        """Writes a text to standard output as it comes, and ends the line even when it is interrupted."""
+        try:
+            for piece in pieces:
+                self.stop()
+                # a model may say what steers a terminal
+                sys.stdout.write(_STEERING.sub("\N{REPLACEMENT CHARACTER}", piece) if sys.stdout.isatty() else piece)
+                sys.stdout.flush()
+        finally:
+            self.stop()
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
+
+def clock(seconds: float) -> str:
+    """1:02 or 1:00:02."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -3,8 +3,8 @@ command-line options of its fields, under the first line of its docstring."""
 
 from __future__ import annotations
 
-import difflib
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,6 @@ ModelFolder: TypeAlias = Annotated[str | None, typer.Option("--model", metavar="
     "one."))]
 
 
-
 def positive(text: str | float) -> float:
     """A number above 0, for `typer.Option(parser=...)`."""
     if not 0 < float(text) < math.inf:
@@ -31,7 +30,8 @@ def positive(text: str | float) -> float:
     return float(text)
 
 
-_OVERRIDE = re.compile(r"(?:[+]{0,2}|~)(?P<root>[a-z_]+)(?:[.@/][\w.@/]*)?(?P<equals>=)?", re.IGNORECASE)
+_OVERRIDE = re.compile(r"(?:\+{0,2}(?P<set>[a-z_]+)(?:[.@/][\w.@/]*)?=|~(?P<deleted>[a-z_]+))", re.IGNORECASE)
+_FILE = re.compile(r"\S+\.[a-z]\w{1,3}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Adapter:
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Words that are not overrides, and the overrides: KEY=VALUE, or ~KEY, with a key at the top of the config.
 
-    AuroraError for a key that is nearly one of them: `keep_raito=0.5` is not meant as a question.
+    AuroraError for another key: `keep_raito=0.5` is not meant as a question.
     """
     from aurora.config import CONFIG_FOLDER, CONFIG_KEYS
 
@@ -64,13 +64,30 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     overrides: list[str] = []
     known = {*CONFIG_KEYS, *(path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir())}
     for word in words:
-        found = _OVERRIDE.match(word)
-        if found is None or not (found["equals"] or word.startswith("~")):
-            others.append(word)
-        elif found["root"] in known:
+        found = None if os.path.exists(word) else _OVERRIDE.match(word)
+        key = found and (found["set"] or found["deleted"])
+        if key in known:
             overrides.append(word)
-        elif " " not in word and difflib.get_close_matches(found["root"], known, cutoff=0.7):
-            raise AuroraError(f"{word!r}: the config has no {found['root']!r}.{suggest(found['root'], sorted(known))}")
+        elif key and not re.search(r"\s|\?$", word):
+            raise AuroraError(f"{word!r}: the config has no {key!r}.{suggest(key, sorted(known))}")
         else:
             others.append(word)
     return others, overrides
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Videos and images, questions, and overrides. A file is what comes first, what exists, and what is called like
+    one. AuroraError when there is none, for a file that cannot be opened, and for an empty question."""
+    from aurora.inference.visuals import check_file
+
+    others, overrides = split_overrides(words)
+    files = [word for number, word in enumerate(others)
+             if number == 0 or os.path.exists(word) or _FILE.fullmatch(word)]
+    questions = [word for word in others if word not in files]
+    if not files:
+        raise AuroraError("no video or image file was given")
+    for file in files:
+        check_file(file)
+    if not all(question.strip() for question in questions):
+        raise AuroraError("a question is empty")
+    return files, questions, overrides

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from aurora.commands._options import Adapter, Device, ModelFolder, split_overrides
+from aurora.commands._options import Adapter, Device, ModelFolder, split_words
 from aurora.errors import AuroraError
 
 if TYPE_CHECKING:
-    from rich.status import Status
-
     from aurora.config import ModelConfig
     from aurora.inference.generation import Generation
+    from aurora.interfaces import Sampling
     from aurora.model import AuroraModel
+    from aurora.terminal import Waiting
 
 
 @dataclass(frozen=True)
@@ -83,17 +84,16 @@ class Answer:
         """The same, checked."""
         from aurora.inference.generation import Generation
 
-        return Generation(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p,
-                          top_k=self.top_k, seed=self.seed, stop=tuple(self.stop))
+        return Generation(**{**vars(self), "stop": tuple(self.stop)})
 
 
 def ask(
     *,
-    visual: Annotated[str, typer.Argument(metavar="VIDEO", help="A video or image file.")],
     words: Annotated[list[str], typer.Argument(
-        metavar="QUESTION|OVERRIDE", default_factory=list, show_default=False,
-        help="What to ask; with --chat it may be left out. KEY=VALUE with a key of the config is an override, such as "
-             "keep_ratio=0.5, sampling.fps=2 or merge=pool.")],
+        metavar="VIDEO|QUESTION|OVERRIDE", default_factory=list, show_default=False,
+        help="A video or image file, or several that are seen in this order; what to ask, which --chat may leave out; "
+             "and overrides: KEY=VALUE with a key of the config, such as keep_ratio=0.5, sampling.fps=2 or "
+             "merge=pool.")],
     option: Annotated[list[str], typer.Option(
         metavar="TEXT", default_factory=list, show_default=False,
         help="An option to choose from. Give two or more; they are lettered in this order.")],
@@ -104,51 +104,68 @@ def ask(
     """Answer questions about a video or images.
 
     Reads a video of any length in constant memory and streams the answer to standard output. Several questions are
-    answered one by one, each on its own; with --chat they are one conversation, which goes on with the lines of
-    standard input.
+    answered one by one, each on its own, from one reading; with --chat they are one conversation, which goes on with
+    the lines of standard input.
 
     \b
     example:
       aurora ask clip.mp4 "What colour is the ball?" \\
         --model runs/demo/language_video/model
       aurora ask clip.mp4 "Where does it go?" --option left --option right
-      aurora ask one.jpg "What changed?" --with two.jpg
+      aurora ask one.jpg two.jpg "What changed?"
       aurora ask clip.mp4 "What is it?" --random-weights --frames 8 dtype=bfloat16
     """
-    from aurora.evaluation.prompts import multiple_choice
+    from aurora.terminal import Waiting
 
-    questions, overrides = split_overrides(words)
-    if not questions and not chat:
-        raise AuroraError('no question: aurora ask VIDEO "QUESTION", or --chat to read questions from standard input')
-    if len(option) == 1:
-        raise AuroraError("one --option is not a choice; give two or more")
-    answer_each([multiple_choice(question, option) if option else question for question in questions],
-                visual, overrides, frames, model, adapter, answer, device, chat=chat)
+    with Waiting("loading") as waiting:
+        from aurora.evaluation.prompts import multiple_choice
+
+        files, questions, overrides = split_words(words)
+        if not questions and not chat:
+            raise AuroraError('no question: aurora ask VIDEO "QUESTION", or --chat to read questions from standard '
+                              "input")
+        if len(option) == 1:
+            raise AuroraError("one --option is not a choice; give two or more")
+        answer_each([multiple_choice(question, option) if option else question for question in questions],
+                    files, overrides, waiting, frames, model, adapter, answer, device, chat=chat)
 
 
 def answer_each(
-    questions: Sequence[str], visual: str, overrides: Sequence[str], frames: Frames, model: Model, adapter: Adapter,
-    answer: Answer, device: Device, *, chat: bool = False
+    questions: Sequence[str], files: Sequence[str], overrides: Sequence[str], waiting: Waiting, frames: Frames,
+    model: Model, adapter: Adapter, answer: Answer, device: Device, *, chat: bool = False
 ) -> None:
     """Answers the questions; with `chat` as one conversation that goes on with standard input."""
-    from rich.console import Console
-
     from aurora.inference.session import Session
-    from aurora.inference.visuals import check_file
 
-    # What can be wrong without a model is checked before one is loaded.
-    generation = answer.generation()
-    visuals = [visual, *frames.more]
-    for file in visuals:
-        check_file(file)
+    generation = answer.generation()  # what can be wrong without a model is checked before one is loaded
+    files = [*files, *frames.more]
     used, config = _load(model, adapter, device, [*overrides, *model.overrides(), *frames.overrides()])
-    with Console(stderr=True).status("reading") as status:  # one line; nothing where stderr is not a terminal
-        session = Session.from_config(used, config, on_frame=lambda number: status.update(f"reading frame {number}"))
-        session.watch(*visuals)
-        for question in _conversation(questions, status) if chat else questions:
-            status.update("reading")
-            status.start()
-            _stream(session.ask(question, generation, remember=chat), status)
+    session = Session.from_config(used, config, on_frame=_reporting(config.sampling, waiting))
+    session.watch(*files)
+    waiting.say("reading")
+    answers = ((session.ask(question, generation, remember=True) for question in _conversation(questions, waiting))
+               if chat else session.ask_each(questions, generation))
+    for pieces in answers:
+        waiting.say("answering")
+        waiting.stream(pieces)
+
+
+def _reporting(sampling: Sampling, waiting: Waiting) -> Callable[[str, int, Sequence[float]], None]:
+    """Says how far a session has read, and, once for every file, when frames are left out."""
+    from aurora.terminal import clock
+
+    noted = set()
+
+    def report(file: str, number: int, times: Sequence[float]) -> None:
+        most, every = sampling.max_frames, (times[-1] - times[0]) / max(1, len(times) - 1) if times else 0.0
+        if len(times) == most and (most == 1 or every * (sampling.fps or 0) > 1.001) and file not in noted:
+            noted.add(file)
+            spread = f"{most} frames, one every {every:.3g} s" if most > 1 else "1 frame"
+            waiting.note(f"{file}: {spread}; --max-frames reads more")
+        where = f"frame {number} of {len(times)} ({clock(times[number - 1])} of {clock(times[-1])}) of" if times else ""
+        waiting.say(f"{where or 'reading'} {Path(file).name}")
+
+    return report
 
 
 def _load(model: Model, adapter: Adapter, device: Device, overrides: Sequence[str]
@@ -174,30 +191,17 @@ def _report(model: AuroraModel, sources: dict[str, str]) -> None:
     sys.stderr.write(f"all: {sum(parameters.values()):,} parameters\n")
 
 
-def _stream(pieces: Iterable[str], status: Status) -> None:
-    """Writes an answer as it comes; the status ends before it, as a terminal has one line for both."""
-    begun = False
-    for piece in pieces:
-        shown = piece if begun else piece.lstrip()
-        if shown:
-            status.stop()
-            begun = True
-            sys.stdout.write(shown)
-            sys.stdout.flush()
-    status.stop()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-
-
-def _conversation(questions: Iterable[str], status: Status) -> Iterator[str]:
+def _conversation(questions: Iterable[str], waiting: Waiting) -> Iterator[str]:
     yield from questions
-    status.stop()
+    terminal = sys.stdin.isatty()
     while True:
-        if sys.stdin.isatty():
+        waiting.stop()
+        if terminal:
             sys.stderr.write("> ")
             sys.stderr.flush()
         line = sys.stdin.readline()
         if not line:
+            sys.stderr.write("\n" if terminal else "")
             return
         if line.strip():
             yield line.strip()

@@ -6,14 +6,16 @@ from typing import Annotated
 
 import typer
 
-from aurora.commands._options import Adapter, Device, Overrides
+from aurora.commands._options import Adapter, Device, split_words
 from aurora.commands.ask import Answer, Frames, Model, answer_each
+from aurora.errors import AuroraError
 
 
 def caption(
     *,
-    visual: Annotated[str, typer.Argument(metavar="VIDEO", help="A video or image file.")],
-    overrides: Overrides,
+    words: Annotated[list[str], typer.Argument(
+        metavar="VIDEO|OVERRIDE", default_factory=list, show_default=False,
+        help="A video or image file, or several that are seen in this order, and overrides such as keep_ratio=0.5.")],
     question: Annotated[str | None, typer.Option(
         metavar="TEXT", help="The request. Default: one that training used.")] = None,
     frames: Frames, model: Model, adapter: Adapter, answer: Answer, device: Device,
@@ -27,8 +29,14 @@ def caption(
       aurora caption clip.mp4 --model runs/demo/language_video/model \\
         --max-new-tokens 200
     """
-    from aurora.evaluation.prompts import CAPTION_IMAGE, CAPTION_VIDEO
-    from aurora.inference.visuals import is_image
+    from aurora.terminal import Waiting
 
-    default = CAPTION_IMAGE if is_image(visual) else CAPTION_VIDEO
-    answer_each([question or default], visual, overrides, frames, model, adapter, answer, device)
+    with Waiting("loading") as waiting:
+        from aurora.evaluation.prompts import CAPTION_IMAGE, CAPTION_VIDEO
+        from aurora.inference.visuals import is_image
+
+        files, others, overrides = split_words(words)
+        if others:
+            raise AuroraError(f"{others[0]!r} is neither a file nor an override; --question takes another request")
+        default = CAPTION_IMAGE if is_image(files[0]) else CAPTION_VIDEO
+        answer_each([question or default], files, overrides, waiting, frames, model, adapter, answer, device)

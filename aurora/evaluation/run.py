@@ -106,8 +106,8 @@ def _by_video(tasks: Sequence[Task], most: int) -> Iterator[list[Task]]:
 def _predict(session: Session, folder: Path, tasks: Sequence[Task], questions: Mapping[str, Question],
              protocol: Protocol) -> list[Prediction]:
     asked = [questions[task.id] for task in tasks]
-    session.watch(folder / tasks[0].video)
     try:
+        session.watch(folder / tasks[0].video)
         memory = session.read_all([question.prompt for question in asked])
     except UnreadableVisual as error:
         return [Prediction(**vars(task), answer="", failure=str(error)) for task in tasks]

@@ -124,19 +124,23 @@ class TextStream:
 
 
 def stream(model: AuroraModel, runner: Runner, memory: Memory, options: Generation) -> Iterator[str]:
-    """The answer of one sequence, in pieces that are final when they are given."""
+    """The answer of one sequence without white space before it, in pieces that are final when they are given."""
     if memory.sequences != 1:
         raise ValueError(f"stream answers one sequence, not {memory.sequences}")
+    begun = False
     for _, piece in _pieces(model, runner, memory, options):
-        yield piece
+        shown = piece if begun else piece.lstrip()
+        if shown:
+            begun = True
+            yield shown
 
 
 def complete(model: AuroraModel, runner: Runner, memory: Memory, options: Generation) -> list[str]:
-    """The answers of S sequences that are stepped together; a finished one is dropped from the rest's work."""
+    """The same for S sequences that are stepped together; a finished one is dropped from the rest's work."""
     answers = [""] * memory.sequences
     for s, piece in _pieces(model, runner, memory, options):
         answers[s] += piece
-    return answers
+    return [answer.lstrip() for answer in answers]
 
 
 @torch.inference_mode()

@@ -43,12 +43,12 @@ def frames_of(sources: Sequence[str | Path], sampling: Sampling, reader: VideoRe
 
 
 def check_file(path: str | Path) -> None:
-    """AuroraError unless the path is a file with something in it."""
+    """UnreadableVisual unless the path is a file with something in it."""
     path = Path(path)
     if not path.exists():
-        raise AuroraError(f"{path} does not exist")
+        raise UnreadableVisual(f"{path} does not exist")
     if not path.is_file():
-        raise AuroraError(f"{path} is a folder, not a video or image file" if path.is_dir()
-                          else f"{path} is not a regular file")
+        raise UnreadableVisual(f"{path} is a folder, not a video or image file" if path.is_dir()
+                               else f"{path} is not a regular file")
     if path.stat().st_size == 0:
-        raise AuroraError(f"{path} is empty")
+        raise UnreadableVisual(f"{path} is empty")

@@ -152,7 +152,9 @@ class Siglip(VisionEncoder):
         self.layers, self.depth = layers, layers + 1 + feature_layer
         self.side = image_size // patch_size  # patches along each side of the position table
         self.patch = nn.Linear(3 * patch_size**2, width)
-        self.position = nn.Parameter(torch.randn(self.side**2, width) * width**-0.5)
+        self.position = nn.Parameter(torch.empty(self.side**2, width))
+        if not self.position.is_meta:  # where drawing normal numbers imports torch's compiler: over a second
+            nn.init.normal_(self.position, std=width**-0.5)
         self.blocks = nn.ModuleList(SiglipBlock(width, heads, mlp_width) for _ in range(self.depth))
         self.norm = nn.LayerNorm(width, eps=EPS) if feature_layer == -1 else None
         self.apply(_initialise)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,13 +16,13 @@ import pytest
 import typer
 
 from aurora.cli import app, find_commands, main
-from aurora.commands._options import split_overrides
+from aurora.commands._options import split_overrides, split_words
 from aurora.errors import AuroraError
 from aurora.evaluation.prompts import multiple_choice
 from aurora.inference.generation import Generation
 from aurora.inference.session import Session
 from aurora.interfaces import Sampling
-from aurora.registry import SLOTS
+from aurora.registry import READER, SLOTS
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(find_commands())
@@ -47,7 +48,7 @@ def run(capsys: pytest.CaptureFixture[str]):
 def answer(model, config, question: str, *visuals: Path, **options) -> str:
     session = Session.from_config(model, config)
     session.watch(*visuals)
-    return "".join(session.ask(question, Generation(max_new_tokens=12, **options))).lstrip()
+    return "".join(session.ask(question, Generation(max_new_tokens=12, **options)))
 
 
 def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
@@ -164,21 +165,52 @@ def test_completion_is_installed_for_a_shell(tmp_path: Path) -> None:
 
 
 def test_an_override_is_told_from_a_question_by_its_key() -> None:
-    questions = ["What moves?", "Is x=1?", "x=1", "Why is a = b?", "keep_ratio"]
+    questions = ["What moves?", "Is x=1?", "x=1?", "Why is a = b?", "a=1 or b", "keep_ratio"]
     overrides = ["keep_ratio=0.5", "merge.schedule=floor", "+stages.vision.adapters={}", "~logger", "trainer=cpu"]
     assert split_overrides([*questions, *overrides]) == (questions, overrides)
 
 
-def test_a_misspelt_override_is_not_taken_for_a_question() -> None:
-    with pytest.raises(AuroraError, match=r"'keep_raito=1': the config has no 'keep_raito'. Did you mean 'keep_ratio'"):
-        split_overrides(["keep_raito=1"])
+@pytest.mark.parametrize("word", ["keep_raito=1", "x=1", "+x.y=1", "~keep_raito"])
+def test_an_unknown_override_is_not_taken_for_a_question(word: str) -> None:
+    with pytest.raises(AuroraError, match=rf"'{re.escape(word)}': the config has no '(keep_raito|x)'"):
+        split_overrides([word])
 
 
-@pytest.mark.parametrize("place", [0, 1, 3, 5])
+def test_a_path_that_is_there_is_not_taken_for_an_override(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data=1").mkdir()
+    assert split_overrides(["data=1", "data=2"]) == (["data=1"], ["data=2"])
+
+
+def test_files_are_told_from_questions(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two.mp4", "a film.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    words = ["keep_ratio=1", "one", "Why?", "two.mp4", "Is it 3.5 or e.g. 4?", "a film.mp4", "Red."]
+    assert split_words(words) == (["one", "two.mp4", "a film.mp4"], ["Why?", "Is it 3.5 or e.g. 4?", "Red."],
+                                  ["keep_ratio=1"])
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["one", "three.mp4"], "three.mp4 does not exist"),
+    (["What moves?", "one"], "What moves? does not exist"),
+    (["one", "   "], "a question is empty"),
+    (["one", "Why?", ""], "a question is empty"),
+    (["one", "."], "is a folder"),
+    (["keep_ratio=1"], "no video or image file"),
+])
+def test_a_stray_word_is_not_taken_for_a_question(tmp_path, monkeypatch, words, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one").write_bytes(b"x")
+    with pytest.raises(AuroraError, match=re.escape(message)):
+        split_words(words)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 4, 6])
 def test_overrides_stand_anywhere_among_the_options(run, model, config, model_folder, video, place: int) -> None:
-    words = ["What moves?", "--model", str(model_folder), *SHORT]
+    words = [video, "What moves?", "--model", str(model_folder), *SHORT]
     words.insert(place, "keep_ratio=0.25")
-    out = run("ask", video, *words)[1]
+    out = run("ask", *words)[1]
     assert out == answer(model, replace(config, keep_ratio=0.25), "What moves?", video) + "\n"
 
 
@@ -201,14 +233,22 @@ def test_several_questions_are_answered_each_on_its_own(run, model, config, mode
     assert out == "".join(answer(model, config, question, video) + "\n" for question in questions)
 
 
+def test_several_questions_read_the_video_once(run, model_folder, video, monkeypatch) -> None:
+    opened, read = [], READER.get("pyav").read
+    monkeypatch.setattr(READER.get("pyav"), "read", lambda self, *given: opened.append(given) or read(self, *given))
+    assert run("ask", video, "What moves?", "Where?", "--model", model_folder, *SHORT)[0] == 0
+    assert len(opened) == 1
+
+
 def test_options_are_asked_as_in_the_evaluation(run, model, config, model_folder, video) -> None:
     out = run("ask", video, "Which?", "--option", "red", "--option", "blue", "--model", model_folder, *SHORT)[1]
     assert out == answer(model, config, multiple_choice("Which?", ["red", "blue"]), video) + "\n"
 
 
 def test_several_images_are_seen_in_their_order(run, model, config, model_folder, image, video) -> None:
-    out = run("ask", image, "What changed?", "--with", video, "--model", model_folder, *SHORT)[1]
-    assert out == answer(model, config, "What changed?", image, video) + "\n"
+    for words in ((image, "What changed?", "--with", video), (image, video, "What changed?")):
+        out = run("ask", *words, "--model", model_folder, *SHORT)[1]
+        assert out == answer(model, config, "What changed?", image, video) + "\n"
 
 
 @pytest.mark.parametrize(
@@ -249,7 +289,7 @@ def test_a_chat_is_one_conversation(run, model, config, model_folder, video, mon
     out = run("ask", video, "What moves?", "--chat", "--model", model_folder, *SHORT)[1]
     session = Session.from_config(model, config)
     session.watch(video)
-    reported = ["".join(session.ask(question, Generation(max_new_tokens=12), remember=True)).lstrip()
+    reported = ["".join(session.ask(question, Generation(max_new_tokens=12), remember=True))
             for question in ("What moves?", "Where?")]
     assert out == "".join(text + "\n" for text in reported)
 

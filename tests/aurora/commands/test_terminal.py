@@ -1,49 +1,171 @@
-"""What `aurora ask` leaves on a real terminal: a pseudo-terminal, and an emulator that reads what is written to it."""
+"""What `aurora ask` shows on a real terminal: a pseudo-terminal, and an emulator that reads what is written to it."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
+import re
 import select
+import struct
 import subprocess
 import sys
+import termios
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyte
+import pytest
 
 ROOT = Path(__file__).parents[3]
 
 
-def screen_of(*arguments: str | Path, columns: int = 100, rows: int = 30) -> list[str]:
-    """The lines that stand on a terminal after a command has ended."""
-    screen = pyte.Screen(columns, rows)
-    stream = pyte.ByteStream(screen)
+class Terminal:
+    """A terminal with a command in it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], leader: int, columns: int) -> None:
+        self.process, self.leader = process, leader
+        self.screen = pyte.Screen(columns, 30)
+        self.written = b""
+        self.screens: list[list[str]] = []  # all that there were
+        self._stream = pyte.ByteStream(self.screen)
+
+    @property
+    def lines(self) -> list[str]:
+        return [line.rstrip() for line in self.screen.display if line.strip()]
+
+    @property
+    def shown(self) -> list[str]:
+        """Every line that ever stood there."""
+        return [line for screen in self.screens for line in screen]
+
+    def read(self, until: str | None = None) -> list[str]:
+        """The lines at the end, or once a text stands there."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not (until and until in "\n".join(self.lines)):
+            if select.select([self.leader], [], [], 1.0)[0]:
+                try:
+                    data = os.read(self.leader, 65536)
+                except OSError:  # Linux's way to say that the other end is closed
+                    break
+                if not data:
+                    break
+                self.written += data
+                self._stream.feed(data)
+                self.screens.append(self.lines)
+        return self.lines
+
+    def type(self, text: str) -> None:
+        os.write(self.leader, text.encode())
+
+
+@contextmanager
+def terminal(*command: str | Path, columns: int = 100, **environment: str) -> Iterator[Terminal]:
     leader, follower = pty.openpty()
-    process = subprocess.Popen([sys.executable, "-m", "aurora.cli", *map(str, arguments)], cwd=ROOT, stdin=follower,
-                               stdout=follower, stderr=follower, env={**os.environ, "TERM": "xterm"})
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdin=follower, stdout=follower,
+                               stderr=follower, env={**os.environ, "TERM": "xterm", **environment},
+                               start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
     os.close(follower)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if select.select([leader], [], [], 1.0)[0]:
-            try:
-                data = os.read(leader, 65536)
-            except OSError:  # Linux's way to say that the other end is closed
-                break
-            if not data:
-                break
-            stream.feed(data)
-    os.close(leader)
-    assert process.wait(timeout=60) == 0
+    try:
+        yield Terminal(process, leader, columns)
+        process.wait(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(leader)
+
+
+def emulated(text: str, columns: int) -> list[str]:
+    screen = pyte.Screen(columns, 30)
+    visible = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
+    pyte.Stream(screen).feed(visible.replace("\n", "\r\n"))
     return [line.rstrip() for line in screen.display if line.strip()]
 
 
-def test_the_answer_stays_on_the_terminal(model_folder: Path, video: Path) -> None:
-    asked = ("ask", video, "What is this?", "--model", model_folder, "--max-new-tokens", "12")
-    piped = subprocess.run([sys.executable, "-m", "aurora.cli", *map(str, asked)], cwd=ROOT, capture_output=True,
-                           timeout=120)
-    answer = piped.stdout.decode()
-    assert answer.strip()
-    emulated = pyte.Screen(100, 30)
-    pyte.ByteStream(emulated).feed(answer.replace("\n", "\r\n").encode())
-    assert screen_of(*asked) == [line.rstrip() for line in emulated.display if line.strip()]
+# ---- `aurora ask`
+
+
+@pytest.fixture
+def ask(model_folder: Path, video: Path) -> tuple[str | Path, ...]:
+    return ("-m", "aurora.cli", "ask", video, "--model", model_folder)
+
+
+def test_waiting_and_what_is_left_out_are_said_and_the_answer_stays(ask, video: Path) -> None:
+    asked = (*ask, "What is this?", "--max-new-tokens", "12", "--fps", "8", "--max-frames", "5")
+    piped = subprocess.run([sys.executable, *map(str, asked)], cwd=ROOT, capture_output=True, timeout=120)
+    answer, note = piped.stdout.decode(), piped.stderr.decode()
+    assert answer.strip() and note == f"{video}: 5 frames, one every 1.22 s; --max-frames reads more\n"
+    with terminal(*asked) as seen:
+        assert "0:00:00 loading" in seen.read(until="loading")[0]
+        assert seen.read() == [*emulated(note, 100), *emulated(answer, 100)]
+    assert any(f"frame 5 of 5 (0:04 of 0:04) of {video.name}" in line for line in seen.shown)
+
+
+def test_a_conversation_takes_wide_characters(ask) -> None:
+    with terminal(*ask, "--chat", "--max-new-tokens", "3", columns=30) as seen:
+        seen.read(until=">")
+        seen.type("这是什么?\n")
+        seen.read(until="\n>")
+        seen.type("\x04")
+        lines = seen.read()
+    assert lines[0].replace(" ", "") == ">这是什么?" and lines[-1].startswith(">")
+    assert seen.process.returncode == 0
+
+
+def test_an_interrupted_command_says_so_on_a_line_of_its_own(ask) -> None:
+    with terminal(*ask, "What?", "--max-new-tokens", "1000000", "--temperature", "9") as seen:
+        seen.read(until="frame")
+        seen.type("\x03")
+        lines = seen.read()
+    assert seen.process.returncode == 130 and lines[-1] == "aurora: interrupted"
+    assert seen.written.count(b"\x1b[?25l") == seen.written.count(b"\x1b[?25h")  # the cursor is shown again
+
+
+def test_nothing_that_takes_time_is_imported_before_waiting_is_said() -> None:
+    code = ("import sys, aurora.cli, aurora.commands.ask, aurora.terminal; "
+            "sys.stderr.write(str({'torch', 'hydra', 'numpy', 'pydantic'} & set(sys.modules)))")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).stderr == b"set()"
+
+
+# ---- waiting, without a model
+
+WAITING = """
+import time
+from aurora.terminal import Waiting
+with Waiting("loading [the model]") as waiting:
+    time.sleep(0.2)
+    waiting.say("frame 10 of 10 (0:04 of 0:04) of a-file-with-a-long-name.mp4")
+    time.sleep(0.2)
+    waiting.note("a note")
+    waiting.say("answering")
+    waiting.stream(["一二\\x1b[2J", "三"])
+"""
+
+
+@pytest.mark.parametrize("columns", [100, 24])
+def test_waiting_takes_one_line_and_leaves_none(columns: int) -> None:
+    with terminal("-c", WAITING, columns=columns) as seen:
+        lines = seen.read()
+    assert [line.replace(" ", "") for line in lines] == ["anote", "一二\N{REPLACEMENT CHARACTER}[2J三"]
+    told = [line[2:] for line in seen.shown if line.startswith(tuple("-\\|/"))]
+    assert any(line.startswith("0:00:00 loading [the") for line in told)
+    assert any(line.startswith("0:00:00 frame") for line in told)
+    assert any(line.endswith("…") for line in told) == (columns == 24)
+    assert max(len(screen) for screen in seen.screens) <= 2
+
+
+def test_no_color_has_no_colour() -> None:
+    colours = re.compile(rb"\x1b\[[\d;]*3\d[\d;]*m")
+    for environment, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        with terminal("-c", WAITING, **environment) as seen:
+            seen.read()
+        assert bool(colours.search(seen.written)) == coloured
+
+
+def test_a_terminal_that_cannot_move_its_cursor_shows_no_waiting() -> None:
+    with terminal("-c", WAITING, TERM="dumb") as seen:
+        seen.read()
+    assert b"\x1b" not in seen.written and b"loading" not in seen.written

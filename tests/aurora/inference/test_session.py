@@ -158,6 +158,64 @@ def test_a_saved_session_answers_without_the_video(generic: AuroraModel, video: 
     assert reader.opened == 0
 
 
+def test_a_saved_session_needs_no_video_where_the_prompt_begins_with_the_question(
+        model: AuroraModel, make_video, tmp_path: Path) -> None:
+    clip = make_video(tmp_path / "clip.mp4", 8)
+    asked = session(model, clip)
+    same = answer(asked, "What moves?")
+    asked.save(tmp_path / "seen.safetensors")
+    clip.unlink()
+    loaded = Session(model, keep_ratio=0.5)
+    loaded.load(tmp_path / "seen.safetensors")
+    assert answer(loaded, "Where?") and answer(loaded, "What moves?") == same
+    assert loaded.answer_all(["Where?", "What moves?"], SHORT) == [answer(loaded, "Where?"), same]
+
+
+def test_an_answer_begins_without_white_space(model: AuroraModel, video: Path) -> None:
+    asked = session(model, video)
+    ids = iter([*model.tokenizer.encode(" \n a b"), model.tokenizer.end_of_text])
+    logits = model.backbone.logits
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.backbone, "logits", lambda hidden: torch.zeros_like(logits(hidden)).index_fill_(
+            -1, torch.tensor([next(ids)]), 1.0))
+        assert answer(asked) == "a b"
+
+
+def test_every_frame_is_reported_with_the_times_of_all(model: AuroraModel, video: Path, image: Path) -> None:
+    reports = []
+    answer(session(model, image, video, sampling=Sampling(frames=3), on_frame=lambda *read: reports.append(read)))
+    times = READER.build({"name": "pyav"}).times(str(video), Sampling(frames=3))
+    assert reports == [(str(image), 1, []), *((str(video), number, times) for number in (1, 2, 3))]
+
+
+@pytest.mark.parametrize(("use", "message"), [
+    (lambda model, video: session(model, np.zeros((2, 2, 3))), "watched must be str or PathLike, not ndarray"),
+    (lambda model, video: session(model, [video]), "watched must be str or PathLike, not list"),
+    (lambda model, video: Session(model).ask("What?"), "nothing was watched yet"),
+    (lambda model, video: Session(model).read_all(["What?"]), "nothing was watched yet"),
+    (lambda model, video: session(model, video).ask(" "), "the question is empty"),
+    (lambda model, video: session(model, video).ask("What \udce9?"), "the question 'What .*' is not text"),
+    (lambda model, video: session(model, video).ask(["What?"]), "the question must be str, not list"),
+    (lambda model, video: session(model, video).ask("What?", {"seed": 1}), "options must be Generation, not dict"),
+    (lambda model, video: session(model, video).answer_all(["What?"], 3), "options must be Generation, not int"),
+    (lambda model, video: Session(model, sampling={"fps": 1}), "sampling must be Sampling, not dict"),
+    (lambda model, video: Session(model, reader="pyav"), "reader must be VideoReader, not str"),
+    (lambda model, video: Session(str(video)), "model must be AuroraModel, not str"),
+])
+def test_what_a_session_does_not_take_is_named_at_once(model: AuroraModel, video: Path, use, message: str) -> None:
+    with pytest.raises(AuroraError, match=message):
+        use(model, video)
+
+
+def test_a_missing_file_is_named_when_it_is_to_be_watched(model: AuroraModel, tmp_path: Path) -> None:
+    with pytest.raises(UnreadableVisual, match=r"none\.mp4 does not exist"):
+        Session(model).watch(tmp_path / "none.mp4")
+
+
+def test_options_take_the_place_of_those_of_the_config(model: AuroraModel, config: ModelConfig) -> None:
+    assert Session.from_config(model, config, sampling=Sampling(frames=2)).sampling == Sampling(frames=2)
+
+
 def test_a_saved_session_is_as_large_for_a_long_video(generic: AuroraModel, make_video, tmp_path: Path) -> None:
     sizes = []
     for frames in (8, 80):
@@ -198,7 +256,7 @@ def test_several_images_are_read_in_their_order(model: AuroraModel, video: Path,
 def test_without_anything_to_see_only_the_text_is_read(model: AuroraModel) -> None:
     ids = [token for piece in model.prompt.layout([Turn("Hello?")], visual=False)
            for token in model.tokenizer.encode(piece.text)]
-    memory = session(model)._read([Turn("Hello?")])
+    memory = session(model).read_all(["Hello?"])
     runner = model.backbone.runner()
     torch.testing.assert_close(memory.hidden, read_texts(runner, blank(runner, 1), [ids]).hidden)
 
