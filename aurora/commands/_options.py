@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
@@ -21,6 +21,7 @@ Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON to sta
 ModelFolder: TypeAlias = Annotated[str | None, typer.Option("--model", metavar="FOLDER", help=(
     "A model folder, as training writes it. Default: runs/*/language_video/model of this folder, if there is just "
     "one."))]
+Score: TypeAlias = Literal["text", "likelihood", "likelihood_per_token"]
 
 
 def positive(text: str | float) -> float:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from aurora.commands._options import Adapter, Device, ModelFolder, split_words
+from aurora.commands._options import Adapter, Device, ModelFolder, Score, split_words
 from aurora.errors import AuroraError
 
 if TYPE_CHECKING:
     from aurora.config import ModelConfig
     from aurora.inference.generation import Generation
+    from aurora.inference.session import Session
     from aurora.interfaces import Sampling
     from aurora.model import AuroraModel
     from aurora.terminal import Waiting
@@ -97,6 +98,9 @@ def ask(
     option: Annotated[list[str], typer.Option(
         metavar="TEXT", default_factory=list, show_default=False,
         help="An option to choose from. Give two or more; they are lettered in this order.")],
+    score: Annotated[Score, typer.Option(help=(
+        "How an option is chosen: by what the model writes, by the log-probability of each option's text as the "
+        "answer, or by its mean over the tokens."))] = "text",
     chat: Annotated[bool, typer.Option(
         "--chat", help="One conversation; further questions are read from standard input.")] = False,
     frames: Frames, model: Model, adapter: Adapter, answer: Answer, device: Device,
@@ -126,15 +130,21 @@ def ask(
                               "input")
         if len(option) == 1:
             raise AuroraError("one --option is not a choice; give two or more")
+        if score != "text" and (chat or not option):
+            raise AuroraError(f"--score {score} chooses among --option TEXT, each question by itself: give options, "
+                              "and no --chat")
         answer_each([multiple_choice(question, option) if option else question for question in questions],
-                    files, overrides, waiting, frames, model, adapter, answer, device, chat=chat)
+                    files, overrides, waiting, frames, model, adapter, answer, device, chat=chat,
+                    options=[] if score == "text" else option, score=score)
 
 
 def answer_each(
     questions: Sequence[str], files: Sequence[str], overrides: Sequence[str], waiting: Waiting, frames: Frames,
-    model: Model, adapter: Adapter, answer: Answer, device: Device, *, chat: bool = False
+    model: Model, adapter: Adapter, answer: Answer, device: Device, *, chat: bool = False,
+    options: Sequence[str] = (), score: Score = "likelihood"
 ) -> None:
-    """Answers the questions; with `chat` as one conversation that goes on with standard input."""
+    """Answers the questions; with `chat` as one conversation that goes on with standard input, and with `options` by
+    the likeliest of them."""
     from aurora.inference.session import Session
 
     generation = answer.generation()  # what can be wrong without a model is checked before one is loaded
@@ -143,11 +153,30 @@ def answer_each(
     session = Session.from_config(used, config, on_frame=_reporting(config.sampling, waiting))
     session.watch(*files)
     waiting.say("reading")
-    answers = ((session.ask(question, generation, remember=True) for question in _conversation(questions, waiting))
-               if chat else session.ask_each(questions, generation))
+    answers: Iterable[Iterable[str]]
+    if options:
+        answers = _likeliest(session, questions, options, score, waiting)
+    elif chat:
+        answers = (session.ask(question, generation, remember=True) for question in _conversation(questions, waiting))
+    else:
+        answers = session.ask_each(questions, generation)
     for pieces in answers:
         waiting.say("answering")
         waiting.stream(pieces)
+
+
+def _likeliest(session: Session, questions: Sequence[str], options: Sequence[str], score: Score, waiting: Waiting
+               ) -> Iterator[list[str]]:
+    from aurora.evaluation.scoring import likeliest
+    from aurora.inference.reading import fork
+
+    memory = session.read_all(questions)
+    for number in range(len(questions)):
+        best, values = likeliest(session.model, session.runner, fork(memory, [number]), options,
+                                 per_token=score == "likelihood_per_token")
+        waiting.note("log-probability: " + ", ".join(
+            f"{option} {value:.2f}" for option, value in zip(options, values, strict=True)))
+        yield [options[best]]
 
 
 def _reporting(sampling: Sampling, waiting: Waiting) -> Callable[[str, int, Sequence[float]], None]:

@@ -16,7 +16,7 @@ from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.evaluation.predictions import PREDICTIONS_FILE, Prediction, PredictionFile, Task
 from aurora.evaluation.questions import QUESTIONS_FILE, Question, read_questions, wrong_videos
-from aurora.evaluation.scoring import score_options
+from aurora.evaluation.scoring import likeliest
 from aurora.evaluation.summary import summarise
 from aurora.files import write_json
 from aurora.inference.generation import Generation, complete
@@ -127,9 +127,9 @@ def _predict(session: Session, folder: Path, tasks: Sequence[Task], questions: M
 
 
 def _likeliest(session: Session, memory: Memory, task: Task, question: Question, score: Score) -> Prediction:
-    scores = score_options(session.model, session.runner, memory, question.options)
-    values = [option.log_prob if score == "likelihood" else option.per_token for option in scores]
-    return Prediction(**vars(task), answer=question.options[values.index(max(values))], log_probs=values)
+    best, values = likeliest(session.model, session.runner, memory, question.options,
+                             per_token=score == "likelihood_per_token")
+    return Prediction(**vars(task), answer=question.options[best], log_probs=values)
 
 
 def _settings(config: ModelConfig, folder: str | Path, protocol: Protocol, model_hash: str | None

@@ -55,6 +55,14 @@ def score_options(model: AuroraModel, runner: Runner, memory: Memory, options: S
     return [OptionScore(float(part.sum()), len(part)) for part in torch.split(log_probs.double(), lengths)]
 
 
+def likeliest(model: AuroraModel, runner: Runner, memory: Memory, options: Sequence[str], *, per_token: bool
+              ) -> tuple[int, list[float]]:
+    """The index of the likeliest option, and the log-probability of each, or its mean over the tokens."""
+    scores = score_options(model, runner, memory, options)
+    values = [score.per_token if per_token else score.log_prob for score in scores]
+    return values.index(max(values)), values
+
+
 def _log_probs(model: AuroraModel, hidden: Tensor, targets: Tensor) -> Tensor:
     """[T, D], [T] → [T] float32."""
     logits = model.backbone.logits(hidden).float()  # [T, V]

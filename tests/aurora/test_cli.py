@@ -19,6 +19,7 @@ from aurora.cli import app, find_commands, main
 from aurora.commands._options import split_overrides, split_words
 from aurora.errors import AuroraError
 from aurora.evaluation.prompts import multiple_choice
+from aurora.evaluation.scoring import likeliest
 from aurora.inference.generation import Generation
 from aurora.inference.session import Session
 from aurora.interfaces import Sampling
@@ -245,6 +246,22 @@ def test_options_are_asked_as_in_the_evaluation(run, model, config, model_folder
     assert out == answer(model, config, multiple_choice("Which?", ["red", "blue"]), video) + "\n"
 
 
+@pytest.mark.parametrize("score", ["likelihood", "likelihood_per_token"])
+def test_the_likeliest_option_is_the_answer(run, model, config, model_folder, video, score: str) -> None:
+    options, questions = ["red", "a very long option indeed", "blue"], ["Which?", "And where?"]
+    flags = [word for option in options for word in ("--option", option)]
+    status, out, err = run("ask", video, *questions, *flags, "--score", score, "--model", model_folder)
+    session = Session.from_config(model, config)
+    session.watch(video)
+    for question, answered, told in zip(questions, out.splitlines(), err.splitlines(), strict=True):
+        memory = session.read_all([multiple_choice(question, options)])
+        best, values = likeliest(session.model, session.runner, memory, options,
+                                 per_token=score == "likelihood_per_token")
+        assert (status, answered) == (0, options[best])
+        assert told.startswith("log-probability: red ")
+        assert [float(value) for value in re.findall(r"-?\d+\.\d+", told)] == pytest.approx(values, abs=0.02)
+
+
 def test_several_images_are_seen_in_their_order(run, model, config, model_folder, image, video) -> None:
     for words in ((image, "What changed?", "--with", video), (image, video, "What changed?")):
         out = run("ask", *words, "--model", model_folder, *SHORT)[1]
@@ -355,6 +372,8 @@ def test_a_bad_file_is_one_line_and_status_2(run, model_folder, bad, name: str) 
         (("--device", "abacus"), "device 'abacus'"),
         (("--threads", "0"), "--threads 0"),
         (("--option", "red"), "give two or more"),
+        (("--score", "likelihood"), "give options"),
+        (("--score", "likely"), "'likely'"),
         (("--random-weights",), "exclude each other"),
         (("--keep_ratio", "1"), "No such option: --keep_ratio. Did you mean '--keep-ratio'"),
         (("--temperature", "hot"), "'hot'"),
@@ -399,6 +418,18 @@ def test_what_is_not_an_override_is_refused(run, model_folder) -> None:
 def test_unsafe_loading_of_weights_is_refused(run, monkeypatch) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" in run("list")[2]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_an_encoding_lacks_is_replaced(run, monkeypatch, encoding: str) -> None:
+    monkeypatch.setattr(SLOTS["sort"].get("size"), "__doc__", "Größe → 大")
+    shown = json.loads(run("list", "sort", "--json")[1])
+    for flags in ((), ("--json",)):
+        written = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr("sys.stdout", written)
+        assert main(["list", "sort", *flags]) == 0
+        text = written.buffer.getvalue().decode(encoding)
+        assert json.loads(text) == shown if flags else {"ascii": "Gr??e ? ?", "latin-1": "Größe ? ?"}[encoding] in text
 
 
 def test_debugging_shows_the_traceback(run, monkeypatch, tmp_path) -> None:
