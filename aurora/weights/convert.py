@@ -5,7 +5,6 @@ What is written is decided from names and shapes alone; then the weights are str
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -140,28 +139,11 @@ def summed(progress: Progress, all_bytes: int) -> Callable[[int], None]:
 
 def find_family(slot: str, part: str) -> Family:
     """The layouts of a part's weights. AuroraError for a part that has one only."""
-    if part not in SLOTS[slot].known():
-        raise AuroraError(f"no {slot} named {part!r}.{suggest(part, _convertible(slot))}")
-    family = _family(slot, part)
-    if family is None:
-        raise AuroraError(f"{slot} {part!r} has one layout only, so there is nothing to convert; "
-                          f"{', '.join(_convertible(slot))} have several")
-    return family
-
-
-def _family(slot: str, part: str) -> Family | None:
     family = getattr(SLOTS[slot].get(part), "layouts", None)
-    return family if isinstance(family, Family) else None
-
-
-def _convertible(slot: str) -> list[str]:
-    """The parts whose weights come in several layouts, of those that can be imported."""
-    found = []
-    for name in SLOTS[slot].known():
-        with suppress(AuroraError):
-            if _family(slot, name):
-                found.append(name)
-    return found
+    if not isinstance(family, Family):
+        raise AuroraError(f"{slot} {part!r} has one layout only, so there is nothing to convert; "
+                          "`aurora convert --help` names the parts that have several")
+    return family
 
 
 def open_source(path: str | Path, family: Family) -> Source:
@@ -185,7 +167,10 @@ def open_source(path: str | Path, family: Family) -> Source:
     source = Source(path, family, layout, tensors, config, are_mapped(path))
     # a config that lies beside a file of the authors' is not of it
     if layout.configure is not None:
-        layout.check(source.config)
+        try:
+            layout.check(source.config)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise AuroraError(f"{beside.parent}: {error}") from error
     for name, of in layout.copies.items():
         if name in tensors and of in tensors and not _equal(source, name, of):
             raise AuroraError(f"{path} has {name} of its own, other than {of}; only models whose embeddings are tied "
@@ -263,12 +248,13 @@ def plan(source: Source, *, to: str | None, dtype: str | None) -> Conversion:
     table = _table(given, wanted, ours, shapes)
     outputs = {name: _output(source, pieces, shapes, dtype) for name, pieces in table.items()
                if all(piece.name in shapes for piece in pieces)}
+    most = _name(max(outputs.values(), key=lambda output: output.nbytes).dtype) if outputs else "float32"
     used = {name for output in outputs.values() for name in output.sources}
     known = {name for name in shapes if name in expected or given.knows(name)}
     return Conversion(
         part=f"{family.slot} {family.part}", source_layout=given.title, target_layout=wanted.title, options=options,
         outputs=outputs,
-        config=None if wanted.configure is None else wanted.configure(options, _dtype_name(outputs)),
+        config=None if wanted.configure is None else wanted.configure(options, most),
         missing=sorted({piece.name for pieces in table.values() for piece in pieces} - shapes.keys()),
         unexpected=sorted(shapes.keys() - known), left_out=sorted(known - used), notes=list(wanted.notes),
     )
@@ -290,8 +276,10 @@ def _options(source: Source, shapes: Shapes) -> dict[str, Any]:
                    for name, pieces in source.layout.our_tensors(shapes).items()
                    if all(piece.name in shapes for piece in pieces)}
         return source.family.options(present, source.config)
-    except (RuntimeError, IndexError) as error:
-        raise AuroraError(f"{source.path} has tensors of a shape that no {source.family.part} has: {error}") from error
+    except AuroraError as error:
+        raise AuroraError(f"{source.path}: {error}") from error
+    except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
+        raise AuroraError(f"{source.path} has tensors or a config.json of no {source.family.part}: {error}") from error
 
 
 def _our_shapes(family: Family, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -346,14 +334,6 @@ def _output(source: Source, pieces: tuple[Piece, ...], shapes: Shapes, dtype: st
     own = tensors[0].dtype
     kept = DTYPES[dtype] if dtype and own.is_floating_point else own
     return Output(tuple(_seen(pieces, shapes).shape), kept, read, source.mapped, sources)
-
-
-def _dtype_name(outputs: Mapping[str, Output]) -> str:
-    """The dtype that most bytes are in."""
-    held = Counter[str]()
-    for output in outputs.values():
-        held[_name(output.dtype)] += output.nbytes
-    return held.most_common(1)[0][0] if held else "float32"
 
 
 def _name(dtype: torch.dtype) -> str:

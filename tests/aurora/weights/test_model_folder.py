@@ -108,6 +108,18 @@ def test_a_folder_without_a_config_is_no_model(tmp_path, folder) -> None:
         load_model(tmp_path / folder)
 
 
+def test_a_folder_near_a_model_names_the_way(copy, tmp_path) -> None:
+    (tmp_path / "run" / "stage").mkdir(parents=True)
+    copy = copy.rename(tmp_path / "run" / "stage" / "model")
+    for near in (copy.parent, copy.parent.parent):
+        with pytest.raises(AuroraError, match=f"{copy} is one"):
+            load_model(near)
+    (copy / "config.yaml").unlink()
+    (copy / "COMMITTED").write_text("{}")
+    with pytest.raises(AuroraError, match=f"a training checkpoint: `aurora export {copy} TARGET` makes a model of it"):
+        load_model(copy)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -155,6 +167,14 @@ def test_weights_that_are_no_numbers_of_the_kind_are_refused(copy) -> None:
     name = next(iter(tensors))
     save_file(tensors | {name: tensors[name].to(torch.int8)}, path)
     with pytest.raises(AuroraError, match=r"of another type: \S+ torch\.int8 instead of torch\.float32"):
+        load_model(copy)
+
+
+def test_weights_that_diverged_are_refused(copy) -> None:
+    path = copy / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"backbone.ln_out.bias": torch.full_like(tensors["backbone.ln_out.bias"], float("nan"))}, path)
+    with pytest.raises(AuroraError, match=r"backbone\.ln_out\.bias holds values that are not finite"):
         load_model(copy)
 
 
