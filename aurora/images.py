@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from contextlib import suppress
 from dataclasses import dataclass
@@ -172,3 +173,13 @@ def open_picture(
 def _check_pixels(height: int, width: int, max_pixels: int) -> None:
     if height * width > max_pixels:
         raise BadSample("limits", f"{width}×{height} pixels are more than {max_pixels}")
+
+
+def data_url(image: np.ndarray, *, lossy: bool = False, longest: int | None = None) -> str:
+    """A PNG, or a JPEG where it may be lossy, of [H, W, 3] uint8 inside a page; the long side is at most `longest`."""
+    picture, buffer = Image.fromarray(np.ascontiguousarray(image)), io.BytesIO()
+    if longest is not None:
+        picture.thumbnail((longest, longest))
+    kind = "jpeg" if lossy else "png"
+    picture.save(buffer, kind, quality=85)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,27 +1,24 @@
-"""The pictures of the demo's report: curves, bars, film strips, and Figure A1 of the paper redrawn.
+"""The pictures of the demo's report: loss curves, and Figure A1 of the paper redrawn.
 
 Shape letters: P patches of a frame, M tokens kept.
 """
 
 from __future__ import annotations
 
-import base64
-import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from aurora.model import AuroraModel
 from aurora.types import VisualTokens
 
-matplotlib.use("Agg")
-INK, ACCENT, PALE = "#27303f", "#1f77b4", "#c9d3df"
+PANEL = (240, 110)
+"""Width and height in pixels of a curve."""
 
 
 class Grouping(NamedTuple):
@@ -71,56 +68,42 @@ def draw_groups(pixels: np.ndarray, owner: Tensor, grid: tuple[int, int], side: 
     return colored
 
 
-def png(pixels: np.ndarray, scale: int = 1) -> str:
-    """A data URL of [H, W, 3] uint8 pixels, enlarged by a whole factor."""
-    buffer = io.BytesIO()
-    image = Image.fromarray(pixels)
-    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+class Curve(NamedTuple):
+    """A loss over optimizer steps as points of SVG polylines, in a panel of `PANEL`."""
+
+    stage: str
+    steps: int
+    first: float
+    last: float
+    raw: str
+    smooth: str
 
 
-def loss_curves(stages: Mapping[str, Sequence[tuple[int, float]]]) -> str:
-    """One panel per stage: loss in nats per answer token against optimizer steps."""
-    figure = Figure(figsize=(11, 2.7))
-    for index, (stage, points) in enumerate(stages.items()):
-        axes = figure.add_subplot(1, len(stages), index + 1)
-        steps, losses = zip(*points, strict=True) if points else ((), ())
-        axes.plot(steps, losses, color=PALE, linewidth=0.8)
-        axes.plot(steps, _smoothed(losses), color=ACCENT, linewidth=1.6)
-        axes.set_title(stage.replace("_", " "), fontsize=10, color=INK)
-        axes.set_xlabel("step", fontsize=8)
-        axes.set_ylim(bottom=0)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("loss (nats)", fontsize=8)
-    return _svg(figure)
+def loss_curves(stages: Mapping[str, Sequence[tuple[int, float]]]) -> tuple[range, list[Curve]]:
+    """The ticks of the one scale of all panels, and a panel per stage that has (step, loss) points."""
+    smooth = {stage: _smoothed([loss for _, loss in points]) for stage, points in stages.items() if points}
+    highest = max([1.0, *map(max, smooth.values())])
+    apart = math.ceil(highest / 5)
+    ticks = range(0, apart * math.ceil(highest / apart) + 1, apart)
+    curves = []
+    for stage, losses in smooth.items():
+        steps, raw = zip(*stages[stage], strict=True)
+        lines = [_polyline(steps, values, ticks[-1]) for values in (raw, losses)]
+        curves.append(Curve(stage, steps[-1], losses[0], losses[-1], *lines))
+    return ticks, curves
+
+
+def _polyline(steps: Sequence[int], losses: Sequence[float], top: int) -> str:
+    """Not more points than the panel has pixels; what lies above the scale is drawn at its end."""
+    width, height = PANEL
+    every = slice(None, None, -(-len(steps) // width))
+    return " ".join(f"{width * step / steps[-1]:.1f},{height * (1 - min(loss / top, 1)):.1f}"
+                    for step, loss in zip(steps[every], losses[every], strict=True))
 
 
 def by_accuracy(result: Mapping[str, Any]) -> dict[str, Any]:
     """The result's families, those answered best first."""
     return dict(sorted(result["families"].items(), key=lambda item: -item[1]["accuracy"]))
-
-
-def family_bars(result: Mapping[str, Any]) -> str:
-    """Accuracy by family with its interval, the wrong video's beside it, and chance as a line."""
-    families = by_accuracy(result)
-    figure = Figure(figsize=(11, 3.6))
-    axes = figure.add_subplot()
-    places = np.arange(len(families))
-    rows = list(families.values())
-    accuracy = np.array([row["accuracy"] for row in rows])
-    # at 0 and 1 rounding may put an end of the interval a hair inside the value
-    reach = np.clip([accuracy - [row["low"] for row in rows], [row["high"] for row in rows] - accuracy], 0, None)
-    axes.bar(places - 0.2, accuracy, 0.38, yerr=reach, color=ACCENT, ecolor=INK, capsize=2, label="its own video")
-    wrong = [row["wrong_video_accuracy"] or 0.0 for row in rows]
-    axes.bar(places + 0.2, wrong, 0.38, color=PALE, label="a wrong video")
-    axes.axhline(result["chance"], color=INK, linestyle=":", linewidth=1, label="chance")
-    axes.set_xticks(places, [name.replace("_", "\n") for name in families], fontsize=8)
-    axes.set_ylim(0, 1)
-    axes.set_ylabel("accuracy", fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="upper right", ncols=3, bbox_to_anchor=(1, 1.12))
-    return _svg(figure)
 
 
 def _smoothed(values: Sequence[float], keep: float = 0.9) -> list[float]:
@@ -129,11 +112,3 @@ def _smoothed(values: Sequence[float], keep: float = 0.9) -> list[float]:
         smooth, weight = keep * smooth + (1 - keep) * value, keep * weight + (1 - keep)
         shown.append(smooth / weight)
     return shown
-
-
-def _svg(figure: Figure) -> str:
-    figure.tight_layout()
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -16,33 +19,39 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 
 from aurora.assemble import count_parameters
-from aurora.config import ModelConfig, load_config
-from aurora.demo.figures import by_accuracy, draw_groups, family_bars, loss_curves, merged_patches, png
+from aurora.config import Config, ModelConfig, load_config
+from aurora.demo.figures import PANEL, by_accuracy, draw_groups, loss_curves, merged_patches
+from aurora.evaluation.predictions import PREDICTIONS_FILE, read_predictions
 from aurora.evaluation.prompts import CAPTION_VIDEO, option_label
-from aurora.evaluation.questions import Question, read_questions
+from aurora.evaluation.questions import QUESTIONS_FILE, Question, read_questions
 from aurora.evaluation.report import render
 from aurora.evaluation.run import evaluate
 from aurora.evaluation.scoring import chosen_option
 from aurora.files import read_json, write_json
+from aurora.images import data_url
 from aurora.inference.session import Session
 from aurora.inference.visuals import frames_of
 from aurora.model import AuroraModel
 from aurora.training.callbacks.csv_logger import read_metrics
 from aurora.weights.model_folder import load_model, model_hash
 
-SHOWN = ("moving_direction", "state_change", "needle")
-"""The families of the three questions that are asked aloud."""
+SHOWN = 3
+"""Answers in the report that are right, and as many that are wrong."""
+CLIP_BYTES = 1 << 20
+"""A video up to this size is put into the report."""
 
 
 class Answer(NamedTuple):
-    """One question that the demo asked aloud."""
+    """One question of the evaluation, what was answered, and what else the model says of the video."""
 
     question: Question
-    options: tuple[str, ...]  # with their letters
     answer: str
-    correct: bool
-    caption: str
+    chosen: int | None
+    caption: list[tuple[str, bool]]  # sentences, and whether they are true
+    missing: list[str]  # true sentences that the caption leaves out
+    checked: bool  # whether there is a true caption to check against
     frames: tuple[np.ndarray, ...]
+    clip: str | None  # a data URL
 
 
 def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0, overrides: Sequence[str] = ()
@@ -54,30 +63,18 @@ def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0,
     began = time.monotonic()
     console = Console(soft_wrap=True, highlight=False)
     folder = Path(folder)
-    data = folder / "data"
+    heldout = folder / "data" / "heldout"
     console.rule("Blocks world")
-    build_once(data, seed, scale, console)
-
+    build_once(folder / "data", seed, scale, console)
     console.rule("Training")
-    # two processes of one thread each train so small a model faster than one process of two threads
-    ddp = ["trainer=ddp", "trainer.devices=2", "trainer.threads=1"]
-    fitting = ddp if (os.cpu_count() or 1) > 1 else ["trainer=cpu"]
-    chosen = any(override.startswith("trainer=") for override in overrides)
-    settings = ["experiment=blocks", f"run={folder}", f"data.root={data}", f"seed={seed}",
-                *([] if chosen else fitting), *overrides]
-    recipe = load_config(*settings)
-    run_aloud("train", *settings, console=console)
-
+    recipe = train_aloud(folder, seed, overrides, console)
     console.rule("Evaluation")
     trained = folder / list(recipe.stages)[-1] / "model"
     model, config = load_model(trained)
-    result = evaluate(model, config, data / "heldout", output=folder / "eval", model_hash=model_hash(trained))
+    result = evaluate(model, config, heldout, output=folder / "eval", model_hash=model_hash(trained))
     console.print(render(result))
-
     console.rule("Answers")
-    answers = [answer_aloud(Session.from_config(model, config), data / "heldout", question, console)
-               for question in shown(read_questions(data / "heldout"))]
-
+    answers = answers_shown(Session.from_config(model, config), heldout, folder / "eval" / PREDICTIONS_FILE, console)
     result |= {
         "seconds": round(time.monotonic() - began, 1),
         "peak_memory_bytes": peak_memory_bytes(),
@@ -105,6 +102,19 @@ def build_once(data: Path, seed: int, scale: float, console: Console) -> None:
     write_json(mark, wanted)
 
 
+def train_aloud(folder: Path, seed: int, overrides: Sequence[str], console: Console) -> Config:
+    """Trains every stage and returns the config."""
+    # two processes of one thread each train so small a model faster than one process of two threads
+    ddp = ["trainer=ddp", "trainer.devices=2", "trainer.threads=1"]
+    fitting = ddp if (os.cpu_count() or 1) > 1 else ["trainer=cpu"]
+    chosen = any(override.startswith("trainer=") for override in overrides)
+    settings = ["experiment=blocks", f"run={folder}", f"data.root={folder / 'data'}", f"seed={seed}",
+                *([] if chosen else fitting), *overrides]
+    recipe = load_config(*settings)
+    run_aloud("train", *settings, console=console)
+    return recipe
+
+
 def run_aloud(*arguments: str, console: Console) -> None:
     """Runs the command that a user would type, in a process of its own."""
     console.print("$ aurora", *arguments, markup=False)
@@ -115,25 +125,54 @@ def run_aloud(*arguments: str, console: Console) -> None:
         raise SystemExit(status)
 
 
-def shown(questions: Sequence[Question]) -> list[Question]:
-    """The first question of each family that is asked aloud."""
-    first = {question.family: question for question in reversed(questions)}
-    return [first[family] for family in SHOWN if family in first]
+def answers_shown(session: Session, folder: Path, predictions: Path, console: Console) -> list[Answer]:
+    """Right and wrong answers of an evaluation in turn, `SHOWN` of each spread over the questions, and captions of
+    their videos; prints them."""
+    truths = {line["id"]: line.get("caption") for line in
+              map(json.loads, (folder / QUESTIONS_FILE).read_text(encoding="utf-8").splitlines())}
+    said = {made.id: made.answer for made in read_predictions(predictions)[1] if made.shown == "own"}
+    chosen = {asked: chosen_option(said[asked.id], asked.options) for asked in read_questions(folder)
+              if asked.options and asked.id in said}
+    right, wrong = ([asked for asked, option in chosen.items() if (option == asked.right) is value]
+                    for value in (True, False))
+    answers = []
+    for asked in (*_spread(right), *_spread(wrong)):
+        video = folder / asked.video
+        session.watch(video)
+        caption = "".join(session.ask(CAPTION_VIDEO)).strip()
+        # what a model says is not markup
+        console.print(f"{video}  {asked.prompt.replace(chr(10), ' ')}", markup=False)
+        console.print(f"  → {said[asked.id]}   (correct: {asked.answer})\n  → {caption}", markup=False)
+        truth = truths[asked.id]
+        clip = video.read_bytes()
+        answers.append(Answer(
+            asked, said[asked.id], chosen[asked], *check_caption(caption, truth or ""), truth is not None,
+            tuple(frames_of([str(video)], session.sampling, session.reader)),
+            f"data:video/mp4;base64,{base64.b64encode(clip).decode()}" if len(clip) <= CLIP_BYTES else None))
+    return answers
 
 
-def answer_aloud(session: Session, folder: Path, question: Question, console: Console) -> Answer:
-    """Asks one question about its video, and for a caption, and prints what is said."""
-    video = folder / question.video
-    session.watch(video)
-    answer = "".join(session.ask(question.prompt)).strip()
-    caption = "".join(session.ask(CAPTION_VIDEO)).strip()
-    options = tuple(f"{option_label(index)} {option}" for index, option in enumerate(question.options))
-    # what a model says is not markup
-    console.print(f"{video}  {question.question} {' '.join(options)}", markup=False)
-    console.print(f"  → {answer}   (correct: {options[question.right]})", markup=False)
-    console.print(f"  → {caption}", markup=False)
-    return Answer(question, options, answer, chosen_option(answer, question.options) == question.right, caption,
-                  tuple(frames_of([str(video)], session.sampling, session.reader)))
+def _spread(questions: Sequence[Question]) -> list[Question]:
+    number = min(SHOWN, len(questions))
+    return [questions[index * len(questions) // number] for index in range(number)]
+
+
+def check_caption(caption: str, truth: str) -> tuple[list[tuple[str, bool]], list[str]]:
+    """The caption's sentences, each with whether the true caption holds it, and those of the true one it leaves out.
+
+    The captions of Blocks world are a sentence per event, always in the same words. One said twice is true once.
+    """
+    missing = _sentences(truth)
+    checked = []
+    for sentence in _sentences(caption):
+        checked.append((sentence, sentence in missing))
+        if sentence in missing:
+            missing.remove(sentence)
+    return checked, missing
+
+
+def _sentences(text: str) -> list[str]:
+    return [sentence for sentence in re.split(r"(?<=[.!?])\s+", text.strip()) if sentence]
 
 
 def peak_memory_bytes() -> int:
@@ -150,8 +189,9 @@ def percent(share: float | None) -> str:
 def write_report(path: Path, *, model: AuroraModel, config: ModelConfig, result: Mapping[str, Any],
                  answers: Sequence[Answer], curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
     """Renders the page; `curves` holds (step, loss) points per stage."""
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
-                              undefined=StrictUndefined)
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+                              lstrip_blocks=True, undefined=StrictUndefined)
+    ticks, panels = loss_curves(curves)
     page = environment.get_template("report.html.j2").render(
         result=result,
         families=by_accuracy(result),
@@ -159,20 +199,27 @@ def write_report(path: Path, *, model: AuroraModel, config: ModelConfig, result:
         backbone=config.backbone["name"],
         parameters=f"{sum(count_parameters(model).values()):,}",
         sampling=", ".join(f"{key} {value}" for key, value in config.tree["sampling"].items() if value is not None),
-        bars=family_bars(result),
-        curves=loss_curves(curves),
+        curves=panels,
+        ticks=ticks,
+        panel=PANEL,
         answers=answers,
-        png=png,
-        patches=[_patch_row(model, answer.frames[len(answer.frames) // 2], config.keep_ratio) for answer in answers],
+        label=option_label,
+        picture=data_url,
+        patches=[_patch_row(model, answer.frames[len(answer.frames) // 2], config.keep_ratio)
+                 for answer in answers[:SHOWN]],
     )
     path.write_text(page, encoding="utf-8")
 
 
-def _patch_row(model: AuroraModel, frame: np.ndarray, keep_ratio: float) -> list[dict[str, Any]]:
-    prepared = model.vision.prepare(frame)
-    pixels = prepared.permute(1, 2, 0).numpy()
+def _patch_row(model: AuroraModel, frame: np.ndarray, keep_ratio: float) -> list[dict[str, str]]:
+    """The frame and its groups of patches as pictures of one size, each with a caption and a description."""
+    pixels = model.vision.prepare(frame).permute(1, 2, 0).numpy()
     side = model.vision.prepare.patch_size
     grid = pixels.shape[0] // side, pixels.shape[1] // side
-    rows = [{"blocks": group.blocks, "tokens": group.tokens, "image": png(draw_groups(pixels, group.owner, grid))}
-            for group in merged_patches(model, frame, keep_ratio)]
-    return [{"blocks": None, "tokens": None, "image": png(pixels, scale=3)}, *rows]
+    row = [{"image": data_url(pixels), "caption": "the frame", "alt": "a frame of a video"}]
+    for group in merged_patches(model, frame, keep_ratio):
+        where = f"after block {group.blocks}" if group.blocks else "patches"
+        row.append({"image": data_url(draw_groups(pixels, group.owner, grid)),
+                    "caption": f"{where}: {group.tokens} tokens",
+                    "alt": f"The same frame, {where}: {group.tokens} areas in their mean colors"})
+    return row

@@ -136,7 +136,8 @@ def write_heldout(folder: Path, per_family: int, seed: int) -> None:
             name = f"{family}_{index:03d}"
             (folder / "videos" / f"{name}.mp4").write_bytes(encode(scene))
             lines.append({"id": name, "video": f"videos/{name}.mp4", "family": family, "question": question.text,
-                          "options": options, "answer": options.index(question.answer)})
+                          "options": options, "answer": options.index(question.answer),
+                          "caption": video_caption_turn(scene).answer})
     (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

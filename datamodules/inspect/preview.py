@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
 from aurora.errors import AuroraError, BadSample, bad_sample
 from aurora.files import replace_file
-from aurora.images import decode_image
+from aurora.images import data_url, decode_image
 from aurora.interfaces import Sampling, VideoReader
+from aurora.records import parse
 
 from ..shards.format import KINDS, VIDEO, Record, parse_record
 from ..shards.index import DatasetIndex, load_index
@@ -23,7 +22,8 @@ from ..shards.tar import ShardFiles
 
 FRAMES = 8  # shown of a video, spread evenly
 PICTURES = 8  # shown of a sample with more
-SIDE = 200  # pixels of a thumbnail's longer side
+LONGEST = 360  # pixels of a picture's longer side, where there are several
+LARGE = 720  # of a picture that is alone
 
 
 def write_preview(
@@ -57,17 +57,27 @@ def _chosen(index: DatasetIndex, samples: int, kinds: Sequence[str]) -> list[int
 def _shown(index: DatasetIndex, chosen: Sequence[int], reader: VideoReader) -> Iterator[dict[str, Any]]:
     files = ShardFiles()
     for sample in chosen:
-        shard = index.path(sample).name
-        shown: dict[str, Any] = {"shard": shard, "key": f"#{sample}", "kind": "", "facts": "", "pictures": [],
-                                 "turns": [], "problem": ""}
+        shown: dict[str, Any] = {"shard": index.path(sample).name, "key": f"#{sample}", "id": None, "kind": "",
+                                 "facts": "", "pictures": [], "turns": [], "problem": ""}
         try:
             shown["key"], raw = files.record(index, sample)
             record = parse_record(raw)
-            shown.update(kind=KINDS[record.kind], turns=record.turns, facts=_facts(index, sample, record))
+            shown.update(id=parse(raw).get("id"), kind=KINDS[record.kind], turns=_spoken(record),
+                         facts=_facts(index, sample, record))
             shown["pictures"] = list(_pictures(files, index, sample, str(shown["key"]), record, reader))
         except BadSample as error:
             shown["problem"] = f"{error.reason}: {error.detail}"
         yield shown
+
+
+def _spoken(record: Record) -> list[dict[str, Any]]:
+    """What was said: a question as (label of the image in front of it, text) pairs, and its answer."""
+    number, said = count(1), []
+    for turn in record.turns:
+        cuts = [0, *turn.places, len(turn.question)]
+        said.append({"question": [(f"image {next(number)}" if place else "", turn.question[start:stop])
+                                  for place, (start, stop) in enumerate(pairwise(cuts))], "answer": turn.answer})
+    return said
 
 
 def _facts(index: DatasetIndex, sample: int, record: Record) -> str:
@@ -76,27 +86,20 @@ def _facts(index: DatasetIndex, sample: int, record: Record) -> str:
         return ""
     size = f"{media['width'][0]} × {media['height'][0]}"
     if record.kind == VIDEO:
-        return f"{size}, {media['duration'][0]:.1f} s, {int(media['size'][0]) / 1e6:.2f} MB"
+        return f"{size}, {media['duration'][0]:.1f} s, {int(media['size'][0]) / 1e3:,.0f} kB"
     return size + (f" and {len(media) - 1} more" if len(media) > 1 else "")
 
 
 def _pictures(
     files: ShardFiles, index: DatasetIndex, sample: int, key: str, record: Record, reader: VideoReader
 ) -> Iterator[dict[str, str]]:
+    longest = LONGEST if len(record.media) > 1 or record.kind == VIDEO else LARGE
     for number, extension in enumerate(record.media[:PICTURES]):
         data = files.media(index, sample, number, f"{key}.{extension}")
         if record.kind != VIDEO:
-            yield {"image": _thumbnail(decode_image(data)), "label": extension}
+            label = f"image {number + 1}" if len(record.media) > 1 else extension
+            yield {"image": data_url(decode_image(data), lossy=True, longest=longest), "label": label}
             continue
         with bad_sample("video"):
             for seconds, frame in reader.read(data, Sampling(frames=FRAMES)):
-                yield {"image": _thumbnail(frame), "label": f"{seconds:.1f} s"}
-
-
-def _thumbnail(image: np.ndarray) -> str:
-    """A data: URI, so that the page is one file."""
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    picture.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+                yield {"image": data_url(frame, lossy=True, longest=longest), "label": f"{seconds:.1f} s"}

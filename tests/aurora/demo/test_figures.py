@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import base64
-import io
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from aurora.assemble import build_model
 from aurora.config import load_config
-from aurora.demo.figures import by_accuracy, draw_groups, family_bars, loss_curves, merged_patches, png
+from aurora.demo.figures import PANEL, by_accuracy, draw_groups, loss_curves, merged_patches
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +35,26 @@ def test_a_group_is_drawn_in_its_mean_color() -> None:
     assert (drawn[10, 48] == 255).all()
 
 
-def test_a_picture_survives_its_data_url(frame: np.ndarray) -> None:
-    raw = base64.b64decode(png(frame).removeprefix("data:image/png;base64,"))
-    assert (np.asarray(Image.open(io.BytesIO(raw))) == frame).all()
+def points(line: str) -> list[tuple[float, float]]:
+    return [tuple(map(float, point.split(","))) for point in line.split()]
 
 
-def test_curves_of_stages_without_a_step_are_empty_panels() -> None:
-    drawn = loss_curves({"pretrain": [(1, 2.0), (2, 1.0)], "vision": []})
-    assert drawn.startswith("<svg")
-    assert drawn.rstrip().endswith("</svg>")
+def test_all_curves_are_on_one_scale() -> None:
+    width, height = PANEL
+    ticks, (first, second) = loss_curves({"pretrain": [(1, 8.0), (2, 4.0)], "vision": [(10, 4.0), (20, 2.0)],
+                                          "language": []})
+    assert ticks[0] == 0 and 8 <= ticks[-1] < 10 and len(ticks) <= 6
+    assert points(first.raw) == [(width / 2, pytest.approx(height * (1 - 8 / ticks[-1]), abs=0.1)),
+                                 (width, pytest.approx(height * (1 - 4 / ticks[-1]), abs=0.1))]
+    assert points(second.raw)[0][1] == points(first.raw)[1][1]
+    assert (second.stage, second.steps, second.first) == ("vision", 20, 4.0) and 2 < second.last < 4
+
+
+def test_a_long_curve_has_not_more_points_than_pixels() -> None:
+    _, (curve,) = loss_curves({"pretrain": [(step, 0.0) for step in range(1, 5000)]})
+    assert PANEL[0] / 2 < len(points(curve.smooth)) <= PANEL[0]
 
 
 def test_families_answered_best_come_first() -> None:
     families = {name: {"accuracy": accuracy} for name, accuracy in (("count", 0.25), ("order", 1.0), ("place", 0.5))}
     assert list(by_accuracy({"families": families})) == ["order", "place", "count"]
-
-
-def test_bars_stand_at_zero_and_at_one() -> None:
-    row = {"n": 4, "chance": 0.25, "wrong_video_accuracy": None}
-    families = {"never": {**row, "accuracy": 0.0, "low": 0.0, "high": 0.49},
-                "always": {**row, "accuracy": 1.0, "low": 0.51, "high": 1.0}}
-    assert family_bars({"families": families, "chance": 0.25}).startswith("<svg")

@@ -1,6 +1,9 @@
+import base64
+import io
 import re
 
 import pytest
+from PIL import Image
 
 from aurora.errors import AuroraError
 from aurora.registry import READER
@@ -40,6 +43,32 @@ def test_what_a_sample_says_is_no_markup(make, page, tmp_path):
     write_shards([ShardSample("k", {"conversations": talk})], tmp_path / "set")
     _, text = page(tmp_path / "set")
     assert "<script>" not in text and "&lt;script&gt;" in text
+
+
+def test_a_marker_is_shown_as_its_picture_and_not_as_text(make, page, tmp_path):
+    def talk(question):
+        return [{"from": "human", "value": question}, {"from": "gpt", "value": "That."}]
+
+    write_shards([
+        ShardSample("one", {"id": "own-id", "image": "jpg", "conversations": talk("<image>\nWhat?")},
+                    {"jpg": make.picture()}),
+        ShardSample("two", {"image": ["0.jpg", "1.jpg"], "conversations": talk("One <image> then <image> What differs?")},
+                    {"0.jpg": make.picture(), "1.jpg": make.picture()}),
+        ShardSample("text", {"conversations": talk("What does <image> mean here?")})], tmp_path / "set")
+    _, text = page(tmp_path / "set")
+    shown = re.findall(r'class="asked">(.*?)</p>', text)
+    assert [" ".join(re.sub(r"</?span[^>]*>", "|", line).split()) for line in shown] == [
+        "What?", "One |image 1| then |image 2| What differs?", "What does &lt;image&gt; mean here?"]
+    assert "<b>own-id</b>" in text and 'id="set/one"' in text
+    assert all(re.findall(r'<img [^>]*alt="([^"]*)"', text))
+
+
+def test_a_picture_that_is_alone_is_large(make, page, tmp_path):
+    write_shards([ShardSample("k", {"image": "jpg", "conversations": make.talk()},
+                              {"jpg": make.picture(height=500, width=1000)})], tmp_path / "set")
+    _, text = page(tmp_path / "set")
+    raw = base64.b64decode(re.search(r"data:image/jpeg;base64,([^\"]+)", text)[1])
+    assert Image.open(io.BytesIO(raw)).size == (720, 360)
 
 
 def test_a_broken_sample_is_shown_with_the_reason(make, page, tmp_path):
