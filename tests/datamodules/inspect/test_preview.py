@@ -52,13 +52,14 @@ def test_a_marker_is_shown_as_its_picture_and_not_as_text(make, page, tmp_path):
     write_shards([
         ShardSample("one", {"id": "own-id", "image": "jpg", "conversations": talk("<image>\nWhat?")},
                     {"jpg": make.picture()}),
-        ShardSample("two", {"image": ["0.jpg", "1.jpg"], "conversations": talk("One <image> then <image> What differs?")},
+        ShardSample("two", {"image": ["0.jpg", "1.jpg"],
+                            "conversations": talk("One <image> then <image> What changed?")},
                     {"0.jpg": make.picture(), "1.jpg": make.picture()}),
         ShardSample("text", {"conversations": talk("What does <image> mean here?")})], tmp_path / "set")
     _, text = page(tmp_path / "set")
     shown = re.findall(r'class="asked">(.*?)</p>', text)
     assert [" ".join(re.sub(r"</?span[^>]*>", "|", line).split()) for line in shown] == [
-        "What?", "One |image 1| then |image 2| What differs?", "What does &lt;image&gt; mean here?"]
+        "What?", "One |image 1| then |image 2| What changed?", "What does &lt;image&gt; mean here?"]
     assert "<b>own-id</b>" in text and 'id="set/one"' in text
     assert all(re.findall(r'<img [^>]*alt="([^"]*)"', text))
 
