@@ -85,7 +85,7 @@ class Answer:
         """The same, checked."""
         from aurora.inference.generation import Generation
 
-        return Generation(**{**vars(self), "stop": tuple(self.stop)})
+        return Generation(**vars(self))
 
 
 def ask(
@@ -199,6 +199,7 @@ def _reporting(sampling: Sampling, waiting: Waiting) -> Callable[[str, int, Sequ
 
 def _load(model: Model, adapter: Adapter, device: Device, overrides: Sequence[str]
           ) -> tuple[AuroraModel, ModelConfig]:
+    from aurora.assemble import count_parameters
     from aurora.inference.models import model_folder, random_model, saved_model
 
     options = {**vars(adapter), **vars(device)}
@@ -207,17 +208,9 @@ def _load(model: Model, adapter: Adapter, device: Device, overrides: Sequence[st
     if model.model is not None:
         raise AuroraError("--random-weights and --model exclude each other")
     made, config, sources = random_model(overrides, **options)
-    _report(made, sources)
-    return made, config
-
-
-def _report(model: AuroraModel, sources: dict[str, str]) -> None:
-    from aurora.assemble import count_parameters
-
-    parameters = count_parameters(model)
-    for slot, number in parameters.items():
+    for slot, number in count_parameters(made).items():
         sys.stderr.write(f"{slot}: {number:,} parameters, {sources[slot]} weights\n")
-    sys.stderr.write(f"all: {sum(parameters.values()):,} parameters\n")
+    return made, config
 
 
 def _conversation(questions: Iterable[str], waiting: Waiting) -> Iterator[str]:

@@ -6,13 +6,15 @@ from typing import Annotated
 
 import typer
 
-from aurora.commands._options import Overrides, positive
+from aurora.commands._options import positive, split_overrides
+from aurora.errors import AuroraError
 
 
 def demo(
     *,
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where everything is written.")] = "runs/demo",
-    overrides: Overrides,
+    words: Annotated[list[str], typer.Argument(
+        metavar="FOLDER|OVERRIDE", default_factory=list, show_default=False,
+        help="Where everything is written, by default runs/demo; and overrides of the training.")],
     seed: Annotated[int, typer.Option(metavar="N", help="Of data and training.")] = 0,
     scale: Annotated[float, typer.Option(
         metavar="R", parser=positive, help="Size of data and training relative to the full demo.")] = 1.0,
@@ -28,4 +30,7 @@ def demo(
     """
     from aurora.demo.run import demo
 
-    demo(folder, scale=scale, seed=seed, overrides=overrides)
+    folders, overrides = split_overrides(words)
+    if len(folders) > 1:
+        raise AuroraError(f"{' '.join(folders)}: give one FOLDER")
+    demo(*folders or ["runs/demo"], scale=scale, seed=seed, overrides=overrides)

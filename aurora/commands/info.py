@@ -63,6 +63,8 @@ def _describe(config: ModelConfig) -> dict[str, Any]:
 
 
 def _show(described: dict[str, Any]) -> None:
+    from rich.filesize import decimal
+
     from aurora.terminal import stdout, table
 
     parameters, console = described["parameters"], stdout()
@@ -73,16 +75,8 @@ def _show(described: dict[str, Any]) -> None:
     shown.add_row("all", "", f"{sum(parameters.values()):,}")
     console.print(shown)
     grows = "at any length" if described["constant_state"] else "after nothing was read; it grows with the length"
-    console.print(f"weights {_size(described['weight_bytes'])}; state {_size(described['state_bytes'])} {grows}")
+    console.print(f"weights {decimal(described['weight_bytes'])}; state {decimal(described['state_bytes'])} {grows}")
     console.print(f"a square frame: {described['patches_per_frame']} patches, {described['tokens_per_frame']} tokens "
                   f"at keep ratio {described['keep_ratio']}")
     if "hash" in described:
         console.print(f"sha256 {described['hash']}")
-
-
-def _size(number: float) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if number < 1024:
-            return f"{number:.4g} {unit}"
-        number /= 1024
-    return f"{number:.4g} GiB"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed
+from importlib.metadata import distributions
 
 from aurora.version import VERSION
 
@@ -21,10 +20,7 @@ def version() -> None:
     example:
       aurora version
     """
-    lines = [f"aurora {VERSION}", f"python {platform.python_version()}"]
-    for package in SHOWN_PACKAGES:
-        try:
-            lines.append(f"{package} {installed(package)}")
-        except PackageNotFoundError:
-            lines.append(f"{package} not installed")
+    installed = {package.name: package.version for package in distributions()}
+    lines = [f"aurora {VERSION}", f"python {platform.python_version()}",
+             *(f"{package} {installed.get(package, 'not installed')}" for package in SHOWN_PACKAGES)]
     sys.stdout.write("\n".join(lines) + "\n")

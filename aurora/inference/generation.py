@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Annotated, get_type_hints
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from aurora.errors import AuroraError
@@ -17,6 +19,7 @@ from aurora.inference.reading import Memory
 from aurora.inference.steps import Steps
 from aurora.interfaces import Runner, Tokenizer
 from aurora.model import AuroraModel
+from aurora.options import PositiveInt, check_kind
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
@@ -25,24 +28,16 @@ UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 class Generation:
     """How an answer is drawn. `temperature` 0 takes the likeliest token; the prompt's stop always ends an answer."""
 
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int | None = None
-    seed: int = 0
-    stop: tuple[str, ...] = ()
+    max_new_tokens: PositiveInt = 256
+    temperature: Annotated[float, Ge(0)] = 0.0
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+    top_k: PositiveInt | None = None
+    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
+    stop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise AuroraError(f"max_new_tokens {self.max_new_tokens} leaves no answer; give 1 or more")
-        if not 0 <= self.temperature < float("inf"):
-            raise AuroraError(f"temperature {self.temperature} is not a number from 0 up; 0 takes the likeliest token")
-        if not 0 < self.top_p <= 1:
-            raise AuroraError(f"top_p {self.top_p} is outside (0, 1]; 1 keeps every token")
-        if self.top_k is not None and self.top_k < 1:
-            raise AuroraError(f"top_k {self.top_k} leaves no token to choose; give 1 or more")
-        if not 0 <= self.seed < 2**63:
-            raise AuroraError(f"seed {self.seed} is outside [0, 2^63)")
+        for name, kind in get_type_hints(Generation, include_extras=True).items():
+            check_kind(name, getattr(self, name), kind)
         if "" in self.stop:
             raise AuroraError("an empty stop string would end every answer before it begins")
 

@@ -326,7 +326,7 @@ def test_an_untrained_model_answers_and_reports_its_parameters(run, video) -> No
     flags = ("--random-weights", "--frames", "2", "--keep-ratio", "1", *SHORT)
     status, out, err = run("ask", video, "What?", *flags, "--", *SMALL)
     assert status == 0 and out.endswith("\n")
-    assert [line.split(":")[0] for line in err.splitlines()] == ["vision", "connector", "backbone", "all"]
+    assert [line.split(":")[0] for line in err.splitlines()] == ["vision", "connector", "backbone"]
     assert "random weights" in err
 
 
@@ -362,8 +362,8 @@ def test_a_bad_file_is_one_line_and_status_2(run, model_folder, bad, name: str) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--temperature", "-1"), "temperature -1.0"),
-        (("--top-p", "2"), "top_p 2.0"),
+        (("--temperature", "-1"), "temperature is -1.0"),
+        (("--top-p", "2"), "top_p is 2.0"),
         (("--keep-ratio", "0"), "keep_ratio is 0.0"),
         (("--fps", "1", "--frames", "2"), "--fps and --frames exclude each other"),
         (("--fps", "0"), "fps 0"),
@@ -396,6 +396,13 @@ def test_no_question_is_an_error(run, model_folder, video) -> None:
 
 def test_a_folder_that_is_no_model_is_an_error(run, video, tmp_path) -> None:
     assert "is not a model folder" in run("ask", video, "What?", "--model", tmp_path)[2]
+
+
+def test_a_demo_is_not_written_into_a_folder_called_like_an_override(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "no 'keep_raito'. Did you mean 'keep_ratio'" in run("demo", "keep_raito=1")[2]
+    assert "one two: give one FOLDER" in run("demo", "keep_ratio=1", "one", "two")[2]
+    assert not [*tmp_path.iterdir()]
 
 
 def test_an_unknown_command_is_one_line(run) -> None:

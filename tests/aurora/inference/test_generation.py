@@ -96,14 +96,16 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens 0"),
-        ({"temperature": -0.1}, "temperature -0.1"),
-        ({"temperature": float("nan")}, "temperature nan"),
-        ({"top_p": 0.0}, "top_p 0.0"),
-        ({"top_p": 1.5}, "top_p 1.5"),
-        ({"top_k": 0}, "top_k 0"),
-        ({"seed": -1}, "seed -1"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"temperature": -0.1}, "temperature is -0.1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"seed": -1}, "seed is -1"),
         ({"stop": ("",)}, "empty stop string"),
+        ({"stop": "END"}, "stop is 'END'; it must be a list"),
+        ({"max_new_tokens": "5"}, "max_new_tokens is '5'; it must be a whole number"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict, named: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import aurora
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.inference import reading
@@ -205,6 +206,13 @@ def test_every_frame_is_reported_with_the_times_of_all(model: AuroraModel, video
 def test_what_a_session_does_not_take_is_named_at_once(model: AuroraModel, video: Path, use, message: str) -> None:
     with pytest.raises(AuroraError, match=message):
         use(model, video)
+
+
+def test_the_names_of_the_package_answer_a_question(model_folder: Path, model: AuroraModel, video: Path) -> None:
+    used, config = aurora.load_model(model_folder)
+    asked = aurora.Session.from_config(used, config)
+    asked.watch(video)
+    assert "".join(asked.ask("What moves?", aurora.Generation(max_new_tokens=12))) == answer(session(model, video))
 
 
 def test_a_missing_file_is_named_when_it_is_to_be_watched(model: AuroraModel, tmp_path: Path) -> None:
