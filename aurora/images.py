@@ -27,6 +27,11 @@ GREY = 127
 MAX_PIXELS = 1 << 26
 """What an image may have at most, so that a small file cannot fill the memory."""
 ORIENTATION = 0x0112  # of Exif: 1 is upright
+READABLE = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""Formats of PIL that are read from files."""
+IN_SHARDS = READABLE[:3]
+PICTURE_ERRORS = (OSError, ValueError, SyntaxError, TypeError, EOFError)
+"""What PIL raises for a picture that is broken."""
 _JPEG_END = b"\xff\xd9"
 
 # `max_pixels` decides, for every picture that this process opens; PIL would print a warning of its own above 89 MP.
@@ -97,25 +102,29 @@ def resized(image: np.ndarray, height: int, width: int) -> Tensor:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """[H, W, 3] uint8, upright. AuroraError unless the file is a whole image."""
+    """[H, W, 3] uint8, upright. AuroraError unless the file is a whole image of one of the READABLE formats."""
     try:
-        return decode_image(Path(path).read_bytes())
+        return decode_image(Path(path).read_bytes(), formats=READABLE)
     except BadSample as error:
         raise AuroraError(f"{path} is not a readable image: {error.detail}") from error
 
 
-def decode_image(raw: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """[H, W, 3] uint8, upright. BadSample unless it is a whole jpeg, png or webp of at most `max_pixels`."""
+def decode_image(raw: bytes, max_pixels: int = MAX_PIXELS, *, formats: tuple[str, ...] = IN_SHARDS) -> np.ndarray:
+    """[H, W, 3] uint8, upright. BadSample unless it is a whole image, in one of PIL's `formats` and not animated, of
+    at most `max_pixels`."""
     try:
-        with open_picture(raw, max_pixels=max_pixels) as image:
+        with open_picture(raw, formats=formats, max_pixels=max_pixels) as image:
             return pixels_of(image, raw)
-    except (OSError, ValueError, SyntaxError, TypeError, EOFError) as error:
+    except PICTURE_ERRORS as error:
         raise BadSample("image", str(error)) from error
 
 
-def pixels_of(image: Image.Image, raw: bytes, short_side: int = 0) -> np.ndarray:
-    """[H, W, 3] uint8, upright, of an opened image; a JPEG may come at an eighth to a half of its size, where
-    that leaves the short side so many pixels. The errors of PIL."""
+def pixels_of(image: Image.Image, raw: bytes = b"", short_side: int = 0) -> np.ndarray:
+    """[H, W, 3] uint8, upright, of an opened image and its bytes; a JPEG may come at an eighth to a half of its size,
+    where that leaves the short side so many pixels. The errors of PIL.
+
+    What is transparent lets white through. 16 bits a channel become 8; floats must lie between 0 and 1.
+    """
     upright = image.getexif().get(ORIENTATION, 1) == 1
     if image.format == "JPEG" and image.mode == "RGB" and upright:
         # The same library as PIL's, without its copies. What it finds wrong is left to PIL to judge.
@@ -126,9 +135,41 @@ def pixels_of(image: Image.Image, raw: bytes, short_side: int = 0) -> np.ndarray
         image.draft("RGB", (short_side, short_side))
     if not upright:
         ImageOps.exif_transpose(image, in_place=True)
-    coloured = image.convert("RGBA") if "transparency" in image.info else image
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _grey(image)
+    key = image.info.get("transparency")
+    if isinstance(key, tuple) and max(key) > 255:  # PIL keeps the upper half of 16 bits, but not of this colour
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    if image.has_transparency_data:
+        return on_white(np.asarray(image.convert("RGBA")))
     # A conversion to what it already is would copy it.
-    return np.array(coloured if coloured.mode == "RGB" else coloured.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _grey(image: Image.Image) -> np.ndarray:
+    """[H, W, 3] uint8 of grey levels in more than 8 bits. ValueError where nothing says which of them is white."""
+    tags = getattr(image, "tag_v2", {})  # of TIFF
+    values = np.asarray(image)
+    top = (1 << tags.get(258, (16,))[0]) - 1  # bits per sample
+    if image.mode == "F":
+        top = 1
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise ValueError(f"its pixels are floats from {values.min():g} to {values.max():g}; only from 0 to 1 is it "
+                             "known which are black and white")
+    elif image.mode == "I":
+        raise ValueError("its pixels are signed or 32-bit integers; it is not known which of them is white")
+    levels = values / top
+    if tags.get(262) == 0:  # photometric interpretation: 0 is white
+        levels = 1 - levels
+    if image.info.get("transparency") is not None:
+        levels = np.where(values == image.info["transparency"], 1, levels)
+    return np.repeat((levels * 255 + 0.5).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def on_white(pixels: np.ndarray) -> np.ndarray:
+    """[H, W, 4] uint8, the last channel how opaque they are, → [H, W, 3] uint8 before a white ground."""
+    opaque = pixels[..., 3:].astype(np.uint16)
+    return ((pixels[..., :3] * opaque + (255 - opaque) * 255 + 127) // 255).astype(np.uint8)
 
 
 def image_shape(raw: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -136,7 +177,8 @@ def image_shape(raw: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     its header is broken or its end is missing."""
     try:
         # What turns a picture stands before its scan.
-        if raw.startswith(b"\xff\xd8") and raw.endswith(_JPEG_END) and b"Exif\0" not in raw[:raw.find(b"\xff\xda")]:
+        head = raw[:raw.find(b"\xff\xda")] if raw.startswith(b"\xff\xd8") and raw.endswith(_JPEG_END) else b""
+        if head and b"Exif\0" not in head and b"tiff:Orientation" not in head:
             with suppress(ValueError):  # else PIL, which takes ten times as long, says what is wrong
                 height, width, *_ = simplejpeg.decode_jpeg_header(raw)
                 _check_pixels(height, width, max_pixels)
@@ -145,28 +187,37 @@ def image_shape(raw: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
             if image.format == "JPEG" and image.fp and raw.rfind(_JPEG_END, image.fp.tell()) < 0:
                 raise ValueError("it is cut off: a JPEG ends with a marker, which is not there")
             return upright_shape(image)
-    except (OSError, ValueError, SyntaxError, TypeError, EOFError) as error:
+    except PICTURE_ERRORS as error:
         raise BadSample("image", str(error)) from error
 
 
 def upright_shape(image: Image.Image) -> tuple[int, int]:
     """Height and width of an opened image once upright."""
-    # Exif orientations 5 to 8 lay the picture on its side.
-    sideways = image.getexif().get(ORIENTATION, 1) >= 5
+    # Exif orientations 5 to 8 lay the picture on its side; PIL gives a TIFF the size that it has once upright.
+    sideways = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) >= 5
     return (image.width, image.height) if sideways else (image.height, image.width)
 
 
+def frame_count(image: Image.Image) -> int:
+    """Frames of an opened animation, or pages; 1 of a still picture, also where a camera stored a second one in it."""
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+
+
 def open_picture(
-    raw: bytes, *, formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP"), max_pixels: int = MAX_PIXELS
+    source: bytes | str | Path, *, formats: tuple[str, ...] = IN_SHARDS, max_pixels: int = MAX_PIXELS,
+    animated: bool = False
 ) -> ImageFile:
     """A picture of one of PIL's `formats`, its pixels not decoded yet. BadSample where they are more than the limit,
-    an error of PIL's for anything else."""
+    an error of PIL's for anything else, and for several frames or pages unless they may be `animated`."""
     try:
-        image = Image.open(io.BytesIO(raw), formats=formats)
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
     except UnidentifiedImageError:
         # PIL names the buffer by its address
         raise ValueError(f"it is not a {', '.join(formats[:-1]).lower()} or {formats[-1].lower()}") from None
     _check_pixels(image.height, image.width, max_pixels)
+    if not animated and frame_count(image) > 1:
+        raise ValueError(f"it is not a still picture: the {image.format} has {frame_count(image)} "
+                         f"{'pages' if image.format == 'TIFF' else 'frames'}")
     return image
 
 

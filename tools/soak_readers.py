@@ -164,8 +164,9 @@ def original(kind: str) -> bytes:
     pictures = rng.integers(0, 255, (FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
     if kind == "json":
         return json.dumps({"id": "a", "video": "mp4", "range": [0.5, 2], "conversations": [
-            {"from": "human", "value": "<video>\nWhat is it?"}, {"from": "gpt", "value": "A circle, écrit « rond »."},
-        ] * 4}, ensure_ascii=False).encode()
+            {"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(
+                ["<video>\nWhat is it?", *["A circle, écrit « rond ».", "What is it?"] * 3, "A circle."])
+        ]}, ensure_ascii=False).encode()
     if kind in ("jpg", "png", "webp"):
         Image.fromarray(pictures[0]).save(buffer, "JPEG" if kind == "jpg" else kind)
         return buffer.getvalue()

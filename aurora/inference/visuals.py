@@ -10,13 +10,13 @@ import numpy as np
 from aurora.errors import AuroraError
 from aurora.images import read_image
 from aurora.interfaces import Sampling, VideoReader
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+from aurora.media import media_type
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether the name is that of an image file."""
-    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+    """Whether a file is a still image. AuroraError unless it is an image or a video."""
+    check_file(path)
+    return not media_type(path).moving
 
 
 class UnreadableVisual(AuroraError):
@@ -30,7 +30,6 @@ def frames_of(sources: Sequence[str | Path], sampling: Sampling, reader: VideoRe
     """
     for source in sources:
         try:
-            check_file(source)
             number = 0
             shown = [read_image(source)] if is_image(source) else (f for _, f in reader.read(str(source), sampling))
             for frame in shown:

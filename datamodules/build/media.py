@@ -16,17 +16,17 @@ import numpy as np
 import simplejpeg
 
 from aurora.errors import AuroraError, BadSample, bad_sample
-from aurora.images import ORIENTATION, open_picture, pixels_of, resized, upright_shape
+from aurora.images import ORIENTATION, PICTURE_ERRORS, READABLE, open_picture, pixels_of, resized, upright_shape
 from aurora.interfaces import Sampling
 
+from ..reader._deadline import Deadline
 from ..reader._decode import frames_at, moments
-from ..reader._file import TIMEOUT_SECONDS, Deadline, scan
+from ..reader._file import TIMEOUT_SECONDS, scan
 from ..shards.format import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ShardSample
 from ..shards.writing import medium_bytes
 
 _CLOCK = 90_000  # ticks per second, of which any usual rate is a divisor
 _GROUP_SECONDS = 4
-_READABLE = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,11 @@ class Transcode:
 def stored(sample: ShardSample, how: Transcode | None) -> ShardSample:
     """The sample with its media as a shard holds them. BadSample for one that no shard holds as it is, or is broken."""
     if how is None:
-        foreign = sorted({name.rpartition(".")[2] for name in sample.media} - {*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS})
+        kind, held = ("video", VIDEO_EXTENSIONS) if "video" in sample.record else ("image", IMAGE_EXTENSIONS)
+        foreign = sorted({name.rpartition(".")[2] for name in sample.media} - {*held})
         if foreign:
-            raise BadSample("format", f"{', '.join(foreign)} is not stored as it is; --transcode makes it jpg or mp4")
+            raise BadSample("format", f"{kind} {', '.join(foreign)} is not stored as it is; "
+                                      "--transcode makes it jpg or mp4")
         return sample
     if "video" not in sample.record:
         return _renamed(sample, "image", "jpg", {name: small_picture(medium_bytes(medium), how)
@@ -63,8 +65,7 @@ def stored(sample: ShardSample, how: Transcode | None) -> ShardSample:
 def small_picture(raw: bytes, how: Transcode) -> bytes:
     """A JPEG, upright, whose short side is at most that of `how`; a JPEG that is one already is kept."""
     small: bytes = raw
-    broken = bad_sample("image", (OSError, ValueError, SyntaxError, TypeError, EOFError))
-    with broken, open_picture(raw, formats=_READABLE) as opened:
+    with bad_sample("image", PICTURE_ERRORS), open_picture(raw, formats=READABLE) as opened:
         scale = how.short_side / min(opened.size)
         if opened.format == "JPEG" and scale >= 1 and opened.getexif().get(ORIENTATION, 1) == 1:
             opened.load()  # a truncated one is found here

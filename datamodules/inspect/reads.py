@@ -17,7 +17,7 @@ from ..reader._decode import sample_counts
 from ..shards.format import VIDEO
 from ..shards.index import DatasetIndex
 
-ASSUMED = {"text_tokens": 200, "images": 4, "video_seconds": 30.0, "image_megapixels": 0.3,
+ASSUMED = {"text_tokens": 200, "images": 4, "video_seconds": 30.0, "frames_per_second": 30.0, "image_megapixels": 0.3,
            "video_megapixels_per_second": 27.6}
 """What published counts leave open, per sample: 200 text tokens, 4 pictures where there are several, half a minute of
 720p video at 30 frames per second."""
@@ -70,12 +70,12 @@ def published(
     """The same from a catalogue's counts and `ASSUMED`; nothing is known of rows."""
     sizes, counted = _sizes(mixture, catalogue)
     taken = take(mixture, sizes)
-    reads = []
+    seconds, reads = np.array([ASSUMED["video_seconds"]]), []
     for name, part in mixture.datasets.items():
         known, visits = catalogue.get(name), taken[name].visits
         kind = known.kinds[0] if known else "image"
         frames = {"text": 0, "image": 1, "images": int(ASSUMED["images"]),
-                  "video": int(sample_counts(sampling, np.array([ASSUMED["video_seconds"]]))[0])}[kind]
+                  "video": int(sample_counts(sampling, seconds, seconds * ASSUMED["frames_per_second"])[0])}[kind]
         tokens = int(ASSUMED["text_tokens"]) + frames * blank_tokens(layout)
         size = known.bytes * visits // known.samples if known and known.bytes and known.samples else None
         video = ASSUMED["video_megapixels_per_second"] * ASSUMED["video_seconds"] * visits if kind == "video" else 0.0

@@ -149,7 +149,7 @@ def _decode(data: bytes, record: Record, row: np.void, reader: Any) -> None:
         if found != (int(row["height"]), int(row["width"])):
             raise BadSample("index", f"{found[0]}×{found[1]} pixels, not {row['height']}×{row['width']}")
         return
-    planned = int(sample_counts(ONE_PER_SECOND, np.array([row["duration"]]))[0])
+    planned = int(sample_counts(ONE_PER_SECOND, row["duration"], row["frames"]))
     with bad_sample("video"):
         frames = sum(1 for _ in reader.read(data, replace(ONE_PER_SECOND, start=record.start, stop=record.stop)))
     if frames != planned:

@@ -29,7 +29,7 @@ from .packing import too_long as no_row_holds
 TooLong = Literal["shrink", "split", "drop", "refuse"]
 Missing = Literal["refuse", "drop"]
 FOLDER = ".corpus"
-VERSION = 1  # of what is kept there
+VERSION = 2  # of what is kept there
 # Samples that are measured at once, so that the memory which that takes does not grow with the dataset.
 _BLOCK = 1 << 20
 _log = logging.getLogger(__name__)
@@ -258,7 +258,7 @@ def _visual(index: DatasetIndex, where: slice, layout: VisualLayout | None, samp
     each = of_shape[which]
     owner = np.repeat(np.arange(len(samples)), counts)
     played = (samples["kind"][owner] == VIDEO) & (media["height"] > 0)
-    count = np.where(played, sample_counts(sampling, media["duration"]), 1)
+    count = np.where(played, sample_counts(sampling, media["duration"], media["frames"]), 1)
     frames = np.bincount(owner, count, len(samples)).astype(np.int64)
     visual = np.bincount(owner, count * each, len(samples)).astype(np.int64)
     first = np.minimum(samples["media"].astype(np.int64) - start, len(media) - 1)

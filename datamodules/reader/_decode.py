@@ -5,7 +5,7 @@ Shape letters: P packets in the order of the file, W wanted frames in the order 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aurora.errors import AuroraError
+from aurora.images import resized
 from aurora.interfaces import Sampling
 
-from ._file import Deadline, Packets, label, open_video, packets_of
+from ._deadline import Deadline, label
+from ._file import Packets, open_video, packets_of
+from ._frame import animation, square_size, upright_rgb
 
 # Packets that are read over rather than searched for: a search costs more in files without an index.
 _FAR = 256
@@ -34,24 +37,25 @@ class ReadPlan(NamedTuple):
 _NOISE = 1e-6
 
 
-def sample_counts(sampling: Sampling, duration: np.ndarray) -> np.ndarray:
-    """[S] seconds → [S] int64: how many frames are read of videos, or ranges of videos, that last so long."""
+def sample_counts(sampling: Sampling, duration: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """[S] seconds and frames of videos, or of ranges of videos → [S] int64: how many frames are read of them."""
     if sampling.frames is not None:
-        return np.full(duration.shape, sampling.frames, np.int64)
+        return np.asarray(np.clip(frames, 1, sampling.frames), np.int64)
     assert sampling.fps is not None
     count = np.maximum(1, np.ceil(duration * sampling.fps - _NOISE)).astype(np.int64)
     return count if sampling.max_frames is None else np.minimum(count, sampling.max_frames)
 
 
-def sample_times(sampling: Sampling, duration: float, last: float) -> list[float]:
-    """Seconds after the first frame: start, start + 1/fps, ... for `duration`, or spread evenly over `last` seconds.
-
-    `last` is when the last frame begins and `duration` when it ends, both from the start of what is sampled.
-    """
-    count = int(sample_counts(sampling, np.array([duration]))[0])
-    if sampling.fps is not None and count == sample_counts(Sampling(fps=sampling.fps), np.array([duration]))[0]:
+def sample_times(sampling: Sampling, duration: float, begins: np.ndarray) -> list[float]:
+    """Seconds after the first frame: start, start + 1/fps, ... for `duration`, or spread evenly over the frames [F],
+    which are sorted and begin with `start`; each of them once where they are no more than `frames`."""
+    seconds, frames = np.array([duration]), np.array([len(begins)])
+    count = int(sample_counts(sampling, seconds, frames)[0])
+    if sampling.fps is not None and count == sample_counts(Sampling(fps=sampling.fps), seconds, frames)[0]:
         return [sampling.start + number / sampling.fps for number in range(count)]
-    return [sampling.start + float(time) for time in np.linspace(0.0, last, count)]
+    if sampling.frames is not None and count == len(begins):
+        return [float(time) for time in begins]
+    return [float(time) for time in np.linspace(begins[0], begins[-1], count)]
 
 
 def capped(sampling: Sampling, count: int) -> Sampling:
@@ -63,8 +67,8 @@ def capped(sampling: Sampling, count: int) -> Sampling:
 
 def moments(packets: Packets, sampling: Sampling, source: str | bytes) -> list[float]:
     """The moments of a checked sampling, in seconds after the first frame."""
-    clip = packets.within(sampling.start, sampling.stop, source)
-    return sample_times(sampling, clip.duration, clip.last - clip.first)
+    duration = packets.within(sampling.start, sampling.stop, source).duration
+    return sample_times(sampling, duration, packets.begins(sampling.start, sampling.start + duration))
 
 
 def shown_at(packets: Packets, times: list[float]) -> np.ndarray:
@@ -72,9 +76,14 @@ def shown_at(packets: Packets, times: list[float]) -> np.ndarray:
     shown = np.flatnonzero(packets.shown)
     order = shown[np.argsort(packets.starts[shown], kind="stable")]
     starts = packets.starts[order] * packets.tick
-    # Half a tick, because a timestamp in milliseconds can lie just after the moment it stands for.
-    until = starts[0] + np.array(times) + packets.tick / 2
+    until = starts[0] + np.array(times) + _slack(packets)
     return np.asarray(order[np.maximum(np.searchsorted(starts, until, side="right") - 1, 0)])
+
+
+def _slack(packets: Packets) -> float:
+    """Seconds after a moment at which a frame may still begin: half a tick, because a timestamp in milliseconds can lie
+    just after the moment it stands for, but no more than the tick of an AVI, which is a whole frame, would allow."""
+    return min(packets.tick / 2, 1e-3)
 
 
 def plan_read(packets: Packets, times: list[float]) -> ReadPlan:
@@ -85,7 +94,7 @@ def plan_read(packets: Packets, times: list[float]) -> ReadPlan:
     """
     wanted, first = shown_at(packets, times), int(packets.starts[packets.shown].min())
     if not packets.whole:
-        ticks = np.floor((first * packets.tick + np.array(times)) / packets.tick + 0.5).astype(np.int64)
+        ticks = first + np.floor((np.array(times) + _slack(packets)) / packets.tick).astype(np.int64)
         return ReadPlan(ticks.tolist(), [first] * len(times), [range(len(packets.starts))], None)
     # From the last keyframe before each wanted packet; reading on from the beginning is always right, also when the
     # first packet is not such a keyframe.
@@ -127,6 +136,9 @@ def frames_at(
     With `short_side` both sides are even and the short one is at most that: a frame is made smaller where its colours
     are converted, which costs less than to convert all of it.
     """
+    if packets.codec == "animation":
+        yield from _animated_at(source, shown_at(packets, times).tolist(), times, deadline, short_side)
+        return
     done = 0
     try:
         for found in _frames_at(source, packets, times, threads, deadline, short_side, seek=packets.ordinary):
@@ -141,8 +153,8 @@ def _frames_at(
     short_side: int | None, *, seek: bool
 ) -> Iterator[tuple[float, np.ndarray]]:
     wanted, shape = plan_read(packets, times), None
-    with open_video(source, threads=threads) as (container, stream):
-        frames = _Decoder(container, stream, packets, wanted, deadline, seek=seek).frames()
+    with open_video(source, threads=threads) as (container, stream, decoder):
+        frames = _shown(_decoded(container, stream, decoder, packets, wanted, deadline, seek=seek), packets)
         current, following = next(frames, None), None
         for time, tick, floor in zip(times, wanted.ticks, wanted.floors, strict=True):
             # The frame that begins at the tick ends the search, because the one after it may be far away.
@@ -156,9 +168,8 @@ def _frames_at(
             if current.damaged:
                 raise AuroraError(f"{label(source)} is damaged before {time:.2f} s")
             # a stream that changes its size keeps that of its first frame
-            width, height = shape = shape or _shape(current.frame, short_side)
-            image = current.frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
-            yield time, np.ascontiguousarray(np.rot90(image, current.frame.rotation // 90 % 4))
+            shape = shape or _smaller(*square_size(current.frame, stream), short_side)
+            yield time, upright_rgb(current.frame, *shape)
 
 
 class _Shown(NamedTuple):
@@ -167,69 +178,69 @@ class _Shown(NamedTuple):
     damaged: bool  # it, or one since the last keyframe, in a way that FFmpeg painted over
 
 
-class _Decoder:
-    """Decodes the runs of a plan; between them the decoder is emptied, because they do not follow on each other."""
-
-    def __init__(
-        self, container: Any, stream: Any, packets: Packets, wanted: ReadPlan, deadline: Deadline, *, seek: bool
-    ) -> None:
-        self.container, self.stream, self.context = container, stream, stream.codec_context
-        self.packets, self.plan, self.deadline, self.seek = packets, wanted, deadline, seek
-        self._first = int(packets.starts[packets.shown].min())
-        self._stored = enumerate(packets_of(container, stream))
-        self._next = 0  # the number of the packet that comes next
-
-    def frames(self) -> Iterator[_Shown]:
-        """Decoded frames in the order in which they are shown."""
-        damaged, tick = False, self._first
-        ordered = np.sort(self.packets.starts[self.packets.shown])
-        for number, frame in enumerate(self._decoded()):
-            damaged = frame.is_corrupt or (damaged and not frame.key_frame)
-            if self.packets.counted:
-                tick = int(ordered[min(number, len(ordered) - 1)])
-            elif frame.pts is not None:
-                tick = frame.pts
-            if tick >= self._first:
-                yield _Shown(tick, frame, damaged)
-
-    def _decoded(self) -> Iterator[Any]:
-        for run in self.plan.runs:
-            for number, packet in self._packets(run):
-                if self.plan.whole is not None:
-                    self.context.skip_frame = "DEFAULT" if self.plan.whole[number] else "NONREF"
-                yield from self.context.decode(packet)
-            yield from self.context.decode(None)
-            self.context.flush_buffers()
-
-    def _packets(self, run: range) -> Iterator[tuple[int, Any]]:
-        if self.seek and run.start - self._next > _FAR:
-            self._search(run.start)
-        for number, packet in self._stored:
-            self.deadline.check()
-            self._next = number + 1
-            if number >= run.start:
-                yield number, packet
-            if self._next >= run.stop:
-                return
-
-    def _search(self, wanted: int) -> None:
-        """Goes on at a keyframe that is not after the wanted packet."""
-        self.container.seek(int(self.packets.starts[wanted]), stream=self.stream, backward=True)
-        rest = packets_of(self.container, self.stream)
-        for packet in rest:
-            here = np.flatnonzero(self.packets.keys & (self.packets.starts == packet.pts))
-            if len(here):
-                if here[0] > wanted:
-                    break
-                self._stored = enumerate(chain([packet], rest), int(here[0]))
-                return
-        raise _LostPlace
+def _shown(decoded: Iterator[Any], packets: Packets) -> Iterator[_Shown]:
+    """Decoded frames in the order in which they are shown."""
+    ordered = np.sort(packets.starts[packets.shown]).tolist()
+    damaged, tick = False, ordered[0]
+    for number, frame in enumerate(decoded):
+        damaged = frame.is_corrupt or (damaged and not frame.key_frame)
+        if packets.counted:
+            tick = ordered[min(number, len(ordered) - 1)]
+        elif frame.pts is not None:
+            tick = frame.pts
+        if tick >= ordered[0]:
+            yield _Shown(tick, frame, damaged)
 
 
-def _shape(frame: Any, short_side: int | None) -> tuple[int, int]:
-    """Width and height that frames are given, before they are turned upright."""
-    width, height = frame.width, frame.height
+def _decoded(
+    container: Any, stream: Any, decoder: Any, packets: Packets, plan: ReadPlan, deadline: Deadline, *, seek: bool
+) -> Iterator[Any]:
+    """The frames of the runs; between them the decoder is emptied, because they do not follow on each other."""
+    stored: Iterator[tuple[int, Any]] = enumerate(packets_of(container, stream))
+    at = 0
+    for run in plan.runs:
+        if seek and run.start - at > _FAR:
+            stored = _search(container, stream, packets, run.start)
+        for at, packet in stored:
+            deadline.check()
+            if at >= run.start:
+                if plan.whole is not None:
+                    decoder.skip_frame = "DEFAULT" if plan.whole[at] else "NONREF"
+                yield from decoder.decode(packet)
+            if at + 1 >= run.stop:
+                break
+        yield from decoder.decode(None)
+        decoder.flush_buffers()
+
+
+def _search(container: Any, stream: Any, packets: Packets, wanted: int) -> Iterator[tuple[int, Any]]:
+    """Numbered packets from a keyframe that is not after the wanted one."""
+    container.seek(int(packets.starts[wanted]), stream=stream, backward=True)
+    rest = packets_of(container, stream)
+    for packet in rest:
+        here = np.flatnonzero(packets.keys & (packets.starts == packet.pts))
+        if len(here):
+            if here[0] > wanted:
+                break
+            return enumerate(chain([packet], rest), int(here[0]))
+    raise _LostPlace
+
+
+def _smaller(width: int, height: int, short_side: int | None) -> tuple[int, int]:
     if short_side is None:
         return width, height
     scale = min(1.0, short_side / min(width, height))
     return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
+
+
+def _animated_at(
+    source: str | bytes, wanted: Sequence[int], times: list[float], deadline: Deadline, short_side: int | None
+) -> Iterator[tuple[float, np.ndarray]]:
+    """The frames of an animated picture, by their numbers."""
+    frames = enumerate(image for _, image in animation(source, deadline))
+    at, image = next(frames)
+    for time, number in zip(times, wanted, strict=True):
+        while at < number:
+            at, image = next(frames)
+        width, height = _smaller(image.shape[1], image.shape[0], short_side)
+        yield time, resized(image, height, width).permute(1, 2, 0).contiguous().numpy()

@@ -2,7 +2,8 @@
 measured from their packets: when frames are shown, and how large they are.
 
 Headers are not believed: frame counts are 0 in webm and MPEG-TS, durations include the audio. Only packets are read
-for measuring, so that a long video is measured in a fraction of the time of decoding it, and in 11 bytes per frame.
+for measuring, so that a long video is measured in a fraction of the time of decoding it, and in 20 bytes per frame.
+Of animated pictures (GIF, PNG, WebP, AVIF) the frames count as packets.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import io
 import os
 import re
-import time
 from array import array
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import av
 import av.error
@@ -27,14 +28,28 @@ from annotated_types import Ge, Le
 
 from aurora.errors import AuroraError
 from aurora.images import MAX_PIXELS
+from aurora.media import MediaType, media_type
 
-# Playlists (hls, concat, dash) would open whatever they name, so only files that hold their frames are opened.
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,avi,flv,asf,ogg"
+from ._deadline import Deadline, label
+from ._frame import animation, square_size, turn
+
+# FFmpeg's demuxers by what `media_type` finds. Playlists (hls, concat, dash) would open whatever they name, so only
+# files that hold their frames are opened.
+_DEMUXERS = {"mp4": "mp4", "webm": "matroska", "mkv": "matroska", "ts": "mpegts", "mpg": "mpeg", "avi": "avi",
+             "flv": "flv", "wmv": "asf", "ogv": "ogg"}
 TIMEOUT_SECONDS = 600.0
 Threads = Annotated[int, Ge(1), Le(64)]
 _decoded_in: set[int] = set()
 # In these, a frame shown after a keyframe needs nothing from before it. In H.264 only an IDR picture promises that.
 _CLEAN = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg1video", "mpeg2video", "mpeg4", "mjpeg", "prores")
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders do not read what is transparent
+_SEGMENT = b"\x18\x53\x80\x67"  # begins the content of a Matroska file
+_ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
+_UNKNOWN = (1 << 32) - 1
+_ROUNDING_SECONDS = 0.25
+_UNTIMED = -(1 << 62)
+_NOISE = 1e-6  # seconds by which floats may be wrong
+_PEEK = 10_000  # packets that are read to tell films from covers
 _ORDINARY = ("mp4", "matroska")  # where a file has a table of its keyframes, and decoders agree on times
 MAX_FRAMES = 4_000_000
 MAX_SECONDS = 48 * 3600.0
@@ -43,52 +58,44 @@ _KEPT = 4
 _scanned: OrderedDict[tuple[str, int, int], Packets] = OrderedDict()
 
 
-class Deadline:
-    """How long the work on one video may take. While a caller has a frame in hand, the clock stands still."""
-
-    def __init__(self, seconds: float | None, source: str | bytes) -> None:
-        self.seconds, self.source = seconds, source
-        self._left = float("inf") if seconds is None else seconds
-        self._since = time.perf_counter()
-
-    def check(self) -> None:
-        """AuroraError once the time is used up."""
-        if time.perf_counter() - self._since > self._left:
-            raise AuroraError(f"{label(self.source)} took longer than {self.seconds:g} s to read; a larger "
-                              "reader.timeout_seconds allows more")
-
-    def timed(self, frames: Iterator[Any]) -> Iterator[Any]:
-        """The same frames; what happens between two of them is not counted."""
-        for frame in frames:
-            self._left -= time.perf_counter() - self._since
-            yield frame
-            self._since = time.perf_counter()
-            self.check()
-
-
-def label(source: str | bytes) -> str:
-    """How an error names a source."""
-    return repr(source) if isinstance(source, str) else f"a video of {len(source)} bytes"
-
-
 @contextmanager
-def open_video(source: str | bytes, *, threads: int = 1) -> Iterator[tuple[Any, Any]]:
-    """An open container and its video stream. Whatever goes wrong while they are used is one AuroraError."""
+def open_video(source: str | bytes, *, threads: int = 1) -> Iterator[tuple[Any, Any, Any]]:
+    """An open container, its video stream and a decoder. Whatever goes wrong while they are used is one AuroraError."""
     _decoded_in.add(os.getpid())
-    if isinstance(source, str) and not Path(source).is_file():
-        raise AuroraError(f"no video file {source!r}")
-    # An absolute path cannot be taken for a protocol such as concat: or http:.
-    file = str(Path(source).resolve()) if isinstance(source, str) else io.BytesIO(source)
     try:
-        # A title in another encoding than UTF-8 is no reason to refuse a video.
-        with av.open(file, options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
-                     metadata_errors="replace") as container:
-            stream = _video_stream(container, source)
-            _prepare(stream, threads, source)
-            yield container, stream
+        with _opened(source) as container:
+            streams = _video_streams(container, source)
+            stream = streams[0] if len(streams) == 1 else container.streams[_film(source, streams)]
+            yield container, stream, _decoder(stream, threads, source)
     except (av.error.FFmpegError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise AuroraError(f"{label(source)} cannot be read as a video: {reason}") from error
+
+
+def _type_of(source: str | bytes) -> MediaType:
+    """What a source is. AuroraError unless it is a video or an animated picture."""
+    if isinstance(source, str) and not Path(source).is_file():
+        raise AuroraError(f"no video file {source!r}")
+    try:
+        found = media_type(source)
+    except AuroraError as error:
+        raise AuroraError(f"{label(source)} cannot be read as a video: {error}") from error
+    if not found.moving:
+        raise AuroraError(f"{label(source)} cannot be read as a video: it is a still picture ({found.extension})")
+    return found
+
+
+def is_animation(source: str | bytes) -> bool:
+    """Whether a source is an animated picture, which FFmpeg does not read. AuroraError unless it moves."""
+    return _type_of(source).extension not in _DEMUXERS
+
+
+def _opened(source: str | bytes) -> Any:
+    form = _DEMUXERS[_type_of(source).extension]
+    # An absolute path cannot be taken for a protocol such as concat: or http:.
+    file = str(Path(source).resolve()) if isinstance(source, str) else io.BytesIO(source)
+    # A title in another encoding than UTF-8 is no reason to refuse a video.
+    return av.open(file, format=form, options={"protocol_whitelist": "file"}, metadata_errors="replace")
 
 
 def decoded_here() -> bool:
@@ -96,7 +103,7 @@ def decoded_here() -> bool:
     return os.getpid() in _decoded_in
 
 
-def _video_stream(container: Any, source: str | bytes) -> Any:
+def _video_streams(container: Any, source: str | bytes) -> list[Any]:
     # A cover picture inside a music file is a video stream of one attached picture.
     streams = [stream for stream in container.streams.video
                if not stream.disposition & type(stream.disposition).attached_pic]
@@ -105,47 +112,59 @@ def _video_stream(container: Any, source: str | bytes) -> Any:
                           "truncated")
     if not streams:
         raise AuroraError(f"{label(source)} has no video stream")
-    return streams[0]
+    return streams
 
 
-def _prepare(stream: Any, threads: int, source: str | bytes) -> None:
-    if stream.codec_context is None:
+def _film(source: str | bytes, streams: Sequence[Any]) -> int:
+    """The index of the stream that is meant: not one of a single frame, a cover that nothing marks as such, and of
+    films the default one."""
+    packets = Counter[int]()
+    with _opened(source) as container:
+        for packet in islice(container.demux(*container.streams.video), _PEEK):
+            packets[packet.stream_index] += packet.size > 0
+            if min(packets[stream.index] for stream in streams) > 1:
+                break
+    found: int = min(streams, key=lambda stream: (
+        packets[stream.index] < 2, not stream.disposition & type(stream.disposition).default)).index
+    return found
+
+
+def _decoder(stream: Any, threads: int, source: str | bytes) -> Any:
+    decoder = stream.codec_context
+    if decoder is None:
         raise AuroraError(f"{label(source)} cannot be read as a video: FFmpeg has no decoder for it")
-    if stream.width * stream.height > MAX_PIXELS:
-        raise AuroraError(f"{label(source)} has frames of {stream.width}×{stream.height} pixels, which are more than "
-                          f"{MAX_PIXELS}")
+    width, height = square_size(stream, stream)
+    if width * height > MAX_PIXELS:
+        raise AuroraError(f"{label(source)} has frames of {width}×{height} pixels, which are more than {MAX_PIXELS}")
     if threads > 1:
         # FFmpeg's threads would wait forever for Python's lock to report to a logger of Python's.
         av.logging.set_level(None)
+    if stream.metadata.get("alpha_mode") == "1" and decoder.name in _WITH_ALPHA:
+        decoder = av.CodecContext.create(_WITH_ALPHA[decoder.name], "r")
     # Frames in parallel: most files have one slice per frame. A single thread starts no other.
-    stream.thread_type = "FRAME" if threads > 1 else "SLICE"
-    stream.thread_count = threads
+    decoder.thread_type = "FRAME" if threads > 1 else "SLICE"
+    decoder.thread_count = threads
     # A stream may change its size after the header.
-    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    decoder.options = {"max_pixels": str(MAX_PIXELS)}
+    return decoder
 
 
-class Shape(NamedTuple):
-    """A frame as it is stored, by how many degrees it is turned to stand upright, and whether it is two fields."""
-
-    height: int
-    width: int
-    rotation: int
-    interlaced: bool
-
-
-def stored_shape(source: str | bytes) -> Shape:
-    """The shape of the first frame. AuroraError when it cannot be decoded."""
-    with open_video(source) as (container, stream):
-        frame = next(container.decode(stream), None)
+def first_frame(source: str | bytes) -> tuple[Any, int, int]:
+    """The first frame of a video, and its width and height as square pixels. AuroraError when it cannot be decoded."""
+    with open_video(source) as (container, stream, decoder):
+        frame = next((frame for packet in container.demux(stream) for frame in decoder.decode(packet)), None)
         if frame is None:
             raise AuroraError(f"{label(source)} holds no frame that can be decoded")
-        return Shape(frame.height, frame.width, frame.rotation, frame.interlaced_frame)
+        return frame, *square_size(frame, stream)
 
 
 def video_shape(source: str | bytes) -> tuple[int, int]:
-    """Height and width of the first frame, upright. AuroraError when it cannot be decoded."""
-    height, width, rotation, _ = stored_shape(source)
-    return (width, height) if rotation % 180 else (height, width)
+    """Height and width of the first frame, upright and of square pixels. AuroraError when it cannot be decoded."""
+    if is_animation(source):
+        height, width, _ = next(animation(source, Deadline(TIMEOUT_SECONDS, source)))[1].shape
+        return height, width
+    frame, width, height = first_frame(source)
+    return (width, height) if turn(frame).transposed else (height, width)
 
 
 class Clip(NamedTuple):
@@ -179,24 +198,24 @@ class Packets:
         tail = self.tail or ((last - first) / (len(shown) - 1) if len(shown) > 1 else self.tick)
         return Clip(first, last, last - first + tail, len(shown))
 
+    def begins(self, start: float, end: float) -> np.ndarray:
+        """[F] seconds after the first frame at which those in between are shown; the one that is already there begins
+        at `start`."""
+        begins = np.sort(self.starts[self.shown]) * self.tick - self.clip.first
+        return np.array([start, *begins[(begins > start + _NOISE) & (begins < end - _NOISE)]])
+
     def within(self, start: float, stop: float | None, source: str | bytes) -> Clip:
         """What is shown from `start` to `stop` seconds after the first frame, cut at the end of the video.
 
         AuroraError when nothing is.
         """
         clip = self.clip
-        if start == 0 and stop is None:
-            return clip
         end = clip.duration if stop is None else min(stop, clip.duration)
-        # Less than a microsecond is float noise.
-        if end - start < 1e-6:
+        if end - start < _NOISE:
             raise AuroraError(f"{label(source)} lasts {clip.duration:.2f} s; there is nothing from {start:g} s to "
                               f"{'its end' if stop is None else f'{stop:g} s'}")
-        begins = self.starts[self.shown] * self.tick - clip.first
-        inside = begins[(begins > start) & (begins < end)]
-        # The frame that is already there when the range begins is one of it.
-        return Clip(clip.first + start, clip.first + max(start, float(inside.max(initial=start))), end - start,
-                    len(inside) + 1)
+        begins = self.begins(start, end)
+        return Clip(clip.first + start, clip.first + float(begins[-1]), end - start, len(begins))
 
 
 def measure(source: str | bytes, start: float = 0.0, stop: float | None = None) -> Clip:
@@ -222,30 +241,35 @@ def scan(source: str | bytes, deadline: Deadline) -> Packets:
 
 def packets_of(container: Any, stream: Any) -> Iterator[Any]:
     """Those packets that have content and a time: the ones that `Packets` numbers."""
+    untimed = "matroska" in container.format.name  # of which FFmpeg does not tell the negative times
     for packet in container.demux(stream):
-        if packet.size and (packet.pts is not None or packet.dts is not None):
+        if packet.size and (untimed or packet.pts is not None or packet.dts is not None):
             yield packet
 
 
 def _scan(source: str | bytes, deadline: Deadline) -> Packets:
-    with open_video(source) as (container, stream):
-        _check_length(container, stream, source)
-        packets = _read(container, stream, source, deadline)
-        if not packets.shown.any():
-            raise AuroraError(f"{label(source)} holds no video frame")
-        clip, declared = packets.clip, _declared(container)
-    if declared is not None and declared > (clip.first + clip.duration) * 1.02 + 0.25:
-        raise AuroraError(f"{label(source)} is truncated: its header promises {declared:.2f} s, "
-                          f"it ends after {clip.first + clip.duration:.2f} s")
-    if clip.duration > MAX_SECONDS:
-        raise AuroraError(f"{label(source)} lasts {clip.duration:.0f} s, which is more than {MAX_SECONDS:.0f}")
+    if is_animation(source):
+        packets = _scan_animation(source, deadline)
+    else:
+        with open_video(source) as (container, stream, _):
+            _check_length(container, stream, source)
+            packets = _read(container, stream, source, deadline)
+    if packets.clip.duration > MAX_SECONDS:
+        raise AuroraError(f"{label(source)} lasts {packets.clip.duration:.0f} s, which is more than {MAX_SECONDS:.0f}")
     return packets
+
+
+def _scan_animation(source: str | bytes, deadline: Deadline) -> Packets:
+    lasting = np.array([milliseconds for milliseconds, _ in animation(source, deadline)])
+    starts = np.round(np.cumsum(lasting) - lasting).astype(np.int64)
+    every = np.ones(len(lasting), bool)
+    return Packets(starts, every, every, 1e-3, float(lasting[-1]) / 1e3, "animation", True, False, False)
 
 
 def _read(container: Any, stream: Any, source: str | bytes, deadline: Deadline) -> Packets:
     codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata or b""
-    starts, keys, shown, flagged = array("q"), array("b"), array("b"), array("b")
-    floor, tail, last = None, 0, None  # ticks
+    starts, lasting = array("q"), array("q")  # ticks
+    keys, flagged, hidden = array("b"), array("b"), array("b")
     whole, clean = True, codec in _CLEAN
     for number, packet in enumerate(packets_of(container, stream)):
         deadline.check()
@@ -255,26 +279,33 @@ def _read(container: Any, stream: Any, source: str | bytes, deadline: Deadline) 
             raise AuroraError(f"{label(source)} has more than {MAX_FRAMES} frames")
         start = packet.dts if packet.pts is None else packet.pts
         whole &= packet.pts is not None
-        if floor is None and packet.is_keyframe:
-            # Frames that are shown before the first keyframe were cut off from what they need. An edit list may
-            # begin with a keyframe that is not shown itself.
-            floor = -(1 << 62) if packet.is_discard else start
-        seen = floor is not None and not packet.is_discard and start >= floor
-        starts.append(start)
-        shown.append(seen)
+        starts.append(_UNTIMED if start is None else start)
+        lasting.append(packet.duration or 0)
         flagged.append(packet.is_keyframe)
+        hidden.append(packet.is_discard)
         keys.append(packet.is_keyframe and clean and (codec != "h264" or _is_idr(packet, extradata)))
-        if seen and (last is None or start > last):
-            last, tail = start, packet.duration or 0
-    times, tick = np.frombuffer(starts, np.int64), float(stream.time_base)
-    form = container.format.name
+    times, tick, form = np.frombuffer(starts, np.int64), float(stream.time_base), container.format.name
+    untimed = times == _UNTIMED
+    first = flagged.index(1) if 1 in flagged else len(times)
+    if first == len(times) or untimed.all():
+        raise AuroraError(f"{label(source)} holds no video frame")
+    if untimed.any():  # before the first time, in some order
+        times[untimed] = times[~untimed].min() - np.arange(untimed.sum(), 0, -1) * max(1, lasting[0])
+    # Frames that are shown before the first keyframe were cut off from what they need. An edit list may begin with a
+    # keyframe that is not shown itself.
+    shown = (np.arange(len(times)) >= first) & ~np.frombuffer(hidden, bool)
+    shown &= bool(hidden[first]) | (times >= times[first])
+    if not shown.any():
+        raise AuroraError(f"{label(source)} holds no video frame")
+    last = int(np.flatnonzero(shown)[times[shown].argmax()])
     # AVI stores frames without times, and FFmpeg's guesses are wrong for frames that are stored in another order.
-    counted = form == "avi"
+    counted = form == "avi" or bool(untimed.any())
     return Packets(
-        times, np.frombuffer(keys, bool), np.frombuffer(shown, bool), tick, tail * tick, codec,
+        times, np.frombuffer(keys, bool), shown, tick,
+        _tail(container, stream, times, int(times[last]), lasting[last]) * tick, codec,
         whole and not counted and len(np.unique(times)) == len(times), counted,
-        any(known in form for known in _ORDINARY) and len(container.streams.video) == 1 and all(shown)
-        and bool(flagged and flagged[0]) and keys == flagged)
+        any(known in form for known in _ORDINARY) and len(container.streams.video) == 1 and bool(shown.all())
+        and bool(flagged[0]) and keys == flagged)
 
 
 def _is_idr(packet: Any, extradata: bytes) -> bool:
@@ -290,18 +321,55 @@ def _is_idr(packet: Any, extradata: bytes) -> bool:
     return False
 
 
+def _tail(container: Any, stream: Any, starts: np.ndarray, last: int, tail: int) -> int:
+    """Ticks for which the frame that begins at `last` is shown, whose packet says `tail`."""
+    form = container.format.name
+    if "mp4" in form and (np.diff(starts) < 0).any() and stream.duration is not None:
+        # With B-frames the packet says how far the next one is in the order of decoding; the track's end is right.
+        until = int(stream.start_time or 0) + stream.duration
+        return until - last if until > last else tail
+    if ("matroska" in form or "flv" in form) and len(container.streams) == 1 and container.duration is not None:
+        # Packets need not say how long they last, and the header tells when the last one ends.
+        until = int(container.duration / av.time_base / float(stream.time_base))
+        return until - last if until - last > tail + _ROUNDING_SECONDS / float(stream.time_base) else tail
+    return tail
+
+
 def _check_length(container: Any, stream: Any, source: str | bytes) -> None:
-    """AuroraError when an mp4's table of frames points behind the end of the file."""
-    if "mp4" in container.format.name:
-        size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
+    """AuroraError when a file's own structure reaches behind its end; what headers say of seconds is not asked."""
+    size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
+    form, needed = container.format.name, 0
+    if "mp4" in form:
         entries = stream.index_entries
         # Frames lie in the order of the table, give or take the sound between them.
-        ends = [entries[at].pos + entries[at].size for at in range(max(0, len(entries) - 64), len(entries))]
-        if max(ends, default=0) > size:
-            raise AuroraError(f"{label(source)} is truncated: it has {size} bytes, its frames need {max(ends)}")
+        needed = max((entries[at].pos + entries[at].size for at in range(max(0, len(entries) - 64), len(entries))),
+                     default=0)
+    elif form in ("avi", "asf", "flv") or "matroska" in form:
+        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
+            needed = _needed(form, file, size)
+    if needed > size:
+        raise AuroraError(f"{label(source)} is truncated: it has {size} bytes, its frames need {needed}")
 
 
-def _declared(container: Any) -> float | None:
-    """The seconds that the header promises, where it speaks of the video stream: in files of that stream alone."""
-    known = container.duration is not None and "mp4" not in container.format.name and len(container.streams) == 1
-    return float(container.duration) / float(av.time_base) if known else None
+def _needed(form: str, file: BinaryIO, size: int) -> int:
+    """The bytes that a container says it has, 0 where it does not."""
+    head = file.read(1 << 16)
+    if form == "avi":
+        at = head.find(b"movi") - 4  # an index may follow
+        length = int.from_bytes(head[at:at + 4], "little")
+        return at + 4 + length if at > 0 and length < _UNKNOWN else 0
+    if form == "asf":
+        at = head.find(_ASF_DATA)
+        return at + int.from_bytes(head[at + 16:at + 24], "little") if at >= 0 else 0
+    if form == "flv":
+        # The last four bytes are the size of the last tag, which begins with its kind and the size of its content.
+        file.seek(max(0, size - 4))
+        tag = int.from_bytes(file.read(4), "big")
+        file.seek(max(0, size - 4 - tag))
+        return size if int.from_bytes(file.read(4)[1:], "big") + 11 == tag else size + 1
+    rest = head.partition(_SEGMENT)[2]
+    if not rest:
+        return 0
+    width = 9 - rest[0].bit_length()  # of an integer that begins with as many zeros as it has further bytes
+    length, unknown = int.from_bytes(rest[:width], "big") & (1 << 7 * width) - 1, (1 << 7 * width) - 1
+    return 0 if length == unknown else len(head) - len(rest) + width + length

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import decord
 import numpy as np
 
 from aurora.registry import READER
 
-from ._other import BATCH, OtherReader, Unfit, check_starts
+from ._other import Batch, OtherReader
 
 
 @READER.register
@@ -22,14 +22,10 @@ class DecordReader(OtherReader):
     """
 
     codecs = ("h264", "vp8", "vp9")
+    errors = (decord.DECORDError, RuntimeError)
 
-    def decoded(self, source: str | bytes, starts: np.ndarray, wanted: np.ndarray) -> Iterator[np.ndarray]:
-        try:
-            video = decord.VideoReader(io.BytesIO(source) if isinstance(source, bytes) else source,
-                                       num_threads=self.threads)
-            found = video.get_frame_timestamp(range(len(video)))[:, 0].astype(np.float64)
-            check_starts(found - found[0] + starts[0], starts)
-            for at in range(0, len(wanted), BATCH):
-                yield video.get_batch(wanted[at:at + BATCH]).asnumpy()
-        except (decord.DECORDError, RuntimeError) as error:
-            raise Unfit("it cannot decode it") from error
+    def open(self, source: str | bytes, first: float) -> tuple[int, Callable[[list[int]], Batch]]:
+        video = decord.VideoReader(io.BytesIO(source) if isinstance(source, bytes) else source,
+                                   num_threads=self.threads)
+        found = video.get_frame_timestamp(range(len(video)))[:, 0].astype(np.float64)
+        return len(video), lambda numbers: (found[numbers] - found[0] + first, video.get_batch(numbers).asnumpy())

@@ -10,8 +10,9 @@ from aurora.interfaces import Sampling, VideoReader
 from aurora.options import PositiveFloat
 from aurora.registry import READER
 
+from ._deadline import Deadline
 from ._decode import frames_at, moments
-from ._file import TIMEOUT_SECONDS, Deadline, Packets, Threads, scan
+from ._file import TIMEOUT_SECONDS, Packets, Threads, scan
 
 
 @READER.register

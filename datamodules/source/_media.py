@@ -1,4 +1,4 @@
-"""Media that annotations name: files below the dataset's folder or bytes, identified by their content."""
+"""Media that annotations name: files below the dataset's folder, or bytes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from typing import Any
 
 from aurora.errors import BadSample
 
-_HEAD = 64
 _MOST_PICTURES = 4096  # of a folder that stands for a video
 
 Medium = bytes | Path
-VIDEOS = ("mp4", "webm", "mkv", "avi", "flv", "wmv", "mpg", "ts", "ogv")
-"""Kinds of `content` that are videos; the others are pictures."""
 
 
 def find(folder: Path, below: str, name: Any) -> Path:
@@ -67,27 +64,6 @@ def media(folder: Path, below: str, given: Sequence[Any]) -> list[Medium]:
     return found
 
 
-def content(medium: Medium) -> str:
-    """What a medium is by its first bytes: "jpg", "mp4", …; also of kinds that no shard holds ("gif", "avi", "ts").
-
-    BadSample for anything else.
-    """
-    head = medium[:_HEAD] if isinstance(medium, bytes) else _head(medium)
-    for found, extension in ((head.startswith(b"\xff\xd8\xff"), "jpg"), (head.startswith(b"\x89PNG\r\n"), "png"),
-                             (head[:4] + head[8:12] == b"RIFFWEBP", "webp"), (head.startswith(b"GIF8"), "gif"),
-                             (head.startswith((b"II*\0", b"MM\0*")), "tiff"), (head.startswith(b"BM"), "bmp"),
-                             (head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"), "mp4"),
-                             (head.startswith(b"\x1aE\xdf\xa3"), "webm" if b"webm" in head else "mkv"),
-                             (head[:4] + head[8:12] == b"RIFFAVI ", "avi"), (head.startswith(b"FLV"), "flv"),
-                             (head.startswith(b"\x30\x26\xb2\x75"), "wmv"), (head.startswith(b"\0\0\x01\xba"), "mpg"),
-                             (head[:1] == b"G" and len(head) == _HEAD, "ts"), (head.startswith(b"OggS"), "ogv")):
-        if found:
-            return extension
-    name = "the medium" if isinstance(medium, bytes) else repr(medium.name)
-    raise BadSample("content", f"{name} begins with {head[:8]!r}: no known image or video" if head else
-                    f"{name} is empty")
-
-
 def _pictures(path: Path) -> list[Path]:
     """The files of a folder that holds the frames of a video, in the order of the numbers in their names."""
     files = (entry for entry in path.iterdir() if entry.is_file() and not entry.is_symlink())
@@ -96,14 +72,6 @@ def _pictures(path: Path) -> list[Path]:
         raise BadSample("missing", f"the folder {path.name!r} holds {len(found)} files, not 1 to {_MOST_PICTURES} "
                                    "frames")
     return found
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(_HEAD)
-    except OSError as error:
-        raise BadSample("missing", f"{path.name!r}: {error.strerror}") from error
 
 
 @lru_cache(maxsize=4096)

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 from aurora.errors import AuroraError, BadSample, bad_sample
 from aurora.interfaces import Entry, Source
+from aurora.media import PICTURES, VIDEOS, media_type
 from aurora.records import FAULT, PLACE, entries, record_at
 
 from ..shards.format import ShardSample
-from ._media import VIDEOS, Medium, content, find, media, size_of
+from ._media import Medium, find, media, size_of
 
 Conversation = list[dict[str, str]]
-NAMED = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", *VIDEOS)
+NAMED = (*PICTURES, "jpeg", "jfif", "tif", *VIDEOS)
 """Extensions of names that are taken for those of media."""
 _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "model": "gpt", "bot": "gpt",
              "chatgpt": "gpt", "system": "system"}
@@ -138,8 +139,9 @@ def with_media(
     key: str, record: Mapping[str, Any], media: Sequence[Medium], span: tuple[float, float] | None = None
 ) -> ShardSample:
     """The sample of a record and its media, under extensions that say what they are."""
-    extensions = [content(one) for one in media]
-    videos = [extension for extension in extensions if extension in VIDEOS]
+    with bad_sample("content"):
+        types = [media_type(one) for one in media]
+    extensions, videos = [one.extension for one in types], [one for one in types if one.moving]
     if (videos and len(media) > 1) or (span is not None and not videos):
         raise BadSample("media", f"{len(media)} media, {len(videos)} of them videos, with range {span}: a sample has "
                                  "pictures or one video, and only a video has a range")

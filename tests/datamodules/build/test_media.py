@@ -17,6 +17,7 @@ from aurora.registry import READER
 from datamodules.build.media import Transcode, small_picture, small_video, stored
 from datamodules.reader._file import measure, video_shape
 from datamodules.shards.format import ShardSample
+from datamodules.source._records import with_media
 
 SMALL = Transcode(short_side=32, fps=2)
 
@@ -114,6 +115,20 @@ def test_pictures_keep_their_order_and_their_numbers(make):
 def test_what_no_shard_holds_is_a_bad_sample_unless_it_is_made_smaller(extension):
     with pytest.raises(BadSample, match="--transcode"):
         stored(ShardSample("k", {}, {extension: b"x"}), None)
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
+def test_an_animated_picture_is_a_video_that_only_transcoding_stores(form):
+    frames = [Image.new("RGB", (64, 48), colour) for colour in ("black", "white")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, form, save_all=True, append_images=frames[1:], duration=500)
+    sample = with_media("k", {}, [buffer.getvalue()])
+    assert "image" not in sample.record
+    with pytest.raises(BadSample, match="--transcode"):
+        stored(sample, None)
+    small = stored(sample, SMALL)
+    assert small.record == {"video": "mp4"} and [brightness > 99 for _, brightness in shown(small.media["mp4"], 2)] == [
+        False, True]
 
 
 def test_a_video_that_is_broken_is_a_bad_sample(make):

@@ -25,7 +25,7 @@ def test_the_page_shows_every_kind_and_links_to_nothing(make, page, tmp_path):
     write_shards(make.mixed(4), tmp_path / "set")
     shown, text = page(tmp_path / "set")
     assert shown == 4
-    assert text.count("data:image/jpeg;base64,") == 1 + 2 + 8
+    assert text.count("data:image/jpeg;base64,") == 1 + 2 + 7  # the video has seven frames
     assert "It is 3." in text
     assert not re.search(r'(src|href)="(?!data:)|url\(|@import', text)
 

@@ -1,0 +1,80 @@
+"""From a decoded frame to upright RGB with square pixels, and the frames of animated pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from aurora.errors import AuroraError, BadSample
+from aurora.images import PICTURE_ERRORS, READABLE, frame_count, on_white, open_picture, pixels_of
+
+from ._deadline import Deadline, label
+
+_ALMOST_SQUARE = 0.01
+_QUICK, _USUAL = 20, 100  # milliseconds
+
+
+def square_size(frame: Any, stream: Any) -> tuple[int, int]:
+    """Width and height of a frame, or of those that a stream announces, once its pixels are square: the side that is
+    too short is stretched. What is square within 1 % stays as it is."""
+    aspect = stream.sample_aspect_ratio
+    if not aspect or abs(aspect - 1) <= _ALMOST_SQUARE:
+        return frame.width, frame.height
+    return (round(frame.width * aspect), frame.height) if aspect > 1 else (frame.width, round(frame.height / aspect))
+
+
+class Turn(NamedTuple):
+    """How a frame becomes upright: columns become rows, then rows and columns are read backwards."""
+
+    transposed: bool
+    rows: bool
+    columns: bool
+
+
+def turn(frame: Any) -> Turn:
+    """What the display matrix of a frame says, to the nearest quarter."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    # The pixel at (x, y) is shown at (a·x + c·y, b·x + d·y).
+    a, b, _, c, d = (1, 0, 0, 0, 1) if matrix is None else np.frombuffer(matrix, np.int32)[:5].tolist()
+    return Turn(True, b < 0, c < 0) if abs(b) + abs(c) > abs(a) + abs(d) else Turn(False, d < 0, a < 0)
+
+
+def has_alpha(frame: Any) -> bool:
+    """Whether some of its pixels may be transparent."""
+    return frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
+
+
+def upright_rgb(frame: Any, width: int, height: int) -> np.ndarray:
+    """[H, W, 3] uint8 of a frame that is scaled to a width and height, and then turned. What is transparent lets white
+    through."""
+    alpha, how = has_alpha(frame), turn(frame)
+    pixels = frame.to_ndarray(format="rgba" if alpha else "rgb24", width=width, height=height, threads=1)
+    pixels = on_white(pixels) if alpha else pixels
+    pixels = pixels.swapaxes(0, 1) if how.transposed else pixels
+    return np.ascontiguousarray(pixels[::-1 if how.rows else 1, ::-1 if how.columns else 1])
+
+
+def animation(source: str | bytes, deadline: Deadline) -> Iterator[tuple[float, np.ndarray]]:
+    """(milliseconds it lasts, [H, W, 3] uint8) of every frame of an animated picture, upright and on white, once.
+
+    A frame that lasts less than 20 ms is given 100, as browsers do. AuroraError for a broken one.
+    """
+    try:
+        end = source[-64:] if isinstance(source, bytes) else Path(source).read_bytes()[-64:]
+        with open_picture(source, formats=READABLE, animated=True) as image:
+            if image.format == "GIF" and b"\0;" not in end:
+                raise EOFError("it is truncated: a GIF ends with a marker, which is not there")
+            # A PNG may begin with a picture for those that show no animation.
+            for number in range(int(getattr(image, "default_image", False)), frame_count(image)):
+                deadline.check()
+                image.seek(number)
+                pixels = pixels_of(image.copy())
+                lasts = image.info.get("duration", 0)
+                yield lasts if lasts >= _QUICK else _USUAL, pixels
+    except AuroraError:
+        raise
+    except (*PICTURE_ERRORS, BadSample) as error:
+        raise AuroraError(f"{label(source)} cannot be read as a video: {getattr(error, 'detail', error)}") from error
