@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoRead
 from aurora.mixture import Mixture, Part, read_mixture
 from aurora.options import NonNegativeInt, PositiveInt, Share
 from aurora.registry import DATA
-from aurora.steps import START
 from aurora.types import PackedBatch, Position
 
-from .loading.loader import BadSamples, rank_path
+from .loading.bad_samples import BadSamples
 from .loading.rows import Built, Segment, Skipped, blank_segment, pack
 from .loading.supervisor import start_method
+from .plan.corpus import blank_tokens
 from .plan.lengths import row_pieces
+from .plan.packing import Budget
 from .reader._decode import capped
 from .shards.format import VIDEO, check_foreign_key, check_members, parse_record
 from .shards.index import is_remote
@@ -57,39 +59,35 @@ class StreamingModule(DataModule, lightning.LightningDataModule):  # type: ignor
         if max_steps is None:
             raise AuroraError("data 'streaming': its rows have no end; max_steps says how many to read: that of the "
                               "stage, and stages.STAGE.validation.max_steps")
-        self.bad: BadSamples | None = None
+        self.bad = BadSamples(max_bad_rate, bad_rate_after, None if quarantine is None else Path(quarantine))
         self._tars = _tars(root, read_mixture("data.mixture", mixture))
         self._rows_per_step, self._steps, self._seed, self._workers, self._shuffle = (
             rows_per_step, max_steps, seed, workers, shuffle)
-        self._packer = _Packer(tokenizer, prompt, layout, reader, Sampling(
-            fps=fps, frames=frames, max_frames=max_frames), row_tokens, row_frames)
-        self._max_bad_rate, self._bad_rate_after, self._quarantine = max_bad_rate, bad_rate_after, quarantine
+        self._packer = _Packer(tokenizer, prompt, layout, reader, Sampling(fps, frames, max_frames),
+                               Budget(row_tokens, row_frames, blank_tokens(layout)))
 
     def rows(self, position: Position, *, steps: int, rank: int, world: int) -> Iterator[PackedBatch]:
         if self._rows_per_step % world:
             raise AuroraError(f"data 'streaming': rows_per_step {self._rows_per_step} does not divide by {world} ranks")
         _warn(self._rows_per_step)
-        if self.bad is None:
-            self.bad = BadSamples(self._max_bad_rate, self._bad_rate_after, rank_path(self._quarantine, rank, world))
-        if position == START:
-            self.bad.restart()
+        self.bad.begin(position, rank, world)
         first = position[0] * self._steps + position[1]  # a position counts steps as windows
-        return self._read(self.bad, first, steps, rank, self._rows_per_step // world)
+        return self._read(first, steps, rank, self._rows_per_step // world)
 
     def steps_per_epoch(self) -> int:
         return self._steps
 
     def counts(self) -> dict[str, int]:
-        return {"bad_samples": 0 if self.bad is None else self.bad.reasons.total()}
+        return {"bad_samples": self.bad.reasons.total()}
 
-    def _read(self, bad: BadSamples, first: int, steps: int, rank: int, rows_per_step: int) -> Iterator[PackedBatch]:
+    def _read(self, first: int, steps: int, rank: int, rows_per_step: int) -> Iterator[PackedBatch]:
         stream = _Stream(self._tars, self._packer, (self._seed, first, rank), self._shuffle)
-        loader = iter(DataLoader(stream, batch_size=None, collate_fn=_as_is, num_workers=self._workers,
+        loader = iter(DataLoader(stream, batch_size=None, collate_fn=tuple, num_workers=self._workers,
                                  multiprocessing_context=start_method() if self._workers else None))
         for step in range(first, first + steps):
             for row in range(rows_per_step):
                 batch, skipped = next(loader)
-                bad.add(batch.samples + len(skipped), skipped)
+                self.bad.add(batch.samples + len(skipped), skipped)
                 last = row == rows_per_step - 1
                 yield batch._replace(closes_step=last, position=(*divmod(step + last, self._steps), 0))
 
@@ -117,11 +115,14 @@ def _tars(root: str, mixture: Mixture) -> list[str]:
     return found
 
 
+@dataclass(eq=False)
 class _Stream(IterableDataset[Built]):
     """Rows without end."""
 
-    def __init__(self, tars: Sequence[str], packer: _Packer, seed: tuple[int, ...], shuffle: int) -> None:
-        self.tars, self.packer, self.seed, self.shuffle = tars, packer, seed, shuffle
+    tars: Sequence[str]
+    packer: _Packer
+    seed: tuple[int, ...]
+    shuffle: int
 
     def __iter__(self) -> Iterator[Built]:
         info = get_worker_info()
@@ -141,21 +142,20 @@ class _Stream(IterableDataset[Built]):
                 tar = Path(str(sample.get("__url__", "")))
                 skipped.append(Skipped(tar.parent.name, tar.name, str(sample["__key__"]), error.reason, error.detail))
             if len(waiting) == _WAITING or len(skipped) == _WAITING:
-                taken = self.packer.choose(waiting)
-                yield self.packer.row([waiting[place] for place in taken]), skipped
-                waiting = [one for place, one in enumerate(waiting) if place not in taken]
+                yield self.packer.take_row(waiting), skipped
                 skipped = []
 
 
+@dataclass(frozen=True)
 class _Packer:
     """Makes sequences of webdataset's samples, of which nothing has been checked, and packs them as they come by."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Prompt, layout: VisualLayout | None, reader: VideoReader,
-                 sampling: Sampling, row_tokens: int, row_frames: int) -> None:
-        self.tokenizer, self.prompt, self.layout, self.reader, self.sampling = (
-            tokenizer, prompt, layout, reader, sampling)
-        self.row_tokens, self.row_frames = row_tokens, row_frames
-        self.blank = None if layout is None else blank_segment(layout)
+    tokenizer: Tokenizer
+    prompt: Prompt
+    layout: VisualLayout | None
+    reader: VideoReader
+    sampling: Sampling
+    budget: Budget
 
     def sequence(self, sample: Mapping[str, Any]) -> Segment:
         """The sequence of a sample. BadSample when none fits a row."""
@@ -173,33 +173,31 @@ class _Packer:
                 if extension not in sample:
                     raise BadSample("missing", f"no member {key}.{extension}")
                 self._add(sequence, sample[extension], record.kind)
-        room = self.row_tokens - (0 if sequence.pixels or self.blank is None else len(self.blank.tokens))
-        if len(sequence.tokens) > room or len(sequence.pixels) > self.row_frames:
+        room = self.budget.tokens - (0 if sequence.pixels else self.budget.blank)
+        if len(sequence.tokens) > room or len(sequence.pixels) > self.budget.frames:
             raise BadSample("length", f"{len(sequence.tokens)} tokens and {len(sequence.pixels)} frames fit no row")
         return sequence
 
-    def choose(self, waiting: Sequence[Segment]) -> list[int]:
-        """The places of those that share the next row, the first one always among them."""
-        taken, tokens, frames = list[int](), self.row_tokens, self.row_frames
-        for place, sequence in enumerate(waiting):
-            blank = self.blank if not sequence.pixels and frames == self.row_frames else None
-            reserved = 0 if blank is None else len(blank.tokens)
-            if len(sequence.tokens) + reserved <= tokens and len(sequence.pixels) <= frames:
-                taken.append(place)
+    def take_row(self, waiting: list[Segment]) -> PackedBatch:
+        """The row of the first sequence that waits and of those that fit beside it, which wait no longer; without any
+        sequence where all were bad."""
+        taken, left, tokens, frames = list[Segment](), list[Segment](), self.budget.tokens, self.budget.frames
+        for sequence in waiting:
+            blank = self.budget.blank if not sequence.pixels and frames == self.budget.frames else 0
+            if len(sequence.tokens) + blank <= tokens and len(sequence.pixels) <= frames:
+                taken.append(sequence)
                 tokens, frames = tokens - len(sequence.tokens), frames - len(sequence.pixels)
-        return taken
-
-    def row(self, taken: Sequence[Segment]) -> PackedBatch:
-        """The row of sequences that fit into it; of none where all were bad."""
-        blank = self.blank is not None and not any(sequence.pixels for sequence in taken)
-        filled = [*taken, self.blank] if blank and self.blank is not None else taken
-        return pack(filled or [Segment([0], [False])])._replace(samples=len(taken))
+            else:
+                left.append(sequence)
+        waiting[:] = left
+        blank_frame = [blank_segment(self.layout)] if self.layout is not None and frames == self.budget.frames else []
+        return pack([*taken, *blank_frame] or [Segment([0], [False])])._replace(samples=len(taken))
 
     def _add(self, sequence: Segment, raw: bytes, kind: int) -> None:
         if self.layout is None:
             raise BadSample("kind", "the model has no vision encoder")
         with bad_sample("video"):
-            images = ((image for _, image in self.reader.read(raw, capped(self.sampling, self.row_frames)))
+            images = ((image for _, image in self.reader.read(raw, capped(self.sampling, self.budget.frames)))
                       if kind == VIDEO else iter([decode_image(raw)]))
             for image in images:
                 sequence.add_frame(self.layout.prepare(image), self.layout.tokens(*image.shape[:2]))
@@ -215,7 +213,3 @@ def _ends_early(error: Exception) -> bool:
     """What webdataset does about a broken tar: it goes on with the next one."""
     _log.warning("data 'streaming': %s", error)
     return True
-
-
-def _as_is(item: Any) -> Any:
-    return item

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 
 from aurora.errors import AuroraError
 from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoReader, VisualLayout
 from aurora.mixture import Mixture, read_mixture
 from aurora.options import NonNegativeInt, PositiveFloat, PositiveInt, Share
 from aurora.registry import DATA
-from aurora.steps import START
-from aurora.types import PackedBatch, Position
+from aurora.types import Frames, PackedBatch, Position
 
 from .inspect.reads import measured
-from .loading.loader import BadSamples, load_rows, rank_path
+from .loading.bad_samples import BadSamples
+from .loading.prefetch import Prefetch
 from .loading.rows import RowBuilder, RowTask
+from .loading.supervisor import supervised
 from .loading.worker import WorkerLimits
 from .plan.corpus import FOLDER, Corpus, Missing, TooLong, blank_tokens, build_corpus, kind_groups
 from .plan.epoch import BatchUnit, EpochPlan
 from .plan.packing import Budget
 from .shards.index import is_remote
 from .shards.tar import ShardFiles
+
+_log = logging.getLogger(__name__)
 
 
 def plan_of(
@@ -69,7 +74,7 @@ class WebDatasetModule(DataModule, lightning.LightningDataModule):  # type: igno
         if batch_unit == "tokens" and global_batch < row_tokens:
             raise AuroraError(f"data 'webdataset': a step of {global_batch} tokens is less than a row of {row_tokens}; "
                               "with batch_unit=tokens, stages.STAGE.global_batch counts tokens")
-        self.bad: BadSamples | None = None
+        self.bad = BadSamples(max_bad_rate, bad_rate_after, None if quarantine is None else Path(quarantine))
         self.worker_deaths = 0
         """Workers of this rank that died or hung so far; each was replaced."""
         self._root, self._mixture = root, read_mixture("data.mixture", mixture)
@@ -83,13 +88,12 @@ class WebDatasetModule(DataModule, lightning.LightningDataModule):  # type: igno
         self._plan_of = partial(plan_of, budget=self._budget, seed=seed, mix_kinds=mix_kinds, global_batch=global_batch,
                                 batch_unit=batch_unit)
         self._order = [seed, global_batch, batch_unit, mix_kinds]
-        self._max_bad_rate, self._bad_rate_after, self._quarantine = max_bad_rate, bad_rate_after, quarantine
 
     @cached_property
     def corpus(self) -> Corpus:
         """The samples of the mixture. AuroraError when a shard is missing or was cut."""
         # Where the shards cannot be written to, the run's own folder holds what was measured.
-        scratch = None if self._quarantine is None else Path(self._quarantine).parent / FOLDER
+        scratch = None if self.bad.path is None else self.bad.path.parent / FOLDER
         root = Path(self._root)
         if self._remote:
             from .shards.remote import mirror  # the packages behind it are not needed for local shards
@@ -109,15 +113,17 @@ class WebDatasetModule(DataModule, lightning.LightningDataModule):  # type: igno
         """What an epoch reads of each dataset, how full rows are and what is missing, as JSON."""
         return measured(self.corpus, self.plan, self._mixture)
 
+    def reads(self) -> dict[str, int]:
+        """What the whole training reads, up to `max_steps`: steps, visits to samples, their tokens and frames."""
+        steps = self.total_steps()
+        visits = self.plan.visits(steps)
+        return {"steps": steps, "visits": int(visits.sum()), "tokens": int(visits @ self.corpus.tokens),
+                "frames": int(visits @ self.corpus.frames)}
+
     def rows(self, position: Position, *, steps: int, rank: int, world: int) -> Iterator[PackedBatch]:
-        if self.bad is None:
-            self.bad = BadSamples(self._max_bad_rate, min(self._bad_rate_after, self.plan.samples),
-                                  rank_path(self._quarantine, rank, world))
-        if position == START:
-            self.bad.restart()
-        task = self.task(position, steps=steps, rank=rank, world=world)
-        return load_rows(task, workers=self._workers, limits=self._limits, bad=self.bad, died=self._count_death,
-                         prefetch=self._remote)
+        self.bad.after = min(self.bad.after, self.plan.samples)
+        self.bad.begin(position, rank, world)
+        return self._load(self.task(position, steps=steps, rank=rank, world=world))
 
     def task(self, position: Position, *, steps: int, rank: int, world: int) -> RowTask:
         """How each of those rows is built, by whatever process."""
@@ -141,14 +147,39 @@ class WebDatasetModule(DataModule, lightning.LightningDataModule):  # type: igno
         return hashlib.sha256(decides.encode()).hexdigest()[:16]
 
     def counts(self) -> dict[str, int]:
-        return {"bad_samples": 0 if self.bad is None else self.bad.reasons.total(), "worker_deaths": self.worker_deaths}
+        return {"bad_samples": self.bad.reasons.total(), "worker_deaths": self.worker_deaths}
 
     def samples(self) -> int:
-        return self.plan.samples * self._epochs
+        return self.reads()["visits"]
 
     def fill(self) -> tuple[float, float]:
-        fill = self.plan.fill()
-        return fill.tokens, fill.frames
+        return self.plan.fill()
+
+    def _load(self, task: RowTask) -> Iterator[PackedBatch]:
+        """The rows of a task; workers live as long as the iteration."""
+        pin = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+        ahead = Prefetch(task) if self._remote else None
+        built = (supervised(task, self._workers, self._limits, self._count_death) if self._workers
+                 else (task.build(row) for _, row in task.planned()))
+        try:
+            for batch, skipped in built:
+                self.bad.add(batch.samples + len(skipped), skipped)
+                if ahead:
+                    ahead.reached(batch.position)
+                yield _pinned(batch) if pin else batch
+        finally:
+            if ahead:
+                ahead.stop()
+            if self.bad.reasons:
+                listed = f"; they are listed in {self.bad.listed}" if self.bad.listed else ""
+                _log.warning("data: %s%s", self.bad.summary(), listed)
 
     def _count_death(self) -> None:
         self.worker_deaths += 1
+
+
+def _pinned(batch: PackedBatch) -> PackedBatch:
+    """The row in page-locked memory, from which a GPU is filled while it computes."""
+    frames = tuple(Frames(group.pixels.pin_memory(), group.positions.pin_memory()) for group in batch.frames)
+    return batch._replace(tokens=batch.tokens.pin_memory(), targets=batch.targets.pin_memory(),
+                          cu_seqlens=batch.cu_seqlens.pin_memory(), frames=frames)

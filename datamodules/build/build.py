@@ -118,18 +118,11 @@ def write_task(task: BuildTask) -> dict[str, Any]:
     return result
 
 
-def check_rate(max_bad_rate: float) -> None:
-    """AuroraError for a share of bad entries that is none."""
-    if not 0 <= max_bad_rate <= 1:
-        raise AuroraError(f"--max-bad-rate {max_bad_rate} is outside [0, 1]")
-
-
 def run_tasks(
     tasks: Sequence[BuildTask], executor: Executor, *, entries: int, max_bad_rate: float
 ) -> Iterator[dict[str, Any]]:
     """What every task gave, first those that were done before. AuroraError once more than `max_bad_rate` of the entries
     could not be used; what was written stays."""
-    check_rate(max_bad_rate)
     results = [(task, task.result()) for task in tasks]
     left = [task for task, result in results if result is None]
     bad: Counter[str] = Counter()

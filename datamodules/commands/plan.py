@@ -81,8 +81,7 @@ def plan(
     from aurora.config import load_config
     from aurora.terminal import write_json
 
-    from ._plan_stages import against_paper, plan_stages
-    from ._plan_tables import show
+    from ._plan import against_paper, plan_stages, show
 
     stages = plan_stages(load_config(*overrides), published=published, machine=gpus.hardware(), image_rate=image_rate,
                          video_rate=video_rate)

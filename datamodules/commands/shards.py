@@ -77,7 +77,8 @@ def build(
     shard_bytes: Annotated[int, typer.Option(
         metavar="N", help="A shard ends with the sample that takes it past this.")] = 1 << 30,
     executor: Annotated[str, typer.Option(metavar="NAME", help="serial, process, slurm or ray.")] = "process",
-    max_bad_rate: Annotated[float, typer.Option(metavar="R", help="Share of entries that may be unusable.")] = 0.05,
+    max_bad_rate: Annotated[float, typer.Option(
+        metavar="R", min=0, max=1, help="Share of entries that may be unusable.")] = 0.05,
     retry: Annotated[bool, typer.Option("--retry", help="Write the shards again that left entries out.")] = False,
     restart: Annotated[bool, typer.Option(
         "--restart", help="Discard what an earlier build wrote into OUTPUT.")] = False,
@@ -110,7 +111,6 @@ def build(
     from ..build.media import Transcode
     from ..build.plan import BuildOrder, make_plan
 
-    builds.check_rate(max_bad_rate)
     given = _given(overrides)
     smaller = Transcode(short_side=short_side, quality=quality, fps=fps)
     options, about = _source(source)

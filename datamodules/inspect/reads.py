@@ -44,24 +44,20 @@ class DatasetReads(NamedTuple):
 
 def measured(corpus: Corpus, plan: EpochPlan, mixture: Mixture) -> dict[str, Any]:
     """What an epoch reads of shards, how full rows are, and what became of samples."""
-    reads, known = [], set(known_datasets())
-    for number, index in enumerate(corpus.datasets):
-        start, stop = int(corpus.starts[number]), int(corpus.starts[number + 1])
-        visits = np.zeros(stop - start, np.int64)
-        for one in corpus.members:
-            if len(one.samples) and start <= int(one.samples[0]) < stop:
-                visits[one.samples.astype(np.int64) - start] += one.repeats
+    reads, known, steps = [], set(known_datasets()), plan.steps_before(1, 0)
+    visits = np.split(plan.visits(steps), corpus.starts[1:-1])
+    for number, (index, of) in enumerate(zip(corpus.datasets, visits, strict=True)):
+        here = slice(*corpus.starts[number:number + 2].tolist())
         name, count = index.folder.name, corpus.counts[number]
-        size, images, videos = _weight(index, visits)
+        size, images, videos = _weight(index, of)
         reads.append(DatasetReads(
-            name, mixture.datasets[name].group, count.samples, int((visits > 0).sum()), int(visits.sum()),
-            int(visits @ corpus.tokens[start:stop]), int(visits @ corpus.frames[start:stop]),
-            size, images, videos, count.dropped, count.shrunk, "measured",
-            load_dataset(name).samples if name in known else None))
-    return {"datasets": [read._asdict() for read in reads], "steps_per_epoch": plan.steps_before(1, 0),
-            "fill": plan.fill()._asdict(),
-            "missing": [name for name in mixture.datasets
-                        if name not in {index.folder.name for index in corpus.datasets}]}
+            name, mixture.datasets[name].group, count.samples, int((of > 0).sum()), int(of.sum()),
+            int(of @ corpus.tokens[here]), int(of @ corpus.frames[here]), size, images, videos, count.dropped,
+            count.shrunk, "measured", load_dataset(name).samples if name in known else None))
+    there, (tokens, frames) = {read.dataset for read in reads}, plan.fill()
+    return {"datasets": [read._asdict() for read in reads], "steps_per_epoch": steps,
+            "fill": {"tokens": tokens, "frames": frames},
+            "missing": [name for name in mixture.datasets if name not in there]}
 
 
 def published(

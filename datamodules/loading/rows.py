@@ -230,21 +230,16 @@ class RowBuilder:
     def _placeholder(self, sample: int, part: SamplePart) -> Segment:
         """A sequence of the planned length and frames without targets, so that the plan never shifts."""
         index, number = self.corpus.locate(sample)
-        sequence = Segment()
+        sequence, text = Segment(), int(self.corpus.text[sample])
         if self.layout is not None:
-            media = index.media_of(number)
-            video = index.samples[number]["kind"] == VIDEO
-            repeat = len(part.of(int(self.corpus.frames[sample]))) if video else 1
-            for row in media:
-                height, width = frame_shape(row, self.layout)
-                for _ in range(repeat):
-                    sequence.add_frame(_grey(self.layout, height, width), self.layout.tokens(height, width))
-        text = int(self.corpus.text[sample])
+            shapes = [frame_shape(row, self.layout) for row in index.media_of(number)]
+            if index.samples[number]["kind"] == VIDEO:
+                shapes *= len(part.of(int(self.corpus.frames[sample])))
+            for shape in shapes:
+                sequence.add_frame(_grey(self.layout, *shape), self.layout.tokens(*shape))
         if not sequence.pixels:
             text = len(part.of(text))
-        elif not part.last:
-            text = 0
-        sequence.add_text([0] * text, False)
+        sequence.add_text([0] * (text if part.last or not sequence.pixels else 0), False)
         return sequence
 
     def _named(self, sample: int, error: BadSample) -> Skipped:
@@ -266,6 +261,7 @@ class RowTask:
     steps: int
     rank: int
     world: int
+    first: int = 0  # the number of the first row
 
     @cached_property
     def plan(self) -> EpochPlan:
@@ -276,10 +272,14 @@ class RowTask:
         # A copy in another process maps the corpus and plans anew, or it would carry the lengths of all samples.
         return {name: value for name, value in vars(self).items() if name != "plan"}
 
-    def planned(self, position: Position, steps: int) -> Iterator[PlannedRow]:
-        """The rows of this rank in so many steps from a position on."""
-        return schedule(self.plan, position=position, steps=steps, rank=self.rank, world=self.world,
-                        parts=self.builder.parts)
+    def planned(self) -> Iterator[tuple[int, PlannedRow]]:
+        """The rows with their numbers."""
+        return enumerate(schedule(self.plan, position=self.position, steps=self.steps, rank=self.rank,
+                                  world=self.world, parts=self.builder.parts), self.first)
+
+    def behind(self, row: int, position: Position) -> RowTask:
+        """What is left behind a row that closed a step."""
+        return replace(self, first=row + 1, position=position, steps=self.steps - 1)
 
     def build(
         self, row: PlannedRow, given_up: Mapping[int, BadSample] = MappingProxyType({}),

@@ -28,7 +28,7 @@ from aurora.errors import AuroraError, BadSample
 from ..reader._file import decoded_here
 from .rows import BETWEEN, Built, RowTask
 from .transfer import Parcel, receive
-from .worker import END, FREED, IDLE, RENEW, Assignment, Heartbeat, Progress, WorkerLimits, work
+from .worker import END, IDLE, RENEW, TAKEN, Assignment, Heartbeat, WorkerLimits, work
 
 LOOK_SECONDS = 0.5
 START_SECONDS = 900.0  # to start, to plan a window or to fetch a shard
@@ -43,23 +43,22 @@ def supervised(task: RowTask, workers: int, limits: WorkerLimits, died: Callable
     Workers end with the iteration, or with this process, however that ends. AuroraError when one fails for a reason
     that does not lie in a sample.
     """
-    progress = Progress(0, task.position, task.steps)
-    team = [_Worker(task, number, workers, limits, died) for number in range(workers)]
+    team = [_Worker(number, workers, limits, died) for number in range(workers)]
     # multiprocessing would ask daemons to end by SIGTERM at exit, and wait for them
     at_exit = Finalize(None, _stop, args=(team,), exitpriority=10)
     try:
         for worker in team:
-            worker.start(progress, team)
+            worker.start(task, team)
         for number in count():
             worker = team[number % workers]
-            _receive(team, progress, 0.0)
+            _receive(team, task, 0.0)
             while not worker.ready:
-                _receive(team, progress, LOOK_SECONDS)
+                _receive(team, task, LOOK_SECONDS)
             built = worker.take()
             if built is None:
                 return
             if built[0].closes_step:
-                progress = Progress(number + 1, built[0].position, progress.steps - 1)
+                task = task.behind(number, built[0].position)
             yield built
     finally:
         at_exit.cancel()
@@ -78,7 +77,7 @@ def start_method() -> str:
     return "fork" if forks and not decoded_here() and not cuda and not reads else "spawn"
 
 
-def _receive(team: Sequence[_Worker], progress: Progress, seconds: float) -> None:
+def _receive(team: Sequence[_Worker], task: RowTask, seconds: float) -> None:
     """Takes in what workers send, for so long if nothing comes; replaces dead ones and kills those that hang."""
     lines = {worker.line: worker for worker in team if not worker.ended}
     for line in wait(list(lines), seconds):
@@ -88,7 +87,7 @@ def _receive(team: Sequence[_Worker], progress: Progress, seconds: float) -> Non
             worker.accept(parcel)
         else:
             worker.examine()
-            worker.start(progress, team)
+            worker.start(task, team)
     for worker in team:
         worker.check()
 
@@ -102,13 +101,11 @@ def _stop(team: Sequence[_Worker]) -> None:
 class _Worker:
     """One process after the other for the rows `number`, `number + workers`, ..., and what they have sent."""
 
-    def __init__(
-        self, task: RowTask, number: int, workers: int, limits: WorkerLimits, died: Callable[[], None]
-    ) -> None:
+    def __init__(self, number: int, workers: int, limits: WorkerLimits, died: Callable[[], None]) -> None:
         self.ready: deque[Parcel] = deque()
         self.ended = False
         self.line: socket.socket
-        self._task, self._number, self._workers, self._limits, self._died = task, number, workers, limits, died
+        self._number, self._workers, self._limits, self._died = number, workers, limits, died
         self._next = number  # the row that is to come
         self._taken = time.monotonic()  # when the last row was taken
         self._suspect: tuple[int, int] | None = None  # the row and the place of the sample at which one died last
@@ -118,8 +115,8 @@ class _Worker:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._hanging = self._grown = False
 
-    def start(self, progress: Progress, team: Sequence[_Worker]) -> None:
-        """Starts a process."""
+    def start(self, task: RowTask, team: Sequence[_Worker]) -> None:
+        """Starts a process for what is left of its rows of a task."""
         method = start_method()
         context = multiprocessing.get_context(method)
         self.line, theirs = socket.socketpair()
@@ -128,10 +125,10 @@ class _Worker:
         self._hanging = self._grown = False
         # a forked worker would keep these open
         inherited = [worker.line for worker in team if worker._process or worker is self] if method == "fork" else []
-        assignment = Assignment(self._number, self._workers, progress, self._next, self._given_up)
+        assignment = Assignment(self._number, self._workers, self._next, self._given_up)
         process = context.Process(  # type: ignore[attr-defined]
             target=work, daemon=True,
-            args=(self._task, assignment, self._heartbeat, theirs, self._limits, os.getpid(), inherited))
+            args=(task, assignment, self._heartbeat, theirs, self._limits, os.getpid(), inherited))
         with theirs:
             process.start()
         self._process = process
@@ -158,7 +155,7 @@ class _Worker:
             self._older -= 1
         elif not self.ended:
             try:
-                self.line.sendall(FREED.pack(parcel.size))
+                self.line.sendall(TAKEN)
             except (BrokenPipeError, ConnectionResetError):
                 _log.debug("data: worker %d has died", self._number)  # found when it is next looked after
         built: Built = parcel.item

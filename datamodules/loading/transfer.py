@@ -27,8 +27,7 @@ class Parcel(NamedTuple):
     """What arrived."""
 
     number: int
-    item: Any
-    size: int  # bytes of shared memory, which is free again when the item's tensors are gone
+    item: Any  # whose tensors hold the shared memory
 
 
 def send(line: socket.socket, number: int, item: Any) -> int:
@@ -73,7 +72,7 @@ def receive(line: socket.socket) -> Parcel | None:
         shared.madvise(mmap.MADV_DONTFORK)  # a worker forked later would hold the memory for as long as it lives
     memory = memoryview(shared)
     spans, stream = pickle.loads(memory[end:])
-    return Parcel(number, pickle.loads(stream, buffers=[memory[start:stop] for start, stop in spans]), size)
+    return Parcel(number, pickle.loads(stream, buffers=[memory[start:stop] for start, stop in spans]))
 
 
 class _Pickler(pickle.Pickler):

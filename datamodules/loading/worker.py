@@ -7,12 +7,11 @@ import gc
 import os
 import signal
 import socket
-import struct
 import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -21,15 +20,13 @@ from typing import NamedTuple
 import torch
 
 from aurora.errors import AuroraError, BadSample
-from aurora.types import Position
 
-from ..plan.epoch import PlannedRow
 from .rows import BETWEEN, RowTask
 from .transfer import send
 
 IDLE = -2  # reported in place of a sample: there is no room for another row
 END, RENEW = -1, -2  # sent in place of a row's number: no row is left; the memory has grown too much
-FREED = struct.Struct("<q")  # what the other side answers when a row was taken: its bytes
+TAKEN = b"."  # what the other side answers for every row that it took
 _SIGKILL_ON_PARENT_DEATH = 1  # PR_SET_PDEATHSIG
 
 
@@ -42,29 +39,13 @@ class WorkerLimits(NamedTuple):
     prefetch_bytes: int  # of such rows, for all workers; each may have one row whatever its size
 
 
-class Progress(NamedTuple):
-    """Row `number` is the first of the `steps` that are left behind `position`."""
-
-    number: int
-    position: Position
-    steps: int
-
-
 class Assignment(NamedTuple):
-    """Which rows a worker builds: of all that follow `progress` those of its turn, from row `first` on."""
+    """Which rows a worker builds: those of its turn, from row `first` on."""
 
     worker: int
     workers: int
-    progress: Progress
     first: int
     given_up: Mapping[int, Mapping[int, BadSample]]  # by row and place: samples that are not tried again
-
-    def rows(self, task: RowTask) -> Iterator[tuple[int, PlannedRow]]:
-        """The rows and their numbers."""
-        number, position, steps = self.progress
-        for at, row in enumerate(task.planned(position, steps), number):
-            if at % self.workers == self.worker and at >= self.first:
-                yield at, row
 
 
 class Heartbeat:
@@ -90,46 +71,37 @@ def work(task: RowTask, assignment: Assignment, heartbeat: Heartbeat, line: sock
     settle(parent, inherited)
     number = assignment.first
     try:
-        room, base = _Room(line, limits, assignment.workers), _private_bytes()
-        for number, row in assignment.rows(task):
+        sizes, base, room = deque[int](), _private_bytes(), limits.prefetch_bytes // assignment.workers
+        for number, row in task.planned():
+            if number % assignment.workers != assignment.worker or number < assignment.first:
+                continue
             heartbeat.beat(number, IDLE)
-            if not room.wait():
+            if not _wait_for_room(line, sizes, limits.prefetch_rows, room):
                 return
             heartbeat.beat(number, BETWEEN)
             built = task.build(row, assignment.given_up.get(number, {}), partial(heartbeat.beat, number))
             heartbeat.beat(number, BETWEEN)
-            room.take(send(line, number, built))
+            sizes.append(send(line, number, built))
             if _private_bytes() - base > limits.worker_bytes:
                 send(line, RENEW, None)
                 return
         send(line, END, None)
     except (BrokenPipeError, ConnectionResetError):
         return  # nobody waits for rows any more
-    except AuroraError as error:
+    except Exception as error:
         # As text, because an exception that crosses processes arrives with a traceback for a message.
-        send(line, number, str(error))
-    except Exception:
-        send(line, number, f"a worker failed:\n{traceback.format_exc()}")
+        said = str(error) if isinstance(error, AuroraError) else f"a worker failed:\n{traceback.format_exc()}"
+        send(line, number, said)
 
 
-class _Room:
-    """How much of what a worker has built was not taken yet."""
-
-    def __init__(self, line: socket.socket, limits: WorkerLimits, workers: int) -> None:
-        self._line, self._rows, self._bytes = line, limits.prefetch_rows, limits.prefetch_bytes // workers
-        self._sizes: deque[int] = deque()
-
-    def take(self, size: int) -> None:
-        """A row was sent."""
-        self._sizes.append(size)
-
-    def wait(self) -> bool:
-        """Waits until there is room for a row like the last; False when the other side is gone."""
-        while self._sizes and (len(self._sizes) >= self._rows or sum(self._sizes) + self._sizes[-1] > self._bytes):
-            if len(self._line.recv(FREED.size)) < FREED.size:
-                return False
-            self._sizes.popleft()
-        return True
+def _wait_for_room(line: socket.socket, sizes: deque[int], rows: int, room: int) -> bool:
+    """Waits until so many rows and bytes hold those that were not taken yet and one more like the last; `sizes` are
+    theirs. False when the other side is gone."""
+    while sizes and (len(sizes) >= rows or sum(sizes) + sizes[-1] > room):
+        if not line.recv(len(TAKEN)):
+            return False
+        sizes.popleft()
+    return True
 
 
 def settle(parent: int, inherited: Sequence[socket.socket]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -29,14 +29,6 @@ class Window(NamedTuple):
 
     packs: list[np.ndarray]  # sample numbers of each row, or the one sample of several rows
     steps: np.ndarray  # [steps + 1]: step s is packs[steps[s]:steps[s + 1]]
-
-
-class Fill(NamedTuple):
-    """Shares of the token and of the frame budget of rows that samples take."""
-
-    tokens: float
-    frames: float
-    windows: int  # that were packed to see it
 
 
 class Members(NamedTuple):
@@ -84,28 +76,43 @@ class EpochPlan:
         return sum(int(self._window_steps(earlier).sum()) for earlier in range(epoch)) + int(
             self._window_steps(epoch)[:window].sum())
 
+    def visits(self, steps: int) -> np.ndarray:
+        """[S] int64: how often each sample is read in the first so many steps. No window is packed but the one that
+        they end in."""
+        found, epoch = np.zeros(len(self._tokens), np.int64), 0
+        while steps > 0:
+            stops = np.cumsum(self._window_steps(epoch))
+            if steps >= stops[-1]:
+                for dataset in self._members:
+                    found[dataset.samples] += dataset.repeats
+            else:
+                last = int(np.searchsorted(stops, steps, side="right"))
+                packs, bounds = self.window(epoch, last)
+                some = packs[:bounds[steps - (stops[last - 1] if last else 0)]]
+                for samples in chain((self._samples_of(epoch, window) for window in range(last)), some):
+                    np.add.at(found, samples, 1)
+            steps, epoch = steps - int(stops[-1]), epoch + 1
+        return found
+
     def window(self, epoch: int, window: int) -> Window:
         """The rows and steps of a window."""
         rng = np.random.default_rng([self._seed, epoch, window + 1])
-        chunks = self._chunks[self._order(epoch)[window * self._span:(window + 1) * self._span]]
-        ids = np.concatenate([self._members[number].samples[start:start + CHUNK] for number, start in chunks])
-        ids = rng.permutation(ids.astype(np.int64))
+        ids = rng.permutation(self._samples_of(epoch, window))
         steps = [step for group in range(self._groups)
                  for step in self._steps_of(ids[self._group[ids] == group], rng)]
         steps = [steps[index] for index in rng.permutation(len(steps))]
         bounds = np.concatenate([[0], np.cumsum([len(step) for step in steps])]).astype(np.int64)
         return Window([pack for step in steps for pack in step], bounds)
 
-    def fill(self) -> Fill:
-        """How full the rows of some windows of the first epoch are."""
+    def fill(self) -> tuple[float, float]:
+        """Shares of the token and of the frame budget of rows that samples take, in some windows of the first epoch."""
         chosen = np.unique(np.linspace(0, self.windows - 1, _FILL_WINDOWS).astype(int)).tolist()
         packs = [pack for window in chosen for pack in self.window(0, window).packs]
         tokens = np.array([self._tokens[pack].sum(dtype=np.int64) for pack in packs])
         frames = np.array([self._frames[pack].sum(dtype=np.int64) for pack in packs])
         # A sample that is longer than a row is split over several.
         rows = np.maximum(-(-tokens // self._budget.tokens), -(-frames // self._budget.frames)).sum()
-        return Fill(float(tokens.sum() / (rows * self._budget.tokens)),
-                    float(frames.sum() / (rows * self._budget.frames)), len(chosen))
+        return float(tokens.sum() / (rows * self._budget.tokens)), float(frames.sum() / (rows * self._budget.frames))
 
     def _steps_of(self, ids: np.ndarray, rng: np.random.Generator) -> list[list[np.ndarray]]:
         """The packs of some samples, divided into steps."""
@@ -134,6 +141,12 @@ class EpochPlan:
             return np.ones(len(samples), np.int64)
         # A sample that is longer than a step is one, or there would be steps without any.
         return np.asarray(np.minimum(self._tokens[samples].astype(np.int64), self._global_batch))
+
+    def _samples_of(self, epoch: int, window: int) -> np.ndarray:
+        """[N] int64: the samples of a window, repeated ones as often as they are read."""
+        chunks = self._chunks[self._order(epoch)[window * self._span:(window + 1) * self._span]]
+        ids = np.concatenate([self._members[number].samples[start:start + CHUNK] for number, start in chunks])
+        return ids.astype(np.int64)
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self._seed, epoch, 0]).permutation(len(self._chunks))

@@ -82,16 +82,16 @@ def text_lengths(index: DatasetIndex, prompt: Prompt, tokenizer: Tokenizer) -> n
         kept = read_sidecar(sidecar(index.folder / str(shard["name"]), f"lengths-{by}.npz"), str(shard["sha256"]))
         if kept is not None and len(kept["lengths"]) == shard["samples"]:
             parts[number] = kept["lengths"]
-    left = [number for number in range(len(index.shards)) if number not in parts]
-    samples = sum(int(index.shards[number]["samples"]) for number in left)
+    left = [_CountTask(index.folder, number, prompt, tokenizer) for number in range(len(index.shards))
+            if number not in parts]
+    samples = sum(int(index.shards[task.number]["samples"]) for task in left)
     workers = min(len(left), cores())
     if samples < PARALLEL_SAMPLES or workers < 2:
-        parts |= {number: count_shard(index, number, prompt, tokenizer) for number in left}
+        parts |= map(_count, left)
     else:
         _log.warning("data: counting the text of %d samples in %s with %d processes; this is kept, and done once",
                      samples, index.folder, workers)
-        tasks = [_CountTask(index.folder, number, prompt, tokenizer) for number in left]
-        parts |= ProcessExecutor(workers=workers).run(_count, tasks)
+        parts |= ProcessExecutor(workers=workers).run(_count, left)
     lengths = np.concatenate([np.zeros(0, np.int32), *(parts[number] for number in range(len(index.shards)))])
     if os.access(index.folder, os.W_OK):
         replace_file(path, npy_bytes(lengths))
@@ -108,18 +108,6 @@ def write_lengths(tar: Path, sha256: str, by: str, lengths: np.ndarray) -> None:
     write_sidecar(sidecar(tar, f"lengths-{by}.npz"), sha256, lengths=lengths.astype(np.int32))
 
 
-def count_shard(index: DatasetIndex, number: int, prompt: Prompt, tokenizer: Tokenizer) -> np.ndarray:
-    """[S] int32: counts the samples of one shard and keeps the result beside it."""
-    files, shard = ShardFiles(), index.shards[number]
-    lengths = np.ones(int(shard["samples"]), np.int32)
-    for place, sample in enumerate(index.of_shard(number)):
-        with suppress(BadSample):
-            lengths[place] = text_length(files.record(index, sample)[1], prompt, tokenizer)
-    if os.access(index.folder, os.W_OK):
-        write_lengths(index.folder / str(shard["name"]), str(shard["sha256"]), counter(prompt, tokenizer), lengths)
-    return lengths
-
-
 class _CountTask(NamedTuple):
     """One shard of a folder, and what counts."""
 
@@ -130,4 +118,14 @@ class _CountTask(NamedTuple):
 
 
 def _count(task: _CountTask) -> tuple[int, np.ndarray]:
-    return task.number, count_shard(open_index(task.folder), task.number, task.prompt, task.tokenizer)
+    """Number and [S] int32: counts the samples of one shard and keeps the result beside it."""
+    index, files = open_index(task.folder), ShardFiles()
+    shard = index.shards[task.number]
+    lengths = np.ones(int(shard["samples"]), np.int32)
+    for place, sample in enumerate(index.of_shard(task.number)):
+        with suppress(BadSample):
+            lengths[place] = text_length(files.record(index, sample)[1], task.prompt, task.tokenizer)
+    if os.access(index.folder, os.W_OK):
+        by = counter(task.prompt, task.tokenizer)
+        write_lengths(index.folder / str(shard["name"]), str(shard["sha256"]), by, lengths)
+    return task.number, lengths

@@ -11,7 +11,7 @@ from aurora.registry import PROMPT, READER, TOKENIZER
 from datamodules.build.plan import BuildOrder, make_plan
 from datamodules.inspect.preview import write_preview
 from datamodules.inspect.stats import DigestTask, shard_digests
-from datamodules.loading.loader import BadSamples
+from datamodules.loading.bad_samples import BadSamples
 from datamodules.loading.rows import Skipped
 from datamodules.plan.arrays import shared_arrays
 from datamodules.plan.lengths import text_lengths

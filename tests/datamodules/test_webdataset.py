@@ -75,6 +75,20 @@ def test_a_run_goes_on_where_it_stopped_on_another_layout(
     assert steps(done) + steps(rest) == steps(whole)
 
 
+@pytest.mark.parametrize("limit", [None, 1, 5, 7])
+@pytest.mark.parametrize("unit", [{}, {"batch_unit": "tokens", "global_batch": 1000}])
+def test_what_is_planned_is_what_is_read_to_the_last_step(make, shards, limit, unit):
+    module = make.module(shards, {"mixed": 1, "text": 2}, epochs=2, max_steps=limit, layout=make.layout(), **unit)
+    rows = list(chain.from_iterable(module.train_dataloader()))
+    read = [sum(row.samples for row in rows), sum(row.closes_step for row in rows),
+            sum(len(group.pixels) for row in rows for group in row.frames), sum(len(row.tokens) for row in rows)]
+    blank = [group.positions.numel() for row in rows if len(row.cu_seqlens) - 1 > row.samples for group in row.frames]
+    planned = module.reads()
+    assert [planned["visits"], planned["steps"], planned["frames"] + len(blank),
+            planned["tokens"] + sum(blank)] == read
+    assert module.samples() == read[0]
+
+
 def test_the_number_of_steps_is_known(make, shards, whole):
     module = make.module(shards, {"mixed": 1, "text": 2}, epochs=2)
     assert module.total_steps() == len(steps(whole)) == 2 * module.steps_per_epoch()

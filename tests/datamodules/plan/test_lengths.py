@@ -42,8 +42,8 @@ def test_counting_goes_on_with_the_shards_that_were_not_counted(index, monkeypat
     path.unlink()
     shard_files(index)[1].unlink()
     counted = []
-    count = module.count_shard
-    monkeypatch.setattr(module, "count_shard", lambda *args: counted.append(args[1]) or count(*args))
+    count = module._count
+    monkeypatch.setattr(module, "_count", lambda task: counted.append(task.number) or count(task))
     assert lengths(index).tolist() == whole.tolist() and counted == [1] and path.is_file()
 
 
