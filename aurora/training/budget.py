@@ -11,9 +11,9 @@ Shape letters: M tokens of a frame, Dv vision width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -142,6 +142,7 @@ OVERHEAD = 3 << 29
 RECOMPUTED = 4 / 3
 """Arithmetic when every block's forward pass is made twice."""
 SPARE = 0.95
+OTHER_WAYS = "more devices with trainer=fsdp, trainer.precision=bf16-true, fewer trained slots, or adapters"
 
 
 class Memory(NamedTuple):
@@ -233,15 +234,47 @@ def cost(
     return Cost(flops, hours, None if hardware.price is None else hours * hardware.devices * hardware.price)
 
 
-def require_fit(needed: Memory, available: float, stage: str) -> None:
-    """AuroraError when a device has no room for a stage, with what takes it and what would take less."""
+def overrides_that_fit(
+    model: AuroraModel, options: TrainerOptions, available: float, *, keep_ratio: float, row_tokens: int,
+    row_frames: int, devices: int, per_node: int, average: bool = False,
+) -> list[str] | None:
+    """The fewest of some overrides with which a stage has room on devices of so many bytes, those that cost least
+    tried first; None where all of them together do not suffice. The rest is as in `memory`."""
+    known: list[dict[str, Any]] = [{"strategy": "fsdp"}] if devices > 1 and options.strategy in ("auto", "ddp") else []
+    known += [{"activation_checkpointing": "block"}]
+    known += [{"row_tokens": row_tokens // part, "row_frames": max(1, row_frames // part)} for part in (2, 4, 8)]
+    if devices > 1:
+        known += [{"cpu_offload": True}]
+
+    def total(chosen: Sequence[Mapping[str, Any]]) -> float:
+        found = {key: value for one in chosen for key, value in one.items()}
+        rows = {"row_tokens": found.pop("row_tokens", row_tokens), "row_frames": found.pop("row_frames", row_frames)}
+        return memory(model, replace(options, **found), keep_ratio=keep_ratio, devices=devices, per_node=per_node,
+                      average=average, **rows).total
+
+    chosen: list[dict[str, Any]] = []
+    for one in known:
+        if total(chosen) > SPARE * available:
+            chosen.append(one)
+    if total(chosen) > SPARE * available:
+        return None
+    for one in list(chosen):  # what came first may not be needed beside what came later
+        others = [other for other in chosen if other is not one]
+        chosen = others if total(others) <= SPARE * available else chosen
+    merged = {key: value for one in chosen for key, value in one.items()}
+    return [f"{'data' if key.startswith('row_') else 'trainer'}.{key}={str(value).lower()}"
+            for key, value in merged.items()]
+
+
+def require_fit(needed: Memory, available: float, stage: str, overrides: Sequence[str] | None = None) -> None:
+    """AuroraError when a device has no room for a stage, with what takes it and the overrides that fit."""
     if needed.total <= SPARE * available:
         return
     parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in needed._asdict().items())
+    fits = f"it fits with {' '.join(overrides)}" if overrides else f"take {OTHER_WAYS}"
     raise AuroraError(
         f"stage {stage!r} needs about {needed.total / 2**30:.1f} GiB on each device ({parts}), which has "
-        f"{available / 2**30:.1f}: take trainer=fsdp, more devices, trainer.activation_checkpointing=block, smaller "
-        "data.row_tokens and data.row_frames or precision=bf16-true; trainer.check_memory=false tries it all the same")
+        f"{available / 2**30:.1f}: {fits}; trainer.check_memory=false tries it all the same")
 
 
 def _gathered(model: AuroraModel) -> float:

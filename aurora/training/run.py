@@ -28,7 +28,7 @@ from aurora.errors import AuroraError
 from aurora.interfaces import DataModule
 from aurora.mixture import Mixture
 from aurora.registry import WEIGHTED_SLOTS
-from aurora.training.budget import disk, memory, require_fit
+from aurora.training.budget import disk, memory, overrides_that_fit, require_fit
 from aurora.training.callbacks import build_callbacks, failures_named, stopping_reason
 from aurora.training.callbacks.checkpointing import RunCheckpoint
 from aurora.training.callbacks.csv_logger import build_loggers
@@ -290,10 +290,13 @@ def _require_memory(stage: Stage) -> None:
     if not options.check_memory or options.accelerator == "cpu" or not torch.cuda.is_available():
         return
     local = local_devices(options) if rank is None else rank.per_node
-    needed = memory(stage.skeleton, options, keep_ratio=stage.recipe.keep_ratio, row_tokens=data.get("row_tokens", 0),
-                    row_frames=data.get("row_frames", 0), devices=local if rank is None else rank.world,
-                    per_node=local, average=stage.recipe.average is not None)
-    require_fit(needed, float(torch.cuda.get_device_properties(0).total_memory), stage.name)
+    given: dict[str, Any] = {
+        "keep_ratio": stage.recipe.keep_ratio, "row_tokens": data.get("row_tokens", 0),
+        "row_frames": data.get("row_frames", 0), "devices": local if rank is None else rank.world, "per_node": local,
+        "average": stage.recipe.average is not None}
+    needed = memory(stage.skeleton, options, **given)
+    available = float(torch.cuda.get_device_properties(0).total_memory)
+    require_fit(needed, available, stage.name, overrides_that_fit(stage.skeleton, options, available, **given))
 
 
 def _trained_weights(module: AuroraModule) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from aurora.interfaces import Sampling
 from aurora.model import AuroraModel
 from aurora.recipe import Recipe
 from aurora.terminal import stdout, table
-from aurora.training.budget import SPARE, Hardware, Reads, cost, memory
+from aurora.training.budget import OTHER_WAYS, SPARE, Hardware, Reads, cost, memory, overrides_that_fit
 from aurora.training.checkpoint.run_folder import StageFolder
 from aurora.training.distributed.precision import in_dtype
 from aurora.training.distributed.rendezvous import check_processes
@@ -130,9 +130,12 @@ def _training(config: Config, name: str, stage: Mapping[str, Any], machine: Hard
     recipe, trainer, held_out = config.stages[name], config.trainer, stage["validation"]
     check_processes(trainer, machine.devices)
     model = skeleton(in_dtype(config), name)
-    needed = memory(model, trainer, keep_ratio=recipe.keep_ratio, row_tokens=config.data.get("row_tokens", 4096),
-                    row_frames=config.data.get("row_frames", 64), devices=machine.devices, per_node=GPUS_PER_NODE,
-                    average=recipe.average is not None)
+    given: dict[str, Any] = {
+        "keep_ratio": recipe.keep_ratio, "row_tokens": config.data.get("row_tokens", 4096),
+        "row_frames": config.data.get("row_frames", 64), "devices": machine.devices, "per_node": GPUS_PER_NODE,
+        "average": recipe.average is not None}
+    needed = memory(model, trainer, **given)
+    fits = needed.total <= SPARE * machine.memory
     size = model.vision.prepare.size
     per_frame = model.visual_layout(recipe.keep_ratio).tokens(size, size)
 
@@ -142,7 +145,8 @@ def _training(config: Config, name: str, stage: Mapping[str, Any], machine: Hard
 
     takes = cost(model, trainer, machine, keep_ratio=recipe.keep_ratio, learned=reads(stage["reads"], 1),
                  validated=Reads(0, 0, 0) if held_out is None else reads(held_out, held_out["times"]))
-    return {"memory": {**needed._asdict(), "total": needed.total}, "fits": needed.total <= SPARE * machine.memory,
+    return {"memory": {**needed._asdict(), "total": needed.total}, "fits": fits,
+            "fits_with": [] if fits else overrides_that_fit(model, trainer, machine.memory, **given),
             **takes._asdict(), "devices": machine.devices, "used": machine.used}
 
 
@@ -235,8 +239,13 @@ def _lines(stage: Mapping[str, Any], image_rate: float, video_rate: float) -> It
         price = "" if training["price"] is None else f", at a cost of {training['price']:,.0f}"
         yield "trains", (f"{training['flops'] / 1e18:,.1f} EFLOP: {training['hours']:,.1f} hours on "
                          f"{training['devices']} GPUs at {training['used']:.0%} of their peak{price}")
-        yield "memory", (f"about {training['memory']['total'] / 2**30:.1f} GiB of each GPU ({parts})"
-                         + ("" if training["fits"] else ": DOES NOT FIT"))
+        yield "memory", f"about {training['memory']['total'] / 2**30:.1f} GiB of each GPU ({parts})"
+        if not training["fits"]:
+            yield "", f"DOES NOT FIT; {_way(training['fits_with'])}"
+
+
+def _way(overrides: Sequence[str] | None) -> str:
+    return f"take {OTHER_WAYS}" if overrides is None else f"it fits with {' '.join(overrides)}"
 
 
 def _paper(name: str, paper: Mapping[str, Any]) -> Table:

@@ -154,3 +154,5 @@ def test_what_cannot_fit_is_refused_with_what_takes_the_room():
     require_fit(too_much, 30e9, "vision")
     with pytest.raises(AuroraError, match=r"'vision' needs about 25\.1 GiB .*activations 9\.3.*which has 22\.4.*fsdp"):
         require_fit(too_much, 24e9, "vision")
+    with pytest.raises(AuroraError, match=r"it fits with data\.row_tokens=2048; trainer"):
+        require_fit(too_much, 24e9, "vision", ["data.row_tokens=2048"])

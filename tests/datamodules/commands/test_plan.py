@@ -161,6 +161,33 @@ def test_weights_in_bfloat16_are_planned_with_half_the_memory(run):
     assert [whole[part] / half[part] for part in ("weights", "gradients", "optimizer")] == [2, 2, 2]
 
 
+@pytest.mark.parametrize("gpus", [1, 4])
+def test_a_stage_that_does_not_fit_fits_with_what_is_advised(run, gpus):
+    needs = ["plan", "--published", "--json", "--gpu", "H100", "--gpus", gpus, "experiment=auroralong",
+             "stage=language_video", "trainer=gpu"]
+    whole = json.loads(run(*needs)[1])["stages"]["language_video"]["training"]["memory"]["total"] / 2**30
+    found = []
+    for share in (0.9, 0.75, 0.6, 0.4):
+        small = ["--gpu-gib", share * whole / 0.95]
+        status, said, _ = run(*needs, *small)
+        advised = json.loads(said)["stages"]["language_video"]["training"]["fits_with"]
+        assert status == 1
+        if advised is not None:
+            assert advised and run(*needs, *small, *advised)[0] == 0
+            # and with less it does not
+            assert all(run(*needs, *small, *(other for other in advised if other != one))[0] == 1
+                       for one in advised if not one.startswith("data."))
+            found.append(advised)
+    assert found and (gpus == 1 or len(found) == 4)
+    shown = run(*needs[:2], *needs[3:], "--gpu-gib", 0.9 * whole / 0.95)[1]
+    assert f"DOES NOT FIT; it fits with {' '.join(found[0])}" in shown
+
+
+def test_what_no_override_makes_fit_is_told_so(run):
+    status, said, _ = run("plan", "--published", "--gpu", "H100", "--gpus", "1", "--gpu-gib", "0.5", *TINY)
+    assert status == 1 and "DOES NOT FIT; take more devices with trainer=fsdp" in said
+
+
 def test_adapters_are_planned_as_what_learns(run):
     shown = memory(run, "stages.language_video.trained=[]",
                   "+stages.language_video.adapters.backbone.lora={rank: 4, alpha: 8}")
