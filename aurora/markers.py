@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.interfaces import Turn
 
 _MARKER = re.compile(r"<(image|video)>")
@@ -14,24 +14,27 @@ Marker = tuple[int, re.Match[str]]
 
 
 def place_media(turns: Sequence[Turn], kind: str, media: int) -> tuple[Turn, ...]:
-    """The turns without the markers of so many media of a kind ("image" or "video"); ValueError unless there is none,
-    or as many as media.
+    """The turns without the markers of so many media of a kind ("image" or "video"); BadSample unless there is
+    none, or as many as media.
 
     Where text stands between the markers of several images, `Turn.places` says where. Tags that are not markers stay:
     in answers, inside a text that shows nothing, and beside as many markers as media. One `<video>` may stand for all
     the frames of a video, `<image>` for a video.
     """
-    found = [(number, tag) for number, turn in enumerate(turns) for tag in _MARKER.finditer(turn.question)]
+    found = [(number, tag) for number, turn in enumerate(turns) if "<" in turn.question
+             for tag in _MARKER.finditer(turn.question)]
+    if not found:
+        return tuple(turns)
     chosen = _markers(turns, found, kind, media)
     between = media > 1 and bool(chosen) and _text_between(turns, chosen[0], chosen[-1])
-    return tuple(_without(turn, [tag for where, tag in chosen if where == number], keep_places=between)
-                 for number, turn in enumerate(turns))
+    tags = [[tag for where, tag in chosen if where == number] for number in range(len(turns))]
+    return tuple(_without(turn, inside, keep_places=between) if inside else turn
+                 for turn, inside in zip(turns, tags, strict=True))
 
 
 def plain_question(text: str, *, seen: bool) -> str:
     """A question about something seen without the markers that begin and end it, whose place the prompt chooses; others
-    as they are. AuroraError for one that is
-    not text, such as a file's bytes on a command line that are not UTF-8."""
+    as they are. AuroraError for one that is not text, such as bytes on a command line that are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -41,19 +44,21 @@ def plain_question(text: str, *, seen: bool) -> str:
 
 
 def _markers(turns: Sequence[Turn], found: Sequence[Marker], kind: str, media: int) -> Sequence[Marker]:
+    own = [one for one in found if one[1][1] == kind]
+    if len(own) == media > 0:
+        return own
     edges = [(number, tag) for number, tag in found if _at_edge(turns[number].question, tag)]
     if not media:
         if edges:
-            raise ValueError(f"{edges[0][1][0]} stands in a question, but the sample names no image or video")
+            raise BadSample("markers", f"{edges[0][1][0]} stands in a question, but no image or video is named")
         return ()
-    own = [one for one in found if one[1][1] == kind]
-    for candidates in (own, [one for one in edges if one in own]):
-        if len(candidates) == media:
-            return candidates
+    own_edges = [one for one in edges if one in own]
+    if len(own_edges) == media:
+        return own_edges
     if own or len(edges) > 1:
         tag = (own or edges)[0][1][0]
-        raise ValueError(f"{tag} stands in the questions {len(own or edges)} times, but the sample has {media} {kind}"
-                         f"{'s' * (media > 1)}")
+        raise BadSample("markers", f"{tag} stands in the questions {len(own or edges)} times, but the sample has "
+                                   f"{media} {kind}{'s' * (media > 1)}")
     return edges  # of the other kind: <image> for a video, or <video> for all of its frames
 
 

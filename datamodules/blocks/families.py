@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from .scenes import AXES, BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Axis, Look, Scene, SceneMaker, Thing
 
@@ -144,8 +144,7 @@ def ask_scene_transition(scene: Scene, rng: random.Random) -> Question | None:
 def make_needle(maker: SceneMaker) -> Scene:
     scene = maker.plain(3)
     appears = maker.rng.uniform(1.0, scene.duration - 3.0)
-    first, *rest = scene.things
-    return _with_things(scene, [replace(first, appears=appears, vanishes=appears + 2.0), *rest], maker.rng)
+    return _change_one(scene, maker.rng, appears=appears, vanishes=appears + 2.0)
 
 
 def ask_needle(scene: Scene, rng: random.Random) -> Question | None:
@@ -158,10 +157,8 @@ def ask_needle(scene: Scene, rng: random.Random) -> Question | None:
 
 def make_state_change(maker: SceneMaker) -> Scene:
     scene = maker.plain(maker.rng.randint(1, 3))
-    first, *rest = scene.things
     after = maker.rng.choice(sorted(set(COLORS) - set(_colors(scene))))
-    changed = replace(first, new_color=after, changes=maker.rng.uniform(0.3, 0.7) * scene.duration)
-    return _with_things(scene, [changed, *rest], maker.rng)
+    return _change_one(scene, maker.rng, new_color=after, changes=maker.rng.uniform(0.3, 0.7) * scene.duration)
 
 
 def ask_state_change(scene: Scene, rng: random.Random) -> Question | None:
@@ -180,9 +177,8 @@ def make_action_localization(maker: SceneMaker) -> Scene:
     scene = maker.plain(maker.rng.randint(2, 3))
     part = maker.rng.randrange(3)
     third = scene.duration / 3
-    first, *rest = scene.things
     appears = part * third + maker.rng.uniform(0.1, 0.3)
-    return _with_things(scene, [replace(first, appears=appears, vanishes=(part + 1) * third - 0.1), *rest], maker.rng)
+    return _change_one(scene, maker.rng, appears=appears, vanishes=(part + 1) * third - 0.1)
 
 
 def ask_action_localization(scene: Scene, rng: random.Random) -> Question | None:
@@ -278,6 +274,12 @@ def _question(scene: Scene, rng: random.Random, family: str, text: str, answer: 
 def _with_things(scene: Scene, things: Sequence[Thing], rng: random.Random) -> Scene:
     """The scene with these things, shuffled so that their order gives nothing away."""
     return replace(scene, things=tuple(rng.sample(list(things), len(things))))
+
+
+def _change_one(scene: Scene, rng: random.Random, **fields: Any) -> Scene:
+    """The scene with other fields of its first thing, shuffled."""
+    first, *rest = scene.things
+    return _with_things(scene, [replace(first, **fields), *rest], rng)
 
 
 def _one(rng: random.Random, things: Iterable[Thing]) -> Thing | None:

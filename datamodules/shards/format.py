@@ -120,10 +120,9 @@ def parse_record(raw: bytes) -> Record:
     with bad_sample("json", (ValueError,)):
         record = parse(raw)
         media, kind = _media(record)
-        turns, span = _turns(record.get("conversations")), _range(record)
-    with bad_sample("markers", (ValueError,)):
-        turns = place_media(turns, "video" if kind == VIDEO else "image", len(media))
-    return Record(turns, media, kind, *span)
+        turns = place_media(_turns(record.get("conversations")), "video" if kind == VIDEO else "image", len(media))
+        made = Record(turns, media, kind, *_range(record))
+    return made
 
 
 def _media(record: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:

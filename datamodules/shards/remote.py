@@ -17,7 +17,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -140,21 +140,13 @@ def _make_room(cache: Path, most: int | None, needed: int) -> None:
         for _, size, path in sorted(shards):
             if taken <= most:
                 return
-            if _removed(path):
+            with path.open("rb") as file, suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
                 taken -= size
     if taken > most:
         _log.warning("data: the cache takes %d bytes, more than cache_bytes %d: all of its shards are being read",
                      taken, most)
-
-
-def _removed(path: Path) -> bool:
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        path.unlink()
-        return True
 
 
 def fetch_bytes(url: str) -> bytes | None:

@@ -38,18 +38,19 @@ class ShardFiles:
 
     def record(self, index: DatasetIndex, sample: int) -> tuple[str, bytes]:
         """A sample's key and the bytes of its json member. BadSample when the shard holds something else there."""
-        row = index.samples[sample]
-        name, data = self._member(index, sample, int(row["offset"]), int(row["size"]))
+        shard, _, _, size, offset, _ = index.samples[sample].item()
+        name, data = self._member(index, shard, offset, size)
         if not name.lower().endswith(".json"):
             raise BadSample("shard", f"{index.path(sample)} holds {name!r} where a json member should be")
         return name[:-len(".json")], data
 
     def media(self, index: DatasetIndex, sample: int, number: int, name: str) -> bytes:
         """The bytes of a sample's media member, which is called `name`."""
-        row = index.media[int(index.samples[sample]["media"]) + number]
-        if not row["offset"]:
+        shard, *_, first = index.samples[sample].item()
+        offset, size, *_ = index.media[first + number].item()
+        if not offset:
             raise BadSample("missing", f"no member {name}")
-        found, data = self._member(index, sample, int(row["offset"]), int(row["size"]))
+        found, data = self._member(index, shard, offset, size)
         if found.lower() != name.lower():  # extensions are in small letters in an index
             raise BadSample("shard", f"{index.path(sample)} holds {found!r} where {name!r} should be")
         return data
@@ -62,19 +63,20 @@ class ShardFiles:
     def __del__(self) -> None:
         self.close()
 
-    def _member(self, index: DatasetIndex, sample: int, offset: int, size: int) -> tuple[str, bytes]:
+    def _member(self, index: DatasetIndex, shard: int, offset: int, size: int) -> tuple[str, bytes]:
         if size > MEMBER_BYTES:
             raise BadSample("limits", f"a member of {size} bytes is larger than {MEMBER_BYTES}")
         # The header stands right before the data; reading both shows when a shard is not the one indexed.
-        shard = self._descriptor(index, index.shard(sample))
-        block = os.pread(shard, tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
+        row = index.shards[shard]
+        block = os.pread(self._descriptor(index, row), tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
         data = block[tarfile.BLOCKSIZE:]
         try:
             name, length = _header(block[:tarfile.BLOCKSIZE])
         except ValueError as error:
-            raise BadSample("shard", f"{index.path(sample)} at {offset}: {error}") from error
+            raise BadSample("shard", f"{index.folder / row['name']} at {offset}: {error}") from error
         if length != size or len(data) != size:
-            raise BadSample("shard", f"{index.path(sample)} at {offset}: {len(data)} bytes of {name!r}, not {size}")
+            raise BadSample("shard", f"{index.folder / row['name']} at {offset}: {len(data)} bytes of {name!r}, "
+                                     f"not {size}")
         return name, data
 
     def _descriptor(self, index: DatasetIndex, row: Mapping[str, Any]) -> int:

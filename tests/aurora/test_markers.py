@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.interfaces import Turn
 from aurora.markers import place_media, plain_question
 
@@ -27,7 +27,7 @@ def test_a_tag_in_a_text_that_shows_nothing_stays(question: str) -> None:
 @pytest.mark.parametrize("question", ["<image>\nWhat?", "<image> What?", "<image>What?", "What?\n<video>", "<image>",
                                       "<image><image>\nWhich?", " \n<video>\nWhat?"])
 def test_a_marker_without_media_is_an_error(question: str) -> None:
-    with pytest.raises(ValueError, match="names no image or video"):
+    with pytest.raises(BadSample, match="no image or video is named"):
         placed("first", question, media=0)
 
 
@@ -52,7 +52,7 @@ def test_a_video_may_be_marked_as_an_image(value: str) -> None:
     (["<image>\n<image>\n<image>\nWhich?"], 2), (["<video>\n<video>\nWhich?"], 2),
 ])
 def test_another_number_of_markers_than_media_is_an_error(questions: list[str], media: int) -> None:
-    with pytest.raises(ValueError, match=rf"stands in the questions \d times, but the sample has {media} image"):
+    with pytest.raises(BadSample, match=rf"stands in the questions \d times, but the sample has {media} image"):
         placed(*questions, media=media)
 
 
