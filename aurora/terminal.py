@@ -66,8 +66,8 @@ def progress_bar(title: str, *columns: str | ProgressColumn) -> Iterator[Callabl
 
 
 class Waiting:
-    """A line on standard error with what is waited for, and for how long, until something else is written. Nothing
-    where that is not a terminal."""
+    """A line on standard error with what is waited for, and for how long, below whatever else is written there.
+    Nothing where that is not a terminal."""
 
     def __init__(self, text: str) -> None:
         rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
@@ -86,11 +86,6 @@ class Waiting:
         """Goes on, for this."""
         self._bars.update(self._task, description=text)
         self._bars.start()
-
-    def note(self, text: str) -> None:
-        """Leaves a line on standard error."""
-        self.stop()
-        sys.stderr.write(f"{text}\n")
 
     def stop(self) -> None:
         """Makes room for something else; the time begins anew."""

@@ -155,7 +155,7 @@ def answer_each(
     waiting.say("reading")
     answers: Iterable[Iterable[str]]
     if options:
-        answers = _likeliest(session, questions, options, score, waiting)
+        answers = _likeliest(session, questions, options, score)
     elif chat:
         answers = (session.ask(question, generation, remember=True) for question in _conversation(questions, waiting))
     else:
@@ -165,8 +165,7 @@ def answer_each(
         waiting.stream(pieces)
 
 
-def _likeliest(session: Session, questions: Sequence[str], options: Sequence[str], score: Score, waiting: Waiting
-               ) -> Iterator[list[str]]:
+def _likeliest(session: Session, questions: Sequence[str], options: Sequence[str], score: Score) -> Iterator[list[str]]:
     from aurora.evaluation.scoring import likeliest
     from aurora.inference.reading import fork
 
@@ -174,8 +173,8 @@ def _likeliest(session: Session, questions: Sequence[str], options: Sequence[str
     for number in range(len(questions)):
         best, values = likeliest(session.model, session.runner, fork(memory, [number]), options,
                                  per_token=score == "likelihood_per_token")
-        waiting.note("log-probability: " + ", ".join(
-            f"{option} {value:.2f}" for option, value in zip(options, values, strict=True)))
+        shown = ", ".join(f"{option} {value:.2f}" for option, value in zip(options, values, strict=True))
+        sys.stderr.write(f"log-probability: {shown}\n")
         yield [options[best]]
 
 
@@ -190,7 +189,7 @@ def _reporting(sampling: Sampling, waiting: Waiting) -> Callable[[str, int, Sequ
         if len(times) == most and (most == 1 or every * (sampling.fps or 0) > 1.001) and file not in noted:
             noted.add(file)
             spread = f"{most} frames, one every {every:.3g} s" if most > 1 else "1 frame"
-            waiting.note(f"{file}: {spread}; --max-frames reads more")
+            sys.stderr.write(f"{file}: {spread}; --max-frames reads more\n")
         where = f"frame {number} of {len(times)} ({clock(times[number - 1])} of {clock(times[-1])}) of" if times else ""
         waiting.say(f"{where or 'reading'} {Path(file).name}")
 
@@ -221,7 +220,11 @@ def _conversation(questions: Iterable[str], waiting: Waiting) -> Iterator[str]:
         if terminal:
             sys.stderr.write("> ")
             sys.stderr.flush()
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except KeyboardInterrupt:
+            sys.stderr.write("\n")
+            raise
         if not line:
             sys.stderr.write("\n" if terminal else "")
             return

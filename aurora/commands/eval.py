@@ -63,19 +63,21 @@ def eval(
       aurora eval --model runs/demo/language_video/model \\
         --data data/blocks/heldout keep_ratio=0.5
     """
-    from aurora.evaluation.questions import read_questions
-    from aurora.evaluation.report import render
-    from aurora.evaluation.run import RESULT_FILE, evaluate
-    from aurora.inference.models import model_folder, saved_model
-    from aurora.terminal import progress_bar, stdout, write_json
-    from aurora.weights.adapters import adapter_hash
-    from aurora.weights.model_folder import model_hash
+    from aurora.terminal import Waiting, progress_bar, stdout, write_json
 
-    protocol, folder = asked.protocol(), model_folder(model)
-    read_questions(data)  # before a model is loaded
-    output = output or folder.parent / "eval" / data.resolve().name
-    used, config = saved_model(folder, overrides, **vars(adapter), **vars(device))
-    identity = model_hash(folder) + ("" if adapter.adapter is None else f"+{adapter_hash(adapter.adapter)}")
+    with Waiting("loading"):
+        from aurora.evaluation.questions import read_questions
+        from aurora.evaluation.report import render
+        from aurora.evaluation.run import RESULT_FILE, evaluate
+        from aurora.inference.models import model_folder, saved_model
+        from aurora.weights.adapters import adapter_hash
+        from aurora.weights.model_folder import model_hash
+
+        protocol, folder = asked.protocol(), model_folder(model)
+        read_questions(data)  # before a model is loaded
+        output = output or folder.parent / "eval" / data.resolve().name
+        used, config = saved_model(folder, overrides, **vars(adapter), **vars(device))
+        identity = model_hash(folder) + ("" if adapter.adapter is None else f"+{adapter_hash(adapter.adapter)}")
     with progress_bar("asking") as tick:
         result = evaluate(used, config, data, output=output, protocol=protocol, model_hash=identity, limit=limit,
                           parallel=parallel, restart=restart, on_progress=tick)

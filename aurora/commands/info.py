@@ -28,14 +28,16 @@ def info(
       aurora info --model runs/demo/language_video/model
       aurora info backbone=rwkv6 dtype=bfloat16
     """
-    from aurora.config import load_config
-    from aurora.terminal import write_json
-    from aurora.weights.model_folder import model_hash, read_config
+    from aurora.terminal import Waiting, write_json
 
-    if model is None:
-        described = _describe(load_config(*overrides).model)
-    else:
-        described = {**_describe(read_config(model).override(overrides)), "hash": model_hash(model)}
+    with Waiting("loading"):
+        from aurora.config import load_config
+        from aurora.weights.model_folder import model_hash, read_config
+
+        if model is None:
+            described = _describe(load_config(*overrides).model)
+        else:
+            described = {**_describe(read_config(model).override(overrides)), "hash": model_hash(model)}
     return write_json(described) if json_output else _show(described)
 
 

@@ -30,13 +30,15 @@ def list(
       aurora list
       aurora list merge
     """
-    from aurora.registry import SLOTS
-    from aurora.terminal import stdout, table, write_json
+    from aurora.terminal import Waiting, stdout, table, write_json
 
-    if slot is not None and slot not in SLOTS:
-        raise AuroraError(f"no slot named {slot!r}.{suggest(slot, SLOTS)}")
-    slots = [SLOTS[slot]] if slot else SLOTS.values()
-    described = {one.name: {name: _describe(one, name) for name in one.known()} for one in slots}
+    with Waiting("loading"):
+        from aurora.registry import SLOTS
+
+        if slot is not None and slot not in SLOTS:
+            raise AuroraError(f"no slot named {slot!r}.{suggest(slot, SLOTS)}")
+        slots = [SLOTS[slot]] if slot else SLOTS.values()
+        described = {one.name: {name: _describe(one, name) for name in one.known()} for one in slots}
     if json_output:
         return write_json(described)
     shown = table("slot", "part", "what it does, and its options with their defaults", numbers=())
