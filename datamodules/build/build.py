@@ -133,10 +133,12 @@ def run_tasks(
             output = tasks[0].output
             write_skipped(output, tasks)
             reasons = ", ".join(f"{count} {reason}" for reason, count in bad.most_common())
+            with (output / SKIPPED).open(encoding="utf-8") as file:
+                first = json.loads(next(file))["detail"]
             raise AuroraError(
                 f"{bad.total()} of {entries} entries cannot be used ({reasons}), more than --max-bad-rate "
-                f"{max_bad_rate}; {output / SKIPPED} lists them. What was written stays: mend them and add --retry, or "
-                "raise the rate")
+                f"{max_bad_rate}; the first: {first}; {output / SKIPPED} lists them. What was written stays: mend them "
+                "and add --retry, or raise the rate")
 
 
 def join(output: Path, plan: BuildPlan, count: TextCounter | None = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from aurora.errors import AuroraError, BadSample
 from aurora.registry import SOURCE
 
-from ._records import Parsed, RecordSource, asked, chosen, text
+from ._records import Parsed, RecordSource, asked, chosen, looks_like_media, text
 
 PROMPTS = ("Describe this in detail.", "What do you see? Give a detailed description.",
            "Write a description of what is shown.", "Explain what can be seen here.")
@@ -38,6 +38,9 @@ class CaptionsSource(RecordSource):
 
     def parse(self, record: Mapping[str, Any], key: str) -> Parsed:
         if self._caption is not None:
+            unseen = [] if self._path else [name for name, value in record.items() if looks_like_media(value)]
+            if unseen:
+                raise BadSample("field", f"a caption of nothing: source.path={unseen[0]} shows what it speaks of")
             turns = asked(chosen(self._prompts, key), _caption(field(record, self._caption)))
         else:
             turns = asked(field(record, self._question), field(record, self._answer))

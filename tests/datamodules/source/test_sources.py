@@ -128,6 +128,13 @@ def test_a_marker_without_an_image_is_a_bad_sample_and_a_literal_tag_stays(tmp_p
     assert [(one["id"], one["reason"]) for one in skipped] == [("marker_without_image", "markers")]
 
 
+def test_what_stops_a_build_is_said_with_its_first_reason(tmp_path):
+    plan = make_plan(BuildOrder(folder=str(CASES), source={"name": "llava", "annotations": "misspelt_field.json"}),
+                     tmp_path)
+    with pytest.raises(AuroraError, match=r"\(3 field\).*the first: 'img' looks like media \(a\.jpg\)"):
+        list(run_tasks(build_tasks(tmp_path, plan), EXECUTOR.build({"name": "serial"}), entries=3, max_bad_rate=0.1))
+
+
 def test_cp1252_is_refused_with_file_line_and_byte(tmp_path):
     built, skipped = case(tmp_path, "cp1252.csv", "table", "files", question="question", answer="answer", image="file")
     assert not built
@@ -324,6 +331,12 @@ def test_captions_are_asked_for_with_one_of_the_prompts(folder):
     assert said(found[7])[1] == "caption 7"
     assert found == samples(folder, "captions", annotations="a.jsonl", path="file", caption="text", images="img",
                             prompts=["one", "two"])
+
+
+def test_a_caption_of_a_picture_that_is_not_shown_is_a_bad_sample(folder):
+    lines(folder / "a.jsonl", [{"file": "img/0.jpg", "text": "A ramp."}, {"text": "A ramp."}])
+    found = samples(folder, "captions", annotations="a.jsonl", caption="text")
+    assert found[0] == "field" and said(found[1])[1] == "A ramp."
 
 
 def test_the_caption_of_a_whole_video_is_chosen_from_its_list(folder):
