@@ -334,7 +334,7 @@ def test_every_dataset_of_the_catalogue_says_what_its_source_asks_for(name):
     (["llava", "{input}", "source.annotations=a.jsonl", "--executor", "prcess"], "no executor named 'prcess'"),
     (["llava", "{input}", "source.annotations=a.jsonl", "--transcode", "--fps", "0"], "fps 0.0"),
     (["llava", "{input}", "source.annotations=a.jsonl", "--samples-per-shard", "0"], "must be 1 or more"),
-    (["llava", "{input}", "source.annotations=a.jsonl", "--max-bad-rate", "2"], "is outside [0, 1]"),
+    (["llava", "{input}", "source.annotations=a.jsonl", "--max-bad-rate", "2"], "less than or equal to 1"),
 ])
 def test_what_cannot_be_built_is_said(dataset, tmp_path, capsys, arguments, reported):
     source, folder, *rest = (word.format(input=dataset(1)) for word in arguments)
