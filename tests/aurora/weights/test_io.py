@@ -311,6 +311,18 @@ def test_a_file_of_another_kind_is_told(tmp_path: Path, start: bytes, message: s
     assert message in refused(tmp_path / name)
 
 
+def test_bytes_that_changed_end_in_an_error_or_in_other_values(tmp_path: Path) -> None:
+    """Every byte outside of the data, one after the other."""
+    torch.save({"a": torch.ones(2)}, tmp_path / "given.pth")
+    given = (tmp_path / "given.pth").read_bytes()
+    for place in [*range(0, 64), *range(len(given) - 200, len(given))]:
+        (tmp_path / "model.pth").write_bytes(given[:place] + bytes([given[place] ^ 0xFF]) + given[place + 1:])
+        try:
+            assert open_tensors(tmp_path / "model.pth").keys() == {"a"}, place
+        except AuroraError as error:
+            assert str(tmp_path / "model.pth") in str(error) and "\n" not in str(error), place
+
+
 def test_weights_under_the_ending_of_the_other_format_are_told(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "model.pth")
     assert "it is a safetensors file: rename it to model.safetensors" in refused(tmp_path / "model.pth")
@@ -351,6 +363,12 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, entries: object) -> None:
     assert "not a readable safetensors file" in refused(header(tmp_path / "model.safetensors", entries))
 
 
+@pytest.mark.parametrize("length", [0x80, 0x3C, 0x4B50])
+def test_the_length_of_a_header_is_not_taken_for_the_mark_of_another_kind(tmp_path: Path, length: int) -> None:
+    said = refused(header(tmp_path / "model.safetensors", b'{"a": 1}'.ljust(length)))
+    assert "invalid type" in said and " it is a" not in said
+
+
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1, 10**9, 1000])
 def test_a_header_longer_than_the_file_is_refused(tmp_path: Path, length: int) -> None:
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", length) + b"{}" + b" " * 500)
@@ -360,7 +378,7 @@ def test_a_header_longer_than_the_file_is_refused(tmp_path: Path, length: int) -
 def test_a_name_that_stands_twice_is_named(tmp_path: Path) -> None:
     entry = b'{"dtype":"F32","shape":[16],"data_offsets":[0,64]}'
     said = refused(header(tmp_path / "model.safetensors", b'{"b":' + entry + b',"b":' + entry + b"}"))
-    assert "'b' stands in it twice" in said
+    assert "its header has 'b' twice" in said
 
 
 @pytest.mark.parametrize("offsets", [[0, 32], [16, 48], [40, 72]])
