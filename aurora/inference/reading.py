@@ -89,12 +89,11 @@ def read_texts(runner: Runner, memory: Memory, texts: Sequence[Sequence[int]]) -
 
 @torch.inference_mode()
 def read_frames(
-    model: AuroraModel, runner: Runner, memory: Memory, frames: Iterable[np.ndarray], layout: VisualLayout, *,
-    frames_per_chunk: int = FRAMES_PER_CHUNK,
+    model: AuroraModel, runner: Runner, memory: Memory, frames: Iterable[np.ndarray], layout: VisualLayout
 ) -> Memory:
     """All S sequences read the same frames [H, W, 3] uint8, which are encoded once."""
     device = next(model.vision.parameters()).device
-    for pixels, keep in chunks(frames, layout, frames_per_chunk):
+    for pixels, keep in _chunks(frames, layout):
         tokens = model.encode(pixels.to(device), keep).flatten(0, 1)  # [N · M, D]
         for part in torch.split(tokens, max(1, ROW_TOKENS // memory.sequences)):
             bounds = torch.arange(memory.sequences + 1, device=device) * len(part)
@@ -102,13 +101,13 @@ def read_frames(
     return memory
 
 
-def chunks(frames: Iterable[np.ndarray], layout: VisualLayout, size: int) -> Iterator[tuple[Tensor, int]]:
-    """([N, 3, h, w] uint8, tokens to keep of each): at most `size` frames in a row that share a shape."""
+def _chunks(frames: Iterable[np.ndarray], layout: VisualLayout) -> Iterator[tuple[Tensor, int]]:
+    """([N, 3, h, w] uint8, tokens to keep of each): up to `FRAMES_PER_CHUNK` frames in a row that share a shape."""
     pending: list[Tensor] = []
     keep = 0
     for frame in frames:
         pixels, wanted = layout.prepare(frame), layout.tokens(*frame.shape[:2])
-        if pending and (len(pending) == size or wanted != keep or pixels.shape != pending[0].shape):
+        if pending and (len(pending) == FRAMES_PER_CHUNK or wanted != keep or pixels.shape != pending[0].shape):
             yield torch.stack(pending), keep
             pending = []
         pending.append(pixels)

@@ -19,15 +19,7 @@ from safetensors.torch import save_file
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.inference.generation import Generation, complete, stream
-from aurora.inference.reading import (
-    FRAMES_PER_CHUNK,
-    Memory,
-    blank,
-    fork,
-    read_frames,
-    read_texts,
-    tokenize,
-)
+from aurora.inference.reading import Memory, blank, fork, read_frames, read_texts, tokenize
 from aurora.inference.visuals import check_file, frames_of, is_image
 from aurora.interfaces import Sampling, Turn, VideoReader
 from aurora.markers import plain_question
@@ -69,11 +61,8 @@ class Session:
         keep_ratio: float = 0.1,
         sampling: Sampling | None = None,
         reader: VideoReader | None = None,
-        frames_per_chunk: int = FRAMES_PER_CHUNK,
         on_frame: Callable[[str, int, Sequence[float]], None] | None = None,
     ) -> None:
-        if frames_per_chunk < 1:
-            raise AuroraError(f"frames_per_chunk {frames_per_chunk} must be 1 or more")
         _require("model", model, AuroraModel)
         self.model = model
         self.runner = model.backbone.runner()
@@ -82,7 +71,6 @@ class Session:
         self.layout = model.visual_layout(keep_ratio)
         self.sampling = Sampling(fps=1.0) if sampling is None else _require("sampling", sampling, Sampling)
         self.reader = READER.build({"name": "pyav"}) if reader is None else _require("reader", reader, VideoReader)
-        self.frames_per_chunk = frames_per_chunk
         self.on_frame = on_frame
         self.sources: tuple[str, ...] | None = None
         self.turns: tuple[Turn, ...] = ()
@@ -202,8 +190,8 @@ class Session:
     def _look(self, leadings: Sequence[Sequence[int]]) -> Memory:
         """The memory after what is watched, for each of the texts before it."""
         before = read_texts(self.runner, blank(self.runner, len(leadings)), leadings)
-        return read_frames(self.model, self.runner, before, chain.from_iterable(map(self._frames, self.sources or ())),
-                           self.layout, frames_per_chunk=self.frames_per_chunk)
+        frames = chain.from_iterable(map(self._frames, self.sources or ()))
+        return read_frames(self.model, self.runner, before, frames, self.layout)
 
     def _frames(self, source: str) -> Iterator[np.ndarray]:
         times = [] if self.on_frame is None or is_image(source) else self.reader.times(source, self.sampling)

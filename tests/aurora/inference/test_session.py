@@ -77,7 +77,8 @@ def test_a_session_reads_the_row_that_training_would_pack(model: AuroraModel, vi
 def test_chunks_change_nothing(model: AuroraModel, video: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = session(model, video).read_all(["What moves?", "And where to?"]).hidden
     monkeypatch.setattr(reading, "ROW_TOKENS", 10 * size)
-    found = session(model, video, frames_per_chunk=size).read_all(["What moves?", "And where to?"]).hidden
+    monkeypatch.setattr(reading, "FRAMES_PER_CHUNK", size)
+    found = session(model, video).read_all(["What moves?", "And where to?"]).hidden
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
