@@ -78,17 +78,13 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     """Videos and images, questions, and overrides. A file is what comes first, what exists, and what is called like
-    one. AuroraError when there is none, for a file that cannot be opened, and for an empty question."""
-    from aurora.inference.visuals import check_file
-
+    one. AuroraError when there is none, and for an empty question."""
     others, overrides = split_overrides(words)
     files = [word for number, word in enumerate(others)
              if number == 0 or os.path.exists(word) or _FILE.fullmatch(word)]
     questions = [word for word in others if word not in files]
     if not files:
         raise AuroraError("no video or image file was given")
-    for file in files:
-        check_file(file)
     if not all(question.strip() for question in questions):
         raise AuroraError("a question is empty")
     return files, questions, overrides

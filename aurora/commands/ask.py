@@ -146,9 +146,12 @@ def answer_each(
     """Answers the questions; with `chat` as one conversation that goes on with standard input, and with `options` by
     the likeliest of them."""
     from aurora.inference.session import Session
+    from aurora.inference.visuals import check_file
 
     generation = answer.generation()  # what can be wrong without a model is checked before one is loaded
     files = [*files, *frames.more]
+    for file in files:
+        check_file(file)
     used, config = _load(model, adapter, device, [*overrides, *model.overrides(), *frames.overrides()])
     session = Session.from_config(used, config, on_frame=_reporting(config.sampling, waiting))
     session.watch(*files)

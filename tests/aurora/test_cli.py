@@ -193,18 +193,19 @@ def test_files_are_told_from_questions(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["one", "three.mp4"], "three.mp4 does not exist"),
+    (["one", "three.mp4", "Why?"], "three.mp4 does not exist"),
     (["What moves?", "one"], "What moves? does not exist"),
+    (["one", "Why?", "--with", "three.mp4"], "three.mp4 does not exist"),
     (["one", "   "], "a question is empty"),
     (["one", "Why?", ""], "a question is empty"),
-    (["one", "."], "is a folder"),
+    (["one", ".", "Why?"], "is a folder"),
     (["keep_ratio=1"], "no video or image file"),
 ])
-def test_a_stray_word_is_not_taken_for_a_question(tmp_path, monkeypatch, words, message) -> None:
+def test_a_stray_word_is_not_taken_for_a_question(run, tmp_path, monkeypatch, words, message) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one").write_bytes(b"x")
-    with pytest.raises(AuroraError, match=re.escape(message)):
-        split_words(words)
+    status, out, err = run("ask", "--chat", *words)
+    assert (status, out, err.count("\n")) == (2, "", 1) and message in err
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 4, 6])
