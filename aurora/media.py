@@ -27,7 +27,7 @@ class MediaType(NamedTuple):
 def media_type(medium: bytes | str | Path) -> MediaType:
     """The type of a file or of its bytes. AuroraError for what is neither an image nor a video, or is one without a
     reader."""
-    name = f"a file of {len(medium)} bytes" if isinstance(medium, bytes) else repr(Path(medium).name)
+    name = f"a file of {len(medium)} bytes" if isinstance(medium, bytes) else repr(str(medium))
     try:
         head = medium[:_HEAD] if isinstance(medium, bytes) else _head(Path(medium))
     except OSError as error:

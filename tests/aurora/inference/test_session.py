@@ -302,7 +302,7 @@ def test_an_empty_text_leaves_its_sequence_as_it_is(model: AuroraModel) -> None:
         ("missing.mp4", None, "does not exist"),
         ("empty.mp4", b"", "is empty"),
         ("text.mp4", b"this is no video at all" * 10, "text.mp4"),
-        ("text.png", b"not an image at all" * 10, "'text.png' begins with b'not an i': no known image or video"),
+        ("text.png", b"not an image at all" * 10, "text.png' begins with b'not an i': no known image or video"),
     ],
 )
 def test_what_cannot_be_seen_is_named(model: AuroraModel, tmp_path: Path, name: str, content, message: str) -> None:
