@@ -68,19 +68,9 @@ def draw_groups(pixels: np.ndarray, owner: Tensor, grid: tuple[int, int], side: 
     return colored
 
 
-class Curve(NamedTuple):
-    """A loss over optimizer steps as points of SVG polylines, in a panel of `PANEL`."""
-
-    stage: str
-    steps: int
-    first: float
-    last: float
-    raw: str
-    smooth: str
-
-
-def loss_curves(stages: Mapping[str, Sequence[tuple[int, float]]]) -> tuple[range, list[Curve]]:
-    """The ticks of the one scale of all panels, and a panel per stage that has (step, loss) points."""
+def loss_curves(stages: Mapping[str, Sequence[tuple[int, float]]]) -> tuple[range, list[dict[str, Any]]]:
+    """The ticks of the one scale of all panels, and a panel of `PANEL` per stage that has (step, loss) points: its
+    number of steps, its first and last smoothed loss, and the points of two SVG polylines."""
     smooth = {stage: _smoothed([loss for _, loss in points]) for stage, points in stages.items() if points}
     highest = max([1.0, *map(max, smooth.values())])
     apart = math.ceil(highest / 5)
@@ -88,8 +78,8 @@ def loss_curves(stages: Mapping[str, Sequence[tuple[int, float]]]) -> tuple[rang
     curves = []
     for stage, losses in smooth.items():
         steps, raw = zip(*stages[stage], strict=True)
-        lines = [_polyline(steps, values, ticks[-1]) for values in (raw, losses)]
-        curves.append(Curve(stage, steps[-1], losses[0], losses[-1], *lines))
+        curves.append({"stage": stage, "steps": steps[-1], "first": losses[0], "last": losses[-1],
+                       "raw": _polyline(steps, raw, ticks[-1]), "smooth": _polyline(steps, losses, ticks[-1])})
     return ticks, curves
 
 
@@ -99,11 +89,6 @@ def _polyline(steps: Sequence[int], losses: Sequence[float], top: int) -> str:
     every = slice(None, None, -(-len(steps) // width))
     return " ".join(f"{width * step / steps[-1]:.1f},{height * (1 - min(loss / top, 1)):.1f}"
                     for step, loss in zip(steps[every], losses[every], strict=True))
-
-
-def by_accuracy(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The result's families, those answered best first."""
-    return dict(sorted(result["families"].items(), key=lambda item: -item[1]["accuracy"]))
 
 
 def _smoothed(values: Sequence[float], keep: float = 0.9) -> list[float]:

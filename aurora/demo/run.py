@@ -20,7 +20,7 @@ from rich.console import Console
 
 from aurora.assemble import count_parameters
 from aurora.config import Config, ModelConfig, load_config
-from aurora.demo.figures import PANEL, by_accuracy, draw_groups, loss_curves, merged_patches
+from aurora.demo.figures import PANEL, draw_groups, loss_curves, merged_patches
 from aurora.evaluation.predictions import PREDICTIONS_FILE, read_predictions
 from aurora.evaluation.prompts import CAPTION_VIDEO, option_label
 from aurora.evaluation.questions import QUESTIONS_FILE, Question, read_questions
@@ -194,7 +194,7 @@ def write_report(path: Path, *, model: AuroraModel, config: ModelConfig, result:
     ticks, panels = loss_curves(curves)
     page = environment.get_template("report.html.j2").render(
         result=result,
-        families=by_accuracy(result),
+        families=sorted(result["families"].items(), key=lambda family: -family[1]["accuracy"]),
         percent=percent,
         backbone=config.backbone["name"],
         parameters=f"{sum(count_parameters(model).values()):,}",

@@ -164,9 +164,9 @@ def _said(text: str, lead: re.Match[str], options: Sequence[str]) -> int | None:
 
 
 def _named(text: str, options: Sequence[str], labels: re.Pattern[str]) -> int | None:
-    """What the text begins with: an option's text up to the end, alone or in "B blue" or "blue (B)", or a label."""
-    bare = re.match(r"[A-Z][\s,]+", text)
-    for other in (text, text[bare.end():] if bare else "", _TRAILING.sub("", text)):
+    """What the text begins with: an option's text up to the end, alone or in "B (blue)" or "blue (B)", or a label."""
+    behind = re.sub(r"^[(\[](.*)[)\]]$", r"\1", text[bare.end():]) if (bare := re.match(r"[A-Z][\s,]+", text)) else ""
+    for other in (text, behind, _TRAILING.sub("", text)):
         if (whole := _same(other, options)) is not None:
             return whole
     return _labelled(text, options, labels)

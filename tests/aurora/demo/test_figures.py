@@ -6,7 +6,7 @@ import torch
 
 from aurora.assemble import build_model
 from aurora.config import load_config
-from aurora.demo.figures import PANEL, by_accuracy, draw_groups, loss_curves, merged_patches
+from aurora.demo.figures import PANEL, draw_groups, loss_curves, merged_patches
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +44,12 @@ def test_all_curves_are_on_one_scale() -> None:
     ticks, (first, second) = loss_curves({"pretrain": [(1, 8.0), (2, 4.0)], "vision": [(10, 4.0), (20, 2.0)],
                                           "language": []})
     assert ticks[0] == 0 and 8 <= ticks[-1] < 10 and len(ticks) <= 6
-    assert points(first.raw) == [(width / 2, pytest.approx(height * (1 - 8 / ticks[-1]), abs=0.1)),
+    assert points(first["raw"]) == [(width / 2, pytest.approx(height * (1 - 8 / ticks[-1]), abs=0.1)),
                                  (width, pytest.approx(height * (1 - 4 / ticks[-1]), abs=0.1))]
-    assert points(second.raw)[0][1] == points(first.raw)[1][1]
-    assert (second.stage, second.steps, second.first) == ("vision", 20, 4.0) and 2 < second.last < 4
+    assert points(second["raw"])[0][1] == points(first["raw"])[1][1]
+    assert (second["stage"], second["steps"], second["first"]) == ("vision", 20, 4.0) and 2 < second["last"] < 4
 
 
 def test_a_long_curve_has_not_more_points_than_pixels() -> None:
     _, (curve,) = loss_curves({"pretrain": [(step, 0.0) for step in range(1, 5000)]})
-    assert PANEL[0] / 2 < len(points(curve.smooth)) <= PANEL[0]
-
-
-def test_families_answered_best_come_first() -> None:
-    families = {name: {"accuracy": accuracy} for name, accuracy in (("count", 0.25), ("order", 1.0), ("place", 0.5))}
-    assert list(by_accuracy({"families": families})) == ["order", "place", "count"]
+    assert PANEL[0] / 2 < len(points(curve["smooth"])) <= PANEL[0]

@@ -105,3 +105,8 @@ def test_the_page_marks_what_is_right_and_wrong(page: str, answers: list[Answer]
     sentences = [true for answer in answers for _, true in answer.caption]
     assert page.count('"wrong">✗') == sentences.count(False) + SHOWN + 1  # one explains the mark
     assert page.count('"right">✓') == sentences.count(True) + SHOWN + 1
+
+
+def test_families_answered_best_come_first(page: str) -> None:
+    shares = [int(share) for share in re.findall(r'data-name="accuracy">(\d+) %', page)]
+    assert len(shares) > 10 and shares == sorted(shares, reverse=True) and shares[0] == 100

@@ -34,10 +34,11 @@ DECORATIONS = (
 )
 # with the option's text behind or before the letter
 WITH_TEXT = ("({}) {text}", "{} {text}", "{}. {text}", "{}) {text}", "{}){text}", "{}: {text}", "{} - {text}",
-             "{}\n{text}", "{}, {text}", "[{}] {text}", "**{}**: {text}", "**{}. {text}**", "**({}) {text}**",
-             "({}) **{text}**", "({}): {text}.", "({}) {text}, as can be seen (s).", "The answer is ({}) {text}",
-             "Answer: {}. {text}", "Option {}: {text}", "{text} ({})", "The answer is {text} ({}).", "{text}",
-             "The answer is {text}", "Answer: {text}.", "**{text}**", '"{text}"', "{text}!")
+             "{}\n{text}", "{}, {text}", "{} ({text})", "[{}] {text}", "**{}**: {text}", "**{}. {text}**",
+             "**({}) {text}**", "({}) **{text}**", "({}): {text}.", "({}) {text}, as can be seen (s).",
+             "The answer is ({}) {text}", "Answer: {}. {text}", "Option {}: {text}", "{text} ({})",
+             "The answer is {text} ({}).", "{text}", "The answer is {text}", "Answer: {text}.", "**{text}**",
+             '"{text}"', "{text}!")
 TEXTS = ("red", "The person(s) leave", "Vitamin C", "Answering the phone", "Option trading",
          "He (Bob) waits: one (1) hour", "a man", "A man and a dog", "plan B", "It is the best answer",
          "Type (B) blood", "8:30", "a)", "U.S.A.", "No, neither or both")
@@ -145,10 +146,11 @@ def test_a_decorated_letter_chooses_its_option(options: list[str], form: str, da
 
 
 INLINE = [form for form in DECORATIONS if form not in ("# {}", "- {}") and "because" not in form]
+ENDING = [form for form in INLINE if not form.rstrip(".").endswith(("right", "correct", "answer", "seen", "video"))]
 
 
 @unhurried
-@given(st.permutations("ABCD"), st.sampled_from(INLINE), st.sampled_from(INLINE),
+@given(st.permutations("ABCD"), st.sampled_from(ENDING), st.sampled_from(INLINE),
        st.sampled_from([" ", ", ", " or ", " and ", "/", " / ", "\n", ". ", "; ", " nor "]))
 def test_two_letters_choose_none(letters: list[str], first: str, second: str, between: str) -> None:
     assert chosen_option(first.format(letters[0]) + between + second.format(letters[1]), OPTIONS) is None
