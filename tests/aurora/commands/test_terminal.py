@@ -19,6 +19,9 @@ from pathlib import Path
 import pyte
 import pytest
 
+from aurora.commands.ask import _reporting
+from aurora.interfaces import Sampling
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -103,7 +106,22 @@ def test_waiting_and_what_is_left_out_are_said_and_the_answer_stays(ask, video: 
         lines = seen.read()
         assert lines[-len(emulated(answer, 100)) :] == emulated(answer, 100)
         assert "".join("".join(lines).split()).startswith("".join(note.split()))
-    assert any(f"frame 5 of 5 (0:04 of 0:04) of {video.name}" in line for line in seen.shown)
+
+
+class Said(list[str]):
+    say = list.append
+
+
+def test_reading_says_which_frame_of_how_many_and_when(capsys: pytest.CaptureFixture[str]) -> None:
+    said = Said()
+    report = _reporting(Sampling(fps=1.0, max_frames=64), said)
+    report("films/long.mp4", 12, [number * 28.5 for number in range(64)])
+    report("films/long.mp4", 13, [number * 280.0 for number in range(64)])
+    report("films/whole.mp4", 64, [float(number) for number in range(64)])
+    report("picture.png", 1, [])
+    assert said == ["frame 12 of 64 (5:13 of 29:55) of long.mp4", "frame 13 of 64 (56:00 of 4:54:00) of long.mp4",
+                    "frame 64 of 64 (1:03 of 1:03) of whole.mp4", "reading picture.png"]
+    assert capsys.readouterr().err == "films/long.mp4: 64 frames, one every 28.5 s; --max-frames reads more\n"
 
 
 def test_a_conversation_takes_wide_characters(ask) -> None:
