@@ -18,6 +18,11 @@ BENCHES = {"kernels": ("kernels",), "prefill": ("language",), "decode": ("langua
            "train": ("train",), "data": ("data_building", "data_decoding", "data_reading")}
 """For each bench the modules beside this one whose function of the bench's name gives its cases."""
 
+ROUNDED = 0.15
+"""Of what a whole model gives in bfloat16 or int8, from float32 on the same weights. bfloat16 rounds by up to 2⁻⁹,
+about 20 times in each of 24 layers: √480 · 2⁻⁹ = 0.04 where roundings are independent. The most that was measured of a
+peer is 0.08; a missing token makes more than 0.45."""
+
 Outcome = Tensor | Sequence[Tensor]
 """What a run gives, to be compared with what it should have given."""
 
@@ -65,7 +70,8 @@ class Case:
 
     name: str
     contestants: Sequence[Contestant]
-    cost: Cost
+    cost: Cost | Callable[[], Cost]
+    """A function is asked after the first contestant was checked."""
     tolerance: float  # of the relative difference in the Euclidean norm
     oracle: Callable[[str], Outcome | None] | None = None
     """From the word of a result to what is right; none: what the first contestant of that word gives."""
@@ -73,6 +79,9 @@ class Case:
     unit: str = "tokens"
     heavy: bool = False
     """Two contestants at a time, and the memory of each measured in a process of its own."""
+
+    def needed(self) -> Cost:
+        return self.cost if isinstance(self.cost, Cost) else self.cost()
 
 
 class Row(NamedTuple):
@@ -89,13 +98,8 @@ class Row(NamedTuple):
     rate: float | None = None  # items per second
     unit: str = ""
     cost: Cost | None = None
-    limit: float | None = None  # seconds that the machine needs at least
+    of_limit: Spread | None = None  # the share of the machine's limit in the same rounds that was reached
     peak_bytes: int | None = None
-
-    @property
-    def of_limit(self) -> float | None:
-        """The share of the machine's limit that was reached."""
-        return None if self.limit is None or self.seconds is None else self.limit / self.seconds.median
 
 
 class Result(NamedTuple):
@@ -103,7 +107,7 @@ class Result(NamedTuple):
 
     case: str
     rows: list[Row]
-    ceilings: Ceilings
+    ceilings: list[Ceilings]  # in every round
     others: float | None
     """Cores that other processes kept busy meanwhile; none where the system does not say."""
 

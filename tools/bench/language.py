@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from tools.bench.case import Case, Contestant, Outcome, Settings
+from tools.bench.case import ROUNDED, Case, Contestant, Outcome, Settings
 from tools.bench.gguf_file import write_gguf
-from tools.bench.machine import Cost, missing
+from tools.bench.machine import CUBE, Cost, missing
 from tools.bench.readers import Aurora, AuroraGraph, Authors, Llama, Reader, load_backbone, quantize_gguf
 from tools.bench.timing import Work
 from tools.bench.weights import FULL, QUICK, Size, random_weights
@@ -21,9 +23,8 @@ PROMPT, QUICK_PROMPT, GPU_PROMPT = 512, 24, 4096
 BEFORE = 16  # tokens that are read before decoding starts
 AT_ONCE = 8  # tokens that are decoded in one run; the rounds add up to more than 64
 BATCH = 128  # sequences that a GPU decodes side by side
-TOLERANCE = {"float32": 1e-3, "bfloat16": 6e-2, "int8": 0.15}
-"""Of logits behind 24 layers, which make a difference ten times larger. Weights of 8 bits are compared with the same
-model in bfloat16, because there are several ways to round them."""
+TOLERANCE = {"float32": 1e-3, "bfloat16": ROUNDED, "int8": ROUNDED}
+"""Of logits behind 24 layers, from what the modules of our backbone give in float32 on the same weights."""
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
@@ -40,7 +41,7 @@ def prefill(settings: Settings) -> list[Case]:
     """Reading a prompt, up to the logits that follow it."""
     tokens = QUICK_PROMPT if settings.quick else GPU_PROMPT if settings.gpu else PROMPT
     return [_case(f"prefill, {tokens} tokens, {dtype}", settings, dtype, _entries(settings, dtype),
-                  partial(_read, tokens=tokens), cost(size_of(settings), dtype, tokens), tokens)
+                  partial(_read, tokens=tokens), partial(_reading, size_of(settings), dtype, tokens), tokens)
             for dtype in settings.wanted(*TOLERANCE)]
 
 
@@ -48,17 +49,27 @@ def decode(settings: Settings) -> list[Case]:
     """One token after the other; on a GPU many sequences side by side too."""
     cases = []
     for dtype in settings.wanted(*TOLERANCE):
-        each = cost(size_of(settings), dtype, 1)
-        once = each._replace(flops=AT_ONCE * each.flops, bytes=AT_ONCE * each.bytes)
+        once = partial(_stepping, size_of(settings), dtype)
         entries = _entries(settings, dtype)
         if settings.gpu:
             entries = [_ours(settings, dtype, "aurora, CUDA graph", AuroraGraph), *entries]
             wide = [_ours(settings, dtype, "aurora, CUDA graph", partial(AuroraGraph, sequences=BATCH)),
                     _ours(settings, dtype, "aurora", partial(Aurora, sequences=BATCH))]
             cases.append(_case(f"decode, {BATCH} sequences, {dtype}", settings, dtype, wide, _continue,
-                               once._replace(flops=BATCH * once.flops), BATCH * AT_ONCE))
+                               partial(once, sequences=BATCH), BATCH * AT_ONCE))
         cases.append(_case(f"decode, 1 sequence, {dtype}", settings, dtype, entries, _continue, once, AT_ONCE))
     return cases
+
+
+def _reading(size: Size, dtype: str, tokens: int, used: float) -> Cost:
+    return cost(size, dtype, tokens)
+
+
+def _stepping(size: Size, dtype: str, used: float, sequences: int = 1) -> Cost:
+    """Weights of hidden units that are silent in a step need not be read."""
+    each, shape = cost(size, dtype, 1), size.shapes()["blocks.0.ffn.value.weight"]
+    unread = (1 - used) * size.layers * shape.numel() * BYTES[dtype]
+    return each._replace(flops=AT_ONCE * sequences * each.flops, bytes=AT_ONCE * (each.bytes - unread), product=CUBE)
 
 
 def cost(size: Size, dtype: str, tokens: int) -> Cost:
@@ -69,7 +80,8 @@ def cost(size: Size, dtype: str, tokens: int) -> Cost:
     matrices = sum(shape.numel() for name, shape in shapes.items() if name.startswith("blocks.") and len(shape) > 1)
     recurrence = 5 * size.layers * size.hidden_size * size.head_size
     return Cost(tokens * (2 * matrices + recurrence) + 2 * head, BYTES[dtype] * (matrices + head),
-                "float32" if dtype == "float32" else "bfloat16")
+                "float32" if dtype == "float32" else "bfloat16",
+                (tokens, size.hidden_size, shapes["blocks.0.ffn.key.weight"][0]))
 
 
 def weights_file(settings: Settings, dtype: str) -> Path:
@@ -115,18 +127,33 @@ def _ours(settings: Settings, dtype: str, name: str, reader: Callable[..., Reade
 
 
 def _case(name: str, settings: Settings, dtype: str, entries: list[Entry], doing: Callable[[Reader, int], Work],
-          needed: Cost, items: int) -> Case:
+          needed: Callable[[float], Cost], items: int) -> Case:
+    """`needed` gives the cost from the share of hidden units that are used."""
     vocab = size_of(settings).vocab_size
     contestants = [Contestant(entry.name, partial(_build, entry.make, doing, vocab), entry.missing, entry.files)
                    for entry in entries]
-    oracle = partial(_unrounded, settings, doing) if dtype == "int8" else None
-    return Case(name, contestants, needed, TOLERANCE[dtype], oracle, items=items, heavy=True)
+    exact = Exact(settings, dtype, doing)
+    return Case(name, contestants, lambda: needed(exact.used), TOLERANCE[dtype], exact, items=items, heavy=True)
 
 
-def _unrounded(settings: Settings, doing: Callable[[Reader, int], Work], result: str) -> Outcome:
-    make = _ours(settings, "bfloat16", "aurora", Aurora).make
-    right: Outcome = _build(make, doing, size_of(settings).vocab_size)()
-    return right
+@dataclass
+class Exact:
+    """What is right: the logits of our modules in float32. They also tell which hidden units are used."""
+
+    settings: Settings
+    dtype: str
+    doing: Callable[[Reader, int], Work]
+    used: float = 1.0
+
+    def __call__(self, result: str) -> Outcome:
+        size = size_of(self.settings)
+        backbone: Any = load_backbone(weights_file(self.settings, self.dtype), size, "float32", self.settings.device)
+        shares: list[float] = []
+        for block in backbone.blocks:
+            block.ffn.key.register_forward_hook(lambda _, given, out: shares.append(float((out > 0).float().mean())))
+        logits: Tensor = self.doing(Aurora(backbone, fused=False), size.vocab_size)()
+        self.used = sum(shares) / len(shares)
+        return logits
 
 
 def _build(make: Callable[[], Reader], doing: Callable[[Reader, int], Work], vocab: int) -> Work:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import os
 import platform
 import resource
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aurora import __version__
-from tools.bench.timing import Clock, clock_of
+from components.kernels import _native
+from components.kernels._dense import onednn
+from components.kernels.linear import linear
+from tools.bench.timing import Work
 
 PEERS = {"rwkv": "rwkv", "transformers": "transformers", "fla": "flash-linear-attention",
          "llama_cpp": "llama-cpp-python", "mamba_ssm": "mamba-ssm", "gguf": "gguf"}
@@ -62,18 +69,24 @@ def missing(module: str) -> str | None:
 
 
 def _cpu() -> str:
+    """The processor's name, with family and model, since virtual machines call all of a maker's by one name."""
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        lines = []
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in told:
+        return platform.processor() or platform.machine()
+    numbers = f", family {told['cpu family']} model {told['model']}" if {"cpu family", "model"} <= told.keys() else ""
+    return f"{told['model name']}{numbers} ({_native.instruction_set().replace('_', ' ')})"
 
 
-ROUNDS = 7
-MEASURED = ("float32", "bfloat16")
-DTYPES = {name: getattr(torch, name) for name in (*MEASURED, "float64")}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float64")}
+CUBE = (3072, 3072, 3072)
+MOST_READ = 2**30
+"""Bytes whose reading is timed; works that read less are held to memory of their size, caches included."""
+STREAMS = (1, 2, 4, 8)
+"""In how many places at once each thread reads: how many memory serves best differs from processor to processor."""
 
 
 class Cost(NamedTuple):
@@ -82,48 +95,86 @@ class Cost(NamedTuple):
     flops: float
     bytes: float
     dtype: str = "float32"  # of the matrix products: float32 | bfloat16
+    product: tuple[int, int, int] = CUBE  # rows, inputs and outputs of the largest one
 
 
 class Ceilings(NamedTuple):
-    """The machine's limits, all threads at work."""
+    """The machine's limits in one round, all threads at work."""
 
-    flops: dict[str, float]  # per second in matrix products, by dtype
+    flops: float  # per second in matrix products
     read: float  # bytes per second
+    dtype: str = "float32"
 
     def limit(self, cost: Cost) -> float:
         """Seconds that the work takes at least."""
-        return max(cost.flops / self.flops[cost.dtype], cost.bytes / self.read)
-
-    def best(self, other: Ceilings) -> Ceilings:
-        """The higher of each of two measurements: what the machine can do at most was disturbed in the lower one."""
-        return Ceilings({name: max(rate, other.flops[name]) for name, rate in self.flops.items()},
-                        max(self.read, other.read))
+        return max(cost.flops / self.flops, cost.bytes / self.read)
 
 
-def measure_ceilings(device: str, *, quick: bool = False) -> Ceilings:
-    """The best of several tries of each; `quick` uses small operands, which say less."""
-    clock = clock_of(device)
-    side, width = (256, 2**20) if quick else (8192, 2**30) if device.startswith("cuda") else (3072, 2**28)
-    return Ceilings({name: _product(clock, side, DTYPES[name], device) for name in MEASURED},
-                    _reading(clock, width, device))
+class Limit(NamedTuple):
+    """One way to reach a limit of the machine, which takes turns with the contestants."""
+
+    name: str
+    reads: bool  # bytes, or else operations
+    amount: float  # of one run
+    work: Work
 
 
-def _product(clock: Clock, side: int, dtype: torch.dtype, device: str) -> float:
-    a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
-    return 2 * side**3 / _best(clock, lambda: torch.mm(a, b, out=out))
+def limits(cost: Cost, device: str, threads: int, *, quick: bool = False) -> list[Limit]:
+    """Every way that is known here to multiply matrices of the size and dtype of a work, and to read its bytes."""
+    rows, inputs, outputs = (min(size, 256) for size in cost.product) if quick else cost.product
+    found = []
+    # what is stored in bfloat16 may be widened and multiplied in float32
+    for dtype in dict.fromkeys((cost.dtype, "float32")):
+        x, weight = (torch.randn(count, inputs, device=device).to(DTYPES[dtype]) for count in (rows, outputs))
+        for library, product in _PRODUCTS.items():
+            work = torch.inference_mode()(partial(product, x, weight))
+            if library == "torch" or (not device.startswith("cuda") and _runs(work)):
+                found.append(Limit(f"limit: {dtype} products, {library}", False, 2 * rows * inputs * outputs, work))
+    count = int(min(max(cost.bytes, 2**16), 2**20 if quick else MOST_READ)) // 64
+    memory = torch.ones(count * 16, device=device)
+    found.append(Limit("limit: reading, torch", True, memory.nbytes, memory.sum))
+    if not device.startswith("cuda") and (reader := _reader()) is not None:
+        found += [Limit(f"limit: reading, {streams} streams", True, memory.nbytes,
+                        partial(_read, reader, memory, streams, threads)) for streams in STREAMS]
+    return found
 
 
-def _reading(clock: Clock, size: int, device: str) -> float:
-    """The faster of two ways to read all of a tensor: a matrix times a vector, and a sum."""
-    matrix = torch.ones(size // 4 // 4096, 4096, device=device)
-    vector, out = torch.ones(4096, device=device), torch.empty(len(matrix), device=device)
-    ways: tuple[Callable[[], Tensor], ...] = (lambda: torch.mv(matrix, vector, out=out), lambda: matrix.sum())
-    return matrix.numel() * 4 / min(_best(clock, way) for way in ways)
+def ceilings(limits: Sequence[Limit], seconds: Mapping[str, Sequence[float]], dtype: str) -> list[Ceilings]:
+    """The limits in each round, by the fastest way to each in that round."""
+    rates = {reads: [[limit.amount / taken for taken in seconds[limit.name]] for limit in limits
+                     if limit.reads is reads] for reads in (False, True)}
+    return [Ceilings(flops, read, dtype) for flops, read in zip(
+        map(max, zip(*rates[False], strict=True)), map(max, zip(*rates[True], strict=True)), strict=True)]
 
 
-def _best(clock: Clock, work: Callable[[], Tensor]) -> float:
-    clock(work)
-    return min(clock(work) for _ in range(ROUNDS))
+_PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"torch": F.linear, "onednn": onednn, "aurora": linear}
+
+
+def _runs(work: Work) -> bool:
+    """Whether a library multiplies this dtype on this processor."""
+    try:
+        work()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _read(reader: ctypes.CDLL, memory: Tensor, streams: int, threads: int) -> None:
+    reader.read_lines(ctypes.c_void_p(memory.data_ptr()), ctypes.c_int64(memory.nbytes // 64),
+                      ctypes.c_int64(streams), ctypes.c_int(threads))
+
+
+@cache
+def _reader() -> ctypes.CDLL | None:
+    """The compiled `read.cpp`; None where there is no compiler."""
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / "read.so"
+        try:
+            _native._compile(Path(__file__).with_name("read.cpp"), built, _native.instruction_set(),
+                             _native._openmp_runtime())
+        except _native.NativeUnavailable:
+            return None
+        return ctypes.CDLL(str(built))
 
 
 NOISE = 0.2

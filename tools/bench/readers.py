@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aurora.errors import AuroraError
 from aurora.inference.steps import StepGraph
-from aurora.interfaces import Backbone
+from aurora.interfaces import Backbone, Runner
 from aurora.registry import BACKBONE
 from aurora.types import State
 from tools.bench.machine import DTYPES
@@ -53,13 +53,13 @@ def load_backbone(path: Path, size: Size, dtype: str, device: str) -> Backbone:
 
 
 class Aurora:
-    """Our backbone; S sequences read the same tokens."""
+    """Our backbone; S sequences read the same tokens, by its modules alone unless `fused`."""
 
-    def __init__(self, model: Backbone, *, sequences: int = 1) -> None:
+    def __init__(self, model: Backbone, *, sequences: int = 1, fused: bool = True) -> None:
         self.model = model
         self.device = next(model.parameters()).device
         self.sequences = sequences
-        self.runner = model.runner()
+        self.runner = model.runner() if fused else Runner(model)
         self.state: State = model.init_state(sequences)
 
     def forget(self) -> None:

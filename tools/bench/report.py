@@ -16,7 +16,7 @@ from rich.text import Text
 
 from tools.bench.case import Result, Row
 from tools.bench.machine import Ceilings, warning
-from tools.bench.timing import Spread
+from tools.bench.timing import Spread, spread
 
 UNITS = ((1.0, "s"), (1e3, "ms"), (1e6, "µs"))
 COLUMNS = ("contestant", "median (quartiles)", "rate", "× the first", "of the limit", "difference", "peak memory")
@@ -31,7 +31,7 @@ def cells(row: Row) -> list[str]:
         durations(row.seconds),
         "" if row.rate is None else f"{figure(row.rate)} {row.unit}/s",
         "" if row.slower is None else f"{row.slower.median:.2f}× ({row.slower.low:.2f} to {row.slower.high:.2f})",
-        "" if row.of_limit is None else f"{row.of_limit:.1%}",
+        "" if row.of_limit is None else f"{row.of_limit.median:.1%}",
         "" if row.difference is None else f"{row.difference:.1e}",
         "" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f} GB",
     ]
@@ -58,8 +58,9 @@ def write_results(folder: Path, machine: dict[str, Any], results: Sequence[Resul
     """`results.json`, `results.md` and `results.png`."""
     from tools.bench.report import plot
 
-    plain = [{"case": result.case, "ceilings": result.ceilings._asdict(), "other_processes_cores": result.others,
-              "rows": [{**_plain(row), "of_limit": row.of_limit} for row in result.rows]} for result in results]
+    plain = [{"case": result.case, "ceilings": [each._asdict() for each in result.ceilings],
+              "other_processes_cores": result.others, "rows": [_plain(row) for row in result.rows]}
+             for result in results]
     (folder / "results.json").write_text(json.dumps({**machine, "cases": plain}, indent=2) + "\n", encoding="utf-8")
     (folder / "results.md").write_text(markdown(machine, results), encoding="utf-8")
     plot([row for result in results for row in result.rows], folder / "results.png")
@@ -71,7 +72,7 @@ def markdown(machine: dict[str, Any], results: Sequence[Result]) -> str:
     lines = [
         f"`{machine['command']}`",
         "",
-        f"{machine['date']}, {machine['device']}, {machine['threads']} threads ({machine['cpu_capability']}). "
+        f"{machine['date']}, {machine['device']}, {machine['threads']} threads. "
         f"{versions}.",
         "",
     ]
@@ -87,10 +88,13 @@ def markdown(machine: dict[str, Any], results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def describe_ceilings(ceilings: Ceilings) -> str:
-    """The measured limits in a sentence."""
-    products = ", ".join(f"{figure(value / 1e9)} GFLOP/s in {name}" for name, value in ceilings.flops.items())
-    return f"matrix products {products}, reading {figure(ceilings.read / 1e9)} GB/s"
+def describe_ceilings(ceilings: Sequence[Ceilings]) -> str:
+    """The measured limits in a sentence: medians over the rounds, with quartiles."""
+    if not ceilings:
+        return "not measured"
+    flops, read = (spread([each[place] / 1e9 for each in ceilings]) for place in (0, 1))
+    told = (f"{figure(each.median)} ({figure(each.low)} to {figure(each.high)})" for each in (flops, read))
+    return "matrix products in {2} {0} GFLOP/s, reading {1} GB/s".format(*told, ceilings[0].dtype)
 
 
 def durations(seconds: Spread) -> str:
@@ -124,7 +128,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     places, labels = _places(timed)
     colors = [LEAD if row.slower is None else OTHER for row in timed]
     ratios = [1.0 if row.slower is None else row.slower.median for row in timed]
-    shares = [100 * (row.of_limit or 0.0) for row in timed]
+    shares = [100 * (row.of_limit.median if row.of_limit else 0.0) for row in timed]
     _bars(left, places, ratios, colors, [f"{ratio:.2f}×" for ratio in ratios])
     _bars(right, places, shares, colors, [f"{share:.0f} %" for share in shares])
     left.set_xscale("log")

@@ -12,7 +12,7 @@ import torch
 
 from aurora.errors import AuroraError
 from tools.bench.case import Case, Contestant, Outcome, Result, Row, Settings, difference
-from tools.bench.machine import Ceilings, OtherProcesses, measure_ceilings
+from tools.bench.machine import Ceilings, Limit, OtherProcesses, ceilings, limits
 from tools.bench.memory import peak_bytes
 from tools.bench.timing import Clock, Spread, Work, clock_of, interleave, ratios, spread
 
@@ -25,14 +25,12 @@ SECONDS = 12.0  # per group of contestants, once the fewest rounds are done
 def run_case(bench: str, case: Case, settings: Settings) -> Result:
     """A row for every contestant, those that cannot take part included, and what the machine could do at that time."""
     others = OtherProcesses()
-    before = measure_ceilings(settings.device, quick=settings.quick)
     present = [contestant for contestant in case.contestants if contestant.missing is None]
     course = _Course(bench, case, settings)
     for group in _groups(present, case.heavy):
         course.run(group)
-    ceilings = before.best(measure_ceilings(settings.device, quick=settings.quick))
-    rows = [_row(contestant, course, ceilings) for contestant in case.contestants]
-    return Result(case.name, rows, ceilings, others.cores())
+    rows = [_row(contestant, course) for contestant in case.contestants]
+    return Result(case.name, rows, course.ceilings, others.cores())
 
 
 @dataclass
@@ -48,6 +46,9 @@ class _Course:
     first: dict[str, float] = field(default_factory=dict)
     samples: dict[str, list[float]] = field(default_factory=dict)
     slower: dict[str, Spread] = field(default_factory=dict)
+    limited: dict[str, list[float]] = field(default_factory=dict)  # by the ceilings of each sample's round, in seconds
+    ceilings: list[Ceilings] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)
     differences: dict[str, float] = field(default_factory=dict)
     peaks: dict[str, int | None] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
@@ -97,11 +98,20 @@ class _Course:
     def _time(self, works: Mapping[str, Work]) -> None:
         clock: Clock = clock_of(self.settings.device)
         rounds = QUICK_ROUNDS if self.settings.quick else ROUNDS
-        taken = interleave(works, clock, first=self.first, rounds=rounds, seconds=SECONDS)
-        for name, samples in taken.items():
-            self.samples.setdefault(name, []).extend(samples)
+        if not self.limits:
+            self.limits = limits(self.case.needed(), self.settings.device, self.settings.threads,
+                                 quick=self.settings.quick)
+        turns = {**works, **{limit.name: limit.work for limit in self.limits}}
+        first = {limit.name: clock(limit.work) for limit in self.limits} | self.first
+        taken = interleave(turns, clock, first=first, rounds=rounds, seconds=SECONDS)
+        reached = ceilings(self.limits, taken, self.case.needed().dtype)
+        self.ceilings += reached
+        for name in works:
+            cost = next(one.cost for one in self.case.contestants if one.name == name) or self.case.needed()
+            self.samples.setdefault(name, []).extend(taken[name])
+            self.limited.setdefault(name, []).extend(ceiling.limit(cost) for ceiling in reached)
             if name != self.lead and self.lead in taken:
-                self.slower[name] = ratios(samples, taken[self.lead])
+                self.slower[name] = ratios(taken[name], taken[self.lead])
 
 
 def release(settings: Settings) -> None:
@@ -117,20 +127,20 @@ def _groups(present: Sequence[Contestant], heavy: bool) -> list[list[Contestant]
     return [[present[0], other] for other in present[1:]]
 
 
-def _row(contestant: Contestant, course: _Course, ceilings: Ceilings) -> Row:
+def _row(contestant: Contestant, course: _Course) -> Row:
     case, name = course.case, contestant.name
-    row = Row(case.name, name, "ok", difference=course.differences.get(name), tolerance=case.tolerance, unit=case.unit,
-              cost=contestant.cost or case.cost)
+    row = Row(case.name, name, "ok", difference=course.differences.get(name), tolerance=case.tolerance, unit=case.unit)
     if contestant.missing is not None:
         return row._replace(status="missing", note=contestant.missing)
     if name not in course.samples:
         return row._replace(status="failed", note=course.faults[name])
     seconds = spread(course.samples[name])
     return row._replace(
+        cost=contestant.cost or case.needed(),
         seconds=seconds,
         slower=course.slower.get(name),
         rate=None if case.items is None else case.items / seconds.median,
-        limit=ceilings.limit(contestant.cost or case.cost),
+        of_limit=ratios(course.limited[name], course.samples[name]),
         peak_bytes=course.peaks.get(name),
     )
 

@@ -99,7 +99,7 @@ def cost(size: TowerSize, frames: int, dtype: str, tokens: list[tuple[int, int]]
     for entering, kept in tokens or [(patches, patches)] * size.layers:
         flops += 8 * entering * width**2 + 4 * entering**2 * width + 4 * kept * width * size.mlp_width
     weights = size.layers * (4 * width**2 + 2 * width * size.mlp_width)
-    return Cost(frames * flops, DTYPES[dtype].itemsize * weights, dtype)
+    return Cost(frames * flops, DTYPES[dtype].itemsize * weights, dtype, (frames * patches, width, size.mlp_width))
 
 
 def merged_tokens(size: TowerSize, ratio: float) -> list[tuple[int, int]]:

@@ -11,17 +11,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from aurora.interfaces import Runner
 from aurora.registry import CONNECTOR
 from aurora.types import VisualTokens
 from tools.bench import language, towers
-from tools.bench.case import Case, Contestant, Outcome, Settings
+from tools.bench.case import ROUNDED, Case, Contestant, Outcome, Settings
 from tools.bench.machine import DTYPES, Cost, missing
 from tools.bench.readers import Authors, load_backbone
 from tools.bench.timing import Work
 from tools.bench.towers import TowerSize
 
 Encode = Callable[[Tensor], Tensor]
-TOLERANCE = 8e-2
 THEIRS = "theirs"
 
 
@@ -38,7 +38,7 @@ def case(settings: Settings, tower: TowerSize, frames: int, ratio: float, dtype:
             Contestant("transformers + rwkv, unmerged", partial(_theirs, settings, tower, frames, dtype),
                        missing("transformers") or missing("rwkv"), files, result=THEIRS),
         ],
-        _cost(settings, tower, frames, dtype, 1.0), TOLERANCE, partial(_right, settings, tower, frames, dtype),
+        _cost(settings, tower, frames, dtype, 1.0), ROUNDED, partial(_right, settings, tower, frames, dtype),
         items=frames, unit="frames", heavy=True,
     )
 
@@ -60,19 +60,16 @@ def _theirs(settings: Settings, tower: TowerSize, frames: int, dtype: str) -> Wo
     return lambda: read(encode(pixels))
 
 
-def _right(settings: Settings, tower: TowerSize, frames: int, dtype: str, result: str) -> Outcome | None:
-    """What the other language model makes of the same tokens: `rwkv` of ours, ours of those of `transformers`.
+def _right(settings: Settings, tower: TowerSize, frames: int, dtype: str, result: str) -> Outcome:
+    """What the modules of our backbone make of the same tokens in float32.
 
     The towers are compared in their own cases: where the language model starts from slightly different tokens, what it
     makes of them says little.
     """
-    if missing("rwkv"):
-        return None
     pixels = tower.pixels(frames, DTYPES[dtype], settings.device)
-    if result == THEIRS:
-        return _by_us(settings, dtype)(_their_encoder(settings, tower, dtype)(pixels))
-    x = _our_encoder(settings, tower, dtype, float(result))(pixels)
-    return _by_authors(settings, dtype, len(x))(x)
+    encode = _their_encoder(settings, tower, dtype) if result == THEIRS else _our_encoder(
+        settings, tower, dtype, float(result))
+    return _by_us(settings, dtype, exact=True)(encode(pixels).float())
 
 
 def _our_encoder(settings: Settings, tower: TowerSize, dtype: str, ratio: float) -> Encode:
@@ -98,10 +95,11 @@ def _connector(settings: Settings, tower: TowerSize, kind: torch.dtype) -> Encod
     return lambda features: connector(VisualTokens(features, nothing, nothing))
 
 
-def _by_us(settings: Settings, dtype: str) -> Encode:
-    """Our backbone reading embeddings [T, D] → logits [V]."""
-    backbone = load_backbone(language.weights_file(settings, dtype), language.size_of(settings), dtype, settings.device)
-    runner = backbone.runner()
+def _by_us(settings: Settings, dtype: str, *, exact: bool = False) -> Encode:
+    """Our backbone reading embeddings [T, D] → logits [V]; `exact`: its modules, in float32."""
+    backbone = load_backbone(language.weights_file(settings, dtype), language.size_of(settings),
+                             "float32" if exact else dtype, settings.device)
+    runner = Runner(backbone) if exact else backbone.runner()
 
     @torch.inference_mode()
     def read(x: Tensor) -> Tensor:
@@ -137,5 +135,5 @@ def _cost(settings: Settings, tower: TowerSize, frames: int, dtype: str, ratio: 
     size = language.size_of(settings)
     seen, read = towers.cost(tower, frames, dtype, counts), language.cost(size, dtype, tokens)
     connecting = 2 * tokens * (tower.width + size.hidden_size) * size.hidden_size
-    return Cost(seen.flops + connecting + read.flops, seen.bytes + read.bytes, dtype)
+    return Cost(seen.flops + connecting + read.flops, seen.bytes + read.bytes, dtype, read.product)
 

@@ -66,6 +66,30 @@ def test_only_contestants_with_the_same_result_are_compared() -> None:
     assert [row.status for row in rows.values()] == ["ok", "ok", "failed"]
 
 
+def test_a_share_is_of_the_limit_in_the_same_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is twice as slow in the second round slows the limit as well as the contestant."""
+    def in_turns(works: dict[str, Work], *_: object, **__: object) -> dict[str, list[float]]:
+        return {name: [1.0, 2.0, 1.0] if name.startswith("limit") else [2.0, 4.0, 2.0] for name in works}
+
+    monkeypatch.setattr(run, "interleave", in_turns)
+    monkeypatch.setattr(run, "limits", lambda *_, **__: [
+        machine.Limit(f"limit: {reads}", reads, 1e6, lambda: None) for reads in (False, True)])
+    reached = rows_of(contestant("first"))["first"].of_limit
+    assert reached is not None and reached[:3] == (0.5, 0.5, 0.5)
+
+
+def test_a_cost_may_be_known_only_after_the_check() -> None:
+    checked: list[str] = []
+
+    def needed() -> Cost:
+        assert checked
+        return Cost(1e6, 2e6)
+
+    case = Case("a case", [contestant("first")], needed, 1e-3, lambda result: checked.append(result) or RIGHT)
+    row, = run.run_case("kernels", case, QUICK).rows
+    assert row.status == "ok" and row.cost == Cost(1e6, 2e6)
+
+
 def test_every_tensor_of_a_result_counts() -> None:
     assert difference([RIGHT, RIGHT * 1.5], [RIGHT, RIGHT]) == pytest.approx(0.5)
     assert difference([RIGHT], [RIGHT, RIGHT]) == math.inf

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import operator
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
-from tools.bench.machine import Ceilings, Cost, measure_ceilings
+from tools.bench import machine
+from tools.bench.machine import Ceilings, Cost, Limit, ceilings, limits
 from tools.bench.timing import Spread, Work, clock_of, interleave, ratios, spread
 
 
@@ -69,13 +74,36 @@ def test_the_clock_of_the_cpu_measures_the_work() -> None:
 
 
 def test_the_limit_is_what_takes_longer_arithmetic_or_reading() -> None:
-    ceilings = Ceilings({"float32": 100.0, "bfloat16": 200.0}, 10.0)
+    ceilings = Ceilings(flops=100.0, read=10.0)
     assert ceilings.limit(Cost(flops=1000.0, bytes=50.0)) == 10.0
-    assert ceilings.limit(Cost(flops=1000.0, bytes=50.0, dtype="bfloat16")) == 5.0
     assert ceilings.limit(Cost(flops=10.0, bytes=50.0)) == 5.0
 
 
-def test_the_machine_can_do_something() -> None:
-    ceilings = measure_ceilings("cpu", quick=True)
-    assert ceilings.flops.keys() == {"float32", "bfloat16"}
-    assert min(*ceilings.flops.values(), ceilings.read) > 1e6
+def test_the_limit_of_a_round_is_the_fastest_way_in_that_round() -> None:
+    ways = [Limit(name, reads, 60.0, lambda: None)
+            for name, reads in (("mm", False), ("one stream", True), ("four streams", True))]
+    seconds = {"mm": [1.0, 2.0], "one stream": [2.0, 5.0], "four streams": [3.0, 4.0]}
+    assert ceilings(ways, seconds, "bfloat16") == [Ceilings(60.0, 30.0, "bfloat16"), Ceilings(30.0, 15.0, "bfloat16")]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_machine_multiplies_and_reads_in_several_ways(dtype: str) -> None:
+    ways = limits(Cost(1.0, 2.0**20, dtype, (64, 32, 48)), "cpu", 1, quick=True)
+    names = [way.name for way in ways]
+    assert f"limit: {dtype} products, torch" in names and "limit: float32 products, torch" in names
+    assert {way.amount for way in ways if not way.reads} == {2 * 64 * 32 * 48}
+    assert {way.amount for way in ways if way.reads} == {2**20}
+    for way in ways:
+        way.work()
+
+
+def test_the_reader_reads_all_of_the_memory() -> None:
+    reader = machine._reader()
+    if reader is None:
+        pytest.skip("no C++ compiler")
+    reader.read_lines.restype = ctypes.c_int64
+    numbers = torch.randint(2**62, (64 * 8,))
+    for streams, threads in ((1, 1), (4, 2), (8, 1)):
+        found = reader.read_lines(ctypes.c_void_p(numbers.data_ptr()), ctypes.c_int64(64), ctypes.c_int64(streams),
+                                  ctypes.c_int(threads))
+        assert found == functools.reduce(operator.xor, numbers.tolist())
