@@ -28,7 +28,7 @@ from annotated_types import Ge, Le
 
 from aurora.errors import AuroraError
 from aurora.images import MAX_PIXELS
-from aurora.media import MediaType, media_type
+from aurora.media import media_type
 
 from ._deadline import Deadline, label
 from ._frame import animation, square_size, turn
@@ -72,8 +72,8 @@ def open_video(source: str | bytes, *, threads: int = 1) -> Iterator[tuple[Any, 
         raise AuroraError(f"{label(source)} cannot be read as a video: {reason}") from error
 
 
-def _type_of(source: str | bytes) -> MediaType:
-    """What a source is. AuroraError unless it is a video or an animated picture."""
+def _demuxer(source: str | bytes) -> str | None:
+    """FFmpeg's name for the container of a video; None for an animated picture. AuroraError for anything else."""
     if isinstance(source, str) and not Path(source).is_file():
         raise AuroraError(f"no video file {source!r}")
     try:
@@ -82,20 +82,14 @@ def _type_of(source: str | bytes) -> MediaType:
         raise AuroraError(f"{label(source)} cannot be read as a video: {error}") from error
     if not found.moving:
         raise AuroraError(f"{label(source)} cannot be read as a video: it is a still picture ({found.extension})")
-    return found
-
-
-def is_animation(source: str | bytes) -> bool:
-    """Whether a source is an animated picture, which FFmpeg does not read. AuroraError unless it moves."""
-    return _type_of(source).extension not in _DEMUXERS
+    return _DEMUXERS.get(found.extension)
 
 
 def _opened(source: str | bytes) -> Any:
-    form = _DEMUXERS[_type_of(source).extension]
     # An absolute path cannot be taken for a protocol such as concat: or http:.
     file = str(Path(source).resolve()) if isinstance(source, str) else io.BytesIO(source)
     # A title in another encoding than UTF-8 is no reason to refuse a video.
-    return av.open(file, format=form, options={"protocol_whitelist": "file"}, metadata_errors="replace")
+    return av.open(file, format=_demuxer(source), options={"protocol_whitelist": "file"}, metadata_errors="replace")
 
 
 def decoded_here() -> bool:
@@ -160,7 +154,7 @@ def first_frame(source: str | bytes) -> tuple[Any, int, int]:
 
 def video_shape(source: str | bytes) -> tuple[int, int]:
     """Height and width of the first frame, upright and of square pixels. AuroraError when it cannot be decoded."""
-    if is_animation(source):
+    if _demuxer(source) is None:
         height, width, _ = next(animation(source, Deadline(TIMEOUT_SECONDS, source)))[1].shape
         return height, width
     frame, width, height = first_frame(source)
@@ -248,7 +242,7 @@ def packets_of(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def _scan(source: str | bytes, deadline: Deadline) -> Packets:
-    if is_animation(source):
+    if _demuxer(source) is None:
         packets = _scan_animation(source, deadline)
     else:
         with open_video(source) as (container, stream, _):
