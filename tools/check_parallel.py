@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from aurora.testing.training import curve, tiny_config, train_together
+from tools.tiny_training import curve, tiny_config, train_together
 
 LORA = {"lora": {"rank": 2}}
 STAGES: dict[str, dict[str, Any]] = {

@@ -22,8 +22,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from aurora.testing.training import curve, start, start_ranks, tiny_config
 from aurora.training.callbacks.csv_logger import read_metrics
+from tools.tiny_training import curve, start, start_ranks, tiny_config
 
 STEPS, ROWS = 24, 4
 VALIDATION = {"mixture": {"rows": 1}, "every": 3, "max_steps": 2}

@@ -49,7 +49,7 @@ def measure(tokens: int, segment: int | None) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as run:
         path = Path(run, "config.json")
         path.write_text(json.dumps(config(run, tokens, segment)))
-        subprocess.run([sys.executable, "-m", "aurora.testing.training", str(path)], check=True,
+        subprocess.run([sys.executable, "-m", "tools.tiny_training", str(path)], check=True,
                        stdout=subprocess.DEVNULL,
                        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"})
         last = read_metrics(Path(run) / "only")[-1]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aurora.testing.training import ROOT, register, tiny_config
 from datamodules.shards.format import ShardSample
+from tools.tiny_training import ROOT, register, tiny_config
 
 register()
 
@@ -23,7 +23,7 @@ def start_process(tmp_path):
         path = tmp_path / f"config-{len(started)}.json"
         path.write_text(json.dumps(config))
         process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "aurora.testing.training", str(path)],
+            [sys.executable, "-W", "error", "-m", "tools.tiny_training", str(path)],
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         started.append(process)

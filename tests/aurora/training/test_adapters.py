@@ -10,12 +10,12 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.recipe import TrainerOptions
-from aurora.testing.training import MadeRows, curve, tiny_config, tiny_model, tiny_recipe, train
 from aurora.training.checkpoint.layout import checkpoint_path, read_checkpoint
 from aurora.training.distributed.strategies import shard
 from aurora.training.optim import parameter_groups, set_trainable
 from aurora.weights.adapters import attach_adapters
 from aurora.weights.model_folder import load_model, save_model
+from tools.tiny_training import MadeRows, curve, tiny_config, tiny_model, tiny_recipe, train
 
 STEPS = 4
 LORA = {"backbone": {"lora": {"rank": 4, "alpha": 8, "dropout": 0.1}}}

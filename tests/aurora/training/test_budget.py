@@ -4,7 +4,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from aurora.errors import AuroraError
 from aurora.recipe import TrainerOptions
-from aurora.testing.training import tiny_model, tiny_recipe
 from aurora.training.budget import (
     Arithmetic,
     Hardware,
@@ -18,6 +17,7 @@ from aurora.training.budget import (
 )
 from aurora.training.optim import set_trainable
 from tools.bench import language, towers
+from tools.tiny_training import tiny_model, tiny_recipe
 
 EVERYTHING = ("vision", "connector", "backbone")
 

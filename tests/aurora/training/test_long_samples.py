@@ -2,9 +2,9 @@
 
 import pytest
 
-from aurora.testing.training import curve, tiny_config, train
 from datamodules.shards.format import ShardSample
 from datamodules.shards.writing import write_shards
+from tools.tiny_training import curve, tiny_config, train
 
 
 def test_a_step_over_several_rows_has_the_loss_of_one_over_one_row(tmp_path):

@@ -5,10 +5,10 @@ import pytest
 import torch.distributed as dist
 
 from aurora.errors import TRY_AGAIN
-from aurora.testing.training import free_port, start, start_ranks, tiny_config
 from aurora.training.checkpoint.layout import CHECKPOINTS, checkpoint_path, is_committed
 from aurora.training.checkpoint.run_folder import locked
 from aurora.training.distributed.collectives import is_peer_failure
+from tools.tiny_training import free_port, start, start_ranks, tiny_config
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] "
 

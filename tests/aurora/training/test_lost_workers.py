@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aurora.testing.training import curve, start, start_ranks, tiny_config
 from aurora.training.callbacks.csv_logger import read_metrics
 from datamodules.shards.format import ShardSample
 from datamodules.shards.writing import write_shards
+from tools.tiny_training import curve, start, start_ranks, tiny_config
 
 SAMPLES, EPOCHS = 24, 2
 APART = 8  # rows between two signals to a run's workers: all of them have built some of them

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from aurora.testing.training import MadeRows, curve, tiny_config, tiny_model, train
 from aurora.training.callbacks.csv_logger import read_metrics
 from aurora.training.metrics import Noise, gradient_norms, total_norm
 from aurora.training.optim import Average
 from aurora.weights.model_folder import load_model
+from tools.tiny_training import MadeRows, curve, tiny_config, tiny_model, train
 
 
 def test_norms_by_slot_add_up_to_that_of_all_gradients():

@@ -6,12 +6,12 @@ import yaml
 from safetensors.torch import load_file
 
 from aurora.errors import AuroraError
-from aurora.testing.training import MadeRows, curve, tiny_config, tiny_model, train
 from aurora.training.callbacks.csv_logger import read_metrics
 from aurora.training.checkpoint.layout import newest_checkpoint
 from aurora.training.module import AuroraModule
 from aurora.training.optim import warmup_cosine
 from aurora.weights.model_folder import load_model
+from tools.tiny_training import MadeRows, curve, tiny_config, tiny_model, train
 
 
 def weights(folder):

@@ -10,8 +10,8 @@ import pytest
 
 from aurora.cli import main
 from aurora.errors import TRY_AGAIN
-from aurora.testing.training import curve
 from aurora.training.checkpoint.layout import CHECKPOINTS, checkpoint_path, is_committed
+from tools.tiny_training import curve
 
 TOOL = Path(__file__).parents[3] / "tools" / "nodes.sh"
 TINY = (

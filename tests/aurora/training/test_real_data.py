@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from aurora.errors import AuroraError
-from aurora.testing.training import curve, train
 from aurora.training.module import AuroraModule
 from datamodules.shards.writing import write_shards
+from tools.tiny_training import curve, train
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@ import pytest
 
 from aurora.cli import main
 from aurora.errors import AuroraError
-from aurora.testing.training import tiny_config, train
 from aurora.training.checkpoint.layout import checkpoint_path
 from aurora.training.stage import from_checkpoint, is_checkpoint
 from aurora.weights.model_folder import load_model
+from tools.tiny_training import tiny_config, train
 
 
 @pytest.fixture(scope="module")

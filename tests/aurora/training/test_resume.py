@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from aurora.errors import AuroraError
-from aurora.testing.training import MadeRows, curve, tiny_config, train
 from aurora.training.checkpoint.layout import newest_checkpoint
 from aurora.weights.model_folder import load_model
+from tools.tiny_training import MadeRows, curve, tiny_config, train
 
 STEPS = 8
 

@@ -8,8 +8,8 @@ import pytest
 
 from aurora.errors import AuroraError
 from aurora.registry import BACKBONE
-from aurora.testing.training import ROOT, tiny_model
 from aurora.training.sequence_parallel import read_together
+from tools.tiny_training import ROOT, tiny_model
 
 RECURRENT = [name for name in BACKBONE.known() if name not in ("hf", "transformer")]
 

@@ -6,9 +6,9 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from aurora.registry import BACKBONE
-from aurora.testing.training import MadeRows, long_row, tiny_config, tiny_model
 from aurora.training.step import cut, segments, with_equal_frames
 from aurora.types import IGNORE
+from tools.tiny_training import MadeRows, long_row, tiny_config, tiny_model
 
 RECURRENT = [name for name in BACKBONE.known() if name not in ("hf", "transformer")]
 

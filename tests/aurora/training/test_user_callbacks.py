@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from aurora.errors import AuroraError
-from aurora.testing.training import exit_codes, plan_stages, start, start_ranks, tiny_config, train
 from aurora.training.callbacks.csv_logger import read_metrics
 from aurora.training.checkpoint.layout import CHECKPOINTS, checkpoint_path, is_committed
 from aurora.weights.model_folder import load_model
+from tools.tiny_training import exit_codes, plan_stages, start, start_ranks, tiny_config, train
 
 LIGHTNING = "lightning.pytorch.callbacks."
 STEPS = 12

@@ -8,7 +8,12 @@ import torch
 from aurora.config import load_config
 from aurora.errors import AuroraError
 from aurora.interfaces import DataModule
-from aurora.testing.training import (
+from aurora.training.callbacks.csv_logger import read_metrics
+from aurora.training.callbacks.watchdog import TRY_AGAIN
+from aurora.weights.model_folder import load_model
+from datamodules.shards.format import ShardSample
+from datamodules.shards.writing import write_shards
+from tools.tiny_training import (
     HELD_OUT,
     MadeRows,
     exit_codes,
@@ -19,11 +24,6 @@ from aurora.testing.training import (
     train,
     train_together,
 )
-from aurora.training.callbacks.csv_logger import read_metrics
-from aurora.training.callbacks.watchdog import TRY_AGAIN
-from aurora.weights.model_folder import load_model
-from datamodules.shards.format import ShardSample
-from datamodules.shards.writing import write_shards
 
 STEPS, ROWS = 5, 8  # of a run; that are held out
 MODEL = Path("second", "model", "model.safetensors")

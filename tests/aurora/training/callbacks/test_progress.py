@@ -2,8 +2,8 @@ import io
 
 from rich.console import Console
 
-from aurora.testing.training import tiny_config, train
 from aurora.training import run
+from tools.tiny_training import tiny_config, train
 
 
 def output(tmp_path, monkeypatch, *, terminal, **trainer):

@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from aurora.errors import AuroraError
 from aurora.recipe import TrainerOptions
-from aurora.testing.training import MadeRows, curve, tiny_config, tiny_model, tiny_recipe, train_together
 from aurora.training.distributed.strategies import (
     FSDP2,
     blocks,
@@ -22,6 +21,7 @@ from aurora.training.distributed.strategies import (
 )
 from aurora.training.optim import build_optimizer, parameter_groups, set_trainable
 from aurora.weights.model_folder import load_model
+from tools.tiny_training import MadeRows, curve, tiny_config, tiny_model, tiny_recipe, train_together
 
 STEPS = 3
 

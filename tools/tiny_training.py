@@ -1,7 +1,7 @@
 """A tiny whole configuration and rows made from numbers, for tests of training. Run as a script it trains:
 
-    python -m aurora.testing.training CONFIG.json
-    python -m aurora.testing.training CASES.json    [{"config": {...}, "processes": 4, "stops_at": 2}, ...] in order
+    python -m tools.tiny_training CONFIG.json
+    python -m tools.tiny_training CASES.json    [{"config": {...}, "processes": 4, "stops_at": 2}, ...] in order
 
 Processes of a case fork from one that has imported everything. A case that stops before its last step leaves a
 checkpoint, from which a later one of the same run goes on.
@@ -47,7 +47,7 @@ from aurora.types import IGNORE, Frames, PackedBatch, Position
 
 SIZE, PATCH, KEEP = 16, 8, 2
 HELD_OUT = 5_000  # the first row that is not learned from
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 Tree = dict[str, Any]  # a config as a plain mapping
 
@@ -231,7 +231,7 @@ def note_rows(path: str) -> None:
 
 # Processes that begin where everything is imported already: they start in a tenth of a second.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["aurora.testing.training", "components.backbone.rwkv6", "components.vision.siglip",
+CONTEXT.set_forkserver_preload(["tools.tiny_training", "components.backbone.rwkv6", "components.vision.siglip",
                                 "components.tokenizer.bytes"])
 Process = multiprocessing.context.ForkServerProcess
 
@@ -301,7 +301,7 @@ def train_together(cases: list[Tree], folder: Path, *, timeout: float = 500) -> 
     """Runs the cases of a CASES.json one after the other; they and what lies beside them go below `folder`."""
     file = folder / "cases.json"
     file.write_text(json.dumps(cases))
-    done = subprocess.run([sys.executable, "-W", "error", "-m", "aurora.testing.training", str(file)], timeout=timeout,
+    done = subprocess.run([sys.executable, "-W", "error", "-m", "tools.tiny_training", str(file)], timeout=timeout,
                           capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
