@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from annotated_types import Ge, Gt, Le
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -18,7 +19,6 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from aurora.errors import AuroraError, suggest
 from aurora.interfaces import Sampling
@@ -29,6 +29,8 @@ from aurora.registry import INJECTED, MODEL_SLOTS, PROMPT, SLOTS, WEIGHTED_SLOTS
 _FRAME = Path(__file__).parent
 CONFIG_FOLDER = next(path for path in (_FRAME / "configs", _FRAME.parent / "configs") if path.is_dir())
 ASSET_FOLDER = _FRAME / "assets"
+
+CONFIG_FILE = "config.yaml"  # of a model folder, and of a stage
 
 MOST_SEED = 2**31 - 1  # what is made of it, the step and the rank has 63 bits
 
@@ -161,18 +163,21 @@ class Config:
                 raise AuroraError(f"base_weights.{slot}.{self.model.part(slot)['name']}: {path} does not exist")
         return paths
 
+    def missing(self, datasets: Iterable[str]) -> list[str]:
+        """Those that are no folders below data.root; none where that cannot be seen."""
+        root = self.data.get("root")
+        if root is None or "://" in str(root):
+            return []
+        return sorted({name for name in datasets if not (Path(root) / name).is_dir()})
+
     def require_datasets(self, stages: Sequence[str]) -> None:
         """AuroraError that names every dataset folder that these stages would read and that is not there."""
-        root = self.data.get("root")
-        if root is None or "://" in str(root) or self.data.get("missing", "refuse") != "refuse":
-            return
-        missing = sorted({dataset for name in stages for dataset in self.stages[name].datasets
-                          if not (Path(root) / dataset).is_dir()})
-        if missing:
+        missing = self.missing(dataset for name in stages for dataset in self.stages[name].datasets)
+        if missing and self.data.get("missing", "refuse") == "refuse":
             raise AuroraError(
-                f"{len(missing)} dataset folders are missing below data.root {root}: {', '.join(missing)}; `aurora "
-                "shards build NAME INPUT OUTPUT` makes one, stages.STAGE.mixture and stages.STAGE.validation.mixture "
-                "say which are read, and data.missing=drop trains without them")
+                f"{len(missing)} dataset folders are missing below data.root {self.data['root']}: "
+                f"{', '.join(missing)}; `aurora shards build NAME INPUT OUTPUT` makes one, stages.STAGE.mixture and "
+                "stages.STAGE.validation.mixture say which are read, and data.missing=drop trains without them")
 
 
 CONFIG_KEYS = (*MODEL_KEYS, *(item.name for item in fields(Config) if item.name not in ("model", "tree")))
@@ -180,6 +185,8 @@ CONFIG_KEYS = (*MODEL_KEYS, *(item.name for item in fields(Config) if item.name 
 
 def load_config(*overrides: str) -> Config:
     """The composed config: `overrides` are Hydra's, such as `experiment=blocks` or `stages.vision.peak_lr=1e-4`.
+
+    With `init_from` the model is that of the folder, but for what other overrides say of it.
 
     What a yaml leaves to the user (`???`) and nobody gave is absent: whoever needs it says so, and a command that
     does not need it works without.
@@ -190,6 +197,9 @@ def load_config(*overrides: str) -> Config:
         _check_choice(override)
     tree = _compose([str(override.input_line) for override in choices])
     OmegaConf.set_struct(tree, False)
+    source = next((override.value() for override in parsed if override.key_or_group == "init_from"), None)
+    if isinstance(source, str):
+        _take_model(tree, source, {override.key_or_group for override in choices})
     several = [override for override in parsed if override.key_or_group in SLOTS and override not in choices]
     for override in several:
         _apply(tree, override, new=True)
@@ -204,6 +214,31 @@ def load_config(*overrides: str) -> Config:
             if isinstance(mixed, dict) and isinstance(mixed.get("mixture"), str):
                 mixed["mixture"] = load_mixture(mixed["mixture"])
     return Config.parse(plain)
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    """The config of a saved model. AuroraError when the folder holds none, with the way to one."""
+    folder = Path(folder)
+    path, models = folder / CONFIG_FILE, [*folder.glob(f"*/model/{CONFIG_FILE}"), *folder.glob(f"model/{CONFIG_FILE}")]
+    if models or not path.is_file():  # the folder of a stage has such a file too
+        way = f"it has no {CONFIG_FILE}. `aurora train` writes one per stage, as RUN/STAGE/model"
+        if (folder / "COMMITTED").is_file():
+            way = f"it is a training checkpoint: `aurora export {folder} TARGET` makes a model of it"
+        if models:
+            way = f"{models[-1].parent} is one"
+        raise AuroraError(f"{folder} is not a model folder: {way}")
+    try:
+        # without OmegaConf's interpolations: they would read the environment into a model of others
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        check_kind("it", tree, Mapping[str, Any])
+        config = ModelConfig.parse(tree)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AuroraError(f"{path} is not readable as yaml: {' '.join(str(error).split())}") from error
+    except AuroraError as error:
+        raise AuroraError(f"{path} does not describe a model: {error}") from error
+    if "path" not in config.tokenizer:
+        return config
+    return replace(config, tokenizer={**config.tokenizer, "path": str(folder / config.tokenizer["path"])})
 
 
 def load_mixture(name: str) -> dict[str, Any]:
@@ -282,6 +317,14 @@ def _compose(choices: Sequence[str]) -> DictConfig:
         return compose("aurora", overrides=list(choices))  # type: ignore[no-any-return]
 
 
+def _take_model(tree: DictConfig, folder: str, chosen: Collection[str]) -> None:
+    """Puts the parts of a saved model, and how it is used, in the place of those that the user did not choose. What it
+    is computed in is the run's own."""
+    saved = read_config(folder).tree
+    for key in set(MODEL_KEYS) - {*chosen, "dtype", "quantize"}:
+        tree[key] = saved[key]
+
+
 def _drop_options_of_other_parts(tree: DictConfig, choices: Sequence[Override]) -> None:
     """Takes out what an experiment says of its own part where the user chose another that has no such option: its
     head_size is nothing to a backbone without heads. Options that the user gives one by one are not in the tree yet."""
@@ -332,7 +375,7 @@ def _errors_named(where: str) -> Iterator[None]:
     """AuroraError that begins with `where`, in one line, in place of Hydra's and the file system's."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
         raise AuroraError(f"{where}: {' '.join(str(error).split())}") from error
 
 

@@ -31,8 +31,8 @@ def info(
     from aurora.terminal import Waiting, write_json
 
     with Waiting("loading"):
-        from aurora.config import load_config
-        from aurora.weights.model_folder import model_hash, read_config
+        from aurora.config import load_config, read_config
+        from aurora.weights.model_folder import model_hash
 
         if model is None:
             described = _describe(load_config(*overrides).model)

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from aurora.assemble import build_model, load_base_weights
-from aurora.config import ModelConfig, load_config
+from aurora.config import CONFIG_FILE, ModelConfig, load_config, read_config
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
 from aurora.weights.adapters import apply_adapter
-from aurora.weights.model_folder import CONFIG_FILE, fill_unsaved_buffers, load_model, read_config
+from aurora.weights.model_folder import fill_unsaved_buffers, load_model
 
 TRAINED = f"runs/*/language_video/model/{CONFIG_FILE}"
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from aurora.config import CONFIG_FILE, read_config
 from aurora.errors import AuroraError, suggest
 from aurora.files import read_json, replacing, require_free, require_room, write_json
 from aurora.interfaces import Backbone
@@ -31,7 +32,6 @@ from aurora.weights.io import (
 )
 from aurora.weights.layouts import Family, Layout, Piece, Shapes, Table, looks_like, unchanged
 from aurora.weights.loading import load_parts, mismatches, require_finite, some, split_tuned, unwrapped
-from aurora.weights.model_folder import CONFIG_FILE, read_config
 
 CONFIG_JSON = "config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from aurora.assemble import build_model, count_parameters
-from aurora.config import ModelConfig
+from aurora.config import ModelConfig, read_config
 from aurora.errors import AuroraError
 from aurora.files import read_json, replacing, require_free, require_room, write_json
 from aurora.interfaces import Text, Turn
@@ -24,7 +24,7 @@ from aurora.types import state_bytes
 from aurora.version import VERSION
 from aurora.weights.convert import DTYPES, SHARD_BYTES, Progress, summed
 from aurora.weights.io import Output, are_mapped, write_shards
-from aurora.weights.model_folder import describe_model, fitting_tensors, model_hash, part_metadata, read_config
+from aurora.weights.model_folder import describe_model, fitting_tensors, model_hash, part_metadata
 
 CARD_FILE = "README.md"
 PROMPT_FILE = "prompt.json"

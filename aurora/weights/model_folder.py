@@ -20,15 +20,14 @@ import yaml
 from torch import Tensor
 
 from aurora.assemble import build_model
-from aurora.config import ModelConfig
+from aurora.config import CONFIG_FILE, ModelConfig, read_config
 from aurora.errors import AuroraError
 from aurora.files import replacing
 from aurora.model import AuroraModel
-from aurora.registry import MODEL_SLOTS, WEIGHTED_SLOTS
+from aurora.registry import WEIGHTED_SLOTS
 from aurora.weights.io import SINGLE_FILE, Output, open_tensors, read_metadata, weight_files, write_safetensors
 from aurora.weights.loading import load_parts, mismatches, require_finite
 
-CONFIG_FILE = "config.yaml"
 SAMPLE = 512  # values at each end of a tensor
 WEIGHTS_FILE = SINGLE_FILE
 TOKENIZER_FOLDER = "tokenizer"
@@ -48,31 +47,6 @@ def describe_model(config: ModelConfig, folder: Path) -> None:
     tokenizer = copy_tokenizer(config.tokenizer, folder / TOKENIZER_FOLDER)
     text = yaml.safe_dump(replace(config, tokenizer=tokenizer).tree, sort_keys=False)
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-
-
-def read_config(folder: str | Path) -> ModelConfig:
-    """The config of a saved model. AuroraError when the folder holds none."""
-    path = Path(folder) / CONFIG_FILE
-    if not path.is_file():
-        way = "`aurora train` writes one per stage, as RUN/STAGE/model"
-        if (path.parent / "COMMITTED").is_file():
-            way = f"It is a training checkpoint: `aurora export {folder} TARGET` makes a model of it"
-        for found in [*path.parent.glob(f"*/model/{CONFIG_FILE}"), *path.parent.glob(f"model/{CONFIG_FILE}")]:
-            way = f"{found.parent} is one"
-        raise AuroraError(f"{folder} is not a model folder: it has no {CONFIG_FILE}. {way}")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise AuroraError(f"{path} is not readable as yaml: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise AuroraError(f"{path} does not describe a model: it must name {', '.join(MODEL_SLOTS)}")
-    try:
-        config = ModelConfig.parse(tree)
-    except AuroraError as error:
-        raise AuroraError(f"{path} does not describe a model: {error}") from error
-    if "path" not in config.tokenizer:
-        return config
-    return replace(config, tokenizer={**config.tokenizer, "path": str(path.parent / config.tokenizer["path"])})
 
 
 def load_model(folder: str | Path, *, device: str | torch.device = "cpu", overrides: Sequence[str] = ()

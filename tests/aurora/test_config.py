@@ -132,6 +132,15 @@ def test_what_an_experiment_says_of_its_part_is_nothing_to_another_that_has_no_s
         load_config("experiment=blocks", "backbone=headless", "backbone.head_size=8")
 
 
+def test_a_run_that_starts_from_a_model_takes_its_parts_and_what_is_said_besides(model_folder, config) -> None:
+    found = load_config("experiment=blocks", f"init_from={model_folder}", "merge=pool", "keep_ratio=0.25").model
+    assert (found.vision, found.backbone, found.sampling) == (config.vision, config.backbone, config.sampling)
+    assert found.tokenizer == config.tokenizer != load_config("experiment=blocks").model.tokenizer
+    assert (found.merge["name"], found.keep_ratio, found.dtype) == ("pool", 0.25, "float32")
+    with pytest.raises(AuroraError, match="is not a model folder"):
+        load_config("init_from=nowhere")
+
+
 def test_a_folder_of_a_backbone_is_where_its_base_weights_are() -> None:
     assert load_config("backbone=hf", "backbone.path=models/mamba").base_path("backbone") == "models/mamba"
     assert load_config().base_weights["backbone"]["hf"] is None

@@ -12,12 +12,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from aurora.config import read_config
 from aurora.errors import AuroraError
 from aurora.inference.generation import Generation
 from aurora.inference.session import Session
 from aurora.interfaces import Connector
 from aurora.registry import CONNECTOR, MERGE
-from aurora.weights.model_folder import load_model, load_weights, model_hash, read_config, save_model
+from aurora.weights.model_folder import load_model, load_weights, model_hash, save_model
 
 
 @pytest.fixture
@@ -111,6 +112,7 @@ def test_a_folder_without_a_config_is_no_model(tmp_path, folder) -> None:
 def test_a_folder_near_a_model_names_the_way(copy, tmp_path) -> None:
     (tmp_path / "run" / "stage").mkdir(parents=True)
     copy = copy.rename(tmp_path / "run" / "stage" / "model")
+    (copy.parent / "config.yaml").write_text("run: mine")  # that of a stage
     for near in (copy.parent, copy.parent.parent):
         with pytest.raises(AuroraError, match=f"{copy} is one"):
             load_model(near)
