@@ -160,8 +160,6 @@ def measure_training(config: Config, stage: str, device: torch.device, seconds: 
 class _OneRow(DataModule, L.LightningDataModule):  # type: ignore[misc]
     """The same row in every step."""
 
-    epochs = 1
-
     def __init__(self, row: PackedBatch) -> None:
         super().__init__()
         self._row = row
@@ -170,9 +168,6 @@ class _OneRow(DataModule, L.LightningDataModule):  # type: ignore[misc]
         return repeat(self._row, steps)
 
     def steps_per_epoch(self) -> int:
-        return _ENDLESS
-
-    def total_steps(self) -> int:
         return _ENDLESS
 
 

@@ -103,7 +103,7 @@ class Recipe:
     warmup_ratio: Annotated[float, Ge(0), Lt(1)] = 0.03
     warmup_start_factor: Annotated[float, Ge(0), Le(1)] = 1e-5
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    weight_decay: Decay | Mapping[WeightedSlot, Decay] = 0.0  # of matrices, of all slots or by slot
+    weight_decay: Decay | Mapping[WeightedSlot, Decay] = 0.0  # of matrices named `weight`, of all slots or by slot
     clip: Annotated[float, Gt(0)] | None = 1.0
     average: Annotated[float, Gt(0), Lt(1)] | None = None  # decay of the average that becomes the model; None: the last
     lr_scale: Mapping[WeightedSlot, Annotated[float, Gt(0)]] = field(default_factory=dict)
@@ -156,7 +156,7 @@ class Recipe:
         return self.lr_scale.get(slot, 1.0)
 
     def decay(self, slot: WeightedSlot) -> float:
-        """The weight decay of a slot's matrices."""
+        """The weight decay of a slot's matrices named `weight`."""
         return self.weight_decay.get(slot, 0.0) if isinstance(self.weight_decay, Mapping) else self.weight_decay
 
 

@@ -128,7 +128,10 @@ class DataModule(ABC):
             data.setup(stage)
 
     def train_dataloader(self) -> StepLoader:
-        """The optimizer steps of this rank."""
+        """The optimizer steps of this rank. AuroraError for a trainer that would begin with the first ones again."""
+        if getattr(self.trainer, "reload_dataloaders_every_n_epochs", 0):
+            raise AuroraError("Trainer(reload_dataloaders_every_n_epochs=) would read the first epoch again and again; "
+                              "leave it out: the loader goes on with the next epoch by itself")
         return self._step_loader(self.trainer, repeat=getattr(self.trainer, "overfit_batches", 0) > 0)
 
     def val_dataloader(self) -> list[StepLoader]:

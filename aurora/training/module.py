@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from aurora.config import differences
 from aurora.errors import AuroraError
 from aurora.interfaces import DataModule
 from aurora.model import AuroraModel
@@ -55,6 +57,8 @@ from aurora.training.optim import (
 from aurora.training.sequence_parallel import SequenceParallelGroup, read_together
 from aurora.training.step import segments, with_equal_frames
 from aurora.types import PackedBatch, State, TokenLoss
+
+_INSTEAD = "To start from its weights: `aurora export {} FOLDER`, and init_from=FOLDER"
 
 
 class StepInterrupted(Exception):
@@ -133,8 +137,12 @@ class AuroraModule(L.LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def _total_steps(self) -> int:
-        """Optimizer steps that the trainer will take, by `max_steps`, `max_epochs` and the data."""
+        """Optimizer steps that the trainer will take, by `max_steps`, `max_epochs` and the data. AuroraError for a
+        trainer without an end."""
         trainer, data = self.trainer, self.trainer.datamodule
+        if trainer.max_steps == trainer.max_epochs == -1:
+            raise AuroraError("Trainer(max_epochs=-1) has no end that the learning rate could fall to; give max_steps, "
+                              "or the number of passes over the stage as max_epochs")
         if trainer.max_steps != -1 and (trainer.max_epochs == -1 or not isinstance(data, DataModule)):
             return int(trainer.max_steps)
         if not isinstance(data, DataModule):
@@ -157,7 +165,9 @@ class AuroraModule(L.LightningModule):
         self.meter.restart()
 
     def teardown(self, stage: str) -> None:
+        """AuroraError when the last checkpoint could not be written."""
         self._fitting = False
+        self.checkpoint_io.finish()
 
     @property
     def net(self) -> AuroraModel:
@@ -374,12 +384,26 @@ class AuroraModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if RESTORE not in checkpoint:
             raise AuroraError("this is not a checkpoint of an AuroraModule; `aurora convert` reads weights of others")
+        self._require_same_training(checkpoint[RESTORE].path, checkpoint.get("hyper_parameters", {}))
         training = checkpoint["training"]
         self.skipped, self.skipped_in_a_row = training["skipped"], training["skipped_in_a_row"]
         self.guard.load_state_dict(training["guard"])
         self._pending = checkpoint[RESTORE]
         if self._fitting:
             self._restore()
+
+    def _require_same_training(self, path: Path, before: Mapping[str, Any]) -> None:
+        """AuroraError for a checkpoint of another stage or configuration. Its frozen weights are not in it, and rates
+        and data of this one would be passed over."""
+        if not before.get("fingerprint") or not self.hparams.get("fingerprint"):
+            return
+        if before["stage"] != self.stage:
+            raise AuroraError(f"ckpt_path: {path} is of stage {before['stage']!r}, and the module trains "
+                              f"{self.stage!r}. {_INSTEAD.format(path)}")
+        changed = differences(before["fingerprint"], self.hparams["fingerprint"])
+        if changed:
+            raise AuroraError(f"ckpt_path: {path} was written with another configuration: {'; '.join(changed)}. Set it "
+                              f"back. {_INSTEAD.format(path)}")
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **options: Any) -> AuroraModule:

@@ -22,7 +22,7 @@ from aurora.recipe import Recipe, Spike
 from aurora.registry import WEIGHTED_SLOTS
 from aurora.training.checkpoint.state import trained_parameters
 from aurora.training.distributed.collectives import local
-from aurora.weights.adapters import is_state, let_adapters_learn, lr_scale
+from aurora.weights.adapters import let_adapters_learn, lr_scale
 
 # ---- parameters ------------------------------------------------------------------------------------------------
 
@@ -38,14 +38,18 @@ def set_trainable(model: AuroraModel, recipe: Recipe) -> None:
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Groups by learning rate and weight decay, each with the `scale` of its rate; vectors, scalars and initial states
-    are never decayed."""
+    """Groups by learning rate and weight decay, each with the `scale` of its rate.
+
+    Decayed are matrices named `weight`, those of linear layers, convolutions and embeddings, as by RWKV's authors: not
+    their bonus, decays and low-rank mixes, nor norms, biases, positions and initial states.
+    """
     groups: dict[tuple[str, float, float], list[nn.Parameter]] = defaultdict(list)
     for slot in WEIGHTED_SLOTS:
         for name, parameter in getattr(model, slot).named_parameters():
             if parameter.requires_grad:
                 scale = lr_scale(recipe.adapters, slot, name, recipe.scale(slot))
-                decay = recipe.decay(slot) if is_matrix(parameter) and not is_state(name) else 0.0
+                decayed = is_matrix(parameter) and name.rpartition(".")[2] == "weight"
+                decay = recipe.decay(slot) if decayed else 0.0
                 groups[slot, scale, decay].append(parameter)
     return [{"params": parameters, "lr": recipe.peak_lr * scale, "weight_decay": decay, "scale": scale}
             for (_, scale, decay), parameters in groups.items()]

@@ -25,13 +25,13 @@ from torch import Tensor
 from aurora.assemble import count_parameters
 from aurora.config import Config
 from aurora.errors import AuroraError
+from aurora.files import require_room
 from aurora.interfaces import DataModule
 from aurora.mixture import Mixture
 from aurora.registry import WEIGHTED_SLOTS
 from aurora.training.budget import disk, memory, overrides_that_fit, require_fit
-from aurora.training.callbacks import build_callbacks, failures_named, stopping_reason
+from aurora.training.callbacks import build_callbacks, build_loggers, failures_named, stopping_reason
 from aurora.training.callbacks.checkpointing import RunCheckpoint
-from aurora.training.callbacks.csv_logger import build_loggers
 from aurora.training.callbacks.preemption import KILLED, Preemption, requeue, requeued_at_once
 from aurora.training.callbacks.progress import progress_callbacks
 from aurora.training.callbacks.watchdog import STACKS, Watchdog
@@ -41,9 +41,8 @@ from aurora.training.checkpoint.layout import (
     is_committed,
     newest_checkpoint,
     refuse_unsafe_loading,
-    require_room,
 )
-from aurora.training.checkpoint.run_folder import Fingerprint, fingerprint, locked, require_same
+from aurora.training.checkpoint.run_folder import locked, require_same
 from aurora.training.checkpoint.state import whole
 from aurora.training.distributed.collectives import (
     destroy_process_group,
@@ -122,35 +121,34 @@ def _startable(config: Config, rank: Rank | None) -> list[Stage]:
 def _train_stage(stage: Stage, console: Console) -> None:
     if stage.config.restart:
         on_rank_zero(stage.folder.clear)
-    now = fingerprint(stage.config, stage.name, stage.initial)
-    if on_all_ranks(lambda: _is_finished(stage, now, console)):
+    if on_all_ranks(lambda: _is_finished(stage, console)):
         return
-    resume = on_all_ranks(lambda: _resumable(stage, now, console))
+    resume = on_all_ranks(lambda: _resumable(stage, console))
     module, data = build_module(stage), on_all_ranks(lambda: _prepared_data(stage, resume, console))
-    fit(stage, module, data, now, resume, console)
+    fit(stage, module, data, resume, console)
     bad = data.counts().get("bad_samples", 0)
     if bad:
         console.print(f"{stage.name}: {bad} samples could not be read and were left out; "
                       f"they are listed in {stage.folder.path / QUARANTINE_FILE}")
     weights = _trained_weights(module)
-    on_rank_zero(lambda: _save(stage, weights, now))
+    on_rank_zero(lambda: _save(stage, weights))
     console.print(f"{stage.name}: done, {stage.folder.model}")
 
 
-def _is_finished(stage: Stage, now: Fingerprint, console: Console) -> bool:
+def _is_finished(stage: Stage, console: Console) -> bool:
     """Whether the stage was trained before. AuroraError when that was with another configuration."""
     done = stage.folder.finished()
     if done is not None:
-        require_same(stage.name, done, now, "finished")
+        require_same(stage.name, done, stage.fingerprint, "finished")
         console.print(f"{stage.name}: finished before, {stage.folder.model}; restart=true trains it again")
     return done is not None
 
 
-def _resumable(stage: Stage, now: Fingerprint, console: Console) -> Checkpoint | None:
+def _resumable(stage: Stage, console: Console) -> Checkpoint | None:
     """The checkpoint to resume from, if any. AuroraError when the stage was begun with another configuration."""
     resume = newest_checkpoint(stage.folder.checkpoints, console.print, verify=rank_zero())
     if resume is not None:
-        require_same(stage.name, resume.state["run"]["fingerprint"], now, "begun")
+        require_same(stage.name, resume.state["hyper_parameters"]["fingerprint"], stage.fingerprint, "begun")
     return resume
 
 
@@ -170,21 +168,20 @@ def _prepared_data(stage: Stage, resume: Checkpoint | None, console: Console) ->
 # ---- Lightning's trainer ---------------------------------------------------------------------------------------
 
 
-def fit(stage: Stage, module: AuroraModule, data: DataModule, now: Fingerprint, resume: Checkpoint | None,
-        console: Console) -> None:
-    """Trains to the end of the stage, from `resume` on; `now` is its fingerprint.
+def fit(stage: Stage, module: AuroraModule, data: DataModule, resume: Checkpoint | None, console: Console) -> None:
+    """Trains to the end of the stage, from `resume` on.
 
     Ends the process when a signal asked for that. AuroraError when a callback failed; LostProcess.
     """
     folder, options, stacks = stage.folder, stage.options, stage.folder.path / STACKS
     preemption, named = Preemption(), on_all_ranks(lambda: build_callbacks(options.callbacks))
-    saver = RunCheckpoint(folder=folder.checkpoints, every=options.checkpoint_every, fingerprint=now,
-                          preemption=preemption, report=console.print)
+    saver = RunCheckpoint(folder=folder.checkpoints, every=options.checkpoint_every, preemption=preemption,
+                          report=console.print)
     for name, callback in named.items():
         if stage.recipe.validation is None and isinstance(callback, EarlyStopping):
             console.print(f"{stage.name}: trainer.callbacks.{name} acts after each validation, and this stage has none")
     callbacks: list[L.Callback] = [Watchdog(folder=stacks, seconds=options.watchdog_seconds), *named.values(),
-                                   ValidateLastStep(), preemption, saver]
+                                   preemption, saver]
     if not any(isinstance(callback, ProgressBar) for callback in callbacks):
         callbacks += progress_callbacks(options.progress, stage=stage.name, seconds=options.progress_seconds,
                                         console=console)
@@ -205,14 +202,6 @@ def fit(stage: Stage, module: AuroraModule, data: DataModule, now: Fingerprint, 
     if trainer.global_step < trainer.max_steps:
         console.print(f"{stage.name}: ended after step {trainer.global_step} of {trainer.max_steps} by "
                       f"{stopping_reason(named)}")
-
-
-class ValidateLastStep(L.Callback):
-    """The last step of a stage is validated, whatever `validation.every` is."""
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: AuroraModule, *arguments: Any) -> None:
-        # Lightning validates before it stops
-        trainer.should_stop = trainer.should_stop or trainer.global_step >= trainer.max_steps
 
 
 def _exit_preempted(stage: Stage, trainer: L.Trainer, stopped: signal.Signals, console: Console) -> None:
@@ -307,7 +296,7 @@ def _trained_weights(module: AuroraModule) -> dict[str, Tensor]:
     return weights if rank_zero() else {}
 
 
-def _save(stage: Stage, weights: Mapping[str, Tensor], now: Fingerprint) -> None:
+def _save(stage: Stage, weights: Mapping[str, Tensor]) -> None:
     """Writes the model of the stage, its adapters merged, the adapters alone, and that it is finished."""
     model, config = stage.skeleton, stage.config
     model.backbone.start_like({name: tensor.shape for name, tensor in weights.items()})
@@ -317,7 +306,7 @@ def _save(stage: Stage, weights: Mapping[str, Tensor], now: Fingerprint) -> None
                      trained=stage.recipe.trained, start=stage.initial or "base weights")
         merge_adapters(model)
     save_model(model, config.model, stage.folder.model)
-    stage.folder.finish(now)
+    stage.folder.finish(stage.fingerprint)
 
 
 # ---- summary ---------------------------------------------------------------------------------------------------
@@ -328,12 +317,12 @@ def print_summary(console: Console, stage: Stage, data: DataModule, *, steps: in
     recipe, model, fill, samples = stage.recipe, stage.skeleton, data.fill(), data.samples()
     totals, trained = count_parameters(model), count_parameters(model, learned=True)
     parameters = "  ".join(f"{slot} {_short(trained[slot])}/{_short(totals[slot])}" for slot in WEIGHTED_SLOTS)
-    unit = stage.config.data.get("batch_unit", "samples")
+    unit, base = stage.config.data.get("batch_unit", "samples"), stage.config.base_paths()
     resumed = f"; resuming after step {done:,}" if done else ""
     lines = {
         "trains": f"{', '.join([*recipe.trained, *describe_adapters(model, recipe.adapters)])} "
                   f"(parameters trained/total: {parameters})",
-        "weights": weight_sources(stage.config, stage.initial),
+        "weights": stage.initial or ", ".join(f"{slot}: {path or 'random'}" for slot, path in base.items()),
         "data": f"{_names(recipe.mixture)}, {recipe.epochs} epoch(s)"
                 + ("" if samples is None else f", {samples:,} samples"),
         "steps": f"{steps:,}, each of about {recipe.global_batch:,} {unit}{resumed}",
@@ -354,13 +343,6 @@ def _names(mixture: Mixture) -> str:
     names = [name if part.repeats == 1 else f"{name} ×{part.repeats}" for name, part in mixture.datasets.items()]
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return ", ".join(names[:MAX_NAMES]) + more
-
-
-def weight_sources(config: Config, initial: str | None) -> str:
-    """Where the weights of a stage come from."""
-    if initial is not None:
-        return initial
-    return ", ".join(f"{slot}: {path or 'random'}" for slot, path in config.base_paths().items())
 
 
 def _short(count: int) -> str:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch.loggers import Logger
 
 from aurora.assemble import build_model, load_base_weights
-from aurora.config import Config
+from aurora.config import Config, read_config
 from aurora.errors import AuroraError, suggest
 from aurora.instantiate import check_entries
 from aurora.interfaces import DataModule
@@ -23,7 +22,7 @@ from aurora.registry import DATA, PROMPT, READER
 from aurora.training.budget import merge_schedule
 from aurora.training.callbacks import check_callbacks
 from aurora.training.checkpoint.layout import CHECKPOINTS, read_checkpoint
-from aurora.training.checkpoint.run_folder import StageFolder
+from aurora.training.checkpoint.run_folder import Fingerprint, StageFolder, fingerprint
 from aurora.training.checkpoint.state import AVERAGE, WEIGHTS, trained_parameters
 from aurora.training.distributed.precision import in_dtype
 from aurora.training.distributed.rendezvous import Rank, check_processes, fitted, refuse_restart
@@ -31,7 +30,7 @@ from aurora.training.module import AuroraModule
 from aurora.training.optim import set_trainable
 from aurora.weights.adapters import attach_adapters, merge_adapters
 from aurora.weights.io import weight_files
-from aurora.weights.model_folder import load_weights, read_config
+from aurora.weights.model_folder import load_weights
 
 QUARANTINE_FILE = "bad_samples.jsonl"
 VALIDATION = "validation"  # the folder in that of the stage; below it one for every dataset
@@ -54,6 +53,11 @@ class Stage:
     def options(self) -> TrainerOptions:
         """Where and how it runs."""
         return self.config.trainer
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Everything that decides what it learns; the model that it starts from must be there."""
+        return fingerprint(self.config, self.name, self.initial)
 
 
 # ---- planning --------------------------------------------------------------------------------------------------
@@ -144,7 +148,8 @@ def build_module(stage: Stage) -> AuroraModule:
     return AuroraModule(
         partial(initial_model, config, stage.name, stage.initial), recipe=stage.recipe, options=stage.options,
         stage=stage.name, seed=config.seed, row_tokens=config.data.get("row_tokens"),
-        hyper_parameters={"config": config.tree, "stage": stage.name, "initial": stage.initial})
+        hyper_parameters={"config": config.tree, "stage": stage.name, "initial": stage.initial,
+                          "fingerprint": stage.fingerprint})
 
 
 def from_checkpoint(folder: Path) -> tuple[AuroraModel, Config]:
@@ -211,31 +216,25 @@ def _data(stage: Stage, recipe: Recipe, folder: Path) -> DataModule:
 
 def _held_out(stage: Stage, recipe: Recipe) -> dict[str, DataModule]:
     """What a stage is validated on, by dataset. AuroraError names the dataset that cannot be read."""
-    kind, once = stage.config.data["name"], held_out_recipe(recipe)
+    kind, once, config = stage.config.data["name"], held_out_recipe(recipe), stage.config
+    names = list(once.mixture.datasets)
     if "mixture" not in DATA.options(kind):
         raise AuroraError(f"validation: data {kind!r} takes no mixture, so it cannot read what is held out; "
                           "stages.STAGE.validation.mixture=null trains without")
+    if config.data.get("missing") == "drop":
+        names = sorted({*names} - {*config.missing(names)}, key=names.index)
+        if not names:
+            raise AuroraError(f"validation: none of {', '.join(once.mixture.datasets)} is below data.root "
+                              f"{config.data['root']}; stages.STAGE.validation.mixture=null trains without one")
     folder = stage.folder.path / VALIDATION
     return {name: _checked(stage, name, replace(once, mixture=once.mixture.only([name])), folder / name)
-            for name in _existing(stage.config.data, list(once.mixture.datasets))}
+            for name in names}
 
 
 def held_out_recipe(recipe: Recipe) -> Recipe:
     """What one validation reads, as if it were trained on."""
     assert recipe.validation is not None
     return replace(recipe, mixture=recipe.validation.mixture, epochs=1, max_steps=recipe.validation.max_steps)
-
-
-def _existing(data: Mapping[str, Any], names: list[str]) -> list[str]:
-    """The datasets without those that are dropped because they are missing."""
-    root = data.get("root")
-    if data.get("missing") != "drop" or root is None or "://" in str(root):
-        return names
-    found = [name for name in names if (Path(root) / name).is_dir()]
-    if not found:
-        raise AuroraError(f"validation: none of {', '.join(names)} is below data.root {root}; "
-                          "stages.STAGE.validation.mixture=null trains without one")
-    return found
 
 
 def _checked(stage: Stage, name: str, recipe: Recipe, folder: Path) -> DataModule:

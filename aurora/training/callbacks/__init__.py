@@ -1,7 +1,8 @@
-"""The callbacks that a config names in `trainer.callbacks`: Lightning's own, and those of installed packages."""
+"""The callbacks and loggers that a config names: Lightning's own, ours, and those of installed packages."""
 
 from __future__ import annotations
 
+import hashlib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities import rank_zero_only
 
 from aurora.errors import AuroraError
 from aurora.instantiate import check_entries, construct, instantiate, resolve
@@ -78,3 +80,67 @@ def _owner(callbacks: Mapping[str, L.Callback], error: BaseException) -> str | N
             if frame.f_locals.get("self") is callback:
                 return name
     return None
+
+
+# ---- loggers ---------------------------------------------------------------------------------------------------
+
+
+def build_loggers(entries: Mapping[str, Mapping[str, Any]], folder: Path, resume_step: int,
+                  report: Callable[[str], None]) -> list[Any]:
+    """The loggers of configs/logger, writing below `folder` and continuing after `resume_step`. One that fails later is
+    reported once, and training goes on."""
+    loggers = []
+    for name, entry in entries.items():
+        logger = construct(f"logger.{name}", _build, entry, folder, resume_step)
+        loggers.append(_tolerated(logger, report))
+    return loggers
+
+
+def _tolerated(logger: Any, report: Callable[[str], None]) -> Any:
+    """The logger, whose failures (a full disk, a server that is away) are not worth a run."""
+    log = logger.log_metrics
+    failed: set[int | None] = set()
+
+    def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
+        try:
+            log(metrics, step)
+        except Exception as error:
+            if not failed:
+                report(f"{type(logger).__name__} could not write after step {step}, and training goes on: {error}")
+            failed.add(step)
+
+    logger.log_metrics = log_metrics
+    return logger
+
+
+def _build(entry: Mapping[str, Any], folder: Path, resume_step: int) -> Any:
+    """A logger that has found its server and its files."""
+    kind = str(entry.get("_target_", "")).rpartition(".")[2]
+    if kind == "MLFlowLogger":
+        return _mlflow(entry, folder, resume_step)
+    facts: dict[str, Any] = {"save_dir": str(folder)}
+    if kind == "CsvLogger":
+        facts["resume_step"] = resume_step
+    elif kind == "TensorBoardLogger":
+        facts["purge_step"] = resume_step + 1
+    elif kind == "WandbLogger":
+        # the same folder is the same run, whoever starts it again
+        name = "/".join(folder.absolute().parts[-2:])
+        facts |= {"id": hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16], "name": name}
+    logger = instantiate({**facts, **entry})
+    if rank_zero_only.rank == 0:
+        getattr(logger, "experiment", None)
+    return logger
+
+
+def _mlflow(entry: Mapping[str, Any], folder: Path, resume_step: int) -> Any:
+    """MLflow makes the name of a run itself: it is kept beside the curve for whoever goes on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "mlflow_run"
+    facts: dict[str, Any] = {"run_name": folder.name, "tracking_uri": f"sqlite:///{folder.absolute() / 'mlflow.db'}"}
+    if resume_step and kept.is_file():
+        facts["run_id"] = kept.read_text(encoding="utf-8").strip()
+    logger = instantiate({**facts, **{key: value for key, value in entry.items() if value is not None}})
+    if rank_zero_only.rank == 0:
+        kept.write_text(logger.run_id, encoding="utf-8")
+    return logger

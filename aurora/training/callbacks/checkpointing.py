@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,8 @@ class RunCheckpoint(CheckpointCallback):
     is the end of the step before: its rows are read again. The last two checkpoints are kept.
     """
 
-    def __init__(self, *, folder: Path, every: int, fingerprint: Mapping[str, Any], preemption: Preemption,
-                 report: Callable[[str], None]) -> None:
+    def __init__(self, *, folder: Path, every: int, preemption: Preemption, report: Callable[[str], None]) -> None:
         self.folder, self.every, self.preemption, self.report = folder, every, preemption, report
-        self.fingerprint = dict(fingerprint)
         self.ended = False  # by a callback that set `trainer.should_stop`, before the last step
         self.validated = 0  # the last step that was validated
         self._saved = -1
@@ -47,7 +45,7 @@ class RunCheckpoint(CheckpointCallback):
     # not as the callback's state, which Lightning would miss in a trainer without this callback
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: AuroraModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["run"] = {"fingerprint": self.fingerprint, "ended": self.ended, "validated": self.validated}
+        checkpoint["run"] = {"ended": self.ended, "validated": self.validated}
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: AuroraModule, checkpoint: dict[str, Any]) -> None:
         run = checkpoint.get("run", {})
@@ -75,6 +73,8 @@ class RunCheckpoint(CheckpointCallback):
                            batch_idx: int) -> None:
         if module.guard.rolls_back:
             self._roll_back(trainer, module)
+        # Lightning validates before it stops: so the last step is validated, whatever `validation.every` is
+        trainer.should_stop = trainer.should_stop or trainer.global_step >= trainer.max_steps
 
     def on_train_end(self, trainer: L.Trainer, module: AuroraModule) -> None:
         self.ended = self.ended or (self.preemption.stopped is None and trainer.global_step < trainer.max_steps)

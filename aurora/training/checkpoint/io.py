@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ from aurora.training.checkpoint.layout import (
     Report,
     Tensors,
     digests,
+    no_dist_silenced,
     read_checkpoint,
     require_written,
-    silence_no_dist,
     to_json,
 )
+from aurora.training.distributed.collectives import gather
 
 FILE_BYTES = 1 << 30  # of a file of tensors, which is held in memory once more while it is written
 MAX_FAILURES = 2  # saves in a row that may fail before training stops
@@ -53,6 +55,7 @@ class AuroraCheckpointIO(CheckpointIO):
         self._thread: threading.Thread | None = None
         self._obsolete: list[Path] = []  # removed once a newer checkpoint is whole
         self._asynchronous = False
+        self._silenced = ExitStack()  # while saves run
         self._error: str | None = None
         self._failures = 0
         self._kind: type[Exception] = AuroraError  # what is raised for them
@@ -73,9 +76,10 @@ class AuroraCheckpointIO(CheckpointIO):
             raise self._kind(f"{self._failures} checkpoints in a row could not be written: {self._error}")
         staged: Any = self._stager.stage(tensors)
         self._thread = threading.Thread(target=self._run, args=(folder, staged, state), name="checkpoint")
-        self._thread.start()
-        if not self._asynchronous:
-            self.finish()
+        with nullcontext() if self._asynchronous else no_dist_silenced():
+            self._thread.start()
+            if not self._asynchronous:
+                self.finish()
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         """Everything but the tensors, which the module loads. AuroraError when it is not a whole checkpoint."""
@@ -92,11 +96,15 @@ class AuroraCheckpointIO(CheckpointIO):
     def start(self) -> None:
         """Lets saves run asynchronously to training."""
         self._asynchronous = True
+        self._silenced.enter_context(no_dist_silenced())
 
     def teardown(self) -> None:
-        """Waits for the disk. AuroraError when the last checkpoint could not be written."""
+        """Waits for the disk. Lightning ends what it has begun after this, so that nothing is raised here: `finish`
+        does, before."""
         self._asynchronous = False
-        self.finish()
+        self.wait()
+        self._failures = 0
+        self._silenced.close()
 
     # ---- waiting ----
 
@@ -131,7 +139,6 @@ class AuroraCheckpointIO(CheckpointIO):
 
     def _write(self, path: Path, tensors: Tensors, state: dict[str, Any]) -> None:
         self._on_all_ranks(lambda: _begin(path, state) if self._rank == 0 else None)
-        silence_no_dist()
         writer = HuggingFaceStorageWriter(str(path), fqn_to_index_mapping=_files(tensors), save_distributed=True)
         save_tensors(tensors, storage_writer=writer, process_group=self.group, no_dist=self.group is None)
         mine = [file.name for file in path.glob(f"shard-{self._rank + 1:05d}-*")]
@@ -158,10 +165,7 @@ class AuroraCheckpointIO(CheckpointIO):
             mine: tuple[str | None, Any] = (None, work())
         except (OSError, AuroraError) as error:
             mine = (f"rank {self._rank}: {error}" if self.group else str(error), None)
-        everyone: list[Any] = [mine]
-        if self.group is not None:
-            everyone = [None] * dist.get_world_size(self.group)
-            dist.all_gather_object(everyone, mine, group=self.group)
+        everyone = [mine] if self.group is None else gather(mine, self.group)
         failed = [text for text, _ in everyone if text is not None]
         if failed:
             raise AuroraError("; ".join(failed))

@@ -15,10 +15,11 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -57,24 +58,15 @@ class Checkpoint(NamedTuple):
 
     def load(self, tensors: Tensors, group: dist.ProcessGroup | None) -> None:
         """Fills tensors in place, each rank with its own part of sharded ones. Collective with a `group`."""
-        silence_no_dist()
-        load_tensors(dict(tensors), storage_reader=HuggingFaceStorageReader(str(self.path)), process_group=group,
-                     no_dist=group is None)
+        with no_dist_silenced():
+            load_tensors(dict(tensors), storage_reader=HuggingFaceStorageReader(str(self.path)), process_group=group,
+                         no_dist=group is None)
 
 
 def refuse_unsafe_loading() -> None:
     """AuroraError when the environment makes torch run the code that a weight file may hold."""
     if os.environ.get(UNSAFE):
         raise AuroraError(f"{UNSAFE} is set: it makes torch execute code from checkpoint files. Unset it")
-
-
-def require_room(folder: Path, wanted: int) -> None:
-    """AuroraError when the disk has no room for so many bytes: better said now than at the first save."""
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < wanted:
-        raise AuroraError(f"{folder} is on a disk with {free / 2**20:,.0f} MiB free; the stage writes up to "
-                          f"{wanted / 2**20:,.0f} MiB there (checkpoints and model)")
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -196,9 +188,21 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def silence_no_dist() -> None:
+@contextmanager
+def no_dist_silenced() -> Iterator[None]:
     """Keeps torch from warning that it works without torch.distributed, as it was asked to."""
+    # not catch_warnings: it would put back all filters of the process, which others change while a thread saves
+    filters = cast(list[Any], warnings.filters)
+    before = [*filters]
     warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+    ours = filters[0]
+    if ours in before:  # of a block around this one, which removes it
+        filters[:] = before
+    try:
+        yield
+    finally:
+        now = cast(list[Any], warnings.filters)
+        now[:] = [one for one in now if one is not ours]
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from aurora.config import Config, differences
+from aurora.config import CONFIG_FILE, Config, differences
 from aurora.errors import AuroraError
 from aurora.files import replace_file
 from aurora.registry import MODEL_SLOTS
 from aurora.training.checkpoint.layout import CHECKPOINTS
 from aurora.weights.io import weight_files
-from aurora.weights.model_folder import CONFIG_FILE, WEIGHTS_FILE
+from aurora.weights.model_folder import WEIGHTS_FILE
 
 METRICS_FILE = "metrics.csv"
 Fingerprint = dict[str, Any]
@@ -81,7 +81,7 @@ class StageFolder:
 
 def fingerprint(config: Config, stage: str, initial: str | None) -> Fingerprint:
     """Everything that decides what a stage learns, as JSON; `initial` is the model folder that it starts from."""
-    tree = config.tree
+    tree, trainer = config.tree, config.tree.get("trainer", {})
     recipe = {key: value for key, value in tree["stages"][stage].items() if key != "validation"}
     decided = {
         "stages": {stage: recipe},
@@ -91,7 +91,7 @@ def fingerprint(config: Config, stage: str, initial: str | None) -> Fingerprint:
         "seed": config.seed,
         "dtype": config.model.dtype,
         "trainer": {"precision": config.trainer.precision,
-                    **{key: tree["trainer"][key] for key in ("spike", "backprop_tokens") if tree["trainer"].get(key)}},
+                    **{key: trainer[key] for key in ("spike", "backprop_tokens") if trainer.get(key)}},
         "start": _initial_identity(config, initial),
     }
     plain: Fingerprint = json.loads(json.dumps(decided))

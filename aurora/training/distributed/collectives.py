@@ -52,12 +52,12 @@ def max_over_ranks(number: int, device: torch.device) -> int:
     return int(most)
 
 
-def gather(value: T) -> list[T]:
+def gather(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     """The values of all ranks, by rank. Collective."""
     if world_size() == 1:
         return [value]
     everyone: list[Any] = [None] * world_size()
-    dist.all_gather_object(everyone, value, group=cpu_group("objects"))
+    dist.all_gather_object(everyone, value, group=group or cpu_group("objects"))
     return everyone
 
 

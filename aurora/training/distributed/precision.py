@@ -33,7 +33,7 @@ class AsBuilt(HalfPrecision):
 
 class Float16(Precision):
     """Products in float16 and no more: Lightning's MixedPrecision adds a scaler of its own, which knows neither rows
-    that add up nor skipped steps (`DynamicLossScale` does), and takes bfloat16 on CPUs."""
+    that add up nor skipped steps (`LossScale` does), and takes bfloat16 on CPUs."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -94,53 +94,34 @@ def loss_scale_for(plugin: Precision, row_tokens: int | None) -> LossScale:
         raise AuroraError("Trainer(precision='16-mixed') scales the gradients of every backward pass by itself, which "
                           "does not fit steps of several rows; Trainer(plugins=[aurora.training.distributed.precision."
                           "Float16('cuda')]) is right, or precision='bf16-mixed'")
-    return DynamicLossScale(max_targets=row_tokens or USUAL_ROW) if isinstance(plugin, Float16) else LossScale()
+    return LossScale(max_targets=row_tokens or USUAL_ROW if isinstance(plugin, Float16) else None)
 
 
 class LossScale:
-    """One, always: float32 and bfloat16 have exponents enough."""
-
-    @property
-    def factor(self) -> float:
-        """What the summed loss of a row is multiplied with; the same for all rows of a step, on all ranks."""
-        return 1.0
-
-    def overflowed(self, loss: float, norm: float) -> bool:
-        """Whether a step with this summed loss and this gradient norm is lost to its scale alone, so that it is skipped
-        and does not count as a bad step. Asked once per step; all ranks hand in the same sums, so that they agree
-        without communication."""
-        return False
-
-    def metrics(self) -> dict[str, float]:
-        """What the step metrics show of it."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """JSON that `load_state_dict` goes on with."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a state; an empty one changes nothing."""
-
-
-class DynamicLossScale(LossScale):
-    """Twice as large after many steps in a row without an overflow, half as large after one.
+    """What the summed loss of a row is multiplied with: twice as much after many steps in a row without an overflow,
+    half as much after one. Without `max_targets` it is 1, always: float32 and bfloat16 have exponents enough.
 
     `scale` is that of a mean loss, as everybody counts it. Rows add sums, in whose gradients up to `max_targets`
     targets come together, so that it is divided by so many; by a power of two, to round nothing.
     """
 
-    def __init__(self, *, max_targets: int) -> None:
+    def __init__(self, *, max_targets: int | None = None) -> None:
         self.scale = START
         self.overflows = 0
         self._good = 0  # steps since it was changed
-        self._divisor = 2.0 ** math.ceil(math.log2(max_targets))
+        self._divisor = None if max_targets is None else 2.0 ** math.ceil(math.log2(max_targets))
 
     @property
     def factor(self) -> float:
-        return self.scale / self._divisor
+        """Of the summed loss of a row; the same for all rows of a step, on all ranks."""
+        return 1.0 if self._divisor is None else self.scale / self._divisor
 
     def overflowed(self, loss: float, norm: float) -> bool:
+        """Whether a step with this summed loss and this gradient norm is lost to its scale alone, so that it is skipped
+        and does not count as a bad step. Asked once per step; all ranks hand in the same sums, so that they agree
+        without communication."""
+        if self._divisor is None:
+            return False
         if math.isfinite(norm):
             self._good += 1
             if self._good >= GROW_AFTER:
@@ -155,11 +136,14 @@ class DynamicLossScale(LossScale):
         return True
 
     def metrics(self) -> dict[str, float]:
-        return {"loss_scale": self.scale, "overflows": self.overflows}
+        """What the step metrics show of it."""
+        return {} if self._divisor is None else {"loss_scale": self.scale, "overflows": self.overflows}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"scale": self.scale, "good": self._good, "overflows": self.overflows}
+        """JSON that `load_state_dict` goes on with."""
+        return {} if self._divisor is None else {"scale": self.scale, "good": self._good, "overflows": self.overflows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state; an empty one changes nothing."""
         if state:
             self.scale, self._good, self.overflows = state["scale"], state["good"], state["overflows"]

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -61,25 +62,37 @@ class Rank(NamedTuple):
 def rank_from_env(environment: Mapping[str, str] = os.environ) -> Rank | None:
     """What torchrun, srun or Ray have set in the environment; None when no launcher started this process.
 
-    AuroraError when half of it is missing.
+    AuroraError when half of it is missing, or is not a number.
     """
     if "RANK" in environment:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        missing = [name for name in names if name not in environment]
-        if missing:
-            raise AuroraError(f"RANK is set and {', '.join(missing)} not; torchrun sets all of them, and without RANK "
-                              "one process trains")
-        rank, world, local, per_node = (int(environment[name]) for name in names[:4])
+        rank, world, local, per_node, _ = _numbers(
+            environment, "torchrun", ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"),
+            ("MASTER_ADDR",))
         found = Rank(rank, world, local, per_node, "torchrun")
-    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        world, nodes = int(environment["SLURM_STEP_NUM_TASKS"]), int(environment["SLURM_STEP_NUM_NODES"])
-        found = Rank(int(environment["SLURM_PROCID"]), world, int(environment["SLURM_LOCALID"]), world // nodes, "srun")
+    elif environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        world, rank, local, nodes, _ = _numbers(
+            environment, "srun", ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_NODES",
+                                  "SLURM_JOB_ID"), ("SLURM_STEP_NODELIST",))
+        found = Rank(rank, world, local, world // max(1, nodes), "srun")
     else:
         return None
     if found.world % found.per_node or found.local >= found.per_node:
         raise AuroraError(f"{found.launcher} started {found.world} processes, {found.per_node} of them on this node; "
                           "every node must have the same number")
     return found
+
+
+def _numbers(environment: Mapping[str, str], launcher: str, numbers: Sequence[str], others: Sequence[str]) -> list[int]:
+    """The variables that are numbers. AuroraError that names what a launcher would have set besides the first."""
+    missing = [name for name in (*numbers, *others) if name not in environment]
+    if missing:
+        raise AuroraError(f"{numbers[0]} is set and {', '.join(missing)} not; {launcher} sets all of them, and without "
+                          f"{numbers[0]} (`unset {numbers[0]}`) one process trains")
+    for name in numbers:
+        if not environment[name].isdecimal():
+            raise AuroraError(f"the environment variable {name} is {environment[name]!r}, not the number that "
+                              f"{launcher} sets")
+    return [int(environment[name]) for name in numbers]
 
 
 def refuse_restart(config: Config, *, launched: bool) -> None:
@@ -106,13 +119,19 @@ def fitted(options: TrainerOptions, rank: Rank | None) -> TrainerOptions:
 
 @contextmanager
 def environment_kept() -> Iterator[None]:
-    """Restores environment variables and torch's number of threads: nothing that a run sets survives it."""
+    """Restores environment variables, signal handlers and torch's number of threads: nothing that a run sets survives
+    it, also where Lightning's own teardown fails."""
     before, threads, first = dict(os.environ), torch.get_num_threads(), getattr(rank_zero_only, "rank", None)
+    main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.valid_signals() if main else ())}
     try:
         yield
     finally:
         os.environ.clear()
         os.environ.update(before)
+        for number, handler in handlers.items():
+            if handler is not None and signal.getsignal(number) != handler:
+                signal.signal(number, handler)
         torch.set_num_threads(threads)
         rank_zero_only.rank = first
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from aurora.errors import AuroraError
 from aurora.options import read_fields
 from aurora.recipe import TrainerOptions
-from aurora.testing.training import curve, free_port, start, start_ranks, tiny_config
 from aurora.training.callbacks.csv_logger import METRICS_FILE
 from aurora.training.callbacks.watchdog import TRY_AGAIN
 from aurora.training.checkpoint.layout import CHECKPOINTS, checkpoint_path, is_committed
 from aurora.training.distributed.rendezvous import Rank, fitted, rank_from_env
+from tools.tiny_training import curve, free_port, start, start_ranks, tiny_config
 
 STEPS = 8
 MODEL = Path("first", "model", "model.safetensors")
@@ -466,7 +466,8 @@ def test_processes_that_srun_started_meet_at_the_first_node(runs, uninterrupted)
 # ---- places
 
 
-SRUN = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}
+SRUN = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "5", "SLURM_LOCALID": "1",
+        "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[0-1]"}
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "n0",
             "MASTER_PORT": "29500"}
 
@@ -486,6 +487,9 @@ def test_a_process_that_no_launcher_started_is_alone(environment):
 @pytest.mark.parametrize(("environment", "message"), [
     ({"RANK": "0"}, "WORLD_SIZE, LOCAL_RANK"),
     ({**SRUN, "SLURM_STEP_NUM_TASKS": "7"}, "same number"),
+    ({"SLURM_STEP_NUM_TASKS": "8"}, r"SLURM_STEP_NUM_TASKS is set and SLURM_PROCID, .* not; srun .*`unset SLURM_STEP"),
+    ({**SRUN, "SLURM_STEP_NUM_TASKS": "4(x2)"}, r"SLURM_STEP_NUM_TASKS is '4\(x2\)', not the number"),
+    ({**TORCHRUN, "MASTER_PORT": "n0:80"}, r"MASTER_PORT is 'n0:80', not the number that torchrun sets"),
 ])
 def test_half_a_place_is_an_error(environment, message):
     with pytest.raises(AuroraError, match=message):

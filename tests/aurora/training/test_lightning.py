@@ -19,9 +19,9 @@ from aurora.assemble import build_model
 from aurora.config import Config
 from aurora.errors import AuroraError
 from aurora.recipe import Recipe
-from aurora.testing.training import curve, tiny_config, train
 from aurora.training.callbacks.csv_logger import read_metrics
 from aurora.training.module import AuroraModule
+from tools.tiny_training import curve, tiny_config, train
 
 STEPS, LONG = 8, 12  # of an epoch; of a run, which ends in its second epoch
 
@@ -137,16 +137,19 @@ def test_limits_count_optimizer_steps(tmp_path, options, steps):
     assert trainer.global_step == steps
 
 
-def test_the_schedule_spans_what_the_trainer_takes(tmp_path):
+@pytest.mark.parametrize("options", [{"max_epochs": 2, "max_steps": -1}, {"max_steps": 2 * STEPS},
+                                     {"max_epochs": 5, "max_steps": 2 * STEPS}])
+def test_the_schedule_spans_what_the_trainer_takes(tmp_path, options):
     rates = []
 
     class Rates(L.Callback):
         def on_train_batch_end(self, trainer, *arguments):
             rates.append(float(trainer.callback_metrics["lr"]))
 
-    fitted(tmp_path, trainer_of(callbacks=[Rates()], max_epochs=2, max_steps=-1))
+    fitted(tmp_path, trainer_of(callbacks=[Rates()], **options))
     peak, half = max(rates), len(rates) // 2
-    assert rates.index(peak) < half and rates[-1] < 0.1 * peak and rates[half] > 0.3 * peak
+    assert rates.index(peak) < half and 0 < rates[-1] < 0.1 * peak and rates[half] > 0.3 * peak
+    assert len(rates) == 2 * STEPS
 
 
 def test_callbacks_see_steps(tmp_path):
@@ -190,6 +193,66 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     torch.save({}, tmp_path / "other.ckpt")
     with pytest.raises(AuroraError, match="is not a training checkpoint"):
         fitted(tmp_path, trainer_of(), tmp_path / "other.ckpt")
+
+
+def saved(tmp_path, **recipe):
+    """A checkpoint of `second` after a step."""
+    trainer = trainer_of(max_steps=1)
+    fitted(tmp_path / "before", trainer, **recipe)
+    trainer.save_checkpoint(tmp_path / "before" / "one")
+    return tmp_path / "before" / "one"
+
+
+def test_a_checkpoint_of_another_stage_is_refused(tmp_path):
+    config = Config.parse(tree(tmp_path))
+    module, data = aurora.training_module(config, stage="first"), aurora.data_module(config, stage="first")
+    with pytest.raises(AuroraError, match=r"one is of stage 'second', .* trains 'first'.*aurora export \S*one FOLDER"):
+        trainer_of(limit_val_batches=0).fit(module, data, ckpt_path=saved(tmp_path))
+
+
+@pytest.mark.parametrize("recipe", [{"peak_lr": 0.5}, {"mixture": {"rows": 2}}])
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, recipe):
+    with pytest.raises(AuroraError, match=rf"one was written .* stages\.second\.{next(iter(recipe))}\S* was"):
+        fitted(tmp_path, trainer_of(), saved(tmp_path), **recipe)
+
+
+def test_a_checkpoint_that_started_from_other_weights_is_refused(tmp_path):
+    """Its frozen weights are not in it."""
+    other = train(tree(tmp_path / "other") | {"seed": 4})
+    config = Config.parse(tree(tmp_path))
+    module = aurora.training_module(config, stage="second", initial=str(other))
+    with pytest.raises(AuroraError, match=r"written with another configuration: .*start\.model was 'absent'"):
+        trainer_of().fit(module, aurora.data_module(config, stage="second"), ckpt_path=saved(tmp_path))
+
+
+def test_a_checkpoint_that_is_missing_is_named(tmp_path):
+    with pytest.raises(AuroraError, match=r"there is no checkpoint .*nowhere"):
+        fitted(tmp_path, trainer_of(), tmp_path / "nowhere")
+
+
+def test_the_best_checkpoint_is_gone_on_from(tmp_path):
+    trainer = trainer_of(tmp_path / "saved")
+    module, data = fitted(tmp_path, trainer)
+    best = float(trainer.checkpoint_callback.best_model_score)
+    assert trainer.validate(module, data, ckpt_path="best", verbose=False)[0]["val_loss"] == best
+
+
+def test_what_slurm_had_saved_is_gone_on_from(tmp_path, whole):
+    """Lightning's name for a checkpoint of a job that is put back into the queue."""
+    first = trainer_of(callbacks=[StopAt(5)], default_root_dir=tmp_path)
+    fitted(tmp_path, first)
+    first.save_checkpoint(tmp_path / "hpc_ckpt_1.ckpt")
+    module, _ = fitted(tmp_path, trainer_of(default_root_dir=tmp_path), "hpc")
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(module).items())
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    ({"max_epochs": -1, "max_steps": -1}, r"max_epochs=-1\) has no end .*; give max_steps"),
+    ({"max_epochs": 2, "reload_dataloaders_every_n_epochs": 1}, "the loader goes on with the next epoch by itself"),
+])
+def test_a_trainer_that_does_not_fit_steps_is_refused(tmp_path, options, reason):
+    with pytest.raises(AuroraError, match=reason):
+        fitted(tmp_path, trainer_of(**options))
 
 
 def test_a_stage_that_is_unknown_is_named_with_those_that_are(tmp_path):

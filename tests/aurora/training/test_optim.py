@@ -5,7 +5,6 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, SequentialLR
 
 from aurora.errors import AuroraError
-from aurora.testing.training import MadeRows, curve, tiny_config, tiny_model, tiny_recipe, train
 from aurora.training.callbacks.csv_logger import read_metrics
 from aurora.training.optim import (
     build_optimizer,
@@ -15,6 +14,7 @@ from aurora.training.optim import (
     warmup_cosine,
     warmup_steps,
 )
+from tools.tiny_training import MadeRows, curve, tiny_config, tiny_model, tiny_recipe, train
 
 EVERYTHING = ("vision", "connector", "backbone")
 LR = "torch.optim.lr_scheduler"
@@ -39,14 +39,17 @@ def test_frozen_parts_take_no_gradient_and_are_in_evaluation_mode():
     assert (model.vision.training, model.connector.training, model.backbone.training) == (False, True, False)
 
 
-def test_vectors_are_not_decayed_and_slots_have_their_own_rates():
+def test_what_rwkvs_authors_decay_is_decayed_and_slots_have_their_own_rates():
     model = tiny_model()
     groups = parameter_groups(model, tiny_recipe("second", weight_decay=0.1, lr_scale={"vision": 0.5}))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decayed = {name for name, parameter in model.named_parameters() if name.endswith(".weight") and parameter.dim() > 1}
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     assert {group["scale"] for group in groups} == {0.5, 1.0}
     for group in groups:
-        for parameter in group["params"]:
-            assert group["weight_decay"] == (0.1 if sum(side > 1 for side in parameter.shape) > 1 else 0.0)
+        assert {names[parameter] in decayed for parameter in group["params"]} == {group["weight_decay"] == 0.1}
+    assert {"backbone.blocks.0.att.time_faaaa", "backbone.blocks.0.att.time_maa_w1"} < {*names.values()} - decayed
+    assert {"backbone.emb.weight", "backbone.blocks.0.att.key.weight"} < decayed
 
 
 def test_weight_decay_may_differ_by_slot():

@@ -8,9 +8,9 @@ import yaml
 
 from aurora.config import Config
 from aurora.errors import AuroraError
-from aurora.testing.training import MadeRows, curve, plan_stages, tiny_config, train
 from aurora.training.budget import disk
 from aurora.training.checkpoint.run_folder import StageFolder, fingerprint
+from tools.tiny_training import MadeRows, curve, plan_stages, tiny_config, train
 
 
 def config_for(run, **changes):
@@ -152,7 +152,7 @@ def test_an_empty_run_is_not_the_folder_at_hand():
 def test_a_full_disk_is_said_before_anything_starts(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(AuroraError, match=r" 0 MiB free; the stage writes up to \d MiB"):
+    with pytest.raises(AuroraError, match=r"first needs \d\.\d+ GiB; 0\.00 GiB are free on its disk"):
         train(config_for(tmp_path, stage="first"))
 
 
@@ -166,7 +166,7 @@ def test_a_run_goes_on_where_the_disk_has_room_beside_what_it_holds(tmp_path, mo
     train(config)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full._replace(free=full.free - 1))
     (tmp_path / "first" / "done.json").unlink()
-    with pytest.raises(AuroraError, match="the stage writes up to"):
+    with pytest.raises(AuroraError, match="are free on its disk"):
         train(config)
 
 

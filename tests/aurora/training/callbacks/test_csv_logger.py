@@ -6,7 +6,8 @@ import pytest
 
 from aurora.config import load_config
 from aurora.errors import AuroraError
-from aurora.training.callbacks.csv_logger import METRICS_FILE, CsvLogger, build_loggers, read_metrics
+from aurora.training.callbacks import build_loggers
+from aurora.training.callbacks.csv_logger import METRICS_FILE, CsvLogger, read_metrics
 
 
 def steps(folder):

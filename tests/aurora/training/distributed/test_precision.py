@@ -10,17 +10,16 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from aurora.config import Config
 from aurora.errors import AuroraError
 from aurora.recipe import TrainerOptions
-from aurora.testing.training import MadeRows, curve, tiny_config, train, train_together
 from aurora.training.callbacks.csv_logger import read_metrics
 from aurora.training.distributed import precision
 from aurora.training.distributed.precision import (
-    DynamicLossScale,
     LossScale,
     in_dtype,
     loss_scale_for,
     require_bfloat16,
 )
 from aurora.weights.model_folder import load_model
+from tools.tiny_training import MadeRows, curve, tiny_config, train, train_together
 
 STEPS = 12
 
@@ -41,7 +40,7 @@ def columns(run, *names):
 
 
 def test_the_scale_is_halved_by_an_overflow_and_doubled_after_many_good_steps():
-    scale = DynamicLossScale(max_targets=4096)
+    scale = LossScale(max_targets=4096)
     assert scale.overflowed(5.0, math.nan) and scale.overflowed(5.0, math.inf)
     assert (scale.scale, scale.overflows) == (2**14, 2)
     scales = []
@@ -52,7 +51,7 @@ def test_the_scale_is_halved_by_an_overflow_and_doubled_after_many_good_steps():
 
 
 def test_what_no_scale_can_help_is_no_overflow():
-    scale = DynamicLossScale(max_targets=1)
+    scale = LossScale(max_targets=1)
     assert not scale.overflowed(math.inf, math.nan)  # lost in the forward pass
     assert scale.scale == precision.START
     found = [scale.overflowed(5.0, math.nan) for _ in range(20)]
@@ -61,7 +60,7 @@ def test_what_no_scale_can_help_is_no_overflow():
 
 @pytest.mark.parametrize(("most", "divisor"), [(1, 1), (4096, 4096), (5000, 8192)])
 def test_sums_are_scaled_as_means_are_and_nothing_is_rounded(most, divisor):
-    assert DynamicLossScale(max_targets=most).factor == 2**16 / divisor
+    assert LossScale(max_targets=most).factor == 2**16 / divisor
 
 
 def test_only_float16_is_scaled():
@@ -69,7 +68,9 @@ def test_only_float16_is_scaled():
     assert loss_scale_for(plugin, 64).factor == 2**10 and loss_scale_for(plugin, None).factor == 2**4
     narrow = precision.precision(TrainerOptions(precision="bf16-true"))["plugins"][0]
     for other in (Precision(), MixedPrecision("bf16-mixed", "cpu"), narrow):
-        assert type(loss_scale_for(other, 64)) is LossScale
+        scale = loss_scale_for(other, 64)
+        assert not scale.overflowed(5.0, math.nan)
+        assert (scale.factor, scale.metrics(), scale.state_dict()) == (1.0, {}, {})
 
 
 def test_the_scaler_of_lightning_is_refused_with_the_plugin_that_is_right():
@@ -78,7 +79,7 @@ def test_the_scaler_of_lightning_is_refused_with_the_plugin_that_is_right():
 
 
 def test_a_state_without_a_scale_changes_nothing():
-    scale = DynamicLossScale(max_targets=1)
+    scale = LossScale(max_targets=1)
     scale.load_state_dict({})
     assert (scale.scale, scale.overflows) == (precision.START, 0)
 
