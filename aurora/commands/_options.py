@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import typer
@@ -29,6 +30,18 @@ def positive(text: str | float) -> float:
     if not 0 < float(text) < math.inf:
         raise AuroraError("must be above 0")
     return float(text)
+
+
+def require_writable_folder(folder: str | Path) -> None:
+    """AuroraError for what cannot be a folder to write into, before any work is done for it."""
+    path = Path(folder)
+    if not str(folder):
+        raise AuroraError("the name of the folder to write into is empty; . is the one at hand")
+    for above in (path, *path.parents):
+        if above.exists():
+            if not above.is_dir():
+                raise AuroraError(f"{above} is a file; give the name of a folder to write into")
+            return
 
 
 _OVERRIDE = re.compile(r"(?:\+{0,2}(?P<set>[a-z_]+)(?:[.@/][\w.@/]*)?=|~(?P<deleted>[a-z_]+))", re.IGNORECASE)

@@ -45,7 +45,7 @@ def load_dataset(name: str) -> Dataset:
         raise AuroraError(f"no dataset named {name!r}.{suggest(name, known_datasets())}")
     try:
         entry = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise AuroraError(f"{path} is not a dataset of a catalogue: {' '.join(str(error).split())}") from error
     if not isinstance(entry, dict) or "name" in entry:
         raise AuroraError(f"{path} is not a dataset of a catalogue: it is a mapping without a name, which the file has")

@@ -24,6 +24,7 @@ from aurora.training.stage import Stage, build_data, held_out_recipe, skeleton
 
 from ..build.catalogue import known_datasets, load_dataset
 from ..inspect.reads import ASSUMED, published
+from ..shards.index import is_remote
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -109,14 +110,16 @@ def _from_catalogue(config: Config, name: str, recipe: Recipe, model: AuroraMode
 
 
 def _measured(config: Config, name: str, recipe: Recipe, model: AuroraModel) -> dict[str, Any]:
-    root = config.data.get("root")
-    if root is not None and "://" not in str(root) and not any(
+    root, given = config.data.get("root"), config.data
+    if root is not None and not is_remote(str(root)) and not any(
             (Path(root) / dataset).is_dir() for dataset in recipe.mixture.datasets):
+        there = ", ".join(sorted(path.name for path in Path(root).glob("[!.]*") if path.is_dir()))
+        what = f"which holds {there or 'no folder'}" if Path(root).is_dir() else "which is not a folder"
         raise AuroraError(f"stage {name!r}: none of its {len(recipe.mixture.datasets)} datasets is below data.root "
-                          f"{root}; `aurora plan --published` plans from published counts")
-    # What is missing is shown, not refused.
-    missing = config.data.get("missing", "refuse")
-    shown = replace(config, data={**config.data, "missing": "drop" if missing == "refuse" else missing})
+                          f"{root}, {what}; `aurora plan --published` plans from published counts")
+    if given.get("missing") == "refuse":  # what is missing is shown
+        given = {**given, "missing": "drop"}
+    shown = replace(config, data=given)
     data: Any = build_data(Stage(name, shown, recipe, StageFolder(config.run, name), None, model))
     if not hasattr(data, "describe"):
         raise AuroraError(f"data {config.data['name']!r} has no plan of its own to show; webdataset has")

@@ -16,6 +16,7 @@ from aurora.errors import AuroraError
 
 if TYPE_CHECKING:
     from aurora.config import Config
+    from aurora.interfaces import Executor
 
     from ..inspect.validate import Finding
 
@@ -51,18 +52,21 @@ def validate(
     example:
       aurora shards validate data/shards/* --decode all --findings wrong.jsonl
     """
-    from aurora.files import replace_file
-    from aurora.registry import EXECUTOR
+    from aurora.files import replace_file, require_free
     from aurora.terminal import progress, write_json
 
     from ..inspect.validate import check_shard, tasks
 
     folders, config = _read(words)
+    if findings is not None:
+        require_free(findings, folder=False, force=True)
+        findings.parent.mkdir(parents=True, exist_ok=True)
+    checks = _executor(executor)
     found: list[Finding] = []
     datasets = {}
     for folder in folders:
         work, wrong = tasks(folder, decode=decode, reader=dict(config.model.reader))
-        checking = EXECUTOR.build({"name": executor}).run(check_shard, work)
+        checking = checks.run(check_shard, work)
         with progress() as bars:
             done = list(bars.track(checking, total=len(work), description=f"checking {folder}"))
         wrong += [finding for one in done for finding in one.findings]
@@ -106,7 +110,6 @@ def stats(
     import torch
 
     from aurora.assemble import build_model
-    from aurora.registry import EXECUTOR
     from aurora.terminal import write_json
 
     from ..inspect.stats import describe, read_evaluation
@@ -118,7 +121,7 @@ def stats(
     counted = describe(
         [Path(folder) for folder in folders], tokenizer=model.tokenizer, prompt=model.prompt,
         layouts={ratio: model.visual_layout(ratio) for ratio in dict.fromkeys(ratios)},
-        sampling=config.model.sampling, executor=EXECUTOR.build({"name": executor}),
+        sampling=config.model.sampling, executor=_executor(executor),
         evaluations=[read_evaluation(folder) for folder in evaluation],
     )
     if json_output:
@@ -164,6 +167,14 @@ def _read(words: Sequence[str]) -> tuple[list[str], Config]:
     if not folders:
         raise AuroraError("no folder of shards was given")
     return folders, load_config(*overrides)
+
+
+def _executor(name: str) -> Executor:
+    from aurora.registry import EXECUTOR
+
+    if name == "slurm":
+        raise AuroraError("executor 'slurm' only builds shards; serial, process and ray check them")
+    return EXECUTOR.build({"name": name})
 
 
 def _show_checks(datasets: Mapping[str, Mapping[str, Any]], found: Sequence[Finding]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from aurora.commands._options import positive
+from aurora.commands._options import positive, require_writable_folder
 
 
 def blocks(
@@ -27,5 +27,6 @@ def blocks(
     """
     from ..blocks.build import build
 
+    require_writable_folder(folder)
     for dataset, count in build(folder, seed=seed, scale=scale).items():
         sys.stdout.write(f"{folder}/{dataset}: {count}\n")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from aurora.commands._options import Json
+from aurora.commands._options import Json, require_writable_folder
 from aurora.errors import AuroraError, suggest
 
 from ._shards_checks import preview, stats, validate
@@ -116,6 +116,9 @@ def build(
     options, about = _source(source)
     if not input.is_dir():
         raise AuroraError(f"{input} is not a folder; give the one that holds the dataset's files")
+    require_writable_folder(output)
+    if output.resolve() == input.resolve():
+        raise AuroraError(f"{output} is the dataset's own folder; give another one for its shards")
     order = BuildOrder(folder=str(input.resolve()), source={**options, **given["source"]}, about=about,
                        samples_per_shard=samples_per_shard, shard_bytes=shard_bytes,
                        transcode=smaller if transcode else None)
@@ -240,9 +243,13 @@ def _counted(given: tuple[str, str] | None) -> TextCounter | None:
 
     from ..build.build import TextCounter
 
-    tokenizer, prompt = (
-        value if isinstance(value := yaml.safe_load(text), dict) else named_part(slot, text)
-        for slot, text in zip(("tokenizer", "prompt"), given, strict=True))
+    try:
+        tokenizer, prompt = (
+            value if isinstance(value := yaml.safe_load(text), dict) else named_part(slot, text)
+            for slot, text in zip(("tokenizer", "prompt"), given, strict=True))
+    except yaml.YAMLError as error:
+        raise AuroraError(f"--count {' '.join(given)}: {' '.join(str(error).split())}; give names of parts, or "
+                          "'{name: hf, path: ...}'") from error
     return TextCounter(tokenizer, prompt)
 
 

@@ -21,7 +21,16 @@ from aurora.registry import READER
 
 from ..reader._decode import sample_counts
 from ..shards.format import VIDEO, Record, parse_record
-from ..shards.index import INDEX, UNREADABLE, DatasetIndex, file_digest, open_index, shard_arrays, sidecar
+from ..shards.index import (
+    INDEX,
+    UNREADABLE,
+    DatasetIndex,
+    file_digest,
+    open_index,
+    require_shards,
+    shard_arrays,
+    sidecar,
+)
 from ..shards.tar import ShardFiles
 
 ONE_PER_SECOND = Sampling(fps=1.0)
@@ -64,7 +73,7 @@ def tasks(
     """The tasks of a folder, and what is wrong with the folder as a whole."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise AuroraError(f"no dataset folder {folder}")
+        require_shards(folder)
     try:
         index = open_index(folder)
     except AuroraError as error:

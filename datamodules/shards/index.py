@@ -170,6 +170,7 @@ def open_index(folder: str | Path) -> DatasetIndex:
         raise AuroraError(f"{folder} is not a folder on this machine; other schemes are refused, as pipe: would run a "
                           "shell")
     folder = Path(folder)
+    require_shards(folder)
     try:
         index = json.loads(folder.joinpath(INDEX).read_bytes())
         shards = tuple(index["shards"])
@@ -184,6 +185,17 @@ def open_index(folder: str | Path) -> DatasetIndex:
         raise AuroraError(f"{folder} has no usable index ({error}); {_mend(folder)}") from error
     digest = hashlib.sha256("".join(row["sha256"] for row in shards).encode()).hexdigest()
     return DatasetIndex(folder, shards, samples, media, digest)
+
+
+def require_shards(folder: Path) -> None:
+    """AuroraError for what is not a folder of shards, with the datasets in a folder that holds several."""
+    if not folder.is_dir():
+        raise AuroraError(f"{folder} is a file; a dataset is a folder of shards" if folder.exists() else
+                          f"no dataset folder {folder}")
+    if not (folder / INDEX).exists() and not any(folder.glob("*.tar")):
+        below = sorted({str(tar.parent) for tar in folder.glob("*/*.tar")})
+        raise AuroraError(f"{folder} holds no shards" + (f"; those of datasets are in {', '.join(below)}" if below
+                                                         else ", which are files NAME.tar"))
 
 
 def _mend(folder: Path) -> str:

@@ -31,6 +31,7 @@ from .index import (
     load_index,
     measure_sample,
     npy_bytes,
+    require_shards,
     shard_arrays,
     sidecar,
     write_shard_index,
@@ -107,6 +108,7 @@ def write_index(folder: str | Path) -> DatasetIndex:
     """Joins the shards of a folder into its index; tars that have no manifest yet are measured first. AuroraError when
     no sample of them can be used."""
     folder = Path(folder)
+    require_shards(folder)
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise AuroraError(f"{folder} holds no tar to index")

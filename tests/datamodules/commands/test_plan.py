@@ -129,6 +129,22 @@ def test_a_plan_without_shards_is_answered_with_what_to_do(run, tmp_path):
     assert status == 2 and "aurora plan --published" in error
 
 
+@pytest.mark.parametrize(("root", "said"), [
+    ("none", "none, which is not a folder"), ("BLOCKS", "which holds heldout, language_image, language_video"),
+    ("s3:/x", "shards are read from a local folder, or from one of s3://"),
+])
+def test_a_root_without_the_datasets_is_said_to_be_what_it_is(run, blocks, root, said):
+    status, _, error = run("plan", *TINY, f"data.root={root.replace('BLOCKS', str(blocks))}",
+                           "stages.language_video.mixture={vison: 1}")
+    assert status == 2 and said in error and error.count("\n") == 1
+
+
+def test_data_without_a_plan_is_named(run, blocks):
+    status, _, error = run("plan", *TINY, "data=streaming", f"data.root={blocks}", "data.rows_per_step=2",
+                           "stages.language_video.max_steps=1")
+    assert status == 2 and "data 'streaming' has no plan of its own to show" in error
+
+
 def test_every_dataset_of_the_catalogue_is_listed(run):
     status, out, _ = run("shards", "list", "--json")
     assert status == 0 and sorted(json.loads(out)) == known_datasets()

@@ -77,3 +77,39 @@ def test_a_preview_is_written_where_it_was_asked_for(run: Run, blocks: Path, tmp
 def test_a_bad_option_is_one_line(run: Run, arguments: tuple[str, ...], reported: str) -> None:
     status, _, err = run(*arguments)
     assert status == 2 and reported in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("arguments", "reported"), [
+    (("index", "none"), "no dataset folder none"),
+    (("index", "file"), "file is a file; a dataset is a folder of shards"),
+    (("index", "empty"), "empty holds no shards, which are files NAME.tar"),
+    (("stats", "BLOCKS"), "holds no shards; those of datasets are in "),
+    (("validate", "file"), "file is a file; a dataset is a folder of shards"),
+    (("preview", "empty"), "empty holds no shards"),
+    (("validate", "BLOCKS/vision", "--findings", "empty"), "empty is a folder; give the name of a file"),
+    (("validate", "BLOCKS/vision", "--executor", "slurm"), "'slurm' only builds shards"),
+    (("list", "bytes.yaml"), "bytes.yaml is not a dataset of a catalogue: 'utf-8' codec"),
+    (("build", "llava", "empty", "file", "source.annotations=x"), "file is a file; give the name of a folder to write"),
+    (("build", "llava", "empty", "empty", "source.annotations=x"), "empty is the dataset's own folder"),
+    (("build", "llava", "empty", "out", "source.annotations=x", "--count", "{a: [}", "generic"), "--count {a: [} "),
+])
+def test_what_is_no_folder_of_shards_is_said_to_be_what_it_is(
+    run: Run, blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], reported: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("file").write_text("")
+    Path("bytes.yaml").write_bytes(b"\xff")
+    status, _, err = run(*(argument.replace("BLOCKS", str(blocks)) for argument in arguments))
+    assert status == 2 and reported in err and len(err.splitlines()) == 1
+    assert not any(Path("empty").iterdir())
+
+
+@pytest.mark.parametrize(("folder", "reported"), [("file", "file is a file"), ("file/below", "file is a file"),
+                                                  ("", "is empty; . is the one at hand")])
+def test_blocks_are_not_written_where_no_folder_can_be(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, reported: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    assert main(["blocks", folder]) == 2 and reported in capsys.readouterr().err
