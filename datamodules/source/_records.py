@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
+import stat
 from abc import abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +19,12 @@ from aurora.media import PICTURES, VIDEOS, media_type
 from aurora.records import FAULT, PLACE, entries, record_at
 
 from ..shards.format import ShardSample
-from ._media import Medium, find, media, size_of
 
 Conversation = list[dict[str, str]]
+Medium = bytes | Path
 NAMED = (*PICTURES, "jpeg", "jfif", "tif", *VIDEOS)
 """Extensions of names that are taken for those of media."""
+_MOST_PICTURES = 4096  # of a folder that stands for a video
 _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "model": "gpt", "bot": "gpt",
              "chatgpt": "gpt", "system": "system"}
 
@@ -58,16 +62,15 @@ class RecordSource(Source):
             parsed = self.parse(self._record(entry), "")
         except BadSample:
             return 0
-        return sum(size_of(self._folder, parsed.below, one) for one in parsed.media)
+        return sum(_size(self._folder, parsed.below, one) for one in parsed.media)
 
     def sample(self, entry: Entry, key: str) -> ShardSample:
         record = self._record(entry)
         parsed = self.parse(record, key)
         name = record.get("id")
         base = {"id": key if name is None else str(name), "conversations": parsed.turns}
-        given = [from_base64(one) if isinstance(one, str) and one.startswith("data:") else one for one in parsed.media]
-        found = media(self._folder, parsed.below, given)
-        if len(given) == 1 < len(found):  # the frames of a video, for which some write <image>
+        found = _media(self._folder, parsed.below, parsed.media)
+        if len(parsed.media) == 1 < len(found):  # the frames of a video, for which some write <image>
             base["conversations"] = [{**turn, "value": turn["value"].replace("<image>", "<video>")}
                                      if turn["from"] == "human" else turn for turn in parsed.turns]
         return with_media(key, base, found, parsed.span)
@@ -104,6 +107,68 @@ def annotation_files(folder: Path, names: str | Sequence[str]) -> list[tuple[str
                 raise AuroraError(f"annotations: {path} is not a file")
             files.append((one, path))
     return files
+
+
+def find(folder: Path, below: str, name: Any) -> Path:
+    """The file or folder that annotations name. BadSample when it is missing or does not lie below `folder`."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise BadSample("path", f"{name!r} is not a path")
+    if name.startswith("/") or ".." in name.split("/") or "\\" in name or "://" in name:
+        raise BadSample("path", f"{name!r} does not stay below the dataset's folder")
+    path = folder / below / name
+    try:
+        facts = path.lstat()
+        # Links are followed once per folder; only a file that is itself a link is asked again.
+        linked = stat.S_ISLNK(facts.st_mode)
+        real = os.path.realpath(path) if linked else os.path.join(_real(path.parent), path.name)
+        mode = (path.stat() if linked else facts).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadSample("missing", f"no file {os.path.join(below, name)!r}") from None
+    except OSError as error:
+        raise BadSample("missing", f"{name!r}: {error.strerror}") from error
+    if not real.startswith(_real(folder) + os.sep):
+        raise BadSample("path", f"{name!r} leads out of the dataset's folder")
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise BadSample("path", f"{name!r} is neither a file nor a folder")  # opening a pipe would wait forever
+    return path
+
+
+@lru_cache(maxsize=4096)
+def _real(folder: Path) -> str:
+    return os.path.realpath(folder)
+
+
+def _size(folder: Path, below: str, name: Any) -> int:
+    """Bytes of what annotations name; 0 for what is not there."""
+    try:
+        path = find(folder, below, name)
+        return sum(entry.stat().st_size for entry in os.scandir(path)) if path.is_dir() else path.stat().st_size
+    except (BadSample, OSError):
+        return 0
+
+
+def _media(folder: Path, below: str, given: Iterable[Any]) -> list[Medium]:
+    """Media given as paths, as bytes, as `data:` URIs, or in a mapping ({"bytes", "path"}, as Hugging Face's datasets
+    do); a folder that stands for a video is the pictures in it."""
+    found: list[Medium] = []
+    for one in given:
+        if isinstance(one, Mapping):
+            one = one.get("bytes") or one.get("path")
+        elif isinstance(one, str) and one.startswith("data:"):
+            one = from_base64(one)
+        medium = bytes(one) if isinstance(one, (bytes, bytearray)) else find(folder, below, one)
+        found += _pictures(medium) if isinstance(medium, Path) and medium.is_dir() else [medium]
+    return found
+
+
+def _pictures(path: Path) -> list[Path]:
+    """The files of a folder that holds the frames of a video, in the order of the numbers in their names."""
+    files = (entry for entry in path.iterdir() if entry.is_file() and not entry.is_symlink())
+    found = sorted(files, key=lambda file: (int("".join(filter(str.isdigit, file.name)) or 0), file.name))
+    if not 0 < len(found) <= _MOST_PICTURES:
+        raise BadSample("missing", f"the folder {path.name!r} holds {len(found)} files, not 1 to {_MOST_PICTURES} "
+                                   "frames")
+    return found
 
 
 def joined(left: Iterable[tuple[Any, Any]], right: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any, list[Any]]]:

@@ -20,8 +20,7 @@ from datamodules.build.plan import BuildOrder, make_plan
 from datamodules.shards.format import parse_record
 from datamodules.shards.index import load_index
 from datamodules.shards.tar import ShardFiles
-from datamodules.source._media import find
-from datamodules.source._records import conversation
+from datamodules.source._records import conversation, find
 from datamodules.source.table import seconds
 
 
