@@ -1,4 +1,4 @@
-"""Reading members of shards by offset, and the tar headers that shards have."""
+"""Reading members of shards by offset."""
 
 from __future__ import annotations
 
@@ -113,28 +113,6 @@ class ShardFiles:
                 raise BadSample("shard", f"{shard}: sha256 is {digest}, not {row['sha256']}")
             self._verified.add(digest)
         return descriptor
-
-
-def _tar_header(name: str, size: int) -> bytes:
-    member = tarfile.TarInfo(name)
-    member.size = size
-    member.mode = 0o644
-    return member.tobuf(tarfile.USTAR_FORMAT)
-
-
-_HEADER = _tar_header("", 0)
-
-
-def member_header(name: str, size: int) -> bytes:
-    """The tar header of a member as shards have it: nothing in it depends on who writes it, or when."""
-    stem, length = name.encode(), b"%011o" % size
-    if len(stem) > 100 or len(length) > 11:
-        return _tar_header(name, size)
-    # As tarfile writes it, in a tenth of its time.
-    header = bytearray(_HEADER)
-    header[:len(stem)], header[124:135], header[148:156] = stem, length, b" " * 8
-    header[148:155] = b"%06o\0" % sum(header)
-    return bytes(header)
 
 
 def _header(block: bytes) -> tuple[str, int]:

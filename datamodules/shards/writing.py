@@ -7,6 +7,7 @@ finished, and every function may be run again.
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import tarfile
@@ -36,7 +37,6 @@ from .index import (
     sidecar,
     write_shard_index,
 )
-from .tar import member_header
 
 
 def write_shards(
@@ -89,19 +89,20 @@ def write_shard(
     sidecar(tar, "manifest.json").unlink(missing_ok=True)
     measured, seen = list[MeasuredSample](), set[str]()
     # A disk that is full is left with the room that there was.
-    with room_for(tar), replacing(tar, folder=False) as partial, _TarWriter(partial) as archive:
+    with (room_for(tar), replacing(tar, folder=False) as partial, _HashedFile(partial) as file,
+          tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive):
         for sample in samples:
             if sample.key in seen:
                 raise AuroraError(f"{tar}: the key {sample.key!r} is there twice")
             try:
-                measured.append(archive.add(sample, keep_bad=skip is None))
+                measured.append(_add(archive, sample, keep_bad=skip is None))
             except BadSample as error:
                 if skip is None:
                     raise AuroraError(f"{tar}: sample {sample.key!r}: {error.detail}") from error
                 skip(sample, error)
                 continue
             seen.add(sample.key)
-    return write_shard_index(tar, archive.digest, measured)
+    return write_shard_index(tar, file.hash.hexdigest(), measured)
 
 
 def write_index(folder: str | Path) -> DatasetIndex:
@@ -188,45 +189,33 @@ def medium_bytes(data: bytes | Path) -> bytes:
         raise BadSample("missing", f"{error.filename}: {error.strerror}") from error
 
 
-class _TarWriter:
-    """Writes the members of samples, and hashes and measures them meanwhile."""
+class _HashedFile(io.BufferedWriter):
+    """A new file whose bytes are hashed while they are written."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
-        self._hash = hashlib.sha256()
-        self._at = 0
-        self.digest = ""
+        super().__init__(io.FileIO(path, "w"))
+        self.hash = hashlib.sha256()
 
-    def __enter__(self) -> _TarWriter:
-        return self
+    def write(self, data: Any, /) -> int:
+        self.hash.update(data)
+        return super().write(data)
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        with self._file:
-            if kind is None:
-                # Two blocks of zeros end a tar, and a whole record is written, as by tarfile.
-                ended = self._at + 2 * tarfile.BLOCKSIZE
-                self._write(bytes(-ended % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE))
-                self.digest = self._hash.hexdigest()
 
-    def add(self, sample: ShardSample, *, keep_bad: bool) -> MeasuredSample:
-        """Writes a sample. BadSample, and nothing written, when it cannot be measured, unless `keep_bad`."""
-        places: dict[str, Place] = {}
-        data: dict[Place, bytes] = {}
-        at = self._at
-        for extension, content in _members(sample):
-            places[extension] = (at + tarfile.BLOCKSIZE, len(content))
-            data[places[extension]] = content
-            at += tarfile.BLOCKSIZE + len(content) + -len(content) % tarfile.BLOCKSIZE
-        measured = measure_sample(sample.key, places, data.__getitem__)
-        if measured.bad and not keep_bad:
-            raise BadSample(measured.bad[0]["reason"], measured.bad[0]["detail"])
-        for extension, place in places.items():
-            self._write(member_header(f"{sample.key}.{extension}", place[1]))
-            self._write(data[place])
-            self._write(bytes(-place[1] % tarfile.BLOCKSIZE))
-        return measured
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._hash.update(data)
-        self._at += len(data)
+def _add(archive: tarfile.TarFile, sample: ShardSample, *, keep_bad: bool) -> MeasuredSample:
+    """Writes a sample. BadSample, and nothing written, when it cannot be measured, unless `keep_bad`."""
+    places: dict[str, Place] = {}
+    data: dict[Place, bytes] = {}
+    at = archive.offset
+    for extension, content in _members(sample):
+        places[extension] = (at + tarfile.BLOCKSIZE, len(content))
+        data[places[extension]] = content
+        at += tarfile.BLOCKSIZE + len(content) + -len(content) % tarfile.BLOCKSIZE
+    measured = measure_sample(sample.key, places, data.__getitem__)
+    if measured.bad and not keep_bad:
+        raise BadSample(measured.bad[0]["reason"], measured.bad[0]["detail"])
+    for extension, place in places.items():
+        # nothing in the header of such a member depends on who writes it, or when
+        member = tarfile.TarInfo(f"{sample.key}.{extension}")
+        member.size = place[1]
+        archive.addfile(member, io.BytesIO(data[place]))
+    return measured

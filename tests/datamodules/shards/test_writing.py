@@ -13,7 +13,7 @@ from aurora.images import MAX_PIXELS, decode_image, image_shape
 from datamodules.build.media import Transcode, small_picture
 from datamodules.shards.format import KINDS, ShardSample, parse_record
 from datamodules.shards.index import load_index
-from datamodules.shards.tar import ShardFiles, member_header
+from datamodules.shards.tar import ShardFiles
 from datamodules.shards.writing import shard_is_done, shard_path, write_index, write_shard, write_shards
 
 
@@ -251,15 +251,3 @@ def test_our_own_limit_decides_on_pixels_and_nothing_is_warned_of(side, read):
 def test_deeply_nested_json_is_a_bad_sample():
     with pytest.raises(BadSample, match="json"):
         parse_record(b"[" * 100_000)
-
-
-@pytest.mark.parametrize("name", ["a.json", "clips/0007.0.jpg", "x" * 100, f"{'d' * 20}/{'x' * 90}.jpg"])
-@pytest.mark.parametrize("size", [0, 1, 511, 8**11 - 1, 8**11])
-def test_a_header_is_what_tarfile_writes(name, size):
-    member = tarfile.TarInfo(name)
-    member.size, member.mode = size, 0o644
-    if size == 8**11:
-        with pytest.raises(ValueError, match="overflow"):
-            member_header(name, size)
-    else:
-        assert member_header(name, size) == member.tobuf(tarfile.USTAR_FORMAT)
