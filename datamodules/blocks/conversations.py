@@ -32,11 +32,10 @@ def question_turns(scene: Scene, rng: random.Random, split: Split, most: int, *,
 
 def image_caption_turn(scene: Scene) -> Turn:
     """A caption of a still scene: one sentence about what is where."""
-    parts = [f"a {thing.color_at(0.0)} {thing.look.shape} at the {_where(thing, scene, 0.0)}"
-             for thing in reading_order(scene, 0.0)]
+    parts = [f"a {thing} at the {place}" for thing, place in _shown(scene, 0.0)]
     if scene.wall is not None:
         parts.append("a wall")
-    content = _listed(parts) if parts else "nothing"
+    content = " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]])) or "nothing"
     return Turn(CAPTION_IMAGE, f"A {scene.background_at(0.0)} scene with {content}.")
 
 
@@ -58,16 +57,17 @@ def place_name(x: float, y: float) -> str:
 
 def frame_account(scene: Scene, time: float) -> str:
     """What one frame shows, in as few words as possible, for samples of text alone."""
-    parts = [f"{thing.color_at(time)} {thing.look.shape} {_where(thing, scene, time)}"
-            for thing in reading_order(scene, time)]
+    parts = [f"{thing} {place}" for thing, place in _shown(scene, time)]
     if scene.wall is not None:
         parts.append("wall")
     return f"{scene.background_at(time)}: {', '.join(parts) or 'nothing'};"
 
 
-def reading_order(scene: Scene, time: float) -> list[Thing]:
-    """The things that can be seen, top to bottom and left to right."""
-    return sorted(scene.seen(time), key=lambda thing: thing.place(time, scene.duration)[::-1])
+def _shown(scene: Scene, time: float) -> list[tuple[str, str]]:
+    """Look and place of each thing that can be seen, top to bottom and left to right."""
+    things = sorted(scene.seen(time), key=lambda thing: thing.place(time, scene.duration)[::-1])
+    return [(f"{thing.color_at(time)} {thing.look.shape}", place_name(*thing.place(time, scene.duration)))
+            for thing in things]
 
 
 def _story(thing: Thing, scene: Scene) -> str:
@@ -83,11 +83,3 @@ def _story(thing: Thing, scene: Scene) -> str:
     if thing.appears > 0:
         return f"{name} appears."
     return f"{name} rests at the {place_name(*thing.start)}."
-
-
-def _listed(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _where(thing: Thing, scene: Scene, time: float) -> str:
-    return place_name(*thing.place(time, scene.duration))

@@ -14,12 +14,11 @@ from .scenes import BACKGROUNDS, COLORS, Scene, Thing
 SIDE = 96  # pixels
 FPS = 4
 _SMOOTH = 2  # drawn this many times larger, then reduced: soft edges
-WALL = (70, 70, 74)
 
 
-def draw(scene: Scene, time: float, side: int = SIDE) -> np.ndarray:
-    """[side, side, 3] uint8: the scene at a moment in seconds."""
-    big = side * _SMOOTH
+def draw(scene: Scene, time: float) -> np.ndarray:
+    """[SIDE, SIDE, 3] uint8: the scene at a moment in seconds."""
+    big = SIDE * _SMOOTH
     image = Image.new("RGB", (big, big), BACKGROUNDS[scene.background_at(time)])
     pen = ImageDraw.Draw(image)
     for thing in scene.things:
@@ -27,7 +26,7 @@ def draw(scene: Scene, time: float, side: int = SIDE) -> np.ndarray:
             _draw_thing(pen, thing, scene, time, big)
     if scene.wall is not None:
         left, right = (round(edge * big) for edge in scene.wall)
-        pen.rectangle((left, 0, right, big), fill=WALL, outline=(200, 200, 200), width=_SMOOTH)
+        pen.rectangle((left, 0, right, big), fill=(70, 70, 74), outline=(200, 200, 200), width=_SMOOTH)
     return np.asarray(image.reduce(_SMOOTH))
 
 

@@ -97,16 +97,15 @@ class Scene:
     def background_at(self, time: float) -> str:
         return self.new_background if self.new_background is not None and time >= self.cut else self.background
 
-    def covered(self, thing: Thing, time: float) -> bool:
-        """Whether the wall hides all of a thing."""
-        if self.wall is None:
-            return False
-        x, _ = thing.place(time, self.duration)
-        return self.wall[0] <= x - thing.radius and x + thing.radius <= self.wall[1]
-
     def seen(self, time: float) -> list[Thing]:
-        """The things that can be seen, in the order in which they are drawn."""
-        return [thing for thing in self.things if thing.visible(time) and not self.covered(thing, time)]
+        """The things of which the wall leaves something to be seen, in the order in which they are drawn."""
+        left, right = self.wall or (0.0, 0.0)
+        placed = [(thing.place(time, self.duration)[0], thing) for thing in self.things if thing.visible(time)]
+        return [thing for x, thing in placed if x - thing.radius < left or x + thing.radius > right]
+
+
+def _at(axis: Axis, along: float, band: float) -> tuple[float, float]:
+    return (along, band) if axis == "horizontal" else (band, along)
 
 
 @dataclass
@@ -114,7 +113,6 @@ class SceneMaker:
     """Draws scenes from a seeded source; every method gives a scene in which its event can be seen."""
 
     rng: random.Random
-    seconds: tuple[int, int] = (7, 9)
     used: list[Look] = field(default_factory=list)
 
     def plain(self, things: int, axis: Axis | None = None) -> Scene:
@@ -123,7 +121,7 @@ class SceneMaker:
         along = axis if axis is not None else self.rng.choice(AXES)
         bands = self.rng.sample(BANDS, things)
         return Scene(
-            duration=float(self.rng.randint(*self.seconds)),
+            duration=float(self.rng.randint(7, 9)),
             background=self.rng.choice(sorted(BACKGROUNDS)),
             things=tuple(self.resting(along, band) for band in bands),
         )
@@ -141,12 +139,9 @@ class SceneMaker:
         low, high = self.rng.uniform(0.12, 0.22), self.rng.uniform(0.78, 0.88)
         forward = direction in ("right", "down") if direction else self.rng.random() < 0.5
         begin, end = (low, high) if forward else (high, low)
-        if axis == "horizontal":
-            return replace(thing, start=(begin, band), end=(end, band))
-        return replace(thing, start=(band, begin), end=(band, end))
+        return replace(thing, start=_at(axis, begin, band), end=_at(axis, end, band))
 
     def resting(self, axis: Axis, band: float) -> Thing:
         """A thing at rest somewhere in a band."""
-        along = self.rng.uniform(0.14, 0.86)
-        place = (along, band) if axis == "horizontal" else (band, along)
+        place = _at(axis, self.rng.uniform(0.14, 0.86), band)
         return Thing(look=self.look(), start=place, end=place, radius=self.rng.uniform(0.095, 0.12))
