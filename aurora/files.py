@@ -92,10 +92,9 @@ def read_json(file: Path) -> dict[str, Any]:
     """A mapping from a JSON file. AuroraError when it holds anything else."""
     try:
         read = json.loads(file.read_text(encoding="utf-8-sig"))
-    except RecursionError as error:
-        raise AuroraError(f"{file} cannot be read as JSON: it is nested too deeply") from error
-    except ValueError as error:
-        raise AuroraError(f"{file} cannot be read as JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise AuroraError(f"{file} cannot be read as JSON: {why}") from error
     if not isinstance(read, dict):
         raise AuroraError(f"{file} cannot be read: it does not hold a JSON object")
     return read

@@ -26,7 +26,11 @@ def place_media(turns: Sequence[Turn], kind: str, media: int) -> tuple[Turn, ...
     if not found:
         return tuple(turns)
     chosen = _markers(turns, found, kind, media)
-    between = media > 1 and bool(chosen) and _text_between(turns, chosen[0], chosen[-1])
+    between = False
+    if media > 1 and chosen:
+        (first, opening), (last, closing) = chosen[0], chosen[-1]
+        text = turns[first].question[opening.end():closing.start()]
+        between = first != last or bool(_MARKER.sub("", text).strip())
     tags = [[tag for where, tag in chosen if where == number] for number in range(len(turns))]
     return tuple(_without(turn, inside, keep_places=between) if inside else turn
                  for turn, inside in zip(turns, tags, strict=True))
@@ -66,11 +70,6 @@ def _at_edge(text: str, tag: re.Match[str]) -> bool:
     """Whether a tag begins or ends a question, other tags apart, and is not an element of HTML."""
     around = (text[:tag.start()], text[tag.end():])
     return f"</{tag[1]}>" not in text and any(not _MARKER.sub("", part).strip() for part in around)
-
-
-def _text_between(turns: Sequence[Turn], first: Marker, last: Marker) -> bool:
-    text = turns[first[0]].question[first[1].end():last[1].start() if first[0] == last[0] else None]
-    return first[0] != last[0] or bool(_MARKER.sub("", text).strip())
 
 
 def _without(turn: Turn, tags: Sequence[re.Match[str]], *, keep_places: bool) -> Turn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +30,8 @@ def media_type(medium: bytes | str | Path) -> MediaType:
     reader."""
     name = f"a file of {len(medium)} bytes" if isinstance(medium, bytes) else repr(str(medium))
     try:
-        head = medium[:_HEAD] if isinstance(medium, bytes) else _head(Path(medium))
+        with io.BytesIO(medium) if isinstance(medium, bytes) else open(medium, "rb") as file:
+            head = file.read(_HEAD)
     except OSError as error:
         raise AuroraError(f"{name}: {error.strerror}") from error
     extension = next(_signs(head), "")
@@ -87,8 +89,3 @@ def _is_film(medium: bytes | str | Path) -> bool:
     """Whether JPEGs follow each other, more than cameras store together, which say so."""
     raw = medium if isinstance(medium, bytes) else Path(medium).read_bytes()
     return raw.count(b"\xff\xd9\xff\xd8\xff") > 1 and b"MPF\0" not in raw
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(_HEAD)

@@ -23,20 +23,15 @@ class HF(Tokenizer):
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
-            raise AuroraError(
-                f"tokenizer 'hf': {path!r} holds no tokenizer that transformers reads: {error}"
-            ) from error
-        self.vocab_size = len(self._tokenizer)
-        self.end_of_text = self._end_of_text(path)
+            raise AuroraError(f"tokenizer 'hf': {path!r} holds no tokenizer that transformers reads: {error}"
+                              ) from error
+        ends = [one for one in (self._tokenizer.eos_token_id, self._tokenizer.pad_token_id) if one is not None]
+        if not ends:
+            raise AuroraError(f"tokenizer 'hf': {path!r} names neither an eos_token nor a pad_token to end a text with")
+        self.vocab_size, self.end_of_text = len(self._tokenizer), int(ends[0])
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    def _end_of_text(self, path: str) -> int:
-        for token in (self._tokenizer.eos_token_id, self._tokenizer.pad_token_id):
-            if token is not None:
-                return int(token)
-        raise AuroraError(f"tokenizer 'hf': {path!r} names neither an eos_token nor a pad_token to end a text with")

@@ -8,19 +8,12 @@ from __future__ import annotations
 import ast
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 from aurora.registry import TOKENIZER
 
 from .bytes import Bytes
 
 VOCABULARY = Path(__file__).with_name("rwkv_vocab_v20230424.txt")
-
-
-class _Vocabulary(NamedTuple):
-    tokens: list[bytes]  # by id; ids that stand for nothing are empty
-    ids: dict[bytes, int]
-    lengths: dict[bytes, tuple[int, ...]]  # of the tokens that start with two bytes, longest first
 
 
 @TOKENIZER.register
@@ -32,7 +25,7 @@ class RWKVWorld(Bytes):
     files = (VOCABULARY,)
 
     def __init__(self) -> None:
-        self.tokens, self._ids, self._lengths = _read(VOCABULARY)
+        self.tokens, self._ids, self._lengths = _read()
 
     def encode_bytes(self, data: bytes) -> list[int]:
         ids, lengths = self._ids, self._lengths
@@ -50,9 +43,10 @@ class RWKVWorld(Bytes):
 
 
 @lru_cache(maxsize=1)
-def _read(path: Path) -> _Vocabulary:
+def _read() -> tuple[list[bytes], dict[bytes, int], dict[bytes, tuple[int, ...]]]:
+    """Tokens by id, ids by token, and the lengths of the tokens that start with two bytes, longest first."""
     tokens = [b""] * RWKVWorld.vocab_size
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    lines = VOCABULARY.read_text(encoding="utf-8").split("\n")[:-1]
     # a literal holds no newline of its own, so all of them are one list to parse
     literals = ast.literal_eval("[" + ",".join(line[line.index(" ") : line.rindex(" ")] for line in lines) + "]")
     for line, literal in zip(lines, literals, strict=True):
@@ -62,4 +56,4 @@ def _read(path: Path) -> _Vocabulary:
     for token in ids:
         if len(token) > 1:
             lengths.setdefault(token[:2], {1}).add(len(token))
-    return _Vocabulary(tokens, ids, {start: tuple(sorted(seen, reverse=True)) for start, seen in lengths.items()})
+    return tokens, ids, {start: tuple(sorted(seen, reverse=True)) for start, seen in lengths.items()}

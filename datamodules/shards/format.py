@@ -100,7 +100,8 @@ def check_foreign_key(key: str) -> None:
 
 def check_members(record: Record, extensions: Iterable[str]) -> None:
     """BadSample when a sample has media that its record does not name."""
-    unnamed = sorted(one for one in extensions if one not in record.media and is_medium(one))
+    media = IMAGE_EXTENSIONS + VIDEO_EXTENSIONS
+    unnamed = sorted(one for one in extensions if one not in record.media and is_read(one, media))
     if unnamed:
         raise BadSample("media", f"the record does not name {', '.join(unnamed)}, which the sample has")
 
@@ -108,11 +109,6 @@ def check_members(record: Record, extensions: Iterable[str]) -> None:
 def is_read(extension: str, known: Sequence[str] = EXTENSIONS) -> bool:
     """Whether members with an extension are ever read."""
     return bool(_EXTENSION.fullmatch(extension)) and extension.rpartition(".")[2] in known
-
-
-def is_medium(extension: str) -> bool:
-    """Whether members with an extension are images or videos."""
-    return is_read(extension, IMAGE_EXTENSIONS + VIDEO_EXTENSIONS)
 
 
 def parse_record(raw: bytes) -> Record:
