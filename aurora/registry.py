@@ -58,7 +58,15 @@ class Slot(Generic[T]):
     def get(self, name: str) -> type[T]:
         """The class of a name. AuroraError that lists the known names when there is none."""
         if name not in self._classes:
-            self._load(name)
+            self.require(name)
+            outside = self._entry_points().get(name)
+            if outside is None:
+                self._import(name)
+            elif name in self._files():
+                raise AuroraError(f"{self.name} {name!r} is taken by {self.package}.{name}; the entry point "
+                                  f"{outside.value} needs another name")
+            else:
+                self._load_entry_point(outside)
         return self._classes[name]
 
     def options(self, name: str) -> dict[str, inspect.Parameter]:
@@ -99,17 +107,6 @@ class Slot(Generic[T]):
 
     def _entry_points(self) -> dict[str, EntryPoint]:
         return {entry.name: entry for entry in entry_points(group=f"aurora.{self.name}")}
-
-    def _load(self, name: str) -> None:
-        self.require(name)
-        outside = self._entry_points().get(name)
-        if outside is None:
-            self._import(name)
-        elif name in self._files():
-            raise AuroraError(f"{self.name} {name!r} is taken by {self.package}.{name}; the entry point "
-                              f"{outside.value} needs another name")
-        else:
-            self._load_entry_point(outside)
 
     def _import(self, name: str) -> None:
         module = f"{self.package}.{name}"

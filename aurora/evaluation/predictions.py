@@ -44,38 +44,27 @@ class PredictionFile:
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, restart: bool = False) -> None:
         self.path = path
-        self._settings = json.loads(json.dumps(settings))
         self.done: dict[Task, Prediction] = {}
-        if restart or not path.exists():
-            self._begin()
-        else:
-            self._resume()
+        begun = json.dumps({"settings": settings}, ensure_ascii=False)
+        raw = b"" if restart or not path.exists() else path.read_bytes()
+        whole = raw[: raw.rfind(b"\n") + 1]  # a killed run may have left half a line
+        if whole:
+            made_with, found = read_predictions(path)
+            if changed := differences(made_with, json.loads(begun)["settings"]):
+                raise AuroraError(f"{path} was made with other settings ({'; '.join(changed)}); choose another output "
+                                  "folder, or start again with --restart")
+            # What failed is tried again: the missing file may be there now.
+            self.done = {prediction.task: prediction for prediction in found if prediction.failure is None}
+        if not whole or len(whole) < len(raw):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(whole or f"{begun}\n".encode())
 
     def add(self, predictions: Iterable[Prediction]) -> None:
         """Appends lines; they are on disk when this returns."""
-        predictions = list(predictions)
         with self.path.open("a", encoding="utf-8") as file:
             for prediction in predictions:
                 file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
-        self.done.update({prediction.task: prediction for prediction in predictions})
-
-    def _begin(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps({"settings": self._settings}, ensure_ascii=False) + "\n", encoding="utf-8")
-
-    def _resume(self) -> None:
-        raw = self.path.read_bytes()
-        whole = raw[: raw.rfind(b"\n") + 1]  # a killed run may have left half a line
-        if not whole:
-            return self._begin()
-        settings, found = read_predictions(self.path)
-        if changed := differences(settings, self._settings):
-            raise AuroraError(f"{self.path} was made with other settings ({'; '.join(changed)}); choose another output "
-                              "folder, or start again with --restart")
-        # What failed is tried again: the missing file may be there now.
-        self.done = {prediction.task: prediction for prediction in found if prediction.failure is None}
-        if len(whole) < len(raw):
-            self.path.write_bytes(whole)
+                self.done[prediction.task] = prediction
 
 
 def read_predictions(path: Path) -> tuple[dict[str, Any], list[Prediction]]:

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from aurora.errors import AuroraError
 from aurora.evaluation.prompts import MAX_OPTIONS, multiple_choice
@@ -64,29 +63,23 @@ def wrong_videos(questions: Sequence[Question], seed: int) -> dict[str, str]:
     Of the same question asked elsewhere if there is one, else of the same family, else of any. A question for which
     no other video can be had is left out.
     """
-    choices = [question for question in questions if question.options]
+    # by group, from those most like a question to all
     groups: dict[tuple[str, ...], list[Question]] = defaultdict(list)
-    for question in choices:
-        for key in _groups(question):
-            groups[key].append(question)
-    found = {asked.id: _wrong_video(asked, [groups[key] for key in _groups(asked)], seed) for asked in choices}
-    return {key: video for key, video in found.items() if video is not None}
-
-
-def _groups(question: Question) -> list[tuple[str, ...]]:
-    """The groups that a question is in, from those most like it to all."""
-    return [(question.family, question.question), (question.family,), ()]
-
-
-def _wrong_video(asked: Question, groups: Sequence[Sequence[Question]], seed: int) -> str | None:
-    answer = _plain(asked.answer)
-    also_right = {asked.video, *(other.video for other in groups[0] if _plain(other.answer) == answer)}
-    for group in groups:
-        videos = sorted({other.video for other in group if _plain(other.answer) != answer} - also_right)
-        if videos:
-            drawn = hashlib.sha256(f"{seed}\0{asked.id}".encode()).digest()
-            return videos[int.from_bytes(drawn[:8], "big") % len(videos)]
-    return None
+    keys = {asked: ((asked.family, asked.question), (asked.family,), ()) for asked in questions if asked.options}
+    for asked, within in keys.items():
+        for key in within:
+            groups[key].append(asked)
+    found = {}
+    for asked, within in keys.items():
+        answer = _plain(asked.answer)
+        also_right = {asked.video, *(other.video for other in groups[within[0]] if _plain(other.answer) == answer)}
+        for key in within:
+            videos = sorted({other.video for other in groups[key] if _plain(other.answer) != answer} - also_right)
+            if videos:
+                drawn = hashlib.sha256(f"{seed}\0{asked.id}".encode()).digest()
+                found[asked.id] = videos[int.from_bytes(drawn[:8], "big") % len(videos)]
+                break
+    return found
 
 
 def _plain(text: str) -> str:
@@ -105,17 +98,13 @@ def _question(line: Record) -> Question:
     options = line.get("options") or []
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
         raise AuroraError(f"'options' must be a list of texts, not {options!r}")
-    return Question(id=line["id"], video=line["video"], family=str(line.get("family", "all")),
-                    question=line["question"], options=tuple(options), answer=_answer(line.get("answer"), options))
-
-
-def _answer(answer: Any, options: Sequence[str]) -> str:
-    if not options:
-        if not isinstance(answer, str) or not answer.strip():
-            raise AuroraError(f"'answer' of an open question must be a text, not {answer!r}")
-        return answer
-    if not 2 <= len(options) <= MAX_OPTIONS or len(set(options)) < len(options):
-        raise AuroraError(f"'options' must be 2 to {MAX_OPTIONS} different texts, not {list(options)!r}")
-    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(options):
-        raise AuroraError(f"'answer' must be the index of an option, 0 to {len(options) - 1}, not {answer!r}")
-    return options[answer]
+    answer = line.get("answer")
+    if options:
+        if not 2 <= len(options) <= MAX_OPTIONS or len(set(options)) < len(options):
+            raise AuroraError(f"'options' must be 2 to {MAX_OPTIONS} different texts, not {options!r}")
+        if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(options):
+            raise AuroraError(f"'answer' must be the index of an option, 0 to {len(options) - 1}, not {answer!r}")
+        answer = options[answer]
+    elif not isinstance(answer, str) or not answer.strip():
+        raise AuroraError(f"'answer' of an open question must be a text, not {answer!r}")
+    return Question(line["id"], line["video"], str(line.get("family", "all")), line["question"], tuple(options), answer)

@@ -20,7 +20,7 @@ from aurora.evaluation.scoring import likeliest
 from aurora.evaluation.summary import summarise
 from aurora.files import write_json
 from aurora.inference.generation import Generation, complete
-from aurora.inference.reading import Memory, fork
+from aurora.inference.reading import fork
 from aurora.inference.session import Session
 from aurora.inference.visuals import UnreadableVisual
 from aurora.model import AuroraModel
@@ -74,7 +74,9 @@ def evaluate(
     failures = [prediction.failure for prediction in predictions.values()]
     if all(failure is not None for failure in failures):
         raise AuroraError(f"no video could be read, so there is no result; the first reason: {failures[0]}")
-    result = {**summarise(list(questions.values()), predictions), **settings, "limit": limit, "versions": _versions(),
+    result = {**summarise(list(questions.values()), predictions), **settings, "limit": limit,
+              "versions": {"python": platform.python_version(), "aurora": VERSION,
+                           **{package: version(package) for package in ("torch", "av", "transformers")}},
               "seconds": round(time.monotonic() - start, 2)}
     write_json(Path(output) / RESULT_FILE, result)
     return result
@@ -111,25 +113,21 @@ def _predict(session: Session, folder: Path, tasks: Sequence[Task], questions: M
         memory = session.read_all([question.prompt for question in asked])
     except UnreadableVisual as error:
         return [Prediction(**vars(task), answer="", failure=str(error)) for task in tasks]
-    choices = [place for place, question in enumerate(asked) if question.options]
-    written = [(protocol.open, [place for place, question in enumerate(asked) if not question.options])]
     made: dict[int, Prediction] = {}
-    if protocol.score == "text":
-        written.append((protocol.choice, choices))
-    else:
-        for place in choices:
-            made[place] = _likeliest(session, fork(memory, [place]), tasks[place], asked[place], protocol.score)
-    for generation, places in written:
-        said = complete(session.model, session.runner, fork(memory, places), generation) if places else []
+    written: dict[bool, list[int]] = {True: [], False: []}  # by whether there are options
+    for place, question in enumerate(asked):
+        if question.options and protocol.score != "text":
+            best, values = likeliest(session.model, session.runner, fork(memory, [place]), question.options,
+                                     per_token=protocol.score == "likelihood_per_token")
+            made[place] = Prediction(**vars(tasks[place]), answer=question.options[best], log_probs=values)
+        else:
+            written[bool(question.options)].append(place)
+    for choice, places in written.items():
+        how = protocol.choice if choice else protocol.open
+        said = complete(session.model, session.runner, fork(memory, places), how) if places else []
         for place, answer in zip(places, said, strict=True):
             made[place] = Prediction(**vars(tasks[place]), answer=answer.strip())
     return [made[place] for place in range(len(tasks))]
-
-
-def _likeliest(session: Session, memory: Memory, task: Task, question: Question, score: Score) -> Prediction:
-    best, values = likeliest(session.model, session.runner, memory, question.options,
-                             per_token=score == "likelihood_per_token")
-    return Prediction(**vars(task), answer=question.options[best], log_probs=values)
 
 
 def _settings(config: ModelConfig, folder: str | Path, protocol: Protocol, model_hash: str | None
@@ -138,8 +136,3 @@ def _settings(config: ModelConfig, folder: str | Path, protocol: Protocol, model
     used = ("keep_ratio", "sampling", "prompt", "merge", "sort", "reader", "dtype", "quantize")
     return {"model": model_hash, "questions": hashlib.sha256(questions).hexdigest(),
             **{key: config.tree[key] for key in used}, "protocol": asdict(protocol)}
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "aurora": VERSION,
-            **{package: version(package) for package in ("torch", "av", "transformers")}}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from torchmetrics.functional.text import bleu_score, squad
@@ -51,14 +52,9 @@ def _choices(questions: Sequence[Question], found: Found) -> dict[str, Any]:
     wrong = [_is_right(question, found[question.id, "wrong"]) for question in questions
              if (question.id, "wrong") in found]
     low, high = wilson(sum(right), len(right))
-    return {
-        "n": len(questions),
-        "accuracy": _mean(right),
-        "low": low,
-        "high": high,
-        "chance": _mean([1 / len(question.options) for question in questions]),
-        "wrong_video_accuracy": _mean(wrong),
-    }
+    return {"n": len(questions), "accuracy": _mean(right), "low": low, "high": high,
+            "chance": _mean([1 / len(question.options) for question in questions]),
+            "wrong_video_accuracy": _mean(wrong)}
 
 
 def _opens(questions: Sequence[Question], found: Found) -> dict[str, Any]:
@@ -93,10 +89,8 @@ def _is_right(question: Question, prediction: Prediction) -> bool:
 
 
 def _by_family(questions: Sequence[Question]) -> dict[str, list[Question]]:
-    families: dict[str, list[Question]] = defaultdict(list)
-    for question in sorted(questions, key=lambda question: question.family):
-        families[question.family].append(question)
-    return dict(families)
+    family = attrgetter("family")
+    return {name: list(group) for name, group in groupby(sorted(questions, key=family), family)}
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -86,7 +86,8 @@ class TextStream:
             return self._release()
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids[self._start :])
-        whole = len(text) - _unfinished(text)
+        # up to three characters at the end may be the beginning of one of up to four bytes
+        whole = max(len(text) - 3, len(text.rstrip(UNKNOWN)))
         new, self._given = text[self._given : whole], max(self._given, whole)
         if whole == len(text):
             self._start, self._settled = self._settled, len(self._ids)
@@ -108,8 +109,9 @@ class TextStream:
             self._held = self._held[: min(found)]
             self.stopped = True
             return self._release()
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        cut = len(self._held) - keep
+        # what may become a stop string is held back
+        cut = next((place for place in range(len(self._held))
+                    if any(stop.startswith(self._held[place:]) for stop in self._stops)), len(self._held))
         shown, self._held = self._held[:cut], self._held[cut:]
         return shown
 
@@ -161,14 +163,3 @@ def _pieces(model: AuroraModel, runner: Runner, memory: Memory, options: Generat
     for s, text in enumerate(texts):
         if rest := text.finish():
             yield s, rest
-
-
-def _unfinished(text: str) -> int:
-    """Characters at the end that may be the beginning of one of up to four bytes."""
-    return min(3, len(text) - len(text.rstrip(UNKNOWN)))
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)

@@ -78,9 +78,11 @@ def read_texts(runner: Runner, memory: Memory, texts: Sequence[Sequence[int]]) -
     if not reading:
         return memory
     if len(reading) < len(texts):
-        resting = [s for s, text in enumerate(texts) if not text]
         read = read_texts(runner, fork(memory, reading), [texts[s] for s in reading])
-        return _interleave(fork(memory, resting), resting, read, reading)
+        unread = torch.zeros_like(read.last_hidden()[:1]).expand(len(texts), -1)
+        hidden = torch.cat([unread if memory.hidden is None else memory.hidden, read.last_hidden()])
+        both = Memory(hidden, join_states([memory.state, read.state]))
+        return fork(both, [len(texts) + reading.index(s) if text else s for s, text in enumerate(texts)])
     device = next(runner.backbone.parameters()).device
     ids = torch.tensor([token for text in texts for token in text], device=device)
     bounds = torch.tensor([0, *(len(text) for text in texts)], device=device).cumsum(0)
@@ -114,14 +116,3 @@ def _chunks(frames: Iterable[np.ndarray], layout: VisualLayout) -> Iterator[tupl
         keep = wanted
     if pending:
         yield torch.stack(pending), keep
-
-
-def _interleave(one: Memory, places: Sequence[int], other: Memory, others: Sequence[int]) -> Memory:
-    """Two memories as one, whose sequences stand at `places` and `others`."""
-    order = torch.tensor([*places, *others]).argsort().tolist()
-    state = select_state(join_states([one.state, other.state]), order)
-    if other.hidden is None:
-        return Memory(None, state)
-    unread = torch.zeros_like(other.hidden[:1]).expand(len(places), -1)
-    hidden = torch.cat([unread if one.hidden is None else one.hidden, other.hidden])
-    return Memory(hidden[order], state)

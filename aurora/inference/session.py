@@ -182,16 +182,12 @@ class Session:
         seen = self.seen
         if seen is None or not (seen.final or seen.leadings == leadings):
             self.seen = None  # not two at once
-            seen = Seen(leadings, self._look(leadings))
+            before = read_texts(self.runner, blank(self.runner, len(leadings)), leadings)
+            frames = chain.from_iterable(map(self._frames, self.sources or ()))
+            seen = Seen(leadings, read_frames(self.model, self.runner, before, frames, self.layout))
             self.seen = seen if len(leadings) == 1 else None  # many would be held while answers are made
         places = [0 if seen.final else leadings.index(piece.leading) for piece in pieces]
         return read_texts(self.runner, fork(seen.memory, places), [piece.trailing for piece in pieces])
-
-    def _look(self, leadings: Sequence[Sequence[int]]) -> Memory:
-        """The memory after what is watched, for each of the texts before it."""
-        before = read_texts(self.runner, blank(self.runner, len(leadings)), leadings)
-        frames = chain.from_iterable(map(self._frames, self.sources or ()))
-        return read_frames(self.model, self.runner, before, frames, self.layout)
 
     def _frames(self, source: str) -> Iterator[np.ndarray]:
         times = [] if self.on_frame is None or is_image(source) else self.reader.times(source, self.sampling)

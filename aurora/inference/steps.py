@@ -6,7 +6,7 @@ Shape letters: S sequences, V vocabulary, D backbone width.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -33,7 +33,7 @@ class StepGraph:
         device = next(backbone.parameters()).device
         self.tokens = torch.zeros(sequences, dtype=torch.int64, device=device)
         self.state: State = map_state(torch.clone, backbone.init_state(sequences))
-        self.holder: ref[Steps] | None = None  # whose sequences these are
+        self.holder: Callable[[], Steps | None] = lambda: None  # who still answers from the memory of this graph
         self._weights = _addresses(backbone)
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(device))
@@ -44,11 +44,6 @@ class StepGraph:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._hidden, self._logits = self._step()
-
-    @property
-    def free(self) -> bool:
-        """Whether nobody is still answering from the memory of this graph."""
-        return self.holder is None or self.holder() is None
 
     def fits(self, backbone: Backbone, sequences: int) -> bool:
         """Whether it was captured for so many sequences, and the weights still lie where they lay."""
@@ -112,7 +107,7 @@ class Steps:
         if device.type != "cuda" or not self._backbone.constant_state:
             return None
         graph = _graphs.get(self._backbone)
-        if graph is None or not graph.free or not graph.fits(self._backbone, self._memory.sequences):
+        if graph is None or graph.holder() is not None or not graph.fits(self._backbone, self._memory.sequences):
             try:
                 graph = _graphs[self._backbone] = StepGraph(self._backbone, self._memory.sequences)
             except RuntimeError as error:
