@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 
 from aurora.config import Config
 from aurora.errors import AuroraError
@@ -144,12 +145,16 @@ def measure_training(config: Config, stage: str, device: torch.device, seconds: 
     row = _training_row(model, config.stages[stage].keep_ratio, config.data)
     _check_room(model, device)
     module, watch = training_module(config, stage), Stopwatch(device, seconds)
+
+    def end_lap(trainer: L.Trainer, *_: Any) -> None:
+        trainer.should_stop = watch.lap()
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's hints about loaders and loggers
         L.Trainer(accelerator=device.type, devices=1 if device.index is None else [device.index], max_steps=_ENDLESS,
-                  **precision(config.trainer), callbacks=[_Laps(watch)], limit_val_batches=0, logger=False,
-                  enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-                  use_distributed_sampler=False).fit(module, datamodule=_OneRow(row))
+                  **precision(config.trainer), callbacks=[LambdaCallback(on_train_batch_end=end_lap)],
+                  limit_val_batches=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                  enable_model_summary=False, use_distributed_sampler=False).fit(module, datamodule=_OneRow(row))
     frames = sum(len(group.pixels) for group in row.frames)
     found = watch.measurement(Work("train", f"train on a row of {len(row.tokens)} tokens with {frames} frames",
                                    len(row.tokens), "tokens", lambda: None))
@@ -171,16 +176,6 @@ class _OneRow(DataModule, L.LightningDataModule):  # type: ignore[misc]
         return _ENDLESS
 
 
-class _Laps(L.Callback):  # type: ignore[misc]
-    """Every step is a lap; training ends when there are enough."""
-
-    def __init__(self, watch: Stopwatch) -> None:
-        self._watch = watch
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        trainer.should_stop = self._watch.lap()
-
-
 def _training_row(model: AuroraModel, keep_ratio: float, data: Mapping[str, Any]) -> PackedBatch:
     """A full row [T] of one sample: frames [N, 3, h, w] in front of text, of which half is learned."""
     size = model.vision.prepare.size
@@ -200,8 +195,13 @@ def _training_row(model: AuroraModel, keep_ratio: float, data: Mapping[str, Any]
 def _check_room(model: AuroraModel, device: torch.device) -> None:
     """AuroraError where weights, gradients and optimizer state alone do not fit into the memory that is free."""
     needed = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in model.parameters())
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _available_memory()
-    if free is not None and needed > free:
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        meminfo = Path("/proc/meminfo")
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text("ascii"), re.M) if meminfo.exists() else None
+        free = int(found[1]) * 1024 if found else needed
+    if needed > free:
         raise AuroraError(f"weights, gradients and optimizer state take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
                           f"are free on {device}")
 
@@ -224,10 +224,3 @@ def _reset_peak(device: torch.device) -> bool:
     except OSError:
         return False
     return True
-
-
-def _available_memory() -> int | None:
-    """Bytes of main memory that are free; None where the system does not say."""
-    meminfo = Path("/proc/meminfo")
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text("ascii"), re.M) if meminfo.exists() else None
-    return int(found[1]) * 1024 if found else None

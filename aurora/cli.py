@@ -112,7 +112,13 @@ def _load(entry: EntryPoint) -> Command:
     except (ImportError, AttributeError, SyntaxError) as error:
         if entry.module.startswith(tuple(_FOLDERS)):
             raise
-        return _unavailable(entry, str(error))
+        reason = str(error)
+
+        def fail() -> None:
+            raise AuroraError(f"command {entry.name!r}: {entry.value} cannot be imported: {reason}")
+
+        return TyperCommand(entry.name, callback=fail, help=f"Unavailable: {reason}",
+                            context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
     if not isinstance(given, typer.Typer):
         if not callable(given):
             raise AuroraError(f"command {entry.name!r}: {entry.value} is neither a function nor a typer.Typer")
@@ -121,22 +127,10 @@ def _load(entry: EntryPoint) -> Command:
     command = typer.main.get_command(given)
     assert isinstance(command, (TyperCommand, TyperGroup))
     for one in (command, *getattr(command, "commands", {}).values()):
-        one.help = _unwrap(one.help or "")
+        # typer would keep the line breaks inside of paragraphs; only those after a \\b stay
+        one.help = "\n\n".join(paragraph if paragraph.startswith("\b") else paragraph.replace("\n", " ")
+                               for paragraph in inspect.cleandoc(one.help or "").split("\n\n"))
     return command
-
-
-def _unwrap(text: str) -> str:
-    """A docstring without line breaks inside of paragraphs, which typer would keep; those after a `\\b` stay."""
-    return "\n\n".join(paragraph if paragraph.startswith("\b") else paragraph.replace("\n", " ")
-                       for paragraph in inspect.cleandoc(text).split("\n\n"))
-
-
-def _unavailable(entry: EntryPoint, reason: str) -> TyperCommand:
-    def fail() -> None:
-        raise AuroraError(f"command {entry.name!r}: {entry.value} cannot be imported: {reason}")
-
-    return TyperCommand(entry.name, callback=fail, help=f"Unavailable: {reason}",
-                        context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 
 
 def flatten(command: Callable[..., Any]) -> Callable[..., Any]:

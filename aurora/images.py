@@ -34,7 +34,7 @@ PICTURE_ERRORS = (OSError, ValueError, SyntaxError, TypeError, EOFError)
 """What PIL raises for a picture that is broken."""
 _JPEG_END = b"\xff\xd9"
 
-# `max_pixels` decides, for every picture that this process opens; PIL would print a warning of its own above 89 MP.
+# `MAX_PIXELS` decides, for every picture that this process opens; PIL would print a warning of its own above 89 MP.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -80,16 +80,13 @@ class ImagePreparation:
             top, left = (height - side) // 2, (width - side) // 2
             image = image[top:top + side, left:left + side]
         elif self.resize == "pad":
-            return self._padded(image, target)
+            scale = min(target[0] / height, target[1] / width)
+            height, width = max(1, round(height * scale)), max(1, round(width * scale))
+            top, left = (target[0] - height) // 2, (target[1] - width) // 2
+            canvas = torch.full((3, *target), GREY, dtype=torch.uint8)
+            canvas[:, top:top + height, left:left + width] = resized(image, height, width)
+            return canvas
         return resized(image, *target).contiguous()
-
-    def _padded(self, image: np.ndarray, target: tuple[int, int]) -> Tensor:
-        scale = min(side / given for side, given in zip(target, image.shape[:2], strict=True))
-        height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-        top, left = (target[0] - height) // 2, (target[1] - width) // 2
-        canvas = torch.full((3, *target), GREY, dtype=torch.uint8)
-        canvas[:, top:top + height, left:left + width] = resized(image, height, width)
-        return canvas
 
 
 def resized(image: np.ndarray, height: int, width: int) -> Tensor:
@@ -109,11 +106,11 @@ def read_image(path: str | Path) -> np.ndarray:
         raise AuroraError(f"{path} is not a readable image: {error.detail}") from error
 
 
-def decode_image(raw: bytes, max_pixels: int = MAX_PIXELS, *, formats: tuple[str, ...] = IN_SHARDS) -> np.ndarray:
+def decode_image(raw: bytes, *, formats: tuple[str, ...] = IN_SHARDS) -> np.ndarray:
     """[H, W, 3] uint8, upright. BadSample unless it is a whole image, in one of PIL's `formats` and not animated, of
-    at most `max_pixels`."""
+    at most MAX_PIXELS."""
     try:
-        with open_picture(raw, formats=formats, max_pixels=max_pixels) as image:
+        with open_picture(raw, formats=formats) as image:
             return pixels_of(image, raw)
     except PICTURE_ERRORS as error:
         raise BadSample("image", str(error)) from error
@@ -172,7 +169,7 @@ def on_white(pixels: np.ndarray) -> np.ndarray:
     return ((pixels[..., :3] * opaque + (255 - opaque) * 255 + 127) // 255).astype(np.uint8)
 
 
-def image_shape(raw: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def image_shape(raw: bytes) -> tuple[int, int]:
     """Height and width once upright, without decoding a JPEG. BadSample like `decode_image`, for a JPEG only where
     its header is broken or its end is missing."""
     try:
@@ -181,9 +178,9 @@ def image_shape(raw: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
         if head and b"Exif\0" not in head and b"tiff:Orientation" not in head:
             with suppress(ValueError):  # else PIL, which takes ten times as long, says what is wrong
                 height, width, *_ = simplejpeg.decode_jpeg_header(raw)
-                _check_pixels(height, width, max_pixels)
+                _check_pixels(height, width)
                 return height, width
-        with open_picture(raw, max_pixels=max_pixels) as image:
+        with open_picture(raw) as image:
             if image.format == "JPEG" and image.fp and raw.rfind(_JPEG_END, image.fp.tell()) < 0:
                 raise ValueError("it is cut off: a JPEG ends with a marker, which is not there")
             return upright_shape(image)
@@ -203,10 +200,8 @@ def frame_count(image: Image.Image) -> int:
     return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
-def open_picture(
-    source: bytes | str | Path, *, formats: tuple[str, ...] = IN_SHARDS, max_pixels: int = MAX_PIXELS,
-    animated: bool = False
-) -> ImageFile:
+def open_picture(source: bytes | str | Path, *, formats: tuple[str, ...] = IN_SHARDS, animated: bool = False
+                 ) -> ImageFile:
     """A picture of one of PIL's `formats`, its pixels not decoded yet. BadSample where they are more than the limit,
     an error of PIL's for anything else, and for several frames or pages unless they may be `animated`."""
     try:
@@ -214,16 +209,16 @@ def open_picture(
     except UnidentifiedImageError:
         # PIL names the buffer by its address
         raise ValueError(f"it is not a {', '.join(formats[:-1]).lower()} or {formats[-1].lower()}") from None
-    _check_pixels(image.height, image.width, max_pixels)
+    _check_pixels(image.height, image.width)
     if not animated and frame_count(image) > 1:
         raise ValueError(f"it is not a still picture: the {image.format} has {frame_count(image)} "
                          f"{'pages' if image.format == 'TIFF' else 'frames'}")
     return image
 
 
-def _check_pixels(height: int, width: int, max_pixels: int) -> None:
-    if height * width > max_pixels:
-        raise BadSample("limits", f"{width}×{height} pixels are more than {max_pixels}")
+def _check_pixels(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise BadSample("limits", f"{width}×{height} pixels are more than {MAX_PIXELS}")
 
 
 def data_url(image: np.ndarray, *, lossy: bool = False, longest: int | None = None) -> str:

@@ -17,8 +17,7 @@ T = TypeVar("T")
 WeightedSlot = Literal["vision", "connector", "backbone"]
 _FRAME = Path(__file__).parent
 # In the wheel the parts lie inside aurora/, in a clone next to it.
-_INSIDE = (_FRAME / "components").is_dir()
-_ROOT, _PREFIX = (_FRAME, "aurora.") if _INSIDE else (_FRAME.parent, "")
+_ROOT, _PREFIX = (_FRAME, "aurora.") if (_FRAME / "components").is_dir() else (_FRAME.parent, "")
 
 
 class Slot(Generic[T]):

@@ -22,7 +22,9 @@ Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON to sta
 ModelFolder: TypeAlias = Annotated[str | None, typer.Option("--model", metavar="FOLDER", help=(
     "A model folder, as training writes it. Default: runs/*/language_video/model of this folder, if there is just "
     "one."))]
-Score: TypeAlias = Literal["text", "likelihood", "likelihood_per_token"]
+Score: TypeAlias = Annotated[Literal["text", "likelihood", "likelihood_per_token"], typer.Option(help=(
+    "How an option is chosen: by what the model writes, by the log-probability of each option's text as the answer, or "
+    "by its mean over the tokens, which does not favor short options."))]
 
 
 def positive(text: str | float) -> float:

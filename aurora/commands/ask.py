@@ -15,7 +15,6 @@ from aurora.errors import AuroraError
 
 if TYPE_CHECKING:
     from aurora.config import ModelConfig
-    from aurora.inference.generation import Generation
     from aurora.inference.session import Session
     from aurora.interfaces import Sampling
     from aurora.model import AuroraModel
@@ -81,12 +80,6 @@ class Answer:
     stop: Annotated[list[str], typer.Option(
         metavar="TEXT", help="End the answer before this text. May be repeated.")] = field(default_factory=list)
 
-    def generation(self) -> Generation:
-        """The same, checked."""
-        from aurora.inference.generation import Generation
-
-        return Generation(**vars(self))
-
 
 def ask(
     *,
@@ -98,9 +91,7 @@ def ask(
     option: Annotated[list[str], typer.Option(
         metavar="TEXT", default_factory=list, show_default=False,
         help="An option to choose from. Give two or more; they are lettered in this order.")],
-    score: Annotated[Score, typer.Option(help=(
-        "How an option is chosen: by what the model writes, by the log-probability of each option's text as the "
-        "answer, or by its mean over the tokens."))] = "text",
+    score: Score = "text",
     chat: Annotated[bool, typer.Option(
         "--chat", help="One conversation; further questions are read from standard input.")] = False,
     frames: Frames, model: Model, adapter: Adapter, answer: Answer, device: Device,
@@ -145,10 +136,11 @@ def answer_each(
 ) -> None:
     """Answers the questions; with `chat` as one conversation that goes on with standard input, and with `options` by
     the likeliest of them."""
+    from aurora.inference.generation import Generation
     from aurora.inference.session import Session
     from aurora.inference.visuals import check_file
 
-    generation = answer.generation()  # what can be wrong without a model is checked before one is loaded
+    generation = Generation(**vars(answer))  # what can be wrong without a model is checked before one is loaded
     files = [*files, *frames.more]
     for file in files:
         check_file(file)

@@ -15,10 +15,9 @@ import typer
 
 from aurora.commands._options import Device, Json, Overrides, positive
 from aurora.errors import AuroraError, suggest
+from aurora.version import VERSION
 
 if TYPE_CHECKING:
-    import torch
-
     from aurora.benchmark import Measurement
 
 WORKS = ("vision", "prefill", "decode", "train", "data")
@@ -73,7 +72,9 @@ def bench(
             except (AuroraError, torch.OutOfMemoryError) as error:
                 skipped[name] = " ".join(str(error).split())
     logging.disable(logging.NOTSET)
-    machine = _machine(torch.device(device.device))
+    place = torch.device(device.device)
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else f"{platform.machine()} CPU"
+    machine = {"device": name, "threads": torch.get_num_threads(), "aurora": VERSION, "torch": torch.__version__}
     if json_output:
         rows = [{**one._asdict(), "rate": one.rate} for one in measured]
         write_json({**machine, "measurements": rows, "skipped": skipped})
@@ -109,15 +110,6 @@ def _measurements(given: Path | None, overrides: Sequence[str], sizes: Sizes, de
         "train": lambda: benchmark.measure_training(*stage(), device=place, seconds=sizes.seconds),
         "data": lambda: measure(benchmark.data(*stage())),
     }
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    import torch
-
-    from aurora.version import VERSION
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    return {"device": name, "threads": torch.get_num_threads(), "aurora": VERSION, "torch": torch.__version__}
 
 
 def _show(measured: Sequence[Measurement], skipped: Mapping[str, str], machine: Mapping[str, Any]) -> None:

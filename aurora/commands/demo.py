@@ -33,4 +33,4 @@ def demo(
     folders, overrides = split_overrides(words)
     if len(folders) > 1:
         raise AuroraError(f"{' '.join(folders)}: give one FOLDER")
-    demo(*folders or ["runs/demo"], scale=scale, seed=seed, overrides=overrides)
+    demo(*folders, scale=scale, seed=seed, overrides=overrides)

@@ -5,35 +5,22 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from aurora.commands._options import Adapter, Device, Json, ModelFolder, Overrides
-
-if TYPE_CHECKING:
-    from aurora.evaluation.run import Protocol
+from aurora.commands._options import Adapter, Device, Json, ModelFolder, Overrides, Score
 
 
 @dataclass(frozen=True)
 class Asked:
     """What is asked"""
 
-    score: Annotated[Literal["text", "likelihood", "likelihood_per_token"], typer.Option(help=(
-        "How an option is chosen: by what the model writes, by the log-probability of each option's text as the "
-        "answer, or by its mean over the tokens, which does not favor short options."))] = "text"
+    score: Score = "text"
     no_wrong_videos: Annotated[bool, typer.Option(
         "--no-wrong-videos", help="Leave out the questions about wrong videos.")] = False
     seed: Annotated[int, typer.Option(metavar="N", help="Of the choice of wrong videos.")] = 0
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Of answers to open questions.")] = 128
-
-    def protocol(self) -> Protocol:
-        """The same, checked."""
-        from aurora.evaluation.run import Protocol
-        from aurora.inference.generation import Generation
-
-        return Protocol(score=self.score, open=Generation(max_new_tokens=self.max_new_tokens),
-                        wrong_videos=not self.no_wrong_videos, seed=self.seed)
 
 
 def eval(
@@ -67,13 +54,16 @@ def eval(
 
     with Waiting("loading"):
         from aurora.evaluation.questions import read_questions
-        from aurora.evaluation.report import render
-        from aurora.evaluation.run import RESULT_FILE, evaluate
+        from aurora.evaluation.run import RESULT_FILE, Protocol, evaluate
+        from aurora.evaluation.summary import render
+        from aurora.inference.generation import Generation
         from aurora.inference.models import model_folder, saved_model
         from aurora.weights.adapters import adapter_hash
         from aurora.weights.model_folder import model_hash
 
-        protocol, folder = asked.protocol(), model_folder(model)
+        protocol = Protocol(score=asked.score, open=Generation(max_new_tokens=asked.max_new_tokens),
+                            wrong_videos=not asked.no_wrong_videos, seed=asked.seed)
+        folder = model_folder(model)
         read_questions(data)  # before a model is loaded
         output = output or folder.parent / "eval" / data.resolve().name
         used, config = saved_model(folder, overrides, **vars(adapter), **vars(device))

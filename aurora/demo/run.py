@@ -24,9 +24,9 @@ from aurora.demo.figures import PANEL, draw_groups, loss_curves, merged_patches
 from aurora.evaluation.predictions import PREDICTIONS_FILE, read_predictions
 from aurora.evaluation.prompts import CAPTION_VIDEO, option_label
 from aurora.evaluation.questions import QUESTIONS_FILE, Question, read_questions
-from aurora.evaluation.report import render
 from aurora.evaluation.run import evaluate
 from aurora.evaluation.scoring import chosen_option
+from aurora.evaluation.summary import render
 from aurora.files import read_json, write_json
 from aurora.images import data_url
 from aurora.inference.session import Session

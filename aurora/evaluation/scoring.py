@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from aurora.inference.reading import Memory, fork
 from aurora.interfaces import Runner, Text, Turn
@@ -50,9 +49,11 @@ def score_options(model: AuroraModel, runner: Runner, memory: Memory, options: S
     # what predicts a token is the hidden state before it: for the first one, that after the question
     before = hidden.roll(1, dims=0)
     before[bounds[:-1]] = start.last_hidden().to(before)
-    log_probs = torch.cat([_log_probs(model, part, wanted) for part, wanted in
-                           zip(torch.split(before, LOGIT_ROWS), torch.split(targets, LOGIT_ROWS), strict=True)])
-    return [OptionScore(float(part.sum()), len(part)) for part in torch.split(log_probs.double(), lengths)]
+    log_probs = []
+    for part, wanted in zip(torch.split(before, LOGIT_ROWS), torch.split(targets, LOGIT_ROWS), strict=True):
+        logits = model.backbone.logits(part).float()  # [LOGIT_ROWS, V]
+        log_probs.append(logits.log_softmax(dim=-1).gather(1, wanted[:, None]).squeeze(1))
+    return [OptionScore(float(part.sum()), len(part)) for part in torch.split(torch.cat(log_probs).double(), lengths)]
 
 
 def likeliest(model: AuroraModel, runner: Runner, memory: Memory, options: Sequence[str], *, per_token: bool
@@ -61,12 +62,6 @@ def likeliest(model: AuroraModel, runner: Runner, memory: Memory, options: Seque
     scores = score_options(model, runner, memory, options)
     values = [score.per_token if per_token else score.log_prob for score in scores]
     return values.index(max(values)), values
-
-
-def _log_probs(model: AuroraModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    """[T, D], [T] → [T] float32."""
-    logits = model.backbone.logits(hidden).float()  # [T, V]
-    return logits.log_softmax(dim=-1).gather(1, targets[:, None]).squeeze(1)
 
 
 def _as_answer(model: AuroraModel, option: str) -> str:

@@ -14,14 +14,12 @@ from aurora.model import AuroraModel
 from aurora.weights.adapters import apply_adapter
 from aurora.weights.model_folder import fill_unsaved_buffers, load_model
 
-TRAINED = f"runs/*/language_video/model/{CONFIG_FILE}"
-
 
 def model_folder(given: str | None) -> Path:
     """The folder given, or the one trained model of this folder. AuroraError that lists them when there are several."""
     if given is not None:
         return Path(given)
-    found = sorted(path.parent for path in Path().glob(TRAINED))
+    found = sorted(path.parent for path in Path().glob(f"runs/*/language_video/model/{CONFIG_FILE}"))
     if not found:
         raise AuroraError("no model: give --model FOLDER (there is no runs/*/language_video/model here, which "
                           "`aurora train` writes)")

@@ -1,5 +1,4 @@
-"""Reads text and frames into states: many sequences at a time, any length in constant memory. What reads is the
-backbone's runner.
+"""Reads text and frames into states with the backbone's runner: many sequences, any length in constant memory.
 
 Shape letters: S sequences, D backbone width, N frames, M tokens kept per frame.
 """

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -190,8 +191,10 @@ def shard_digests(task: DigestTask) -> Digests:
             samples.append(0)
             media += [0] * int(index.samples[sample]["count"])
             continue
-        seen = [_medium(files, index, sample, number, f"{key}.{extension}")
-                for number, extension in enumerate(record.media)]
+        seen = [0] * len(record.media)
+        for number, extension in enumerate(record.media):
+            with suppress(BadSample):
+                seen[number] = digest(files.media(index, sample, number, f"{key}.{extension}"))
         said = (part for turn in record.turns for part in (turn.question, turn.answer or ""))
         texts.append(digest("\n".join(map(_plain, said)).encode()))
         samples.append(digest(np.array([texts[-1], *seen], np.uint64).tobytes()) if all(seen) else 0)
@@ -201,13 +204,6 @@ def shard_digests(task: DigestTask) -> Digests:
     if os.access(task.folder, os.W_OK):
         write_sidecar(sidecar(tar, "digests.npz"), str(shard["sha256"]), **found._asdict())
     return found
-
-
-def _medium(files: ShardFiles, index: DatasetIndex, sample: int, number: int, name: str) -> int:
-    try:
-        return digest(files.media(index, sample, number, name))
-    except BadSample:
-        return 0
 
 
 def _plain(text: str) -> str:

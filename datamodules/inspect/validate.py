@@ -51,7 +51,6 @@ class Finding(NamedTuple):
 class Checked(NamedTuple):
     """What came of one task."""
 
-    shard: str
     samples: int
     decoded: int
     findings: list[Finding]
@@ -92,10 +91,10 @@ def check_shard(task: CheckTask) -> Checked:
     whole = [Finding(task.folder.name, name, "", *wrong) for wrong in _bytes(tar, task.number, index)]
     samples = index.of_shard(task.number)
     if any(finding.reason == "missing" for finding in whole):
-        return Checked(name, len(samples), 0, whole)
+        return Checked(len(samples), 0, whole)
     spread = np.unique(np.linspace(0, len(samples) - 1, min(task.decode or 0, len(samples))).astype(np.int64))
     chosen = samples if task.decode is None else [samples[place] for place in spread.tolist()]
-    return Checked(name, len(samples), len(chosen), [*whole, *_decoded(index, name, chosen, task.reader)])
+    return Checked(len(samples), len(chosen), [*whole, *_decoded(index, name, chosen, task.reader)])
 
 
 def _bytes(tar: Path, number: int, index: DatasetIndex) -> Iterator[tuple[str, str]]:

@@ -15,10 +15,9 @@ from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.evaluation.predictions import Prediction, Task
 from aurora.evaluation.questions import Question, read_questions
-from aurora.evaluation.report import render
 from aurora.evaluation.run import Protocol, evaluate
 from aurora.evaluation.scoring import score_options
-from aurora.evaluation.summary import summarise
+from aurora.evaluation.summary import render, summarise
 from aurora.inference.generation import Generation
 from aurora.inference.session import Session
 from aurora.model import AuroraModel
