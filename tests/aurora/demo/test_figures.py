@@ -6,7 +6,7 @@ import torch
 
 from aurora.assemble import build_model
 from aurora.config import load_config
-from aurora.demo.figures import PANEL, draw_groups, loss_curves, merged_patches
+from aurora.demo.run import PANEL, draw_groups, loss_curves, merged_patches
 
 
 @pytest.fixture(scope="module")
