@@ -141,7 +141,8 @@ def test_the_whole_text_of_any_option_chooses_it(options: list[str], data: st.Da
 def test_a_decorated_letter_chooses_its_option(options: list[str], form: str, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, len(options) - 1))
     answer = form.format("ABCDEFGH"[index])
-    assume(not any(option.casefold() in answer.casefold() for option in options))
+    # "B" is also the option "B."
+    assume(not any(option.casefold().strip(".") in answer.casefold() for option in options))
     assert chosen_option(answer, options) == index
 
 
