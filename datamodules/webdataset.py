@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 
 from aurora.errors import AuroraError
@@ -26,9 +27,10 @@ from .loading.prefetch import Prefetch
 from .loading.rows import RowBuilder, RowTask
 from .loading.supervisor import supervised
 from .loading.worker import WorkerLimits
-from .plan.corpus import FOLDER, Corpus, Missing, TooLong, blank_tokens, build_corpus, kind_groups
+from .plan.corpus import FOLDER, Corpus, Missing, TooLong, blank_tokens, build_corpus
 from .plan.epoch import BatchUnit, EpochPlan
 from .plan.packing import Budget
+from .shards.format import IMAGE, IMAGES, VIDEO
 from .shards.index import is_remote
 from .shards.tar import ShardFiles
 
@@ -38,10 +40,10 @@ _log = logging.getLogger(__name__)
 def plan_of(
     corpus: Corpus, *, budget: Budget, seed: int, mix_kinds: bool, global_batch: int, batch_unit: BatchUnit
 ) -> EpochPlan:
-    """Rows and steps of every epoch of a corpus."""
+    """Rows and steps of every epoch of a corpus. Unless kinds are mixed, single images and text are one group."""
+    apart = np.isin(corpus.kinds, (IMAGES, VIDEO)) & (not mix_kinds and (corpus.kinds == IMAGE).any())
     return EpochPlan(corpus.members, tokens=corpus.tokens, frames=corpus.frames, budget=budget, seed=seed,
-                     group=kind_groups(corpus.kinds, mix_kinds=mix_kinds), global_batch=global_batch,
-                     batch_unit=batch_unit)
+                     group=apart.astype(np.uint8), global_batch=global_batch, batch_unit=batch_unit)
 
 
 @DATA.register
@@ -160,7 +162,7 @@ class WebDatasetModule(DataModule, lightning.LightningDataModule):  # type: igno
         pin = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
         ahead = Prefetch(task) if self._remote else None
         built = (supervised(task, self._workers, self._limits, self._count_death) if self._workers
-                 else (task.build(row) for _, row in task.planned()))
+                 else (task.builder.row(row) for _, row in task.planned()))
         try:
             for batch, skipped in built:
                 self.bad.add(batch.samples + len(skipped), skipped)

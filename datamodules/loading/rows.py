@@ -56,11 +56,10 @@ class Segment:
 
     def cut(self, start: int, stop: int) -> Segment:
         """The positions from `start` to `stop`, which cut no frame in two."""
-        inside = [(pixels, place) for pixels, place in zip(self.pixels, self.places, strict=True)
-                  if start <= place.start < stop]
+        inside = [number for number, place in enumerate(self.places) if start <= place.start < stop]
         return Segment(
-            self.tokens[start:stop], self.learned[start:stop], [pixels for pixels, _ in inside],
-            [range(place.start - start, place.stop - start) for _, place in inside],
+            self.tokens[start:stop], self.learned[start:stop], [self.pixels[number] for number in inside],
+            [range(self.places[number].start - start, self.places[number].stop - start) for number in inside],
             self.tokens[stop] if stop < len(self.tokens) and self.learned[stop] else IGNORE)
 
 
@@ -126,19 +125,17 @@ class RowBuilder:
                                self.budget)[0])
 
     def row(
-        self, samples: Sequence[int], part: SamplePart = WHOLE,
-        given_up: Mapping[int, BadSample] = MappingProxyType({}), report: Callable[[int], object] = int,
+        self, row: PlannedRow, given_up: Mapping[int, BadSample] = MappingProxyType({}),
+        report: Callable[[int], object] = int,
     ) -> Built:
-        """The row of some samples, or of a part of one; of none it is a placeholder for a rank that has nothing to do
-        for this row of the step.
+        """A row without the samples at the places in `given_up`; `report` is called with each place before its sample
+        is decoded.
 
-        Samples at the places in `given_up` are not tried; `report` is called with each place before its sample is
-        decoded.
-        A row without frames is given a blank one as a sequence of its own, without targets: every rank runs its
-        encoder for every row, or gradients could not be gathered.
+        One without frames is given a blank one as a sequence of its own, without targets: every rank runs its encoder
+        for every row, or gradients could not be gathered.
         """
-        sequences, skipped = [], []
-        for place, sample in enumerate(samples):
+        part, sequences, skipped = row.part, [], []
+        for place, sample in enumerate(row.samples):
             report(BETWEEN)
             self.files.ready(*self.corpus.locate(sample))
             report(place)
@@ -154,8 +151,9 @@ class RowBuilder:
         elif not any(sequence.pixels for sequence in sequences):
             sequences.append(blank_segment(self.layout))
         # the sample of several rows counts in the last of them, which has its answer
-        real = len(samples) - len(skipped) if part.last else 0
-        return pack(sequences)._replace(samples=real, continues=not part.first, goes_on=not part.last), skipped
+        real = len(row.samples) - len(skipped) if part.last else 0
+        return pack(sequences)._replace(samples=real, continues=not part.first, goes_on=not part.last,
+                                        closes_step=row.closes_step, position=row.position), skipped
 
     def _sequence(self, sample: int, part: SamplePart) -> Segment:
         index, number = self.corpus.locate(sample)
@@ -280,11 +278,3 @@ class RowTask:
     def behind(self, row: int, position: Position) -> RowTask:
         """What is left behind a row that closed a step."""
         return replace(self, first=row + 1, position=position, steps=self.steps - 1)
-
-    def build(
-        self, row: PlannedRow, given_up: Mapping[int, BadSample] = MappingProxyType({}),
-        report: Callable[[int], object] = int,
-    ) -> Built:
-        """A row, without the samples at the places in `given_up`; `report` as in `RowBuilder.row`."""
-        batch, skipped = self.builder.row(row.samples, row.part, given_up, report)
-        return batch._replace(closes_step=row.closes_step, position=row.position), skipped

@@ -79,7 +79,7 @@ def work(task: RowTask, assignment: Assignment, heartbeat: Heartbeat, line: sock
             if not _wait_for_room(line, sizes, limits.prefetch_rows, room):
                 return
             heartbeat.beat(number, BETWEEN)
-            built = task.build(row, assignment.given_up.get(number, {}), partial(heartbeat.beat, number))
+            built = task.builder.row(row, assignment.given_up.get(number, {}), partial(heartbeat.beat, number))
             heartbeat.beat(number, BETWEEN)
             sizes.append(send(line, number, built))
             if _private_bytes() - base > limits.worker_bytes:
@@ -108,8 +108,7 @@ def settle(parent: int, inherited: Sequence[socket.socket]) -> None:
     """Makes this process one that only its parent ends, and that ends with its parent."""
     for other in inherited:
         other.close()
-    # Ctrl-C and a batch system's SIGTERM reach the whole group; the parent, which wants its rows until it has saved,
-    # decides when they end.
+    # Ctrl-C and a batch system's SIGTERM reach the whole group; the parent wants its rows until it has saved.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,29 +32,26 @@ class Arrays(NamedTuple):
 
 
 def shared_arrays(folders: Sequence[Path], identity: str, fill: Fill) -> Arrays:
-    """The arrays of an identity, made now unless they are there.
-
-    They are kept in the first of `folders` that can be written; processes that ask at the same time wait for the first.
-    """
+    """The arrays of an identity, made unless they are there, and kept in the first of `folders` that can be written.
+    Processes that ask at the same time wait for the first."""
     for folder in folders:
         if folder.joinpath(identity, "facts.json").is_file():
             return load_arrays(folder / identity)
     for folder in folders:
-        lock = _lock(folder, identity)
-        if lock is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = folder.joinpath(f"{identity}.lock").open("w")
+        except OSError:
             continue
         with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.joinpath(identity, "facts.json").is_file():
                 # under the lock nobody else writes here
                 with room_for(folder / identity), replacing(folder / identity, folder=True) as partial:
                     _write(partial, fill)
         return load_arrays(folder / identity)
     own: dict[str, np.ndarray] = {}
-
-    def allocate(name: str, dtype: np.dtype[Any], length: int) -> np.ndarray:
-        return own.setdefault(name, np.empty(length, dtype))
-
-    facts = fill(allocate)
+    facts = fill(lambda name, dtype, length: own.setdefault(name, np.empty(length, dtype)))
     return Arrays(own, facts, None)
 
 
@@ -82,14 +79,3 @@ def _write(folder: Path, fill: Fill) -> None:
     for array in mapped:
         array.flush()
     folder.joinpath("facts.json").write_text(json.dumps(facts), encoding="utf-8")
-
-
-def _lock(folder: Path, identity: str) -> TextIO | None:
-    """A file that is locked until it is closed; None where nothing can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder.joinpath(f"{identity}.lock").open("w")
-    except OSError:
-        return None
-    fcntl.flock(file, fcntl.LOCK_EX)
-    return file

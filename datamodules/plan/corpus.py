@@ -18,7 +18,7 @@ from aurora.interfaces import Prompt, Sampling, Tokenizer, VisualLayout
 from aurora.mixture import Mixture, take
 
 from ..reader._decode import sample_counts
-from ..shards.format import IMAGE, IMAGES, TEXT, VIDEO
+from ..shards.format import TEXT, VIDEO
 from ..shards.index import DatasetIndex, load_index
 from .arrays import Allocate, Arrays, load_arrays, shared_arrays
 from .epoch import Members
@@ -71,8 +71,7 @@ class Corpus:
 
 
 def open_datasets(root: Path, mixture: Mixture, missing: Missing = "refuse") -> list[DatasetIndex]:
-    """The indices of a mixture's datasets. AuroraError for folders that are not there, unless they may be missing,
-    and for a shard that is missing or was cut."""
+    """The indices of a mixture's datasets. AuroraError for folders and shards that are missing, and for cut shards."""
     absent = [name for name in mixture.datasets if not (root / name).is_dir()]
     if absent and (missing == "refuse" or len(absent) == len(mixture.datasets)):
         there = sorted(path.name for path in root.glob("[!.]*") if path.is_dir())
@@ -87,22 +86,17 @@ def build_corpus(
     root: Path, mixture: Mixture, *, tokenizer: Tokenizer, prompt: Prompt, layout: VisualLayout | None,
     sampling: Sampling, budget: Budget, too_long: TooLong, missing: Missing = "refuse", scratch: Path | None = None,
 ) -> Corpus:
-    """Measures every sample of a mixture and leaves out what no row can hold.
-
-    The arrays are kept below `root`, or in `scratch` where that cannot be written, and mapped from there.
-    """
+    """Measures every sample of a mixture and leaves out what no row can hold. The arrays are kept below `root`, or in
+    `scratch` where that cannot be written, and mapped from there."""
     datasets = open_datasets(root, mixture, missing)
     mixture = mixture.only(index.folder.name for index in datasets)
     identity = hashlib.sha256(json.dumps([
         VERSION, [index.digest for index in datasets], mixture.plain(), counter(prompt, tokenizer),
         _layout_identity(layout), asdict(sampling), asdict(budget), too_long,
     ]).encode()).hexdigest()[:16]
-
-    def fill(allocate: Allocate) -> dict[str, Any]:
-        text = [text_lengths(index, prompt, tokenizer) for index in datasets]
-        return _fill(datasets, mixture, text, layout, sampling, budget, too_long, allocate)
-
-    arrays = shared_arrays([root / FOLDER, *([scratch] if scratch else [])], identity, fill)
+    arrays = shared_arrays(
+        [root / FOLDER, *([scratch] if scratch else [])], identity,
+        lambda allocate: _fill(datasets, mixture, prompt, tokenizer, layout, sampling, budget, too_long, allocate))
     corpus = _corpus(arrays, tuple(datasets), identity)
     total, dropped = len(corpus.tokens), sum(count.dropped for count in corpus.counts)
     shrunk = sum(count.shrunk for count in corpus.counts)
@@ -119,16 +113,17 @@ def build_corpus(
 
 
 def _fill(
-    datasets: Sequence[DatasetIndex], mixture: Mixture, text: Sequence[np.ndarray], layout: VisualLayout | None,
-    sampling: Sampling, budget: Budget, too_long: TooLong, allocate: Allocate,
+    datasets: Sequence[DatasetIndex], mixture: Mixture, prompt: Prompt, tokenizer: Tokenizer,
+    layout: VisualLayout | None, sampling: Sampling, budget: Budget, too_long: TooLong, allocate: Allocate,
 ) -> dict[str, Any]:
     """The arrays of a corpus, and what its members and counts are."""
     total = sum(len(index) for index in datasets)
     arrays = {name: allocate(name, np.dtype(np.int32), total) for name in ("tokens", "text", "frames")}
     arrays["kinds"] = allocate("kinds", np.dtype(np.uint8), total)
     start, counts, fitting = 0, [], {}
-    for index, lengths in zip(datasets, text, strict=True):
-        kept, shrunk = [], 0
+    for index in datasets:
+        lengths = text_lengths(index, prompt, tokenizer)
+        kept, shrunk = [np.zeros(0, np.uint32)], 0
         for where in _blocks(index):
             here = slice(start + where.start, start + where.stop)
             block, fits, fewer = _measured(index, where, lengths[where], layout, sampling, budget, too_long)
@@ -136,24 +131,20 @@ def _fill(
                 arrays[name][here] = values
             kept.append((np.flatnonzero(fits) + here.start).astype(np.uint32))
             shrunk += int((fewer & fits).sum())
-        fitting[index.folder.name] = np.concatenate(kept) if kept else np.zeros(0, np.uint32)
+        fitting[index.folder.name] = np.concatenate(kept)
         counts.append(DatasetCounts(len(index), len(index) - len(fitting[index.folder.name]), shrunk))
         start += len(index)
     read = [one for of_dataset in members(mixture, fitting) for one in of_dataset]
-    numbers = allocate("members", np.dtype(np.uint32), sum(len(one.samples) for one in read))
     stops = np.cumsum([0, *(len(one.samples) for one in read)]).tolist()
-    for one, first, stop in zip(read, stops, stops[1:], strict=False):
-        numbers[first:stop] = one.samples
+    np.concatenate([np.zeros(0, np.uint32), *(one.samples for one in read)],
+                   out=allocate("members", np.dtype(np.uint32), stops[-1]))
     return {"members": [[first, stop, one.repeats] for one, first, stop in zip(read, stops, stops[1:], strict=False)],
             "counts": counts}
 
 
 def members(mixture: Mixture, samples: Mapping[str, np.ndarray]) -> list[list[Members]]:
-    """What is read of each dataset's samples, in the order of `mixture`.
-
-    Which samples are taken of a dataset follows from its name alone: asking for more keeps those of before, and
-    neither the seed nor the other datasets change them.
-    """
+    """What is read of each dataset's samples, in the order of `mixture`: which ones follows from its name alone, and
+    asking for more keeps those of before."""
     read: list[list[Members]] = []
     for name, (count, visits) in take(mixture, {name: len(numbers) for name, numbers in samples.items()}).items():
         taken = _chosen(name, samples[name], count)
@@ -263,10 +254,3 @@ def _visual(index: DatasetIndex, where: slice, layout: VisualLayout | None, samp
     visual = np.bincount(owner, count * each, len(samples)).astype(np.int64)
     first = np.minimum(samples["media"].astype(np.int64) - start, len(media) - 1)
     return VisualLengths(frames, np.where(counts > 0, each[first], 0), visual)
-
-
-def kind_groups(kinds: np.ndarray, *, mix_kinds: bool) -> np.ndarray:
-    """[S] uint8: samples of different groups share no row and no step; single images and text are one group."""
-    apart = np.isin(kinds, (IMAGES, VIDEO))
-    both = bool(apart.any()) and bool((kinds == IMAGE).any())
-    return (apart & both & (not mix_kinds)).astype(np.uint8)

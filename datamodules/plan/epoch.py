@@ -47,16 +47,20 @@ class EpochPlan:
     ) -> None:
         """`tokens`, `frames`, `group` are [S] by sample number; samples of different groups share no row and no step.
 
-        A step holds about `global_batch` samples, or tokens: the rows of a group in a window are divided into that
-        many steps of equal sums as comes nearest, for whatever number of ranks. A step of tokens holds one row or more.
+        The rows of a group in a window are divided into steps of equal sums, as near to `global_batch` samples, or
+        tokens, as can be, for whatever number of ranks. A step of tokens holds one row or more.
         """
         self._members, self._tokens, self._frames, self._group = members, tokens, frames, group
         self._budget, self._global_batch, self._seed, self._unit = budget, global_batch, seed, batch_unit
         self._groups = int(group.max(initial=0)) + 1
-        self._chunks = _chunks(members)
         self._steps: dict[int, np.ndarray] = {}
-        sums = [np.tile(self._chunk_sums(dataset.samples), (dataset.repeats, 1)) for dataset in members]
-        self._sums = np.concatenate([np.zeros((0, self._groups), np.int64), *sums])
+        chunks, sums = [np.zeros((0, 2), np.int64)], [np.zeros((0, self._groups), np.int64)]
+        for number, dataset in enumerate(members):
+            starts = np.arange(0, len(dataset.samples), CHUNK)
+            chunks += [np.stack([np.full(len(starts), number), starts], 1)] * dataset.repeats
+            sums += [self._chunk_sums(dataset.samples)] * dataset.repeats
+        self._chunks = np.concatenate(chunks)  # [C, 2]: dataset and first sample of every chunk, repeats included
+        self._sums = np.concatenate(sums)  # [C, G]
         # At least four steps in a window, or its steps could not come near the batch that was asked for.
         average = max(1.0, self._sums.sum() / max(1, self.samples))  # of a sample, in units of the batch
         self._span = max(WINDOW_CHUNKS, int(-(-4 * global_batch // (CHUNK * average))))
@@ -77,8 +81,7 @@ class EpochPlan:
             self._window_steps(epoch)[:window].sum())
 
     def visits(self, steps: int) -> np.ndarray:
-        """[S] int64: how often each sample is read in the first so many steps. No window is packed but the one that
-        they end in."""
+        """[S] int64: how often each sample is read in so many steps. Only the window that they end in is packed."""
         found, epoch = np.zeros(len(self._tokens), np.int64), 0
         while steps > 0:
             stops = np.cumsum(self._window_steps(epoch))
@@ -167,20 +170,9 @@ class EpochPlan:
         return self._steps[epoch]
 
 
-def _chunks(members: Sequence[Members]) -> np.ndarray:
-    """[C, 2] int64: dataset and first sample of every chunk, repeats included."""
-    parts = [np.zeros((0, 2), np.int64)]
-    for number, dataset in enumerate(members):
-        starts = np.arange(0, len(dataset.samples), CHUNK)
-        chunks = np.stack([np.full(len(starts), number), starts], 1)
-        parts += [chunks] * dataset.repeats
-    return np.concatenate(parts)
-
-
 def _step_count(sums: np.ndarray, global_batch: int) -> np.ndarray:
     """How many steps of about `global_batch` some samples make: at least one where there are any."""
-    nearest = np.maximum(1, (sums + global_batch // 2) // global_batch)
-    return np.where(sums > 0, nearest, 0)
+    return np.asarray(np.maximum(sums > 0, (sums + global_batch // 2) // global_batch))
 
 
 def deal(weights: Sequence[int], parts: int) -> list[list[int]]:
@@ -207,13 +199,18 @@ def schedule(
     plan: EpochPlan, *, position: Position, steps: int, rank: int, world: int,
     parts: Callable[[int], int] = lambda sample: 1,
 ) -> Iterator[PlannedRow]:
-    """The rows of a rank in so many steps from a position on; `parts` says over how many rows a sample is split.
-
-    Where a step's rows do not divide evenly some ranks are given placeholders at its end, so that all ranks read the
-    same number. A position inside a step means its beginning.
-    """
+    """The rows of a rank in so many steps from a position on, or from the beginning of the step that it lies in;
+    `parts` says over how many rows a sample is split. Every rank is given the same number of rows in a step, the last
+    of which may be placeholders."""
     for packs, here, behind in islice(_steps(plan, position), steps):
-        yield from _rows_of(packs, rank, world, parts, here, behind)
+        rows = [parts(pack[0]) if len(pack) == 1 else 1 for pack in packs]
+        dealt = deal(rows, world)
+        mine = [(packs[pack], SamplePart(number, rows[pack])) for pack in dealt[rank] for number in range(rows[pack])]
+        most = max(sum(rows[pack] for pack in one) for one in dealt)
+        for number in range(most):
+            samples, part = mine[number] if number < len(mine) else ([], WHOLE)
+            last = number == most - 1
+            yield PlannedRow(samples, part, last, behind if last else here)
 
 
 def _steps(plan: EpochPlan, position: Position) -> Iterator[tuple[list[list[int]], Position, Position]]:
@@ -230,17 +227,3 @@ def _steps(plan: EpochPlan, position: Position) -> Iterator[tuple[list[list[int]
                 yield [pack.tolist() for pack in packs[start:stop]], (epoch, window, start), behind
             first_pack = 0
         first_window = 0
-
-
-def _rows_of(
-    packs: Sequence[list[int]], rank: int, world: int, parts: Callable[[int], int], here: Position, behind: Position
-) -> Iterator[PlannedRow]:
-    """A rank's rows of one step."""
-    rows = [parts(pack[0]) if len(pack) == 1 else 1 for pack in packs]
-    dealt = deal(rows, world)
-    mine = [(packs[pack], SamplePart(number, rows[pack])) for pack in dealt[rank] for number in range(rows[pack])]
-    most = max(sum(rows[pack] for pack in one) for one in dealt)
-    for number in range(most):
-        samples, part = mine[number] if number < len(mine) else ([], WHOLE)
-        last = number == most - 1
-        yield PlannedRow(samples, part, last, behind if last else here)

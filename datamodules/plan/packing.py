@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -61,12 +61,8 @@ def too_long(tokens: np.ndarray, frames: np.ndarray, budget: Budget) -> np.ndarr
 def part_counts(
     tokens: np.ndarray, text: np.ndarray, frames: np.ndarray, kinds: np.ndarray, budget: Budget
 ) -> np.ndarray:
-    """[S]: the rows that each sample is split over; 0 for what cannot be, because its text alone fills a row or because
-    it has several images.
-
-    The text before a video stands in the first row and that behind it in the last. How it is divided is not known, so
-    that every row has room for all of it.
-    """
+    """[S]: the rows that each sample is split over; 0 for what cannot be: its text alone fills a row, or it has several
+    images. As it is not known what stands before a video and what behind, every row has room for all of its text."""
     each = -(-(tokens - text) // np.maximum(frames, 1))
     frames_per_row = np.minimum(budget.frames, (budget.tokens - text) // np.maximum(each, 1))
     videos = np.where(frames_per_row > 0, -(-frames // np.maximum(frames_per_row, 1)), 0)
@@ -77,11 +73,8 @@ def part_counts(
 
 
 def pack_rows(tokens: np.ndarray, frames: np.ndarray, budget: Budget, most: int) -> list[np.ndarray]:
-    """Packs samples into rows of at most `most`: the positions in `tokens` and `frames` of each row's samples.
-
-    Rows are filled one by one in the resource that runs out first. Where that is frames, samples without any come last
-    and go into the gaps.
-    """
+    """Packs samples into rows of at most `most`: the positions in `tokens` and `frames` of each row's samples. Rows are
+    filled by the resource that runs out first; where that is frames, samples without any go into the gaps."""
     visual, text = np.flatnonzero(frames), np.flatnonzero(frames == 0)
     if frames.sum(dtype=np.int64) * budget.tokens > tokens.sum(dtype=np.int64) * budget.frames:
         rows = _fill(visual, frames, tokens, (budget.frames, budget.tokens), most)
@@ -148,16 +141,8 @@ def _drawn(
 
 def _free(others: list[int], stop: int, other: int, taken: set[int]) -> int | None:
     """The last place before `stop` that is not taken and whose need of the other resource is met."""
-    tries = 0
-    for place in range(min(stop, len(others)) - 1, -1, -1):
-        if place in taken:
-            continue
-        if others[place] <= other:
-            return place
-        tries += 1
-        if tries == _TRIES:
-            return None
-    return None
+    free = (place for place in range(stop - 1, -1, -1) if place not in taken)
+    return next((place for place in islice(free, _TRIES) if others[place] <= other), None)
 
 
 def _fill_gaps(
