@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,11 @@ _log = logging.getLogger(__name__)
 
 @DATA.register
 class StreamingModule(DataModule, lightning.LightningDataModule):  # type: ignore[misc]
-    """Tars of the folders of a mixture below `root`, read by webdataset and packed on the fly.
+    """Tars without an index, of a mixture's folders below `root`: read by webdataset and packed on the fly.
 
-    For tars without an index. Every worker draws shards forever, so that all ranks make the same `max_steps` steps of
-    `rows_per_step` rows and none waits for another. What this cannot promise, and `webdataset` does: that each sample
-    is read once per epoch, the same order on another number of ranks or workers, going on where a run stopped.
-    Samples longer than a row count as bad.
+    Every worker draws shards forever, so that all ranks make the same `max_steps` steps of `rows_per_step` rows. What
+    this cannot promise, and `webdataset` does: that each sample is read once per epoch, the same order on another
+    number of ranks or workers, going on where a run stopped. Samples longer than a row count as bad.
     """
 
     def __init__(
@@ -60,11 +59,10 @@ class StreamingModule(DataModule, lightning.LightningDataModule):  # type: ignor
             raise AuroraError("data 'streaming': its rows have no end; max_steps says how many to read: that of the "
                               "stage, and stages.STAGE.validation.max_steps")
         self.bad = BadSamples(max_bad_rate, bad_rate_after, None if quarantine is None else Path(quarantine))
-        self._tars = _tars(root, read_mixture("data.mixture", mixture))
-        self._rows_per_step, self._steps, self._seed, self._workers, self._shuffle = (
-            rows_per_step, max_steps, seed, workers, shuffle)
-        self._packer = _Packer(tokenizer, prompt, layout, reader, Sampling(fps, frames, max_frames),
-                               Budget(row_tokens, row_frames, blank_tokens(layout)))
+        self._rows_per_step, self._steps, self._seed, self._workers = rows_per_step, max_steps, seed, workers
+        self._stream = _Stream(_tars(root, read_mixture("data.mixture", mixture)), tokenizer, prompt, layout, reader,
+                               Sampling(fps, frames, max_frames), Budget(row_tokens, row_frames, blank_tokens(layout)),
+                               shuffle)
 
     def rows(self, position: Position, *, steps: int, rank: int, world: int) -> Iterator[PackedBatch]:
         if self._rows_per_step % world:
@@ -81,7 +79,7 @@ class StreamingModule(DataModule, lightning.LightningDataModule):  # type: ignor
         return {"bad_samples": self.bad.reasons.total()}
 
     def _read(self, first: int, steps: int, rank: int, rows_per_step: int) -> Iterator[PackedBatch]:
-        stream = _Stream(self._tars, self._packer, (self._seed, first, rank), self._shuffle)
+        stream = replace(self._stream, seed=(self._seed, first, rank))
         loader = iter(DataLoader(stream, batch_size=None, collate_fn=tuple, num_workers=self._workers,
                                  multiprocessing_context=start_method() if self._workers else None))
         for step in range(first, first + steps):
@@ -117,12 +115,17 @@ def _tars(root: str, mixture: Mixture) -> list[str]:
 
 @dataclass(eq=False)
 class _Stream(IterableDataset[Built]):
-    """Rows without end."""
+    """Rows without end: sequences of webdataset's samples, of which nothing has been checked, packed as they come."""
 
     tars: Sequence[str]
-    packer: _Packer
-    seed: tuple[int, ...]
+    tokenizer: Tokenizer
+    prompt: Prompt
+    layout: VisualLayout | None
+    reader: VideoReader
+    sampling: Sampling
+    budget: Budget
     shuffle: int
+    seed: tuple[int, ...] = ()
 
     def __iter__(self) -> Iterator[Built]:
         info = get_worker_info()
@@ -137,27 +140,15 @@ class _Stream(IterableDataset[Built]):
         skipped: list[Skipped] = []
         for sample in pipeline:
             try:
-                waiting.append(self.packer.sequence(sample))
+                waiting.append(self._sequence(sample))
             except BadSample as error:
                 tar = Path(str(sample.get("__url__", "")))
                 skipped.append(Skipped(tar.parent.name, tar.name, str(sample["__key__"]), error.reason, error.detail))
             if len(waiting) == _WAITING or len(skipped) == _WAITING:
-                yield self.packer.take_row(waiting), skipped
+                yield self._take_row(waiting), skipped
                 skipped = []
 
-
-@dataclass(frozen=True)
-class _Packer:
-    """Makes sequences of webdataset's samples, of which nothing has been checked, and packs them as they come by."""
-
-    tokenizer: Tokenizer
-    prompt: Prompt
-    layout: VisualLayout | None
-    reader: VideoReader
-    sampling: Sampling
-    budget: Budget
-
-    def sequence(self, sample: Mapping[str, Any]) -> Segment:
+    def _sequence(self, sample: Mapping[str, Any]) -> Segment:
         """The sequence of a sample. BadSample when none fits a row."""
         key = sample["__key__"]
         check_foreign_key(key)
@@ -178,7 +169,7 @@ class _Packer:
             raise BadSample("length", f"{len(sequence.tokens)} tokens and {len(sequence.pixels)} frames fit no row")
         return sequence
 
-    def take_row(self, waiting: list[Segment]) -> PackedBatch:
+    def _take_row(self, waiting: list[Segment]) -> PackedBatch:
         """The row of the first sequence that waits and of those that fit beside it, which wait no longer; without any
         sequence where all were bad."""
         taken, left, tokens, frames = list[Segment](), list[Segment](), self.budget.tokens, self.budget.frames

@@ -19,8 +19,7 @@ from .rows import Skipped
 class BadSamples:
     """Counts samples that became placeholders, lists them, and stops the run when they are too many.
 
-    What is counted is what this process reads: a run that is resumed begins to count anew, and goes on writing to the
-    same list.
+    A run that is resumed begins to count anew, and goes on writing to the same list.
     """
 
     max_rate: float

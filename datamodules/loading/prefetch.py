@@ -38,7 +38,7 @@ class Prefetch:
         self._window = context.RawValue(ctypes.c_long, _number(task.plan, task.position))
         self._process = context.Process(target=_run, args=(task, self._window, os.getpid()), daemon=True)
         self._process.start()
-        self._at_exit = Finalize(None, self._process.kill, exitpriority=10)
+        self._kill = Finalize(None, self._process.kill, exitpriority=10)
 
     def reached(self, position: Position) -> None:
         """Says how far rows have been taken."""
@@ -46,8 +46,7 @@ class Prefetch:
 
     def stop(self) -> None:
         """Ends the process."""
-        self._at_exit.cancel()
-        self._process.kill()
+        self._kill()
         self._process.join()
         self._process.close()
 

@@ -1,9 +1,8 @@
 """Supervised worker processes: a decoder that crashes, hangs or leaks costs one sample, never the run.
 
-A worker that dies is replaced at the row that it was at, and so is one that takes too long over a sample, which is
-killed. The sample that it had in hand is tried once more, for it may not be the cause; then it is given
-up and becomes a placeholder, so that neither order nor content of any row depend on what happens to workers. All of
-this goes on whenever a row is asked for; there is no thread.
+A worker that dies, or is killed because a sample takes too long, is replaced at its row. The sample in hand is tried
+once more, for it may not be the cause, and then becomes a placeholder: neither order nor content of any row depend on
+what happens to workers. All of this goes on whenever a row is asked for; there is no thread.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
+from typing import Any
 
 import torch
 
@@ -27,8 +27,8 @@ from aurora.errors import AuroraError, BadSample
 
 from ..reader._file import decoded_here
 from .rows import BETWEEN, Built, RowTask
-from .transfer import Parcel, receive
-from .worker import END, IDLE, RENEW, TAKEN, Assignment, Heartbeat, WorkerLimits, work
+from .transfer import receive
+from .worker import IDLE, RENEW, TAKEN, Assignment, Heartbeat, WorkerLimits, work
 
 LOOK_SECONDS = 0.5
 START_SECONDS = 900.0  # to start, to plan a window or to fetch a shard
@@ -40,12 +40,16 @@ _log = logging.getLogger(__name__)
 def supervised(task: RowTask, workers: int, limits: WorkerLimits, died: Callable[[], None]) -> Iterator[Built]:
     """The rows of a task in order; worker w of W builds the rows w, w + W, w + 2W, ... `died` is called for each death.
 
-    Workers end with the iteration, or with this process, however that ends. AuroraError when one fails for a reason
-    that does not lie in a sample.
+    Workers end with the iteration, or with this process. AuroraError when one fails and no sample is the reason.
     """
     team = [_Worker(number, workers, limits, died) for number in range(workers)]
+
+    def end() -> None:  # they hold nothing that must be put away
+        for worker in team:
+            worker.stop()
+
     # multiprocessing would ask daemons to end by SIGTERM at exit, and wait for them
-    at_exit = Finalize(None, _stop, args=(team,), exitpriority=10)
+    stop = Finalize(None, end, exitpriority=10)
     try:
         for worker in team:
             worker.start(task, team)
@@ -61,15 +65,12 @@ def supervised(task: RowTask, workers: int, limits: WorkerLimits, died: Callable
                 task = task.behind(number, built[0].position)
             yield built
     finally:
-        at_exit.cancel()
-        _stop(team)
+        stop()
 
 
 def start_method() -> str:
-    """How workers start: by fork where that is safe, for it is fast and shares the index.
-
-    A process that has decoded video, started CUDA or read from a server must not be forked into one that does so too.
-    """
+    """How workers start: by fork, which is fast and shares the index, where this process has not decoded video, started
+    CUDA or read from a server: a fork of it could not do so too."""
     forks = sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
     cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     asyn = sys.modules.get("fsspec.asyn")
@@ -84,7 +85,7 @@ def _receive(team: Sequence[_Worker], task: RowTask, seconds: float) -> None:
         worker = lines[line]  # type: ignore[index]
         parcel = receive(worker.line)
         if parcel is not None:
-            worker.accept(parcel)
+            worker.accept(*parcel)
         else:
             worker.examine()
             worker.start(task, team)
@@ -92,17 +93,11 @@ def _receive(team: Sequence[_Worker], task: RowTask, seconds: float) -> None:
         worker.check()
 
 
-def _stop(team: Sequence[_Worker]) -> None:
-    # Workers hold nothing that must be put away.
-    for worker in team:
-        worker.stop()
-
-
 class _Worker:
     """One process after the other for the rows `number`, `number + workers`, ..., and what they have sent."""
 
     def __init__(self, number: int, workers: int, limits: WorkerLimits, died: Callable[[], None]) -> None:
-        self.ready: deque[Parcel] = deque()
+        self.ready: deque[Built | str | None] = deque()  # rows; an error or, after the last one, None in their place
         self.ended = False
         self.line: socket.socket
         self._number, self._workers, self._limits, self._died = number, workers, limits, died
@@ -133,24 +128,22 @@ class _Worker:
             process.start()
         self._process = process
 
-    def accept(self, parcel: Parcel) -> None:
+    def accept(self, number: int, item: Any) -> None:
         """Takes what the process sent."""
-        if parcel.number == RENEW:
+        if number == RENEW:
             self._grown = True
             return
-        self.ready.append(parcel)
+        self.ready.append(item)
         self._deaths = 0
         self._given_up.pop(self._next, None)
         self._next += self._workers
-        self.ended = parcel.number == END or isinstance(parcel.item, str)
+        self.ended = item is None or isinstance(item, str)
 
     def take(self) -> Built | None:
         """The next row, whose memory the process may fill again; None after the last one."""
-        parcel, self._taken = self.ready.popleft(), time.monotonic()
-        if isinstance(parcel.item, str):  # the error that came in place of a row
-            raise AuroraError(parcel.item)
-        if parcel.number == END:
-            return None
+        item, self._taken = self.ready.popleft(), time.monotonic()
+        if isinstance(item, str):
+            raise AuroraError(item)
         if self._older:
             self._older -= 1
         elif not self.ended:
@@ -158,8 +151,7 @@ class _Worker:
                 self.line.sendall(TAKEN)
             except (BrokenPipeError, ConnectionResetError):
                 _log.debug("data: worker %d has died", self._number)  # found when it is next looked after
-        built: Built = parcel.item
-        return built
+        return item
 
     def check(self) -> None:
         """Kills a process that has been at one thing for too long."""
@@ -176,9 +168,7 @@ class _Worker:
 
     def examine(self) -> None:
         """Finds out what a dead process died of, and gives up the sample in hand if another one died of it before.
-
-        AuroraError when it is not a sample again and again.
-        """
+        AuroraError when it is not a sample again and again."""
         how, self._older = self.stop(), len(self.ready)
         row, sample, _ = self._heartbeat.last()
         if self._grown:
@@ -189,13 +179,11 @@ class _Worker:
         if sample >= 0 and row == self._next:
             bad = (BadSample("hang", f"not decoded after {self._limits.sample_seconds:g} s") if self._hanging
                    else BadSample("crash", f"the worker that decoded it ended with {how}"))
-            if (row, sample) == self._suspect:
+            again, self._suspect = (row, sample) == self._suspect, (row, sample)
+            if again:
                 self._given_up.setdefault(row, {})[sample] = bad
-                _log.warning("data: worker %d is started again without a sample (%s)", self._number, bad.detail)
-            else:
-                self._suspect = row, sample
-                _log.warning("data: worker %d is started again, and a sample tried once more (%s)", self._number,
-                             bad.detail)
+            _log.warning("data: worker %d is started again%s (%s)", self._number,
+                         " without a sample" if again else ", and a sample tried once more", bad.detail)
             return
         self._deaths += 1
         if self._deaths == PATIENCE:

@@ -14,7 +14,7 @@ import socket
 import struct
 import sys
 import tempfile
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,40 +23,27 @@ _HEAD = struct.Struct("<qqq")  # number, where the pickle stands, bytes in all
 _ALIGN = 64
 
 
-class Parcel(NamedTuple):
-    """What arrived."""
-
-    number: int
-    item: Any  # whose tensors hold the shared memory
-
-
 def send(line: socket.socket, number: int, item: Any) -> int:
     """Hands an object over and says how many bytes it takes."""
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
     _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(item)
-    if sys.platform == "linux":
-        file = os.memfd_create("row")
-    else:
-        with tempfile.TemporaryFile() as unlinked:
-            file = os.dup(unlinked.fileno())
-    end, spans = 0, []
-    try:
+    spans = []
+    with os.fdopen(os.memfd_create("row"), "wb") if sys.platform == "linux" else tempfile.TemporaryFile() as file:
         for buffer in buffers:
-            raw = buffer.raw()
-            _write(file, raw, end)
-            spans.append((end, end + raw.nbytes))
-            end += -(-raw.nbytes // _ALIGN) * _ALIGN
-        head = pickle.dumps((spans, stream.getvalue()))
-        _write(file, memoryview(head), end)
-        socket.send_fds(line, [_HEAD.pack(number, end, end + len(head))], [file])
-    finally:
-        os.close(file)
-    return end + len(head)
+            start = file.seek(-(-file.tell() // _ALIGN) * _ALIGN)
+            file.write(buffer.raw())
+            spans.append((start, file.tell()))
+        end = file.tell()
+        pickle.dump((spans, stream.getvalue()), file)
+        file.flush()
+        size = file.tell()
+        socket.send_fds(line, [_HEAD.pack(number, end, size)], [file.fileno()])
+    return size
 
 
-def receive(line: socket.socket) -> Parcel | None:
-    """The next object, or None when the other side is gone."""
+def receive(line: socket.socket) -> tuple[int, Any] | None:
+    """The number and the next object, whose tensors hold the shared memory; None when the other side is gone."""
     try:
         head, files, _, _ = socket.recv_fds(line, _HEAD.size, 1)
     except ConnectionResetError:
@@ -72,7 +59,7 @@ def receive(line: socket.socket) -> Parcel | None:
         shared.madvise(mmap.MADV_DONTFORK)  # a worker forked later would hold the memory for as long as it lives
     memory = memoryview(shared)
     spans, stream = pickle.loads(memory[end:])
-    return Parcel(number, pickle.loads(stream, buffers=[memory[start:stop] for start, stop in spans]))
+    return number, pickle.loads(stream, buffers=[memory[start:stop] for start, stop in spans])
 
 
 class _Pickler(pickle.Pickler):
@@ -82,10 +69,3 @@ class _Pickler(pickle.Pickler):
         if isinstance(value, Tensor):
             return torch.from_numpy, (value.detach().numpy(),)
         return NotImplemented
-
-
-def _write(file: int, data: memoryview, offset: int) -> None:
-    # one call writes at most 2 GiB
-    while data:
-        written = os.pwrite(file, data, offset)
-        data, offset = data[written:], offset + written

@@ -40,7 +40,7 @@ def _ours(rows: int, shape: Shape) -> Iterator[Tensor]:
     with _sender(_send_ours, theirs, rows, shape), ours:
         theirs.close()
         for _ in range(rows):
-            yield transfer.receive(ours).item
+            yield transfer.receive(ours)[1]
             ours.send(b"x")
 
 
