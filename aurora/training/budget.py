@@ -1,9 +1,8 @@
 """What training a stage takes: FLOPs, and on given hardware the memory of a device, hours and cost.
 
-Counted as arithmetic are products with weights, attention, and the recurrence; norms and elementwise work are left
-out, as is what activation checkpointing computes again. A multiplication and an addition are two. Memory is that of
-weights, gradients, AdamW's moments, what FSDP gathers, and activations, which were counted on the parts of this
-repository; other parts may take more or less.
+Counted are products with weights, attention, and the recurrence, not norms, elementwise work and what activation
+checkpointing computes again; a multiplication and an addition are two. Memory is that of weights, gradients, AdamW's
+moments, what FSDP gathers, and activations, which were counted on the parts of this repository.
 
 Shape letters: M tokens of a frame, Dv vision width.
 """
@@ -19,7 +18,7 @@ import torch
 from torch import nn
 
 from aurora.errors import AuroraError
-from aurora.interfaces import Backbone, VisionEncoder
+from aurora.interfaces import VisionEncoder
 from aurora.losses import LOGIT_BYTES
 from aurora.model import AuroraModel
 from aurora.recipe import TrainerOptions
@@ -53,12 +52,15 @@ class Arithmetic(NamedTuple):
     def of(cls, model: AuroraModel, keep_ratio: float) -> Arithmetic:
         """From the shapes of any parts' matrices, for frames of the size that the encoder prepares."""
         patches, removed = merge_schedule(model, keep_ratio)
-        keep = patches - sum(removed)
+        backbone, left_out = model.backbone, tables(model)
+        products = sum(matrix.numel() for matrix in _matrices(backbone) if matrix not in left_out)
+        # a cache that grows is left to the products
+        state = sum(tensor.numel() for tensor in backbone.init_state(1).values()) if backbone.constant_state else 0
         return cls(
             _vision_flops(model.vision, patches, removed),
-            2.0 * keep * sum(matrix.numel() for matrix in _matrices(model.connector)),
-            2.0 * _block_numbers(model) + STATE_OPERATIONS * _state_numbers(model.backbone),
-            2.0 * model.backbone.vocab_size * model.backbone.hidden_size,
+            2.0 * (patches - sum(removed)) * sum(matrix.numel() for matrix in _matrices(model.connector)),
+            2.0 * products + STATE_OPERATIONS * state,
+            2.0 * backbone.vocab_size * backbone.hidden_size,
         )
 
     def reading(self, *, frames: float, positions: float, targets: float) -> float:
@@ -68,8 +70,8 @@ class Arithmetic(NamedTuple):
     def training(self, model: AuroraModel, *, frames: float, positions: float, targets: float) -> float:
         """FLOPs of the forward and the backward pass over so many of each.
 
-        A slot whose weights are trained takes three times its forward pass; one that only hands gradients on takes two;
-        one before everything that is trained takes one.
+        A slot that is trained takes three times its forward pass; one that only hands gradients on two; one before
+        everything that is trained one.
         """
         passes, before = {}, False
         for slot in WEIGHTED_SLOTS:
@@ -98,19 +100,6 @@ def _vision_flops(vision: VisionEncoder, patches: int, removed: tuple[int, ...])
         flops += 2.0 * products * (tokens - remove / 2) + 4.0 * tokens**2 * vision.width
         tokens -= remove
     return flops
-
-
-def _block_numbers(model: AuroraModel) -> int:
-    """Weights that every position is multiplied with: neither embedding nor head."""
-    left_out = tables(model)
-    return sum(matrix.numel() for matrix in _matrices(model.backbone) if matrix not in left_out)
-
-
-def _state_numbers(backbone: Backbone) -> int:
-    """Elements of a sequence's state; a cache that grows is left to the products."""
-    if not backbone.constant_state:
-        return 0
-    return sum(tensor.numel() for tensor in backbone.init_state(1).values())
 
 
 def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
@@ -142,7 +131,6 @@ OVERHEAD = 3 << 29
 RECOMPUTED = 4 / 3
 """Arithmetic when every block's forward pass is made twice."""
 SPARE = 0.95
-OTHER_WAYS = "more devices with trainer=fsdp, trainer.precision=bf16-true, fewer trained slots, or adapters"
 
 
 class Memory(NamedTuple):
@@ -194,10 +182,8 @@ def memory(
     """The memory of a device; `model` says what learns and may stand on the meta device."""
     in_hybrid = options.shard_size or min(devices, per_node)
     sharded = {"fsdp": devices, "fsdp_hybrid": in_hybrid}.get(options.strategy, 1)
-    whole = sum(p.nbytes for p in model.parameters())
-    learned = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    gathered = _gathered(model) if options.reshard_after_forward else float(whole)
+    whole, learned, average_bytes = _bytes(model, average)
+    gathered = _gathered(model, whole) if options.reshard_after_forward else float(whole)
     here = 0.0 if options.cpu_offload else 1.0
     # of a row, that a process learns from at once
     pieces = 1 if options.backprop_tokens is None else -(-row_tokens // options.backprop_tokens)
@@ -205,7 +191,7 @@ def memory(
     return Memory(
         weights=here * whole / sharded,
         gradients=learned if options.defer_gradient_sync else here * learned / sharded,
-        optimizer=here * (2 * learned + (4 * numbers if average else 0)) / sharded,
+        optimizer=here * (2 * learned + average_bytes) / sharded,
         gathered=gathered / (2 if options.precision == "bf16-gathered" else 1) if sharded > 1 else 0.0,
         activations=_activations(model, options, keep_ratio, int(share * row_tokens), math.ceil(share * row_frames)),
         overhead=OVERHEAD,
@@ -215,9 +201,15 @@ def memory(
 def disk(model: AuroraModel, *, average: bool = False) -> int:
     """Bytes that a stage has on disk at most: checkpoints of what learns with AdamW's moments, and with the average of
     the weights where there is one; and its model twice."""
+    whole, learned, average_bytes = _bytes(model, average)
+    return (3 * learned + average_bytes) * (KEPT_CHECKPOINTS + 1) + 2 * whole
+
+
+def _bytes(model: AuroraModel, average: bool) -> tuple[int, int, int]:
+    """Of all weights, of those that learn, and of the average of these where there is one."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    checkpoint = sum(3 * parameter.nbytes + (4 * parameter.numel() if average else 0) for parameter in learned)
-    return checkpoint * (KEPT_CHECKPOINTS + 1) + 2 * sum(parameter.nbytes for parameter in model.parameters())
+    return (sum(parameter.nbytes for parameter in model.parameters()), sum(parameter.nbytes for parameter in learned),
+            4 * sum(parameter.numel() for parameter in learned) if average else 0)
 
 
 def cost(
@@ -271,19 +263,21 @@ def require_fit(needed: Memory, available: float, stage: str, overrides: Sequenc
     if needed.total <= SPARE * available:
         return
     parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in needed._asdict().items())
-    fits = f"it fits with {' '.join(overrides)}" if overrides else f"take {OTHER_WAYS}"
     raise AuroraError(
         f"stage {stage!r} needs about {needed.total / 2**30:.1f} GiB on each device ({parts}), which has "
-        f"{available / 2**30:.1f}: {fits}; trainer.check_memory=false tries it all the same")
+        f"{available / 2**30:.1f}: {way_to_fit(overrides)}; trainer.check_memory=false tries it all the same")
 
 
-def _gathered(model: AuroraModel) -> float:
+def way_to_fit(overrides: Sequence[str] | None) -> str:
+    """What to do where a stage does not fit."""
+    return (f"it fits with {' '.join(overrides)}" if overrides else "take more devices with trainer=fsdp, "
+            "trainer.precision=bf16-true, fewer trained slots, or adapters")
+
+
+def _gathered(model: AuroraModel, whole: int) -> float:
     """The embedding and the head, and two blocks: one at work, one that is fetched; their gradients beside them."""
-    units = [sum(p.nbytes for p in block.parameters()) for block in blocks(model)]
-    inside = {parameter for block in blocks(model) for parameter in block.parameters()}
-    root = sum(p.nbytes for p in model.parameters() if p not in inside)
-    learned = any(p.requires_grad for p in model.backbone.parameters())
-    return root * (2 if learned else 1) + 3.0 * max(units, default=0)
+    units = [sum(parameter.nbytes for parameter in block.parameters()) for block in blocks(model)]
+    return (whole - sum(units)) * (1 + _learns(model.backbone)) + 3.0 * max(units, default=0)
 
 
 def _activations(

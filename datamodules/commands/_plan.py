@@ -16,7 +16,7 @@ from aurora.interfaces import Sampling
 from aurora.model import AuroraModel
 from aurora.recipe import Recipe
 from aurora.terminal import stdout, table
-from aurora.training.budget import OTHER_WAYS, SPARE, Hardware, Reads, cost, memory, overrides_that_fit
+from aurora.training.budget import SPARE, Hardware, Reads, cost, memory, overrides_that_fit, way_to_fit
 from aurora.training.checkpoint.run_folder import StageFolder
 from aurora.training.distributed.precision import in_dtype
 from aurora.training.distributed.rendezvous import check_processes
@@ -244,11 +244,7 @@ def _lines(stage: Mapping[str, Any], image_rate: float, video_rate: float) -> It
                          f"{training['devices']} GPUs at {training['used']:.0%} of their peak{price}")
         yield "memory", f"about {training['memory']['total'] / 2**30:.1f} GiB of each GPU ({parts})"
         if not training["fits"]:
-            yield "", f"DOES NOT FIT; {_way(training['fits_with'])}"
-
-
-def _way(overrides: Sequence[str] | None) -> str:
-    return f"take {OTHER_WAYS}" if overrides is None else f"it fits with {' '.join(overrides)}"
+            yield "", f"DOES NOT FIT; {way_to_fit(training['fits_with'])}"
 
 
 def _paper(name: str, paper: Mapping[str, Any]) -> Table:
