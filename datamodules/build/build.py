@@ -1,8 +1,7 @@
 """Building shards of a dataset: a plan, one task per shard that anybody may do, and the join of what they wrote.
 
-Beside its tar, index and manifest every task leaves `.build/000000.skipped.jsonl` when it is done: the entries that
-could not be used. The same annotations and media give the same bytes, whoever does the tasks and however often they
-were cut off.
+Beside its tar, index and manifest every task leaves `.build/000000.skipped.jsonl`: the entries that could not be used.
+The same files give the same bytes, whoever does the tasks and however often they were cut off.
 """
 
 from __future__ import annotations
@@ -123,10 +122,10 @@ def run_tasks(
 ) -> Iterator[dict[str, Any]]:
     """What every task gave, first those that were done before. AuroraError once more than `max_bad_rate` of the entries
     could not be used; what was written stays."""
-    results = [(task, task.result()) for task in tasks]
-    left = [task for task, result in results if result is None]
+    results = [task.result() for task in tasks]
+    left = [task for task, result in zip(tasks, results, strict=True) if result is None]
     bad: Counter[str] = Counter()
-    for row in chain((result for _, result in results if result is not None), executor.run(write_task, left)):
+    for row in chain(filter(None, results), executor.run(write_task, left)):
         yield row
         bad.update(row["skipped"])
         if bad.total() > max_bad_rate * entries:
@@ -144,22 +143,22 @@ def run_tasks(
 def join(output: Path, plan: BuildPlan, count: TextCounter | None = None) -> dict[str, Any]:
     """Joins finished shards into a dataset, and returns what `dataset.json` says of it."""
     tasks = build_tasks(output, plan)
-    rows = [task.result() for task in tasks]
-    missing = [task.number for task, row in zip(tasks, rows, strict=True) if row is None]
-    if missing:
-        raise AuroraError(f"{output}: {len(missing)} shards are not built yet, the first is {missing[0]:06d}")
+    done = {task.number: row for task in tasks if (row := task.result()) is not None}
+    if len(done) < len(tasks):
+        first = next(task.number for task in tasks if task.number not in done)
+        raise AuroraError(f"{output}: {len(tasks) - len(done)} shards are not built yet, the first is {first:06d}")
     for partial in output.glob("*.tmp"):
         partial.unlink()
     index = write_index(output)
     if count is not None:
         text_lengths(index, *count.parts())
     write_skipped(output, tasks)
-    done = [row for row in rows if row is not None]
     kinds, skipped = Counter[str](), Counter[str]()
-    for row in done:
+    for row in done.values():
         kinds.update(row["kinds"])
         skipped.update(row["skipped"])
-    sums = {key: sum(row[key] for row in done) for key in ("bytes", "media_bytes", "text_bytes", "frames", "seconds")}
+    sums = {key: sum(row[key] for row in done.values())
+            for key in ("bytes", "media_bytes", "text_bytes", "frames", "seconds")}
     order = plan.order
     about = {**(order.about or {}), "source": dict(order.source),
              "transcode": None if order.transcode is None else vars(order.transcode),
@@ -181,10 +180,9 @@ def retry_skipped(tasks: Sequence[BuildTask]) -> int:
 def clear(output: Path) -> None:
     """Throws away what a build wrote into a folder, and nothing else."""
     shutil.rmtree(build_folder(output), ignore_errors=True)
-    for pattern in ("[0-9]*.tar", "*.tmp", "[0-9]*.manifest.json", "[0-9]*.npz", "index.*", "lengths-*", DATASET,
-                    SKIPPED):
-        for path in output.glob(pattern):
-            path.unlink()
+    written = "[0-9]*.tar", "*.tmp", "[0-9]*.manifest.json", "[0-9]*.npz", "index.*", "lengths-*", DATASET, SKIPPED
+    for path in chain.from_iterable(map(output.glob, written)):
+        path.unlink()
 
 
 def write_skipped(output: Path, tasks: Sequence[BuildTask]) -> None:

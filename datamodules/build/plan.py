@@ -10,6 +10,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,31 +61,29 @@ def build_folder(output: Path) -> Path:
 
 
 def make_plan(order: BuildOrder, output: Path, tick: Tick = lambda entries: None) -> BuildPlan:
-    """Reads all annotations and writes the tasks, or finds that this was done. AuroraError when `output` is of another
-    order."""
+    """Writes the tasks, or finds that this was done. AuroraError when `output` is of another order."""
     source = order.build_source()
     stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in source.annotations()]
     plain = json.loads(json.dumps(asdict(order)))
     about = plain.pop("about")  # which decides no byte
     made_of = {"version": _VERSION, "order": plain, "annotations": stamps}
     kept = _read(output)
-    if kept is not None:
-        if kept["made_of"] != made_of:
-            then, now = ({**made, **made["order"]} for made in (kept["made_of"], made_of))
-            changed = [key for key in now if key != "order" and then.get(key) != now[key]]
-            differences = "; ".join(f"{key} was {then.get(key)!r}, is {now[key]!r}" for key in changed)
-            raise AuroraError(f"{output} was begun from something else: {differences}. Build into another folder, or "
-                              "--restart to throw away what is there")
-        _write(output, {**kept, "about": about})
-        return load_plan(output)
-    if any(output.glob("*.tar")):
-        raise AuroraError(f"{output} holds shards that were not built here; give another folder, or --restart to throw "
-                          "them away")
-    shutil.rmtree(build_folder(output), ignore_errors=True)
-    with room_for(build_folder(output)):
-        build_folder(output).mkdir(parents=True)
-        tasks, entries, broken = _write_tasks(source, order, output, tick)
-    _write(output, {"made_of": made_of, "about": about, "tasks": tasks, "entries": entries, "broken": broken})
+    if kept is None:
+        if any(output.glob("*.tar")):
+            raise AuroraError(f"{output} holds shards that were not built here; give another folder, or --restart to "
+                              "throw them away")
+        shutil.rmtree(build_folder(output), ignore_errors=True)
+        with room_for(build_folder(output)):
+            build_folder(output).mkdir(parents=True)
+            tasks, entries, broken = _write_tasks(source, order, output, tick)
+        kept = {"made_of": made_of, "tasks": tasks, "entries": entries, "broken": broken}
+    elif kept["made_of"] != made_of:
+        then, now = ({**made, **made["order"]} for made in (kept["made_of"], made_of))
+        changed = [key for key in now if key != "order" and then.get(key) != now[key]]
+        differences = "; ".join(f"{key} was {then.get(key)!r}, is {now[key]!r}" for key in changed)
+        raise AuroraError(f"{output} was begun from something else: {differences}. Build into another folder, or "
+                          "--restart to throw away what is there")
+    replace_file(build_folder(output) / "plan.json", json.dumps({**kept, "about": about}, indent=1).encode())
     return load_plan(output)
 
 
@@ -133,13 +132,7 @@ def _write_tasks(source: Source, order: BuildOrder, output: Path, tick: Tick) ->
     return tasks, entries, broken
 
 
-def _write(output: Path, plan: Mapping[str, Any]) -> None:
-    replace_file(build_folder(output) / "plan.json", json.dumps(plan, indent=1).encode())
-
-
 def _read(output: Path) -> dict[str, Any] | None:
-    try:
-        plan: dict[str, Any] = json.loads(build_folder(output).joinpath("plan.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    return plan
+    with suppress(OSError, ValueError):
+        return dict(json.loads(build_folder(output).joinpath("plan.json").read_bytes()))
+    return None

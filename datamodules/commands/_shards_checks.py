@@ -110,7 +110,7 @@ def stats(
     import torch
 
     from aurora.assemble import build_model
-    from aurora.terminal import write_json
+    from aurora.terminal import stdout, table, write_json
 
     from ..inspect.stats import describe, read_evaluation
 
@@ -126,8 +126,17 @@ def stats(
     )
     if json_output:
         write_json(counted)
-    else:
-        _show_stats(counted)
+        return
+    datasets, console = counted["datasets"], stdout()
+    shown = table("", *datasets)
+    # every dataset has the same lines in the same order
+    for lines in zip(*map(_lines, datasets.values()), strict=True):
+        shown.add_row(lines[0][0], *(value for _, value in lines))
+    console.print(shown)
+    for pair in counted["shared"]:
+        first, second = pair["between"]
+        console.print(f"{first} and {second} share {pair['samples']:,} samples, {pair['media']:,} media, "
+                      f"{pair['conversations']:,} conversations")
 
 
 def preview(
@@ -191,21 +200,6 @@ def _show_checks(datasets: Mapping[str, Mapping[str, Any]], found: Sequence[Find
         sys.stdout.write(f"{place}: {one.reason}: {one.detail}{f' (id {one.origin})' if one.origin else ''}\n")
     if len(found) > SHOWN:
         sys.stdout.write(f"and {len(found) - SHOWN} more: --findings FILE writes all of them\n")
-
-
-def _show_stats(counted: Mapping[str, Any]) -> None:
-    from aurora.terminal import stdout, table
-
-    datasets, console = counted["datasets"], stdout()
-    shown = table("", *datasets)
-    # every dataset has the same lines in the same order
-    for lines in zip(*map(_lines, datasets.values()), strict=True):
-        shown.add_row(lines[0][0], *(value for _, value in lines))
-    console.print(shown)
-    for pair in counted["shared"]:
-        first, second = pair["between"]
-        console.print(f"{first} and {second} share {pair['samples']:,} samples, {pair['media']:,} media, "
-                      f"{pair['conversations']:,} conversations")
 
 
 def _lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

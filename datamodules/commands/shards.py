@@ -57,7 +57,9 @@ def show_catalogue(
     if json_output:
         write_json(found)
     elif name:
-        _show_one(found[name])
+        for key, value in found[name].items():
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            sys.stdout.write(f"{key:<9} " + text.strip().replace("\n", "\n" + " " * 10) + "\n")
     else:
         _show_all(found)
 
@@ -274,32 +276,18 @@ def _show(output: Path, built: Mapping[str, Any]) -> None:
 
 
 def _show_all(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """A table of the datasets, with the mixtures of ours that read them."""
+    from aurora.config import CONFIG_FOLDER, load_mixture
+    from aurora.mixture import read_mixture
     from aurora.terminal import stdout, table
 
-    readers, console = _readers(), stdout()
-    shown = table("name", "title", "kinds", "samples", "licence", "read by", numbers=("samples",))
+    mixtures = {name: read_mixture(name, load_mixture(name)).datasets
+                for name in sorted(path.stem for path in (CONFIG_FOLDER / "mixture").glob("*.yaml"))}
+    console, shown = stdout(), table("name", "title", "kinds", "samples", "licence", "read by", numbers=("samples",))
     for name, dataset in found.items():
         samples = dataset["samples"]
         shown.add_row(name, dataset["title"], " ".join(dataset["kinds"]), "" if samples is None else f"{samples:,}",
-                      dataset["licence"], " ".join(readers.get(name, ())))
+                      dataset["licence"], " ".join(mixture for mixture, read in mixtures.items() if name in read))
     console.print(shown)
     console.print("`aurora shards list NAME` shows one; `aurora shards build NAME INPUT OUTPUT` makes its shards. "
                   "Licences are as their makers state them; check them yourself.")
-
-
-def _show_one(dataset: Mapping[str, Any]) -> None:
-    for key, value in dataset.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        sys.stdout.write(f"{key:<9} " + text.strip().replace("\n", "\n" + " " * 10) + "\n")
-
-
-def _readers() -> dict[str, list[str]]:
-    """By dataset, the mixtures of ours that read it."""
-    from aurora.config import CONFIG_FOLDER, load_mixture
-    from aurora.mixture import read_mixture
-
-    readers: dict[str, list[str]] = {}
-    for mixture in sorted(path.stem for path in (CONFIG_FOLDER / "mixture").glob("*.yaml")):
-        for name in read_mixture(mixture, load_mixture(mixture)).datasets:
-            readers.setdefault(name, []).append(mixture)
-    return readers
