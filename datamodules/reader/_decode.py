@@ -87,17 +87,14 @@ def _slack(packets: Packets) -> float:
 
 
 def plan_read(packets: Packets, times: list[float]) -> ReadPlan:
-    """The cheapest way to the frames of some moments that cannot change them.
-
-    Of every group of pictures that holds a wanted frame the packets up to that frame; in H.264 without the frames that
-    no other refers to. Where packets do not say when they are shown, everything.
-    """
+    """The cheapest way to the frames of some moments that cannot change them: of every group of pictures that holds
+    one, the packets up to it; in H.264 without the frames that no other refers to. Everything where packets do not say
+    when they are shown."""
     wanted, first = shown_at(packets, times), int(packets.starts[packets.shown].min())
     if not packets.whole:
         ticks = first + np.floor((np.array(times) + _slack(packets)) / packets.tick).astype(np.int64)
         return ReadPlan(ticks.tolist(), [first] * len(times), [range(len(packets.starts))], None)
-    # From the last keyframe before each wanted packet; reading on from the beginning is always right, also when the
-    # first packet is not such a keyframe.
+    # From the last keyframe before each wanted packet, or from the beginning, which is always right.
     keys = np.concatenate([[0], np.flatnonzero(packets.keys)])
     at = np.searchsorted(keys, wanted, side="right") - 1
     # A frame that is shown before the keyframe it follows may need the frames before that one.
@@ -133,8 +130,7 @@ def frames_at(
 ) -> Iterator[tuple[float, np.ndarray]]:
     """(seconds, [H, W, 3] uint8, upright) of the frame shown at each moment, streamed. AuroraError.
 
-    With `short_side` both sides are even and the short one is at most that: a frame is made smaller where its colours
-    are converted, which costs less than to convert all of it.
+    With `short_side` both sides are even and the short one is at most that, which costs less than all of the frame.
     """
     if packets.codec == "animation":
         yield from _animated_at(source, shown_at(packets, times).tolist(), times, deadline, short_side)

@@ -1,9 +1,8 @@
-"""Video files: opened only where they hold their frames themselves, with every fault of FFmpeg as an AuroraError, and
-measured from their packets: when frames are shown, and how large they are.
+"""Video files: opened only where they hold their frames themselves, and measured from their packets, in a fraction of
+the time of decoding and in 20 bytes per frame.
 
-Headers are not believed: frame counts are 0 in webm and MPEG-TS, durations include the audio. Only packets are read
-for measuring, so that a long video is measured in a fraction of the time of decoding it, and in 20 bytes per frame.
-Of animated pictures (GIF, PNG, WebP, AVIF) the frames count as packets.
+Headers are not believed: frame counts are 0 in webm and MPEG-TS, durations include the audio. Of animated pictures
+(GIF, PNG, WebP, AVIF) the frames count as packets.
 """
 
 from __future__ import annotations
@@ -110,17 +109,15 @@ def _video_streams(container: Any, source: str | bytes) -> list[Any]:
 
 
 def _film(source: str | bytes, streams: Sequence[Any]) -> int:
-    """The index of the stream that is meant: not one of a single frame, a cover that nothing marks as such, and of
-    films the default one."""
+    """The index of the stream that is meant: not a cover, which has one frame, and of films the default one."""
     packets = Counter[int]()
     with _opened(source) as container:
         for packet in islice(container.demux(*container.streams.video), _PEEK):
             packets[packet.stream_index] += packet.size > 0
             if min(packets[stream.index] for stream in streams) > 1:
                 break
-    found: int = min(streams, key=lambda stream: (
-        packets[stream.index] < 2, not stream.disposition & type(stream.disposition).default)).index
-    return found
+    return int(min(streams, key=lambda stream: (
+        packets[stream.index] < 2, not stream.disposition & type(stream.disposition).default)).index)
 
 
 def _decoder(stream: Any, threads: int, source: str | bytes) -> Any:
@@ -158,7 +155,8 @@ def video_shape(source: str | bytes) -> tuple[int, int]:
         height, width, _ = next(animation(source, Deadline(TIMEOUT_SECONDS, source)))[1].shape
         return height, width
     frame, width, height = first_frame(source)
-    return (width, height) if turn(frame).transposed else (height, width)
+    transposed, *_ = turn(frame)
+    return (width, height) if transposed else (height, width)
 
 
 class Clip(NamedTuple):
@@ -199,10 +197,7 @@ class Packets:
         return np.array([start, *begins[(begins > start + _NOISE) & (begins < end - _NOISE)]])
 
     def within(self, start: float, stop: float | None, source: str | bytes) -> Clip:
-        """What is shown from `start` to `stop` seconds after the first frame, cut at the end of the video.
-
-        AuroraError when nothing is.
-        """
+        """What is shown from `start` to `stop` seconds after the first frame; AuroraError when nothing is."""
         clip = self.clip
         end = clip.duration if stop is None else min(stop, clip.duration)
         if end - start < _NOISE:
@@ -213,10 +208,7 @@ class Packets:
 
 
 def measure(source: str | bytes, start: float = 0.0, stop: float | None = None) -> Clip:
-    """The clip of a path or of the bytes of a file, or of a range of it: seconds after the first frame.
-
-    AuroraError for anything but a whole video.
-    """
+    """What `Packets.within` says of a file. AuroraError for anything but a whole video."""
     return scan(source, Deadline(TIMEOUT_SECONDS, source)).within(start, stop, source)
 
 
@@ -243,7 +235,9 @@ def packets_of(container: Any, stream: Any) -> Iterator[Any]:
 
 def _scan(source: str | bytes, deadline: Deadline) -> Packets:
     if _demuxer(source) is None:
-        packets = _scan_animation(source, deadline)
+        lasting = np.array([milliseconds for milliseconds, _ in animation(source, deadline)])
+        starts, every = np.round(np.cumsum(lasting) - lasting).astype(np.int64), np.ones(len(lasting), bool)
+        packets = Packets(starts, every, every, 1e-3, float(lasting[-1]) / 1e3, "animation", True, False, False)
     else:
         with open_video(source) as (container, stream, _):
             _check_length(container, stream, source)
@@ -251,13 +245,6 @@ def _scan(source: str | bytes, deadline: Deadline) -> Packets:
     if packets.clip.duration > MAX_SECONDS:
         raise AuroraError(f"{label(source)} lasts {packets.clip.duration:.0f} s, which is more than {MAX_SECONDS:.0f}")
     return packets
-
-
-def _scan_animation(source: str | bytes, deadline: Deadline) -> Packets:
-    lasting = np.array([milliseconds for milliseconds, _ in animation(source, deadline)])
-    starts = np.round(np.cumsum(lasting) - lasting).astype(np.int64)
-    every = np.ones(len(lasting), bool)
-    return Packets(starts, every, every, 1e-3, float(lasting[-1]) / 1e3, "animation", True, False, False)
 
 
 def _read(container: Any, stream: Any, source: str | bytes, deadline: Deadline) -> Packets:
@@ -280,9 +267,9 @@ def _read(container: Any, stream: Any, source: str | bytes, deadline: Deadline) 
         keys.append(packet.is_keyframe and clean and (codec != "h264" or _is_idr(packet, extradata)))
     times, tick, form = np.frombuffer(starts, np.int64), float(stream.time_base), container.format.name
     untimed = times == _UNTIMED
-    first = flagged.index(1) if 1 in flagged else len(times)
-    if first == len(times) or untimed.all():
+    if 1 not in flagged or untimed.all():
         raise AuroraError(f"{label(source)} holds no video frame")
+    first = flagged.index(1)
     if untimed.any():  # before the first time, in some order
         times[untimed] = times[~untimed].min() - np.arange(untimed.sum(), 0, -1) * max(1, lasting[0])
     # Frames that are shown before the first keyframe were cut off from what they need. An edit list may begin with a
@@ -334,10 +321,10 @@ def _check_length(container: Any, stream: Any, source: str | bytes) -> None:
     size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
     form, needed = container.format.name, 0
     if "mp4" in form:
-        entries = stream.index_entries
         # Frames lie in the order of the table, give or take the sound between them.
-        needed = max((entries[at].pos + entries[at].size for at in range(max(0, len(entries) - 64), len(entries))),
-                     default=0)
+        entries = stream.index_entries
+        last = [entries[at] for at in range(max(0, len(entries) - 64), len(entries))]
+        needed = max((entry.pos + entry.size for entry in last), default=0)
     elif form in ("avi", "asf", "flv") or "matroska" in form:
         with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
             needed = _needed(form, file, size)

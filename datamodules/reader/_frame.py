@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,28 +18,21 @@ _QUICK, _USUAL = 20, 100  # milliseconds
 
 
 def square_size(frame: Any, stream: Any) -> tuple[int, int]:
-    """Width and height of a frame, or of those that a stream announces, once its pixels are square: the side that is
-    too short is stretched. What is square within 1 % stays as it is."""
+    """Width and height of a frame, or of a stream's, as square pixels: the side that is too short is stretched, unless
+    it is right within 1 %."""
     aspect = stream.sample_aspect_ratio
     if not aspect or abs(aspect - 1) <= _ALMOST_SQUARE:
         return frame.width, frame.height
     return (round(frame.width * aspect), frame.height) if aspect > 1 else (frame.width, round(frame.height / aspect))
 
 
-class Turn(NamedTuple):
-    """How a frame becomes upright: columns become rows, then rows and columns are read backwards."""
-
-    transposed: bool
-    rows: bool
-    columns: bool
-
-
-def turn(frame: Any) -> Turn:
-    """What the display matrix of a frame says, to the nearest quarter."""
+def turn(frame: Any) -> tuple[bool, bool, bool]:
+    """How a frame becomes upright, to the nearest quarter, as its display matrix says: whether columns become rows, and
+    whether rows and columns are then read backwards."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     # The pixel at (x, y) is shown at (a·x + c·y, b·x + d·y).
     a, b, _, c, d = (1, 0, 0, 0, 1) if matrix is None else np.frombuffer(matrix, np.int32)[:5].tolist()
-    return Turn(True, b < 0, c < 0) if abs(b) + abs(c) > abs(a) + abs(d) else Turn(False, d < 0, a < 0)
+    return (True, b < 0, c < 0) if abs(b) + abs(c) > abs(a) + abs(d) else (False, d < 0, a < 0)
 
 
 def has_alpha(frame: Any) -> bool:
@@ -48,13 +41,12 @@ def has_alpha(frame: Any) -> bool:
 
 
 def upright_rgb(frame: Any, width: int, height: int) -> np.ndarray:
-    """[H, W, 3] uint8 of a frame that is scaled to a width and height, and then turned. What is transparent lets white
-    through."""
-    alpha, how = has_alpha(frame), turn(frame)
+    """[H, W, 3] uint8 of a frame, scaled to a width and height, then turned, on white."""
+    alpha, (transposed, rows, columns) = has_alpha(frame), turn(frame)
     pixels = frame.to_ndarray(format="rgba" if alpha else "rgb24", width=width, height=height, threads=1)
     pixels = on_white(pixels) if alpha else pixels
-    pixels = pixels.swapaxes(0, 1) if how.transposed else pixels
-    return np.ascontiguousarray(pixels[::-1 if how.rows else 1, ::-1 if how.columns else 1])
+    pixels = pixels.swapaxes(0, 1) if transposed else pixels
+    return np.ascontiguousarray(pixels[::-1 if rows else 1, ::-1 if columns else 1])
 
 
 def animation(source: str | bytes, deadline: Deadline) -> Iterator[tuple[float, np.ndarray]]:

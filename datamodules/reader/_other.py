@@ -27,10 +27,7 @@ class Unfit(Exception):
 
 
 class OtherReader(PyavReader):
-    """Reads ordinary files with another decoder, and all others with PyAV, with one warning per reason.
-
-    The moments are those that the file's packets say, as with every reader.
-    """
+    """Reads ordinary files with another decoder, and all others with PyAV, with one warning per reason."""
 
     codecs: tuple[str, ...] | None = None
     """Those that the decoder was found to get right; None: all."""
