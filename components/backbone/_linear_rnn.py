@@ -58,7 +58,7 @@ class Row(NamedTuple):
     def recur(self, operator: Operator, step: Operator, *inputs: Tensor, state: Tensor | None
               ) -> tuple[Tensor, Tensor | None]:
         """A recurrence over inputs [T, …] from a state [S, …]: what it gives [T, …] and the state after it, if kept."""
-        return operator(*inputs, cu_seqlens=self.cu_seqlens, state=state, return_state=self.keeps)
+        return operator(*inputs, self.cu_seqlens, state, return_state=self.keeps)
 
 
 class OnePosition:
@@ -75,7 +75,7 @@ class OnePosition:
         return x
 
     def recur(self, operator: Operator, step: Operator, *inputs: Tensor, state: Any) -> tuple[Tensor, Tensor | None]:
-        return step(*inputs, state=state)
+        return step(*inputs, state)
 
 
 Span = Row | OnePosition

@@ -6,7 +6,7 @@ Shape letters: T packed positions, S sequences, D width, H heads, K head width, 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from aurora.interfaces import INITIAL_STATE, InitialState, Runner
 from aurora.types import State
 
-from ..kernels._native import address, library, missing, threads
+from ..kernels._native import address, library, missing
 from ..kernels.linear import Int8Linear, project
 from ..kernels.rwkv6_mix import mix_five, norm_gate, norm_shift
 from ..kernels.wkv6 import wkv6
@@ -37,9 +37,6 @@ MATRICES = (
 DTYPES = (torch.float32, torch.bfloat16)
 PLAIN: set[type[nn.Module]] = {Linear, Int8Linear, nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.ModuleList}
 """Modules that compute what the kernels do."""
-
-Place = tuple[dict[str, Any], str, Any, "int | None"]
-"""A module's dictionary, a name in it, what that names, and where it lies in memory if it is a tensor."""
 
 
 class FusedRunner(Runner):
@@ -68,7 +65,12 @@ class FusedRunner(Runner):
         ends = (model.blocks[0].ln0, model.ln_out)
         self._ends = (ctypes.c_void_p * 4)(*(tensor.data_ptr() for norm in ends for tensor in _pair(norm)))
         self._modules = _modules(model)
-        self._places = list(_places(self._modules))
+        # a module's dictionary, a name in it, what that names, and where that lies in memory if it is a tensor
+        self._places: list[tuple[Mapping[str, Any], str, Any, int | None]] = [
+            (held, name, value, value.data_ptr() if isinstance(value, Tensor) else None)
+            for module in self._modules for held in (module._modules, module._parameters, module._buffers)
+            for name, value in held.items()
+        ]
 
     @torch.no_grad()
     def read(
@@ -89,11 +91,11 @@ class FusedRunner(Runner):
         given = {name: tensor.contiguous() for name, tensor in state.items()}
         after = {name: torch.empty_like(tensor) for name, tensor in given.items()}
         x, hidden = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+        names = ("att_shift", "wkv", "ffn_shift")
+        tensors = (x, *(given[name] for name in names), hidden, *(after[name] for name in names))
         self._step(
-            self._sizes, self._eps, self._pointers, self._ends, address(x), address(given["att_shift"]),
-            address(given["wkv"]), address(given["ffn_shift"]), address(hidden), address(after["att_shift"]),
-            address(after["wkv"]), address(after["ffn_shift"]), len(x), x.dtype is torch.bfloat16, self._is_int8,
-            threads(),
+            self._sizes, self._eps, self._pointers, self._ends, *map(address, tensors), len(x),
+            x.dtype is torch.bfloat16, self._is_int8, torch.get_num_threads(),
         )
         return hidden, after
 
@@ -214,12 +216,3 @@ def _transpose(value: Linear | Int8Linear) -> None:
     with torch.inference_mode(weight.is_inference()), torch.no_grad():
         if not weight.t().is_contiguous():
             weight.data = weight.data.t().contiguous().t()
-
-
-def _places(modules: list[nn.Module]) -> Iterator[Place]:
-    for module in modules:
-        for name, child in module._modules.items():
-            yield module._modules, name, child, None
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                yield tensors, name, tensor, None if tensor is None else tensor.data_ptr()

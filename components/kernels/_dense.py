@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Callable
+from functools import partial
+from timeit import timeit
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from aurora.errors import AuroraError
-
-from ._native import threads
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +31,6 @@ ROUNDS = 3
 LEAST_GAIN = 1.2
 LARGEST_DIFFERENCE = 1e-6  # relative; oneDNN may round inputs, which the user can have asked torch for
 
-_Product = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 _chosen: dict[tuple[int | bool, ...], str] = {}
 
 
@@ -72,7 +69,7 @@ def _is_choice(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def _measured(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
-    kind = (threads(), weight.is_contiguous(), *(size.bit_length() for size in weight.shape))
+    kind = (torch.get_num_threads(), weight.is_contiguous(), *(size.bit_length() for size in weight.shape))
     if kind not in _chosen:
         _chosen[kind] = _measure(x.reshape(-1, x.shape[-1])[:MEASURED_POSITIONS], weight, bias)
     return _chosen[kind]
@@ -81,15 +78,10 @@ def _measured(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
 def _measure(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     own, other = F.linear(x, weight, bias), onednn(x, weight, bias)
     difference = float((own - other).norm() / own.norm())
-    rounds = [(_seconds(F.linear, x, weight, bias), _seconds(onednn, x, weight, bias)) for _ in range(ROUNDS)]
+    rounds = [[timeit(partial(product, x, weight, bias), number=1) for product in (F.linear, onednn)]
+              for _ in range(ROUNDS)]
     by_torch, by_onednn = (min(column) for column in zip(*rounds, strict=True))
     library = choose(by_torch, by_onednn, difference)
     log.info("float32 products of %d by %d are made by %s: torch %.1f ms, onednn %.1f ms, difference %.0e",
              *weight.shape, library, 1e3 * by_torch, 1e3 * by_onednn, difference)
     return library
-
-
-def _seconds(product: _Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> float:
-    start = time.perf_counter()
-    product(x, weight, bias)
-    return time.perf_counter() - start

@@ -15,14 +15,14 @@ from fla.ops.rwkv7 import chunk_rwkv7
 from torch import Tensor
 
 from ._triton import positions
+from ._wkv6_chunk import LARGEST_W
 
 
 def wkv6_fla(
     r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, lengths: tuple[int, ...], state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """r, k, w [T, H, K], v [T, H, V], bonus [H, K], state [S, H, K, V] → [T, H, V], [S, H, K, V]."""
-    # exp(-exp(10)) is 0 in every format, while the gradient of exp(-exp(w)) turns NaN from w = 89 on
-    log_decay = -torch.exp(w.float().clamp(max=10.0))
+    log_decay = -torch.exp(w.float().clamp(max=LARGEST_W))
     inputs = _batched(lengths, r=r, k=k, v=v, w=log_decay)
     y, after = chunk_rwkv6(**inputs, u=bonus, scale=1.0, initial_state=state, output_final_state=True)
     return y.flatten(0, 1), after

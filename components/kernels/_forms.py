@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, reduce, wraps
 from itertools import islice
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,7 +33,26 @@ class Form(NamedTuple):
     """Whether its inputs are widened to float32 (float64 when they are) before; otherwise it takes them as they are."""
 
 
-class Operator(NamedTuple):
+def without_autocast(op: Callable[Inputs, Outputs]) -> Callable[Inputs, Outputs]:
+    """Keeps autocast out of an operator on tensors, which would narrow the products inside, and torch.compile, which
+    would compile anew for every row: work is laid out by the lengths of its sequences."""
+
+    @wraps(op)
+    def guarded(*inputs: Inputs.args, **options: Inputs.kwargs) -> Outputs:
+        if torch.compiler.is_compiling():
+            uncompiled: Callable[Inputs, Outputs] = torch.compiler.disable(guarded)  # type: ignore[no-untyped-call]
+            return uncompiled(*inputs, **options)
+        device = next(x.device.type for x in (*inputs, *options.values()) if isinstance(x, Tensor))
+        if not torch.is_autocast_enabled(device):
+            return op(*inputs, **options)
+        with torch.autocast(device, enabled=False):
+            return op(*inputs, **options)
+
+    return guarded
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
     """A recurrence over packed rows, and the forms that compute it: `auto` takes the first that can.
 
     A form's `compute` takes the inputs, the lengths of the sequences and the state [S, H, K, V].
@@ -42,20 +62,27 @@ class Operator(NamedTuple):
     forms: Mapping[str, Form]
     inputs: Mapping[str, str]
     """Their names in order, keys `k` and values `v` [T, H, V] among them, with one letter per axis."""
-    step: Callable[..., tuple[Tensor, Tensor]]
-    """One position of S sequences by torch: the inputs and the state → what is read, and the next state."""
+    by_torch: Callable[..., tuple[Tensor, Tensor]]
+    """One position of S sequences: the inputs and the state → what is read, and the next state."""
     apart: tuple[str, ...] = ()
     """Inputs that keep a dtype of their own; the others are taken in the smallest that holds them all."""
 
-    def read(
-        self, tensors: Sequence[Tensor], cu_seqlens: Tensor, state: Tensor | None, form: str, return_state: bool
+    @without_autocast
+    def __call__(
+        self, *row: Any, form: str = "auto", return_state: bool = True, **named: Any
     ) -> tuple[Tensor, Tensor | None]:
         """[T, H, V] in the dtype of v, and the final state [S, H, K, V] in float32, or float64 when the inputs are.
 
+        Takes the inputs, `cu_seqlens` [S + 1] on any device, and the `state` [S, H, K, V], or none for zeros.
         AuroraError when shapes, dtypes or devices do not fit, or the form cannot take them.
         """
-        given = dict(zip(self.inputs, tensors, strict=True))
-        dtype, lengths = given["v"].dtype, sequence_lengths(cu_seqlens, len(tensors[0]))
+        names = (*self.inputs, "cu_seqlens", "state")
+        given = {"state": None, **dict(zip(names, row, strict=False)), **named}
+        if given.keys() != set(names) or len(row) + len(named) > len(names):
+            raise TypeError(f"{self.name} takes {', '.join(names)}, form and return_state")
+        cu_seqlens, state = given.pop("cu_seqlens"), given.pop("state")
+        given = {name: given[name] for name in self.inputs}
+        dtype, lengths = given["v"].dtype, sequence_lengths(cu_seqlens, len(next(iter(given.values()))))
         alike = reduce(torch.promote_types, (x.dtype for name, x in given.items() if name not in self.apart))
         given = {name: x if name in self.apart else x.to(alike) for name, x in given.items()}
         exact = wide(alike)
@@ -64,18 +91,18 @@ class Operator(NamedTuple):
             state = torch.zeros(len(lengths), *v.shape[1:-1], k.shape[-1], v.shape[-1], dtype=exact, device=v.device)
         self._check(self.name, given, state, S=len(lengths))
         if form == "auto" and max(lengths) == 1:
-            y, after = self.read_one([*given.values()], state.to(exact))
+            y, after = self.step(*given.values(), state.to(exact))
         else:
             chosen = choose(self.name, self.forms, form, k, v)
-            row = [x.to(exact) for x in given.values()] if chosen.widens else [*given.values()]
-            y, after = chosen.compute(*row, lengths, state.to(exact))
+            taken = [x.to(exact) for x in given.values()] if chosen.widens else given.values()
+            y, after = chosen.compute(*taken, lengths, state.to(exact))
         return y.to(dtype), after if return_state else None
 
-    def read_one(self, tensors: Sequence[Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
-        """One position of S sequences in the dtype of the state: [S, H, V], next state.
-
-        A kernel computes it in one pass over the state where one can.
-        """
+    @without_autocast
+    def step(self, *row: Tensor) -> tuple[Tensor, Tensor]:
+        """One position of S sequences, from the inputs and the state [S, H, K, V]: [S, H, V] in the dtype of v, and
+        the next state. Computes in the dtype of the state, by a kernel in one pass over it where one can."""
+        *tensors, state = row
         given = dict(zip(self.inputs, tensors, strict=True))
         alike = {x.dtype for name, x in given.items() if name not in self.apart}
         if state.dtype is torch.float32 and len(alike) == 1:
@@ -83,11 +110,24 @@ class Operator(NamedTuple):
                 if name in self.forms and self.forms[name].unfit(given["k"], given["v"]) is None:
                     self._check(f"{self.name}_step", given, state, S=len(state), T=len(state))
                     return self.forms[name].compute(*tensors, (1,) * len(state), state)
-        return self.step(*tensors, state)
+        return self.by_torch(*tensors, state)
 
-    def _check(self, name: str, given: Mapping[str, Tensor], state: Tensor, **sizes: int) -> None:
-        shaped = {key: (x, self.inputs[key]) for key, x in given.items()}
-        check_inputs(name, {**shaped, "state": (state, "SHKV")}, **sizes)
+    def _check(self, op: str, given: Mapping[str, Tensor], state: Tensor, **sizes: int) -> None:
+        """AuroraError unless every tensor is of a floating dtype, on the device of the first, and has the shape that
+        its letters say; a letter stands for what `sizes` or the first tensor that has it says."""
+        device = next(iter(given.values())).device
+        for name, tensor in {**given, "state": state}.items():
+            letters = self.inputs.get(name, "SHKV")
+            if not tensor.is_floating_point():
+                raise AuroraError(f"{op}: {name} is of {tensor.dtype}; it has to be float32, bfloat16 or another float")
+            if tensor.device != device:
+                raise AuroraError(f"{op}: {name} is on {tensor.device}, the other tensors are on {device}")
+            shape = list(tensor.shape)
+            if len(shape) == len(letters):
+                sizes = dict(zip(letters, shape, strict=True)) | sizes
+            if shape != [sizes.get(letter) for letter in letters]:
+                right = ", ".join(f"{letter} = {sizes[letter]}" if letter in sizes else letter for letter in letters)
+                raise AuroraError(f"{op}: {name} is {shape}; it has to be [{right}]")
 
 
 KERNELS = ("triton", "cpu")
@@ -99,29 +139,19 @@ def choose(op: str, forms: Mapping[str, Form], name: str, k: Tensor, v: Tensor) 
 
     AuroraError when there is no such form, or it cannot.
     """
-    if name == "auto":
-        return _first_fit(op, forms, k, v)
-    if name not in forms:
+    if name not in ("auto", *forms):
         raise AuroraError(f"{op} has no form {name!r}.{suggest(name, ['auto', *forms])}")
-    reason = forms[name].unfit(k, v)
-    if reason is not None:
-        raise AuroraError(f"{op}: the form {name!r} {reason}")
-    return forms[name]
-
-
-def _first_fit(op: str, forms: Mapping[str, Form], k: Tensor, v: Tensor) -> Form:
-    passed: dict[str, str] = {}
-    for name, form in forms.items():
-        reason = form.unfit(k, v)
+    passed: list[str] = []
+    for candidate in forms if name == "auto" else [name]:
+        reason = forms[candidate].unfit(k, v)
         if reason is None:
-            _tell(op, name, k.device.type, k.shape[-1], v.shape[-1], _reasons(passed))
-            return form
-        passed[name] = reason
-    raise AuroraError(f"{op}: no form can take keys {tuple(k.shape)} {k.dtype} on {k.device}: {_reasons(passed)}")
-
-
-def _reasons(passed: Mapping[str, str]) -> str:
-    return "; ".join(f"{name!r} {reason}" for name, reason in passed.items())
+            if name == "auto":
+                _tell(op, candidate, k.device.type, k.shape[-1], v.shape[-1], "; ".join(passed))
+            return forms[candidate]
+        passed.append(f"{candidate!r} {reason}")
+    if name != "auto":
+        raise AuroraError(f"{op}: the form {passed[0]}")
+    raise AuroraError(f"{op}: no form can take keys {tuple(k.shape)} {k.dtype} on {k.device}: {'; '.join(passed)}")
 
 
 @cache
@@ -131,50 +161,9 @@ def _tell(op: str, name: str, device: str, keys: int, values: int, passed: str) 
     log.info("%s: form %r on %s, heads of %d × %d%s", op, name, device, keys, values, why)
 
 
-def check_inputs(op: str, inputs: Mapping[str, tuple[Tensor, str]], **sizes: int) -> None:
-    """AuroraError unless every tensor is of a floating dtype and has the shape that its letters say.
-
-    `inputs` maps names to a tensor and one letter per axis, "THK"; a letter stands for what `sizes` or the first tensor
-    that has it says.
-    """
-    device = next(iter(inputs.values()))[0].device
-    for name, (tensor, letters) in inputs.items():
-        if not tensor.is_floating_point():
-            raise AuroraError(f"{op}: {name} is of {tensor.dtype}; it has to be float32, bfloat16 or another float")
-        if tensor.device != device:
-            raise AuroraError(f"{op}: {name} is on {tensor.device}, the other tensors are on {device}")
-        shape = list(tensor.shape)
-        if len(shape) == len(letters):
-            sizes = dict(zip(letters, shape, strict=True)) | sizes
-        if shape != [sizes.get(letter) for letter in letters]:
-            right = ", ".join(f"{letter} = {sizes[letter]}" if letter in sizes else letter for letter in letters)
-            raise AuroraError(f"{op}: {name} is {shape}; it has to be [{right}]")
-
-
 def wide(dtype: torch.dtype) -> torch.dtype:
     """What recurrences are computed in: float32, or float64 when that is asked for."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def without_autocast(op: Callable[Inputs, Outputs]) -> Callable[Inputs, Outputs]:
-    """Keeps autocast out of an operator on tensors, which would narrow the products inside, and torch.compile, which
-    would compile anew for every row: work is laid out by the lengths of its sequences."""
-
-    @wraps(op)
-    def guarded(*inputs: Inputs.args, **options: Inputs.kwargs) -> Outputs:
-        if torch.compiler.is_compiling():
-            uncompiled: Callable[Inputs, Outputs] = torch.compiler.disable(outside)  # type: ignore[no-untyped-call]
-            return uncompiled(*inputs, **options)
-        return outside(*inputs, **options)
-
-    def outside(*inputs: Inputs.args, **options: Inputs.kwargs) -> Outputs:
-        device = next(x.device.type for x in (*inputs, *options.values()) if isinstance(x, Tensor))
-        if not torch.is_autocast_enabled(device):
-            return op(*inputs, **options)
-        with torch.autocast(device, enabled=False):
-            return op(*inputs, **options)
-
-    return guarded
 
 
 def step_by_step(

@@ -86,11 +86,11 @@ def chunk_grid(lengths: tuple[int, ...], chunk: int, heads: int, device: torch.d
     )
 
 
-def scan_forward(decay: Tensor, update: Tensor, initial: Tensor | None, grid: ChunkGrid) -> tuple[Tensor, Tensor]:
+def scan_forward(decay: Tensor, update: Tensor, initial: Tensor, grid: ChunkGrid) -> tuple[Tensor, Tensor]:
     """The state before every chunk [N, H, K, V] and after every sequence [S, H, K, V], where a chunk turns a state s
     into decay · s + update; `decay` [N, H, K or 1, 1], `update` [N, H, K, V], `initial` [S, H, K, V]."""
     before = torch.empty_like(update)
-    before[: grid.widths[0]] = 0 if initial is None else initial[grid.order]
+    before[: grid.widths[0]] = initial[grid.order]
     start = 0
     for width, alive in pairwise(grid.widths):
         here, there = slice(start, start + alive), slice(start + width, start + width + alive)
@@ -103,7 +103,7 @@ def scan_forward(decay: Tensor, update: Tensor, initial: Tensor | None, grid: Ch
 def scan_backward(
     decay: Tensor, grad_before: Tensor, grad_final: Tensor | None, grid: ChunkGrid
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the states before and after every chunk, both [N, H, K, V].
+    """Gradients of the initial states [S, H, K, V] and of those after every chunk [N, H, K, V].
 
     `grad_before` is what the chunks themselves read of the states, and is added to in place.
     """
@@ -118,10 +118,11 @@ def scan_backward(
         grad_after[here] = grad_before[there]
         grad_before[here].addcmul_(decay[here], grad_before[there])
         start -= alive
-    return grad_before, grad_after
+    first = grad_before[: len(grid.order)]
+    return torch.empty_like(first).index_copy_(0, grid.order, first), grad_after
 
 
-def scan(decay: Tensor, update: Tensor, initial: Tensor | None, grid: ChunkGrid) -> tuple[Tensor, Tensor]:
+def scan(decay: Tensor, update: Tensor, initial: Tensor, grid: ChunkGrid) -> tuple[Tensor, Tensor]:
     """`scan_forward` with gradients to all three tensors."""
     apply: Callable[..., tuple[Tensor, Tensor]] = _Scan.apply
     return apply(decay, update, initial, grid)
@@ -129,9 +130,7 @@ def scan(decay: Tensor, update: Tensor, initial: Tensor | None, grid: ChunkGrid)
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, decay: Tensor, update: Tensor, initial: Tensor | None, grid: ChunkGrid
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, decay: Tensor, update: Tensor, initial: Tensor, grid: ChunkGrid) -> tuple[Tensor, Tensor]:
         before, after = scan_forward(decay, update, initial, grid)
         ctx.save_for_backward(decay, before)
         ctx.grid = grid
@@ -142,13 +141,8 @@ class _Scan(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, grad_before: Tensor | None, grad_final: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None, None]:
+    ) -> tuple[Tensor, Tensor, Tensor, None]:
         decay, before = ctx.saved_tensors
-        grid: ChunkGrid = ctx.grid
         grad_before = torch.zeros_like(before) if grad_before is None else grad_before.clone()
-        grad_before, grad_after = scan_backward(decay, grad_before, grad_final, grid)
-        grad_initial = None
-        if ctx.needs_input_grad[2]:
-            grad_initial = torch.empty_like(grad_before[: len(grid.order)])
-            grad_initial[grid.order] = grad_before[: len(grid.order)]
+        grad_initial, grad_after = scan_backward(decay, grad_before, grad_final, ctx.grid)
         return (grad_after * before).sum_to_size(decay.shape), grad_after, grad_initial, None

@@ -149,11 +149,6 @@ def bounds(lengths: Sequence[int]) -> Tensor:
     return torch.tensor([0, *accumulate(lengths)])
 
 
-def threads() -> int:
-    """How many threads a kernel should use: as many as torch does."""
-    return torch.get_num_threads()
-
-
 def cache_folder() -> Path:
     """Where compiled kernels lie: AURORA_CACHE, or the user's cache folder."""
     base = os.environ.get("AURORA_CACHE")

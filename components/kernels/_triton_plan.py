@@ -6,6 +6,7 @@ Shape letters: T packed positions, H heads, K key width, V value width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -64,9 +65,7 @@ def plan(lengths: tuple[int, ...], v: Tensor, *keys: Tensor, narrow_levels: int 
     multiplied in tf32, which has its mantissa and cannot overflow, since states are as unbounded as sums of
     products are. For float32 tf32 alone would be 1e-3 off; three products make up for that.
     """
-    dtype = v.dtype
-    for x in keys:
-        dtype = torch.promote_types(dtype, x.dtype)
+    dtype = reduce(torch.promote_types, (x.dtype for x in (v, *keys)))
     levels = narrow_levels if dtype is torch.bfloat16 else 4
     heads, width = keys[0].shape[1:]
     return Plan(

@@ -135,7 +135,7 @@ class _Chunked(torch.autograd.Function):
         grad_scores = grad_y @ x.v.mT  # [N, H, C, C]
 
         queries, keys = (x.queries * x.start).flatten(2, 3), (x.keys * x.end).flatten(2, 3)
-        grad_before, grad_state = scan_backward(x.total, queries.mT @ grad_y, grad_after, grid)
+        grad_initial, grad_state = scan_backward(x.total, queries.mT @ grad_y, grad_after, grid)
         grad_v = (scores.mT @ grad_y).add_(keys @ grad_state)
 
         from_before, from_after = grad_y @ before.mT, x.v @ grad_state.mT  # [N, H, C, K]
@@ -157,7 +157,7 @@ class _Chunked(torch.autograd.Function):
             grid.gather(grad_v),
             grad_w,
             grad_bonus,
-            torch.empty_like(grad_before[: len(grid.order)]).index_copy_(0, grid.order, grad_before[: len(grid.order)]),
+            grad_initial,
             None,
         )
 

@@ -16,8 +16,6 @@ strong, and a weak one is not lost next to a strong one.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -32,10 +30,10 @@ def wkv7_chunk(
     grid = chunk_grid(lengths, 16 if r.device.type == "cpu" else 64, r.shape[1], r.device)
     r, w, k, v, a, b = (grid.scatter(x) for x in (r, w, k, v, a, b))
     through, before, to_end = w.cumsum(-2), _up_to(w), _up_to(w.flip(-2)).flip(-2)  # [N, H, C, K]
-    pairs = _pairs(a, r, b, k, w)
-    start, own = a * before.exp(), pairs.ak @ v
+    ab, ak, rb, rk = _pairs(a, r, b, k, w)
+    start, own = a * before.exp(), ak @ v
     eye = torch.eye(grid.chunk, dtype=w.dtype, device=w.device)
-    solved = torch.linalg.solve_triangular(eye - pairs.ab, torch.cat([start, own], -1), upper=False, unitriangular=True)
+    solved = torch.linalg.solve_triangular(eye - ab, torch.cat([start, own], -1), upper=False, unitriangular=True)
     of_state, given = solved.split([k.shape[-1], v.shape[-1]], dim=-1)  # u = of_state · s_0 + given
     to_end = to_end.exp()
     written = (b * to_end).mT
@@ -45,7 +43,7 @@ def wkv7_chunk(
         state,
         grid,
     )
-    y = (r * through.exp()) @ states + pairs.rb @ (of_state @ states + given) + pairs.rk @ v
+    y = (r * through.exp()) @ states + rb @ (of_state @ states + given) + rk @ v
     return grid.gather(y), after
 
 
@@ -54,16 +52,9 @@ def _up_to(w: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(w[..., :1, :]), w[..., :-1, :].cumsum(-2)], dim=-2)
 
 
-class _Pairs(NamedTuple):
-    """[N, H, C, C] each: how much of what position q writes with b or k is found at t by a (before t writes) or r."""
-
-    ab: Tensor
-    ak: Tensor
-    rb: Tensor
-    rk: Tensor
-
-
-def _pairs(a: Tensor, r: Tensor, b: Tensor, k: Tensor, w: Tensor) -> _Pairs:
+def _pairs(a: Tensor, r: Tensor, b: Tensor, k: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """How much of what position q writes with b or k is found at t by a (before t writes) or r: ab, ak, rb, rk, each
+    [N, H, C, C]."""
     writers = torch.stack([b, k])  # [2, N, H, C, K]
     at_once = (r * writers).sum(-1)
     blocks = torch.stack([torch.zeros_like(at_once), at_once])[..., None, None]  # [2, 2, N, H, C, 1, 1]
@@ -76,7 +67,7 @@ def _pairs(a: Tensor, r: Tensor, b: Tensor, k: Tensor, w: Tensor) -> _Pairs:
         below = torch.cat([late.unsqueeze(1) @ early.mT, second], dim=-1)
         blocks = torch.cat([torch.cat([first, torch.zeros_like(first)], dim=-1), below], dim=-2)
     (ab, ak), (rb, rk) = blocks.squeeze(-3)
-    return _Pairs(ab, ak, rb, rk)
+    return ab, ak, rb, rk
 
 
 def _scan(transition: Tensor, update: Tensor, initial: Tensor, grid: ChunkGrid) -> tuple[Tensor, Tensor]:

@@ -118,7 +118,7 @@ class _Wkv7(torch.autograd.Function):
 def _shared(inputs: list[Tensor], bounds: Tensor) -> tuple[Any, ...]:
     """What both passes are given first: the inputs, the bounds, the sizes S, H, K, V, and the threads."""
     half = inputs[0].dtype is torch.bfloat16
-    return (int(half), *map(address, (*inputs, bounds)), *inputs[-1].shape, _native.threads())
+    return (int(half), *map(address, (*inputs, bounds)), *inputs[-1].shape, torch.get_num_threads())
 
 
 def _given(v: Tensor, grad_y: Tensor | None, grad_after: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ._forms import wide
-from .wkv7 import wkv7, wkv7_step
+from .wkv7 import wkv7
 
 
 def gated_delta(
@@ -34,8 +34,7 @@ def gated_delta(
     q, k [T, H, K], v [T, H, V], g, strength [T, H], cu_seqlens [S + 1] on any device, state [S, H, K, V] or none for
     zeros. Computes in float32, or float64 when q is; `form` is one of WKV-7.
     """
-    r, w, k, v, a, b = _as_wkv7(q, k, v, g, strength)
-    return wkv7(r, w, k, v, a, b, cu_seqlens, state, form=form, return_state=return_state)
+    return wkv7(*_as_wkv7(q, k, v, g, strength), cu_seqlens, state, form=form, return_state=return_state)
 
 
 def gated_delta_step(
@@ -44,8 +43,7 @@ def gated_delta_step(
     """One position of S sequences: q, k [S, H, K], v [S, H, V], g, strength [S, H], state [S, H, K, V] → [S, H, V],
     next state. Computes in the dtype of the state.
     """
-    r, w, k, v, a, b = _as_wkv7(q, k, v, g, strength)
-    return wkv7_step(r, w, k, v, a, b, state)
+    return wkv7.step(*_as_wkv7(q, k, v, g, strength), state)
 
 
 def _as_wkv7(q: Tensor, k: Tensor, v: Tensor, g: Tensor, strength: Tensor) -> tuple[Tensor, ...]:

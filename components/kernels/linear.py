@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._dense import dense
-from ._native import address, library, missing, threads
+from ._native import address, library, missing
 
 ACTIVATIONS = {None: 0, "squared_relu": 1}
 FEW = 8
@@ -76,7 +76,7 @@ def _few(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     x, out = x.contiguous(), x.new_empty(len(x), len(weight))
     library("linear").gemv(
         *map(address, (x, weight, scale, out)), len(x), *weight.shape, x.dtype is torch.bfloat16, scale is not None,
-        not weight.is_contiguous(), threads(),
+        not weight.is_contiguous(), torch.get_num_threads(),
     )
     return out
 
@@ -89,7 +89,7 @@ def _many(x: Tensor, weight: Tensor, scale: Tensor | None, activation: int) -> T
     library("linear").linear(
         *map(address, (x, weight, scale, None, out)), len(x), *weight.shape, x.shape[1],
         weight.stride(1) if transposed else weight.stride(0), len(weight), x.dtype is torch.bfloat16, scale is not None,
-        transposed, activation, threads(),
+        transposed, activation, torch.get_num_threads(),
     )
     return out
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._native import address, library, threads
+from ._native import address, library
 
 
 class Shifted(NamedTuple):
@@ -44,7 +44,8 @@ def norm_shift(
     mixed = tuple(torch.empty_like(x) for _ in ratios)
     library("rwkv6_mix").rwkv6_norm_shift(
         *map(address, (x, delta, gate, *norm, before, bounds)), len(bounds) - 1, _pointers(ratios), len(ratios),
-        address(sum_), address(normal), _pointers(mixed), x.shape[1], eps, x.dtype is torch.bfloat16, threads(),
+        address(sum_), address(normal), _pointers(mixed), x.shape[1], eps, x.dtype is torch.bfloat16,
+        torch.get_num_threads(),
     )
     return Shifted(sum_, normal, mixed)
 
@@ -57,7 +58,7 @@ def mix_five(
     out = torch.empty_like(ratios)
     library("rwkv6_mix").rwkv6_mix_five(
         *map(address, (x, before, bounds)), len(bounds) - 1, address(ratios), _pointers(constants), address(out),
-        x.shape[1], x.dtype is torch.bfloat16, threads(),
+        x.shape[1], x.dtype is torch.bfloat16, torch.get_num_threads(),
     )
     return out
 
@@ -66,7 +67,7 @@ def norm_gate(x: Tensor, gate: Tensor, norm: tuple[Tensor, Tensor], heads: int, 
     """[T, C]: x [T, C] through a group norm with weight and bias [C], times silu(gate)."""
     out = torch.empty_like(x)
     library("rwkv6_mix").rwkv6_norm_gate(
-        *map(address, (x, gate, *norm, out)), *x.shape, heads, eps, x.dtype is torch.bfloat16, threads()
+        *map(address, (x, gate, *norm, out)), *x.shape, heads, eps, x.dtype is torch.bfloat16, torch.get_num_threads()
     )
     return out
 

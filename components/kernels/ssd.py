@@ -12,38 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._forms import Form, Operator, step_by_step, without_autocast
+from ._forms import Form, Operator, step_by_step
 from ._grid import chunk_grid, scan
 
 CHUNK = 32
 
 
-@without_autocast
-def ssd(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    cu_seqlens: Tensor,
-    state: Tensor | None = None,
-    *,
-    form: str = "auto",
-    return_state: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """[T, H, V] in the dtype of v, and the final state [S, H, K, V].
-
-    q, k [T, K], v [T, H, V], a [T, H], cu_seqlens [S + 1] on any device, state [S, H, K, V] or none for zeros.
-    Computes in float32, or float64 when v is.
-    """
-    return OPERATOR.read((q, k, v, a), cu_seqlens, state, form, return_state)
-
-
-@without_autocast
-def ssd_step(q: Tensor, k: Tensor, v: Tensor, a: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """One position of S sequences: q, k [S, K], v [S, H, V], a [S, H], state [S, H, K, V] → [S, H, V], next state.
-
-    Computes in the dtype of the state.
-    """
+def _step(q: Tensor, k: Tensor, v: Tensor, a: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     wide = state.dtype
     outer = k.to(wide)[:, None, :, None] * v.to(wide).unsqueeze(-2)
     state = torch.addcmul(outer, torch.exp(a.to(wide))[..., None, None], state)
@@ -54,7 +29,7 @@ def ssd_reference(
     q: Tensor, k: Tensor, v: Tensor, a: Tensor, lengths: tuple[int, ...], state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The recurrence as it is written down, one position after the other."""
-    return step_by_step(ssd_step, (q, k, v, a), lengths, state)
+    return step_by_step(_step, (q, k, v, a), lengths, state)
 
 
 def ssd_chunk(
@@ -75,6 +50,6 @@ def ssd_chunk(
     return grid.gather((q @ k.mT * weights) @ v + (q @ before) * through.exp()), after
 
 
-FORMS: dict[str, Form] = {"chunk": Form(ssd_chunk), "reference": Form(ssd_reference)}
-LETTERS = {"q": "TK", "k": "TK", "v": "THV", "a": "TH"}
-OPERATOR = Operator("ssd", FORMS, LETTERS, ssd_step, apart=("q", "k", "a"))
+FORMS = {"chunk": Form(ssd_chunk), "reference": Form(ssd_reference)}
+ssd = Operator("ssd", FORMS, {"q": "TK", "k": "TK", "v": "THV", "a": "TH"}, _step, apart=("q", "k", "a"))
+ssd_step = ssd.step

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .._rows import add_to, take
 from ._dense import dense, onednn
-from ._native import address, library, serves, threads
+from ._native import address, library, serves
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -43,7 +43,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> T
     out = query.new_empty(frames, tokens, heads * width)
     library("attention").attention(
         *map(address, (query, key, value)), strides, address(shift), address(out), frames, heads, tokens, width,
-        query.dtype == torch.bfloat16, threads(),
+        query.dtype == torch.bfloat16, torch.get_num_threads(),
     )
     return out
 
@@ -68,7 +68,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     """GELU by its tanh approximation; may write into `x`, which is its own from here on."""
     if not (serves("vision", x) and x.is_contiguous()):
         return F.gelu(x, approximate="tanh")
-    library("vision").gelu_tanh(address(x), x.numel(), x.dtype == torch.bfloat16, threads())
+    library("vision").gelu_tanh(address(x), x.numel(), x.dtype == torch.bfloat16, torch.get_num_threads())
     return x
 
 
@@ -85,7 +85,8 @@ def merge_means(x: Tensor, size: Tensor, survivors: Tensor, sources: Tensor, int
     out = x.new_empty(frames, survivors.shape[1], width)
     given = (size.float().contiguous(), survivors.contiguous(), sources.contiguous(), into.contiguous())
     library("vision").merge_means(
-        *map(address, (x, *given, out)), frames, tokens, survivors.shape[1], width, x.dtype == torch.bfloat16, threads()
+        *map(address, (x, *given, out)), frames, tokens, survivors.shape[1], width, x.dtype == torch.bfloat16,
+        torch.get_num_threads(),
     )
     return out
 
@@ -98,6 +99,6 @@ def mean_direction(keys: Tensor) -> Tensor:
     out = torch.empty(frames, tokens, width, dtype=torch.float32)
     library("vision").mean_direction(
         address(keys), keys.stride(0), keys.stride(2), keys.stride(1), address(out), frames, tokens, heads, width,
-        keys.dtype == torch.bfloat16, threads(),
+        keys.dtype == torch.bfloat16, torch.get_num_threads(),
     )
     return out
