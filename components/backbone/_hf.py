@@ -66,7 +66,9 @@ class Hosted(Backbone):
         self._prefix = causal.base_model_prefix
         self._head_name = next(path for path, module in causal.named_modules() if module is head)
         # what the model does around its head (caps, scales) stays its own; in a tuple it is not a submodule
-        self._around_head = (_hollow(causal, self),)
+        setattr(causal, self._prefix, _Passing())
+        causal.set_output_embeddings(_Head(self))
+        self._around_head = (causal,)
         self._built()
 
     @abstractmethod
@@ -236,10 +238,3 @@ class _Head(nn.Module):
         head = self._owner[0].head
         logits: Tensor = F.linear(hidden, self.weight) if head is None else head(hidden)
         return logits
-
-
-def _hollow(causal: Any, owner: Hosted) -> Any:
-    """The causal model with nothing left of its body, and the head of its owner."""
-    setattr(causal, causal.base_model_prefix, _Passing())
-    causal.set_output_embeddings(_Head(owner))
-    return causal

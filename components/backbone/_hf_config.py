@@ -120,34 +120,27 @@ def _from_sizes(wanted: Wanted, model_type: str) -> Any:
 
 
 def _sizes(wanted: Wanted, defaults: Any) -> dict[str, Any]:
-    """Our three sizes in the words of a family, whose proportions stay."""
+    """Our three sizes in the words of a family, whose proportions stay; head_size says nothing to a family whose
+    channels are heads of their own."""
     values: dict[str, Any] = {}
+    known = defaults.to_dict()
     width = wanted.hidden_size or defaults.hidden_size
     if wanted.hidden_size is not None:
         values["hidden_size"] = width
-        inner = getattr(defaults, "intermediate_size", None)
-        if "intermediate_size" in defaults.to_dict() and isinstance(inner, int):
+        inner = known.get("intermediate_size")
+        if isinstance(inner, int):
             values["intermediate_size"] = max(8, round(inner / defaults.hidden_size * width / 8) * 8)
     if wanted.layers is not None:
         values["num_hidden_layers"] = wanted.layers
-    if wanted.head_size is not None:
-        values.update(_heads(wanted, defaults, width))
-    return values
-
-
-def _heads(wanted: Wanted, defaults: Any, width: int) -> dict[str, Any]:
-    """The options that make heads `head_size` wide; none for a family whose channels are heads of their own."""
-    assert wanted.head_size is not None
-    known = defaults.to_dict()
     recurrent = "num_heads" in known
-    if not recurrent and "num_attention_heads" not in {*known, *defaults.attribute_map}:
-        return {}
+    if wanted.head_size is None or not (recurrent or "num_attention_heads" in {*known, *defaults.attribute_map}):
+        return values
     inner = int(defaults.expand * width) if recurrent and "expand" in known else width
     heads, rest = divmod(inner, wanted.head_size)
     if rest:
         raise AuroraError(f"backbone {wanted.backbone!r}: hidden_size {width} gives {inner} channels to heads, which "
                           f"is not a multiple of head_size {wanted.head_size}")
-    values = {"num_heads" if recurrent else "num_attention_heads": heads}
+    values["num_heads" if recurrent else "num_attention_heads"] = heads
     if "head_dim" in known:
         values["head_dim"] = wanted.head_size
     if "num_key_value_heads" in known:

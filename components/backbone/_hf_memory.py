@@ -62,9 +62,9 @@ class Memory(ABC):
         """Per tensor of a state: its layers, its shape after [L, S], its dtype."""
 
     @abstractmethod
-    def read(self, x: Tensor, state: State | None, keep: bool) -> tuple[Tensor, State | None]:
-        """[B, n, D] → [B, n, D], and the state after the last position when `keep`; none given means the initial
-        one."""
+    def read(self, x: Tensor, state: State | None, keep: bool) -> tuple[Tensor, State]:
+        """[B, n, D] → [B, n, D], and the state after the last position, empty unless `keep`; none given means the
+        initial one."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -140,7 +140,7 @@ class MambaMemory(Memory):
         conv = (mixer.conv1d.in_channels, mixer.conv_kernel_size)
         return {"conv": (len(layers), conv, self.dtype), "recurrent": (len(layers), recurrent, self.wide)}
 
-    def read(self, x: Tensor, state: State | None, keep: bool) -> tuple[Tensor, State | None]:
+    def read(self, x: Tensor, state: State | None, keep: bool) -> tuple[Tensor, State]:
         cache = None
         if keep or state is not None:
             given = [()] * len(self.body[0].layers) if state is None else zip(
@@ -148,7 +148,7 @@ class MambaMemory(Memory):
             cache = Cache(layers=[_CarriedLayer(*tensors) for tensors in given])
         hidden = self.body[0](inputs_embeds=x, cache_params=cache, use_cache=cache is not None).last_hidden_state
         if cache is None or not keep:
-            return hidden, None
+            return hidden, {}
         return hidden, self.gathered({name: [layer.left(name) for layer in cache.layers] for name in self.shapes()})
 
 
@@ -169,7 +169,7 @@ class XlstmMemory(Memory):
         shapes = {"memory": (heads, key, value), "normaliser": (heads, key), "stabiliser": (heads, 1)}
         return {name: (layers, shape, self.wide) for name, shape in shapes.items()}
 
-    def read(self, x: Tensor, state: State | None, keep: bool) -> tuple[Tensor, State | None]:
+    def read(self, x: Tensor, state: State | None, keep: bool) -> tuple[Tensor, State]:
         if state is None:
             state = self.empty(len(x))
         names, layers = list(self.shapes()), range(len(self.body[0].blocks))
@@ -177,7 +177,7 @@ class XlstmMemory(Memory):
         cache = SimpleNamespace(seqlen_offset=0, rnn_state=handed)
         hidden = self.body[0](inputs_embeds=x, cache_params=cache, use_cache=True).last_hidden_state
         if not keep:
-            return hidden, None
+            return hidden, {}
         return hidden, self.gathered(
             {name: [noted(handed[layer][place]) for layer in layers] for place, name in enumerate(names)}
         )
@@ -186,7 +186,7 @@ class XlstmMemory(Memory):
 class _Window(DynamicSlidingWindowLayer):  # type: ignore[misc]
     """Keys and values of the last W - 1 positions; the unused ones stand first and are masked."""
 
-    def __init__(self, window: int, before: tuple[Tensor, Tensor] | None) -> None:
+    def __init__(self, window: int, before: tuple[Tensor, ...] | None) -> None:
         super().__init__(sliding_window=window)
         self.before = before
         self.after: tuple[Tensor, ...] = ()
@@ -199,29 +199,16 @@ class _Window(DynamicSlidingWindowLayer):  # type: ignore[misc]
         return keys, values
 
 
-class _Recurrent:
-    """What a recurrent block of RecurrentGemma is given, and what it comes to: convolution, recurrence."""
-
-    def __init__(self, before: tuple[Tensor, Tensor] | None) -> None:
-        self.before = before
-        self.after: tuple[Tensor, ...] = ()
-
-
 def _enter(block: Any, _: Any, kwargs: dict[str, Any]) -> None:
     """Before a recurrent block: its state, which it looks for on itself."""
-    before = _held(block, kwargs).before
-    block.conv1d_state, block.rg_lru.recurrent_states = before or (None, None)
+    held = kwargs["past_key_values"].layers[block.layer]
+    block.conv1d_state, block.rg_lru.recurrent_states = held.before or (None, None)
 
 
 def _leave(block: Any, _: Any, kwargs: dict[str, Any], __: Any) -> None:
     """After it: the state goes back, and with it the graph that it hangs on."""
-    _held(block, kwargs).after = (block.conv1d_state, block.rg_lru.recurrent_states)
+    kwargs["past_key_values"].layers[block.layer].after = (block.conv1d_state, block.rg_lru.recurrent_states)
     block.conv1d_state = block.rg_lru.recurrent_states = None
-
-
-def _held(block: Any, kwargs: dict[str, Any]) -> _Recurrent:
-    held: _Recurrent = kwargs["past_key_values"].layers[block.layer]
-    return held
 
 
 class GriffinMemory(Memory):
@@ -256,7 +243,7 @@ class GriffinMemory(Memory):
             shapes["key"] = shapes["value"] = (len(self.attending), window, self.dtype)
         return shapes
 
-    def read(self, x: Tensor, state: State | None, keep: bool) -> tuple[Tensor, State | None]:
+    def read(self, x: Tensor, state: State | None, keep: bool) -> tuple[Tensor, State]:
         sequences, length, _ = x.shape
         before = x.new_zeros(sequences, dtype=torch.int64) if state is None else state["read"][0]
         # one position is computed as a step, which needs what came before it
@@ -267,7 +254,12 @@ class GriffinMemory(Memory):
             inputs_embeds=x, position_ids=positions, past_key_values=cache, use_cache=keep or carried is not None,
             attention_mask={"sliding_attention": self._mask(positions, carried is not None)},
         ).last_hidden_state
-        return hidden, self._after(cache.layers, before + length) if keep else None
+        if not keep:
+            return hidden, {}
+        found = {"read": [before + length]}
+        for names, own in ((("conv", "recurrent"), self.recurrent), (("key", "value"), self.attending)):
+            found |= {name: [cache.layers[layer].after[i] for layer in own] for i, name in enumerate(names)}
+        return hidden, self.gathered(found)
 
     def _mask(self, positions: Tensor, carried: bool) -> Tensor:
         """[B, 1, n, m] boolean: which of the m keys each position sees; those before the text's start are unused."""
@@ -280,14 +272,6 @@ class GriffinMemory(Memory):
 
     def _layer(self, state: State | None, layer: int) -> Any:
         recurrent = layer in self.recurrent
-        own = self.recurrent if recurrent else self.attending
-        first, second = ("conv", "recurrent") if recurrent else ("key", "value")
-        given = None if state is None else (state[first][own.index(layer)], state[second][own.index(layer)])
-        return _Recurrent(given) if recurrent else _Window(self.body[0].config.sliding_window, given)
-
-    def _after(self, layers: Sequence[Any], read: Tensor) -> State:
-        found = {"read": [read]}
-        for names, own in ((("conv", "recurrent"), self.recurrent), (("key", "value"), self.attending)):
-            for place, name in enumerate(names):
-                found[name] = [layers[layer].after[place] for layer in own]
-        return self.gathered(found)
+        names, own = (("conv", "recurrent"), self.recurrent) if recurrent else (("key", "value"), self.attending)
+        before = None if state is None else tuple(state[name][own.index(layer)] for name in names)
+        return SimpleNamespace(before=before) if recurrent else _Window(self.body[0].config.sliding_window, before)

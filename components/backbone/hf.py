@@ -6,7 +6,7 @@ Shape letters: T packed positions, S sequences, B sequences of one batch of n po
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,26 +84,18 @@ class HF(Hosted):
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         hidden, after = self.memory.read(x.unsqueeze(1), state, True)
-        assert after is not None
         return hidden.squeeze(1).to(x.dtype), after
 
 
-class Batch(NamedTuple):
-    """Sequences that are read side by side."""
-
-    sequences: list[int]
-    length: int  # of the longest
-
-
-def batches(lengths: Sequence[int], *, equal: bool) -> list[Batch]:
-    """Sequences sorted into batches: of equal lengths, or of lengths near enough to pad."""
-    found: list[Batch] = []
+def batches(lengths: Sequence[int], *, equal: bool) -> list[list[int]]:
+    """Sequences sorted into batches, the longest of each first: of equal lengths, or of lengths near enough to pad."""
+    found: list[list[int]] = []
+    share = 1 if equal else LEAST_SHARE
     for s in sorted(range(len(lengths)), key=lambda s: -lengths[s]):
-        least = found[-1].length if found and equal else LEAST_SHARE * found[-1].length if found else 0
-        if found and lengths[s] >= least:
-            found[-1].sequences.append(s)
+        if found and lengths[s] >= share * lengths[found[-1][0]]:
+            found[-1].append(s)
         else:
-            found.append(Batch([s], lengths[s]))
+            found.append([s])
     return found
 
 
@@ -115,16 +107,13 @@ def read_batches(memory: Memory, x: Tensor, lengths: Sequence[int], state: State
     order: list[int] = []
     states = []
     for batch in batches(lengths, equal=keep):
-        rows = torch.stack([F.pad(parts[s], (0, 0, 0, batch.length - lengths[s])) for s in batch.sequences])
-        given = None if state is None else select_state(state, batch.sequences)
-        hidden, after = memory.read(rows, given, keep)
-        for row, s in enumerate(batch.sequences):
+        rows = torch.stack([F.pad(parts[s], (0, 0, 0, lengths[batch[0]] - lengths[s])) for s in batch])
+        hidden, after = memory.read(rows, None if state is None else select_state(state, batch), keep)
+        for row, s in enumerate(batch):
             parts[s] = hidden[row, : lengths[s]]
-        order += batch.sequences
+        order += batch
         states.append(after)
-    whole = torch.cat(parts)
-    kept = [after for after in states if after is not None]
-    return whole, select_state(join_states(kept), _inverse(order)) if kept else None
+    return torch.cat(parts), select_state(join_states(states), _inverse(order)) if keep else None
 
 
 def read_steps(memory: Memory, x: Tensor, lengths: Sequence[int], state: State) -> tuple[Tensor, State]:
@@ -140,7 +129,6 @@ def read_steps(memory: Memory, x: Tensor, lengths: Sequence[int], state: State) 
             state, reading = select_state(state, range(going)), going
         places.append(starts[:going] + t)
         hidden, after = memory.read(x[places[-1]].unsqueeze(1), state, True)
-        assert after is not None
         steps.append(hidden[:, 0])
         state = after
     row = torch.cat(steps)
