@@ -7,7 +7,6 @@ Shape letters: T packed positions, S sequences, D width, L layers, V vocabulary.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -27,22 +26,10 @@ NORM_EPS = 1e-6
 INITIAL_STD = 0.02
 
 
-class Mixer(nn.Module, ABC):
-    """How a layer reads the past."""
-
-    @abstractmethod
-    def forward(self, x: Tensor, row: Span, state: State) -> tuple[Tensor, State]:
-        """[T, D] → [T, D] and the next state, empty where none is kept."""
-
-    @abstractmethod
-    def initialise(self) -> None:
-        """Fills the parameters that are neither projections nor norms."""
-
-
 class Block(nn.Module):
-    """One layer."""
+    """One layer. Its mixer is called as the layer is, and fills what is neither projection nor norm in `initialise`."""
 
-    def __init__(self, width: int, mixer: Mixer, ffn_size: int) -> None:
+    def __init__(self, width: int, mixer: nn.Module, ffn_size: int) -> None:
         super().__init__()
         self.attn_norm = nn.RMSNorm(width, eps=NORM_EPS)
         self.attn = mixer
@@ -50,7 +37,7 @@ class Block(nn.Module):
         self.mlp = SwiGLU(width, ffn_size)
 
     def forward(self, x: Tensor, row: Span, state: State) -> tuple[Tensor, State]:
-        """[T, D] → [T, D] and the next state."""
+        """[T, D] → [T, D] and the next state, empty where none is kept."""
         mixed, after = self.attn(self.attn_norm(x), row, state)
         x = x + mixed
         return x + self.mlp(self.mlp_norm(x)), after
@@ -64,10 +51,13 @@ class Decoder(LinearRNN):
     part_names = ("embeddings", "layers", "norm")
 
     def __init__(
-        self, vocab_size: int, hidden_size: int, ffn_size: int, mixers: Sequence[Mixer],
+        self, vocab_size: int, hidden_size: int, ffn_size: int | None, mixers: Sequence[nn.Module],
         state_shapes: Mapping[str, tuple[int, ...]],
     ) -> None:
         super().__init__(vocab_size, hidden_size, state_shapes)
+        if ffn_size is None:
+            # as many parameters as an MLP of four times the width without a gate has, in multiples of 256
+            ffn_size = -(-(8 * hidden_size // 3) // 256) * 256
         self.embeddings = nn.Embedding(vocab_size, hidden_size, _weight=torch.empty(vocab_size, hidden_size))
         self.layers = nn.ModuleList(Block(hidden_size, mixer, ffn_size) for mixer in mixers)
         self.norm = nn.RMSNorm(hidden_size, eps=NORM_EPS)
@@ -103,11 +93,6 @@ class Decoder(LinearRNN):
 
     def makers_name(self, name: str) -> str:
         return name if name.startswith("lm_head.") else f"model.{name}"
-
-
-def mlp_size(width: int) -> int:
-    """As many parameters as an MLP of four times the width without a gate has, in multiples of 256."""
-    return -(-(8 * width // 3) // 256) * 256
 
 
 def expanded(backbone: str, option: str, expand: float, head_size: int) -> int:

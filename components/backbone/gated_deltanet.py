@@ -17,14 +17,14 @@ from aurora.types import State
 
 from .._options import Size
 from ..kernels.gated_delta import gated_delta, gated_delta_step
-from ._decoder import NORM_EPS, Decoder, Mixer, expanded, mlp_size
+from ._decoder import NORM_EPS, Decoder, expanded
 from ._layers import GatedNorm, Linear, check_heads, fill_steps, parameter
 from ._linear_rnn import ConvSize, Span, convolve, latest
 
 LENGTH_EPS = 1e-6
 
 
-class GatedDeltaRule(Mixer):
+class GatedDeltaRule(nn.Module):
     """Short convolutions, then a memory that forgets, and replaces what it holds for a key by a new value."""
 
     def __init__(self, width: int, heads: int, head_size: int, value_size: int, conv_size: int) -> None:
@@ -60,10 +60,11 @@ class GatedDeltaRule(Mixer):
         seen = row.window(inputs, state.get("conv"), self.conv_size)
         taps = torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight])
         convolved = torch.split(F.silu(convolve(seen, taps)), self.widths, dim=-1)
-        q, k, v = (self._split(part) for part in convolved)
+        q, k, v = (part.reshape(len(x), self.heads, -1) for part in convolved)
         y, kv = row.recur(gated_delta, gated_delta_step, _unit(q) * self.scale, _unit(k), v, self._log_decay(x),
                           torch.sigmoid(self.b_proj(x)), state=state.get("kv"))
-        out = self.o_proj(self.o_norm(y, self._split(self.g_proj(x))).flatten(-2))
+        gate = self.g_proj(x).reshape(len(x), self.heads, -1)
+        out = self.o_proj(self.o_norm(y, gate).flatten(-2))
         return out, {} if kv is None else {"conv": latest(seen, row), "kv": kv}
 
     def _log_decay(self, x: Tensor) -> Tensor:
@@ -71,9 +72,6 @@ class GatedDeltaRule(Mixer):
         wide = torch.promote_types(x.dtype, torch.float32)
         step = F.softplus(self.a_proj(x).to(wide) + self.dt_bias.to(wide))
         return -self.A_log.to(wide).exp() * step
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.reshape(len(x), self.heads, -1)
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -98,7 +96,6 @@ class GatedDeltaNet(Decoder):
         ffn_size: Size | None = None,
         conv_size: ConvSize = 4,
     ) -> None:
-        ffn_size = mlp_size(hidden_size) if ffn_size is None else ffn_size
         if heads is None:
             check_heads("gated_deltanet", hidden_size, head_size)
             heads = math.ceil(0.75 * hidden_size / head_size)

@@ -14,7 +14,7 @@ from aurora.types import State
 
 from .._options import Size
 from ..kernels.gla import gla, gla_step
-from ._decoder import NORM_EPS, Decoder, Mixer, expanded, mlp_size
+from ._decoder import NORM_EPS, Decoder, expanded
 from ._layers import GatedNorm, Linear, check_heads, with_range
 from ._linear_rnn import Span
 
@@ -22,7 +22,7 @@ from ._linear_rnn import Span
 DECAY_ROOT = 16
 
 
-class GatedLinearAttention(Mixer):
+class GatedLinearAttention(nn.Module):
     """Linear attention whose memory of each key decays by what is read."""
 
     def __init__(self, width: int, key_width: int, heads: int, gate_rank: int) -> None:
@@ -43,18 +43,18 @@ class GatedLinearAttention(Mixer):
 
     def forward(self, x: Tensor, row: Span, state: State) -> tuple[Tensor, State]:
         """[T, D] → [T, D] and the next state: kv [S, H, K, V]."""
-        q, k, v = (self._split(with_range(project(x))) for project in (self.q_proj, self.k_proj, self.v_proj))
-        y, kv = row.recur(gla, gla_step, q * self.scale, k, v, self._split(self._log_decay(x)), state=state.get("kv"))
-        out = self.o_proj(self.g_norm_swish_gate(y, self._split(self.g_proj(x))).flatten(-2))
+        read = (with_range(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v, decay, gate = (
+            part.view(len(x), self.heads, -1) for part in (*read, self._log_decay(x), self.g_proj(x))
+        )
+        y, kv = row.recur(gla, gla_step, q * self.scale, k, v, decay, state=state.get("kv"))
+        out = self.o_proj(self.g_norm_swish_gate(y, gate).flatten(-2))
         return out, {} if kv is None else {"kv": kv}
 
     def _log_decay(self, x: Tensor) -> Tensor:
         """[T, H · K], wide: decays next to one would lose all in bfloat16."""
         wide = torch.promote_types(x.dtype, torch.float32)
         return F.logsigmoid(self.gk_proj(x).to(wide)) / DECAY_ROOT
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.view(len(x), self.heads, -1)
 
 
 @BACKBONE.register
@@ -72,7 +72,6 @@ class GLA(Decoder):
         ffn_size: Size | None = None,
         gate_rank: Size = 16,
     ) -> None:
-        ffn_size = mlp_size(hidden_size) if ffn_size is None else ffn_size
         check_heads("gla", hidden_size, head_size)
         keys = expanded("gla", "expand_k", expand_k, head_size)
         heads = hidden_size // head_size

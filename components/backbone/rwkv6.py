@@ -59,7 +59,7 @@ class TimeMix(nn.Module):
         """[T, D], what stood before each position [T, D], state [S, H, K, K] → [T, D] and the next state."""
         w, k, v, r, g = self._mix(x, before)
         r, k, v = (with_range(part) for part in (self.receptance(r), self.key(k), self.value(v)))
-        inputs = (self._split(part) for part in (r, k, v, self._decay(w)))
+        inputs = (part.view(len(x), self.heads, -1) for part in (r, k, v, self._decay(w)))
         y, state = row.recur(wkv6, wkv6_step, *inputs, self.time_faaaa, state=state)
         return self.output(self.ln_x(y.flatten(-2)) * F.silu(self.gate(g))), state
 
@@ -78,9 +78,6 @@ class TimeMix(nn.Module):
         wide = torch.promote_types(x.dtype, torch.float32)
         change = torch.tanh(x @ self.time_decay_w1) @ self.time_decay_w2
         return self.time_decay[0].to(wide) + change.to(wide)
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.view(len(x), self.heads, -1)
 
     def initialise(self, depth: float, height: float) -> None:
         """Early channels look at the position before and forget fast, late ones remember (appendix of the paper)."""

@@ -81,11 +81,12 @@ class TimeMix(nn.Module):
         g = torch.sigmoid(g @ self.g1) @ self.g2
         v, v_first = self._value(v, v_first)
         rate = torch.sigmoid(self.a0[0] + a @ self.a1 @ self.a2)
-        removed = F.normalize(self._split(k * self.k_k[0]), dim=-1).flatten(-2)
+        heads = (len(x), self.heads, -1)
+        removed = F.normalize((k * self.k_k[0]).view(heads), dim=-1).flatten(-2)
         k = k * torch.addcmul(1 - self.k_a[0], rate, self.k_a[0])
         # under autocast some of these are wider than others; the operator takes them alike, but for the decay
-        r, k, v, taken, given = (self._split(part.to(r.dtype)) for part in (r, k, v, -removed, removed * rate))
-        y, state = row.recur(wkv7, wkv7_step, r, self._split(w), k, v, taken, given, state=state)
+        r, k, v, taken, given = (part.to(r.dtype).view(heads) for part in (r, k, v, -removed, removed * rate))
+        y, state = row.recur(wkv7, wkv7_step, r, w.view(heads), k, v, taken, given, state=state)
         own = (r * k * self.r_k).sum(-1, keepdim=True) * v
         return self.output((self.ln_x(y.flatten(-2)) + own.flatten(-2)) * g), v_first, state
 
@@ -102,9 +103,6 @@ class TimeMix(nn.Module):
         wide = torch.promote_types(x.dtype, torch.float32)
         change = torch.tanh(x @ self.w1) @ self.w2
         return STRONGEST_LOG_DECAY * torch.sigmoid(self.w0[0].to(wide) + change.to(wide))
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.view(len(x), self.heads, -1)
 
     def initialise(self, depth: float, height: float) -> None:
         """Low-rank projections start silent, so that what they steer begins at its constant."""
