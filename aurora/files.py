@@ -54,7 +54,7 @@ def replacing(target: Path, *, folder: bool) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial, old = (target.with_name(f".{target.name}.{kind}") for kind in ("tmp", "old"))
     for leftover in (partial, old):
-        _remove(leftover)
+        remove(leftover)
     if folder:
         partial.mkdir()
     try:
@@ -67,9 +67,9 @@ def replacing(target: Path, *, folder: bool) -> Iterator[Path]:
         os.replace(partial, target)
         sync(target.parent)
     except BaseException:
-        _remove(partial)
+        remove(partial)
         raise
-    _remove(old)
+    remove(old)
 
 
 def require_free(target: Path, *, folder: bool, force: bool) -> None:
@@ -115,7 +115,8 @@ def require_room(target: Path, wanted: int) -> None:
         raise AuroraError(f"{target} needs {wanted / 2**30:.2f} GiB; {free / 2**30:.2f} GiB are free on its disk")
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file or a whole folder, where there is one."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

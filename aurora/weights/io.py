@@ -111,8 +111,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """From the names of tensors to the files beside an index that hold them. AuroraError for files that are not there,
-    or not beside it."""
+    """From the names of tensors to the files that hold them. AuroraError for a file that is not beside the index."""
     held = read_json(index).get("weight_map")
     if not isinstance(held, dict) or not held or not all(isinstance(name, str) for name in held.values()):
         raise AuroraError(f"{index} has no weight_map that gives the name of a file for each tensor")
@@ -296,8 +295,7 @@ def _reason(error: Exception) -> str:
 class Output(NamedTuple):
     """A tensor to be written: its shape and type, and what gives its values, piece after piece.
 
-    `mapped` pieces are views of files, whose memory is given back as they are written. `sources` names what the
-    tensor is made of, for reports.
+    `mapped` pieces are views of files, whose memory is given back as they are written; `sources` are for reports.
     """
 
     shape: tuple[int, ...]
@@ -356,12 +354,12 @@ def write_shards(folder: Path, outputs: Mapping[str, Output], metadata: Mapping[
     write_json(folder / INDEX_FILE, index)
 
 
-def plan_shards(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
-    """The names in their order, cut into shards of at most `shard_bytes`; a larger tensor has one for itself."""
+def plan_shards(sizes: Mapping[str, int], most: int) -> list[list[str]]:
+    """The names in their order, cut into shards of a size of at most `most`; a larger tensor has one for itself."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():
-        if shards[-1] and filled + size > shard_bytes:
+        if shards[-1] and filled + size > most:
             shards.append([])
             filled = 0
         shards[-1].append(name)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from aurora.weights.io import (
     Output,
     are_mapped,
     open_tensors,
+    plan_shards,
     release_pages,
     released,
     slices,
@@ -100,8 +101,7 @@ def unwrapped(tensors: Mapping[str, Tensor], fits: Callable[[Collection[str]], o
 
 
 def mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], listed: int = 8) -> str:
-    """What is missing, unexpected, of another shape or not of floats among given tensors, in words; empty when all fit.
-    """
+    """What is missing, unexpected, of another shape or type among given tensors, in words; empty when all fit."""
     typed = [f"{name} {given[name].dtype} instead of {tensor.dtype}" for name, tensor in wanted.items()
              if name in given and given[name].is_floating_point() != tensor.is_floating_point()]
     reshaped = [f"{name} {tuple(given[name].shape)} instead of {tuple(tensor.shape)}"
@@ -128,7 +128,8 @@ def load_parts(module: nn.Module, tensors: Mapping[str, Tensor], *, mapped: bool
     """
     wanted = module.state_dict()
     if any(tensor.is_meta for tensor in wanted.values()):
-        for part in _parts(tensors):
+        for names in plan_shards({name: tensor.numel() for name, tensor in tensors.items()}, _PART_ELEMENTS):
+            part = {name: tensors[name] for name in names}
             for name, tensor in part.items():
                 if source is not None:
                     require_finite(source, name, tensor)
@@ -153,17 +154,6 @@ def require_finite(source: str | Path, name: str, tensor: Tensor, *, mapped: boo
         if not (least.isfinite() and most.isfinite()):
             raise AuroraError(f"{source}: {name} holds values that are not finite in {block.dtype} (NaN or infinity): "
                               "its training diverged, the file is damaged, or the dtype is too narrow")
-
-
-def _parts(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The tensors in parts of little over _PART_ELEMENTS."""
-    part: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        part[name] = tensor
-        if sum(tensor.numel() for tensor in part.values()) >= _PART_ELEMENTS:
-            yield part
-            part = {}
-    yield part
 
 
 def _rows(tensor: Tensor) -> Sequence[Tensor]:

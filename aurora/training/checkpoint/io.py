@@ -6,7 +6,6 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
+from torch.distributed.checkpoint.state_dict_saver import _save_state_dict
 
 from aurora.errors import AuroraError
-from aurora.files import replace_file, sync
+from aurora.files import remove, replace_file, sync
 from aurora.training.checkpoint.layout import (
     COMMITTED,
     NEWEST,
@@ -28,12 +27,12 @@ from aurora.training.checkpoint.layout import (
     Report,
     Tensors,
     digests,
-    no_dist_silenced,
     read_checkpoint,
     require_written,
     to_json,
 )
 from aurora.training.distributed.collectives import gather
+from aurora.weights.io import plan_shards
 
 FILE_BYTES = 1 << 30  # of a file of tensors, which is held in memory once more while it is written
 MAX_FAILURES = 2  # saves in a row that may fail before training stops
@@ -55,7 +54,6 @@ class AuroraCheckpointIO(CheckpointIO):
         self._thread: threading.Thread | None = None
         self._obsolete: list[Path] = []  # removed once a newer checkpoint is whole
         self._asynchronous = False
-        self._silenced = ExitStack()  # while saves run
         self._error: str | None = None
         self._failures = 0
         self._kind: type[Exception] = AuroraError  # what is raised for them
@@ -76,10 +74,9 @@ class AuroraCheckpointIO(CheckpointIO):
             raise self._kind(f"{self._failures} checkpoints in a row could not be written: {self._error}")
         staged: Any = self._stager.stage(tensors)
         self._thread = threading.Thread(target=self._run, args=(folder, staged, state), name="checkpoint")
-        with nullcontext() if self._asynchronous else no_dist_silenced():
-            self._thread.start()
-            if not self._asynchronous:
-                self.finish()
+        self._thread.start()
+        if not self._asynchronous:
+            self.finish()
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         """Everything but the tensors, which the module loads. AuroraError when it is not a whole checkpoint."""
@@ -96,15 +93,12 @@ class AuroraCheckpointIO(CheckpointIO):
     def start(self) -> None:
         """Lets saves run asynchronously to training."""
         self._asynchronous = True
-        self._silenced.enter_context(no_dist_silenced())
 
     def teardown(self) -> None:
-        """Waits for the disk. Lightning ends what it has begun after this, so that nothing is raised here: `finish`
-        does, before."""
+        """Waits for the disk. Raises nothing, since Lightning has more to end after this; `finish` does, before."""
         self._asynchronous = False
         self.wait()
         self._failures = 0
-        self._silenced.close()
 
     # ---- waiting ----
 
@@ -117,8 +111,7 @@ class AuroraCheckpointIO(CheckpointIO):
                 self._remove_obsolete()
 
     def finish(self) -> None:
-        """The same, and AuroraError when the last checkpoint could not be written; RuntimeError when another rank was
-        lost."""
+        """The same. AuroraError when the last checkpoint could not be written, RuntimeError when a rank was lost."""
         self.wait()
         if self._failures:
             error, self._failures = self._kind(f"the last checkpoint could not be written: {self._error}"), 0
@@ -140,7 +133,8 @@ class AuroraCheckpointIO(CheckpointIO):
     def _write(self, path: Path, tensors: Tensors, state: dict[str, Any]) -> None:
         self._on_all_ranks(lambda: _begin(path, state) if self._rank == 0 else None)
         writer = HuggingFaceStorageWriter(str(path), fqn_to_index_mapping=_files(tensors), save_distributed=True)
-        save_tensors(tensors, storage_writer=writer, process_group=self.group, no_dist=self.group is None)
+        # not `save`, which warns without a group that it works alone
+        _save_state_dict(tensors, writer, self.group, no_dist=self.group is None)
         mine = [file.name for file in path.glob(f"shard-{self._rank + 1:05d}-*")]
         parts: list[Files] = self._on_all_ranks(lambda: digests(path, [*mine, *([STATE] if self._rank == 0 else [])]))
         self._on_all_ranks(lambda: _commit(path, {name: entry for part in parts for name, entry in part.items()})
@@ -174,21 +168,13 @@ class AuroraCheckpointIO(CheckpointIO):
 
 def _files(tensors: Tensors) -> dict[str, int]:
     """Which file each tensor goes to: the same on all ranks, since sharded tensors have their whole size."""
-    numbers, number, size = {}, 1, 0
-    for name, tensor in tensors.items():
-        if size and size + tensor.nbytes > FILE_BYTES:
-            number, size = number + 1, 0
-        numbers[name] = number
-        size += tensor.nbytes
-    return numbers
+    files = plan_shards({name: tensor.nbytes for name, tensor in tensors.items()}, FILE_BYTES)
+    return {name: number for number, names in enumerate(files, 1) for name in names}
 
 
 def _begin(path: Path, state: Mapping[str, Any]) -> None:
     """An empty folder with the state: what stood there was never committed, or is written again."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    remove(path)
     path.mkdir(parents=True)
     replace_file(path / STATE, json.dumps(state, indent=1).encode())
 

@@ -14,19 +14,17 @@ import hashlib
 import json
 import os
 import shutil
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from aurora.errors import AuroraError
 
@@ -58,9 +56,8 @@ class Checkpoint(NamedTuple):
 
     def load(self, tensors: Tensors, group: dist.ProcessGroup | None) -> None:
         """Fills tensors in place, each rank with its own part of sharded ones. Collective with a `group`."""
-        with no_dist_silenced():
-            load_tensors(dict(tensors), storage_reader=HuggingFaceStorageReader(str(self.path)), process_group=group,
-                         no_dist=group is None)
+        # not `load`, which warns without a group that it works alone
+        _load_state_dict(dict(tensors), HuggingFaceStorageReader(str(self.path)), group, no_dist=group is None)
 
 
 def refuse_unsafe_loading() -> None:
@@ -186,23 +183,6 @@ def _pointed_at(folder: Path) -> list[int]:
 
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
-
-
-@contextmanager
-def no_dist_silenced() -> Iterator[None]:
-    """Keeps torch from warning that it works without torch.distributed, as it was asked to."""
-    # not catch_warnings: it would put back all filters of the process, which others change while a thread saves
-    filters = cast(list[Any], warnings.filters)
-    before = [*filters]
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-    ours = filters[0]
-    if ours in before:  # of a block around this one, which removes it
-        filters[:] = before
-    try:
-        yield
-    finally:
-        now = cast(list[Any], warnings.filters)
-        now[:] = [one for one in now if one is not ours]
 
 
 def _read_state(path: Path) -> dict[str, Any]:

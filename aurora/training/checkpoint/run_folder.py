@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from aurora.config import CONFIG_FILE, Config, differences
 from aurora.errors import AuroraError
-from aurora.files import replace_file
+from aurora.files import remove, replace_file
 from aurora.registry import MODEL_SLOTS
 from aurora.training.checkpoint.layout import CHECKPOINTS
 from aurora.weights.io import weight_files
@@ -74,7 +74,7 @@ class StageFolder:
         self._done.unlink(missing_ok=True)
         # one by one: the folder itself may be a link to another disk
         for path in self.checkpoints.glob("*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)
         (self.path / METRICS_FILE).unlink(missing_ok=True)
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
