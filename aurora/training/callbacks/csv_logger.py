@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,17 @@ from aurora.training.checkpoint.run_folder import METRICS_FILE
 class CsvLogger(Logger):
     """One line per step in `save_dir`/metrics.csv, written at once, so that a killed run keeps its metrics.
 
-    What is logged of a step later, such as the validation loss, is added to its line; what is logged before the first
-    step has none.
+    What is logged of a step later, such as the validation loss, is added to its line; step 0 has none.
     """
 
     def __init__(self, *, save_dir: str, resume_step: int = 0) -> None:
         """Lines of steps after `resume_step` are dropped: the resumed run takes those steps again."""
         super().__init__()
         self.path = Path(save_dir) / METRICS_FILE
-        self._columns: list[str] = []
-        self._late: list[dict[str, Any]] = []  # lines that could not be written
-        self._last: dict[str, Any] = {}  # the last line, and where it begins
-        self._begun = 0
+        self._columns: list[str] = []  # none until the file is written
+        self._tail: dict[int | None, dict[str, Any]] = {}  # by step: the last line, and what could not be written since
+        self._begun = 0  # where the last line begins
         self._resume_step = resume_step
-        self._started = False
 
     @property
     def name(self) -> str:
@@ -50,56 +47,45 @@ class CsvLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if step == 0:
             return
-        row = {"step": step, **{key: value for key, value in metrics.items() if key not in ("step", "epoch")}}
-        if self._late and self._late[-1]["step"] == step:
-            self._late[-1].update(row)
+        row = self._tail.setdefault(step, {"step": step})
+        row.update((key, value) for key, value in metrics.items() if key not in ("step", "epoch"))
+        if all(key in self._columns for row in self._tail.values() for key in row):
+            self._write_tail()
         else:
-            self._late.append(row)
-        if not self._started:
-            self._start()
-        more = self._late[0]["step"] == self._last.get("step")
-        if more:
-            self._late[0] = {**self._last, **self._late[0]}
-        missing = dict.fromkeys(key for row in self._late for key in row if key not in self._columns)
-        if missing:
-            rows = read_metrics(self.path.parent)
-            self._write([*rows[: len(rows) - more], *self._late[:more]], [*self._columns, *missing])
-            del self._late[:more]
-        self._append(self._begun if more and not missing else self.path.stat().st_size)
+            self._write_all()
 
-    def _start(self) -> None:
-        kept: list[dict[str, Any]] = [{**row, "step": int(row["step"])} for row in read_metrics(self.path.parent)]
-        kept = [row for row in kept if row["step"] <= self._resume_step]
-        self._write(kept, list(kept[0]) if kept else [])
-        self._started = True
-
-    def _append(self, begun: int) -> None:
-        """Writes the lines that are late from a place in the file on, all or none: a full disk takes a part of them."""
-        if not self._late:
-            return
+    def _write_tail(self) -> None:
+        """Writes the last lines anew, all or none: a full disk takes a part of them."""
         lines = io.StringIO(newline="")
-        csv.DictWriter(lines, self._columns).writerows(self._late)
+        csv.DictWriter(lines, self._columns).writerows(self._tail.values())
         data = lines.getvalue().encode()
         with self.path.open("r+b", buffering=0) as file:
-            file.seek(begun)
+            file.seek(self._begun)
             before = file.readall()
             try:
-                _overwrite(file, begun, data)
+                _overwrite(file, self._begun, data)
             except OSError:
-                _overwrite(file, begun, before)
+                _overwrite(file, self._begun, before)
                 raise
-        self._last, self._begun = self._late[-1], begun + data.rstrip().rfind(b"\n") + 1
-        self._late.clear()
+        self._tail = dict([self._tail.popitem()])
+        self._begun += data.rstrip().rfind(b"\n") + 1
 
-    def _write(self, rows: Sequence[dict[str, Any]], columns: list[str]) -> None:
+    def _write_all(self) -> None:
         """Replaces the file at once: whoever is killed meanwhile leaves the old one."""
+        rows: dict[int | None, dict[str, Any]] = {
+            int(row["step"]): row for row in read_metrics(self.path.parent)
+            if self._columns or int(row["step"]) <= self._resume_step}
+        for step, row in self._tail.items():
+            rows[step] = {**rows.get(step, {}), **row}
+        columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+        step, last = rows.popitem()
         with replacing(self.path, folder=False) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
-            writer.writerows(rows[:-1])
+            writer.writerows(rows.values())
             begun = file.tell()
-            writer.writerows(rows[-1:])
-        self._columns, self._last, self._begun = columns, dict(rows[-1]) if rows else {}, begun
+            writer.writerow(last)
+        self._columns, self._tail, self._begun = columns, {step: last}, begun
 
 
 def _overwrite(file: FileIO, begun: int, data: bytes) -> None:
