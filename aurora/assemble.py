@@ -12,15 +12,13 @@ from aurora.config import Config, ModelConfig
 from aurora.model import AuroraModel
 from aurora.registry import BACKBONE, CONNECTOR, MERGE, PROMPT, SORT, TOKENIZER, VISION, WEIGHTED_SLOTS
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 def build_model(config: ModelConfig, *, empty_backbone: bool = False) -> AuroraModel:
     """The model that a config describes, with the weights that its initialisation gives.
 
     Built under `torch.device("meta")` it takes no memory; so does an `empty_backbone`, whose weights are loaded next.
     """
-    with _default_dtype(DTYPES[config.dtype]):
+    with _default_dtype(getattr(torch, config.dtype)):
         tokenizer = TOKENIZER.build(config.tokenizer)
         vision = VISION.build(config.vision)
         with torch.device("meta") if empty_backbone else nullcontext():
@@ -40,8 +38,7 @@ def build_model(config: ModelConfig, *, empty_backbone: bool = False) -> AuroraM
 def load_base_weights(model: AuroraModel, config: Config) -> dict[str, str]:
     """Loads `base_weights.<slot>.<part's name>` into the parts that have an entry.
 
-    Gives for each weighted slot where its weights come from, to be shown: a part without an entry starts from random
-    weights, which is right for a connector and worth knowing for the others.
+    Gives for each weighted slot where its weights come from: "random" for a part without an entry.
     """
     for slot, path in config.require_base_weights().items():
         getattr(model, slot).load_base(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -84,8 +84,7 @@ class ModelConfig:
 
     def override(self, overrides: Sequence[str]) -> ModelConfig:
         """The config with Hydra's overrides applied in order: `merge=pool` takes another part with the options of its
-        yaml, `merge.schedule=floor` or `keep_ratio=0.5` change one value. AuroraError for a key that it does not have.
-        """
+        yaml, `merge.schedule=floor` or `keep_ratio=0.5` change one value. AuroraError for an unknown key."""
         tree = OmegaConf.create(self.tree)
         for override in map(parse_override, overrides):
             root = override.key_or_group.partition(".")[0]
@@ -188,18 +187,22 @@ def load_config(*overrides: str) -> Config:
 
     With `init_from` the model is that of the folder, but for what other overrides say of it.
 
-    What a yaml leaves to the user (`???`) and nobody gave is absent: whoever needs it says so, and a command that
-    does not need it works without.
+    What a yaml leaves to the user (`???`) and nobody gave is absent; a command that needs it says so.
     """
     parsed = [parse_override(override) for override in overrides]
     choices = [override for override in parsed if _is_group(override)]
     for override in choices:
         _check_choice(override)
-    tree = _compose([str(override.input_line) for override in choices])
+    GlobalHydra.instance().clear()
+    with _errors_named("config"), initialize_config_dir(config_dir=str(CONFIG_FOLDER), version_base="1.3"):
+        tree = compose("aurora", overrides=[str(override.input_line) for override in choices])
     OmegaConf.set_struct(tree, False)
     source = next((override.value() for override in parsed if override.key_or_group == "init_from"), None)
     if isinstance(source, str):
-        _take_model(tree, source, {override.key_or_group for override in choices})
+        saved = read_config(source).tree
+        # what the user did not choose is the saved model's; what it is computed in is the run's own
+        for key in set(MODEL_KEYS) - {"dtype", "quantize", *(override.key_or_group for override in choices)}:
+            tree[key] = saved[key]
     several = [override for override in parsed if override.key_or_group in SLOTS and override not in choices]
     for override in several:
         _apply(tree, override, new=True)
@@ -309,20 +312,6 @@ def _yaml_of(slot: str, name: str) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> Any:
     return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-
-
-def _compose(choices: Sequence[str]) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with _errors_named("config"), initialize_config_dir(config_dir=str(CONFIG_FOLDER), version_base="1.3"):
-        return compose("aurora", overrides=list(choices))  # type: ignore[no-any-return]
-
-
-def _take_model(tree: DictConfig, folder: str, chosen: Collection[str]) -> None:
-    """Puts the parts of a saved model, and how it is used, in the place of those that the user did not choose. What it
-    is computed in is the run's own."""
-    saved = read_config(folder).tree
-    for key in set(MODEL_KEYS) - {*chosen, "dtype", "quantize"}:
-        tree[key] = saved[key]
 
 
 def _drop_options_of_other_parts(tree: DictConfig, choices: Sequence[Override]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
@@ -58,7 +58,7 @@ def kinds_of(part: type[Any]) -> dict[str, Any]:
 
 def check_kind(where: str, given: Any, kind: Any) -> None:
     """AuroraError unless `given` fits the annotation; a class that is not a plain kind of value is not judged."""
-    _validated(where, given, kind)
+    read_fields(kind, where, given)
 
 
 def read_fields(kind: type[T], where: str, entry: Any) -> T:
@@ -66,16 +66,12 @@ def read_fields(kind: type[T], where: str, entry: Any) -> T:
 
     A list becomes a tuple where the dataclass holds one.
     """
-    return _validated(where, entry, kind)  # type: ignore[no-any-return]
-
-
-def _validated(where: str, given: Any, kind: Any) -> Any:
     from pydantic import ValidationError
 
     try:
-        return _adapter(kind).validate_python(given)
+        return _adapter(kind).validate_python(entry)  # type: ignore[no-any-return, arg-type]
     except ValidationError as error:
-        wrong = [_find(where, given, kind, one["loc"])._replace(type=one["type"], cause=one.get("ctx", {}).get("error"))
+        wrong = [_find(where, entry, kind, one["loc"])._replace(type=one["type"], cause=one.get("ctx", {}).get("error"))
                  for one in error.errors(include_url=False)]
     # A misspelt key is also a missing one; of the kinds of a union, the one that was followed furthest was meant.
     order = {"extra_forbidden": 0, "missing": 1}
@@ -92,8 +88,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _strict(kind: Any) -> Any:
-    """The annotation for pydantic: no number from a string and no whole number from true, and a dataclass is made
-    from a mapping without other keys."""
+    """The annotation for pydantic: no number from a string or from true, and a dataclass from exactly its keys."""
     from pydantic import AllowInfNan, Strict
 
     origin, inside = get_origin(kind), get_args(kind)
@@ -117,7 +112,8 @@ def _from_mapping(kind: Any) -> Any:
     from typing_extensions import NotRequired, TypedDict
 
     kinds = get_type_hints(kind, include_extras=True)
-    keys = {item.name: _strict(kinds[item.name]) if _required(item) else NotRequired[_strict(kinds[item.name])]
+    needed = {item.name for item in fields(kind) if item.default is item.default_factory is MISSING}
+    keys = {item.name: _strict(kinds[item.name]) if item.name in needed else NotRequired[_strict(kinds[item.name])]
             for item in fields(kind) if item.init}
     keyed = with_config(ConfigDict(extra="forbid"))(TypedDict(kind.__name__, keys))  # type: ignore[operator]
     expand: Callable[[Any], Any] = getattr(kind, "expand", lambda given: given)
@@ -126,10 +122,6 @@ def _from_mapping(kind: Any) -> Any:
         return given if isinstance(given, kind) else kind(**read(expand(given)))
 
     return Annotated[keyed, WrapValidator(make)]
-
-
-def _required(item: Field[Any]) -> bool:
-    return item.default is MISSING and item.default_factory is MISSING
 
 
 class _Wrong(NamedTuple):

@@ -15,16 +15,10 @@ from aurora.options import FieldError
 from aurora.registry import WeightedSlot
 
 Strategy = Literal["auto", "ddp", "fsdp", "fsdp_hybrid"]
-Accelerator = Literal["cpu", "gpu", "cuda", "mps", "auto"]
 Precision = Literal["32-true", "bf16-mixed", "bf16-gathered", "bf16-true", "16-mixed"]
-Recompute = Literal["none", "block", "selective"]
-Compile = Literal["none", "block"]
 Display = Literal["auto", "bar", "lines", "none"]
 
-LONGEST_SECONDS = 10_000_000  # of any timeout: a third of a year
-MOST_THREADS = 4096  # with many more OpenMP ends the process without a word
-
-Seconds = Annotated[float, Gt(0), Le(LONGEST_SECONDS)]
+Seconds = Annotated[float, Gt(0), Le(10_000_000)]  # a third of a year
 Beta = Annotated[float, Ge(0), Lt(1)]
 Decay = Annotated[float, Ge(0)]
 
@@ -177,13 +171,13 @@ class Spike:
 class TrainerOptions:
     """Where and how a stage runs; only `precision`, `spike` and `backprop_tokens` change what is learned."""
 
-    accelerator: Accelerator = "cpu"
+    accelerator: Literal["cpu", "gpu", "cuda", "mps", "auto"] = "cpu"
     devices: int | str | list[int] = 1
     strategy: Strategy = "auto"
     precision: Precision = "32-true"
-    threads: Annotated[int, Ge(1), Le(MOST_THREADS)] | None = None
-    activation_checkpointing: Recompute = "none"
-    compile: Compile = "none"
+    threads: Annotated[int, Ge(1), Le(4096)] | None = None  # with many more OpenMP ends the process without a word
+    activation_checkpointing: Literal["none", "block", "selective"] = "none"
+    compile: Literal["none", "block"] = "none"
     defer_gradient_sync: bool = False
     reshard_after_forward: bool = True
     cpu_offload: bool = False

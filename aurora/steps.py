@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch.distributed as dist
 
@@ -12,12 +12,6 @@ from aurora.errors import AuroraError
 from aurora.types import PackedBatch, Position
 
 START: Position = (0, 0, 0)
-
-
-class Rows(Protocol):
-    """`DataModule.rows` of one rank."""
-
-    def __call__(self, position: Position, *, steps: int) -> Iterator[PackedBatch]: ...
 
 
 class Step:
@@ -46,8 +40,10 @@ class StepLoader:
     the same ones.
     """
 
-    def __init__(self, rows: Rows, *, steps: int, epochs: int, identity: str, repeat: bool = False) -> None:
-        """`steps` and `epochs` are those of a pass; `identity` is what a position is a position in."""
+    def __init__(self, rows: Callable[..., Iterator[PackedBatch]], *, steps: int, epochs: int, identity: str,
+                 repeat: bool = False) -> None:
+        """`rows(position, steps=)` is `DataModule.rows` of one rank; `steps` and `epochs` are those of a pass;
+        `identity` is what a position is a position in."""
         self._rows, self._steps, self._epochs = rows, steps, epochs
         self._identity, self._repeat = identity, repeat
         self._position, self._done, self._passes = START, 0, 0
@@ -97,8 +93,7 @@ class StepLoader:
 
 
 def rank_and_world(trainer: Any) -> tuple[int, int]:
-    """Which share of the rows this process reads, and of how many: the trainer's word, else torch.distributed's, else
-    the launcher's."""
+    """Which share of the rows this process reads, of how many: by the trainer, torch.distributed or the launcher."""
     if trainer is not None:
         # ranks that read one row together count as one
         share = trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}

@@ -82,19 +82,13 @@ def gradient_norms(model: AuroraModel) -> dict[str, float]:
     return _norms(model, lambda p: p.grad)
 
 
-def weight_norms(model: AuroraModel) -> dict[str, float]:
-    """The norm of the trained weights of every slot. Collective when sharded."""
-    return _norms(model, lambda p: p.detach() if p.requires_grad else None)
-
-
 def total_norm(norms: Mapping[str, float]) -> float:
     """The norm of all slots together."""
     return math.sqrt(sum(norm * norm for norm in norms.values()))
 
 
 def state_norms(states: State) -> dict[str, float]:
-    """By name of a state: the root of the mean square of a layer's elements, averaged over the layers, and the largest
-    element of all."""
+    """By name of a state: the root mean square of a layer's elements, averaged over layers, and the largest of all."""
     found = {}
     for name, tensor in states.items():
         layers = tensor.float().flatten(1)
@@ -211,6 +205,7 @@ class StepMeter:
         """Of the same step: norms of weights and states, and the gradient noise. Collective when sharded."""
         if not self._measuring:
             return {}
-        found = {f"weight_norm_{slot}": norm for slot, norm in weight_norms(model).items()} | self._states
+        weights = _norms(model, lambda p: p.detach() if p.requires_grad else None)
+        found = {f"weight_norm_{slot}": norm for slot, norm in weights.items()} | self._states
         noise = None if self._first is None else Noise.between(self._first, (total_norm(norms) ** 2, sums.targets))
         return found | ({} if noise is None else {"noise_trace": noise.trace, "noise_square": noise.square})

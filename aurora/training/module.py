@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -137,8 +137,7 @@ class AuroraModule(L.LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def _total_steps(self) -> int:
-        """Optimizer steps that the trainer will take, by `max_steps`, `max_epochs` and the data. AuroraError for a
-        trainer without an end."""
+        """Optimizer steps by the trainer's `max_steps` and `max_epochs` and the data. AuroraError when without end."""
         trainer, data = self.trainer, self.trainer.datamodule
         if trainer.max_steps == trainer.max_epochs == -1:
             raise AuroraError("Trainer(max_epochs=-1) has no end that the learning rate could fall to; give max_steps, "
@@ -266,9 +265,12 @@ class AuroraModule(L.LightningModule):
         optimizer.zero_grad()
         if isinstance(schedule, LRScheduler) and not isinstance(schedule, ReduceLROnPlateau):
             schedule.step()
+        # samples that could not be read and workers that died, on this rank, where the data module counts them
+        counts: Mapping[str, int] = getattr(self.trainer.datamodule, "counts", dict)()
         # `step` is the axis of Lightning's loggers
         return {"step": float(self.trainer.global_step), "loss": sums.mean_loss, "lr": rate, **metrics,
-                "skipped": float(self.skipped), **self.loss_scale.metrics(), **self._data_counts()}
+                "skipped": float(self.skipped), **self.loss_scale.metrics(),
+                **{name: float(count) for name, count in counts.items()}}
 
     def _may_take(self, sums: Sums, norm: float) -> bool:
         objection = self.guard.objection(sums.loss, sums.targets, norm)
@@ -302,11 +304,6 @@ class AuroraModule(L.LightningModule):
         np.random.seed(seed % 2**32)
         random.seed(seed)
 
-    def _data_counts(self) -> dict[str, float]:
-        """Samples that could not be read and workers that died, on this rank, where the data module counts them."""
-        counts = getattr(self.trainer.datamodule, "counts", dict)
-        return {name: float(count) for name, count in counts().items()}
-
     # ---- validation ----
 
     def on_validation_epoch_start(self) -> None:
@@ -324,18 +321,13 @@ class AuroraModule(L.LightningModule):
             self._val_sums.append(Sums())
             self._memory = None
         for row in step:
-            for segment, loss in self.losses(self._strategy.batch_to_device(row)):
-                self._val_sums[dataloader_idx].add(segment, loss)
+            for segment in self._segments(self._strategy.batch_to_device(row)):
+                self._val_sums[dataloader_idx].add(segment, self._loss(segment))
+                if self._sequence_group is not None:
+                    self._sequence_group.finish()
             self.rows_read += 1
             if self.interrupted:
                 raise StepInterrupted
-
-    def losses(self, row: PackedBatch) -> Iterator[tuple[PackedBatch, TokenLoss]]:
-        """The segments that a row is read in, and the loss of each. Collective."""
-        for segment in self._segments(row):
-            yield segment, self._loss(segment)
-            if self._sequence_group is not None:
-                self._sequence_group.finish()
 
     def on_validation_epoch_end(self) -> None:
         names = getattr(self.trainer.datamodule, "held_out", {})
@@ -350,8 +342,7 @@ class AuroraModule(L.LightningModule):
                 schedule.step(metrics["val_loss"])
 
     def leave_validation(self) -> None:
-        """Puts the weights back where the average was, before anything is saved; training goes on as if there had been
-        no validation."""
+        """Puts the weights back where the average was; training goes on as if there had been no validation."""
         if self._validation is not None:
             self._validation.close()
             self._validation = None

@@ -228,8 +228,7 @@ class StepGuard:
 
 
 class Average:
-    """The exponential moving average in float32 of every trained parameter, sharded as they are: often the better
-    model, at the price of one more copy.
+    """The exponential moving average in float32 of every trained parameter, sharded as they are.
 
     Step t is weighted by 1 - min(decay, (1 + t) / (10 + t)), so that the beginning is soon forgotten.
     """

@@ -24,8 +24,6 @@ from aurora.training.distributed.strategies import blocks_of
 from aurora.training.step import cut
 from aurora.types import PackedBatch, State
 
-BLOCK_ENDS_WITH = ["row", "state"]
-
 
 class SequenceParallelGroup:
     """This rank among the R that read a row together, and what is on its way between them."""
@@ -72,7 +70,7 @@ def read_together(backbone: Backbone, peers: SequenceParallelGroup) -> None:
     AuroraError for a backbone whose blocks do not show their states.
     """
     for block in blocks_of(backbone):
-        if [*inspect.signature(type(block).forward).parameters][-2:] != BLOCK_ENDS_WITH:
+        if [*inspect.signature(type(block).forward).parameters][-2:] != ["row", "state"]:
             raise AuroraError(f"trainer.sequence_parallel: the blocks of {type(backbone).__name__} do not take and "
                               "give their state, so it cannot go from rank to rank; those of rwkv6, rwkv7, gla, "
                               "gated_deltanet and mamba2 do")

@@ -226,24 +226,21 @@ def _held_out(stage: Stage, recipe: Recipe) -> dict[str, DataModule]:
         if not names:
             raise AuroraError(f"validation: none of {', '.join(once.mixture.datasets)} is below data.root "
                               f"{config.data['root']}; stages.STAGE.validation.mixture=null trains without one")
-    folder = stage.folder.path / VALIDATION
-    return {name: _checked(stage, name, replace(once, mixture=once.mixture.only([name])), folder / name)
-            for name in names}
+    found = {}
+    for name in names:
+        recipe = replace(once, mixture=once.mixture.only([name]))
+        try:
+            found[name] = _data(stage, recipe, stage.folder.path / VALIDATION / name)
+            found[name].total_steps()
+        except AuroraError as error:
+            raise AuroraError(f"validation on {name}: {error}") from error
+    return found
 
 
 def held_out_recipe(recipe: Recipe) -> Recipe:
     """What one validation reads, as if it were trained on."""
     assert recipe.validation is not None
     return replace(recipe, mixture=recipe.validation.mixture, epochs=1, max_steps=recipe.validation.max_steps)
-
-
-def _checked(stage: Stage, name: str, recipe: Recipe, folder: Path) -> DataModule:
-    try:
-        data = _data(stage, recipe, folder)
-        data.total_steps()
-    except AuroraError as error:
-        raise AuroraError(f"validation on {name}: {error}") from error
-    return data
 
 
 # ---- for Lightning users ---------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import torch
 import torch.distributed as dist
+from torch.nn.functional import pad
 
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
@@ -125,12 +126,8 @@ def _with_blank_frame(row: PackedBatch, model: AuroraModel) -> PackedBatch:
     positions = torch.arange(start, start + keep, device=device).unsqueeze(0)
     pixels = torch.zeros(1, 3, height, width, dtype=torch.uint8, device=device)
     return row._replace(
-        tokens=_extended(row.tokens, keep, 0),
-        targets=_extended(row.targets, keep, IGNORE),
-        cu_seqlens=_extended(row.cu_seqlens, 1, start + keep),
+        tokens=pad(row.tokens, (0, keep)),
+        targets=pad(row.targets, (0, keep), value=IGNORE),
+        cu_seqlens=pad(row.cu_seqlens, (0, 1), value=start + keep),
         frames=(*row.frames, Frames(pixels, positions)),
     )
-
-
-def _extended(tensor: torch.Tensor, count: int, value: int) -> torch.Tensor:
-    return torch.cat([tensor, tensor.new_full((count,), value)])

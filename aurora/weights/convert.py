@@ -149,8 +149,7 @@ def find_family(slot: str, part: str) -> Family:
 def open_source(path: str | Path, family: Family) -> Source:
     """Weights in any layout: a file, a folder of files, or a model folder of Aurora, of which the part is taken.
 
-    AuroraError that says what they look like when the family does not have their layout, or that they are a model which
-    the part cannot be.
+    AuroraError that says what they look like when the family has no such layout, or which other model they are.
     """
     path = Path(path)
     if (path / CONFIG_FILE).is_file():
@@ -226,12 +225,9 @@ def load_base(part: nn.Module, source: Source, *, some_of: bool = False) -> None
         assert isinstance(part, Backbone)
         part.start_from(tuned)
     table = layout.our_tensors(given)
-    tensors = {name: _joined([piece.view(given[piece.name]) for piece in table[name]]) for name in own}
+    viewed = {name: [piece.view(given[piece.name]) for piece in table[name]] for name in own}
+    tensors = {name: torch.cat(pieces) if len(pieces) > 1 else pieces[0] for name, pieces in viewed.items()}
     load_parts(part, tensors, source=source.path, mapped=source.mapped and not layout.key_maps)
-
-
-def _joined(pieces: list[Tensor]) -> Tensor:
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 # ---- what will be written ----------------------------------------------------------------------------------------
@@ -244,7 +240,11 @@ def plan(source: Source, *, to: str | None, dtype: str | None) -> Conversion:
     options = _options(source, shapes)
     ours = _our_shapes(family, options)
     expected = {name: tuple(_seen(pieces, ours).shape) for name, pieces in given.their_tensors(ours).items()}
-    _check_shapes(source, expected, shapes)
+    unlike = [f"{name} is {list(shapes[name])} where {list(shape)} is needed" for name, shape in expected.items()
+              if shapes.get(name, shape) != shape]
+    if unlike:
+        raise AuroraError(f"{source.path}: {len(unlike)} tensor(s) do not fit the {family.part} that its first layer "
+                          f"describes: {some(unlike[:3])}")
     table = _table(given, wanted, ours, shapes)
     outputs = {name: _output(source, pieces, shapes, dtype) for name, pieces in table.items()
                if all(piece.name in shapes for piece in pieces)}
@@ -312,14 +312,6 @@ def _seen(pieces: tuple[Piece, ...], shapes: Shapes) -> Tensor:
     # on the meta device, views would load hundreds of megabytes of torch
     seen = [piece.view(torch.zeros(()).expand(shapes[piece.name])) for piece in pieces]
     return seen[0] if len(seen) == 1 else seen[0][:1].expand(sum(map(len, seen)), *seen[0].shape[1:])
-
-
-def _check_shapes(source: Source, expected: Shapes, shapes: Shapes) -> None:
-    unlike = [f"{name} is {list(shapes[name])} where {list(expected[name])} is needed" for name in expected
-              if name in shapes and shapes[name] != expected[name]]
-    if unlike:
-        raise AuroraError(f"{source.path}: {len(unlike)} tensor(s) do not fit the {source.family.part} that its first "
-                          f"layer describes: {some(unlike[:3])}")
 
 
 def _output(source: Source, pieces: tuple[Piece, ...], shapes: Shapes, dtype: str | None) -> Output:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -17,11 +18,7 @@ from aurora.weights.layouts import Family, KeyMap, Layout, Shapes, count_layers,
 FIXED = {"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"}
 # what SiglipVisionConfig means where a config.json leaves it out
 DEFAULT_HEADS = 12
-
-
-def _flat_patch(weight: Tensor) -> Tensor:
-    """[W, 3, p, p] → [W, 3pp]."""
-    return weight.flatten(1)
+_flat_patch = partial(Tensor.flatten, start_dim=1)  # [W, 3, p, p] → [W, 3pp]
 
 
 def _square_patch(weight: Tensor) -> Tensor:

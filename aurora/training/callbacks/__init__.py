@@ -89,11 +89,8 @@ def build_loggers(entries: Mapping[str, Mapping[str, Any]], folder: Path, resume
                   report: Callable[[str], None]) -> list[Any]:
     """The loggers of configs/logger, writing below `folder` and continuing after `resume_step`. One that fails later is
     reported once, and training goes on."""
-    loggers = []
-    for name, entry in entries.items():
-        logger = construct(f"logger.{name}", _build, entry, folder, resume_step)
-        loggers.append(_tolerated(logger, report))
-    return loggers
+    return [_tolerated(construct(f"logger.{name}", _build, entry, folder, resume_step), report)
+            for name, entry in entries.items()]
 
 
 def _tolerated(logger: Any, report: Callable[[str], None]) -> Any:

@@ -23,7 +23,7 @@ from aurora.training.checkpoint.layout import (
     sweep,
 )
 from aurora.training.checkpoint.state import all_finite
-from aurora.training.distributed.collectives import barrier, on_rank_zero, sum_over_ranks
+from aurora.training.distributed.collectives import on_rank_zero, sum_over_ranks
 from aurora.training.distributed.strategies import is_sharded
 from aurora.training.module import AuroraModule, StepInterrupted
 
@@ -132,7 +132,7 @@ class RunCheckpoint(CheckpointCallback):
     def _roll_back(self, trainer: L.Trainer, module: AuroraModule) -> None:
         """Takes weights and optimizer of the newest checkpoint. Steps and rows go on: those since then are given up."""
         module.checkpoint_io.wait()
-        barrier()
+        trainer.strategy.barrier()
         newest = newest_checkpoint(self.folder, self.report) if module.global_rank == 0 else None
         path: Path | None = trainer.strategy.broadcast(None if newest is None else newest.path)
         if path is None:

@@ -71,7 +71,12 @@ class Watchdog(L.Callback):
             self._thread = None
             faulthandler.cancel_dump_traceback_later()
             self._file.close()
-            _remove_empty(Path(self._file.name))
+            path = Path(self._file.name)
+            # a run in which nothing hung leaves nothing behind, but for another rank's file or a folder that holds one
+            with suppress(OSError):
+                if path.stat().st_size == 0:
+                    path.unlink()
+                path.parent.rmdir()
 
     def _rearm(self, seconds: float) -> None:
         faulthandler.dump_traceback_later(seconds + 3 * NOTICE_SECONDS, exit=True, file=self._file)
@@ -100,11 +105,3 @@ class Watchdog(L.Callback):
         # the first to end breaks the connections that the others wait in, and a launcher then kills them
         time.sleep(NOTICE_SECONDS)
         os._exit(TRY_AGAIN)
-
-
-def _remove_empty(path: Path) -> None:
-    """A run in which nothing hung leaves nothing behind."""
-    with suppress(OSError):  # on another rank's file, or a folder that holds one
-        if path.stat().st_size == 0:
-            path.unlink()
-        path.parent.rmdir()

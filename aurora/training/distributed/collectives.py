@@ -110,12 +110,6 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def barrier() -> None:
-    """Waits until every rank is here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def destroy_process_group() -> None:
     """Barrier, then destroys the process group."""
     if dist.is_initialized():
@@ -160,9 +154,11 @@ def peer_failures_reported(folder: Path, step: Callable[[], int | None]) -> Iter
         kept = keep_traceback(folder, error)
         done = step()
         when = "outside of training" if done is None else f"after step {done}"
+        # the library's first sentence, without the place in its own source
+        reason = re.sub(r"^\[\S+\] ", "", " ".join(str(error).split())).partition(". ")[0]
         raise LostProcess(
             f"rank {_rank()} on {socket.gethostname()} lost another process {when}, which was killed or has reported "
-            f"its own failure ({_reason(error)}). The same command resumes from the last checkpoint; {kept}"
+            f"its own failure ({reason[:200]}). The same command resumes from the last checkpoint; {kept}"
         ) from error
 
 
@@ -181,8 +177,3 @@ def keep_traceback(folder: Path, error: BaseException) -> str:
 def _rank() -> int:
     """This process's, also before the process group exists."""
     return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
-
-
-def _reason(error: BaseException) -> str:
-    """The library's first sentence, without the place in its own source."""
-    return re.sub(r"^\[\S+\] ", "", " ".join(str(error).split())).partition(". ")[0][:200]

@@ -64,8 +64,7 @@ def require_bfloat16(options: TrainerOptions) -> None:
 
 
 def in_dtype(config: Config) -> Config:
-    """The config with the dtype that the weights have in training. AuroraError where float16 would have no float32
-    weights."""
+    """The config with the dtype that the weights have in training. AuroraError for float16 without float32 weights."""
     precision, dtype = config.trainer.precision, config.model.dtype
     if precision == "16-mixed" and dtype != "float32":
         raise AuroraError(f"trainer.precision=16-mixed computes in float16 with float32 weights, and dtype is {dtype}; "

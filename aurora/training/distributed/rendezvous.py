@@ -202,7 +202,8 @@ def code_version() -> str:
 def _require_shared(run: Path) -> None:
     token = gather(secrets.token_hex(8))[0]
     mark = run / f".shared-{token}"
-    on_rank_zero(partial(_touch, mark))
+    on_rank_zero(partial(run.mkdir, parents=True, exist_ok=True))
+    on_rank_zero(mark.touch)
     seen = gather((mark.exists(), socket.gethostname()))
     if rank_zero():
         mark.unlink()
@@ -211,19 +212,15 @@ def _require_shared(run: Path) -> None:
                  "there. All nodes need it on a shared file system" if blind else None)
 
 
-def _touch(mark: Path) -> None:
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.touch()
-
-
 # ---- devices of this machine -----------------------------------------------------------------------------------
 
 
-def require_layout(options: TrainerOptions, nodes: int = 1) -> None:
-    """AuroraError for a layout that is not possible on so many machines like this one."""
+def require_layout(options: TrainerOptions, nodes: int = 1) -> int:
+    """The processes on so many machines like this one. AuroraError for a layout that is not possible with them."""
     processes = nodes * local_devices(options)
     if options.strategy != "auto":
         check_processes(options, processes)
+    return processes
 
 
 def check_processes(options: TrainerOptions, processes: int) -> None:

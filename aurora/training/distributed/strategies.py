@@ -1,5 +1,4 @@
-"""How weights are laid out over processes (DDP, FSDP2, hybrid FSDP2), and what is done to blocks: sharding, activation
-checkpointing, compiling.
+"""Layouts of weights over processes (DDP, FSDP2, hybrid FSDP2); sharding, recomputing and compiling blocks.
 
 A block's `forward` is wrapped in place, so that the names of its parameters stay.
 """
@@ -27,7 +26,7 @@ from torch.utils.checkpoint import (
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
 from aurora.recipe import TrainerOptions
-from aurora.training.distributed.rendezvous import local_devices, require_layout
+from aurora.training.distributed.rendezvous import require_layout
 
 # ---- strategies ------------------------------------------------------------------------------------------------
 
@@ -115,15 +114,13 @@ def is_sharded(strategy: Strategy) -> bool:
 
 def build_strategy(options: TrainerOptions, nodes: int = 1) -> Strategy | str:
     """Lightning's strategy for the options, on so many machines. AuroraError like `require_layout`."""
-    require_layout(options, nodes)
-    local = local_devices(options)
-    processes = nodes * local
+    processes = require_layout(options, nodes)
     data_ranks = processes // options.sequence_parallel
     if options.strategy == "auto":
         return "auto"
     if options.strategy == "ddp":
         return DDP(data_ranks=data_ranks)
-    shard_size = processes if options.strategy == "fsdp" else options.shard_size or local
+    shard_size = processes if options.strategy == "fsdp" else options.shard_size or processes // nodes
     return FSDP2(processes=processes, shard_size=shard_size, data_ranks=data_ranks, offload=options.cpu_offload)
 
 
