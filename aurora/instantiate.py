@@ -32,8 +32,7 @@ def instantiate(entry: Any) -> Any:
 
 
 def construct(where: str, make: Callable[..., T], /, *facts: Any, **options: Any) -> T:
-    """What a class or function makes of options. AuroraError that begins with `where` for anything that it objects to:
-    somebody gave the options."""
+    """What a class or function makes of options. AuroraError that begins with `where` when it raises anything."""
     try:
         return make(*facts, **options)
     except Exception as error:

@@ -64,8 +64,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def blank_state(self, sequences: int) -> State:
-        """The memory of `sequences` sequences that have read nothing, where none is tuned: named tensors [L, S, ...].
-        """
+        """The memory of `sequences` sequences that have read nothing, untuned: named tensors [L, S, ...]."""
 
     @abstractmethod
     def read(
@@ -149,8 +148,7 @@ class Backbone(nn.Module, ABC):
             self.start_from({name: torch.zeros(*shape, device=device) for name, shape in tuned.items()})
 
     def runner(self) -> Runner:
-        """What inference reads and steps with, made for the weights as they are; one that calls the modules unless the
-        backbone has a faster one."""
+        """What inference reads and steps with, made for the weights as they are: the modules, if nothing is faster."""
         return Runner(self)
 
     def quantize(self, kind: str | None) -> None:

@@ -38,8 +38,7 @@ class AdaptedLinear(Linear):  # type: ignore[misc]
 
 
 def add_lora(part: nn.Module, targets: Sequence[str], *, rank: int, alpha: float, dropout: float = 0.0) -> None:
-    """Wraps the named linear layers; B is zero, so that nothing changes until it learns. The adapters are float32
-    whatever the weights are."""
+    """Wraps the named linear layers; B is zero, so that nothing changes until it learns. Adapters are float32."""
     _inject(part, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)))
 
 

@@ -1,5 +1,4 @@
-"""What the layouts of linear RNNs share: pairs of names, sizes read from shapes, and RWKV by the names of
-flash-linear-attention."""
+"""What the layouts of linear RNNs share: pairs of names, sizes from shapes, RWKV by flash-linear-attention's names."""
 
 from __future__ import annotations
 
@@ -16,6 +15,8 @@ from aurora.weights.layouts import KeyMap, Layout, Shapes, View, require_values,
 
 TIME_STATE = r"blocks\.\d+\.att\.time_state"
 _TUNED = f"{INITIAL_STATE}wkv"
+transposed: View = Tensor.t  # [A, B] → [B, A]
+flat: View = Tensor.flatten  # [1, 1, C] → [C]
 
 
 def pair(ours: str, theirs: str, to_theirs: View = same, to_ours: View = same) -> KeyMap:
@@ -33,16 +34,6 @@ def below(ours: str, theirs: str, maps: Iterable[KeyMap]) -> list[KeyMap]:
     """The same maps between names below two prefixes."""
     return [replace(each, ours=tuple(ours + name for name in each.ours),
                     theirs=tuple(theirs + name for name in each.theirs)) for each in maps]
-
-
-def transposed(tensor: Tensor) -> Tensor:
-    """[A, B] → [B, A]."""
-    return tensor.t()
-
-
-def flat(tensor: Tensor) -> Tensor:
-    """[1, 1, C] → [C]."""
-    return tensor.view(-1)
 
 
 def deep(tensor: Tensor) -> Tensor:

@@ -70,8 +70,7 @@ class Mlp(nn.Module):
 
 
 class SiglipBlock(nn.Module):
-    """A pre-norm block that may merge between attention and MLP. It returns all tokens, so that a forward hook sees
-    which patch is where after it."""
+    """A pre-norm block that may merge between attention and MLP; forward hooks see in its tokens where patches went."""
 
     def __init__(self, width: int, heads: int, mlp_width: int) -> None:
         super().__init__()
@@ -175,8 +174,7 @@ class Siglip(VisionEncoder):
         """Reads a `transformers` SigLIP directory (the whole model or its vision tower), or weights in any layout of
         `aurora convert`.
 
-        The text tower, the pooling head and the blocks above `feature_layer` are left out. AuroraError when the
-        tower is of another size.
+        The text tower, the pooling head and the blocks above `feature_layer` are left out. AuroraError for other sizes.
         """
         source = open_source(path, FAMILY)
         blocks = count_layers(source.layout.our_tensors(source.tensors), "blocks.")
