@@ -47,6 +47,7 @@ def train_and_ask(blocks: Path, run: Path, *swaps: str) -> str:
     return "".join(session.ask(first["question"], Generation(max_new_tokens=4)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", MERGE.known())
 @pytest.mark.parametrize("backbone", BACKBONE.known())
 def test_every_merge_trains_and_answers_with_every_backbone(
@@ -55,6 +56,7 @@ def test_every_merge_trains_and_answers_with_every_backbone(
     assert isinstance(train_and_ask(blocks, tmp_path, f"merge={merge}", f"backbone={backbone}"), str)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "swap",
     [

@@ -74,6 +74,19 @@ def model_folder(model: AuroraModel, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
+@pytest.fixture(scope="session")
+def endless_folder(make_model: Callable[..., AuroraModel], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that never stops: one of "a" and "b", whose logits are opposite numbers, is likelier than all others."""
+    folder = tmp_path_factory.mktemp("endless") / "model"
+    model = make_model()
+    with torch.no_grad():
+        head = model.backbone.head.weight
+        head.zero_()
+        head[ord("a") + 1], head[ord("b") + 1] = 1.0, -1.0
+    save_model(model, tiny(), folder)
+    return folder
+
+
 def write_video(path: Path, frames: int, *, fps: int = 8, size: tuple[int, int] = (48, 32), seed: int = 0) -> Path:
     """An H.264 file of a square that moves over a background of one colour."""
     rng = np.random.default_rng(seed)

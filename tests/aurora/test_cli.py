@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -446,16 +445,18 @@ def test_debugging_shows_the_traceback(run, monkeypatch, tmp_path) -> None:
         run("ask", tmp_path / "missing.mp4", "What?")
 
 
-def test_an_interrupted_command_ends_with_130_and_no_traceback(model_folder, video) -> None:
-    process = start("ask", video, "What?", "--model", model_folder, "--max-new-tokens", "1000000", "--temperature", "9")
+@pytest.mark.slow
+def test_an_interrupted_command_ends_with_130_and_no_traceback(endless_folder, video) -> None:
+    process = start("ask", video, "What?", "--model", endless_folder, "--max-new-tokens", "1000000")
     assert process.stdout.read(1)  # it has begun to answer
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "aurora: interrupted\n")
 
 
-def test_a_reader_that_leaves_ends_the_command_quietly(model_folder, video) -> None:
-    process = start("ask", video, "What?", "--model", model_folder, "--max-new-tokens", "1000000", "--temperature", "9")
+@pytest.mark.slow
+def test_a_reader_that_leaves_ends_the_command_quietly(endless_folder, video) -> None:
+    process = start("ask", video, "What?", "--model", endless_folder, "--max-new-tokens", "1000000")
     process.stdout.close()  # before it answers: later it might have ended by itself
     process.wait(timeout=60)
     assert (process.stderr.read(), process.returncode) == ("", 1)
@@ -560,10 +561,9 @@ def test_results_lie_beside_the_model_unless_told_otherwise(run, model_folder, q
     assert (tmp_path / "stage" / "eval" / "questions" / "result.json").is_file()
 
 
-def test_the_help_is_there_in_well_under_a_second() -> None:
-    def seconds() -> float:
-        begin = time.monotonic()
-        subprocess.run([sys.executable, "-m", "aurora.cli", "--help"], cwd=ROOT, capture_output=True, check=True)
-        return time.monotonic() - begin
-
-    assert min(seconds() for _ in range(3)) < 1
+def test_the_help_imports_nothing_that_takes_a_second() -> None:
+    code = ("import sys\nfrom aurora.cli import main\nsys.argv[1:] = ['--help']\n"
+            "try:\n    main()\nexcept SystemExit:\n    pass\n"
+            "sys.stderr.write(str({'torch', 'lightning', 'hydra', 'transformers', 'numpy'} & set(sys.modules)))")
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Usage" in said.stdout and said.stderr == "set()"

@@ -40,12 +40,14 @@ def test_every_part_has_a_yaml(slot: str) -> None:
     assert {name for group, name in CHOICES if group == slot} == set(SLOTS[slot]._files())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "experiment"])
 def test_every_experiment_describes_a_model(name: str) -> None:
     with torch.device("meta"):
         build_model(load_config(f"experiment={name}").model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "name"), [choice for choice in CHOICES if choice[0] in ("trainer", "logger")])
 def test_every_trainer_and_logger_composes(group: str, name: str) -> None:
     assert getattr(load_config(f"{group}={name}"), group) is not None

@@ -54,6 +54,7 @@ def footprint() -> tuple[set[str], set[str]]:
     return set(listing.split()), set(getting.split())
 
 
+@pytest.mark.slow
 def test_listing_imports_no_part(footprint) -> None:
     assert footprint[0] == set()
 

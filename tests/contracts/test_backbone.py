@@ -66,6 +66,7 @@ def test_gradients_flow_through_a_carried_state(options: Options, tolerance: Tol
     torch.testing.assert_close(rest.grad, whole.grad, **tolerance)
 
 
+@pytest.mark.slow
 def test_mixed_precision_is_close_to_full(options: Options) -> None:
     backbone = build(options).float()
     x = row(backbone).float()
@@ -75,6 +76,7 @@ def test_mixed_precision_is_close_to_full(options: Options) -> None:
     assert all(gradient.isfinite().all() for gradient in actual)
 
 
+@pytest.mark.slow
 def test_blocks_that_are_computed_again_give_the_same_gradients(options: Options, tolerance: Tolerance) -> None:
     backbone = build(options)
     expected = gradients(backbone, row(backbone))
@@ -93,6 +95,7 @@ def mesh() -> Iterator[DeviceMesh]:
 
 
 # nothing writes into what a block returns
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view:UserWarning")
 def test_blocks_that_are_sharded_give_the_same_gradients(
     options: Options, tolerance: Tolerance, mesh: DeviceMesh

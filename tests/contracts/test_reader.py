@@ -197,6 +197,7 @@ def lengths(tmp_path_factory):
     return [str(folder / "256.mp4"), str(folder / "4096.mp4")]
 
 
+@pytest.mark.slow
 @every_reader
 def test_a_video_of_4096_frames_is_streamed_in_the_memory_of_one_of_256(name, lengths):
     done = subprocess.run([sys.executable, "-c", MEMORY, name, *lengths], capture_output=True, text=True, check=True)

@@ -41,6 +41,7 @@ def test_rows_keep_to_their_budgets_and_hold_real_samples(make, build):
     assert len({answer for row in rows for answer in make.answers(row)}) > 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "workers"), [(2, 0), (3, 2)])
 def test_all_ranks_make_the_same_steps_however_few_the_shards(build, monkeypatch, world, workers):
     ranks = []

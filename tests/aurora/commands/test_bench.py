@@ -29,6 +29,7 @@ def bench(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     return bench
 
 
+@pytest.mark.slow
 def test_a_configuration_is_measured_in_every_work_that_it_has(bench: Callable[..., dict[str, Any]]) -> None:
     result = bench(*SYNTHETIC)
     assert [one["name"] for one in result["measurements"]] == ["vision", "prefill", "decode", "train", "data"]
@@ -36,6 +37,7 @@ def test_a_configuration_is_measured_in_every_work_that_it_has(bench: Callable[.
                for one in result["measurements"])
 
 
+@pytest.mark.slow
 def test_a_model_folder_is_measured_and_what_it_lacks_is_named(bench: Callable[..., dict[str, Any]],
                                                               model_folder: Path) -> None:
     result = bench("--model", str(model_folder))
@@ -43,6 +45,7 @@ def test_a_model_folder_is_measured_and_what_it_lacks_is_named(bench: Callable[.
     assert "has no stages" in result["skipped"]["train"]
 
 
+@pytest.mark.slow
 def test_only_the_works_that_are_asked_for_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *TINY, *RUN, "--only", "decode"]) == 0
     shown = capsys.readouterr().out
@@ -60,6 +63,7 @@ def test_sizes_must_be_positive(option: str, capsys: pytest.CaptureFixture[str])
     assert f"Invalid value for {option!r}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_share_of_the_peak_is_shown_where_the_peak_is_known(bench: Callable[..., dict[str, Any]]) -> None:
     [train] = bench(*TINY, "trainer.peak_tflops=1", "--only", "train")["measurements"]
     assert 0 < train["mfu"] < 1

@@ -68,8 +68,10 @@ class Terminal:
 def terminal(*command: str | Path, columns: int = 100, **environment: str) -> Iterator[Terminal]:
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    # the size of another terminal
+    inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdin=follower, stdout=follower,
-                               stderr=follower, env={**os.environ, "TERM": "xterm", **environment},
+                               stderr=follower, env={**inherited, "TERM": "xterm", **environment},
                                start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
     os.close(follower)
     try:
@@ -96,6 +98,7 @@ def ask(model_folder: Path, video: Path) -> tuple[str | Path, ...]:
     return ("-m", "aurora.cli", "ask", video, "--model", model_folder)
 
 
+@pytest.mark.slow
 def test_waiting_and_what_is_left_out_are_said_and_the_answer_stays(ask, video: Path) -> None:
     asked = (*ask, "What is this?", "--max-new-tokens", "12", "--fps", "8", "--max-frames", "5")
     piped = subprocess.run([sys.executable, *map(str, asked)], cwd=ROOT, capture_output=True, timeout=120)
@@ -124,6 +127,7 @@ def test_reading_says_which_frame_of_how_many_and_when(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "films/long.mp4: 64 frames, one every 28.5 s; --max-frames reads more\n"
 
 
+@pytest.mark.slow
 def test_a_conversation_takes_wide_characters(ask) -> None:
     with terminal(*ask, "--chat", "--max-new-tokens", "3", columns=30) as seen:
         seen.read(until=">")
@@ -135,9 +139,11 @@ def test_a_conversation_takes_wide_characters(ask) -> None:
     assert seen.process.returncode == 130
 
 
-def test_an_interrupted_command_says_so_on_a_line_of_its_own(ask) -> None:
-    with terminal(*ask, "What?", "--max-new-tokens", "1000000", "--temperature", "9") as seen:
-        seen.read(until="frame")
+@pytest.mark.slow
+def test_an_interrupted_command_says_so_on_a_line_of_its_own(endless_folder: Path, video: Path) -> None:
+    asked = ("ask", video, "What?", "--model", endless_folder, "--max-new-tokens", "1000000")
+    with terminal("-m", "aurora.cli", *asked) as seen:
+        seen.read(until="aaa")
         seen.type("\x03")
         lines = seen.read()
     assert seen.process.returncode == 130 and lines[-1] == "aurora: interrupted"

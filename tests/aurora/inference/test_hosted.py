@@ -36,6 +36,7 @@ def model(request: pytest.FixtureRequest, make_model: Callable[..., AuroraModel]
     return make_model(backbone=request.param)
 
 
+@pytest.mark.slow
 def test_questions_of_unequal_lengths_are_answered_side_by_side_as_one_by_one(model: AuroraModel, video: Path) -> None:
     together = watching(model, video).answer_all(QUESTIONS, SHORT)
     assert together == ["".join(watching(model, video).ask(question, SHORT)) for question in QUESTIONS]

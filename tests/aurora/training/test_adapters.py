@@ -123,6 +123,7 @@ def test_checkpoints_hold_the_adapters_alone_in_float32(base, tmp_path):
     assert {str(tensor.dtype) for name, tensor in model.items() if name != TUNED} == {"torch.bfloat16"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapters", [LORA, STATE], ids=["lora", "state"])
 def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(base, tmp_path, monkeypatch, adapters):
     whole = train(stage_config(tmp_path / "whole", base, adapters))
@@ -137,6 +138,7 @@ def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(base, tmp_path,
         assert (whole / file).read_bytes() == (again / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_recomputed_activations_change_nothing(base, tmp_path):
     kept = train(stage_config(tmp_path / "kept", base, EVERYTHING, steps=2))
     config = stage_config(tmp_path / "again", base, EVERYTHING, steps=2)

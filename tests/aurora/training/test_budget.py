@@ -106,6 +106,7 @@ def needed(model, trained=EVERYTHING, **options):
                   devices=4, per_node=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["rwkv6", "rwkv7"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_activations_are_about_those_that_autograd_keeps(backbone, precision):

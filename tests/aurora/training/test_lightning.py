@@ -72,6 +72,7 @@ def whole(tmp_path_factory):
     return weights(fitted(tmp_path_factory.mktemp("whole"), trainer_of())[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped_at", [4, 6, 9])
 def test_fit_resumes_from_the_last_checkpoint_exactly(tmp_path, whole, stopped_at):
     first = trainer_of(tmp_path / "saved", [StopAt(stopped_at)])
@@ -82,6 +83,7 @@ def test_fit_resumes_from_the_last_checkpoint_exactly(tmp_path, whole, stopped_a
     assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(module).items())
 
 
+@pytest.mark.slow
 def test_checkpoints_are_folders_without_pickle_and_the_best_ones_are_kept(tmp_path):
     trainer = trainer_of(tmp_path / "saved")
     fitted(tmp_path, trainer)
@@ -91,6 +93,7 @@ def test_checkpoints_are_folders_without_pickle_and_the_best_ones_are_kept(tmp_p
     assert best.best_model_score == min(best.best_k_models.values())
 
 
+@pytest.mark.slow
 def test_a_module_of_another_trainer_continues_from_a_saved_step(tmp_path, whole):
     class Save(L.Callback):
         def on_train_batch_end(self, trainer, *arguments):
@@ -102,6 +105,7 @@ def test_a_module_of_another_trainer_continues_from_a_saved_step(tmp_path, whole
     assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(module).items())
 
 
+@pytest.mark.slow
 def test_validate_gives_what_the_command_line_validates(tmp_path):
     train(tree(tmp_path / "run"))
     expected = [float(row["val_loss"]) for row in read_metrics(tmp_path / "run" / "second") if row["val_loss"]]
@@ -115,6 +119,7 @@ def test_validate_gives_what_the_command_line_validates(tmp_path):
     assert found[0]["val_loss"] == expected[-1]
 
 
+@pytest.mark.slow
 def test_the_command_line_and_a_trainer_of_ones_own_train_the_same(tmp_path):
     train(tree(tmp_path / "run"))
     logger = CSVLogger(tmp_path / "log")
@@ -123,6 +128,7 @@ def test_the_command_line_and_a_trainer_of_ones_own_train_the_same(tmp_path):
     assert [row["loss"] for row in logged if row["loss"]] == [loss for _, loss in curve(tmp_path / "run")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "steps"), [
     ({"fast_dev_run": True, "enable_checkpointing": False}, 1),
     ({"limit_train_batches": 3, "max_epochs": 2, "max_steps": -1}, 6),
@@ -137,6 +143,7 @@ def test_limits_count_optimizer_steps(tmp_path, options, steps):
     assert trainer.global_step == steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"max_epochs": 2, "max_steps": -1}, {"max_steps": 2 * STEPS},
                                      {"max_epochs": 5, "max_steps": 2 * STEPS}])
 def test_the_schedule_spans_what_the_trainer_takes(tmp_path, options):
@@ -152,6 +159,7 @@ def test_the_schedule_spans_what_the_trainer_takes(tmp_path, options):
     assert len(rates) == 2 * STEPS
 
 
+@pytest.mark.slow
 def test_callbacks_see_steps(tmp_path):
     monitor = ThroughputMonitor(batch_size_fn=lambda step: step.samples, window_size=3)
     logger = CSVLogger(tmp_path / "log")

@@ -57,6 +57,7 @@ def config(tmp_path):
     return {**config, "stage": "first"}
 
 
+@pytest.mark.slow
 def test_the_model_of_a_stage_is_the_average_and_a_kill_does_not_change_it(config, tmp_path, monkeypatch):
     train(config)
     model = Path("first", "model", "model.safetensors")

@@ -18,6 +18,7 @@ def weights(folder):
     return load_model(folder)[0].state_dict()
 
 
+@pytest.mark.slow
 def test_training_equals_a_plain_loop_over_whole_steps(tmp_path):
     config = tiny_config(tmp_path, steps=3)
     first = {**config, "stage": "first"}
@@ -89,6 +90,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     assert [path.parent.name for path in tmp_path.rglob("*.safetensors")] == ["step-0"]
 
 
+@pytest.mark.slow
 def test_recomputed_activations_change_nothing(tmp_path):
     config = tiny_config(tmp_path / "kept", steps=2)
     config["stage"] = "all"

@@ -213,6 +213,7 @@ def test_a_process_that_is_still_starting_ends_with_the_one_that_started_it(tmp_
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "message"), [
     (["--nodes", "many", "--first-node", "localhost"], "'many' is neither a number such as 2 nor a range such as 1:4"),
     (["--nodes", "2"], "--nodes 2 needs --first-node HOST"),

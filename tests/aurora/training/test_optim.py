@@ -226,6 +226,7 @@ CHOICES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES)
 def test_optimizer_and_schedule_go_on_exactly_after_a_resume(choice, tmp_path, monkeypatch):
     def config(run):

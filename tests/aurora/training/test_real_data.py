@@ -18,6 +18,7 @@ def shards(tmp_path_factory, sample):
     return root
 
 
+@pytest.mark.slow
 def test_a_run_on_shards_goes_on_exactly_where_it_broke(shards, tmp_path, monkeypatch, config_for):
     train(config_for(tmp_path / "whole", shards))
     config = config_for(tmp_path / "broken", shards)
@@ -39,6 +40,7 @@ def test_a_run_on_shards_goes_on_exactly_where_it_broke(shards, tmp_path, monkey
     assert [row for row, _ in whole] == list(range(1, len(whole) + 1))
 
 
+@pytest.mark.slow
 def test_samples_that_could_not_be_read_are_told_of_at_the_end(tmp_path, capfd, config_for, sample):
     whole = [sample(number) for number in range(22)]
     cut = replace(whole[3], media={"png": whole[3].media["png"][:50]})

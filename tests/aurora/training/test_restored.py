@@ -18,6 +18,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["first", "second"])
 def test_the_last_checkpoint_is_the_model_of_the_stage(run, stage):
     folder = checkpoint_path(run / stage / "checkpoints", 3)

@@ -49,6 +49,7 @@ def test_sigterm_saves_within_the_row_and_exits_143(config, uninterrupted, start
     assert_same_run(config["run"], uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [5, 14, 15])
 def test_an_exception_in_the_middle_of_a_step_loses_nothing_before_it(config, uninterrupted, monkeypatch, row):
     config["trainer"]["checkpoint_every"] = 1000
@@ -61,6 +62,7 @@ def test_an_exception_in_the_middle_of_a_step_loses_nothing_before_it(config, un
     assert_same_run(config["run"], uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_broken_newest_checkpoint_costs_only_the_steps_after_the_one_before(config, uninterrupted, monkeypatch,
                                                                              capfd):
     monkeypatch.setattr(MadeRows, "breaks_at", 21)
@@ -75,6 +77,7 @@ def test_a_broken_newest_checkpoint_costs_only_the_steps_after_the_one_before(co
     assert_same_run(config["run"], uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_its_last_checkpoint_and_its_model_writes_the_model(config, uninterrupted):
     train(config)
     folder = Path(config["run"]) / "second"

@@ -96,6 +96,7 @@ def processes(tmp_path, monkeypatch):
 # ---- stopping early
 
 
+@pytest.mark.slow
 def test_a_stage_ends_where_the_held_out_loss_no_longer_falls_and_the_next_one_goes_on_from_its_model(tmp_path, capfd):
     config = {**config_of(tmp_path, {"patience": PATIENT}), "stage": "all"}
     assert train(config) == tmp_path / "second" / "model"
@@ -194,6 +195,7 @@ def test_the_state_of_a_callback_that_was_taken_away_is_warned_of(tmp_path, own)
         train(config_of(tmp_path / "run", {}, every=None))
 
 
+@pytest.mark.slow
 def test_the_best_checkpoints_by_validation_loss_are_kept(tmp_path):
     best = {"_target_": f"{LIGHTNING}ModelCheckpoint", "dirpath": str(tmp_path / "best"), "monitor": "val_loss",
             "save_top_k": 2, "filename": "{step}"}

@@ -80,6 +80,7 @@ def held_out_rows(model):
 # ---- what is measured ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_last_validation_is_the_loss_of_the_model_that_is_saved(whole):
     model = load_model(whole / "second" / "model")[0]
     assert [step for step, _ in validated(whole)] == [2, 4, 5]
@@ -92,6 +93,7 @@ def test_training_does_not_know_of_validation(whole, tmp_path):
     assert (tmp_path / MODEL).read_bytes() == (whole / MODEL).read_bytes()
 
 
+@pytest.mark.slow
 def test_training_that_draws_at_random_does_not_know_of_validation_which_draws_nothing(tmp_path):
     lora = {"trained": ["connector"], "adapters": {"backbone": {"lora": {"rank": 2, "alpha": 2, "dropout": 0.5}}}}
     train(config_of(tmp_path / "with", every=1, **lora))
@@ -102,6 +104,7 @@ def test_training_that_draws_at_random_does_not_know_of_validation_which_draws_n
     assert last == pytest.approx(mean_loss(model, held_out_rows(model)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_average_of_the_weights_is_validated_where_it_becomes_the_model(whole, tmp_path):
     train(config_of(tmp_path, average=0.9))
     model = load_model(tmp_path / "second" / "model")[0]
@@ -110,6 +113,7 @@ def test_the_average_of_the_weights_is_validated_where_it_becomes_the_model(whol
     assert float(validated(tmp_path)[-1][1]) == pytest.approx(mean_loss(model, held_out_rows(model)), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_time_of_a_validation_counts_as_no_step(tmp_path, monkeypatch):
     clock, held_out, late = time.perf_counter, MadeRows._held_out, []
     monkeypatch.setattr(time, "perf_counter", lambda: clock() + 1000 * len(late))
@@ -125,6 +129,7 @@ def test_the_time_of_a_validation_counts_as_no_step(tmp_path, monkeypatch):
     assert all(float(seconds) < 1000 and float(waited) < 1 for _, seconds, waited in found)
 
 
+@pytest.mark.slow
 def test_rows_to_validate_on_are_prepared_as_those_to_learn_from(tmp_path, monkeypatch):
     asked = []
 
@@ -267,6 +272,7 @@ def test_rows_that_are_read_keep_the_watchdog_quiet_and_a_row_that_hangs_does_no
     assert exit_codes(begin(config, SECONDS_PER_HELD_OUT_ROW="1000")) == [TRY_AGAIN]
 
 
+@pytest.mark.slow
 def test_validation_may_be_added_to_a_run_that_has_begun(tmp_path, monkeypatch):
     monkeypatch.setattr(MadeRows, "stops_at", 3)
     with pytest.raises(AuroraError, match="the data ended after step 3"):

@@ -52,6 +52,7 @@ def test_the_loss_falls(stage):
     assert sum(losses[6:]) < 0.97 * sum(losses[:6])  # each epoch reads the same samples
 
 
+@pytest.mark.slow
 def test_everything_else_is_what_it_was(world, stage):
     before, after = (load_model(folder)[0].state_dict() for folder in (world / "base", stage / "model"))
     changed = {name for name in after if name not in before or not torch.equal(before[name], after[name])}

@@ -52,11 +52,13 @@ def with_lora(plain, *, silent):
     return backbone
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_new_lora_changes_nothing(plain, tolerance):
     assert_close(read(with_lora(plain, silent=True)), read(plain), tolerance)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_merged_lora_equals_an_unmerged_one_on_every_linear_layer(plain, tolerance):
     backbone = with_lora(plain, silent=False)
@@ -68,6 +70,7 @@ def test_a_merged_lora_equals_an_unmerged_one_on_every_linear_layer(plain, toler
     assert difference.abs().max() > 1e-3  # the LoRA matters
 
 
+@pytest.mark.slow
 def test_the_gradients_of_a_lora_are_those_of_the_merged_weights(plain, tolerance):
     backbone = with_lora(plain, silent=False)
     merged = copy.deepcopy(backbone)

@@ -230,6 +230,7 @@ def test_a_wrong_shape_is_one_error(run, tmp_path: Path, key: str, shape: tuple[
     assert err.startswith("aurora: error: ")
 
 
+@pytest.mark.slow
 def test_a_wrong_shape_in_the_other_layout_is_one_error(run, tmp_path: Path) -> None:
     convert(base(tmp_path), tmp_path / "fla", slot="backbone", part="rwkv6", to="fla")
     good = {name: tensor.clone() for name, tensor in open_tensors(tmp_path / "fla").items()}
@@ -323,6 +324,7 @@ print(resident("VmHWM:") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from /proc")
 def test_memory_stays_below_the_largest_tensor(tmp_path: Path) -> None:
     torch.manual_seed(0)

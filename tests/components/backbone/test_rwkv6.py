@@ -120,6 +120,7 @@ def assert_states_close(actual: State, expected: State) -> None:
             assert_close(actual[name][layer], expected[name][layer])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_prefill_gives_the_authors_logits_and_state(ours: Any, expected: tuple[Tensor, State]) -> None:
     hidden, state = ours(ours.embed(TOKENS), torch.tensor([0, len(TOKENS)]), return_state=True)
@@ -321,6 +322,7 @@ def tuned_weights() -> dict[str, Tensor]:
     return {**random_weights(), **states}
 
 
+@pytest.mark.slow
 def test_a_tuned_initial_state_gives_the_authors_logits(tmp_path: Path, expected: tuple[Tensor, State]) -> None:
     torch.save(tuned_weights(), tmp_path / "model.pth")
     with torch.no_grad():

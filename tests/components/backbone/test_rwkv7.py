@@ -136,6 +136,7 @@ def assert_states_close(actual: State, authors: dict[str, Tensor]) -> None:
         assert_close(actual["ffn_shift"][layer, 0], ffn_shift)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_prefill_gives_the_authors_logits_and_state(ours: Any, authors: dict[str, Tensor]) -> None:
     hidden, state = ours(ours.embed(TOKENS), torch.tensor([0, len(TOKENS)]), return_state=True)

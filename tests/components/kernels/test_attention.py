@@ -39,6 +39,7 @@ def test_equals_the_reference(shape: tuple[int, int, int, int], dtype: torch.dty
     assert error(attention(*given, bias), wide) <= TOLERANCE[dtype]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instructions", _native.INSTRUCTION_SETS)
 def test_every_instruction_set_computes_the_same(instructions: str) -> None:
     """Those that this processor has; each in a process of its own, since it is chosen once."""

@@ -115,6 +115,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     assert "AURORA_CACHE" in caplog.text
 
 
+@pytest.mark.slow
 def test_several_processes_may_compile_at_once(small: Path) -> None:
     code = (
         "import sys, pathlib\nfrom components.kernels import _native\n"
@@ -183,6 +184,7 @@ def test_threads_are_those_of_torch() -> None:
     assert len({line.split()[-1] for line in lines if "libgomp" in line}) == 1
 
 
+@pytest.mark.slow
 def test_without_a_compiler_chunks_take_the_place_and_it_is_said_once(tmp_path: Path) -> None:
     code = (
         "import logging, torch\nlogging.basicConfig(level=logging.INFO)\n"

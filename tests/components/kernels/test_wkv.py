@@ -128,6 +128,7 @@ def assert_equal(kernel: Kernel, actual: list[Tensor], expected: list[Tensor], t
         assert error <= tolerance, f"{name}: {error:.1e}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", LENGTHS, ids=lambda x: str(x)[:12])
 @pytest.mark.parametrize(("kernel", "form", "dtype"), FAST, ids=str)
 def test_a_form_equals_the_recurrence(kernel: Kernel, form: str, dtype: torch.dtype, lengths: tuple[int, ...]) -> None:

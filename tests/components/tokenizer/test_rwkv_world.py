@@ -44,6 +44,7 @@ def test_a_known_sentence_has_its_known_ids() -> None:
     assert ids == [6699, 304, 25740, 109, 39990, 4600, 4596, 22590, 30449, 4706]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TEXTS)
 def test_texts_get_the_authors_ids(theirs: TRIE_TOKENIZER, text: str) -> None:
     assert OURS.encode(text) == theirs.encode(text)

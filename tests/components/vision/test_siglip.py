@@ -211,6 +211,7 @@ def test_a_forward_hook_on_the_blocks_sees_the_patches_join() -> None:
     assert all((tokens.owner.amax(1) + 1 == tokens.size.shape[1]).all() for tokens in seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", MERGE.known())
 def test_the_whole_forward_compiles_into_one_graph(merge: str) -> None:
     torch.manual_seed(0)

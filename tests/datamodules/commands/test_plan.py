@@ -54,6 +54,7 @@ def test_repeats_and_limits_are_planned(planned):
     assert all(read[key] == 3 * once[key] for key in ("tokens", "frames", "bytes"))
 
 
+@pytest.mark.slow
 def test_what_is_held_out_is_planned_with_the_steps_that_it_follows(planned, run, blocks, tmp_path):
     held_out = "stages.language_video.validation={mixture: {vision: {samples: 6}}, every: 3}"
     plain, stage = planned(), planned(held_out)
@@ -78,6 +79,7 @@ def trained(run, blocks, tmp_path):
     return trained
 
 
+@pytest.mark.slow
 def test_a_part_of_the_steps_takes_its_part_of_the_hours(planned, trained):
     steps, some = planned()["steps"], "stages.language_video.max_steps=1"
     for hours in (lambda *given: planned(*given)["data"]["decode_core_hours"], lambda *given: trained(*given)["hours"]):
@@ -151,6 +153,7 @@ def test_every_dataset_of_the_catalogue_is_listed(run):
     assert "miradata" in run("shards", "list")[1] and "dense_caption" in run("shards", "list", "miradata")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "message"), [
     (["--gpu", "H100", "--used", "2"], "--used 2.0 is a share of the peak; it must be at most 1"),
     (["--gpu", "H100", "--used", "nan"], "'--used': must be above 0, not 'nan'"),
@@ -177,6 +180,7 @@ def test_weights_in_bfloat16_are_planned_with_half_the_memory(run):
     assert [whole[part] / half[part] for part in ("weights", "gradients", "optimizer")] == [2, 2, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpus", [1, 4])
 def test_a_stage_that_does_not_fit_fits_with_what_is_advised(run, gpus):
     needs = ["plan", "--published", "--json", "--gpu", "H100", "--gpus", gpus, "experiment=auroralong",

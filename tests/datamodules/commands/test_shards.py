@@ -51,6 +51,7 @@ def test_what_is_wrong_is_shown_counted_and_written(run: Run, blocks: Path, tmp_
         tar.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_statistics_follow_the_config(run: Run, blocks: Path) -> None:
     given = ("stats", blocks / "language_video", "--executor", "serial", "--evaluation", blocks / "heldout")
     few, many = (json.loads(run(*given, "--json", "--keep-ratio", 0.5, "--", f"sampling.fps={fps}")[1])["datasets"]

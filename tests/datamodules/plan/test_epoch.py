@@ -54,6 +54,7 @@ def test_ranks_agree_on_the_number_of_rows_and_on_where_steps_close(world):
         assert len({(one.closes_step, one.position) for one in row}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "other"), [(1, 3), (4, 2)])
 def test_a_run_that_is_cut_anywhere_goes_on_with_the_same_steps_on_another_layout(world, other):
     whole, first = steps(rows(plan(), epochs=2)), rows(plan(), world, epochs=2)

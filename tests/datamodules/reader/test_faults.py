@@ -55,6 +55,7 @@ def test_a_video_above_a_limit_is_refused(textured, monkeypatch, module, limit, 
         list(pyav().read(textured, Sampling(fps=1)))
 
 
+@pytest.mark.slow
 def test_hundreds_of_videos_leave_nothing_behind(textured):
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -117,6 +117,7 @@ def see_through(number):
     return np.zeros((48, 64, 4), np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "codec", "pix_fmt"), [
     ("mov", "png", "rgba"), ("mov", "qtrle", "argb"), ("matroska", "ffv1", "bgra"), ("webm", "libvpx-vp9", "yuva420p"),
     ("webm", "libvpx", "yuva420p")])
@@ -188,6 +189,7 @@ def test_a_last_frame_that_lasts_long_makes_no_file_truncated(form, name):
     assert len(list(reader(name).read(path, Sampling(fps=1)))) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "codec"), [("matroska", "libx264"), ("webm", "libvpx"), ("flv", "libx264"),
                                              ("asf", "wmv2"), ("avi", "mpeg4")])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])

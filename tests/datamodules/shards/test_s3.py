@@ -66,6 +66,7 @@ def mirrored(store, tmp_path):
     return load_index(mirror("s3://shards", ["mixed"], tmp_path / "cache", None) / "mixed")
 
 
+@pytest.mark.slow
 def test_rows_from_a_bucket_are_those_of_the_folder(make, shards, store, tmp_path):
     def rows(root, **options):
         return list(chain.from_iterable(make.module(root, {"mixed": 1, "text": 1}, **options).train_dataloader()))

@@ -239,6 +239,7 @@ def test_an_image_with_more_pixels_than_the_limit_is_not_decoded(make, monkeypat
         decode_image(make.picture())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [9_500, 13_500], ids=["where PIL warns", "where PIL refuses"])
 @pytest.mark.parametrize("read", [decode_image, image_shape, lambda raw: small_picture(raw, Transcode())],
                          ids=["decoded", "measured", "made smaller"])

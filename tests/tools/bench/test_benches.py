@@ -44,6 +44,7 @@ def test_a_quick_bench_runs_and_all_that_is_here_agrees(run: Run, what: list[str
         assert row["status"] == "missing" or (row["seconds"]["median"] > 0 and row["of_limit"]["median"] > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_results_are_written_as_json_markdown_and_picture_and_nothing_else_is_left(run: Run, tmp_path: Path) -> None:
     _, rows, _ = run("prefill", "--dtype", "float32")
@@ -57,6 +58,7 @@ def test_results_are_written_as_json_markdown_and_picture_and_nothing_else_is_le
     assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_peers_that_are_not_installed_are_listed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(name: str) -> str:
@@ -70,6 +72,7 @@ def test_peers_that_are_not_installed_are_listed(run: Run, monkeypatch: pytest.M
     assert status == 0 and "not installed: pip install rwkv" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_another_result_than_the_peers_ends_with_status_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rwkv")

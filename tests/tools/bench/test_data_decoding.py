@@ -10,6 +10,7 @@ from tools.bench.data_decoding import data
 NAMES = ["one thread", "two threads", "few frames", "pictures"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(NAMES)), ids=NAMES)
 def test_all_readers_give_the_same_frames(tmp_path: Path, number: int) -> None:
     made = data(Settings(quick=True, folder=tmp_path))

@@ -48,6 +48,7 @@ def test_one_that_differs_is_not_timed_and_says_by_how_much() -> None:
     assert rows["third"].status == "ok"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outcome", [RIGHT[:4], RIGHT * math.nan, torch.full_like(RIGHT, math.inf)])
 def test_other_shapes_and_values_that_are_not_finite_never_agree(outcome: Tensor) -> None:
     assert rows_of(contestant("first"), contestant("wrong", outcome))["wrong"].status == "failed"
@@ -109,6 +110,7 @@ def test_a_contestant_that_breaks_does_not_end_the_run() -> None:
     assert rows["other"].status == "ok"
 
 
+@pytest.mark.slow
 def test_no_more_than_two_heavy_contestants_are_held() -> None:
     held: set[str] = set()
     most = 0
@@ -155,6 +157,7 @@ def test_only_a_busy_machine_is_warned_about() -> None:
     assert "used 1.5 of" in str(machine.warning(1.5))
 
 
+@pytest.mark.slow
 def test_the_peak_is_what_one_run_adds() -> None:
     """In a process that has done nothing before, as the measuring one is."""
     size = 64 * 2**20
@@ -168,6 +171,7 @@ def test_the_peak_is_what_one_run_adds() -> None:
     assert 0.9 * size < int(shown) < 2 * size
 
 
+@pytest.mark.slow
 def test_a_process_that_breaks_is_an_error_with_its_status(tmp_path: Path) -> None:
     with pytest.raises(run.AuroraError, match="ended with status 1 in a process of its own"):
         memory.peak_bytes("kernels", "no such case", "nobody", Settings(quick=True, folder=tmp_path))

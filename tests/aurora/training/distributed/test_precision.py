@@ -103,6 +103,7 @@ def test_a_gpu_without_bfloat16_is_told_what_is_right_for_it(own, monkeypatch):
 # ---- one process -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_float16_learns_as_float32_does(tmp_path):
     train(case(tmp_path / "wide", precision="32-true", row_tokens=4096))
     train(case(tmp_path / "narrow", row_tokens=4096))
@@ -112,6 +113,7 @@ def test_float16_learns_as_float32_does(tmp_path):
     assert {str(p.dtype) for p in load_model(tmp_path / "narrow/first/model")[0].parameters()} == {"torch.float32"}
 
 
+@pytest.mark.slow
 def test_an_overflow_is_left_out_and_counted_and_is_no_bad_step(tmp_path):
     train(case(tmp_path, max_bad_steps=1))
     found = columns(tmp_path, "overflows", "loss_scale", "skipped")
@@ -121,6 +123,7 @@ def test_an_overflow_is_left_out_and_counted_and_is_no_bad_step(tmp_path):
     assert {float(skipped) for _, _, skipped in found} == {0}
 
 
+@pytest.mark.slow
 def test_an_overflow_leaves_the_weights_alone(tmp_path):
     start = load_model(train(case(tmp_path / "still", steps=1)))[0].state_dict()
     moved = load_model(train(case(tmp_path / "moved", steps=1, row_tokens=4096)))[0].state_dict()
@@ -146,6 +149,7 @@ def test_norms_and_noise_are_those_of_the_gradients_as_they_are(tmp_path):
     assert found["16-mixed"] == pytest.approx(found["32-true"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_an_overflow_tells_nothing_of_noise(tmp_path):
     train(case(tmp_path, measure_every=1))
     assert [bool(trace) for trace, in columns(tmp_path, "noise_trace")] == [
@@ -167,6 +171,7 @@ def uninterrupted(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [6, 33])  # while it falls, between two good steps
 def test_a_run_that_is_stopped_goes_on_with_its_scale(row, uninterrupted, tmp_path, monkeypatch):
     monkeypatch.setattr(precision, "GROW_AFTER", 3)
