@@ -1,7 +1,5 @@
 """From a config to an AuroraModel; the only place where widths meet."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 

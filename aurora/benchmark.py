@@ -3,8 +3,6 @@
 Shape letters: T packed positions, N frames, M tokens per frame.
 """
 
-from __future__ import annotations
-
 import gc
 import re
 import statistics

@@ -5,8 +5,6 @@ file, in `aurora/commands/` or `datamodules/commands/`, or after its entry point
 What takes long to import is imported when the function runs, so that help and completion are there at once.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import ctypes

@@ -1,7 +1,5 @@
 """The exceptions that speak to the user: the command line prints them without a traceback."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

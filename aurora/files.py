@@ -1,7 +1,5 @@
 """Writing files and folders atomically, so that they are there as a whole or not at all, room for them, and JSON."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

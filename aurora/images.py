@@ -1,7 +1,5 @@
 """From the bytes of an image to the pixels that an encoder takes."""
 
-from __future__ import annotations
-
 import base64
 import io
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Other libraries' objects from `_target_` entries, behind an allow-list."""
 
-from __future__ import annotations
-
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping

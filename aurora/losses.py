@@ -3,8 +3,6 @@
 Shape letters: T packed positions, D backbone width, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

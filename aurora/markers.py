@@ -1,7 +1,5 @@
 """`<image>` and `<video>` in questions: which of them stand for the media of a sample, and which are words."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

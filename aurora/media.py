@@ -1,7 +1,5 @@
 """What a media file is: its content decides, never its name."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from contextlib import suppress

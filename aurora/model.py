@@ -3,8 +3,6 @@
 Shape letters: N frames, M tokens kept per frame, T packed positions, D backbone width, S sequences.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Rows of Parquet files, by row group."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a stage's recipe and the trainer's options say: frozen objects, checked once, before anything starts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter

@@ -5,8 +5,6 @@ as a `fault`, so that it is counted where the others are used; a file that break
 after what stands before.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """Slots: from a name in a config to a class, importing only the file that was asked for."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A batch is an optimizer step: what a data module's loaders yield, and where a resumed run goes on reading."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any

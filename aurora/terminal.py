@@ -1,7 +1,5 @@
 """What commands write: answers, tables and JSON to standard output, progress to standard error."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -4,8 +4,6 @@ Shape letters: N frames, P patches per frame, M tokens kept per frame, Dv vision
 T packed positions, S sequences, L layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Kinds of options: the registry checks every option by its annotation before a part is built."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from annotated_types import Ge

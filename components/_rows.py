@@ -3,8 +3,6 @@
 Frames are laid end to end, so that whole rows are copied: with `gather`, the index of every single number is looked up.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

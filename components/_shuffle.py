@@ -1,7 +1,5 @@
 """A shuffle that is a pure function of a seed and a length: no generator, so no state, and the same on every device."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Plain webdataset: rows from tars that have no index, packed as samples come by."""
 
-from __future__ import annotations
-
 import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Rows of random pixels and tokens of one shape: for benchmarks, and to see that a model trains at all."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import lightning

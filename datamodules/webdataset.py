@@ -1,7 +1,5 @@
 """Training rows from WebDataset shards, read by an index in a planned order."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

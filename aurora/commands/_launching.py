@@ -1,7 +1,5 @@
 """`aurora train --nodes`: torchrun with the settings under which a lost process and a lost node are survived."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket

@@ -1,8 +1,6 @@
 """Options that several commands share: a command takes one of these classes as a parameter, and `aurora.cli` makes
 command-line options of its fields, under the first line of its docstring."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -1,7 +1,5 @@
 """`aurora train --ray`: the processes of a run on a Ray cluster."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`aurora caption`."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

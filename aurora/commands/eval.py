@@ -1,7 +1,5 @@
 """`aurora eval`."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

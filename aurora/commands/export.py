@@ -1,7 +1,5 @@
 """`aurora export`: a model as a folder to give away."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """`aurora train`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

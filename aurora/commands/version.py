@@ -1,7 +1,5 @@
 """`aurora version`."""
 
-from __future__ import annotations
-
 import platform
 import sys
 from importlib.metadata import distributions

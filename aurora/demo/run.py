@@ -3,8 +3,6 @@
 Shape letters: P patches of a frame, M tokens kept.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import math

@@ -1,7 +1,5 @@
 """Predictions on disk: one line per answer, written as they are made, so that a stopped evaluation goes on."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """The texts that questions are put in: the same ones in training data, evaluation and on the command line."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from aurora.errors import AuroraError

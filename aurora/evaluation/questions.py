@@ -1,7 +1,5 @@
 """The format of an evaluation: a folder with `questions.jsonl` and the videos that its lines name."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence

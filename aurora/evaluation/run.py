@@ -1,7 +1,5 @@
 """Asks a model every question of a folder, about its own video and about a wrong one, and writes what came out."""
 
-from __future__ import annotations
-
 import hashlib
 import platform
 import time

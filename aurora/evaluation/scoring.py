@@ -3,8 +3,6 @@
 Shape letters: T tokens of all options, D backbone width, V vocabulary.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """From predictions to numbers and their table: accuracy by family, against chance and against wrong videos."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby

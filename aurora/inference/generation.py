@@ -3,8 +3,6 @@
 Shape letters: S sequences, V vocabulary, D backbone width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count

@@ -1,7 +1,5 @@
 """Which model is used: a saved one or one of base weights, with overrides, an adapter and rounding."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Shape letters: S sequences, D backbone width, N frames, M tokens kept per frame.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple

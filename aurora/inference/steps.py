@@ -3,8 +3,6 @@
 Shape letters: S sequences, V vocabulary, D backbone width.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary, ref

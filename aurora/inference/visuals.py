@@ -1,7 +1,5 @@
 """From files to frames: videos are streamed by the reader, images are frames of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

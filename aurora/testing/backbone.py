@@ -12,8 +12,6 @@ A test file of any package holds its own backbone to it with a fixture `options`
 Shape letters: T packed positions, S sequences, D width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Trained parameters, optimizer, schedule, which steps are taken, and the average of the weights."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections import defaultdict, deque

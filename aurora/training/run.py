@@ -1,7 +1,5 @@
 """`aurora train`: the stages of a run, each starting from the model of the one before."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import sys

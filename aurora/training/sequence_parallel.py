@@ -7,8 +7,6 @@ L + R - 1 layers of a slice. Works with any backbone whose blocks take (..., row
 Shape letters: T positions of a slice, D width, S sequences of a slice, L layers, R ranks.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """One stage of a run: its model, its data and what it starts from, checked before anything starts."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

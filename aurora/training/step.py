@@ -3,8 +3,6 @@
 Shape letters: T packed positions, S sequences, N frames, M tokens kept per frame, L layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 

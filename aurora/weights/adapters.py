@@ -9,8 +9,6 @@ On disk they are a small folder beside the base model that they belong to; `lora
          weights.safetensors     a slot that the stage trained whole
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import logging

@@ -3,8 +3,6 @@
 What is written is decided from names and shapes alone; then the weights are streamed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass

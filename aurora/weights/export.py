@@ -3,8 +3,6 @@
 The card says what the model is made of, how it was trained and what was measured, as far as that is known.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 `load` and `save` are for parts that other packages bring: `from aurora import weights`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path

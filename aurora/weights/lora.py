@@ -1,7 +1,5 @@
 """LoRA by `peft`: its layers, its file format. The one file that needs the package."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@
 The folder holds all that the model needs, so that it can be moved. Training may add `metrics.json`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

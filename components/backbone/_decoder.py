@@ -5,8 +5,6 @@ Parameters are named as the models of flash-linear-attention name them, without 
 Shape letters: T packed positions, S sequences, D width, L layers, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Which model of `transformers` an `hf` or `transformer` backbone is: its config, from a folder or from sizes."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ that a state is left alone and gradients flow through it.
 Shape letters: B sequences of n positions each, L layers of a kind, D width, W attention window.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """What linear RNNs share: projections, gates, initial values, and the check of heads."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """What the layouts of linear RNNs share: pairs of names, sizes from shapes, RWKV by flash-linear-attention's names."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial

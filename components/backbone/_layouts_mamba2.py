@@ -1,7 +1,5 @@
 """Mamba-2 weights: `Mamba2ForCausalLM` of transformers, the authors' names, and ours, which have no prefix."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -4,8 +4,6 @@ of the repositories RWKV/v6-Finch-*-HF (`Rwkv6ForCausalLM`).
 Shape letters: C width, H heads, N head size, R rank of the mixing, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """RWKV-7 weights: the authors' names, which are ours, and those of flash-linear-attention's `RWKV7ForCausalLM`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 Shape letters: T packed positions, S sequences, D width, H heads, K head width, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import Any

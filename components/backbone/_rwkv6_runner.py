@@ -3,8 +3,6 @@
 Shape letters: T packed positions, S sequences, D width, H heads, K head width, L layers.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Mapping
 from typing import Any

@@ -4,8 +4,6 @@ Shape letters: T packed positions, S sequences, D width, H heads, K key width, V
 a convolution sees, E = H (2 K + V) convolved channels.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -3,8 +3,6 @@
 Shape letters: T packed positions, S sequences, D width, H heads, K key width, V value width of a head.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

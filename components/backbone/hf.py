@@ -3,8 +3,6 @@
 Shape letters: T packed positions, S sequences, B sequences of one batch of n positions, D width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

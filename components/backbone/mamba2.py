@@ -4,8 +4,6 @@ Shape letters: T packed positions, S sequences, D width, I inner width, H heads,
 convolution sees, E = I + 2 K convolved channels, L layers, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ Shape letters: T packed positions, S sequences, D width, H heads, K head width, 
 V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -3,8 +3,6 @@
 Shape letters: T packed positions, S sequences, D width, H heads, K head width, L layers, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 Shape letters: T packed positions, S sequences, D width, L layers, C capacity of the cache.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from functools import partial

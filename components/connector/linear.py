@@ -1,7 +1,5 @@
 """One linear map: the least that joins two widths."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from aurora.interfaces import Connector

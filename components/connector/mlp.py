@@ -1,7 +1,5 @@
 """Two linear layers with a GELU between them: the paper's connector."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from aurora.interfaces import Connector

@@ -8,8 +8,6 @@ resampled from everything its frame shows, at a cost that is linear in the numbe
 Shape letters: N frames, M tokens, L latents, H heads, W = in_width.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

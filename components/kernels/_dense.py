@@ -6,8 +6,6 @@ oneDNN is twice as fast. Which one is faster here is measured once for every kin
 Shape letters: T positions, K inputs, N outputs.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from functools import partial

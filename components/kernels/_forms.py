@@ -1,7 +1,5 @@
 """The forms of an operator: several ways to compute one thing, and the choice among them."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

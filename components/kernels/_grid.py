@@ -7,8 +7,6 @@ one, and so on, the longest sequences first. So each step of the scan is one sli
 the front of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise

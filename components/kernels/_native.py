@@ -6,8 +6,6 @@ exist for every set; what they need beyond that they guard with the macros of th
 threads are those of torch: kernels are linked with the runtime that torch has loaded.
 """
 
-from __future__ import annotations
-
 import atexit
 import ctypes
 import hashlib

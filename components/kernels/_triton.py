@@ -4,8 +4,6 @@ Imports neither Triton nor flash-linear-attention: the operators look here first
 is called.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

@@ -3,8 +3,6 @@
 Shape letters: T packed positions, H heads, K key width, V value width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any, NamedTuple

@@ -12,8 +12,6 @@ Sums of log-decays are products with matrices of zeros and ones, which keeps all
 are to the base 2: that is the exponential that the hardware has.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -11,8 +11,6 @@ matrices needs that split into a factor of t and a factor of s, and neither may 
   kept ≥ -20 in float32 (a retention of 2e-9) and ≥ -150 in float64, so that these stay within the format.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -7,8 +7,6 @@ A segment is a piece of one sequence, `segments` [G, 5] int32: its first positio
 sequence that it opens and the one that it closes (or -1). `DOT` is what matrix products multiply in.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -8,8 +8,6 @@ are outputs made. The backward pass keeps the inputs and the states between segm
 again, and goes through the segments from their ends.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -7,8 +7,6 @@ With dY, the gradient of a chunk's output, and dS, that of the state after it:
 and those of the products are dAB = dW Uᵀ, dAK = dW Vᵀ, dRB = dY Uᵀ and dRK = dY Vᵀ.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -14,8 +14,6 @@ neighbouring pairs, up to the halves of the chunk. Exponents are ≤ 0 and sums 
 strong, and a weak one is not lost next to a strong one.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -16,8 +16,6 @@ would cancel when keys repeat.
 Segments, chunks and `DOT` are as in `_wkv6_kernels`.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -6,8 +6,6 @@ As in `_wkv6_triton`, a sequence is cut into segments only where heads and seque
 segment does to a state is then a matrix [K, K] and what it adds: two passes, one from the identity, one from zeros.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -3,8 +3,6 @@
 Shape letters: T packed positions, S sequences, H heads, K key width, V value width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -9,8 +9,6 @@ Per head, with a log-decay g ≤ 0, a writing strength β, keys of length one an
 It is WKV-7 with one decay for all keys, so every form of WKV-7 is a form of this.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ._forms import wide

@@ -10,8 +10,6 @@ It is WKV-6 read one position later: WKV-6 reads s_{t-1}, so the query carries t
 read in addition. So every form of WKV-6 is a form of this.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ Weights may be int8 with one scale per output: half of what bfloat16 takes and a
 Shape letters: T positions, K inputs, N outputs.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

@@ -5,8 +5,6 @@ first position of a sequence is `before` [S, C], or zero. Shape letters: T packe
 H heads, m mixtures.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Sequence
 from typing import NamedTuple

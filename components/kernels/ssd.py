@@ -7,8 +7,6 @@ Per head, with a log-decay a ≤ 0 and a state s [K, V]; keys and queries are sh
     s_t = exp(a_t) s_{t-1} + k_tᵀ v_t        y_t = q_t s_t
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

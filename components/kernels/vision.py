@@ -5,8 +5,6 @@ On a CPU, where no gradient is wanted, each is one pass in C++; else it is done 
 tokens before a merge, G after it, r = M - G merged, H heads, K head width, W width.
 """
 
-from __future__ import annotations
-
 import ctypes
 
 import torch

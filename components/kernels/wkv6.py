@@ -7,8 +7,6 @@ Per head, with the log-decay lw = -exp(w), computed here from the raw w, and a s
     y_t = r_t (s_t + diag(bonus) k_tᵀ v_t)        s_{t+1} = diag(exp lw_t) s_t + k_tᵀ v_t
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

@@ -10,8 +10,6 @@ RWKV-7 itself has w = -0.606531 · sigmoid(·), a = -κ and b = κ · gate for a
 one w for all keys, a = -k̂, b = exp(w) · β · k̂ and k = β · k̂.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

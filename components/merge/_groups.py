@@ -1,7 +1,5 @@
 """Decided merges. Shape letters: N frames, M tokens before, G groups after, r = M - G sources, C any width."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

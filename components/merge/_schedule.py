@@ -4,8 +4,6 @@ A `Capacity` says how many of n tokens one block can remove. It must leave a rem
 by more than one when n grows by one: that is what makes every count between none and all reachable exactly.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 from aurora.errors import AuroraError

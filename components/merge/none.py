@@ -1,7 +1,5 @@
 """No merging: every patch stays, whatever ratio is asked for."""
 
-from __future__ import annotations
-
 from aurora.errors import AuroraError
 from aurora.interfaces import BlockView, Merge, MergeStrategy
 from aurora.registry import MERGE

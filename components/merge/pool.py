@@ -1,7 +1,5 @@
 """Average pooling on the grid: the simplest way to fewer tokens, and a control for merging by content."""
 
-from __future__ import annotations
-
 import math
 
 import torch

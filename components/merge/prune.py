@@ -3,8 +3,6 @@
 Shape letters: N frames, H heads, M tokens, K key width, r tokens removed.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

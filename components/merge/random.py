@@ -1,7 +1,5 @@
 """Merging at random: a control that removes as many tokens as `tome` without looking at them."""
 
-from __future__ import annotations
-
 import torch
 
 from aurora.errors import AuroraError

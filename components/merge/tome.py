@@ -3,8 +3,6 @@
 Shape letters: N frames, M tokens, K key width, A and B tokens at even and odd places, r tokens removed.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,7 +1,5 @@
 """What every form shares: turns tidied, the first one laid out around the visual tokens, the rest as plain chat."""
 
-from __future__ import annotations
-
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """A fixed text before the video and the question after it, so that one encoded video serves many questions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from aurora.errors import AuroraError

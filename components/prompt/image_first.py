@@ -1,7 +1,5 @@
 """The form of the pretrain stage: what is seen comes first, the instruction after it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from aurora.interfaces import Turn

@@ -1,7 +1,5 @@
 """The paper's form: the visual tokens stand in the middle of the instruction, which is read before and after them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from aurora.interfaces import Turn

@@ -1,7 +1,5 @@
 """Random order: the paper's control (Table 4)."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

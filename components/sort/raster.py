@@ -1,7 +1,5 @@
 """Reading order: left to right, top to bottom."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,7 +1,5 @@
 """By size: the paper reads tokens that stand for few patches first (section 4.3.2, Table 4)."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Bytes as tokens, for tiny models."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from aurora.errors import AuroraError

@@ -1,7 +1,5 @@
 """Any tokenizer that `transformers` reads from a directory."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 The vocabulary file is the authors' (Apache-2.0): each line an id, a Python literal, and its length in bytes.
 """
 
-from __future__ import annotations
-
 import ast
 from functools import lru_cache
 from pathlib import Path

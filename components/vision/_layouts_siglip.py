@@ -3,8 +3,6 @@
 Shape letters: W width, p patch side.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from functools import partial

@@ -3,8 +3,6 @@
 Shape letters: N frames, P patches, M tokens of the moment, W width, H heads, K head width, p patch side.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

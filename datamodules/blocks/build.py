@@ -4,8 +4,6 @@
     FOLDER/heldout/questions.jsonl, videos/*.mp4               four-way questions of held-out combinations
 """
 
-from __future__ import annotations
-
 import json
 import random
 import shutil

@@ -1,7 +1,5 @@
 """Scenes in words: captions, accounts of single frames, and conversations as training samples hold them."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 

@@ -6,8 +6,6 @@ held-out combinations are never asked about in training, though each of their wo
 combinations than samples; were there few, a model would learn which ones are never right.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import random

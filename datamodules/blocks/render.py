@@ -1,7 +1,5 @@
 """Draws scenes and encodes them as H.264."""
 
-from __future__ import annotations
-
 import io
 import math
 

@@ -4,8 +4,6 @@ A scene is a value; `render.py` draws it, `families.py` asks about it, `conversa
 places are fractions of the frame's side, times are seconds.
 """
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple

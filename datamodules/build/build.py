@@ -4,8 +4,6 @@ Beside its tar, index and manifest every task leaves `.build/000000.skipped.json
 The same files give the same bytes, whoever does the tasks and however often they were cut off.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections import Counter

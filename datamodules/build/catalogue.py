@@ -1,7 +1,5 @@
 """Public datasets by name: what each is, whose, and how its makers' files become shards (`configs/dataset`)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

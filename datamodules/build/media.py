@@ -3,8 +3,6 @@
 The same medium and options give the same bytes, with the same versions of the libraries.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@
                   000000.jsonl    the entries of shard 0, each with its number: [number, entry]
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import shutil

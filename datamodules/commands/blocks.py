@@ -1,7 +1,5 @@
 """`aurora blocks`."""
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated
 

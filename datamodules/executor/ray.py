@@ -1,7 +1,5 @@
 """Tasks on a Ray cluster."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """One task after the other, in this process."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 
 from aurora.interfaces.data import Executor, R, T

@@ -1,7 +1,5 @@
 """Tasks as jobs of a SLURM array."""
 
-from __future__ import annotations
-
 import shlex
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """A page that shows samples as they stand in shards: pictures, frames of videos, conversations, all in one file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import count, pairwise
 from pathlib import Path

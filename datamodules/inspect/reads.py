@@ -1,7 +1,5 @@
 """What a stage reads, dataset by dataset: measured from shards, or estimated from published counts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

@@ -4,8 +4,6 @@ One task checks one shard, so that any executor can run them. Whatever is wrong 
 and nothing is repaired here.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace

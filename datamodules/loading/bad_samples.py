@@ -1,7 +1,5 @@
 """What went wrong in the rows of a rank."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from dataclasses import dataclass, field

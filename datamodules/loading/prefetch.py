@@ -1,7 +1,5 @@
 """A process that fetches the shards of the windows to come while those at hand are read."""
 
-from __future__ import annotations
-
 import ctypes
 import logging
 import multiprocessing

@@ -4,8 +4,6 @@ Every object lies in memory of its own that has no name: nothing is left behind 
 of /dev/shm does not matter (64 MB in many containers).
 """
 
-from __future__ import annotations
-
 import io
 import mmap
 import os

@@ -1,7 +1,5 @@
 """What a worker process does: builds every W-th row of a rank, and reports which sample it is at."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import os

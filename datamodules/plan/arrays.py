@@ -4,8 +4,6 @@ A set of arrays is a folder `IDENTITY` with one npy file each and `facts.json`; 
 whole or not there. The folder that holds the sets may be deleted whenever nothing runs.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

@@ -1,7 +1,5 @@
 """The samples of a mixture, numbered, and what each takes of a row."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

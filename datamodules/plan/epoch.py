@@ -5,8 +5,6 @@ packed into rows under a token and a frame budget, and its rows are shuffled and
 nothing but its number, so that resuming costs one window. `schedule` deals the rows of each step to ranks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import chain, count, islice

@@ -6,8 +6,6 @@ writes shards may count at once: `write_lengths(tar, sha256, counter(prompt, tok
 every record. For the folder they are joined into `lengths-COUNTER-SHARDS.npy`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

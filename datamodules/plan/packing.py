@@ -1,7 +1,5 @@
 """Which samples share a row, bin-packed by what runs out first, and which are split over several rows."""
 
-from __future__ import annotations
-
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How long the work on one video may take, and how errors name it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from typing import Any

@@ -3,8 +3,6 @@
 Shape letters: P packets in the order of the file, W wanted frames in the order of time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain

@@ -1,7 +1,5 @@
 """From a decoded frame to upright RGB with square pixels, and the frames of animated pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

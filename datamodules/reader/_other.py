@@ -1,7 +1,5 @@
 """Readers on other decoders, which are used only where they agree with a file's packets."""
 
-from __future__ import annotations
-
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterator

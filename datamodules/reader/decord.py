@@ -1,7 +1,5 @@
 """decord, for plain files."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The default reader: PyAV, right for every kind of file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

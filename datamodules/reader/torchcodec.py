@@ -1,7 +1,5 @@
 """torchcodec, for plain files. It decodes with the FFmpeg of the system."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 

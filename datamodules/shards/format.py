@@ -24,8 +24,6 @@ and whose last part has no dot, because what follows the first dot there is the 
 others are read as webdataset reads them: capitals in an extension do not matter, members without a key are skipped.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence

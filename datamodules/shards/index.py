@@ -4,8 +4,6 @@ Beside every `000000.tar` lie `000000.index.npz` (its rows) and `000000.manifest
 written last. For the folder they are joined into `index.samples.npy`, `index.media.npy` and `index.json`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

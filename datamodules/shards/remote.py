@@ -6,8 +6,6 @@ share the folder: who fetches holds the lock of the shard, who reads holds one o
 one that was not used for the longest time first, only when nobody reads them.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib

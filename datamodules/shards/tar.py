@@ -1,7 +1,5 @@
 """Reading members of shards by offset."""
 
-from __future__ import annotations
-
 import os
 import tarfile
 from collections import OrderedDict

@@ -4,8 +4,6 @@ The same samples give the same bytes. Everything appears by `os.replace`, so a k
 finished, and every function may be run again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import itertools

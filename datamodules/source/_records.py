@@ -1,7 +1,5 @@
 """Sources whose annotations are records that name media, or hold them; conversations in the forms that they use."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import os

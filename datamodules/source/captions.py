@@ -1,7 +1,5 @@
 """Pictures and videos with a caption each, and questions with their answers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Images with captions as COCO publishes them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Conversations about images and videos in the form of LLaVA."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Instructions with pictures inside, in the form of M³IT."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Questions about images, videos or parts of videos, in the columns of tables."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Questions and answers about COCO's images, in the two files of VQA v2."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The callbacks and loggers that a config names: Lightning's own, ours, and those of installed packages."""
 
-from __future__ import annotations
-
 import hashlib
 import traceback
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Saves a run: before the first step, every so many steps, at the end, and when something goes wrong."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

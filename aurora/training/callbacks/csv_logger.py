@@ -1,7 +1,5 @@
 """A CSV of step metrics that continues where a resumed run continues."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """An orderly end on SIGTERM, SIGUSR1 (SLURM's warning before the time is up) and ^C."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

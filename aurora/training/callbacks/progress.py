@@ -1,7 +1,5 @@
 """Progress for people: Lightning's bar on a terminal, a line every few seconds elsewhere."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from typing import Any

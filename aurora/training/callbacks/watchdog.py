@@ -1,7 +1,5 @@
 """Ends a run that hangs, and writes where every process stood, so that a launcher can start it again."""
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import secrets

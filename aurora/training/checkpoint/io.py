@@ -1,7 +1,5 @@
 """Writes and reads training checkpoints for Lightning, asynchronously and without pickle, as `layout.py` says."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import threading

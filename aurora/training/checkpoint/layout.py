@@ -8,8 +8,6 @@
 A folder without COMMITTED is not a checkpoint.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """What a stage leaves in RUN/STAGE: which configuration it belongs to, whether it is finished, and who writes there."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

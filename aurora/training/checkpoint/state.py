@@ -1,7 +1,5 @@
 """What a checkpoint holds of model, optimizer and loops: tensors by name, sharded as they are, and values for JSON."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What several processes do together: sums, gathering, agreeing on an error, and noticing that a peer is gone."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket

@@ -4,8 +4,6 @@ torchrun, srun and Ray start the processes and give each its rank. Without them 
 `trainer.devices` of them on this machine.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import secrets

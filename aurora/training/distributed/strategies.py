@@ -3,8 +3,6 @@
 A block's `forward` is wrapped in place, so that the names of its parameters stay.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
