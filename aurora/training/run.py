@@ -146,7 +146,11 @@ def _resumable(stage: Stage, console: Console) -> Checkpoint | None:
     """The checkpoint to resume from, if any. AuroraError when the stage was begun with another configuration."""
     resume = newest_checkpoint(stage.folder.checkpoints, console.print, verify=rank_zero())
     if resume is not None:
-        require_same(stage.name, resume.state["hyper_parameters"]["fingerprint"], stage.fingerprint, "begun")
+        before = resume.state.get("hyper_parameters", {}).get("fingerprint")
+        if before is None:
+            raise AuroraError(f"{resume.path} does not say what it was trained with: another version of Aurora or "
+                              "another trainer wrote it; restart=true begins the stage again, another run= keeps it")
+        require_same(stage.name, before, stage.fingerprint, "begun")
     return resume
 
 

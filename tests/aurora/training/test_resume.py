@@ -1,3 +1,5 @@
+import hashlib
+import json
 import signal
 import time
 from pathlib import Path
@@ -94,6 +96,20 @@ def test_a_run_cannot_be_resumed_with_another_configuration(config, monkeypatch)
     config["stages"]["second"]["betas"] = [0.9, 0.95]
     config["seed"] = 5
     with pytest.raises(AuroraError, match=r"begun with another .*seed was 3, is 5; stages\.second\.betas was "):
+        train(config)
+
+
+def test_a_checkpoint_that_does_not_say_what_it_was_trained_with_is_refused_with_the_ways_out(config, monkeypatch):
+    monkeypatch.setattr(MadeRows, "breaks_at", 9)
+    with pytest.raises(RuntimeError):
+        train(config)
+    for state in Path(config["run"]).rglob("state.json"):
+        written = json.dumps(json.loads(state.read_bytes()) | {"hyper_parameters": {}}).encode()
+        state.write_bytes(written)
+        committed = state.with_name("COMMITTED")
+        digest = [len(written), hashlib.sha256(written).hexdigest()]
+        committed.write_text(json.dumps(json.loads(committed.read_bytes()) | {"state.json": digest}))
+    with pytest.raises(AuroraError, match=r"step-2 does not say .* restart=true begins the stage again"):
         train(config)
 
 
