@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Frames:
-    """What is seen"""
+    """Frames"""
 
     more: Annotated[list[str], typer.Option(
         "--with", metavar="FILE", help="A further image or video, seen after the first. May be repeated.")
@@ -74,9 +74,9 @@ class Answer:
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="End the answer after so many tokens.")] = 256
     temperature: Annotated[float, typer.Option(metavar="T", help="0 always takes the likeliest token.")] = 0.0
     top_p: Annotated[float, typer.Option(
-        metavar="P", help="Draw from the likeliest tokens that hold this probability.")] = 1.0
+        metavar="P", help="Nucleus sampling: draw from the likeliest tokens whose probabilities add up to P.")] = 1.0
     top_k: Annotated[int | None, typer.Option(metavar="K", help="Draw from the K likeliest tokens.")] = None
-    seed: Annotated[int, typer.Option(metavar="N", help="Of what is drawn.")] = 0
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed.")] = 0
     stop: Annotated[list[str], typer.Option(
         metavar="TEXT", help="End the answer before this text. May be repeated.")] = field(default_factory=list)
 

@@ -17,10 +17,10 @@ def demo(
     scale: Annotated[float, typer.Option(
         metavar="R", parser=positive, help="Size of data and training relative to the full demo.")] = 1.0,
 ) -> None:
-    """Run everything in small, and write a report.
+    """Run the whole pipeline at small scale, and write a report.
 
     Makes Blocks world, trains the four stages on it, evaluates, answers questions about held-out videos and writes
-    report.html and result.json. A stopped demo goes on where it was.
+    report.html and result.json. A stopped demo resumes.
 
     \b
     example:

@@ -12,7 +12,7 @@ from aurora.commands._options import Adapter, Device, Json, ModelFolder, Overrid
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked"""
+    """Questions"""
 
     score: Score = "text"
     no_wrong_videos: Annotated[bool, typer.Option(
@@ -38,7 +38,7 @@ def eval(
     """Measure a model on a folder of questions.
 
     Asks every question of FOLDER/questions.jsonl, about its own video and, if it has options, about a wrong one.
-    Writes predictions.jsonl, line by line, and result.json. A stopped evaluation goes on where it was.
+    Writes predictions.jsonl, line by line, and result.json. A stopped evaluation resumes.
 
     A line is {"id", "video", "family", "question", "options": [...], "answer": index of the right one}, or without
     options and with "answer": text. Overrides change how the model is used.

@@ -34,7 +34,7 @@ def export(
     shard_size: ShardSize = 5 * 10**9,
     force: Force = False,
 ) -> None:
-    """Write a model as a folder to give away.
+    """Export a model as a folder for publishing.
 
     Writes weights in shards, config, tokenizer, prompt, and a model card with the parts, the stages the model was
     trained in and the results that were measured on it. `--model TARGET` takes it wherever a model folder is taken.

@@ -13,18 +13,18 @@ RESTARTS = 3
 
 @dataclass(frozen=True)
 class Processes:
-    """Many processes that outlive the loss of one"""
+    """Several nodes and fault tolerance"""
 
     nodes: Annotated[str | None, typer.Option(metavar="N", help=(
-        "Machines; 1:4 goes on with what is left of four. Each starts trainer.devices processes, again whenever one "
-        "or another node is lost."))] = None
+        "Number of nodes, or MIN:MAX for elastic training. Each starts trainer.devices processes; all restart when one "
+        "is lost."))] = None
     first_node: Annotated[str | None, typer.Option(metavar="HOST[:PORT]", help=(
-        "The node where all meet, as every node knows it (port 29500 unless given)."))] = None
+        "Rendezvous host, as every node can reach it (default port 29500)."))] = None
     restarts: Annotated[int | None, typer.Option(
-        metavar="N", min=0, help=f"How often they are started again. Default: {RESTARTS}.")] = None
+        metavar="N", min=0, help=f"How often processes are restarted. Default: {RESTARTS}.")] = None
     ray: Annotated[int | None, typer.Option(metavar="N", min=1, help=(
-        "N processes on a Ray cluster instead (needs auroralong[ray]). RAY_ADDRESS names it; without it one is "
-        "started here."))] = None
+        "N processes on a Ray cluster instead (needs the extra auroralong\\[ray]). RAY_ADDRESS names it; without it "
+        "one is started here."))] = None
 
     def __post_init__(self) -> None:
         if self.nodes is not None and self.ray is not None:
@@ -38,7 +38,7 @@ class Processes:
 def train(*, overrides: Overrides, processes: Processes) -> int:
     """Train one stage, or all of them in order.
 
-    Trains the stages of a config. A stopped run goes on where it was when it is started again. The data of
+    Trains the stages of a config. A stopped run resumes when it is started again. The data of
     experiment=blocks is made by `aurora blocks FOLDER`.
 
     On several nodes, the same command is started on each, or by torchrun or srun as it is; they share run=.

@@ -11,7 +11,7 @@ from aurora.commands._options import positive, require_writable_folder
 def blocks(
     *,
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the data is written.")],
-    seed: Annotated[int, typer.Option(metavar="N", help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed.")] = 0,
     scale: Annotated[float, typer.Option(metavar="R", parser=positive, help="Size relative to the full set.")] = 1.0,
 ) -> None:
     """Make the embedded data set.

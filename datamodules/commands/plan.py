@@ -29,7 +29,7 @@ class GPUs:
     used: Annotated[float, typer.Option(
         metavar="R", parser=positive, help="Share of the peak that training reaches.")] = 0.4
     price: Annotated[float | None, typer.Option(
-        metavar="N", parser=positive, help="Of a GPU and hour, in any currency.")] = None
+        metavar="N", parser=positive, help="Price of a GPU hour, in any currency.")] = None
 
     def hardware(self) -> Hardware | None:
         """The same; None when no GPU was named. AuroraError for options that make no sense together, and for an unknown

@@ -87,14 +87,16 @@ def build(
     count: Tokens = None,
     transcode: Annotated[bool, typer.Option(
         "--transcode", help="Store pictures as JPEG and videos as H.264.", rich_help_panel="Smaller media")] = False,
-    short_side: Annotated[int, typer.Option(metavar="N", help="In pixels.", rich_help_panel="Smaller media")] = 384,
-    quality: Annotated[int, typer.Option(metavar="N", help="Of JPEG.", rich_help_panel="Smaller media")] = 90,
-    fps: Annotated[float, typer.Option(metavar="N", help="Of videos.", rich_help_panel="Smaller media")] = 2.0,
+    short_side: Annotated[int, typer.Option(
+        metavar="N", help="Short side in pixels.", rich_help_panel="Smaller media")] = 384,
+    quality: Annotated[int, typer.Option(metavar="N", help="JPEG quality.", rich_help_panel="Smaller media")] = 90,
+    fps: Annotated[float, typer.Option(
+        metavar="N", help="Frames per second of videos.", rich_help_panel="Smaller media")] = 2.0,
 ) -> None:
     """Make shards of a dataset as its makers publish it.
 
     Reads the annotations once, cuts them into shards and writes these side by side. Entries that cannot be used are
-    left out and listed in OUTPUT/skipped.jsonl. A build that was stopped goes on where it was when it is started again,
+    left out and listed in OUTPUT/skipped.jsonl. A build that was stopped resumes when it is started again,
     and the same files give the same bytes.
 
     \b
