@@ -231,8 +231,10 @@ def read_config(folder: str | Path) -> ModelConfig:
             way = f"{models[-1].parent} is one"
         raise AuroraError(f"{folder} is not a model folder: {way}")
     try:
-        # without OmegaConf's interpolations: they would read the environment into a model of others
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if "${" in text:  # OmegaConf's interpolations would read the environment into a model of others
+            raise AuroraError("it holds an interpolation, ${...}; values are right")
+        tree = yaml.safe_load(text)
         check_kind("it", tree, Mapping[str, Any])
         config = ModelConfig.parse(tree)
     except (yaml.YAMLError, UnicodeDecodeError) as error:

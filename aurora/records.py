@@ -108,7 +108,10 @@ def items(path: Path, key: str | None = None) -> Iterator[Record]:
 
 def _check_columns(path: Path, names: Iterable[str]) -> None:
     """AuroraError when two columns of a table have one name."""
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    counts = Counter(names)
+    if PLACE in counts:
+        raise AuroraError(f"{path} has a column of the name {PLACE!r}, which is reserved; rename it")
+    twice = [name for name, count in counts.items() if count > 1]
     if twice:
         raise AuroraError(f"{path} has several columns of the name {', '.join(map(repr, twice))}; rename all but one")
 
@@ -173,6 +176,8 @@ def _checked(found: Any, text: str) -> dict[str, Any]:
     """A value of JSON that is a record. ValueError for another, and for half of a surrogate pair in it."""
     if not isinstance(found, dict):
         raise ValueError(f"{str(found)[:80]!r} is not an object")
+    if PLACE in found:
+        raise ValueError(f"the key {PLACE!r} is reserved")
     if _SURROGATE.search(text):
         json.dumps(found, ensure_ascii=False).encode()
     return found

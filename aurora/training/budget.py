@@ -241,8 +241,12 @@ def overrides_that_fit(
     def total(chosen: Sequence[Mapping[str, Any]]) -> float:
         found = {key: value for one in chosen for key, value in one.items()}
         rows = {"row_tokens": found.pop("row_tokens", row_tokens), "row_frames": found.pop("row_frames", row_frames)}
-        return memory(model, replace(options, **found), keep_ratio=keep_ratio, devices=devices, per_node=per_node,
-                      average=average, **rows).total
+        try:
+            changed = replace(options, **found)
+        except AuroraError:  # such as offloading without sharding, or to a CPU
+            return math.inf
+        return memory(model, changed, keep_ratio=keep_ratio, devices=devices, per_node=per_node, average=average,
+                      **rows).total
 
     chosen: list[dict[str, Any]] = []
     for one in known:

@@ -68,7 +68,8 @@ class RecordSource(Source):
         name = record.get("id")
         base = {"id": key if name is None else str(name), "conversations": parsed.turns}
         found = _media(self._folder, parsed.below, parsed.media)
-        if len(parsed.media) == 1 < len(found):  # the frames of a video, for which some write <image>
+        tags = sum(turn["value"].count("<image>") for turn in parsed.turns if turn["from"] == "human")
+        if len(parsed.media) == 1 < len(found) != tags:  # the frames of a video, for which some write one <image>
             base["conversations"] = [{**turn, "value": turn["value"].replace("<image>", "<video>")}
                                      if turn["from"] == "human" else turn for turn in parsed.turns]
         return with_media(key, base, found, parsed.span)

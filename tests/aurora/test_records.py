@@ -40,7 +40,8 @@ def test_integers_may_have_any_size(tmp_path, form):
 @pytest.mark.parametrize(("record", "why"), [
     ('{"id": ' + "9" * 5000 + "}", "4300 digits"), ('{"a": "\\ud83d"}', "surrogates not allowed"),
     ('{"a": "caf\udce9"}', r"can't decode byte 0xe9 in position \d+"), ('{"id": 1, "id": 2}', "'id' stands twice"),
-    ('{"\\udc00": 1}', "surrogates"), ("3", "not an object"), ('["id"]', "not an object"), ("null", "not an object"),
+    ('{"\\udc00": 1}', "surrogates"), ('{"$place": ["../a", 0, 9]}', "reserved"),
+    ("3", "not an object"), ('["id"]', "not an object"), ("null", "not an object"),
 ])
 def test_a_record_that_cannot_be_used_costs_no_other(tmp_path, form, record, why):
     found, error = read(tmp_path / "a.json", form.format(record).encode(errors="surrogateescape"))

@@ -12,6 +12,7 @@ from aurora.training.budget import (
     cost,
     memory,
     named_peak,
+    overrides_that_fit,
     peak_flops,
     require_fit,
 )
@@ -157,3 +158,13 @@ def test_what_cannot_fit_is_refused_with_what_takes_the_room():
         require_fit(too_much, 24e9, "vision")
     with pytest.raises(AuroraError, match=r"it fits with data\.row_tokens=2048; trainer"):
         require_fit(too_much, 24e9, "vision", ["data.row_tokens=2048"])
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
+@pytest.mark.parametrize("share", [0.5, 0.2, 0.1, 0.05, 0.01])
+def test_advice_is_something_that_can_be_set_or_none(accelerator: str, share: float) -> None:
+    model, options = tiny_model(), TrainerOptions(accelerator=accelerator, strategy="ddp")
+    set_trainable(model, tiny_recipe())
+    given = {"keep_ratio": 0.5, "row_tokens": 512, "row_frames": 16, "devices": 8, "per_node": 8}
+    advice = overrides_that_fit(model, options, share * memory(model, options, **given).total, **given)
+    assert advice is None or advice

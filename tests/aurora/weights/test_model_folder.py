@@ -60,6 +60,14 @@ def test_parts_without_weights_can_be_replaced(model_folder) -> None:
     assert isinstance(loaded.merge, MERGE.get("pool")) and config.merge == {"name": "pool"}
 
 
+def test_an_interpolation_in_a_model_of_others_is_refused(copy) -> None:
+    file = copy / "config.yaml"
+    saved = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(saved | {"prompt": {**saved["prompt"], "note": "${oc.env:HOME}"}}))
+    with pytest.raises(AuroraError, match=r"holds an interpolation, \$\{\.\.\.\}"):
+        read_config(copy)
+
+
 def test_a_moved_folder_still_loads(copy, tmp_path) -> None:
     copy.rename(tmp_path / "elsewhere")
     load_model(tmp_path / "elsewhere")

@@ -174,6 +174,9 @@ def test_the_frames_of_a_video_may_have_one_marker_of_either_kind(make, folder):
         lines(folder / "a.jsonl", [{"video": "clip", "conversations": talk(f"{tag}\n?", "!")}])
         (sample,) = samples(folder, "llava", annotations="a.jsonl", videos="vid")
         assert parse_record(json.dumps(sample.record).encode()).turns == (Turn("\n?", "!"),)
+    lines(folder / "a.jsonl", [{"video": "clip", "conversations": talk("1: <image>, 2: <image>, 3: <image>?", "!")}])
+    (sample,) = samples(folder, "llava", annotations="a.jsonl", videos="vid")
+    assert len(parse_record(json.dumps(sample.record).encode()).turns[0].places) == 3
 
 
 # ---- llava -----------------------------------------------------------------------------------------------------
