@@ -78,7 +78,7 @@ def test_the_next_attempt_does_not_mind_what_the_one_before_has_left_in_the_stor
 @pytest.mark.process
 def test_a_meeting_that_the_first_process_gives_up_is_told_in_one_line(tmp_path):
     place = {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    config = first_stage(tmp_path, "ddp", rendezvous_seconds=1)
+    config = first_stage(tmp_path, "ddp", rendezvous_seconds=10)
     processes = [start(config, tmp_path / f"said-{rank}", RANK=str(rank), LOCAL_RANK=str(rank), **place)
                  for rank in (0, 2)]
     assert end(processes) == [2, TRY_AGAIN]
