@@ -293,7 +293,7 @@ def _runs(tar: Path, unread: Counter[str]) -> Iterator[tuple[str, list[tuple[str
 
 
 def _checked(key: str, members: Sequence[tuple[str, Place]]) -> dict[str, Place]:
-    """The places of a foreign sample's members by extension. BadSample when they cannot be told apart."""
+    """The places of a foreign sample's members by extension. BadSample when two have the same extension."""
     check_foreign_key(key)
     places = dict(members)
     if len(places) < len(members):

@@ -74,11 +74,12 @@ def _cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
     except OSError:
         lines = []
-    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    if "model name" not in told:
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in fields:
         return platform.processor() or platform.machine()
-    numbers = f", family {told['cpu family']} model {told['model']}" if {"cpu family", "model"} <= told.keys() else ""
-    return f"{told['model name']}{numbers} ({_native.instruction_set().replace('_', ' ')})"
+    known = {"cpu family", "model"} <= fields.keys()
+    numbers = f", family {fields['cpu family']} model {fields['model']}" if known else ""
+    return f"{fields['model name']}{numbers} ({_native.instruction_set().replace('_', ' ')})"
 
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float64")}

@@ -93,8 +93,8 @@ def describe_ceilings(ceilings: Sequence[Ceilings]) -> str:
     if not ceilings:
         return "not measured"
     flops, read = (spread([each[place] / 1e9 for each in ceilings]) for place in (0, 1))
-    told = (f"{figure(each.median)} ({figure(each.low)} to {figure(each.high)})" for each in (flops, read))
-    return "matrix products in {2} {0} GFLOP/s, reading {1} GB/s".format(*told, ceilings[0].dtype)
+    figures = (f"{figure(each.median)} ({figure(each.low)} to {figure(each.high)})" for each in (flops, read))
+    return "matrix products in {2} {0} GFLOP/s, reading {1} GB/s".format(*figures, ceilings[0].dtype)
 
 
 def durations(seconds: Spread) -> str:

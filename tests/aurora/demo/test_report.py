@@ -76,9 +76,9 @@ def test_captions_are_checked_against_the_true_ones(folder: Path, answers: list[
     truths = {line["id"]: line["caption"] for line in
               map(json.loads, (folder / "heldout" / "questions.jsonl").read_text().splitlines())}
     for answer in answers:
-        told = [sentence for sentence, true in answer.caption if true]
+        true_sentences = [sentence for sentence, true in answer.caption if true]
         assert answer.checked
-        assert sorted(told + answer.missing) == sorted(re.findall(r"\S[^.]*\.", truths[answer.question.id]))
+        assert sorted(true_sentences + answer.missing) == sorted(re.findall(r"\S[^.]*\.", truths[answer.question.id]))
 
 
 class Tags(HTMLParser):
