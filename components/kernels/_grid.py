@@ -84,44 +84,10 @@ def chunk_grid(lengths: tuple[int, ...], chunk: int, heads: int, device: torch.d
     )
 
 
-def scan_forward(decay: Tensor, update: Tensor, initial: Tensor, grid: ChunkGrid) -> tuple[Tensor, Tensor]:
-    """The state before every chunk [N, H, K, V] and after every sequence [S, H, K, V], where a chunk turns a state s
-    into decay · s + update; `decay` [N, H, K or 1, 1], `update` [N, H, K, V], `initial` [S, H, K, V]."""
-    before = torch.empty_like(update)
-    before[: grid.widths[0]] = initial[grid.order]
-    start = 0
-    for width, alive in pairwise(grid.widths):
-        here, there = slice(start, start + alive), slice(start + width, start + width + alive)
-        torch.addcmul(update[here], decay[here], before[here], out=before[there])
-        start += width
-    last = grid.last
-    return before, torch.addcmul(update[last], decay[last], before[last])
-
-
-def scan_backward(
-    decay: Tensor, grad_before: Tensor, grad_final: Tensor | None, grid: ChunkGrid
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the initial states [S, H, K, V] and of those after every chunk [N, H, K, V].
-
-    `grad_before` is what the chunks themselves read of the states, and is added to in place.
-    """
-    grad_after = torch.zeros_like(grad_before)
-    if grad_final is not None:
-        grad_after[grid.last] = grad_final
-        grad_before[grid.last] += decay[grid.last] * grad_final
-    start = grid.chunks
-    for alive, width in zip(reversed(grid.widths[1:]), reversed(grid.widths[:-1]), strict=True):
-        there = slice(start - alive, start)
-        here = slice(start - alive - width, start - width)
-        grad_after[here] = grad_before[there]
-        grad_before[here].addcmul_(decay[here], grad_before[there])
-        start -= alive
-    first = grad_before[: len(grid.order)]
-    return torch.empty_like(first).index_copy_(0, grid.order, first), grad_after
-
-
 def scan(decay: Tensor, update: Tensor, initial: Tensor, grid: ChunkGrid) -> tuple[Tensor, Tensor]:
-    """`scan_forward` with gradients to all three tensors."""
+    """The state before every chunk [N, H, K, V] and after every sequence [S, H, K, V], where a chunk turns a state s
+    into decay · s + update; `decay` [N, H, K or 1, 1], `update` [N, H, K, V], `initial` [S, H, K, V]. Has gradients to
+    all three."""
     apply: Callable[..., tuple[Tensor, Tensor]] = _Scan.apply
     return apply(decay, update, initial, grid)
 
@@ -129,11 +95,18 @@ def scan(decay: Tensor, update: Tensor, initial: Tensor, grid: ChunkGrid) -> tup
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, decay: Tensor, update: Tensor, initial: Tensor, grid: ChunkGrid) -> tuple[Tensor, Tensor]:
-        before, after = scan_forward(decay, update, initial, grid)
+        before = torch.empty_like(update)
+        before[: grid.widths[0]] = initial[grid.order]
+        start = 0
+        for width, alive in pairwise(grid.widths):
+            here, there = slice(start, start + alive), slice(start + width, start + width + alive)
+            torch.addcmul(update[here], decay[here], before[here], out=before[there])
+            start += width
         ctx.save_for_backward(decay, before)
         ctx.grid = grid
         ctx.set_materialize_grads(False)
-        return before, after
+        last = grid.last
+        return before, torch.addcmul(update[last], decay[last], before[last])
 
     @staticmethod
     @once_differentiable
@@ -141,6 +114,19 @@ class _Scan(torch.autograd.Function):
         ctx: Any, grad_before: Tensor | None, grad_final: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, None]:
         decay, before = ctx.saved_tensors
+        grid: ChunkGrid = ctx.grid
         grad_before = torch.zeros_like(before) if grad_before is None else grad_before.clone()
-        grad_initial, grad_after = scan_backward(decay, grad_before, grad_final, ctx.grid)
+        grad_after = torch.zeros_like(before)  # [N, H, K, V], of the state after every chunk
+        if grad_final is not None:
+            grad_after[grid.last] = grad_final
+            grad_before[grid.last] += decay[grid.last] * grad_final
+        start = grid.chunks
+        for alive, width in zip(reversed(grid.widths[1:]), reversed(grid.widths[:-1]), strict=True):
+            there = slice(start - alive, start)
+            here = slice(start - alive - width, start - width)
+            grad_after[here] = grad_before[there]
+            grad_before[here].addcmul_(decay[here], grad_before[there])
+            start -= alive
+        first = grad_before[: len(grid.order)]
+        grad_initial = torch.empty_like(first).index_copy_(0, grid.order, first)
         return (grad_after * before).sum_to_size(decay.shape), grad_after, grad_initial, None

@@ -45,9 +45,9 @@ def wkv7_chunk(
     return grid.gather(y), after
 
 
-def _up_to(w: Tensor) -> Tensor:
+def _up_to(x: Tensor) -> Tensor:
     """The sum of what lies before each position, along the last but one axis."""
-    return torch.cat([torch.zeros_like(w[..., :1, :]), w[..., :-1, :].cumsum(-2)], dim=-2)
+    return torch.cat([torch.zeros_like(x[..., :1, :]), x[..., :-1, :].cumsum(-2)], dim=-2)
 
 
 def _pairs(a: Tensor, r: Tensor, b: Tensor, k: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
