@@ -34,15 +34,21 @@ def place_media(turns: Sequence[Turn], kind: str, media: int) -> tuple[Turn, ...
                  for turn, inside in zip(turns, tags, strict=True))
 
 
-def plain_question(text: str, *, seen: bool) -> str:
-    """A question about something seen without the markers that begin and end it, whose place the prompt chooses; others
-    as they are. AuroraError for one that is not text, such as bytes on a command line that are not UTF-8."""
+def plain_question(text: str, media: int) -> str:
+    """A question about so many images or videos as `place_media` leaves it, or without the tags that begin or end it
+    when they are not as many. AuroraError for one that is not text, such as bytes on a command line that are not
+    UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise AuroraError(f"the question {text!r} is not text: {error}") from error
-    tags = [tag for tag in _MARKER.finditer(text) if seen and _at_edge(text, tag)]
-    return _without(Turn(text), tags, keep_places=False).question
+    if not media:
+        return text
+    try:
+        return place_media([Turn(text)], "image" if "<image>" in text else "video", media)[0].question
+    except BadSample:
+        edges = [tag for tag in _MARKER.finditer(text) if _at_edge(text, tag)]
+        return _without(Turn(text), edges, keep_places=False).question
 
 
 def _markers(turns: Sequence[Turn], found: Sequence[Marker], kind: str, media: int) -> Sequence[Marker]:
@@ -57,11 +63,13 @@ def _markers(turns: Sequence[Turn], found: Sequence[Marker], kind: str, media: i
     own_edges = [one for one in edges if one in own]
     if len(own_edges) == media:
         return own_edges
+    if not own and len(found) == 1 and (kind, media) != ("image", 1):
+        return found  # of the other kind: <image> for a video, or <video> for all of its frames
     if own or len(edges) > 1:
         tag = (own or edges)[0][1][0]
         raise BadSample("markers", f"{tag} stands in the questions {len(own or edges)} times, but the sample has "
                                    f"{media} {kind}{'s' * (media > 1)}")
-    return edges  # of the other kind: <image> for a video, or <video> for all of its frames
+    return edges
 
 
 def _at_edge(text: str, tag: re.Match[str]) -> bool:

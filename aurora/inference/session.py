@@ -172,7 +172,7 @@ class Session:
             raise AuroraError("nothing was watched yet: call watch(FILE) first, or watch() to ask about nothing seen")
         if not _require("the question", question, str).strip():
             raise AuroraError("the question is empty")
-        return Turn(plain_question(question, seen=bool(self.sources)))
+        return Turn(plain_question(question, len(self.sources)))
 
     def _read(self, conversations: Sequence[Sequence[Turn]]) -> Memory:
         """The memory [S] after each of S conversations."""

@@ -45,6 +45,7 @@ def test_the_marker_of_one_image_is_removed_and_words_stay(value: str, left: str
 @pytest.mark.parametrize("value", ["<video>\nWhat?", "<image>\nWhat?", "What?"])
 def test_a_video_may_be_marked_as_an_image(value: str) -> None:
     assert placed(value, kind="video") == (("What?", ()),)
+    assert placed("In <image> what moves?", kind="video") == (("In what moves?", ()),)
 
 
 @pytest.mark.parametrize(("questions", "media"), [
@@ -69,11 +70,17 @@ def test_images_between_which_text_stands_have_their_places() -> None:
     assert (first[1], second[1]) == ((0,), (0,))
 
 
-def test_a_question_is_asked_without_the_markers_around_it() -> None:
-    assert plain_question("<image>\nWhat is a <video> tag?", seen=True).strip() == "What is a <video> tag?"
-    assert plain_question("<image>\nWhat?", seen=False) == "<image>\nWhat?"
+@pytest.mark.parametrize(("question", "media", "left"), [
+    ("<image>\nWhat is a <video> tag?", 1, "What is a <video> tag?"),
+    ("What is shown? <image>\nA. one\nB. two", 1, "What is shown? \nA. one\nB. two"),
+    ("In <video> what moves?", 1, "In what moves?"),
+    ("<image><image>\nWhat?", 1, "What?"),
+    ("<image>\nWhat?", 0, "<image>\nWhat?"),
+])
+def test_a_question_is_asked_as_it_is_trained_on(question: str, media: int, left: str) -> None:
+    assert plain_question(question, media).strip() == left
 
 
 def test_a_question_that_is_not_text_is_refused() -> None:
     with pytest.raises(AuroraError, match="is not text"):
-        plain_question("caf\udce9?", seen=True)
+        plain_question("caf\udce9?", 1)
