@@ -47,9 +47,11 @@ def _signs(head: bytes) -> Iterator[str]:
     """What the first bytes of a file may be, the likeliest first."""
     for sign, extension in ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG\r\n", "png"), (b"GIF8", "gif"), (b"II*\0", "tiff"),
                             (b"MM\0*", "tiff"), (b"FLV", "flv"), (b"\x30\x26\xb2\x75", "wmv"), (b"OggS", "ogv"),
-                            (b"\0\0\x01\xba", "mpg"), (b"BM", "bmp")):
+                            (b"\0\0\x01\xba", "mpg")):
         if head.startswith(sign):
             yield extension
+    if head[:2] == b"BM" and head[6:10] == b"\0\0\0\0":  # reserved; text may begin with these letters too
+        yield "bmp"
     if head[:4] == b"RIFF" and head[8:12] in (b"WEBP", b"AVI "):
         yield "webp" if head[8:12] == b"WEBP" else "avi"
     if head[4:8] == b"ftyp":
@@ -71,7 +73,8 @@ def _signs(head: bytes) -> Iterator[str]:
 
 def _is_transport(head: bytes, size: int) -> bool:
     """Whether packets of a transport stream begin here, at least three of them, each `size` bytes long."""
-    return len(head) > 2 * size and set(head[::size][:8]) == {_SYNC}
+    # text may repeat the sign: what follows it in a packet differs
+    return len(head) > 2 * size and {*head[::size][:8]} == {_SYNC} != {*head[1::size][:8]}
 
 
 def _is_animated(medium: bytes | str | Path, extension: str) -> bool:

@@ -59,7 +59,8 @@ def test_a_transport_stream_may_begin_in_the_middle_of_a_packet_and_have_longer_
 
 @pytest.mark.parametrize(("raw", "said"), [
     (b"", "is empty"), (b"<html></html>", "begins with b'<html></': no known image or video"),
-    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is a HEIC image"), (b"G" * 64, "no known image or video"),
+    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is a HEIC image"), (b"G" * 6000, "no known image or video"),
+    (b"BMW is a maker of cars, which", "no known image or video"),
     (video("h264", "libx264"), "raw stream .* put it into a container: ffmpeg"),
     (video("mjpeg", "mjpeg"), "raw stream"), (video("hevc", "libx265"), "raw stream"),
     (video("mpeg2video", "mpeg2video"), "raw stream"),
