@@ -197,7 +197,8 @@ def load_config(*overrides: str) -> Config:
     with _errors_named("config"), initialize_config_dir(config_dir=str(CONFIG_FOLDER), version_base="1.3"):
         tree = compose("aurora", overrides=[str(override.input_line) for override in choices])
     OmegaConf.set_struct(tree, False)
-    source = next((override.value() for override in parsed if override.key_or_group == "init_from"), None)
+    given = [override.value() for override in parsed if override.key_or_group == "init_from"]
+    source = given[-1] if given else tree.get("init_from")
     if isinstance(source, str):
         saved = read_config(source).tree
         # what the user did not choose is the saved model's; what it is computed in is the run's own

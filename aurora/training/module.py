@@ -13,6 +13,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -26,6 +27,7 @@ from aurora.steps import Step
 from aurora.training.budget import Arithmetic
 from aurora.training.checkpoint.io import RESTORE, AuroraCheckpointIO
 from aurora.training.checkpoint.layout import Checkpoint
+from aurora.training.checkpoint.run_folder import WEIGHTS_BY
 from aurora.training.checkpoint.state import (
     named_tensors,
     optimizer_scalars,
@@ -384,14 +386,17 @@ class AuroraModule(L.LightningModule):
             self._restore()
 
     def _require_same_training(self, path: Path, before: Mapping[str, Any]) -> None:
-        """AuroraError for a checkpoint of another stage or configuration. Its frozen weights are not in it, and rates
-        and data of this one would be passed over."""
+        """AuroraError for a checkpoint of another stage or configuration. Its frozen weights are not in it, and where
+        training goes on, rates and data of this one would be passed over."""
         if not before.get("fingerprint") or not self.hparams.get("fingerprint"):
             return
         if before["stage"] != self.stage:
             raise AuroraError(f"ckpt_path: {path} is of stage {before['stage']!r}, and the module trains "
                               f"{self.stage!r}. {_INSTEAD.format(path)}")
-        changed = differences(before["fingerprint"], self.hparams["fingerprint"])
+        written, own = before["fingerprint"], self.hparams["fingerprint"]
+        if self.trainer.state.fn != TrainerFn.FITTING:  # what is learned from, and how, is nothing to a validation
+            written, own = ({key: one.get(key) for key in WEIGHTS_BY} for one in (written, own))
+        changed = differences(written, own)
         if changed:
             raise AuroraError(f"ckpt_path: {path} was written with another configuration: {'; '.join(changed)}. Set it "
                               f"back. {_INSTEAD.format(path)}")

@@ -77,6 +77,10 @@ class StageFolder:
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
 
+WEIGHTS_BY = (*MODEL_SLOTS, "dtype", "seed", "start")
+"""What of a fingerprint decides the weights that are in no checkpoint."""
+
+
 def fingerprint(config: Config, stage: str, initial: str | None) -> Fingerprint:
     """Everything that decides what a stage learns, as JSON; `initial` is the model folder that it starts from."""
     tree, trainer = config.tree, config.tree.get("trainer", {})

@@ -224,6 +224,14 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, recipe):
         fitted(tmp_path, trainer_of(), saved(tmp_path), **recipe)
 
 
+def test_a_checkpoint_is_validated_whatever_its_rates_were(tmp_path):
+    checkpoint = saved(tmp_path)
+    config = Config.parse(tree(tmp_path, peak_lr=0.5))
+    module, data = aurora.training_module(config, stage="second"), aurora.data_module(config, stage="second")
+    (seen,) = trainer_of().validate(module, data, ckpt_path=checkpoint)
+    assert seen["val_loss"] > 0
+
+
 def test_a_checkpoint_that_started_from_other_weights_is_refused(tmp_path):
     """Its frozen weights are not in it."""
     other = train(tree(tmp_path / "other") | {"seed": 4})
