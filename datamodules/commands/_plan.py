@@ -130,7 +130,8 @@ def _measured(config: Config, name: str, recipe: Recipe, model: AuroraModel) -> 
 def _training(config: Config, name: str, stage: Mapping[str, Any], machine: Hardware) -> dict[str, Any]:
     """The estimate for a planned stage as plain numbers, all its text counted as learned. AuroraError for processes
     that cannot be divided as the trainer's options say."""
-    recipe, trainer, held_out = config.stages[name], config.trainer, stage["validation"]
+    # the machine is one with GPUs, wherever the plan is made
+    recipe, trainer, held_out = config.stages[name], replace(config.trainer, accelerator="gpu"), stage["validation"]
     check_processes(trainer, machine.devices)
     model = skeleton(in_dtype(config), name)
     given: dict[str, Any] = {
