@@ -1,7 +1,5 @@
 """Reads configs: `configs/` and the user's overrides, composed by Hydra once, into frozen typed objects."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,7 +55,7 @@ class ModelConfig:
     sampling: Sampling = field(default_factory=lambda: Sampling(fps=1.0))
 
     @classmethod
-    def parse(cls, tree: Mapping[str, Any]) -> ModelConfig:
+    def parse(cls, tree: Mapping[str, Any]) -> "ModelConfig":
         """Of a plain mapping the keys that describe a model. AuroraError for what is missing or wrong."""
         missing = [slot for slot in MODEL_SLOTS if slot not in tree]
         if missing:
@@ -82,7 +80,7 @@ class ModelConfig:
         entry: Part = getattr(self, slot)
         return entry
 
-    def override(self, overrides: Sequence[str]) -> ModelConfig:
+    def override(self, overrides: Sequence[str]) -> "ModelConfig":
         """The config with Hydra's overrides applied in order: `merge=pool` takes another part with the options of its
         yaml, `merge.schedule=floor` or `keep_ratio=0.5` change one value. AuroraError for an unknown key."""
         tree = OmegaConf.create(self.tree)
@@ -118,7 +116,7 @@ class Config:
     seed: Annotated[int, Ge(0), Le(MOST_SEED)] = 0
 
     @classmethod
-    def parse(cls, tree: Mapping[str, Any]) -> Config:
+    def parse(cls, tree: Mapping[str, Any]) -> "Config":
         """The config that a plain composed mapping describes. AuroraError for anything that is wrong in it."""
         for key in tree:
             if key not in CONFIG_KEYS:

@@ -1,7 +1,5 @@
 """What a stage is trained on: which dataset folders, and how much of each."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, NamedTuple
@@ -80,7 +78,7 @@ class Mixture:
         whole = given if isinstance(given.get("datasets"), Mapping) else {"datasets": given}
         return {**whole, "groups": whole.get("groups") or {}}
 
-    def only(self, names: Iterable[str]) -> Mixture:
+    def only(self, names: Iterable[str]) -> "Mixture":
         """The mixture without the other datasets."""
         kept = set(names)
         return replace(self, datasets={name: part for name, part in self.datasets.items() if name in kept})

@@ -5,8 +5,6 @@ raises FieldError where fields do not fit each other, and a static method `expan
 form (a number, a name) into the mapping that it stands for.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -81,7 +79,7 @@ def read_fields(kind: type[T], where: str, entry: Any) -> T:
 
 
 @functools.cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> "TypeAdapter[Any]":
     from pydantic import TypeAdapter
 
     return TypeAdapter(_strict(kind))

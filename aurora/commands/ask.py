@@ -1,7 +1,5 @@
 """`aurora ask`: the answer goes to standard output as it is made, everything else to stderr."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -130,7 +128,7 @@ def ask(
 
 
 def answer_each(
-    questions: Sequence[str], files: Sequence[str], overrides: Sequence[str], waiting: Waiting, frames: Frames,
+    questions: Sequence[str], files: Sequence[str], overrides: Sequence[str], waiting: "Waiting", frames: Frames,
     model: Model, adapter: Adapter, answer: Answer, device: Device, *, chat: bool = False,
     options: Sequence[str] = (), score: Score = "likelihood"
 ) -> None:
@@ -160,7 +158,8 @@ def answer_each(
         waiting.stream(pieces)
 
 
-def _likeliest(session: Session, questions: Sequence[str], options: Sequence[str], score: Score) -> Iterator[list[str]]:
+def _likeliest(session: "Session", questions: Sequence[str], options: Sequence[str], score: Score
+               ) -> Iterator[list[str]]:
     from aurora.evaluation.scoring import likeliest
     from aurora.inference.reading import fork
 
@@ -173,7 +172,7 @@ def _likeliest(session: Session, questions: Sequence[str], options: Sequence[str
         yield [options[best]]
 
 
-def _reporting(sampling: Sampling, waiting: Waiting) -> Callable[[str, int, Sequence[float]], None]:
+def _reporting(sampling: "Sampling", waiting: "Waiting") -> Callable[[str, int, Sequence[float]], None]:
     """Says how far a session has read, and, once for every file, when frames are left out."""
     from aurora.terminal import clock
 
@@ -192,7 +191,7 @@ def _reporting(sampling: Sampling, waiting: Waiting) -> Callable[[str, int, Sequ
 
 
 def _load(model: Model, adapter: Adapter, device: Device, overrides: Sequence[str]
-          ) -> tuple[AuroraModel, ModelConfig]:
+          ) -> "tuple[AuroraModel, ModelConfig]":
     from aurora.assemble import count_parameters
     from aurora.inference.models import model_folder, random_model, saved_model
 
@@ -207,7 +206,7 @@ def _load(model: Model, adapter: Adapter, device: Device, overrides: Sequence[st
     return made, config
 
 
-def _conversation(questions: Iterable[str], waiting: Waiting) -> Iterator[str]:
+def _conversation(questions: Iterable[str], waiting: "Waiting") -> Iterator[str]:
     yield from questions
     terminal = sys.stdin.isatty()
     while True:

@@ -1,7 +1,5 @@
 """`aurora bench`: speed and memory of one configuration on this machine."""
 
-from __future__ import annotations
-
 import logging
 import platform
 import tempfile
@@ -84,7 +82,7 @@ def bench(
 
 
 def _measurements(given: Path | None, overrides: Sequence[str], sizes: Sizes, device: Device, folder: Path
-                  ) -> Mapping[str, Callable[[], Measurement]]:
+                  ) -> "Mapping[str, Callable[[], Measurement]]":
     """What measures each work, by name. A saved model has neither stages nor data."""
     import torch
 
@@ -112,7 +110,7 @@ def _measurements(given: Path | None, overrides: Sequence[str], sizes: Sizes, de
     }
 
 
-def _show(measured: Sequence[Measurement], skipped: Mapping[str, str], machine: Mapping[str, Any]) -> None:
+def _show(measured: "Sequence[Measurement]", skipped: Mapping[str, str], machine: Mapping[str, Any]) -> None:
     from aurora.terminal import stdout, table
 
     console = stdout()

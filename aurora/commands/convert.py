@@ -1,7 +1,5 @@
 """`aurora convert`: weights of a part from one layout to another."""
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path
@@ -76,7 +74,7 @@ def convert(
     if target.exists() and source.exists() and target.samefile(source):
         raise AuroraError(f"{target} is the source itself; give another target")
 
-    def accept(found: Conversion) -> None:
+    def accept(found: "Conversion") -> None:
         if report is not None:
             write_json(report, found.report(source, target))
         _show(found)
@@ -93,7 +91,7 @@ def convert(
     sys.stdout.write(f"written to {target}\n")
 
 
-def _show(found: Conversion) -> None:
+def _show(found: "Conversion") -> None:
     """The table, and what the config of a model with these weights says."""
     from aurora.terminal import stdout, table
     from aurora.weights.loading import some

@@ -1,7 +1,5 @@
 """`aurora info`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,7 +39,7 @@ def info(
     return write_json(described) if json_output else _show(described)
 
 
-def _describe(config: ModelConfig) -> dict[str, Any]:
+def _describe(config: "ModelConfig") -> dict[str, Any]:
     import torch
 
     from aurora.assemble import build_model, count_parameters

@@ -1,7 +1,5 @@
 """`aurora list`: every slot with its parts, their options and defaults."""
 
-from __future__ import annotations
-
 import inspect
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,7 +47,7 @@ def list(
     return stdout().print(shown)
 
 
-def _describe(slot: Slot[Any], name: str) -> dict[str, Any]:
+def _describe(slot: "Slot[Any]", name: str) -> dict[str, Any]:
     """What a part does and takes. One that cannot be imported says why."""
     from aurora.config import named_part
     from aurora.registry import INJECTED
@@ -69,7 +67,7 @@ def _describe(slot: Slot[Any], name: str) -> dict[str, Any]:
     return {"summary": " ".join(summary.split()), "options": options, "error": None}
 
 
-def _summary(part: dict[str, Any]) -> Text:
+def _summary(part: dict[str, Any]) -> "Text":
     from rich.text import Text
 
     if part["error"] is not None:

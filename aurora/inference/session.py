@@ -1,7 +1,5 @@
 """Questions about what was seen: a video of any length is read into a state of constant size."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -77,7 +75,7 @@ class Session:
         self.seen: Seen | None = None
 
     @classmethod
-    def from_config(cls, model: AuroraModel, config: ModelConfig, **options: Any) -> Session:
+    def from_config(cls, model: AuroraModel, config: ModelConfig, **options: Any) -> "Session":
         """A session with the keep ratio, the sampling and the reader of a config, where `options` of the constructor
         do not give another one."""
         return cls(model, **{"keep_ratio": config.keep_ratio, "sampling": config.sampling,
@@ -126,7 +124,7 @@ class Session:
         """The answers to many questions about the same video, generated side by side."""
         return complete(self.model, self.runner, self.read_all(questions), _generation(options))
 
-    def fork(self) -> Session:
+    def fork(self) -> "Session":
         """A second session that goes on from here; what one is asked the other does not know."""
         return copy(self)
 

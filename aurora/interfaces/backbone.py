@@ -3,8 +3,6 @@
 Shape letters: T packed positions, S sequences, D backbone width, V vocabulary, L layers.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -147,7 +145,7 @@ class Backbone(nn.Module, ABC):
             device = next(self.parameters()).device
             self.start_from({name: torch.zeros(*shape, device=device) for name, shape in tuned.items()})
 
-    def runner(self) -> Runner:
+    def runner(self) -> "Runner":
         """What inference reads and steps with, made for the weights as they are: the modules, if nothing is faster."""
         return Runner(self)
 

@@ -1,7 +1,5 @@
 """The contracts of the slots that data comes through. This file knows no implementation."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -75,7 +73,7 @@ class DataModule(ABC):
     """
 
     trainer: Any  # Lightning's, None outside of it
-    held_out: Mapping[str, DataModule] = MappingProxyType({})
+    held_out: "Mapping[str, DataModule]" = MappingProxyType({})
     """What is validated on, by name: each is read from its beginning to its end in every validation."""
 
     @abstractmethod

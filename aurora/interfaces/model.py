@@ -4,8 +4,6 @@ Shape letters: N frames, P patches per frame, M tokens kept per frame, Dv vision
 K head width, C any width.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -94,7 +92,7 @@ class VisionEncoder(nn.Module, ABC):
 
     width: int  # Dv
     depth: int  # blocks that are computed, so the length of a merge schedule
-    prepare: ImagePreparation
+    prepare: "ImagePreparation"
     block_class: type[nn.Module]  # what FSDP shards and activation checkpointing recomputes
 
     @abstractmethod
@@ -114,7 +112,7 @@ class VisionEncoder(nn.Module, ABC):
 class VisualLayout:
     """How many row positions a frame takes: the only place where a keep ratio becomes a count."""
 
-    prepare: ImagePreparation
+    prepare: "ImagePreparation"
     merge: MergeStrategy
     depth: int
     keep_ratio: float

@@ -7,8 +7,6 @@ moments, what FSDP gathers, and activations, which were counted on the parts of 
 Shape letters: M tokens of a frame, Dv vision width.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -49,7 +47,7 @@ class Arithmetic(NamedTuple):
     head: float  # of a position with a target
 
     @classmethod
-    def of(cls, model: AuroraModel, keep_ratio: float) -> Arithmetic:
+    def of(cls, model: AuroraModel, keep_ratio: float) -> "Arithmetic":
         """From the shapes of any parts' matrices, for frames of the size that the encoder prepares."""
         patches, removed = merge_schedule(model, keep_ratio)
         backbone, left_out = model.backbone, tables(model)

@@ -1,7 +1,5 @@
 """Step metrics: sums over rows and ranks, rates, norms by slot, gradient noise, memory, MFU."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -46,7 +44,7 @@ class Sums:
         self.tokens += row.tokens.shape[0]
         self.frames += sum(frames.pixels.shape[0] for frames in row.frames)
 
-    def over_ranks(self, device: torch.device) -> Sums:
+    def over_ranks(self, device: torch.device) -> "Sums":
         """The sums over all ranks. Collective."""
         if self._pending:
             self.loss += float(torch.stack([total.double() for total, _ in self._pending]).sum())
@@ -117,7 +115,7 @@ class Noise(NamedTuple):
     square: float  # of the norm of the true gradient
 
     @classmethod
-    def between(cls, small: tuple[float, float], large: tuple[float, float]) -> Noise | None:
+    def between(cls, small: tuple[float, float], large: tuple[float, float]) -> "Noise | None":
         """From (squared norm of the mean gradient, targets) of a part of a batch and of the whole; None when the part
         is the whole or nothing, or a norm is not finite."""
         (norm_small, small_count), (norm_large, large_count) = small, large

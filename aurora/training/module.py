@@ -1,7 +1,5 @@
 """AuroraModule: trains and validates an AuroraModel over optimizer steps, as a LightningModule."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -402,7 +400,7 @@ class AuroraModule(L.LightningModule):
                               f"back. {_INSTEAD.format(path)}")
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **options: Any) -> AuroraModule:
+    def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **options: Any) -> "AuroraModule":
         """AuroraError: a checkpoint holds the trained weights only, and its stage knows where the others are."""
         raise AuroraError("AuroraModule.load_from_checkpoint: aurora.training_module(config, stage) builds the module, "
                           "and trainer.fit(..., ckpt_path=) or trainer.validate(..., ckpt_path=) fills it; `aurora "

@@ -5,8 +5,6 @@ cast only a block is. The libraries' own writers need every tensor at once: cast
 1.5 GB to the peak memory with safetensors' `save_file`, and 30 MB with `write_safetensors`.
 """
 
-from __future__ import annotations
-
 import ctypes
 import io
 import json
@@ -310,7 +308,7 @@ class Output(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
     @staticmethod
-    def of(tensor: Tensor, dtype: torch.dtype | None = None, *, mapped: bool = False) -> Output:
+    def of(tensor: Tensor, dtype: torch.dtype | None = None, *, mapped: bool = False) -> "Output":
         """A tensor that is at hand, on any device."""
         return Output(tuple(tensor.shape), dtype or tensor.dtype, lambda: iter((tensor.detach(),)), mapped)
 

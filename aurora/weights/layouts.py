@@ -4,8 +4,6 @@ A part whose weights come in several layouts has them in its class attribute `la
 finds it there, for parts of other packages as well.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -60,7 +58,7 @@ class KeyMap:
     to_theirs: View = same
     to_ours: View = same
 
-    def of_layer(self, layer: int) -> KeyMap:
+    def of_layer(self, layer: int) -> "KeyMap":
         """With the number of the layer in the names."""
         ours, theirs = (tuple(name.format(layer) for name in names) for names in (self.ours, self.theirs))
         return replace(self, ours=ours, theirs=theirs)

@@ -3,8 +3,6 @@
 Shape letters: T packed positions, S sequences, D width, V vocabulary.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -123,7 +121,7 @@ class Hosted(Backbone):
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(plain, Path(path) / "model.safetensors", metadata={"format": "pt"})
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Hosted:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Hosted":
         # rotary frequencies are buffers that no file holds; in bfloat16 they would turn to other angles
         kept = [(module, name, buffer) for module in self.body.modules()
                 for name, buffer in module.named_buffers(recurse=False) if name in module._non_persistent_buffers_set]

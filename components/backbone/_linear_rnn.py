@@ -3,8 +3,6 @@
 Shape letters: T packed positions, S sequences, D width, L layers, E channels, W positions that a convolution sees.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -33,7 +31,7 @@ class Row(NamedTuple):
     keeps: bool  # whether the states after the row are asked for
 
     @classmethod
-    def of(cls, cu_seqlens: Tensor, device: torch.device, keeps: bool) -> Row:
+    def of(cls, cu_seqlens: Tensor, device: torch.device, keeps: bool) -> "Row":
         bounds = cu_seqlens.cpu()
         return cls(bounds, bounds[:-1].to(device), (bounds[1:] - 1).to(device), keeps)
 

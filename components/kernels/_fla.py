@@ -5,8 +5,6 @@ Shape letters: T packed positions, S sequences, B sequences of one length L, H h
 Only its chunked operators: `fused_recurrent_rwkv6` drops the gradient of the final state.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

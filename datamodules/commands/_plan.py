@@ -1,7 +1,5 @@
 """What `aurora plan` shows: what each stage of a config reads, and what that takes on given hardware."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -185,7 +183,7 @@ def short(number: float | None) -> str:
     return f"{number:.0f}"
 
 
-def _stage(name: str, stage: Mapping[str, Any]) -> Table:
+def _stage(name: str, stage: Mapping[str, Any]) -> "Table":
     counted = "published counts, assumed lengths" if stage["published"] else "measured shards"
     shown = table("dataset", "samples", "read", "visits", "tokens", "frames", "bytes",
                   title=f"{name}: what an epoch reads ({counted})")
@@ -248,7 +246,7 @@ def _lines(stage: Mapping[str, Any], image_rate: float, video_rate: float) -> It
             yield "", f"DOES NOT FIT; {way_to_fit(training['fits_with'])}"
 
 
-def _paper(name: str, paper: Mapping[str, Any]) -> Table:
+def _paper(name: str, paper: Mapping[str, Any]) -> "Table":
     shown = table("group", "samples", "visits", "paper",
                   title=f"Table {name} of the paper, beside what the planned stages read in all epochs")
 

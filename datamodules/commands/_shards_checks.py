@@ -1,7 +1,5 @@
 """`aurora shards validate`, `stats` and `preview`."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections import Counter
@@ -168,7 +166,7 @@ def preview(
     sys.stdout.write(f"{path}: {shown} samples\n")
 
 
-def _read(words: Sequence[str]) -> tuple[list[str], Config]:
+def _read(words: Sequence[str]) -> "tuple[list[str], Config]":
     """The folders among the words, and the config of the overrides among them."""
     from aurora.config import load_config
 
@@ -178,7 +176,7 @@ def _read(words: Sequence[str]) -> tuple[list[str], Config]:
     return folders, load_config(*overrides)
 
 
-def _executor(name: str) -> Executor:
+def _executor(name: str) -> "Executor":
     from aurora.registry import EXECUTOR
 
     if name == "slurm":
@@ -186,7 +184,7 @@ def _executor(name: str) -> Executor:
     return EXECUTOR.build({"name": name})
 
 
-def _show_checks(datasets: Mapping[str, Mapping[str, Any]], found: Sequence[Finding]) -> None:
+def _show_checks(datasets: Mapping[str, Mapping[str, Any]], found: "Sequence[Finding]") -> None:
     from aurora.terminal import stdout, table
 
     numbers = ("shards", "samples", "decoded")

@@ -1,7 +1,5 @@
 """`aurora plan`: what the stages of a config will read, before anything is trained."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,7 +29,7 @@ class GPUs:
     price: Annotated[float | None, typer.Option(
         metavar="N", parser=positive, help="Price of a GPU hour, in any currency.")] = None
 
-    def hardware(self) -> Hardware | None:
+    def hardware(self) -> "Hardware | None":
         """The same; None when no GPU was named. AuroraError for options that make no sense together, and for an unknown
         GPU without its peak."""
         from aurora.training.budget import PEAK_TFLOPS, Hardware, named_peak

@@ -1,7 +1,5 @@
 """`aurora shards`: from datasets to shards, and what is in them."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterable, Mapping
@@ -227,7 +225,7 @@ def _source(name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
     raise AuroraError(f"no dataset and no source named {name!r}.{suggest(name, [*known, *SOURCE.known()])}")
 
 
-def _executor(name: str, output: Path, given: Mapping[str, Any]) -> Executor:
+def _executor(name: str, output: Path, given: Mapping[str, Any]) -> "Executor":
     from aurora.config import named_part
     from aurora.registry import EXECUTOR
 
@@ -237,7 +235,7 @@ def _executor(name: str, output: Path, given: Mapping[str, Any]) -> Executor:
     return EXECUTOR.build(config)
 
 
-def _counted(given: tuple[str, str] | None) -> TextCounter | None:
+def _counted(given: tuple[str, str] | None) -> "TextCounter | None":
     """What texts are counted with: names of parts, or their configs as YAML."""
     if given is None:
         return None
@@ -257,7 +255,7 @@ def _counted(given: tuple[str, str] | None) -> TextCounter | None:
     return TextCounter(tokenizer, prompt)
 
 
-def _watch(progress: Progress, rows: Iterable[Mapping[str, Any]], entries: int) -> None:
+def _watch(progress: "Progress", rows: Iterable[Mapping[str, Any]], entries: int) -> None:
     """Shows how far the shards are while they come."""
     task = progress.add_task("writing shards", total=entries, text="")
     written = 0

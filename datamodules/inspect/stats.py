@@ -4,8 +4,6 @@ What is shared is found by 64-bit digests of media and conversations, counted on
 `000000.digests.npz`. Equal digests of different things are to be expected among some 10^9 of them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -122,7 +120,7 @@ def _repeated(digests: np.ndarray) -> int:
     return len(readable) - len(np.unique(readable))
 
 
-def _across(digests: Mapping[str, Digests]) -> list[dict[str, Any]]:
+def _across(digests: "Mapping[str, Digests]") -> list[dict[str, Any]]:
     """For every two datasets what stands in both, where anything does."""
     samples, media, texts = (_common([getattr(found, key) for found in digests.values()])
                              for key in ("sample", "media", "text"))

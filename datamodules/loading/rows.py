@@ -3,8 +3,6 @@
 Shape letters: L positions of a sequence, N frames, M tokens kept per frame, T packed positions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -54,7 +52,7 @@ class Segment:
         self.places.append(range(len(self.tokens), len(self.tokens) + tokens))
         self.add_text([0] * tokens, False)
 
-    def cut(self, start: int, stop: int) -> Segment:
+    def cut(self, start: int, stop: int) -> "Segment":
         """The positions from `start` to `stop`, which cut no frame in two."""
         inside = [number for number, place in enumerate(self.places) if start <= place.start < stop]
         return Segment(
@@ -275,6 +273,6 @@ class RowTask:
         return enumerate(schedule(self.plan, position=self.position, steps=self.steps, rank=self.rank,
                                   world=self.world, parts=self.builder.parts), self.first)
 
-    def behind(self, row: int, position: Position) -> RowTask:
+    def behind(self, row: int, position: Position) -> "RowTask":
         """What is left behind a row that closed a step."""
         return replace(self, first=row + 1, position=position, steps=self.steps - 1)

@@ -5,8 +5,6 @@ once more, for it may not be the cause, and then becomes a placeholder: neither 
 what happens to workers. All of this goes on whenever a row is asked for; there is no thread.
 """
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import os
@@ -78,7 +76,7 @@ def start_method() -> str:
     return "fork" if forks and not decoded_here() and not cuda and not reads else "spawn"
 
 
-def _receive(team: Sequence[_Worker], task: RowTask, seconds: float) -> None:
+def _receive(team: "Sequence[_Worker]", task: RowTask, seconds: float) -> None:
     """Takes in what workers send, for so long if nothing comes; replaces dead ones and kills those that hang."""
     lines = {worker.line: worker for worker in team if not worker.ended}
     for line in wait(list(lines), seconds):
@@ -110,7 +108,7 @@ class _Worker:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._hanging = self._grown = False
 
-    def start(self, task: RowTask, team: Sequence[_Worker]) -> None:
+    def start(self, task: RowTask, team: "Sequence[_Worker]") -> None:
         """Starts a process for what is left of its rows of a task."""
         method = start_method()
         context = multiprocessing.get_context(method)

@@ -5,8 +5,6 @@ Headers are not believed: frame counts are 0 in webm and MPEG-TS, durations incl
 (GIF, PNG, WebP, AVIF) the frames count as packets.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import re
@@ -54,7 +52,7 @@ MAX_FRAMES = 4_000_000
 MAX_SECONDS = 48 * 3600.0
 _IDR = 5
 _KEPT = 4
-_scanned: OrderedDict[tuple[str, int, int], Packets] = OrderedDict()
+_scanned: "OrderedDict[tuple[str, int, int], Packets]" = OrderedDict()
 
 
 @contextmanager

@@ -4,8 +4,6 @@ float16 has nothing below 6e-8 and nothing above 65,504: the loss is multiplied 
 are divided before they are used, so that small ones do not vanish (Micikevicius et al. 2018, arXiv 1710.03740, 3.2).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -87,7 +85,7 @@ GROW_AFTER = 2000  # steps without an overflow
 USUAL_ROW = 4096  # targets of a row at most, where the data does not say
 
 
-def loss_scale_for(plugin: Precision, row_tokens: int | None) -> LossScale:
+def loss_scale_for(plugin: Precision, row_tokens: int | None) -> "LossScale":
     """The loss scale that a precision plugin needs: only float16 has one. AuroraError for Lightning's own."""
     if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
         raise AuroraError("Trainer(precision='16-mixed') scales the gradients of every backward pass by itself, which "
