@@ -27,7 +27,7 @@ from aurora.images import ImagePreparation
 from aurora.interfaces import VisualLayout
 from aurora.registry import DATA, MERGE, PROMPT, READER, TOKENIZER
 from datamodules.shards.format import ShardSample
-from datamodules.shards.writing import write_shards
+from tools.tiny_shards import write_shards
 
 SIDE = 64
 WARM = 4  # of twenty looks

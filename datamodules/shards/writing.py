@@ -6,7 +6,6 @@ finished, and every function may be run again.
 
 import hashlib
 import io
-import itertools
 import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
@@ -35,29 +34,6 @@ from .index import (
     sidecar,
     write_shard_index,
 )
-
-
-def write_shards(
-    samples: Iterable[ShardSample], folder: str | Path, *, samples_per_shard: int = 1000, shard_bytes: int = 1 << 30
-) -> DatasetIndex:
-    """Writes a whole dataset in one go and returns its index; what stood in the folder is replaced.
-
-    A shard ends at `samples_per_shard` samples, or with the sample that takes it past `shard_bytes`.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Without the folder's index a half-written dataset is not taken for a whole one.
-    folder.joinpath(INDEX).unlink(missing_ok=True)
-    written = set()
-    cut = Cut(samples_per_shard, shard_bytes)
-    for number, group in itertools.groupby(samples, lambda sample: cut(sum(map(_size, sample.media.values())))):
-        tar = shard_path(folder, number)
-        write_shard(group, tar)
-        written.add(tar)
-    for stale in set(folder.glob("*.tar")) - written:
-        for path in (stale, sidecar(stale, "index.npz"), sidecar(stale, "manifest.json")):
-            path.unlink(missing_ok=True)
-    return write_index(folder)
 
 
 def shard_path(folder: str | Path, number: int) -> Path:

@@ -17,7 +17,7 @@ from aurora.interfaces import Tokenizer, VisualLayout
 from aurora.registry import DATA, MERGE, PROMPT, READER
 from datamodules.inspect.validate import check_shard, tasks
 from datamodules.shards.format import ShardSample
-from datamodules.shards.writing import write_shards
+from tools.tiny_shards import write_shards
 
 STEP = 8  # brightness between two frames, more than compression takes away
 

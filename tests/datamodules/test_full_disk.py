@@ -16,7 +16,8 @@ from datamodules.loading.rows import Skipped
 from datamodules.plan.arrays import shared_arrays
 from datamodules.plan.lengths import text_lengths
 from datamodules.shards.index import index_shard, load_index
-from datamodules.shards.writing import write_index, write_shard, write_shards
+from datamodules.shards.writing import write_index, write_shard
+from tools.tiny_shards import write_shards
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from aurora.registry import DATA, PROMPT, READER
 from aurora.types import IGNORE
 from datamodules import streaming
 from datamodules.shards.format import ShardSample
-from datamodules.shards.writing import shard_path, write_shards
+from datamodules.shards.writing import shard_path
+from tools.tiny_shards import write_shards
 
 
 @pytest.fixture(autouse=True)

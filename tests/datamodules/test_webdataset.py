@@ -9,7 +9,8 @@ from aurora.errors import AuroraError
 from aurora.types import IGNORE
 from datamodules.plan.corpus import DatasetCounts
 from datamodules.shards.format import ShardSample
-from datamodules.shards.writing import shard_path, write_shards
+from datamodules.shards.writing import shard_path
+from tools.tiny_shards import write_shards
 
 
 def on_rank(monkeypatch, rank, world):

@@ -23,11 +23,11 @@ from datamodules.loading.supervisor import start_method
 from datamodules.shards.format import ShardSample
 from datamodules.shards.index import load_index
 from datamodules.shards.tar import ShardFiles
-from datamodules.shards.writing import write_shards
 from tools.bench.case import Case, Contestant, Settings
 from tools.bench.machine import Cost
 from tools.bench.row_handing import WAYS, hand_over
 from tools.bench.timing import Work
+from tools.tiny_shards import write_shards
 
 WORKERS = 2
 SIDE = 384

@@ -3,7 +3,7 @@
 import pytest
 
 from datamodules.shards.format import ShardSample
-from datamodules.shards.writing import write_shards
+from tools.tiny_shards import write_shards
 from tools.tiny_training import curve, tiny_config, train
 
 

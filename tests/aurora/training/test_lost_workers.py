@@ -14,7 +14,7 @@ from PIL import Image
 
 from aurora.training.callbacks.csv_logger import read_metrics
 from datamodules.shards.format import ShardSample
-from datamodules.shards.writing import write_shards
+from tools.tiny_shards import write_shards
 from tools.tiny_training import curve, start, start_ranks, tiny_config
 
 SAMPLES, EPOCHS = 24, 2

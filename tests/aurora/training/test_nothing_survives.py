@@ -20,7 +20,7 @@ import aurora
 from aurora.config import Config
 from aurora.errors import AuroraError
 from aurora.training.run import train
-from datamodules.shards.writing import write_shards
+from tools.tiny_shards import write_shards
 from tools.tiny_training import MadeRows, tiny_config
 
 LOGGERS = {"csv": {"_target_": "aurora.training.callbacks.csv_logger.CsvLogger"},

@@ -6,7 +6,7 @@ import pytest
 
 from aurora.errors import AuroraError
 from aurora.training.module import AuroraModule
-from datamodules.shards.writing import write_shards
+from tools.tiny_shards import write_shards
 from tools.tiny_training import curve, train
 
 

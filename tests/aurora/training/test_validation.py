@@ -12,7 +12,7 @@ from aurora.training.callbacks.csv_logger import read_metrics
 from aurora.training.callbacks.watchdog import TRY_AGAIN
 from aurora.weights.model_folder import load_model
 from datamodules.shards.format import ShardSample
-from datamodules.shards.writing import write_shards
+from tools.tiny_shards import write_shards
 from tools.tiny_training import (
     HELD_OUT,
     MadeRows,

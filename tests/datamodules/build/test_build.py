@@ -30,7 +30,7 @@ from datamodules.build.plan import BuildOrder, load_plan, make_plan, read_task
 from datamodules.plan.lengths import counter, joined_path, text_lengths
 from datamodules.shards.index import load_index
 from datamodules.shards.tar import ShardFiles
-from datamodules.shards.writing import write_shards
+from tools.tiny_shards import write_shards
 
 KILLS = int(os.environ.get("AURORA_BUILD_KILLS", "5"))
 
@@ -186,7 +186,7 @@ def test_a_dataset_may_be_described_better_between_two_runs(dataset, tmp_path):
 
 
 def test_shards_that_others_wrote_are_left_alone(make, dataset, tmp_path):
-    from datamodules.shards.writing import write_shards
+    from tools.tiny_shards import write_shards
 
     write_shards(make.mixed(2), tmp_path / "out")
     with pytest.raises(AuroraError, match="holds shards that were not built here"):

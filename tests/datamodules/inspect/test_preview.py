@@ -9,7 +9,7 @@ from aurora.errors import AuroraError
 from aurora.registry import READER
 from datamodules.inspect.preview import write_preview
 from datamodules.shards.format import ShardSample
-from datamodules.shards.writing import write_shards
+from tools.tiny_shards import write_shards
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from aurora.interfaces import Sampling
 from aurora.registry import EXECUTOR, PROMPT
 from datamodules.inspect.stats import DigestTask, describe, read_evaluation, shard_digests, turn_digest
 from datamodules.shards.format import ShardSample
-from datamodules.shards.writing import write_shards
+from tools.tiny_shards import write_shards
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import pytest
 from aurora.errors import AuroraError
 from datamodules.inspect.validate import check_shard, tasks
 from datamodules.shards.format import ShardSample
-from datamodules.shards.writing import shard_path, write_index, write_shards
+from datamodules.shards.writing import shard_path, write_index
+from tools.tiny_shards import write_shards
 
 READER = {"name": "pyav"}
 

@@ -18,7 +18,8 @@ from datamodules.shards import index
 from datamodules.shards.format import ShardSample
 from datamodules.shards.index import load_index
 from datamodules.shards.tar import ShardFiles
-from datamodules.shards.writing import shard_path, write_shards
+from datamodules.shards.writing import shard_path
+from tools.tiny_shards import write_shards
 
 pytestmark = pytest.mark.process
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from datamodules.shards.format import ShardSample
-from datamodules.shards.writing import write_shards
+from tools.tiny_shards import write_shards
 
 
 @pytest.fixture

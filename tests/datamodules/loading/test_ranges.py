@@ -9,7 +9,7 @@ from aurora.errors import BadSample
 from datamodules.inspect.validate import check_shard, tasks
 from datamodules.shards.format import ShardSample, parse_record
 from datamodules.shards.index import load_index
-from datamodules.shards.writing import write_shards
+from tools.tiny_shards import write_shards
 
 
 def record(**fields):

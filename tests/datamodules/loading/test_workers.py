@@ -25,7 +25,7 @@ from datamodules.loading import supervisor
 from datamodules.loading.supervisor import start_method
 from datamodules.plan.epoch import EpochPlan
 from datamodules.shards.format import ShardSample
-from datamodules.shards.writing import write_shards
+from tools.tiny_shards import write_shards
 
 pytestmark = pytest.mark.process
 

@@ -5,7 +5,7 @@ import pytest
 
 from aurora.errors import AuroraError
 from datamodules.plan import corpus
-from datamodules.shards.writing import write_shards
+from tools.tiny_shards import write_shards
 
 
 def test_a_corpus_is_measured_once_and_mapped_from_then_on(make, shards, monkeypatch):

@@ -10,7 +10,7 @@ from datamodules.plan import lengths as module
 from datamodules.plan.lengths import counter, joined_path, text_lengths, write_lengths
 from datamodules.shards.format import ShardSample
 from datamodules.shards.index import load_index, sidecar
-from datamodules.shards.writing import write_shards
+from tools.tiny_shards import write_shards
 
 PROMPT_PART, TOKENIZER_PART = PROMPT.build({"name": "generic"}), TOKENIZER.build({"name": "bytes"})
 

@@ -14,7 +14,7 @@ from aurora.types import IGNORE
 from datamodules.plan.epoch import deal
 from datamodules.plan.packing import Budget, SamplePart, part_counts
 from datamodules.shards.format import TEXT, VIDEO, ShardSample
-from datamodules.shards.writing import write_shards
+from tools.tiny_shards import write_shards
 
 CONFIG = {
     "vision": {"name": "siglip", "image_size": 16, "patch_size": 8, "width": 16, "layers": 2, "heads": 2,

@@ -16,7 +16,8 @@ from aurora.steps import START
 from datamodules.shards import remote
 from datamodules.shards.index import is_remote, load_index
 from datamodules.shards.remote import fetch_shard, mirror, open_shard
-from datamodules.shards.writing import shard_path, write_shards
+from datamodules.shards.writing import shard_path
+from tools.tiny_shards import write_shards
 
 
 class Server(ThreadingHTTPServer):

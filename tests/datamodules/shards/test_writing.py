@@ -14,7 +14,8 @@ from datamodules.build.media import Transcode, small_picture
 from datamodules.shards.format import KINDS, ShardSample, parse_record
 from datamodules.shards.index import load_index
 from datamodules.shards.tar import ShardFiles
-from datamodules.shards.writing import shard_is_done, shard_path, write_index, write_shard, write_shards
+from datamodules.shards.writing import shard_is_done, shard_path, write_index, write_shard
+from tools.tiny_shards import write_shards
 
 
 def files(folder):
