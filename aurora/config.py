@@ -232,7 +232,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     try:
         text = path.read_text(encoding="utf-8")
         if "${" in text:  # OmegaConf's interpolations would read the environment into a model of others
-            raise AuroraError("it holds an interpolation, ${...}; values are right")
+            raise AuroraError("it holds an interpolation, ${...}; expected plain values")
         tree = yaml.safe_load(text)
         check_kind("it", tree, Mapping[str, Any])
         config = ModelConfig.parse(tree)

@@ -41,13 +41,13 @@ class AuroraModel(nn.Module):
         none when every block is handed its part by itself."""
         x = self.embed_row(batch.tokens, batch.frames)
         start = self._start(memory, len(batch.cu_seqlens) - 1) if batch.continues else None
-        hidden, after = self.backbone(x, batch.cu_seqlens, start, return_state=batch.goes_on or batch.look)
+        hidden, after = self.backbone(x, batch.cu_seqlens, start, return_state=batch.unfinished or batch.return_states)
         loss = chunked_cross_entropy(hidden, batch.targets, self.backbone.logits, self.backbone.vocab_size)
         if after is None:
             return loss
         states = map_state(Tensor.detach, after)
-        return loss._replace(memory=select_state(states, [batch.open]) if batch.goes_on else None,
-                             states=states if batch.look else None)
+        return loss._replace(memory=select_state(states, [batch.open_sequence]) if batch.unfinished else None,
+                             states=states if batch.return_states else None)
 
     def _start(self, memory: State | None, sequences: int) -> State:
         """The states that a row begins with whose first sequence has been read in part."""

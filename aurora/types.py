@@ -54,9 +54,9 @@ class PackedBatch(NamedTuple):
     position: Position = (0, 0, 0)  # where a run that ends after this row resumes: behind the step that this row
     # closes, or else at the beginning of its unfinished step
     continues: bool = False  # the first sequence goes on where that of the row before ended
-    goes_on: bool = False  # a sequence is not at its end
-    open: int = 0  # which one that is
-    look: bool = False  # whether the states at the end are asked for, to be measured
+    unfinished: bool = False  # one of the sequences is not at its end
+    open_sequence: int = 0  # which one that is
+    return_states: bool = False  # at the end of each sequence, to be measured
 
 
 class TokenLoss(NamedTuple):

@@ -30,7 +30,7 @@ class Sums:
     samples: float = 0.0
     tokens: float = 0.0  # row positions
     frames: float = 0.0
-    waited: float = 0.0  # seconds between rows
+    data_wait: float = 0.0  # seconds between rows
 
     def __post_init__(self) -> None:
         self._pending: list[tuple[Tensor, Tensor]] = []
@@ -62,7 +62,7 @@ class Sums:
         """What was read per second, and the share of the time spent waiting for rows."""
         return {"tokens_per_second": self.tokens / seconds, "samples_per_second": self.samples / seconds,
                 "frames_per_second": self.frames / seconds,
-                "data_wait": min(1.0, self.waited / world_size() / seconds)}
+                "data_wait": min(1.0, self.data_wait / world_size() / seconds)}
 
 
 def validation_metrics(sums: Mapping[str, Sums]) -> dict[str, float]:

@@ -54,8 +54,8 @@ from aurora.training.optim import (
     set_trainable,
     tables,
 )
+from aurora.training.segments import segments, with_equal_frames
 from aurora.training.sequence_parallel import SequenceParallelGroup, read_together
-from aurora.training.step import segments, with_equal_frames
 from aurora.types import PackedBatch, State, TokenLoss
 
 _INSTEAD = "To start from its weights: `aurora export {} FOLDER`, and init_from=FOLDER"
@@ -191,7 +191,7 @@ class AuroraModule(L.LightningModule):
         """Learns from every row, then takes the step. Returns the mean loss per target, over all ranks."""
         begun = time.perf_counter()
         for row in step:
-            self.meter.sums.waited += time.perf_counter() - begun
+            self.meter.sums.data_wait += time.perf_counter() - begun
             self.learn(self._strategy.batch_to_device(row))
             if self.interrupted and not row.closes_step:
                 self.optimizers().zero_grad()
@@ -210,7 +210,7 @@ class AuroraModule(L.LightningModule):
         for segment in self._segments(row):
             looked_at = self.meter.wants_row
             with gradient_sync(self._strategy, self.net, self.options, closes=segment.closes_step):
-                loss = self._loss(segment._replace(look=looked_at))
+                loss = self._loss(segment._replace(return_states=looked_at))
                 # a row of text reaches nothing that is trained while only the encoder or the connector is
                 if loss.total.requires_grad:
                     # in the dtypes that the forward pass chose: autocast would narrow what it kept wide
@@ -273,20 +273,20 @@ class AuroraModule(L.LightningModule):
                 **{name: float(count) for name, count in counts.items()}}
 
     def _may_take(self, sums: Sums, norm: float) -> bool:
-        objection = self.guard.objection(sums.loss, sums.targets, norm)
+        skip_reason = self.guard.skip_reason(sums.loss, sums.targets, norm)
         overflowed = self.loss_scale.overflowed(sums.loss, norm)
-        if objection is None:
+        if skip_reason is None:
             self.skipped_in_a_row = 0
         elif not overflowed:
             self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
-            self._objection = objection
-        return objection is None
+            self._skip_reason = skip_reason
+        return skip_reason is None
 
     def _require_progress(self) -> None:
         """AuroraError after too many bad steps in a row."""
         if self.skipped_in_a_row >= self.options.max_bad_steps:
             raise AuroraError(
-                f"{self.skipped_in_a_row} steps in a row {self._objection}, the last one being step "
+                f"{self.skipped_in_a_row} steps in a row {self._skip_reason}, the last one being step "
                 f"{self.trainer.global_step}. The weights are those before them. A lower peak_lr, clip or "
                 "precision=32-true may help; raise trainer.max_bad_steps to tolerate more")
 

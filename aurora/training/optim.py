@@ -85,7 +85,7 @@ def build_optimizer(stage: str, groups: list[dict[str, Any]], recipe: Recipe, ta
     if issubclass(kind, (LBFGS, SparseAdam)):
         need = "a closure" if issubclass(kind, LBFGS) else "sparse gradients"
         raise AuroraError(f"{where}: {kind.__name__} needs {need}, which this training does not have; "
-                          "torch.optim.AdamW, Muon, Adafactor or SGD are right")
+                          "take torch.optim.AdamW, Muon, Adafactor or SGD")
     if "betas" in inspect.signature(kind).parameters:
         options.setdefault("betas", recipe.betas)
     where = f"{where}: {kind.__name__}"
@@ -200,7 +200,7 @@ class StepGuard:
         self.rolls_back = False  # whether the last step was a spike that asks for the weights of a checkpoint
         self._good: deque[float] = deque(maxlen=0 if spike is None else spike.window)
 
-    def objection(self, loss: float, targets: float, norm: float) -> str | None:
+    def skip_reason(self, loss: float, targets: float, norm: float) -> str | None:
         """Why a step with this summed loss and this gradient norm must not be taken; None when it may."""
         self.rolls_back = False
         if targets <= 0 or not math.isfinite(loss) or not math.isfinite(norm):

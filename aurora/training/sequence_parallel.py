@@ -19,7 +19,7 @@ from torch import Tensor
 from aurora.errors import AuroraError
 from aurora.interfaces import Backbone
 from aurora.training.distributed.strategies import blocks_of
-from aurora.training.step import cut
+from aurora.training.segments import cut
 from aurora.types import PackedBatch, State
 
 
@@ -87,9 +87,9 @@ def _forward(peers: SequenceParallelGroup, forward: Callable[..., Any], x: Tenso
         receive: Callable[..., tuple[Tensor, ...]] = _Receive.apply
         state = _first_replaced(state, receive(peers, x, *(tensor[:1] for tensor in state.values())))
     x, *given, after = forward(x, *others, row=row, state=state)
-    if piece.goes_on:
+    if piece.unfinished:
         hand_on: Callable[..., Tensor] = _HandOn.apply
-        x = hand_on(peers, x, *(tensor[piece.open, None] for tensor in after.values()))
+        x = hand_on(peers, x, *(tensor[piece.open_sequence, None] for tensor in after.values()))
     return x, *given, after
 
 

@@ -199,13 +199,13 @@ def _open_pickled(file: Path) -> dict[str, Tensor]:
         raise
     except pickle.UnpicklingError as error:
         raise _broken(file, f"it holds more than tensors ({_reason(error)}), and a pickle can run code when it is "
-                            "opened; a file of weights alone is right: torch.save(model.state_dict(), PATH)"
+                            "opened; expected a file of weights alone: torch.save(model.state_dict(), PATH)"
                       ) from error
     except Exception as error:  # whatever torch trips over in a file that it did not write
         raise _broken(file, f"{_reason(error)}; it may be truncated or damaged") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         inside = f", but {', '.join(map(str, list(tensors)[:4]))}" if isinstance(tensors, dict) else ""
-        raise AuroraError(f"{file} does not map names to tensors{inside}; a checkpoint of weights alone is right")
+        raise AuroraError(f"{file} does not map names to tensors{inside}; expected a checkpoint of weights alone")
     for name, tensor in tensors.items():
         if not isinstance(name, str):
             raise AuroraError(f"{file} names a tensor {name!r}; names are texts")

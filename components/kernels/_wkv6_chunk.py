@@ -39,15 +39,16 @@ def wkv6_chunk(
 
 def _scores(r: Tensor, k: Tensor, before: Tensor, through: Tensor, own: Tensor) -> Tensor:
     """How much of position s each position t reads: [N, H, C, C], with `own` [N, H, C] on the diagonal."""
-    r, k, before, through = (x.unflatten(-2, (-1, BLOCK)) for x in (r, k, before, through))
+    chunks = own.shape[:2]
+    r, k, before, through = (x.reshape(*chunks, -1, BLOCK, x.shape[-1]) for x in (r, k, before, through))
     middle = through[..., BLOCK // 2 - 1, None, :]
     blocks = ((r * (before - middle).exp()) @ (k * (middle - through).exp()).mT).tril(-1)  # [N, H, C / 8, 8, 8]
-    blocks = blocks + torch.diag_embed(own.unflatten(-1, (-1, BLOCK)))
+    blocks = blocks + torch.diag_embed(own.reshape(*chunks, -1, BLOCK))
     while (size := blocks.shape[-1]) < own.shape[-1]:
         (_, late), (early, _), (_, before_late), (through_early, _) = (
-            x.reshape(*own.shape[:2], -1, 2, size, x.shape[-1]).unbind(-3) for x in (r, k, before, through))
+            x.reshape(*chunks, -1, 2, size, x.shape[-1]).unbind(-3) for x in (r, k, before, through))
         border = through_early[..., -1:, :]
         pair = (late * (before_late - border).exp()) @ (early * (border - through_early).exp()).mT
-        first, second = blocks.unflatten(-3, (-1, 2)).unbind(-3)
+        first, second = blocks.reshape(*chunks, -1, 2, size, size).unbind(-3)
         blocks = torch.cat([torch.cat([first, torch.zeros_like(first)], -1), torch.cat([pair, second], -1)], -2)
     return blocks.squeeze(-3)

@@ -25,7 +25,7 @@ def all_but_one(tokens: int) -> int:
 def check_keep(part: str, patches: int, keep: int) -> None:
     """AuroraError unless 1 ≤ keep ≤ patches."""
     if not 1 <= keep <= patches:
-        raise AuroraError(f"merge {part!r}: cannot keep {keep} of {patches} patches; 1 to {patches} is right")
+        raise AuroraError(f"merge {part!r}: cannot keep {keep} of {patches} patches; expected 1 to {patches}")
 
 
 def limited(patches: int, wanted: Iterable[int], capacity: Capacity) -> Schedule:

@@ -150,7 +150,7 @@ class RowBuilder:
             sequences.append(blank_segment(self.layout))
         # the sample of several rows counts in the last of them, which has its answer
         real = len(row.samples) - len(skipped) if part.last else 0
-        return pack(sequences)._replace(samples=real, continues=not part.first, goes_on=not part.last,
+        return pack(sequences)._replace(samples=real, continues=not part.first, unfinished=not part.last,
                                         closes_step=row.closes_step, position=row.position), skipped
 
     def _sequence(self, sample: int, part: SamplePart) -> Segment:

@@ -58,7 +58,7 @@ def require_bfloat16(options: TrainerOptions) -> None:
         return
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         raise AuroraError(f"trainer.precision={options.precision}: {torch.cuda.get_device_name()} has no bfloat16; "
-                          "trainer.precision=16-mixed is right for it")
+                          "take trainer.precision=16-mixed")
 
 
 def in_dtype(config: Config) -> Config:
@@ -66,7 +66,7 @@ def in_dtype(config: Config) -> Config:
     precision, dtype = config.trainer.precision, config.model.dtype
     if precision == "16-mixed" and dtype != "float32":
         raise AuroraError(f"trainer.precision=16-mixed computes in float16 with float32 weights, and dtype is {dtype}; "
-                          "dtype=float32 is right")
+                          "take dtype=float32")
     if precision != "bf16-true" or dtype == "bfloat16":
         return config
     return replace(config, model=replace(config.model, dtype="bfloat16"), tree={**config.tree, "dtype": "bfloat16"})
@@ -89,8 +89,8 @@ def loss_scale_for(plugin: Precision, row_tokens: int | None) -> "LossScale":
     """The loss scale that a precision plugin needs: only float16 has one. AuroraError for Lightning's own."""
     if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
         raise AuroraError("Trainer(precision='16-mixed') scales the gradients of every backward pass by itself, which "
-                          "does not fit steps of several rows; Trainer(plugins=[aurora.training.distributed.precision."
-                          "Float16('cuda')]) is right, or precision='bf16-mixed'")
+                          "does not fit steps of several rows; take Trainer(plugins=[aurora.training.distributed."
+                          "precision.Float16('cuda')]) or precision='bf16-mixed'")
     return LossScale(max_targets=row_tokens or USUAL_ROW if isinstance(plugin, Float16) else None)
 
 

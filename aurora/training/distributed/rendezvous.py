@@ -111,7 +111,7 @@ def fitted(options: TrainerOptions, rank: Rank | None) -> TrainerOptions:
     gpus = torch.cuda.device_count() if _on_cuda(options) else rank.per_node
     if gpus < rank.per_node:
         raise AuroraError(f"{rank.launcher} started {rank.per_node} processes on this node, which sees {gpus} GPUs; "
-                          "one process per GPU is right, and each process must see all GPUs of its node")
+                          "start one process per GPU, each of which sees all GPUs of its node")
     return replace(options, devices=rank.per_node)
 
 
@@ -245,7 +245,7 @@ def local_devices(options: TrainerOptions) -> int:
         count = available if options.accelerator != "cpu" and cuda else 1
         last = count - 1
     else:
-        raise AuroraError(f"trainer.devices {devices!r} is unknown; a number, a list of numbers or auto is right")
+        raise AuroraError(f"trainer.devices {devices!r} is unknown; expected a number, a list of numbers or auto")
     if options.accelerator in ("gpu", "cuda") and cuda and last >= available:
         raise AuroraError(f"trainer.devices is {devices}, and this machine has {available} GPUs")
     return count

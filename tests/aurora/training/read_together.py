@@ -15,8 +15,8 @@ import torch.distributed as dist
 
 from aurora.registry import BACKBONE
 from aurora.training.distributed.strategies import checkpoint_blocks
+from aurora.training.segments import with_equal_frames
 from aurora.training.sequence_parallel import SequenceParallelGroup, read_together
-from aurora.training.step import with_equal_frames
 from tools.tiny_training import fork, long_row, tiny_config, tiny_model
 
 RECURRENT = [name for name in BACKBONE.known() if name not in ("hf", "transformer")]

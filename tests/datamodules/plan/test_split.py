@@ -84,7 +84,7 @@ def test_the_rows_joined_are_the_row(long, which):
     for name in ("tokens", "targets"):
         joined = torch.cat([getattr(part, name)[:part.cu_seqlens[1]] for part in parts])
         assert torch.equal(joined, getattr(whole, name)[:stop])
-    assert [(part.continues, part.goes_on) for part in parts] == [
+    assert [(part.continues, part.unfinished) for part in parts] == [
         (number > 0, number < len(parts) - 1) for number in range(len(parts))]
     assert [part.samples for part in parts] == [0] * (len(parts) - 1) + [1]
     assert all(len(part.tokens) <= 120 for part in parts)
@@ -97,7 +97,7 @@ def test_gradients_end_where_a_row_ends(long, model):
     first, second, *_ = chain.from_iterable(long(slice(0, 1)).train_dataloader())
     memory = model(first).memory
     assert not any(tensor.requires_grad for tensor in memory.values())
-    assert model(second._replace(goes_on=False), memory).memory is None
+    assert model(second._replace(unfinished=False), memory).memory is None
 
 
 def test_a_tuned_initial_state_has_a_gradient_in_every_row(long):
@@ -151,12 +151,12 @@ def test_the_rows_of_a_sample_follow_each_other_on_one_rank(long, monkeypatch, w
     found = ranks(world)
     assert len({tuple((row.closes_step, row.position) for row in rows) for rows in found}) == 1
     for rows in found:
-        assert not rows[0].continues and not rows[-1].goes_on
-        assert all(one.goes_on == other.continues for one, other in pairwise(rows))
+        assert not rows[0].continues and not rows[-1].unfinished
+        assert all(one.unfinished == other.continues for one, other in pairwise(rows))
     assert sum(row.samples for rows in found for row in rows) == 8
     begun = [row.tokens[:20].tolist() for row in ranks(1)[0] if not row.continues]
     dealt = [rows[turn] for turn in range(len(found[0])) for rows in found if not rows[turn].continues]
-    assert [row.tokens[:20].tolist() for row in dealt if (row.targets != IGNORE).any() or row.goes_on] == begun
+    assert [row.tokens[:20].tolist() for row in dealt if (row.targets != IGNORE).any() or row.unfinished] == begun
 
 
 def test_ranks_take_turns_and_a_long_one_is_waited_for():
@@ -169,7 +169,7 @@ def test_a_long_sample_that_cannot_be_read_leaves_its_rows_empty(make, long, tmp
     whole = list(chain.from_iterable(module.train_dataloader()))
     module._reader.read = lambda source, sampling: iter(())
     rows = list(chain.from_iterable(module.train_dataloader()))
-    for name in ("closes_step", "position", "continues", "goes_on"):
+    for name in ("closes_step", "position", "continues", "unfinished"):
         assert [getattr(row, name) for row in rows] == [getattr(row, name) for row in whole]
     frames = [[[len(group.pixels) for group in row.frames] for row in found] for found in (rows, whole)]
     assert frames[0] == frames[1] and all(len(row.tokens) <= 120 for row in rows)

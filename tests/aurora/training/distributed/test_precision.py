@@ -85,7 +85,7 @@ def test_a_state_without_a_scale_changes_nothing():
 
 
 def test_float16_beside_narrow_weights_is_refused():
-    with pytest.raises(AuroraError, match=r"float32 weights, and dtype is bfloat16; dtype=float32 is right"):
+    with pytest.raises(AuroraError, match=r"float32 weights, and dtype is bfloat16; take dtype=float32"):
         in_dtype(Config.parse(case("run") | {"dtype": "bfloat16"}))
 
 

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from aurora.registry import BACKBONE
-from aurora.training.step import cut, segments, with_equal_frames
+from aurora.training.segments import cut, segments, with_equal_frames
 from aurora.types import IGNORE
 from tools.tiny_training import MadeRows, long_row, tiny_config, tiny_model
 
@@ -33,8 +33,8 @@ def test_pieces_hold_every_position_and_every_frame_once(count):
 def test_a_piece_continues_what_the_one_before_leaves_open(count):
     pieces = cut(long_row(), count)
     for before, after in pairwise(pieces):
-        assert after.continues == before.goes_on
-    assert not pieces[0].continues and not pieces[-1].goes_on
+        assert after.continues == before.unfinished
+    assert not pieces[0].continues and not pieces[-1].unfinished
 
 
 @pytest.mark.parametrize("name", RECURRENT)

@@ -28,7 +28,7 @@ def cut(batch: PackedBatch, count: int) -> list[PackedBatch]:
 
     Only the last piece closes the step, and samples count in the first. AuroraError for a row that goes on in another.
     """
-    if batch.continues or batch.goes_on:
+    if batch.continues or batch.unfinished:
         raise AuroraError("data.too_long=split lays a sample over several rows, which trainer.backprop_tokens and "
                           "trainer.sequence_parallel cannot cut again; make data.row_tokens as small instead")
     borders = _borders(batch, count)
@@ -75,8 +75,8 @@ def _piece(batch: PackedBatch, start: int, stop: int) -> PackedBatch:
         samples=0,
         closes_step=False,
         continues=start not in bounds,
-        goes_on=stop not in bounds,
-        open=len(inside),
+        unfinished=stop not in bounds,
+        open_sequence=len(inside),
     )
 
 
