@@ -57,6 +57,7 @@ from aurora.training.distributed.rendezvous import (
     local_devices,
     rank_from_env,
     require_equal,
+    require_free_port,
     require_layout,
 )
 from aurora.training.distributed.strategies import build_strategy
@@ -108,7 +109,8 @@ def _train_stages(config: Config, rank: Rank | None) -> Path:
 def _startable(config: Config, rank: Rank | None) -> list[Stage]:
     """The selected stages. AuroraError also for what this machine cannot do, or a GPU has no room for."""
     stages = plan_stages(config, rank)
-    require_layout(stages[0].options, 1 if rank is None else rank.nodes)
+    if require_layout(stages[0].options, 1 if rank is None else rank.nodes) > 1 and rank is None:
+        require_free_port()
     require_bfloat16(stages[0].options)
     for stage in stages:
         if stage.folder.finished() is None or config.restart:
@@ -322,22 +324,22 @@ def print_summary(console: Console, stage: Stage, data: DataModule, *, steps: in
     unit, base = stage.config.data.get("batch_unit", "samples"), stage.config.base_paths()
     resumed = f"; resuming after step {done:,}" if done else ""
     lines = {
-        "trains": f"{', '.join([*recipe.trained, *describe_adapters(model, recipe.adapters)])} "
-                  f"(parameters trained/total: {parameters})",
+        "trained": f"{', '.join([*recipe.trained, *describe_adapters(model, recipe.adapters)])} "
+                   f"(parameters trained/total: {parameters})",
         "weights": stage.initial or ", ".join(f"{slot}: {path or 'random'}" for slot, path in base.items()),
         "data": f"{_names(recipe.mixture)}, {recipe.epochs} epoch(s)"
                 + ("" if samples is None else f", {samples:,} samples"),
         "steps": f"{steps:,}, each of about {recipe.global_batch:,} {unit}{resumed}",
-        "rows": None if fill is None else f"{fill[0]:.1%} of their tokens and {fill[1]:.1%} of their frames are used",
-        "checks": None if recipe.validation is None else "loss on "
-                  f"{_names(recipe.validation.mixture)}, every {recipe.validation.every:,} steps",
-        "rate": f"{recipe.peak_lr:.2e} at its peak",
-        "keeps": f"{recipe.keep_ratio:.0%} of the patches",
+        "packing": None if fill is None else f"{fill[0]:.1%} of tokens and {fill[1]:.1%} of frames are used",
+        "validation": None if recipe.validation is None else
+                      f"loss on {_names(recipe.validation.mixture)}, every {recipe.validation.every:,} steps",
+        "peak lr": f"{recipe.peak_lr:.2e}",
+        "keep ratio": f"{recipe.keep_ratio:g}",
     }
     console.print(stage.name)
     for key, value in lines.items():
         if value is not None:
-            console.print(f"  {key:8}{value}")
+            console.print(f"  {key:12}{value}")
 
 
 def _names(mixture: Mixture) -> str:

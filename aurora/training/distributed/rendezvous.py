@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from errno import EADDRINUSE
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -219,6 +220,18 @@ def require_layout(options: TrainerOptions, nodes: int = 1) -> int:
     if options.strategy != "auto":
         check_processes(options, processes)
     return processes
+
+
+def require_free_port() -> None:
+    """AuroraError for a MASTER_PORT at which the processes that Lightning is about to start could not meet."""
+    port = os.environ.get("MASTER_PORT")
+    if port is None or "LOCAL_RANK" in os.environ:  # started by Lightning, which has the port by now
+        return
+    try:
+        socket.create_server(("", int(port))).close()
+    except (OSError, ValueError, OverflowError) as error:
+        why = "is in use by another program" if getattr(error, "errno", None) == EADDRINUSE else f"cannot be: {error}"
+        raise AuroraError(f"the port MASTER_PORT={port} {why}; give a free one, or unset MASTER_PORT") from error
 
 
 def check_processes(options: TrainerOptions, processes: int) -> None:

@@ -16,7 +16,7 @@ from aurora.training.callbacks.csv_logger import METRICS_FILE
 from aurora.training.callbacks.watchdog import TRY_AGAIN
 from aurora.training.checkpoint.layout import CHECKPOINTS, checkpoint_path, is_committed
 from aurora.training.distributed.rendezvous import Rank, fitted, rank_from_env
-from tools.tiny_training import curve, free_port, start, start_ranks, tiny_config
+from tools.tiny_training import curve, free_port, start, start_ranks, tiny_config, train
 
 STEPS = 8
 MODEL = Path("first", "model", "model.safetensors")
@@ -494,6 +494,16 @@ def test_a_process_that_no_launcher_started_is_alone(environment):
 def test_half_a_place_is_an_error(environment, message):
     with pytest.raises(AuroraError, match=message):
         rank_from_env(environment)
+
+
+@pytest.mark.parametrize(("port", "why"), [("taken", "is in use by another program"), ("n0:80", "cannot be: invalid")])
+def test_a_port_where_processes_could_not_meet_is_one_clear_message(tmp_path, monkeypatch, port, why):
+    with socket.create_server(("", 0)) as taken:
+        port = str(taken.getsockname()[1]) if port == "taken" else port
+        monkeypatch.setenv("MASTER_PORT", port)
+        config = {**tiny_config(tmp_path, steps=1), "stage": "first"}
+        with pytest.raises(AuroraError, match=rf"MASTER_PORT={port} {why}.* give a free one, or unset MASTER_PORT"):
+            train({**config, "trainer": {**config["trainer"], "devices": 2, "strategy": "ddp"}})
 
 
 def test_another_number_of_devices_than_the_launcher_started_is_an_error():

@@ -35,7 +35,7 @@ def test_what_is_told_is_printed_as_it_is(tmp_path, capfd):
 def test_the_head_says_what_a_wrong_start_would_show(tmp_path, capfd):
     train(config_for(tmp_path, stage="first"))
     said = capfd.readouterr().out
-    for fact in ("trains  connector", "vision 0/", "2, each of about 8 samples", "1.00e-02", "50% of the patches"):
+    for fact in ("trained     connector", "vision 0/", "2, each of about 8 samples", "1.00e-02", "keep ratio  0.5"):
         assert fact in said
 
 
