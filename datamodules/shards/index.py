@@ -39,7 +39,7 @@ from .format import (
     split_name,
 )
 
-VERSION = 1
+VERSION = 2  # 1 measured videos by their packets, and not as they are shown
 INDEX = "index.json"
 ORIGIN = "origin.json"  # in a mirror of a remote dataset, whose shards come when they are needed
 SCHEMES = {"s3": "s3", "gs": "gcs", "https": ""}
