@@ -4,21 +4,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, NamedTuple
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Gt, Le
 
 from aurora.errors import AuroraError, suggest
-from aurora.options import FieldError, read_fields
-
-Count = Annotated[int, Ge(1)]
+from aurora.options import FieldError, PositiveInt, read_fields
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One dataset: read `repeats` times per epoch, or as the share `weight` of the mixture's `visits`."""
 
-    repeats: Count = 1
+    repeats: PositiveInt = 1
     weight: Annotated[float, Gt(0), Le(1)] | None = None
-    samples: Count | None = None  # take no more than so many, always the same ones
+    samples: PositiveInt | None = None  # take no more than so many, always the same ones
     group: str | None = None
 
     def __post_init__(self) -> None:
@@ -40,7 +38,7 @@ class Part:
 class Group:
     """Datasets that are counted together."""
 
-    samples: Count | None = None  # take no more than so many of all of them, of each the same share
+    samples: PositiveInt | None = None  # take no more than so many of all of them, of each the same share
     paper: int | None = None  # what the paper's table says, repeats not counted
 
 
@@ -50,7 +48,7 @@ class Mixture:
 
     datasets: Mapping[str, Part]
     groups: Mapping[str, Group] = field(default_factory=dict)
-    visits: Count | None = None  # per epoch, what weights are shares of
+    visits: PositiveInt | None = None  # per epoch, what weights are shares of
     table: str | None = None  # of the paper, when the mixture is part of one
     paper: int | None = None  # the total that this table states
     note: str = ""

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from aurora.errors import AuroraError, suggest
-from aurora.mixture import Count, Mixture
-from aurora.options import FieldError
+from aurora.mixture import Mixture
+from aurora.options import FieldError, PositiveFloat, PositiveInt
 from aurora.registry import WeightedSlot
 
 Strategy = Literal["auto", "ddp", "fsdp", "fsdp_hybrid"]
@@ -25,12 +25,12 @@ Decay = Annotated[float, Ge(0)]
 class Lora:
     """Low-rank changes of linear layers (arXiv 2106.09685): W + alpha / rank · B A."""
 
-    rank: Count = 16
-    alpha: Annotated[float, Gt(0)] = 32.0
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
     dropout: Beta = 0.0
     # ends of module names, or one regex of whole names; None: the linear layers of the blocks
     targets: Annotated[Sequence[str], MinLen(1)] | Annotated[str, MinLen(1)] | None = None
-    lr_scale: Annotated[float, Gt(0)] = 1.0  # of peak_lr, in place of the slot's
+    lr_scale: PositiveFloat = 1.0  # of peak_lr, in place of the slot's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class TunedState:
 
     # names of `init_state`; None: the largest, which is the memory of the recurrence
     states: Annotated[Sequence[str], MinLen(1)] | None = None
-    lr_scale: Annotated[float, Gt(0)] = 1.0  # of peak_lr, in place of the slot's
+    lr_scale: PositiveFloat = 1.0  # of peak_lr, in place of the slot's
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class HeldOut:
     """What a stage is validated on while it trains; its mixture is always the same rows."""
 
     mixture: Mixture = field(default_factory=lambda: Mixture(datasets={}))
-    every: Count = 500  # steps from one validation to the next; the last step is followed by one as well
-    max_steps: Count | None = None  # read no more of each dataset than so many steps of `global_batch`
+    every: PositiveInt = 500  # steps from one validation to the next; the last step is followed by one as well
+    max_steps: PositiveInt | None = None  # read no more of each dataset than so many steps of `global_batch`
 
     def __post_init__(self) -> None:
         for name, group in self.mixture.groups.items():
@@ -88,17 +88,17 @@ class Recipe:
     mixture: Mixture
     prompt: Mapping[str, Any] | None  # None: that of the model
     keep_ratio: Annotated[float, Gt(0), Le(1)]
-    peak_lr: Annotated[float, Gt(0)]
-    global_batch: Count
-    epochs: Count
-    max_steps: Count | None = None
+    peak_lr: PositiveFloat
+    global_batch: PositiveInt
+    epochs: PositiveInt
+    max_steps: PositiveInt | None = None
     warmup_ratio: Annotated[float, Ge(0), Lt(1)] = 0.03
     warmup_start_factor: Annotated[float, Ge(0), Le(1)] = 1e-5
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: Decay | Mapping[WeightedSlot, Decay] = 0.0  # of matrices named `weight`, of all slots or by slot
-    clip: Annotated[float, Gt(0)] | None = 1.0
+    clip: PositiveFloat | None = 1.0
     average: Annotated[float, Gt(0), Lt(1)] | None = None  # decay of the average that becomes the model; None: the last
-    lr_scale: Mapping[WeightedSlot, Annotated[float, Gt(0)]] = field(default_factory=dict)
+    lr_scale: Mapping[WeightedSlot, PositiveFloat] = field(default_factory=dict)
     optimizer: Mapping[str, Any] | None = None  # {_target_: torch.optim.X, ...}; None: AdamW with `betas`
     schedule: Mapping[str, Any] | None = None  # {_target_: torch.optim.lr_scheduler.X, ...}; None: warmup and cosine
     adapters: Adapters = field(default_factory=dict)
@@ -179,17 +179,17 @@ class TrainerOptions:
     defer_gradient_sync: bool = False
     reshard_after_forward: bool = True
     cpu_offload: bool = False
-    shard_size: Count | None = None  # fsdp_hybrid: processes that hold a copy together; None: those of a node
-    sequence_parallel: Count = 1  # processes that read one row together
-    backprop_tokens: Count | None = None  # of a row that are learned from at once; None: all
-    checkpoint_every: Count = 200
-    max_bad_steps: Count = 10
+    shard_size: PositiveInt | None = None  # fsdp_hybrid: processes that hold a copy together; None: those of a node
+    sequence_parallel: PositiveInt = 1  # processes that read one row together
+    backprop_tokens: PositiveInt | None = None  # of a row that are learned from at once; None: all
+    checkpoint_every: PositiveInt = 200
+    max_bad_steps: PositiveInt = 10
     spike: Spike | None = None
     watchdog_seconds: Seconds | None = 900.0  # without a finished row, after which a run that hangs is ended
     rendezvous_seconds: Seconds = 300.0  # that processes wait for each other at the start
     check_memory: bool = True  # refuse a stage that has no room on a GPU by our estimate
     measure_every: Annotated[int, Ge(0)] = 50  # steps between two measurements of norms and noise; 0: never
-    peak_tflops: Annotated[float, Gt(0)] | None = None  # of one device, for the share of it that is used
+    peak_tflops: PositiveFloat | None = None  # of one device, for the share of it that is used
     progress: Display = "auto"
     progress_seconds: float = 10.0
     callbacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

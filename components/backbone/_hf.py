@@ -20,10 +20,10 @@ from transformers.utils import logging
 
 from aurora.errors import AuroraError
 from aurora.interfaces import INITIAL_STATE, Backbone
+from aurora.options import PositiveInt
 from aurora.weights.io import open_tensors
 from aurora.weights.loading import fill, write_tensors
 
-from .._options import Size
 from ._hf_config import Wanted, model_config, plain_config, read_folder
 
 
@@ -41,9 +41,9 @@ class Hosted(Backbone):
         vocab_size: int,
         path: str | None = None,
         model_type: str | None = None,
-        hidden_size: Size | None = None,
-        layers: Size | None = None,
-        head_size: Size | None = None,
+        hidden_size: PositiveInt | None = None,
+        layers: PositiveInt | None = None,
+        head_size: PositiveInt | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aurora.options import PositiveInt
 from aurora.registry import BACKBONE
 from aurora.types import State
 
-from .._options import Size
 from ..kernels.gated_delta import gated_delta, gated_delta_step
 from ._decoder import NORM_EPS, Decoder, expanded
 from ._layers import GatedNorm, Linear, check_heads, fill_steps, parameter
@@ -86,12 +86,12 @@ class GatedDeltaNet(Decoder):
         self,
         *,
         vocab_size: int,
-        hidden_size: Size = 2048,
-        layers: Size = 21,
-        head_size: Size = 256,
-        heads: Size | None = None,
+        hidden_size: PositiveInt = 2048,
+        layers: PositiveInt = 21,
+        head_size: PositiveInt = 256,
+        heads: PositiveInt | None = None,
         expand_v: float = 2.0,
-        ffn_size: Size | None = None,
+        ffn_size: PositiveInt | None = None,
         conv_size: ConvSize = 4,
     ) -> None:
         if heads is None:

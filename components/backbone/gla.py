@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aurora.options import PositiveInt
 from aurora.registry import BACKBONE
 from aurora.types import State
 
-from .._options import Size
 from ..kernels.gla import gla, gla_step
 from ._decoder import NORM_EPS, Decoder, expanded
 from ._layers import GatedNorm, Linear, check_heads, with_range
@@ -63,12 +63,12 @@ class GLA(Decoder):
         self,
         *,
         vocab_size: int,
-        hidden_size: Size = 2048,
-        layers: Size = 24,
-        head_size: Size = 512,
+        hidden_size: PositiveInt = 2048,
+        layers: PositiveInt = 24,
+        head_size: PositiveInt = 512,
         expand_k: float = 0.5,
-        ffn_size: Size | None = None,
-        gate_rank: Size = 16,
+        ffn_size: PositiveInt | None = None,
+        gate_rank: PositiveInt = 16,
     ) -> None:
         check_heads("gla", hidden_size, head_size)
         keys = expanded("gla", "expand_k", expand_k, head_size)

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aurora.errors import AuroraError
+from aurora.options import PositiveInt
 from aurora.registry import BACKBONE
 from aurora.types import State
 from aurora.weights.convert import load_base, open_source
 
-from .._options import Size
 from ..kernels.ssd import ssd, ssd_step
 from ._layers import Linear, fill_steps
 from ._layouts_mamba2 import FAMILY
@@ -99,11 +99,11 @@ class Mamba2(LinearRNN):
         self,
         *,
         vocab_size: int,
-        hidden_size: Size = 2048,
-        layers: Size = 48,
-        head_size: Size = 64,
-        state_size: Size = 128,
-        expand: Size = 2,
+        hidden_size: PositiveInt = 2048,
+        layers: PositiveInt = 48,
+        head_size: PositiveInt = 64,
+        state_size: PositiveInt = 128,
+        expand: PositiveInt = 2,
         conv_size: ConvSize = 4,
     ) -> None:
         inner = expand * hidden_size

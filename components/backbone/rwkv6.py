@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from aurora.errors import AuroraError
 from aurora.interfaces import INITIAL_STATE, Runner
+from aurora.options import PositiveInt
 from aurora.registry import BACKBONE
 from aurora.types import State
 from aurora.weights.convert import load_base, open_source
 from aurora.weights.loading import write_tensors
 
-from .._options import Size
 from ..kernels.wkv6 import wkv6, wkv6_step
 from ._layers import Linear, check_heads, orthogonal, parameter, with_range
 from ._layouts_rwkv6 import FAMILY
@@ -144,12 +144,12 @@ class RWKV6(RWKV):
         self,
         *,
         vocab_size: int,
-        hidden_size: Size = 2048,
-        layers: Size = 24,
-        head_size: Size = 64,
-        ffn_size: Size | None = None,
-        mix_rank: Size = 32,
-        decay_rank: Size = 64,
+        hidden_size: PositiveInt = 2048,
+        layers: PositiveInt = 24,
+        head_size: PositiveInt = 64,
+        ffn_size: PositiveInt | None = None,
+        mix_rank: PositiveInt = 32,
+        decay_rank: PositiveInt = 64,
     ) -> None:
         ffn_size = max(32, int(3.5 * hidden_size) // 32 * 32) if ffn_size is None else ffn_size
         check_heads("rwkv6", hidden_size, head_size)

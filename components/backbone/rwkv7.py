@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aurora.options import PositiveInt
 from aurora.registry import BACKBONE
 from aurora.weights.convert import load_base, open_source
 
-from .._options import Size
 from ..kernels.wkv7 import wkv7, wkv7_step
 from ._layers import Linear, check_heads, orthogonal, parameter, with_range
 from ._layouts_rwkv7 import FAMILY
@@ -165,14 +165,14 @@ class RWKV7(RWKV):
         self,
         *,
         vocab_size: int,
-        hidden_size: Size = 2048,
-        layers: Size = 24,
-        head_size: Size = 64,
-        ffn_size: Size | None = None,
-        decay_rank: Size | None = None,
-        rate_rank: Size | None = None,
-        value_rank: Size | None = None,
-        gate_rank: Size | None = None,
+        hidden_size: PositiveInt = 2048,
+        layers: PositiveInt = 24,
+        head_size: PositiveInt = 64,
+        ffn_size: PositiveInt | None = None,
+        decay_rank: PositiveInt | None = None,
+        rate_rank: PositiveInt | None = None,
+        value_rank: PositiveInt | None = None,
+        gate_rank: PositiveInt | None = None,
     ) -> None:
         ffn_size = 4 * hidden_size if ffn_size is None else ffn_size
         check_heads("rwkv7", hidden_size, head_size)

@@ -14,10 +14,9 @@ from torch.nn import functional as F
 
 from aurora.errors import AuroraError
 from aurora.interfaces import Connector
+from aurora.options import PositiveInt
 from aurora.registry import CONNECTOR
 from aurora.types import VisualTokens
-
-from .._options import Size
 
 
 class CrossAttention(nn.Module):
@@ -49,7 +48,8 @@ class Resampler(Connector):
     """Latents read the whole frame, each token reads the latents, and an MLP carries it over."""
 
     def __init__(
-        self, *, in_width: int, out_width: int, latents: Size = 32, heads: Size = 8, hidden: Size | None = None
+        self, *, in_width: int, out_width: int, latents: PositiveInt = 32, heads: PositiveInt = 8,
+        hidden: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         hidden = out_width if hidden is None else hidden

@@ -4,9 +4,9 @@ import torch
 
 from aurora.errors import AuroraError
 from aurora.interfaces import BlockView, Merge, MergeStrategy
+from aurora.options import NonNegativeInt
 from aurora.registry import MERGE
 
-from .._options import Seed
 from .._shuffle import permutation
 from ._groups import Absorption
 from ._schedule import exact, half
@@ -16,7 +16,7 @@ from ._schedule import exact, half
 class RandomMerge(MergeStrategy):
     """Averages tokens with random partners: a function of the seed and the number of tokens, alike in every frame."""
 
-    def __init__(self, *, seed: Seed = 0, proportional_attention: bool = True) -> None:
+    def __init__(self, *, seed: NonNegativeInt = 0, proportional_attention: bool = True) -> None:
         self.seed = seed
         self.proportional_attention = proportional_attention
 

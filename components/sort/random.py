@@ -5,10 +5,10 @@ from typing import Literal
 from torch import Tensor
 
 from aurora.interfaces import Sorter
+from aurora.options import NonNegativeInt
 from aurora.registry import SORT
 from aurora.types import VisualTokens
 
-from .._options import Seed
 from .._shuffle import permutation
 
 
@@ -16,7 +16,7 @@ from .._shuffle import permutation
 class RandomSort(Sorter):
     """One shuffle of the current order, a function of the seed and the number of tokens, the same in every frame."""
 
-    def __init__(self, *, seed: Seed = 0, where: Literal["layer", "final"] = "layer") -> None:
+    def __init__(self, *, seed: NonNegativeInt = 0, where: Literal["layer", "final"] = "layer") -> None:
         self.seed = seed
         self.where = where
 

@@ -14,6 +14,7 @@ from aurora.errors import AuroraError
 from aurora.files import write_json
 from aurora.images import ImagePreparation, Resize
 from aurora.interfaces import BlockView, MergeStrategy, Sorter, VisionEncoder
+from aurora.options import PositiveInt
 from aurora.registry import VISION
 from aurora.types import VisualTokens
 from aurora.weights.convert import load_base, open_source
@@ -21,7 +22,6 @@ from aurora.weights.io import SAFETENSORS, SINGLE_FILE
 from aurora.weights.layouts import count_layers
 from aurora.weights.loading import write_tensors
 
-from .._options import Size
 from .._rows import take
 from ..kernels.vision import affine, attention, gelu_tanh
 from ._layouts_siglip import FAMILY, TRANSFORMERS, tower_config
@@ -129,12 +129,12 @@ class Siglip(VisionEncoder):
     def __init__(
         self,
         *,
-        image_size: Size = 384,
-        patch_size: Size = 16,
-        width: Size = 1024,
-        layers: Size = 24,
-        heads: Size = 16,
-        mlp_width: Size = 4096,
+        image_size: PositiveInt = 384,
+        patch_size: PositiveInt = 16,
+        width: PositiveInt = 1024,
+        layers: PositiveInt = 24,
+        heads: PositiveInt = 16,
+        mlp_width: PositiveInt = 4096,
         feature_layer: int = -2,
         resize: Resize = "crop",
     ) -> None:
