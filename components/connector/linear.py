@@ -1,5 +1,3 @@
-"""One linear map: the least that joins two widths."""
-
 from torch import Tensor, nn
 
 from aurora.interfaces import Connector
@@ -9,7 +7,7 @@ from aurora.types import VisualTokens
 
 @CONNECTOR.register
 class LinearConnector(Connector):
-    """Each token by itself through one linear layer."""
+    """Each token by itself through one linear layer: the least that joins two widths."""
 
     def __init__(self, *, in_width: int, out_width: int) -> None:
         super().__init__()

@@ -1,5 +1,3 @@
-"""Two linear layers with a GELU between them: the paper's connector."""
-
 from torch import Tensor, nn
 
 from aurora.interfaces import Connector

@@ -1,5 +1,3 @@
-"""No merging: every patch stays, whatever ratio is asked for."""
-
 from aurora.errors import AuroraError
 from aurora.interfaces import BlockView, Merge, MergeStrategy
 from aurora.registry import MERGE

@@ -1,5 +1,3 @@
-"""Average pooling on the grid: the simplest way to fewer tokens, and a control for merging by content."""
-
 import math
 
 import torch

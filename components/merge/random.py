@@ -1,5 +1,3 @@
-"""Merging at random: a control that removes as many tokens as `tome` without looking at them."""
-
 import torch
 
 from aurora.errors import AuroraError

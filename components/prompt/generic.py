@@ -1,5 +1,3 @@
-"""A fixed text before the video and the question after it, so that one encoded video serves many questions."""
-
 from collections.abc import Sequence
 
 from aurora.errors import AuroraError

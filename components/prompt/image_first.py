@@ -1,5 +1,3 @@
-"""The form of the pretrain stage: what is seen comes first, the instruction after it."""
-
 from collections.abc import Sequence
 
 from aurora.interfaces import Turn

@@ -1,5 +1,3 @@
-"""The paper's form: the visual tokens stand in the middle of the instruction, which is read before and after them."""
-
 from collections.abc import Sequence
 
 from aurora.interfaces import Turn

@@ -1,5 +1,3 @@
-"""Reading order: left to right, top to bottom."""
-
 from typing import Literal
 
 import torch
@@ -12,7 +10,7 @@ from aurora.types import VisualTokens
 
 @SORT.register
 class RasterSort(Sorter):
-    """Tokens by the first input patch that each owns.
+    """Reading order: tokens by the first input patch that each owns.
 
     After the last block by default, so that merging pairs tokens in the order in which it left them.
     """

@@ -1,5 +1,3 @@
-"""Bytes as tokens, for tiny models."""
-
 from collections.abc import Sequence
 
 from aurora.errors import AuroraError

@@ -1,5 +1,3 @@
-"""Any tokenizer that `transformers` reads from a directory."""
-
 from collections.abc import Sequence
 from pathlib import Path
 
