@@ -1,7 +1,7 @@
 """The forms of an operator: several ways to compute one thing, and the choice among them."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, reduce, wraps
 from itertools import islice
@@ -164,13 +164,12 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def step_by_step(
-    step: Callable[..., tuple[Tensor, Tensor]], inputs: Sequence[Tensor], lengths: Sequence[int], state: Tensor
-) -> tuple[Tensor, Tensor]:
+def step_by_step(step: Callable[..., tuple[Tensor, Tensor]], *row: Any) -> tuple[Tensor, Tensor]:
     """A recurrence as it is written down: step(*inputs at one position [1, ...], state [1, ...]), position by position.
 
-    inputs [T, ...], state [S, ...] → [T, ...], [S, ...].
+    Inputs [T, ...], the lengths of the sequences, state [S, ...] → [T, ...], [S, ...].
     """
+    *inputs, lengths, state = row
     outputs, states = [], []
     positions = zip(*(torch.split(x, 1) for x in inputs), strict=True)
     for sequence, length in enumerate(lengths):

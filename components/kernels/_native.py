@@ -116,13 +116,9 @@ def _widest_set() -> str:
 def serves(name: str, *tensors: Tensor) -> bool:
     """Whether the compiled kernel `name` may take these: float32 or bfloat16 on a CPU, no gradient wanted."""
     first = tensors[0]
-    if first.device.type != "cpu" or first.dtype not in (torch.float32, torch.bfloat16):
-        return False
-    if any(x.dtype != first.dtype or x.stride(-1) != 1 for x in tensors):
-        return False
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
-        return False
-    return missing(name) is None
+    readable = all(x.dtype == first.dtype and x.stride(-1) == 1 for x in tensors)
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return readable and not wanted and unfit(name, first, first) is None
 
 
 def address(x: Tensor | None) -> int | None:
@@ -182,11 +178,8 @@ def _writable_folder() -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        log.warning(
-            "compiled kernels cannot be kept, every process compiles them anew: %s; AURORA_CACHE may name "
-            "a folder that can be written",
-            error,
-        )
+        log.warning("compiled kernels cannot be kept, every process compiles them anew: %s; AURORA_CACHE may name a "
+                    "folder that can be written", error)
         return _passing_folder()
 
 

@@ -16,16 +16,8 @@ from .wkv7 import wkv7
 
 
 def gated_delta(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    strength: Tensor,
-    cu_seqlens: Tensor,
-    state: Tensor | None = None,
-    *,
-    form: str = "auto",
-    return_state: bool = True,
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, strength: Tensor, cu_seqlens: Tensor, state: Tensor | None = None, *,
+    form: str = "auto", return_state: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """[T, H, V] in the dtype of v, and the final state [S, H, K, V].
 
@@ -39,8 +31,7 @@ def gated_delta_step(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, strength: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One position of S sequences: q, k [S, H, K], v [S, H, V], g, strength [S, H], state [S, H, K, V] → [S, H, V],
-    next state. Computes in the dtype of the state.
-    """
+    next state. Computes in the dtype of the state."""
     return wkv7.step(*_as_wkv7(q, k, v, g, strength), state)
 
 

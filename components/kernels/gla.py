@@ -21,15 +21,8 @@ SMALLEST_RATE = 1e-20
 
 
 def gla(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    cu_seqlens: Tensor,
-    state: Tensor | None = None,
-    *,
-    form: str = "auto",
-    return_state: bool = True,
+    q: Tensor, k: Tensor, v: Tensor, a: Tensor, cu_seqlens: Tensor, state: Tensor | None = None, *,
+    form: str = "auto", return_state: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """[T, H, V] in the dtype of v, and the final state [S, H, K, V].
 

@@ -24,15 +24,8 @@ class Shifted(NamedTuple):
 
 
 def norm_shift(
-    x: Tensor,
-    norm: tuple[Tensor, Tensor],
-    ratios: Sequence[Tensor],
-    cu_seqlens: Tensor,
-    before: Tensor | None = None,
-    *,
-    delta: Tensor | None = None,
-    gate: Tensor | None = None,
-    eps: float = 1e-5,
+    x: Tensor, norm: tuple[Tensor, Tensor], ratios: Sequence[Tensor], cu_seqlens: Tensor, before: Tensor | None = None,
+    *, delta: Tensor | None = None, gate: Tensor | None = None, eps: float = 1e-5,
 ) -> Shifted:
     """x [T, C], plus delta (times sigmoid(gate)), through a layer norm with weight and bias [C], mixed with the
     position before by every one of the ratios [C]. `cu_seqlens` [S + 1] lies on the CPU."""

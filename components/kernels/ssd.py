@@ -7,6 +7,8 @@ Per head, with a log-decay a ≤ 0 and a state s [K, V]; keys and queries are sh
     s_t = exp(a_t) s_{t-1} + k_tᵀ v_t        y_t = q_t s_t
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -21,13 +23,6 @@ def _step(q: Tensor, k: Tensor, v: Tensor, a: Tensor, state: Tensor) -> tuple[Te
     outer = k.to(wide)[:, None, :, None] * v.to(wide).unsqueeze(-2)
     state = torch.addcmul(outer, torch.exp(a.to(wide))[..., None, None], state)
     return (q.to(wide)[:, None, None] @ state).squeeze(-2).to(v.dtype), state
-
-
-def ssd_reference(
-    q: Tensor, k: Tensor, v: Tensor, a: Tensor, lengths: tuple[int, ...], state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The recurrence as it is written down, one position after the other."""
-    return step_by_step(_step, (q, k, v, a), lengths, state)
 
 
 def ssd_chunk(
@@ -48,6 +43,6 @@ def ssd_chunk(
     return grid.gather((q @ k.mT * weights) @ v + (q @ before) * through.exp()), after
 
 
-FORMS = {"chunk": Form(ssd_chunk), "reference": Form(ssd_reference)}
+FORMS = {"chunk": Form(ssd_chunk), "reference": Form(partial(step_by_step, _step))}
 ssd = Operator("ssd", FORMS, {"q": "TK", "k": "TK", "v": "THV", "a": "TH"}, _step, apart=("q", "k", "a"))
 ssd_step = ssd.step

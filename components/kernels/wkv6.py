@@ -31,7 +31,7 @@ def wkv6_reference(
     r: Tensor, k: Tensor, v: Tensor, w: Tensor, bonus: Tensor, lengths: tuple[int, ...], state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The recurrence as it is written down, one position after the other."""
-    return step_by_step(lambda r, k, v, w, s: _step(r, k, v, w, bonus, s), (r, k, v, w), lengths, state)
+    return step_by_step(lambda r, k, v, w, s: _step(r, k, v, w, bonus, s), r, k, v, w, lengths, state)
 
 
 FORMS = {

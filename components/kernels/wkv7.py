@@ -32,19 +32,12 @@ def _step(r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, stat
     return (r.unsqueeze(-2) @ state).squeeze(-2).to(dtype), state
 
 
-def wkv7_reference(
-    r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, lengths: tuple[int, ...], state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The recurrence as it is written down, one position after the other."""
-    return step_by_step(_step, (r, w, k, v, a, b), lengths, state)
-
-
 FORMS = {
     "triton": Form(late("_wkv7_triton", "wkv7_triton"), triton_unfit, widens=False),
     "fla": Form(late("_fla", "wkv7_fla"), fla_unfit, widens=False),
     "cpu": Form(wkv7_cpu, partial(_native.unfit, "wkv7"), widens=False),
     "chunk": Form(wkv7_chunk),
-    "reference": Form(wkv7_reference),
+    "reference": Form(partial(step_by_step, _step)),
 }
 wkv7 = Operator(
     "wkv7", FORMS, {"r": "THK", "w": "THK", "k": "THK", "v": "THV", "a": "THK", "b": "THK"}, _step, apart=("w",)
