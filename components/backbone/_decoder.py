@@ -17,7 +17,7 @@ from aurora.weights.layouts import looks_like
 from aurora.weights.loading import fill, unwrapped
 
 from ..kernels.linear import project
-from ._layers import GatedNorm, Linear, SwiGLU
+from ._layers import Linear, SwiGLU
 from ._linear_rnn import LinearRNN, Span
 
 NORM_EPS = 1e-6
@@ -70,7 +70,7 @@ class Decoder(LinearRNN):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d):
                 nn.init.normal_(module.weight, std=INITIAL_STD)
-            elif isinstance(module, nn.RMSNorm | GatedNorm):
+            elif isinstance(module, nn.RMSNorm):
                 module.reset_parameters()
         for block in self.layers:
             block.attn.initialise()  # type: ignore[operator, union-attr]

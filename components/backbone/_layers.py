@@ -54,20 +54,12 @@ class SwiGLU(nn.Module):
         return out
 
 
-class GatedNorm(nn.Module):
+class GatedNorm(nn.RMSNorm):
     """Normalises what each head read, then gates it."""
 
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = parameter(width)
-
-    def reset_parameters(self) -> None:
-        nn.init.ones_(self.weight)
-
-    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
         """[..., V], [..., V] → [..., V]."""
-        return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps) * F.silu(gate)
+        return super().forward(x.to(self.weight.dtype)) * F.silu(gate)
 
 
 @torch.no_grad()

@@ -49,12 +49,8 @@ def size(shapes: Shapes, name: str, axis: int) -> int:
 
 
 def fla_layout(
-    name: str,
-    marks: tuple[str, ...],
-    block: Iterable[KeyMap],
-    own_config: Callable[[Mapping[str, Any]], dict[str, Any]],
-    needed: Mapping[str, Any],
-    notes: tuple[str, ...] = (),
+    name: str, marks: tuple[str, ...], block: Iterable[KeyMap],
+    own_config: Callable[[Mapping[str, Any]], dict[str, Any]], needed: Mapping[str, Any], notes: tuple[str, ...] = (),
 ) -> Layout:
     """The names of flash-linear-attention's causal RWKV `name`: `block` maps those of one layer, `own_config` and
     `needed` are what its config.json says and must say beyond what all of them do, where it says anything of it."""

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from aurora.interfaces import Backbone
 from aurora.types import State
+from aurora.weights.convert import load_base, open_source
+from aurora.weights.layouts import Family
 from aurora.weights.loading import write_tensors
 
 from ..kernels.linear import quantize_linears
@@ -83,6 +85,7 @@ class LinearRNN(Backbone):
     state of the layer by name, empty at the start; it gives x, what is carried, and the layer's next state, which is
     empty where none is kept."""
 
+    layouts: ClassVar[Family]  # of the checkpoints that `load_base` reads
     recurrence: ClassVar[str]  # the state that the recurrence sums up, kept in float32 at least
     part_names: ClassVar[tuple[str, str, str]]  # of embeddings, blocks and last norm
     carried: ClassVar[tuple[None, ...]] = ()  # what the first block is given after x; every block passes its own on
@@ -129,6 +132,10 @@ class LinearRNN(Backbone):
             x, *carried, layer_state = block(x, *carried, row=row, state=before)
             after.append(layer_state)
         return norm(x), {name: torch.stack([layer_state[name] for layer_state in after]) for name in after[0]}
+
+    def load_base(self, path: str) -> None:
+        """Reads a checkpoint in any layout of `aurora convert`."""
+        load_base(self, open_source(path, self.layouts))
 
     def save_base(self, path: str) -> None:
         """Writes what `load_base` reads: `.pth` or `.safetensors` by the ending of the path."""

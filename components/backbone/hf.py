@@ -111,7 +111,7 @@ def read_batches(memory: Memory, x: Tensor, lengths: Sequence[int], state: State
             parts[s] = hidden[row, : lengths[s]]
         order += batch
         states.append(after)
-    return torch.cat(parts), select_state(join_states(states), _inverse(order)) if keep else None
+    return torch.cat(parts), select_state(join_states(states), torch.tensor(order).argsort()) if keep else None
 
 
 def read_steps(memory: Memory, x: Tensor, lengths: Sequence[int], state: State) -> tuple[Tensor, State]:
@@ -126,14 +126,8 @@ def read_steps(memory: Memory, x: Tensor, lengths: Sequence[int], state: State) 
             ended.append(select_state(state, range(going, reading)))
             state, reading = select_state(state, range(going)), going
         places.append(starts[:going] + t)
-        hidden, after = memory.read(x[places[-1]].unsqueeze(1), state, True)
+        hidden, state = memory.read(x[places[-1]].unsqueeze(1), state, True)
         steps.append(hidden[:, 0])
-        state = after
     row = torch.cat(steps)
     return torch.empty_like(row).index_copy(0, torch.cat(places), row), select_state(
-        join_states([state, *reversed(ended)]), _inverse(order))
-
-
-def _inverse(order: Sequence[int]) -> list[int]:
-    """Where each sequence stands in the order."""
-    return sorted(range(len(order)), key=order.__getitem__)
+        join_states([state, *reversed(ended)]), torch.tensor(order).argsort())

@@ -14,7 +14,6 @@ from aurora.errors import AuroraError
 from aurora.options import PositiveInt
 from aurora.registry import BACKBONE
 from aurora.types import State
-from aurora.weights.convert import load_base, open_source
 
 from ..kernels.ssd import ssd, ssd_step
 from ._layers import Linear, fill_steps
@@ -135,10 +134,6 @@ class Mamba2(LinearRNN):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embeddings.weight)
-
-    def load_base(self, path: str) -> None:
-        """Reads a checkpoint in any layout of `aurora convert`; its embeddings are tied."""
-        load_base(self, open_source(path, FAMILY))
 
     def makers_name(self, name: str) -> str:
         return f"backbone.{name}"

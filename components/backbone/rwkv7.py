@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from aurora.options import PositiveInt
 from aurora.registry import BACKBONE
-from aurora.weights.convert import load_base, open_source
 
 from ..kernels.wkv7 import wkv7, wkv7_step
 from ._layers import Linear, check_heads, orthogonal, parameter, with_range
@@ -182,10 +181,6 @@ class RWKV7(RWKV):
             (TimeMix(hidden_size, head_size, ranks, first=layer == 0), ChannelMix(hidden_size, ffn_size))
             for layer in range(layers)
         ))
-
-    def load_base(self, path: str) -> None:
-        """Reads a checkpoint in any layout of `aurora convert`."""
-        load_base(self, open_source(path, FAMILY))
 
 
 def usual_ranks(width: int) -> Ranks:
