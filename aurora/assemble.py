@@ -1,7 +1,6 @@
 """From a config to an AuroraModel; the only place where widths meet."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 
 import torch
 from torch import nn
@@ -16,7 +15,9 @@ def build_model(config: ModelConfig, *, empty_backbone: bool = False) -> AuroraM
 
     Built under `torch.device("meta")` it takes no memory; so does an `empty_backbone`, whose weights are loaded next.
     """
-    with _default_dtype(getattr(torch, config.dtype)):
+    with ExitStack() as defaults:
+        defaults.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(getattr(torch, config.dtype))
         tokenizer = TOKENIZER.build(config.tokenizer)
         vision = VISION.build(config.vision)
         with torch.device("meta") if empty_backbone else nullcontext():
@@ -47,13 +48,3 @@ def count_parameters(model: nn.Module, *, learned: bool = False) -> dict[str, in
     """Parameters per weighted slot; with `learned` only those that take a gradient."""
     return {slot: sum(p.numel() for p in getattr(model, slot).parameters() if p.requires_grad or not learned)
             for slot in WEIGHTED_SLOTS}
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -17,15 +17,8 @@ class AuroraModel(nn.Module):
     """Every slot by its name. Only `vision`, `connector` and `backbone` hold weights."""
 
     def __init__(
-        self,
-        *,
-        vision: VisionEncoder,
-        merge: MergeStrategy,
-        sort: Sorter,
-        connector: Connector,
-        backbone: Backbone,
-        tokenizer: Tokenizer,
-        prompt: Prompt,
+        self, *, vision: VisionEncoder, merge: MergeStrategy, sort: Sorter, connector: Connector, backbone: Backbone,
+        tokenizer: Tokenizer, prompt: Prompt,
     ) -> None:
         super().__init__()
         self.vision = vision

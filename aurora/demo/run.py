@@ -27,7 +27,7 @@ from aurora.assemble import count_parameters
 from aurora.config import Config, ModelConfig, load_config
 from aurora.evaluation.predictions import PREDICTIONS_FILE, read_predictions
 from aurora.evaluation.prompts import CAPTION_VIDEO, option_label
-from aurora.evaluation.questions import QUESTIONS_FILE, Question, read_questions
+from aurora.evaluation.questions import QUESTIONS_FILE, Question, read_questions, spread
 from aurora.evaluation.run import evaluate
 from aurora.evaluation.scoring import chosen_option
 from aurora.evaluation.summary import render
@@ -143,7 +143,7 @@ def answers_shown(session: Session, folder: Path, predictions: Path, console: Co
     right, wrong = ([asked for asked, option in chosen.items() if (option == asked.right) is value]
                     for value in (True, False))
     answers = []
-    for asked in (*_spread(right), *_spread(wrong)):
+    for asked in (*spread(right, SHOWN), *spread(wrong, SHOWN)):
         video = folder / asked.video
         session.watch(video)
         caption = "".join(session.ask(CAPTION_VIDEO)).strip()
@@ -157,11 +157,6 @@ def answers_shown(session: Session, folder: Path, predictions: Path, console: Co
             tuple(frames_of([str(video)], session.sampling, session.reader)),
             f"data:video/mp4;base64,{base64.b64encode(clip).decode()}" if len(clip) <= CLIP_BYTES else None))
     return answers
-
-
-def _spread(questions: Sequence[Question]) -> list[Question]:
-    number = min(SHOWN, len(questions))
-    return [questions[index * len(questions) // number] for index in range(number)]
 
 
 def check_caption(caption: str, truth: str) -> tuple[list[tuple[str, bool]], list[str]]:

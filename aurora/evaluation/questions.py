@@ -55,6 +55,12 @@ def read_questions(folder: str | Path) -> list[Question]:
     return list(questions.values())
 
 
+def spread(questions: Sequence[Question], number: int) -> list[Question]:
+    """So many of the questions, or all, at equal distances: files are often sorted by family."""
+    number = min(number, len(questions))
+    return [questions[index * len(questions) // number] for index in range(number)]
+
+
 def wrong_videos(questions: Sequence[Question], seed: int) -> dict[str, str]:
     """For each multiple-choice question the video of another one, whose right answer has another text.
 

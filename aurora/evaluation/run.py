@@ -13,7 +13,7 @@ from typing import Any, Literal
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
 from aurora.evaluation.predictions import PREDICTIONS_FILE, Prediction, PredictionFile, Task
-from aurora.evaluation.questions import QUESTIONS_FILE, Question, read_questions, wrong_videos
+from aurora.evaluation.questions import QUESTIONS_FILE, Question, read_questions, spread, wrong_videos
 from aurora.evaluation.scoring import likeliest
 from aurora.evaluation.summary import summarise
 from aurora.files import write_json
@@ -84,9 +84,7 @@ def _plan(folder: Path, protocol: Protocol, limit: int | None) -> tuple[dict[str
     everything = read_questions(folder)
     if limit is not None and limit < 1:
         raise AuroraError(f"limit {limit} leaves no question; give 1 or more")
-    number = min(limit or len(everything), len(everything))
-    # Files are often sorted by family, so that the first few would be of one.
-    chosen = [everything[index * len(everything) // number] for index in range(number)]
+    chosen = spread(everything, limit or len(everything))
     others = wrong_videos(everything, protocol.seed) if protocol.wrong_videos else {}
     tasks = [Task(question.id, "own", question.video) for question in chosen]
     tasks += [Task(question.id, "wrong", others[question.id]) for question in chosen if question.id in others]
