@@ -195,25 +195,20 @@ def _compile(source: Path, built: Path, instructions: str, runtime: str | None) 
     """Several processes may do this at once: each writes a file of its own, and the last to finish names it."""
     compiler = _compiler()
     known = list(INSTRUCTION_SETS)
+    # the first runtime that has what is needed is linked with; the compiler's own comes last
+    shared = ["-Wl,--as-needed", runtime] if runtime else []
     with tempfile.TemporaryDirectory(dir=built.parent) as folder:
         fresh = Path(folder) / built.name
         for flags in map(INSTRUCTION_SETS.__getitem__, known[known.index(instructions) :]):
-            failure = _try(compiler, flags, source, fresh, runtime)
+            command = [compiler, *FLAGS, *flags, str(source), "-o", str(fresh)]
+            failure = _run([*command, "-fopenmp", *shared])
+            if "openmp" in failure.lower():  # Apple's clang has none: one thread is better than no kernel
+                failure = _run(command)
             if not any(flag in failure for flag in flags):  # else the compiler is older than the processor
                 break
         if failure:
             raise NativeUnavailable(f"{compiler} failed on {source.name}: {failure.strip()[-500:]}")
         os.replace(fresh, built)
-
-
-def _try(compiler: str, flags: tuple[str, ...], source: Path, built: Path, runtime: str | None) -> str:
-    """What the compiler says if it fails, else nothing."""
-    command = [compiler, *FLAGS, *flags, str(source), "-o", str(built)]
-    # the first runtime that has what is needed is linked with; the compiler's own comes last
-    shared = ["-Wl,--as-needed", runtime] if runtime else []
-    failure = _run([*command, "-fopenmp", *shared])
-    # Apple's clang has no OpenMP: one thread is better than no kernel
-    return _run(command) if "openmp" in failure.lower() else failure
 
 
 def _run(command: list[str]) -> str:
