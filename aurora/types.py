@@ -18,7 +18,6 @@ State = Mapping[str, Tensor]
 on the length read. A transformer kept as a baseline is the exception: its keys and values are [L, S, C, ...], where C
 is the longest sequence's length, and a tensor of its own says the length of each."""
 
-
 Position = tuple[int, int, int]
 """(epoch, window, pack): where in the order of training a run resumes."""
 

@@ -4,8 +4,8 @@ Shape letters: T packed positions, S sequences, D width, V vocabulary.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -139,7 +139,10 @@ class Hosted(Backbone):
             raise AuroraError(f"{path} holds a {theirs.model_type}; this backbone {self.name!r} is a "
                               f"{self.config.model_type}")
         try:
-            with quiet():
+            with ExitStack() as bars:
+                if logging.is_progress_bar_enabled():
+                    logging.disable_progress_bar()
+                    bars.callback(logging.enable_progress_bar)
                 model, report = AutoModelForCausalLM.from_pretrained(
                     path, local_files_only=True, trust_remote_code=False, output_loading_info=True,
                     dtype=next(self.parameters()).dtype,
@@ -179,18 +182,6 @@ def build(config: Any, backbone: str, attention: str | None, dtype: torch.dtype 
         reason = " ".join(str(error).partition("Model type should be one of")[0].split())
         raise AuroraError(f"backbone {backbone!r}: transformers builds no causal language model of "
                           f"{config.model_type!r}: {reason}") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bar of `transformers` while it reads."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def block_class(body: nn.Module, config: Any) -> type[nn.Module]:
