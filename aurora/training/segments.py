@@ -1,9 +1,5 @@
-"""Rows as they are learned from: cut into TBPTT segments or slices, with as many frames on every rank.
+"""Rows as they are learned from: cut into TBPTT segments or slices, with as many frames on every rank."""
 
-Shape letters: T packed positions, S sequences, N frames, M tokens kept per frame, L layers.
-"""
-
-from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -31,8 +27,7 @@ def cut(batch: PackedBatch, count: int) -> list[PackedBatch]:
     if batch.continues or batch.unfinished:
         raise AuroraError("data.too_long=split lays a sample over several rows, which trainer.backprop_tokens and "
                           "trainer.sequence_parallel cannot cut again; make data.row_tokens as small instead")
-    borders = _borders(batch, count)
-    pieces = [_piece(batch, start, stop) for start, stop in pairwise(borders)]
+    pieces = [_piece(batch, start, stop) for start, stop in pairwise(_borders(batch, count))]
     pieces += [_blank(batch)] * (count - len(pieces))
     pieces[0] = pieces[0]._replace(samples=batch.samples)
     pieces[-1] = pieces[-1]._replace(closes_step=batch.closes_step)
@@ -42,26 +37,13 @@ def cut(batch: PackedBatch, count: int) -> list[PackedBatch]:
 def _borders(batch: PackedBatch, count: int) -> list[int]:
     """Where pieces start, and the end of the row: at most `count` + 1 different numbers, ascending."""
     length = len(batch.tokens)
-    starts, stops = _spans(batch.frames)
-    wanted = {_outside_of_frames(length * number // count, starts, stops) for number in range(1, count)}
-    return sorted({0, length} | wanted)
-
-
-def _spans(frames: tuple[Frames, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """[N], [N] on the CPU: the first position of every frame, ascending, and the one behind its last."""
-    positions = [group.positions.cpu() for group in frames]
-    starts = torch.cat([torch.empty(0, dtype=torch.int64), *(rows.amin(1) for rows in positions)])
-    stops = torch.cat([torch.empty(0, dtype=torch.int64), *(rows.amax(1) + 1 for rows in positions)])
-    order = starts.argsort()
-    return starts[order], stops[order]
-
-
-def _outside_of_frames(border: int, starts: torch.Tensor, stops: torch.Tensor) -> int:
-    frame = int(torch.searchsorted(starts, border, right=True)) - 1
-    if frame < 0 or border >= stops[frame]:
-        return border
-    start, stop = int(starts[frame]), int(stops[frame])
-    return start if border - start <= stop - border else stop
+    spans = [span for group in batch.frames
+             for span in zip(group.positions.amin(1).tolist(), (group.positions.amax(1) + 1).tolist(), strict=True)]
+    found = {0, length}
+    for border in (length * number // count for number in range(1, count)):
+        around = next((span for span in spans if span[0] < border < span[1]), (border,))
+        found.add(min(around, key=lambda end: abs(end - border)))
+    return sorted(found)
 
 
 def _piece(batch: PackedBatch, start: int, stop: int) -> PackedBatch:
@@ -71,20 +53,14 @@ def _piece(batch: PackedBatch, start: int, stop: int) -> PackedBatch:
         tokens=batch.tokens[start:stop],
         targets=batch.targets[start:stop],
         cu_seqlens=batch.cu_seqlens.new_tensor([0, *inside, stop - start]),
-        frames=tuple(_frames(batch.frames, start, stop)),
+        frames=tuple(Frames(group.pixels[here], group.positions[here] - start) for group in batch.frames
+                     if (here := (group.positions[:, 0] >= start) & (group.positions[:, 0] < stop)).any()),
         samples=0,
         closes_step=False,
         continues=start not in bounds,
         unfinished=stop not in bounds,
         open_sequence=len(inside),
     )
-
-
-def _frames(frames: tuple[Frames, ...], start: int, stop: int) -> Iterator[Frames]:
-    for group in frames:
-        here = (group.positions[:, 0] >= start) & (group.positions[:, 0] < stop)
-        if here.any():
-            yield Frames(group.pixels[here], group.positions[here] - start)
 
 
 def _blank(batch: PackedBatch) -> PackedBatch:

@@ -63,21 +63,14 @@ def failures_named(callbacks: Mapping[str, L.Callback], folder: Path, step: Call
     try:
         yield
     except Exception as error:
-        name = _owner(callbacks, error)
+        # the callback that the error came through
+        through = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        name = next((name for each in through for name, callback in callbacks.items() if each is callback), None)
         if name is None or isinstance(error, AuroraError) or is_peer_failure(error):
             raise
         text = " ".join(str(error).split())
         raise AuroraError(f"trainer.callbacks.{name} failed after step {step()}: {type(error).__name__}: {text}; "
                           f"{keep_traceback(folder, error)}") from error
-
-
-def _owner(callbacks: Mapping[str, L.Callback], error: BaseException) -> str | None:
-    """The callback that an error came through."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        for name, callback in callbacks.items():
-            if frame.f_locals.get("self") is callback:
-                return name
-    return None
 
 
 # ---- loggers ---------------------------------------------------------------------------------------------------

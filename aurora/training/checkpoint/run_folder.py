@@ -7,7 +7,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -158,21 +158,16 @@ def locked(folder: Path, *, patience: float, report: Callable[[str], None]) -> I
 def _acquire(lock: FileLock, folder: Path, patience: float, report: Callable[[str], None]) -> None:
     begun, reported = time.monotonic(), False
     while True:
-        try:
+        with suppress(Timeout):
             lock.acquire(timeout=0.25)
             return
-        except Timeout:
-            host, _, process = _holder(folder).partition(" ")
+        holder = f"{socket.gethostname()} unknown"
+        with suppress(OSError):
+            holder = (folder / HOLDER).read_text(encoding="utf-8")
+        host, _, process = holder.partition(" ")
         most = min(patience, LOCAL_SECONDS) if host == socket.gethostname() else patience
         if time.monotonic() - begun > most:
             raise AuroraError(f"process {process} on {host} trains in {folder}; end it first, or give another run=")
         if not reported:
             report(f"waiting for process {process} on {host}, which trains in {folder}")
             reported = True
-
-
-def _holder(folder: Path) -> str:
-    try:
-        return (folder / HOLDER).read_text(encoding="utf-8")
-    except OSError:
-        return f"{socket.gethostname()} unknown"
