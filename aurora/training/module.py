@@ -45,15 +45,7 @@ from aurora.training.distributed.strategies import (
     shows_gradients,
 )
 from aurora.training.metrics import StepMeter, Sums, gradient_norms, total_norm, validation_metrics
-from aurora.training.optim import (
-    Average,
-    StepGuard,
-    build_optimizer,
-    build_schedule,
-    parameter_groups,
-    set_trainable,
-    tables,
-)
+from aurora.training.optim import Average, StepGuard, build_optimizer, build_schedule, set_trainable
 from aurora.training.segments import segments, with_equal_frames
 from aurora.training.sequence_parallel import SequenceParallelGroup, read_together
 from aurora.types import PackedBatch, State, TokenLoss
@@ -129,9 +121,7 @@ class AuroraModule(L.LightningModule):
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:
         set_trainable(self.net, self.recipe)
-        groups = parameter_groups(self.net, self.recipe)
-        optimizer = build_optimizer(self.stage, groups, self.recipe, tables(self.net),
-                                    fused=not isinstance(self._strategy, FSDP2))
+        optimizer = build_optimizer(self.stage, self.net, self.recipe, fused=not isinstance(self._strategy, FSDP2))
         # a step may be skipped, but not left out of the schedule
         schedule = build_schedule(self.stage, optimizer, self.recipe, max(1, self._total_steps()))
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
@@ -418,8 +408,7 @@ class AuroraModule(L.LightningModule):
             self._pending = None
 
     def _bare_optimizer(self) -> Optimizer | None:
-        optimizers = self.trainer.optimizers
-        return optimizers[0] if optimizers else None
+        return next(iter(self.trainer.optimizers), None)
 
     @property
     def _averages(self) -> dict[str, Tensor]:

@@ -69,12 +69,9 @@ def tables(model: AuroraModel) -> set[nn.Parameter]:
 # ---- optimizer -------------------------------------------------------------------------------------------------
 
 
-def build_optimizer(stage: str, groups: list[dict[str, Any]], recipe: Recipe, tables: set[nn.Parameter], *,
-                    fused: bool) -> Optimizer:
-    """AdamW, or the class of torch.optim that the recipe names. AuroraError for options that it does not take.
-
-    `tables` are embeddings and heads, which Muon leaves to AdamW with everything else that is not a matrix.
-    """
+def build_optimizer(stage: str, model: AuroraModel, recipe: Recipe, *, fused: bool) -> Optimizer:
+    """AdamW, or the class of torch.optim that the recipe names. AuroraError for options that it does not take."""
+    groups = parameter_groups(model, recipe)
     if recipe.optimizer is None:
         return AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas, fused=fused)
     where, options = f"stages.{stage}.optimizer", dict(recipe.optimizer)
@@ -90,13 +87,13 @@ def build_optimizer(stage: str, groups: list[dict[str, Any]], recipe: Recipe, ta
         options.setdefault("betas", recipe.betas)
     where = f"{where}: {kind.__name__}"
     if issubclass(kind, Muon):
-        return construct(where, _MuonAdamW, groups, tables, recipe, fused=fused, **options)
+        return construct(where, _MuonAdamW, groups, tables(model), recipe, fused=fused, **options)
     optimizer: Optimizer = construct(where, kind, groups, lr=recipe.peak_lr, **options)
     return optimizer
 
 
 class _MuonAdamW(Optimizer):
-    """Muon for the matrices of hidden layers, AdamW for everything else, as one optimizer."""
+    """Muon for the matrices of hidden layers, AdamW for tables and everything else, as one optimizer."""
 
     def __init__(self, groups: list[dict[str, Any]], tables: set[nn.Parameter], recipe: Recipe, *, fused: bool,
                  adjust_lr_fn: str = "match_rms_adamw", **options: Any) -> None:

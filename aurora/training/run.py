@@ -257,21 +257,16 @@ def build_trainer(stage: Stage, steps: int, callbacks: list[L.Callback], loggers
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Keeps Lightning's hints about hardware and loaders out of what users read; its errors stay."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ExitStack() as stack:
+        for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")):
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
         # lightning 2.6 on torch 2.13, about its own code
         warnings.filterwarnings("ignore", message=r".*LeafSpec", category=FutureWarning)
         # FSDP2 warns of views that are then written into; nothing writes into what a block returns
         warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view", category=UserWarning)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield
 
 
 # ---- before and after ------------------------------------------------------------------------------------------

@@ -52,9 +52,7 @@ class AuroraCheckpointIO(CheckpointIO):
         self._thread: threading.Thread | None = None
         self._obsolete: list[Path] = []  # removed once a newer checkpoint is whole
         self._asynchronous = False
-        self._error: str | None = None
-        self._failures = 0
-        self._kind: type[Exception] = AuroraError  # what is raised for them
+        self._failures: list[Exception] = []  # of saves in a row
 
     # ---- Lightning's interface ----
 
@@ -68,8 +66,9 @@ class AuroraCheckpointIO(CheckpointIO):
         folder, tensors = Path(path), checkpoint.pop("state_dict")
         state = to_json("checkpoint", checkpoint, folder.parent)
         self.wait()
-        if self._failures >= MAX_FAILURES:
-            raise self._kind(f"{self._failures} checkpoints in a row could not be written: {self._error}")
+        if len(self._failures) >= MAX_FAILURES:
+            last = self._failures[-1]
+            raise type(last)(f"{len(self._failures)} checkpoints in a row could not be written: {last}")
         staged: Any = self._stager.stage(tensors)
         self._thread = threading.Thread(target=self._run, args=(folder, staged, state), name="checkpoint")
         self._thread.start()
@@ -96,7 +95,7 @@ class AuroraCheckpointIO(CheckpointIO):
         """Waits for the disk. Raises nothing, since Lightning has more to end after this; `finish` does, before."""
         self._asynchronous = False
         self.wait()
-        self._failures = 0
+        self._failures.clear()
 
     # ---- waiting ----
 
@@ -112,21 +111,21 @@ class AuroraCheckpointIO(CheckpointIO):
         """The same. AuroraError when the last checkpoint could not be written, RuntimeError when a rank was lost."""
         self.wait()
         if self._failures:
-            error, self._failures = self._kind(f"the last checkpoint could not be written: {self._error}"), 0
-            raise error
+            last, self._failures = self._failures[-1], []
+            raise type(last)(f"the last checkpoint could not be written: {last}")
 
     # ---- writing, in the thread ----
 
     def _run(self, path: Path, tensors: Tensors, state: dict[str, Any]) -> None:
         try:
             self._write(path, tensors, state)
-            self._failures, self._error = 0, None
+            self._failures.clear()
         # whatever it is, training goes on and the next save tries again; torch's own is not an Exception
         except (Exception, CheckpointException) as error:
-            self._failures, self._error = self._failures + 1, _one_line(error)
             # a lost rank is nothing that the user has to change: whoever started this one may try again
-            self._kind = RuntimeError if isinstance(error, RuntimeError) else AuroraError
-            self.report(f"the checkpoint {path} could not be written: {self._error}")
+            kind = RuntimeError if isinstance(error, RuntimeError) else AuroraError
+            self._failures.append(kind(_one_line(error)))
+            self.report(f"the checkpoint {path} could not be written: {self._failures[-1]}")
 
     def _write(self, path: Path, tensors: Tensors, state: dict[str, Any]) -> None:
         self._on_all_ranks(lambda: _begin(path, state) if self._rank == 0 else None)

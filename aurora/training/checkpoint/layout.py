@@ -79,7 +79,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     wrong = problem(path, verify=False)
     if wrong is not None:
         raise AuroraError(f"{path} is broken: {wrong}")
-    return Checkpoint(path, _read_state(path))
+    return Checkpoint(path, from_json(json.loads((path / STATE).read_bytes()), path.parent))
 
 
 def is_committed(path: Path) -> bool:
@@ -100,7 +100,7 @@ def newest_checkpoint(folder: Path, report: Report, *, verify: bool = True) -> C
     for path in found:
         wrong = problem(path, verify=verify)
         if wrong is None:
-            there = Checkpoint(path, _read_state(path))
+            there = read_checkpoint(path)
             if there.step == _step(path):
                 if there.step < last:
                     report(f"going back to {path.name}: {last - there.step} steps are lost and taken again")
@@ -181,11 +181,6 @@ def _pointed_at(folder: Path) -> list[int]:
 
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] = from_json(json.loads((path / STATE).read_bytes()), path.parent)
-    return state
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------

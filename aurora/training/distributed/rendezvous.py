@@ -18,7 +18,7 @@ from datetime import timedelta
 from errno import EADDRINUSE
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -172,21 +172,17 @@ def require_equal(config: Config) -> None:
     """Ends all ranks unless they have the same config and code and see the same folder `run`. Collective."""
     if world_size() == 1:
         return
-    exit_all_ranks(_difference(gather((socket.gethostname(), code_version(), config.tree))))
-    _require_shared(Path(config.run))
-
-
-def _difference(everyone: list[tuple[str, str, dict[str, Any]]]) -> str | None:
-    """What a rank has otherwise than rank 0, from the host, code and config of each."""
-    first, code, config = everyone[0]
-    for rank, (host, other_code, other_config) in enumerate(everyone):
-        changed = differences(config, other_config)
+    everyone = gather((socket.gethostname(), code_version(), config.tree))
+    first, code, tree = everyone[0]
+    for rank, (host, other_code, other_tree) in enumerate(everyone):
+        changed = differences(tree, other_tree)
         if changed:
-            return (f"rank {rank} on {host} was given another config than rank 0 on {first}: "
-                    f"{'; '.join(changed[:5])}. Start every node with the same command")
+            exit_all_ranks(f"rank {rank} on {host} was given another config than rank 0 on {first}: "
+                           f"{'; '.join(changed[:5])}. Start every node with the same command")
         if other_code != code:
-            return f"rank {rank} on {host} runs {other_code}, rank 0 on {first} {code}. Install the same on every node"
-    return None
+            exit_all_ranks(f"rank {rank} on {host} runs {other_code}, rank 0 on {first} {code}. Install the same on "
+                           "every node")
+    _require_shared(Path(config.run))
 
 
 def code_version() -> str:

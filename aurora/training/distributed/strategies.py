@@ -64,11 +64,7 @@ class FSDP2(_SeveralProcesses, ModelParallelStrategy):
         backend = "cpu:gloo,cuda:nccl" if offload and torch.cuda.is_available() else None
         super().__init__(data_parallel_size=processes, tensor_parallel_size=1, process_group_backend=backend)
         self.processes, self.shard_size, self.data_ranks, self.offload = processes, shard_size, data_ranks, offload
-
-    @property
-    def copies(self) -> int:
-        """How many groups hold all of the weights."""
-        return self.processes // self.shard_size
+        self.copies = processes // shard_size  # groups that hold all of the weights
 
     def setup_environment(self) -> None:
         super().setup_environment()

@@ -21,12 +21,11 @@ LR = "torch.optim.lr_scheduler"
 
 
 def built(model=None, **recipe):
-    """The optimizer of a recipe and its model; embeddings and head count as tables."""
+    """The optimizer of a recipe and its model."""
     model = model or tiny_model()
     recipe = tiny_recipe(**{"trained": EVERYTHING, **recipe})
     set_trainable(model, recipe)
-    tables = {parameter for name, parameter in model.named_parameters() if "emb" in name or "head" in name}
-    return build_optimizer("first", parameter_groups(model, recipe), recipe, tables, fused=False), model
+    return build_optimizer("first", model, recipe, fused=False), model
 
 
 # ---- parameters ------------------------------------------------------------------------------------------------

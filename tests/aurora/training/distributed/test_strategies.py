@@ -19,7 +19,7 @@ from aurora.training.distributed.strategies import (
     compile_blocks,
     shard,
 )
-from aurora.training.optim import build_optimizer, parameter_groups, set_trainable
+from aurora.training.optim import build_optimizer, set_trainable
 from aurora.weights.model_folder import load_model
 from tools.tiny_training import MadeRows, curve, tiny_config, tiny_model, tiny_recipe, train_together
 
@@ -121,7 +121,7 @@ def test_gradients_are_reduced_and_remembered_only_where_something_learns(traine
     with Computed() as computed:
         model(row()).total.backward()
     assert sum(count for name, count in computed.counts.items() if "reduce_scatter" in name) == reduced
-    optimizer = build_optimizer("first", parameter_groups(model, recipe), recipe, set(), fused=False)
+    optimizer = build_optimizer("first", model, recipe, fused=False)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == sum(
         len([*getattr(model, slot).parameters()]) for slot in trained)
 
