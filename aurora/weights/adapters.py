@@ -238,19 +238,16 @@ def find_targets(where: str, part: nn.Module, targets: Sequence[str] | str | Non
         return found
     regex, chosen = isinstance(targets, str), set[str]()
     for target in [targets] if isinstance(targets, str) else targets:
-        found = [name for name in linear
-                 if (_matches(where, target, name) if regex else f".{name}".endswith(f".{target}"))]
+        try:
+            pattern = re.compile(target if regex else rf"(.*\.)?{re.escape(target)}")
+        except re.error as error:
+            raise AuroraError(f"{where} {target!r} is not a regex: {error}; ends of names are given as a list"
+                              ) from error
+        found = list(filter(pattern.fullmatch, linear))
         if not found:
             raise _nothing(where, part, target, linear)
         chosen.update(found)
     return [name for name in linear if name in chosen]
-
-
-def _matches(where: str, pattern: str, name: str) -> bool:
-    try:
-        return re.fullmatch(pattern, name) is not None
-    except re.error as error:
-        raise AuroraError(f"{where} {pattern!r} is not a regex: {error}; ends of names are given as a list") from error
 
 
 def _nothing(where: str, part: nn.Module, target: str, linear: Iterable[str]) -> AuroraError:

@@ -7,7 +7,7 @@ finds it there, for parts of other packages as well.
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -31,9 +31,7 @@ class Piece(NamedTuple):
 
     def view(self, tensor: Tensor) -> Tensor:
         """What is seen of the tensor."""
-        for view in self.views:
-            tensor = view(tensor)
-        return tensor
+        return reduce(lambda seen, view: view(seen), self.views, tensor)
 
 
 Table = dict[str, tuple[Piece, ...]]

@@ -127,15 +127,14 @@ def load_parts(module: nn.Module, tensors: Mapping[str, Tensor], *, mapped: bool
     wanted = module.state_dict()
     if any(tensor.is_meta for tensor in wanted.values()):
         for names in plan_shards({name: tensor.numel() for name, tensor in tensors.items()}, _PART_ELEMENTS):
-            part = {name: tensors[name] for name in names}
-            for name, tensor in part.items():
+            for name in names:
                 if source is not None:
-                    require_finite(source, name, tensor)
-            given = {name: tensor.to(wanted[name].dtype) for name, tensor in part.items()}
+                    require_finite(source, name, tensors[name])
+            given = {name: tensors[name].to(wanted[name].dtype) for name in names}
             module.load_state_dict(given, strict=False, assign=True)
             if mapped:
-                for tensor in part.values():
-                    release_pages(tensor)
+                for name in names:
+                    release_pages(tensors[name])
         return
     for name, tensor in tensors.items():
         for into, piece in zip(_rows(wanted[name]), released(_rows(tensor), mapped), strict=True):
@@ -156,7 +155,5 @@ def require_finite(source: str | Path, name: str, tensor: Tensor, *, mapped: boo
 
 def _rows(tensor: Tensor) -> Sequence[Tensor]:
     """A tensor in parts of at most _PART_ELEMENTS, or single rows."""
-    if tensor.numel() <= _PART_ELEMENTS:
-        return [tensor]
-    rows = max(1, _PART_ELEMENTS // tensor[0].numel())
-    return [tensor[start:start + rows] for start in range(0, len(tensor), rows)]
+    tensor = torch.atleast_1d(tensor)
+    return tensor.split(max(1, _PART_ELEMENTS // max(1, tensor.shape[1:].numel())))

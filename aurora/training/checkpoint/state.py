@@ -9,16 +9,15 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from aurora.errors import AuroraError
-from aurora.training.checkpoint.layout import Checkpoint
+from aurora.training.checkpoint.layout import Checkpoint, Tensors
 from aurora.training.distributed.collectives import cpu_group, local
 
-Named = dict[str, Tensor]
 WEIGHTS, OPTIMIZER, AVERAGE = "weights.", "optimizer.", "average."
 LAYOUT = ("params", "fused", "foreach", "capturable", "differentiable")
 """Keys of a parameter group that say how this process computes, not what."""
 
 
-def named_tensors(model: nn.Module, optimizer: Optimizer | None, average: Mapping[str, Tensor]) -> Named:
+def named_tensors(model: nn.Module, optimizer: Optimizer | None, average: Mapping[str, Tensor]) -> Tensors:
     """`weights.NAME` of every trained parameter, `optimizer.KEY.NAME` of the optimizer's state, `average.NAME`."""
     trained = trained_parameters(model)
     found = {f"{WEIGHTS}{name}": parameter.detach() for name, parameter in trained.items()}
@@ -38,7 +37,7 @@ def optimizer_scalars(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     return {"groups": groups, "states": states}
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer | None, average: Named, *, sharded: bool
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer | None, average: Tensors, *, sharded: bool
             ) -> None:
     """Fills weights, average and optimizer from a checkpoint, in place. Collective when sharded.
 
