@@ -3,8 +3,6 @@
 Counted are products with weights, attention, and the recurrence, not norms, elementwise work and what activation
 checkpointing computes again; a multiplication and an addition are two. Memory is that of weights, gradients, AdamW's
 moments, what FSDP gathers, and activations, which were counted on the parts of this repository.
-
-Shape letters: M tokens of a frame, Dv vision width.
 """
 
 import math

@@ -118,7 +118,6 @@ class _MuonAdamW(Optimizer):
         """The base class makes an empty one; the parts have their own."""
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step of both."""
         if closure is not None:
             closure()
         for part in self.parts:
@@ -214,7 +213,6 @@ class StepGuard:
         return list(self._good)
 
     def load_state_dict(self, losses: Sequence[float]) -> None:
-        """Goes on after some losses."""
         self._good.clear()
         self._good.extend(losses)
 

@@ -3,8 +3,6 @@
 It goes layer by layer: a rank reads its slice with layer l as soon as the rank before it has done so, and in the
 backward pass the gradient of what was handed on comes back the same way. So L layers on R ranks take the time of
 L + R - 1 layers of a slice. Works with any backbone whose blocks take (..., row, state) and give (x, ..., state).
-
-Shape letters: T positions of a slice, D width, S sequences of a slice, L layers, R ranks.
 """
 
 import functools
@@ -85,19 +83,15 @@ def _forward(peers: SequenceParallelGroup, forward: Callable[..., Any], x: Tenso
         x = x.detach().requires_grad_()
     if piece.continues:
         receive: Callable[..., tuple[Tensor, ...]] = _Receive.apply
-        state = _first_replaced(state, receive(peers, x, *(tensor[:1] for tensor in state.values())))
+        first = receive(peers, x, *(tensor[:1] for tensor in state.values()))
+        # what is replaced stays in the graph: no rank may leave out a tuned initial state that the others learn
+        state = {name: torch.cat([new + 0 * old[:1], old[1:]])
+                 for (name, old), new in zip(state.items(), first, strict=True)}
     x, *given, after = forward(x, *others, row=row, state=state)
     if piece.unfinished:
         hand_on: Callable[..., Tensor] = _HandOn.apply
         x = hand_on(peers, x, *(tensor[piece.open_sequence, None] for tensor in after.values()))
     return x, *given, after
-
-
-def _first_replaced(state: State, first: Sequence[Tensor]) -> State:
-    """The state of S sequences with another one of the first; what it replaces stays in the graph, since no rank may
-    leave out a tuned initial state that the others learn."""
-    return {name: torch.cat([new + 0 * old[:1], old[1:]])
-            for (name, old), new in zip(state.items(), first, strict=True)}
 
 
 class _Receive(torch.autograd.Function):

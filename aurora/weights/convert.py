@@ -69,7 +69,6 @@ class Conversion:
 
     @property
     def bytes(self) -> int:
-        """Bytes of data in the target."""
         return sum(output.nbytes for output in self.outputs.values())
 
     def report(self, source: Path, target: Path) -> dict[str, Any]:
@@ -289,7 +288,6 @@ def _our_shapes(family: Family, options: Mapping[str, Any]) -> dict[str, tuple[i
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shapes by name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 

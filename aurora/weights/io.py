@@ -304,7 +304,6 @@ class Output(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of data."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @staticmethod

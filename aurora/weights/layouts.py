@@ -19,7 +19,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def same(tensor: Tensor) -> Tensor:
-    """The tensor itself."""
     return tensor
 
 

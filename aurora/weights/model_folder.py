@@ -34,10 +34,14 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".ggu
 
 def save_model(model: AuroraModel, config: ModelConfig, folder: str | Path) -> None:
     """Writes the weights and the config of the model; readers see the old or the new one."""
-    tensors = {name: _savable(name, tensor) for name, tensor in model.state_dict().items()}
+    tensors = model.state_dict()
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise AuroraError(f"the model is not saved: {name} holds values that are not finite")
     with replacing(Path(folder), folder=True) as place:
         describe_model(replace(config, backbone=model.backbone.portable(config.backbone)), place)
-        write_safetensors(place / WEIGHTS_FILE, tensors, part_metadata(config))
+        outputs = {name: Output.of(tensor) for name, tensor in tensors.items()}
+        write_safetensors(place / WEIGHTS_FILE, outputs, part_metadata(config))
 
 
 def describe_model(config: ModelConfig, folder: Path) -> None:
@@ -150,9 +154,3 @@ def part_names(config: ModelConfig) -> dict[str, str]:
 def part_metadata(config: ModelConfig) -> dict[str, str]:
     """The names of the parts that hold weights, as the header of a weight file has them."""
     return {"parts": json.dumps(part_names(config))}
-
-
-def _savable(name: str, tensor: Tensor) -> Output:
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-        raise AuroraError(f"the model is not saved: {name} holds values that are not finite")
-    return Output.of(tensor)

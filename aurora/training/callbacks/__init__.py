@@ -106,16 +106,14 @@ def _build(entry: Mapping[str, Any], folder: Path, resume_step: int) -> Any:
     kind = str(entry.get("_target_", "")).rpartition(".")[2]
     if kind == "MLFlowLogger":
         return _mlflow(entry, folder, resume_step)
-    facts: dict[str, Any] = {"save_dir": str(folder)}
-    if kind == "CsvLogger":
-        facts["resume_step"] = resume_step
-    elif kind == "TensorBoardLogger":
-        facts["purge_step"] = resume_step + 1
-    elif kind == "WandbLogger":
+    place = folder.absolute()
+    facts = {
+        "CsvLogger": {"resume_step": resume_step},
+        "TensorBoardLogger": {"purge_step": resume_step + 1},
         # the same folder is the same run, whoever starts it again
-        name = "/".join(folder.absolute().parts[-2:])
-        facts |= {"id": hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16], "name": name}
-    logger = instantiate({**facts, **entry})
+        "WandbLogger": {"id": hashlib.sha256(str(place).encode()).hexdigest()[:16], "name": "/".join(place.parts[-2:])},
+    }.get(kind, {})
+    logger = instantiate({"save_dir": str(folder), **facts, **entry})
     if rank_zero_only.rank == 0:
         getattr(logger, "experiment", None)
     return logger

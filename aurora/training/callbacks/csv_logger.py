@@ -37,7 +37,6 @@ class CsvLogger(Logger):
     def version(self) -> int:
         return 0
 
-    @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The config lies beside the curve as config.yaml."""
 

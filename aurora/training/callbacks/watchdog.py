@@ -9,7 +9,6 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 import lightning as L
 
@@ -29,10 +28,6 @@ class Watchdog(L.Callback):
     of the C library ends it a little later. The heartbeat is `AuroraModule.rows_read`. It watches from the start of
     training to the end of the trainer's run, whichever way that ends.
     """
-
-    _rank: int
-    _note: Path
-    _file: IO[str]
 
     def __init__(self, *, folder: Path, seconds: float | None) -> None:
         self.folder, self.seconds = folder, seconds

@@ -33,8 +33,6 @@ SAMPLE_BYTES = 2**16
 
 
 class StageFolder:
-    """The folder of one stage."""
-
     def __init__(self, run: str | Path, stage: str) -> None:
         self.path = Path(run) / stage
         self.model = self.path / "model"
