@@ -116,13 +116,12 @@ class _HandOn(torch.autograd.Function):
     def forward(ctx: Any, peers: SequenceParallelGroup, x: Tensor, *state: Tensor) -> Tensor:
         ctx.peers = peers
         ctx.like = [torch.empty_like(tensor, device="meta") for tensor in state]
-        ctx.device = x.device
         peers.send(state, 1)
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        like = [torch.empty_like(tensor, device=ctx.device) for tensor in ctx.like]
+        like = [torch.empty_like(tensor, device=gradient.device) for tensor in ctx.like]
         return None, gradient, *ctx.peers.receive(like, 1)
 
 

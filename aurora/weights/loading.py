@@ -155,5 +155,7 @@ def require_finite(source: str | Path, name: str, tensor: Tensor, *, mapped: boo
 
 def _rows(tensor: Tensor) -> Sequence[Tensor]:
     """A tensor in parts of at most _PART_ELEMENTS, or single rows."""
-    tensor = torch.atleast_1d(tensor)
-    return tensor.split(max(1, _PART_ELEMENTS // max(1, tensor.shape[1:].numel())))
+    if tensor.numel() <= _PART_ELEMENTS:
+        return [tensor]
+    rows = max(1, _PART_ELEMENTS // tensor[0].numel())
+    return [tensor[start:start + rows] for start in range(0, len(tensor), rows)]

@@ -107,13 +107,13 @@ def _build(entry: Mapping[str, Any], folder: Path, resume_step: int) -> Any:
     if kind == "MLFlowLogger":
         return _mlflow(entry, folder, resume_step)
     place = folder.absolute()
-    facts = {
+    facts: dict[str, dict[str, Any]] = {
         "CsvLogger": {"resume_step": resume_step},
         "TensorBoardLogger": {"purge_step": resume_step + 1},
         # the same folder is the same run, whoever starts it again
         "WandbLogger": {"id": hashlib.sha256(str(place).encode()).hexdigest()[:16], "name": "/".join(place.parts[-2:])},
-    }.get(kind, {})
-    logger = instantiate({"save_dir": str(folder), **facts, **entry})
+    }
+    logger = instantiate({"save_dir": str(folder), **facts.get(kind, {}), **entry})
     if rank_zero_only.rank == 0:
         getattr(logger, "experiment", None)
     return logger

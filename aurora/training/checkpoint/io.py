@@ -84,7 +84,7 @@ class AuroraCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         """Removes a checkpoint, once the save that is under way has succeeded."""
         self._obsolete.append(Path(path))
-        if self._thread is None and not self._failures:
+        if self._thread is None:
             self._remove_obsolete()
 
     def start(self) -> None:
@@ -104,8 +104,7 @@ class AuroraCheckpointIO(CheckpointIO):
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-            if not self._failures:
-                self._remove_obsolete()
+            self._remove_obsolete()
 
     def finish(self) -> None:
         """The same. AuroraError when the last checkpoint could not be written, RuntimeError when a rank was lost."""
@@ -140,7 +139,7 @@ class AuroraCheckpointIO(CheckpointIO):
         self._on_all_ranks(lambda: require_written(digests(path, mine), parts[self._rank], path))
 
     def _remove_obsolete(self) -> None:
-        while self._obsolete:
+        while self._obsolete and not self._failures:
             path = self._obsolete.pop(0)
             # first the marker: a folder that is half gone is not a checkpoint
             (path / COMMITTED).unlink(missing_ok=True)
