@@ -1,5 +1,3 @@
-"""Rows of random pixels and tokens of one shape: for benchmarks, and to see that a model trains at all."""
-
 from collections.abc import Iterator
 
 import lightning

@@ -1,5 +1,3 @@
-"""Training rows from WebDataset shards, read by an index in a planned order."""
-
 import hashlib
 import json
 import logging

@@ -1,5 +1,3 @@
-"""`aurora bench`: speed and memory of one configuration on this machine."""
-
 import logging
 import platform
 import tempfile

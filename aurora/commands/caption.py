@@ -1,5 +1,3 @@
-"""`aurora caption`."""
-
 from typing import Annotated
 
 import typer

@@ -1,5 +1,3 @@
-"""`aurora convert`: weights of a part from one layout to another."""
-
 import re
 import sys
 from pathlib import Path

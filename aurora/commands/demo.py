@@ -1,5 +1,3 @@
-"""`aurora demo`."""
-
 from typing import Annotated
 
 import typer

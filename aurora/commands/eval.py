@@ -1,5 +1,3 @@
-"""`aurora eval`."""
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""`aurora export`: a model as a folder to give away."""
-
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,5 +1,3 @@
-"""`aurora info`."""
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 

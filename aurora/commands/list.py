@@ -1,5 +1,3 @@
-"""`aurora list`: every slot with its parts, their options and defaults."""
-
 import inspect
 from typing import TYPE_CHECKING, Annotated, Any
 

@@ -1,5 +1,3 @@
-"""`aurora train`."""
-
 from dataclasses import dataclass
 from typing import Annotated
 

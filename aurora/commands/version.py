@@ -1,5 +1,3 @@
-"""`aurora version`."""
-
 import platform
 import sys
 from importlib.metadata import distributions

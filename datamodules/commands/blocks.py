@@ -1,5 +1,3 @@
-"""`aurora blocks`."""
-
 import sys
 from typing import Annotated
 

@@ -1,5 +1,3 @@
-"""`aurora plan`: what the stages of a config will read, before anything is trained."""
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 

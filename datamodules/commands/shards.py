@@ -1,5 +1,3 @@
-"""`aurora shards`: from datasets to shards, and what is in them."""
-
 import json
 import sys
 from collections.abc import Iterable, Mapping

@@ -1,5 +1,3 @@
-"""Tasks in processes of this machine."""
-
 import multiprocessing
 import os
 import signal

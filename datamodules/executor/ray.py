@@ -1,5 +1,3 @@
-"""Tasks on a Ray cluster."""
-
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

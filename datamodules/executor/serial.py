@@ -1,5 +1,3 @@
-"""One task after the other, in this process."""
-
 from collections.abc import Callable, Iterable, Iterator
 
 from aurora.interfaces.data import Executor, R, T

@@ -1,5 +1,3 @@
-"""Tasks as jobs of a SLURM array."""
-
 import shlex
 import shutil
 import subprocess

@@ -1,5 +1,3 @@
-"""What went wrong in the rows of a rank."""
-
 import json
 from collections import Counter
 from dataclasses import dataclass, field

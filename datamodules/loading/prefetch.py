@@ -1,5 +1,3 @@
-"""A process that fetches the shards of the windows to come while those at hand are read."""
-
 import ctypes
 import logging
 import multiprocessing

@@ -1,5 +1,3 @@
-"""How long the work on one video may take, and how errors name it."""
-
 import time
 from collections.abc import Iterator
 from typing import Any

@@ -1,5 +1,3 @@
-"""decord, for plain files."""
-
 import io
 from collections.abc import Callable
 

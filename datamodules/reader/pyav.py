@@ -1,5 +1,3 @@
-"""The default reader: PyAV, right for every kind of file."""
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""Pictures and videos with a caption each, and questions with their answers."""
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-"""Images with captions as COCO publishes them."""
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

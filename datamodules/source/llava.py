@@ -1,5 +1,3 @@
-"""Conversations about images and videos in the form of LLaVA."""
-
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path

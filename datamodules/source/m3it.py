@@ -1,5 +1,3 @@
-"""Instructions with pictures inside, in the form of M³IT."""
-
 from collections.abc import Mapping
 from typing import Any
 

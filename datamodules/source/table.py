@@ -1,5 +1,3 @@
-"""Questions about images, videos or parts of videos, in the columns of tables."""
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

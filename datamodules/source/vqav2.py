@@ -1,5 +1,3 @@
-"""Questions and answers about COCO's images, in the two files of VQA v2."""
-
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
