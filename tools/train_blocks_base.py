@@ -80,7 +80,6 @@ def rearranged(maker: SceneMaker, scene: Scene) -> Scene:
     axis, bands = maker.rng.choice(AXES), maker.rng.sample(BANDS, len(scene.things))
     things = []
     for thing, band in zip(scene.things, bands, strict=True):
-        maker.used = []
         other = maker.resting(axis, band)
         things.append(replace(thing, look=Look(thing.look.color, maker.rng.choice(SHAPES)), start=other.start,
                               end=other.end, radius=other.radius))

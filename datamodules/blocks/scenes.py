@@ -5,7 +5,8 @@ places are fractions of the frame's side, times are seconds.
 """
 
 import random
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -111,25 +112,16 @@ class SceneMaker:
     """Draws scenes from a seeded source; every method gives a scene in which its event can be seen."""
 
     rng: random.Random
-    used: list[Look] = field(default_factory=list)
 
     def plain(self, things: int, axis: Axis | None = None) -> Scene:
         """Things at rest that are there from the beginning to the end."""
-        self.used = []
         along = axis if axis is not None else self.rng.choice(AXES)
         bands = self.rng.sample(BANDS, things)
-        return Scene(
-            duration=float(self.rng.randint(7, 9)),
-            background=self.rng.choice(sorted(BACKGROUNDS)),
-            things=tuple(self.resting(along, band) for band in bands),
-        )
-
-    def look(self) -> Look:
-        """A look in a color that no thing of this scene has yet."""
-        taken = {used.color for used in self.used}
-        look = Look(self.rng.choice([color for color in sorted(COLORS) if color not in taken]), self.rng.choice(SHAPES))
-        self.used.append(look)
-        return look
+        duration, background = float(self.rng.randint(7, 9)), self.rng.choice(sorted(BACKGROUNDS))
+        made: list[Thing] = []
+        for band in bands:
+            made.append(self.resting(along, band, [thing.look.color for thing in made]))
+        return Scene(duration, background, tuple(made))
 
     def moving(self, thing: Thing, axis: Axis, direction: Direction | None = None) -> Thing:
         """The thing crossing the frame along its band."""
@@ -139,7 +131,8 @@ class SceneMaker:
         begin, end = (low, high) if forward else (high, low)
         return replace(thing, start=_at(axis, begin, band), end=_at(axis, end, band))
 
-    def resting(self, axis: Axis, band: float) -> Thing:
-        """A thing at rest somewhere in a band."""
+    def resting(self, axis: Axis, band: float, taken: Collection[str] = ()) -> Thing:
+        """A thing at rest somewhere in a band, in a color that is not taken."""
         place = _at(axis, self.rng.uniform(0.14, 0.86), band)
-        return Thing(look=self.look(), start=place, end=place, radius=self.rng.uniform(0.095, 0.12))
+        look = Look(self.rng.choice(sorted(COLORS.keys() - {*taken})), self.rng.choice(SHAPES))
+        return Thing(look, start=place, end=place, radius=self.rng.uniform(0.095, 0.12))
