@@ -5,11 +5,9 @@ What is shared is found by 64-bit digests of media and conversations, counted on
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,8 +150,7 @@ class Digests(NamedTuple):
     turns: np.ndarray  # [T] uint64: a question with its answer
 
 
-@dataclass(frozen=True)
-class DigestTask:
+class DigestTask(NamedTuple):
     """One shard."""
 
     folder: Path
@@ -199,8 +196,7 @@ def shard_digests(task: DigestTask) -> Digests:
         media += seen
         turns += [turn_digest(turn.question, turn.answer) for turn in record.turns if turn.answer is not None]
     found = Digests(*(np.array(column, np.uint64) for column in (texts, samples, media, turns)))
-    if os.access(task.folder, os.W_OK):
-        write_sidecar(sidecar(tar, "digests.npz"), str(shard["sha256"]), **found._asdict())
+    write_sidecar(sidecar(tar, "digests.npz"), str(shard["sha256"]), **found._asdict())
     return found
 
 

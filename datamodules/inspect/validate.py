@@ -6,7 +6,7 @@ and nothing is repaired here.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +19,7 @@ from aurora.registry import READER
 
 from ..reader._decode import sample_counts
 from ..shards.format import VIDEO, Record, parse_record
-from ..shards.index import (
-    INDEX,
-    UNREADABLE,
-    DatasetIndex,
-    file_digest,
-    open_index,
-    require_shards,
-    shard_arrays,
-    sidecar,
-)
+from ..shards.index import INDEX, UNREADABLE, DatasetIndex, file_digest, open_index, shard_arrays, sidecar
 from ..shards.tar import ShardFiles
 
 ONE_PER_SECOND = Sampling(fps=1.0)
@@ -54,8 +45,7 @@ class Checked(NamedTuple):
     findings: list[Finding]
 
 
-@dataclass(frozen=True)
-class CheckTask:
+class CheckTask(NamedTuple):
     """One shard of a folder to be checked."""
 
     folder: Path
@@ -69,11 +59,11 @@ def tasks(
 ) -> tuple[list[CheckTask], list[Finding]]:
     """The tasks of a folder, and what is wrong with the folder as a whole."""
     folder = Path(folder)
-    if not folder.is_dir():
-        require_shards(folder)
     try:
         index = open_index(folder)
     except AuroraError as error:
+        if not folder.is_dir():
+            raise
         return [], [Finding(folder.name, "", "", "index", str(error))]
     known = {str(row["name"]) for row in index.shards}
     strange = sorted({path.name for path in folder.glob("*.tar")} - known)

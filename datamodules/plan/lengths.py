@@ -102,7 +102,7 @@ def joined_path(index: DatasetIndex, by: str) -> Path:
 
 
 def write_lengths(tar: Path, sha256: str, by: str, lengths: np.ndarray) -> None:
-    """Keeps the lengths of a shard's samples, in their order, beside it."""
+    """Keeps the lengths of a shard's samples, in their order, beside it where its folder can be written."""
     write_sidecar(sidecar(tar, f"lengths-{by}.npz"), sha256, lengths=lengths.astype(np.int32))
 
 
@@ -123,7 +123,6 @@ def _count(task: _CountTask) -> tuple[int, np.ndarray]:
     for place, sample in enumerate(index.of_shard(task.number)):
         with suppress(BadSample):
             lengths[place] = text_length(files.record(index, sample)[1], task.prompt, task.tokenizer)
-    if os.access(index.folder, os.W_OK):
-        by = counter(task.prompt, task.tokenizer)
-        write_lengths(index.folder / str(shard["name"]), str(shard["sha256"]), by, lengths)
+    by = counter(task.prompt, task.tokenizer)
+    write_lengths(index.folder / str(shard["name"]), str(shard["sha256"]), by, lengths)
     return task.number, lengths

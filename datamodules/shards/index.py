@@ -27,17 +27,7 @@ from aurora.files import replace_file
 from aurora.images import image_shape
 
 from ..reader._file import measure, video_shape
-from .format import (
-    KINDS,
-    MEMBER_BYTES,
-    VIDEO,
-    Record,
-    check_foreign_key,
-    check_members,
-    is_read,
-    parse_record,
-    split_name,
-)
+from .format import KINDS, MEMBER_BYTES, VIDEO, check_foreign_key, check_members, is_read, parse_record, split_name
 
 VERSION = 2  # 1 measured videos by their packets, and not as they are shown
 INDEX = "index.json"
@@ -117,9 +107,14 @@ def read_sidecar(path: Path, sha256: str) -> dict[str, np.ndarray] | None:
 
 
 def write_sidecar(path: Path, sha256: str, **arrays: np.ndarray) -> None:
-    """Keeps arrays beside the shard that they were measured of."""
+    """Keeps arrays beside the shard that they were measured of, where its folder can be written."""
+    if os.access(path.parent, os.W_OK):
+        _replace_npz(path, sha256=np.array(sha256), **arrays)
+
+
+def _replace_npz(path: Path, **arrays: np.ndarray) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, sha256=np.array(sha256), **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     replace_file(path, buffer.getvalue())
 
 
@@ -250,9 +245,7 @@ def write_shard_index(
     samples = np.array([(0, sample.kind, len(sample.media), sample.json[1], sample.json[0], start)
                         for sample, start in zip(measured, starts, strict=False)], SAMPLE)
     media = np.array([row for sample in measured for row in sample.media], MEDIA)
-    buffer = io.BytesIO()
-    np.savez(buffer, samples=samples, media=media)
-    replace_file(sidecar(tar, "index.npz"), buffer.getvalue())
+    _replace_npz(sidecar(tar, "index.npz"), samples=samples, media=media)
     kinds = np.bincount(samples["kind"], minlength=len(KINDS))
     manifest = {
         "version": VERSION, "name": tar.name, "bytes": tar.stat().st_size, "sha256": digest,
@@ -313,13 +306,19 @@ def measure_sample(key: str, members: Mapping[str, Place], read: Callable[[Place
     rows: list[tuple[Any, ...]] = []
     for extension in record.media:
         at, size = members.get(extension, (0, 0))
+        facts: tuple[float, ...] = (0, 0, 0, 0.0, 0.0, 0.0)  # from height to duration in MEDIA
         try:
             if not at:
                 raise BadSample("missing", f"no member {key}.{extension}")
-            facts = _facts(read((at, size)), record)
+            raw = read((at, size))
+            if record.kind != VIDEO:
+                facts = (*image_shape(raw), *facts[2:])
+            else:
+                with bad_sample("video"):
+                    clip, shape = measure(raw, record.start, record.stop), video_shape(raw)
+                    facts = (*shape, clip.frames, clip.first, clip.last, clip.duration)
         except BadSample as error:
             bad.append(_found(key, error))
-            facts = (0, 0, 0, 0.0, 0.0, 0.0)
         rows.append((at, size, *facts))
     text_bytes = sum(len(turn.question.encode()) + len((turn.answer or "").encode()) for turn in record.turns)
     return MeasuredSample(members["json"], record.kind, rows, text_bytes, bad)
@@ -327,12 +326,3 @@ def measure_sample(key: str, members: Mapping[str, Place], read: Callable[[Place
 
 def _found(key: str, error: BadSample) -> dict[str, str]:
     return {"key": repr(key)[1:-1], "reason": error.reason, "detail": error.detail}  # it may not be text
-
-
-def _facts(raw: bytes, record: Record) -> tuple[int, int, int, float, float, float]:
-    """Height, width, and of a video, or the range of it that is meant, its frame count, first, last and duration."""
-    if record.kind != VIDEO:
-        return (*image_shape(raw), 0, 0.0, 0.0, 0.0)
-    with bad_sample("video"):
-        clip, shape = measure(raw, record.start, record.stop), video_shape(raw)
-    return (*shape, clip.frames, clip.first, clip.last, clip.duration)

@@ -132,10 +132,6 @@ class Cut:
         return self.shard
 
 
-def _size(medium: bytes | Path) -> int:
-    return medium.stat().st_size if isinstance(medium, Path) else len(medium)
-
-
 def _members(sample: ShardSample) -> Iterator[tuple[str, bytes]]:
     """Extension and bytes of every member, the record first. BadSample for a record outside the format, AuroraError
     for a key that no member can have, and for media that are not those of the record."""
@@ -156,8 +152,9 @@ def _members(sample: ShardSample) -> Iterator[tuple[str, bytes]]:
 def medium_bytes(data: bytes | Path) -> bytes:
     """The bytes of a medium. BadSample when it is missing or too large."""
     try:
-        if _size(data) > MEMBER_BYTES:
-            raise BadSample("limits", f"a member of {_size(data)} bytes is larger than {MEMBER_BYTES}")
+        size = data.stat().st_size if isinstance(data, Path) else len(data)
+        if size > MEMBER_BYTES:
+            raise BadSample("limits", f"a member of {size} bytes is larger than {MEMBER_BYTES}")
         return data.read_bytes() if isinstance(data, Path) else data
     except OSError as error:
         raise BadSample("missing", f"{error.filename}: {error.strerror}") from error
