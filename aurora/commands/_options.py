@@ -34,14 +34,11 @@ def positive(text: str | float) -> float:
 
 def require_writable_folder(folder: str | Path) -> None:
     """AuroraError for what cannot be a folder to write into, before any work is done for it."""
-    path = Path(folder)
     if not str(folder):
         raise AuroraError("the name of the folder to write into is empty; . is the one at hand")
-    for above in (path, *path.parents):
-        if above.exists():
-            if not above.is_dir():
-                raise AuroraError(f"{above} is a file; give the name of a folder to write into")
-            return
+    above = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
+    if not above.is_dir():
+        raise AuroraError(f"{above} is a file; give the name of a folder to write into")
 
 
 _OVERRIDE = re.compile(r"(?:\+{0,2}(?P<set>[a-z_]+)(?:[.@/][\w.@/]*)?=|~(?P<deleted>[a-z_]+))", re.IGNORECASE)

@@ -59,7 +59,7 @@ def validate(
     if findings is not None:
         require_free(findings, folder=False, force=True)
         findings.parent.mkdir(parents=True, exist_ok=True)
-    checks = _executor(executor)
+    checks = make_executor(executor)
     found: list[Finding] = []
     datasets = {}
     for folder in folders:
@@ -119,7 +119,7 @@ def stats(
     counted = describe(
         [Path(folder) for folder in folders], tokenizer=model.tokenizer, prompt=model.prompt,
         layouts={ratio: model.visual_layout(ratio) for ratio in dict.fromkeys(ratios)},
-        sampling=config.model.sampling, executor=_executor(executor),
+        sampling=config.model.sampling, executor=make_executor(executor),
         evaluations=[read_evaluation(folder) for folder in evaluation],
     )
     if json_output:
@@ -176,12 +176,17 @@ def _read(words: Sequence[str]) -> "tuple[list[str], Config]":
     return folders, load_config(*overrides)
 
 
-def _executor(name: str) -> "Executor":
+def make_executor(name: str, given: Mapping[str, Any] | None = None, output: Path | None = None) -> "Executor":
+    """The part with further options; `output` is the folder of a build, below which slurm keeps its script."""
+    from aurora.config import named_part
     from aurora.registry import EXECUTOR
 
+    config = {**named_part("executor", name), **(given or {})}
     if name == "slurm":
-        raise AuroraError("executor 'slurm' only builds shards; serial, process and ray check them")
-    return EXECUTOR.build({"name": name})
+        if output is None:
+            raise AuroraError("executor 'slurm' only builds shards; serial, process and ray check them")
+        config.setdefault("folder", str(output / ".build"))
+    return EXECUTOR.build(config)
 
 
 def _show_checks(datasets: Mapping[str, Mapping[str, Any]], found: "Sequence[Finding]") -> None:

@@ -10,12 +10,10 @@ import typer
 from aurora.commands._options import Json, require_writable_folder
 from aurora.errors import AuroraError, suggest
 
-from ._shards_checks import preview, stats, validate
+from ._shards_checks import make_executor, preview, stats, validate
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-
-    from aurora.interfaces import Executor
 
     from ..build.build import TextCounter
 
@@ -122,7 +120,7 @@ def build(
     order = BuildOrder(folder=str(input.resolve()), source={**options, **given["source"]}, about=about,
                        samples_per_shard=samples_per_shard, shard_bytes=shard_bytes,
                        transcode=smaller if transcode else None)
-    runner, counted = _executor(executor, output, given["executor"]), _counted(count)
+    runner, counted = make_executor(executor, given["executor"], output), _counted(count)
     output.mkdir(parents=True, exist_ok=True)
     if restart:
         builds.clear(output)
@@ -223,16 +221,6 @@ def _source(name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
     raise AuroraError(f"no dataset and no source named {name!r}.{suggest(name, [*known, *SOURCE.known()])}")
 
 
-def _executor(name: str, output: Path, given: Mapping[str, Any]) -> "Executor":
-    from aurora.config import named_part
-    from aurora.registry import EXECUTOR
-
-    config = {**named_part("executor", name), **given}
-    if name == "slurm":
-        config.setdefault("folder", str(output / ".build"))
-    return EXECUTOR.build(config)
-
-
 def _counted(given: tuple[str, str] | None) -> "TextCounter | None":
     """What texts are counted with: names of parts, or their configs as YAML."""
     if given is None:
@@ -275,12 +263,11 @@ def _show(output: Path, built: Mapping[str, Any]) -> None:
 
 def _show_all(found: Mapping[str, Mapping[str, Any]]) -> None:
     """A table of the datasets, with the mixtures of ours that read them."""
-    from aurora.config import CONFIG_FOLDER, load_mixture
+    from aurora.config import known_yamls, load_mixture
     from aurora.mixture import read_mixture
     from aurora.terminal import stdout, table
 
-    mixtures = {name: read_mixture(name, load_mixture(name)).datasets
-                for name in sorted(path.stem for path in (CONFIG_FOLDER / "mixture").glob("*.yaml"))}
+    mixtures = {name: read_mixture(name, load_mixture(name)).datasets for name in known_yamls("mixture")}
     console, shown = stdout(), table("name", "title", "kinds", "samples", "licence", "read by", numbers=("samples",))
     for name, dataset in found.items():
         samples = dataset["samples"]
