@@ -5,6 +5,7 @@ The same files give the same bytes, whoever does the tasks and however often the
 """
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from aurora.registry import PROMPT, TOKENIZER
 
 from ..plan.lengths import counter, text_length, text_lengths, write_lengths
 from ..shards.format import ShardSample
-from ..shards.index import sidecar
+from ..shards.index import shard_arrays, sidecar
 from ..shards.writing import shard_is_done, shard_path, write_index, write_shard
 from .media import stored
 from .plan import BuildPlan, build_folder, load_plan, read_task
@@ -103,11 +104,9 @@ def write_task(task: BuildTask) -> dict[str, Any]:
                            skip=lambda sample, error: skip(int(sample.key), sample.record.get("id"), error))
     if task.count is not None:
         prompt, tokenizer = task.count.parts()
-        with np.load(sidecar(task.tar, "index.npz"), allow_pickle=False) as arrays, task.tar.open("rb") as file:
-            lengths = []
-            for row in arrays["samples"]:
-                file.seek(int(row["offset"]))
-                lengths.append(text_length(file.read(int(row["size"])), prompt, tokenizer))
+        with task.tar.open("rb") as file:
+            lengths = [text_length(os.pread(file.fileno(), *place), prompt, tokenizer)
+                       for place in shard_arrays(task.tar)[0][["size", "offset"]].tolist()]
         write_lengths(task.tar, manifest["sha256"], counter(prompt, tokenizer), np.array(lengths, np.int32))
     replace_file(task.skipped, "".join(json.dumps(one) + "\n" for one in skipped).encode())
     result = task.result()

@@ -120,7 +120,6 @@ def _mp4(frames: Iterable[np.ndarray], how: Transcode, seconds: float) -> bytes:
 
 def _renamed(sample: ShardSample, field: str, extension: str, media: dict[str, bytes]) -> ShardSample:
     """The sample with other media, under their old names with another extension."""
-    named = {name.rpartition(".")[0]: data for name, data in media.items()}
-    media = {f"{stem}.{extension}" if stem else extension: data for stem, data in named.items()}
+    media = {name[:name.rfind(".") + 1] + extension: data for name, data in media.items()}
     names: str | list[str] = list(media) if len(media) > 1 else next(iter(media), "")
     return ShardSample(sample.key, {**sample.record, **({field: names} if media else {})}, media)

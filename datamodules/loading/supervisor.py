@@ -106,7 +106,6 @@ class _Worker:
         self._deaths = 0
         self._older = 0  # of the ready ones, how many an earlier process built
         self._process: multiprocessing.process.BaseProcess | None = None
-        self._hanging = self._grown = False
 
     def start(self, task: RowTask, team: "Sequence[_Worker]") -> None:
         """Starts a process for what is left of its rows of a task."""
