@@ -1,5 +1,3 @@
-"""Plain webdataset: rows from tars that have no index, packed as samples come by."""
-
 import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -25,8 +25,8 @@ from aurora.registry import PROMPT, TOKENIZER
 
 from ..plan.lengths import counter, text_length, text_lengths, write_lengths
 from ..shards.format import ShardSample
-from ..shards.index import shard_arrays, sidecar
-from ..shards.writing import shard_is_done, shard_path, write_index, write_shard
+from ..shards.index import shard_arrays
+from ..shards.writing import done_manifest, shard_path, write_index, write_shard
 from .media import stored
 from .plan import BuildPlan, build_folder, load_plan, read_task
 
@@ -60,13 +60,10 @@ class BuildTask(ShellTask):
         return ["shards", "work", str(self.output.resolve()), "--task", str(self.number), *counting]
 
     def result(self) -> dict[str, Any] | None:
-        try:
-            skipped = self.skipped.read_text(encoding="utf-8").splitlines()
-            manifest = json.loads(sidecar(self.tar, "manifest.json").read_bytes())
-        except (OSError, ValueError):
+        manifest = done_manifest(self.tar)
+        if manifest is None or not self.skipped.is_file():
             return None
-        if not shard_is_done(self.tar):
-            return None
+        skipped = self.skipped.read_text(encoding="utf-8").splitlines()
         reasons = Counter(json.loads(line)["reason"] for line in skipped)
         return {**manifest, "entries": manifest["samples"] + len(skipped), "skipped": dict(sorted(reasons.items()))}
 

@@ -9,6 +9,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,13 @@ def shard_path(folder: str | Path, number: int) -> Path:
     return Path(folder) / f"{number:06d}.tar"
 
 
-def shard_is_done(tar: str | Path) -> bool:
-    """Whether a shard was written and measured to the end, so that a run that was cut off can skip it."""
-    tar = Path(tar)
-    try:
-        manifest = json.loads(sidecar(tar, "manifest.json").read_bytes())
-        return bool(manifest["version"] == VERSION and manifest["bytes"] == tar.stat().st_size)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def done_manifest(tar: Path) -> dict[str, Any] | None:
+    """The manifest of a shard that was written and measured to the end, so that a run that was cut off can skip it."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        manifest: dict[str, Any] = json.loads(sidecar(tar, "manifest.json").read_bytes())
+        if manifest["version"] == VERSION and manifest["bytes"] == tar.stat().st_size:
+            return manifest
+    return None
 
 
 def write_shard(
@@ -89,14 +89,12 @@ def write_index(folder: str | Path) -> DatasetIndex:
         raise AuroraError(f"{folder} holds no tar to index")
     samples, media, shards, bad, start = [], [], [], [], 0
     for number, tar in enumerate(tars):
+        manifest = done_manifest(tar) or index_shard(tar)
         try:
-            if not shard_is_done(tar):
-                raise ValueError(f"{tar.name} was not measured to the end")
             rows, members = shard_arrays(tar)
         except UNREADABLE:
-            index_shard(tar)
+            manifest = index_shard(tar)
             rows, members = shard_arrays(tar)
-        manifest = json.loads(sidecar(tar, "manifest.json").read_bytes())
         rows["shard"] = number
         rows["media"] += np.uint64(start)
         start += len(members)

@@ -14,7 +14,7 @@ from datamodules.build.media import Transcode, small_picture
 from datamodules.shards.format import KINDS, ShardSample, parse_record
 from datamodules.shards.index import load_index
 from datamodules.shards.tar import ShardFiles
-from datamodules.shards.writing import shard_is_done, shard_path, write_index, write_shard
+from datamodules.shards.writing import done_manifest, shard_path, write_index, write_shard
 from tools.tiny_shards import write_shards
 
 
@@ -66,11 +66,11 @@ def test_a_shard_ends_with_the_sample_that_passes_its_bytes(make, tmp_path):
 
 def test_a_shard_is_done_only_with_its_manifest(make, tmp_path):
     tar = shard_path(tmp_path, 0)
-    assert not shard_is_done(tar)
-    write_shard(make.mixed(1), tar)
-    assert shard_is_done(tar)
+    assert done_manifest(tar) is None
+    written = write_shard(make.mixed(1), tar)
+    assert done_manifest(tar) == written
     tar.with_name("000000.manifest.json").unlink()
-    assert not shard_is_done(tar)
+    assert done_manifest(tar) is None
 
 
 def test_the_index_measures_what_the_samples_hold(make, tmp_path):
