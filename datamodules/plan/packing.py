@@ -127,7 +127,9 @@ def _drawn(
         fitting = bisect_right(sizes, rest)
         if draws is not None and rest >= 2 * sizes[0]:
             fitting = int(next(draws) * fitting) + 1
-        place = _free(others, fitting, other, taken)
+        # the last one whose need of the other resource is met as well
+        free = (place for place in range(fitting - 1, -1, -1) if place not in taken)
+        place = next((place for place in islice(free, _TRIES) if others[place] <= other), None)
         if place is None:
             break
         row.append(place)
@@ -135,12 +137,6 @@ def _drawn(
         rest -= sizes[place]
         other -= others[place]
     return row, rest
-
-
-def _free(others: list[int], stop: int, other: int, taken: set[int]) -> int | None:
-    """The last place before `stop` that is not taken and whose need of the other resource is met."""
-    free = (place for place in range(stop - 1, -1, -1) if place not in taken)
-    return next((place for place in islice(free, _TRIES) if others[place] <= other), None)
 
 
 def _fill_gaps(
