@@ -7,6 +7,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
+from rich.progress import ProgressColumn, Task
+from rich.text import Text
 
 from aurora.recipe import Display
 from aurora.steps import Step
@@ -31,14 +33,24 @@ class StepBar(RichProgressBar):
             "file": console.file, "force_terminal": console.is_terminal, "highlight": False})
         self.stage = stage
 
-    def _get_train_description(self, current_epoch: int) -> str:
+    def configure_columns(self, trainer: L.Trainer) -> list[ProgressColumn]:
         """The stage in place of the epoch: to Lightning a stage is a single one."""
-        return self.stage
+        return [_Description(self), *super().configure_columns(trainer)[1:]]
 
     def get_metrics(self, trainer: L.Trainer, module: AuroraModule) -> dict[str, str]:
         metrics = trainer.callback_metrics
         found = numbers(metrics) if "loss" in metrics else {}
         return found | ({"val_loss": f"{metrics['val_loss']:.4f}"} if "val_loss" in metrics else {})
+
+
+class _Description(ProgressColumn):
+    def __init__(self, bar: StepBar) -> None:
+        super().__init__()
+        self.bar = bar
+
+    def render(self, task: Task) -> Text:
+        validating = task.description == self.bar.validation_description
+        return Text(task.description if validating else self.bar.stage)
 
 
 class ProgressLines(L.Callback):
