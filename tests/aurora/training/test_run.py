@@ -23,8 +23,8 @@ def test_every_stage_starts_from_the_one_before(tmp_path, capfd):
     last = train(config_for(tmp_path, stage="all"))
     said = capfd.readouterr().out
     assert last == tmp_path / "second" / "model"
-    assert f"weights {tmp_path / 'first' / 'model'}" in said
-    assert "weights vision: random, connector: random, backbone: random" in said
+    assert f"weights     {tmp_path / 'first' / 'model'}" in said
+    assert "weights     vision: random, connector: random, backbone: random" in said
 
 
 def test_what_is_told_is_printed_as_it_is(tmp_path, capfd):
