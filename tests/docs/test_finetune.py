@@ -41,7 +41,7 @@ def said(follow: Callable[..., list[str]], folder: Path) -> str:
 def test_the_new_model_has_the_parts_and_sizes_of_the_one_it_started_from(said: str, folder: Path) -> None:
     before, now = read_config(folder / MODEL), read_config(folder / "runs/mine/finetune/model")
     assert now == before and now.backbone["name"] == "rwkv7" and now.merge["name"] == "pool"
-    assert "50% of the patches" in said and f"weights {MODEL}" in said
+    assert "keep ratio  0.5" in said and f"weights     {MODEL}" in said
 
 
 def test_all_of_its_parts_have_learned(said: str, folder: Path) -> None:
