@@ -1,7 +1,8 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`. JOBS is the number of test processes.
+# Two commands do everything on a fresh machine: `make demo` and `make test`. JOBS is the number of test processes: tests wait for
+# processes that they start, so three keep two cores busy.
 PYTHON ?= python3
 VENV ?= .venv
-JOBS ?= 2
+JOBS ?= 3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 

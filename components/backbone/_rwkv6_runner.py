@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from aurora.interfaces import INITIAL_STATE, InitialState, Runner
 from aurora.types import State
+from aurora.weights.io import large_pages
 
 from ..kernels._native import address, library, missing
 from ..kernels.linear import Int8Linear, project
@@ -213,4 +214,4 @@ def _transpose(value: Linear | Int8Linear) -> None:
     # what is to be trained later must not become an inference tensor
     with torch.inference_mode(weight.is_inference()), torch.no_grad():
         if not weight.t().is_contiguous():
-            weight.data = weight.data.t().contiguous().t()
+            weight.data = large_pages(torch.empty(*weight.shape[::-1], dtype=weight.dtype)).copy_(weight.t()).t()

@@ -5,6 +5,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "common.h"
 
 namespace aurora {
@@ -22,8 +24,44 @@ INLINE vec load_wide(const int8_t* p) {
 #endif
 }
 
+// The 2 W weights from p on in two vectors. Those of bfloat16 are the ones at even and those at odd places, because each
+// takes one instruction then, where two in order take four: read from memory, weights come faster than they are widened.
+template <class E>
+INLINE void load_two(const E* p, vec* w) {
+    w[0] = load_wide(p);
+    w[1] = load_wide(p + W);
+}
+INLINE void load_two(const bf16* p, vec* w) {
+    const uvec pairs = *reinterpret_cast<const uvec*>(p);
+    w[0] = (vec)(pairs << 16);
+    w[1] = (vec)(pairs & 0xffff0000u);
+}
+
+// The same order for floats that meet weights of type E; what is behind the last 2 W stays where it is.
+template <int... I>
+INLINE void split_pairs(const float* from, float* to, std::integer_sequence<int, I...>) {
+    const vec a = load(from), b = load(from + W);
+    store(to, __builtin_shufflevector(a, b, (2 * I)...));
+    store(to + W, __builtin_shufflevector(a, b, (2 * I + 1)...));
+}
+INLINE void to_order_of(const float* from, float* to, int64_t n) {
+    int64_t i = 0;
+    for (; i + 2 * W <= n; i += 2 * W) split_pairs(from + i, to + i, std::make_integer_sequence<int, W>{});
+    std::copy(from + i, from + n, to + i);
+}
+template <class E>
+INLINE void from_order_of(float* y, int64_t n) {
+    constexpr std::make_integer_sequence<int, W> lanes{};
+    if (!std::is_same<E, bf16>::value) return;
+    for (int64_t i = 0; i + 2 * W <= n; i += 2 * W) {
+        const vec even = load(y + i), odd = load(y + i + W);
+        store(y + i, interleave_low(even, odd, lanes));
+        store(y + i + W, interleave_high(even, odd, lanes));
+    }
+}
+
 constexpr int MOST_VECTORS = 8;
-constexpr int64_t AHEAD = 2048;  // bytes that are asked for before they are needed
+constexpr int64_t AHEAD = 1024;  // bytes that are fetched into the second cache before they are needed
 
 // A matrix [N, K] whose rows lie `stride` elements apart; when transposed, its columns do.
 template <class E>
@@ -33,28 +71,28 @@ struct Matrix {
     int64_t N, K, stride;
 };
 
-template <class E>
-INLINE void fetch_line(const E* p, int64_t i) {
-    constexpr int64_t line = 64 / int64_t(sizeof(E));
-    if (line <= W || i % line == 0) __builtin_prefetch(p);
-}
-
-// R rows, `apart` elements from each other, times S vectors of `padded` floats: out[r][s]
+// R rows, `apart` elements from each other, times S vectors of `padded` floats in the order of load_two: out[r][s]
 template <int S, int R, class E>
 INLINE void dot_rows(const E* row, int64_t apart, int64_t K, const float* x, int64_t padded, float (*out)[S]) {
     vec sums[R][S] = {};
     int64_t k = 0;
-    constexpr int64_t line = std::max<int64_t>(W, 64 / int64_t(sizeof(E)));
+    constexpr int64_t line = std::max<int64_t>(2 * W, 64 / int64_t(sizeof(E)));
     for (; k + line <= K; k += line) {
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             const E* p = row + r * apart + k;
-            __builtin_prefetch((const char*)p + AHEAD);
+#pragma GCC unroll 2
+            for (int64_t i = 0; i < line; i += 64 / int64_t(sizeof(E)))
+                __builtin_prefetch((const char*)(p + i) + AHEAD, 0, 2);
 #pragma GCC unroll 16
-            for (int64_t i = 0; i < line; i += W) {
-                const vec w = load_wide(p + i);
+            for (int64_t i = 0; i < line; i += 2 * W) {
+                vec w[2];
+                load_two(p + i, w);
 #pragma GCC unroll 8
-                for (int s = 0; s < S; ++s) sums[r][s] += w * load(x + s * padded + k + i);
+                for (int s = 0; s < S; ++s) {
+                    sums[r][s] += w[0] * load(x + s * padded + k + i);
+                    sums[r][s] += w[1] * load(x + s * padded + k + i + W);
+                }
             }
         }
     }
@@ -83,10 +121,12 @@ void times_rows_of(const Matrix<E>& w, const float* x, int64_t padded, int64_t f
     }
 }
 
+// Many rows are read together, each in one stream: y is read and written once for all of them.
 template <int S, class E>
 void times_columns_of(const Matrix<E>& w, const float* x, int64_t padded, const int32_t* used, int64_t count,
-                          int64_t first, int64_t end, float* y, int64_t padded_out) {
-    constexpr int R = 4;
+                      int64_t first, int64_t end, float* y, int64_t padded_out) {
+    constexpr int R = S <= 4 ? 8 : 4;
+    constexpr int64_t line = 64 / int64_t(sizeof(E)), block = std::max<int64_t>(2 * W, line), ahead = 32 * line;
     for (int s = 0; s < S; ++s) std::fill(y + s * padded_out + first, y + s * padded_out + end, 0.0f);
     for (int64_t u = 0; u < count; u += R) {
         const E *row[R], *next[R];
@@ -98,26 +138,41 @@ void times_columns_of(const Matrix<E>& w, const float* x, int64_t padded, const 
             for (int s = 0; s < S; ++s) factor[r][s] = u + r < count ? x[s * padded + k] : 0.0f;
         }
         int64_t n = first;
-        for (; n + W <= end; n += W) {
-            vec value[R];
+        for (; n + block <= end; n += block) {
+            const bool inside = n + ahead < end;
+            const int64_t wanted = inside ? n + ahead : std::min(n + ahead - end + first, end - 1);
 #pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) {
-                fetch_line(next[r] + n, n);
-                value[r] = load_wide(row[r] + n);
-            }
+            for (int64_t at = n; at < n + block; at += 2 * W) {
+                vec total[S][2];
 #pragma GCC unroll 8
-            for (int s = 0; s < S; ++s) {
-                float* to = y + s * padded_out + n;
-                vec total = load(to);
-#pragma GCC unroll 4
-                for (int r = 0; r < R; ++r) total += value[r] * factor[r][s];
-                store(to, total);
+                for (int s = 0; s < S; ++s)
+                    for (int half = 0; half < 2; ++half) total[s][half] = load(y + s * padded_out + at + half * W);
+#pragma GCC unroll 16
+                for (int r = 0; r < R; ++r) {
+                    // into the second cache: these are more lines than the first has room for
+                    if (at == n) __builtin_prefetch((inside ? row : next)[r] + wanted, 0, 2);
+                    vec value[2];
+                    load_two(row[r] + at, value);
+#pragma GCC unroll 8
+                    for (int s = 0; s < S; ++s)
+                        for (int half = 0; half < 2; ++half) total[s][half] += value[half] * factor[r][s];
+                }
+#pragma GCC unroll 8
+                for (int s = 0; s < S; ++s)
+                    for (int half = 0; half < 2; ++half) store(y + s * padded_out + at + half * W, total[s][half]);
             }
         }
+        for (; n + W <= end; n += W)
+            for (int s = 0; s < S; ++s) {
+                vec total = load(y + s * padded_out + n);
+                for (int r = 0; r < R; ++r) total += load_wide(row[r] + n) * factor[r][s];
+                store(y + s * padded_out + n, total);
+            }
         for (; n < end; ++n)
             for (int s = 0; s < S; ++s)
                 for (int r = 0; r < R; ++r) y[s * padded_out + n] += widen(row[r][n]) * factor[r][s];
     }
+    for (int s = 0; s < S; ++s) from_order_of<E>(y + s * padded_out + first, (end - first) / block * block);
 }
 
 // How many vectors are computed for S of them: x and y must have room for as many.
@@ -135,20 +190,27 @@ INLINE void scale_outputs(const Matrix<E>& w, int64_t S, int64_t first, int64_t 
 template <class E>
 void times_rows(const Matrix<E>& w, const float* x, int64_t x_stride, int64_t S, int64_t first, int64_t end, float* y,
                 int64_t y_stride) {
+    static thread_local std::vector<float> ordered;
+    if constexpr (std::is_same<E, bf16>::value) {
+        const int64_t rows = padded_vectors(S);
+        ordered.resize(rows * w.K);
+        for (int64_t s = 0; s < rows; ++s) to_order_of(x + s * x_stride, ordered.data() + s * w.K, w.K);
+        x = ordered.data();
+        x_stride = w.K;
+    }
     if (S == 1) times_rows_of<1>(w, x, x_stride, first, end, y, y_stride);
     else if (S <= 4) times_rows_of<4>(w, x, x_stride, first, end, y, y_stride);
     else times_rows_of<8>(w, x, x_stride, first, end, y, y_stride);
     scale_outputs(w, S, first, end, y, y_stride);
 }
 
-// The same for a transposed w, of which only the rows in `used` are read.
+// The same for a transposed w, of which only the rows in `used` [count] are read.
 template <class E>
-void times_columns(const Matrix<E>& w, const float* x, int64_t x_stride, int64_t S, const std::vector<int32_t>& used,
-                   int64_t first, int64_t end, float* y, int64_t y_stride) {
-    const int64_t count = int64_t(used.size());
-    if (S == 1) times_columns_of<1>(w, x, x_stride, used.data(), count, first, end, y, y_stride);
-    else if (S <= 4) times_columns_of<4>(w, x, x_stride, used.data(), count, first, end, y, y_stride);
-    else times_columns_of<8>(w, x, x_stride, used.data(), count, first, end, y, y_stride);
+void times_columns(const Matrix<E>& w, const float* x, int64_t x_stride, int64_t S, const int32_t* used,
+                   int64_t count, int64_t first, int64_t end, float* y, int64_t y_stride) {
+    if (S == 1) times_columns_of<1>(w, x, x_stride, used, count, first, end, y, y_stride);
+    else if (S <= 4) times_columns_of<4>(w, x, x_stride, used, count, first, end, y, y_stride);
+    else times_columns_of<8>(w, x, x_stride, used, count, first, end, y, y_stride);
     scale_outputs(w, S, first, end, y, y_stride);
 }
 

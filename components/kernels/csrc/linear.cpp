@@ -432,7 +432,7 @@ void few(const E* x, const Matrix<WE>& w, E* y, int64_t S, bool transposed, int 
         const int64_t first = std::min(w.N, units * thread / count * unit);
         const int64_t end = std::min(w.N, units * (thread + 1) / count * unit);
         if (transposed)
-            times_columns(w, wide.data(), w.K, S, all, first, end, out.data(), w.N);
+            times_columns(w, wide.data(), w.K, S, all.data(), w.K, first, end, out.data(), w.N);
         else
             times_rows(w, wide.data(), w.K, S, first, end, out.data(), w.N);
         for (int64_t s = 0; s < S; ++s) write_row(y + s * w.N + first, out.data() + s * w.N + first, end - first);

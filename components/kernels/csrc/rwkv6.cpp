@@ -1,6 +1,6 @@
 // RWKV-6 on a CPU: one position of a few sequences through all layers in one call.
 //
-// Weights are read once, by threads that meet seven times per layer; everything between the weights is float32.
+// Weights are read once, by threads that meet eight times per layer; everything between the weights is float32.
 // Shape letters: S sequences, L layers, C width, H heads, N head width, F width of the channel mix.
 
 #include <omp.h>
@@ -44,7 +44,22 @@ struct Call {
     int threads;
 };
 
-INLINE float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
+INLINE vec sigmoid(vec x) {
+    const vec most = splat(88.0f), minus = -x;
+    return 1.0f / (1.0f + exp(minus > most ? most : minus));
+}
+
+// x [n] = f of it, W at a time: the library's functions take them one by one.
+template <class Function>
+INLINE void map(float* x, int64_t n, Function f) {
+    int64_t i = 0;
+    for (; i + W <= n; i += W) store(x + i, f(load(x + i)));
+    if (i == n) return;
+    float rest[W] = {};
+    std::copy(x + i, x + n, rest);
+    store(rest, f(load(rest)));
+    std::copy(rest, rest + n - i, x + i);
+}
 
 template <class E>
 void layer_norm(const float* x, const E* weight, const E* bias, float* y, int64_t C) {
@@ -91,7 +106,7 @@ struct Step {
     const int64_t C = size.width, F = size.ffn, H = size.heads, N = C / H, hidden = 5 * size.mix_rank;
     const int64_t S = padded_vectors(call.S);
     // of all threads, [S][...]
-    float *x, *mix_hidden, *mixed, *decay_hidden, *projected, *read, *inner, *gate;
+    float *x, *mix_hidden, *mixed, *decay_hidden, *projected, *read, *inner, *gate, *partial;
 
     const E* small(int64_t layer, int field) const { return (const E*)call.pointers[layer * FIELDS + field]; }
     Matrix<M> matrix(int64_t layer, int field) const {
@@ -130,8 +145,8 @@ struct Step {
                      Own& own) const {
         own.used.resize(K);
         std::iota(own.used.begin(), own.used.end(), 0);
-        times_columns(Matrix<E>{w, nullptr, outputs, K, outputs}, from, stride, call.S, own.used, columns.first,
-                      columns.end, to, outputs);
+        times_columns(Matrix<E>{w, nullptr, outputs, K, outputs}, from, stride, call.S, own.used.data(), K,
+                      columns.first, columns.end, to, outputs);
     }
 
     void mix_ratios(int64_t layer, Own& own, Span columns) const {
@@ -167,32 +182,43 @@ struct Step {
                 decay_hidden[s * size.decay_rank + i] = std::tanh(decay_hidden[s * size.decay_rank + i]);
     }
 
-    // One head of one sequence: the decay, the WKV operator, the norm and the gate
+    // One head of one sequence: the decay, of which `decay` [N] holds what depends on the input, the WKV operator, the
+    // norm and the gate.
     void recur(int64_t layer, int64_t s, int64_t head, float* decay) const {
         const int64_t at = head * N;
-        const E *constant = small(layer, DECAY) + at, *w2 = small(layer, DECAY_W2) + at;
-        for (int64_t n = 0; n < N; ++n) decay[n] = widen(constant[n]);
-        for (int64_t i = 0; i < size.decay_rank; ++i) {
-            const float h = decay_hidden[s * size.decay_rank + i];
-#pragma omp simd
-            for (int64_t n = 0; n < N; ++n) decay[n] += h * widen(w2[i * C + n]);
-        }
-        for (int64_t n = 0; n < N; ++n) decay[n] = std::exp(-std::exp(std::min(decay[n], LARGEST_W)));
+        const E* constant = small(layer, DECAY) + at;
+        for (int64_t n = 0; n < N; ++n) decay[n] += widen(constant[n]);
+        map(decay, N, [](vec x) { return exp(-exp(x > splat(LARGEST_W) ? splat(LARGEST_W) : x)); });
 
         const E* bonus = small(layer, BONUS) + at;
         const float *r = projected + s * C + at, *k = r + S * C, *v = k + S * C, *g = v + S * C;
         const int64_t place = ((layer * call.S + s) * H + head) * N * N;
         const float* state = call.wkv + place;
         float *after = call.wkv_after + place, *y = read + s * C + at;
-        std::fill(y, y + N, 0.0f);
-        for (int64_t i = 0; i < N; ++i, state += N, after += N) {
-            const float own = r[i] * widen(bonus[i]) * k[i];
-#pragma omp simd
-            for (int64_t n = 0; n < N; ++n) {
-                y[n] += r[i] * state[n] + own * v[n];
-                after[n] = decay[i] * state[n] + k[i] * v[n];
+        int64_t first = 0;
+        for (; first + 4 * W <= N; first += 4 * W) {
+            vec total[4] = {}, value[4];
+#pragma GCC unroll 4
+            for (int b = 0; b < 4; ++b) value[b] = load(v + first + b * W);
+            for (int64_t i = 0; i < N; ++i) {
+                const float own = r[i] * widen(bonus[i]) * k[i];
+#pragma GCC unroll 4
+                for (int b = 0; b < 4; ++b) {
+                    const vec before = load(state + i * N + first + b * W);
+                    total[b] += r[i] * before + own * value[b];
+                    store(after + i * N + first + b * W, decay[i] * before + k[i] * value[b]);
+                }
             }
+#pragma GCC unroll 4
+            for (int b = 0; b < 4; ++b) store(y + first + b * W, total[b]);
         }
+        std::fill(y + first, y + N, 0.0f);
+        for (int64_t i = 0; i < N; ++i)
+            for (int64_t n = first; n < N; ++n) {
+                const float before = state[i * N + n];
+                y[n] += r[i] * before + r[i] * widen(bonus[i]) * k[i] * v[n];
+                after[i * N + n] = decay[i] * before + k[i] * v[n];
+            }
         float total = 0, squares = 0;
 #pragma omp simd reduction(+ : total)
         for (int64_t n = 0; n < N; ++n) total += y[n];
@@ -201,8 +227,12 @@ struct Step {
         for (int64_t n = 0; n < N; ++n) squares += (y[n] - mean) * (y[n] - mean);
         const float factor = 1.0f / std::sqrt(squares / N + size.group_norm_eps);
         const E *weight = small(layer, LN_X_WEIGHT) + at, *bias = small(layer, LN_X_BIAS) + at;
+        float* swish = decay;  // which has been used
+        std::copy(g, g + N, swish);
+        map(swish, N, [](vec x) { return x * sigmoid(x); });
+#pragma omp simd
         for (int64_t n = 0; n < N; ++n)
-            y[n] = ((y[n] - mean) * factor * widen(weight[n]) + widen(bias[n])) * (g[n] * sigmoid(g[n]));
+            y[n] = ((y[n] - mean) * factor * widen(weight[n]) + widen(bias[n])) * swish[n];
     }
 
     void channel_inner(int64_t layer, const Own& own, Span inner_rows, Span rows) const {
@@ -211,18 +241,30 @@ struct Step {
         for (int64_t s = 0; s < call.S; ++s) {
             for (int64_t i = s * F + inner_rows.first; i < s * F + inner_rows.end; ++i)
                 inner[i] = inner[i] < 0 ? 0 : inner[i] * inner[i];
-            for (int64_t i = s * C + rows.first; i < s * C + rows.end; ++i) gate[i] = sigmoid(gate[i]);
+            map(gate + s * C + rows.first, rows.end - rows.first, [](vec x) { return sigmoid(x); });
         }
     }
 
-    // Hidden units that are zero in every sequence have weights that need not be read, where those lie together.
-    void channel_value(int64_t layer, Own& own, Span columns) const {
+    // Hidden units that are zero in every sequence have weights that need not be read, where those lie together. Each
+    // thread reads whole rows of its share of the others.
+    void channel_value(int64_t layer, Own& own, Span columns, int thread, int threads) const {
         const Matrix<M> w = matrix(layer, FFN_VALUE);
         if (size.value_transposed) {
-            own.used.clear();
-            for (int64_t i = 0; i < F; ++i)
-                if (any_used(i)) own.used.push_back(int32_t(i));
-            times_columns(w, inner, F, call.S, own.used, columns.first, columns.end, own.out, C);
+            own.used.resize(F);
+            int64_t count = 0;
+            for (int64_t i = 0; i < F; ++i) {
+                own.used[count] = int32_t(i);
+                count += any_used(i);
+            }
+            const Span some = share(count, 1, thread, threads);
+            times_columns(w, inner, F, call.S, own.used.data() + some.first, some.end - some.first, 0, C,
+                          partial + thread * S * C, C);
+#pragma omp barrier
+            for (int64_t s = 0; s < call.S; ++s)
+                for (int64_t i = s * C + columns.first; i < s * C + columns.end; ++i) {
+                    own.out[i] = 0;
+                    for (int other = 0; other < threads; ++other) own.out[i] += partial[other * S * C + i];
+                }
         } else {
             times_rows(w, inner, F, call.S, columns.first, columns.end, own.out, C);
         }
@@ -248,8 +290,11 @@ struct Step {
 #pragma omp barrier
         project(l, own, columns, share(size.decay_rank, W, thread, threads));
 #pragma omp barrier
-        const Span heads = share(call.S * H, 1, thread, threads);
-        for (int64_t i = heads.first; i < heads.end; ++i) recur(l, i / H, i % H, own.out);
+        const Span heads = share(H, 1, thread, threads);
+        all_columns(small(l, DECAY_W2), size.decay_rank, C, decay_hidden, size.decay_rank,
+                    {heads.first * N, heads.end * N}, own.out, own);
+        for (int64_t s = 0; s < call.S; ++s)
+            for (int64_t head = heads.first; head < heads.end; ++head) recur(l, s, head, own.out + s * C + head * N);
 #pragma omp barrier
         times_rows(matrix(l, OUTPUT), read, C, call.S, columns.first, columns.end, own.out, C);
         for (int64_t s = 0; s < call.S; ++s)
@@ -261,7 +306,7 @@ struct Step {
         interpolate(own, small(l, FFN_MAA_R), own.second);
         channel_inner(l, own, share(F, 4, thread, threads), columns);
 #pragma omp barrier
-        channel_value(l, own, columns);
+        channel_value(l, own, columns, thread, threads);
 #pragma omp barrier
     }
 
@@ -276,6 +321,7 @@ struct Step {
         read = shared.rows(S, C);
         inner = shared.rows(S, F);
         gate = shared.rows(S, C);
+        partial = shared.rows(call.threads * S, C);  // of each thread
         const E* const* ends = (const E* const*)call.ends;
         for (int64_t s = 0; s < call.S; ++s) {
             std::vector<float> given(C);
@@ -287,7 +333,7 @@ struct Step {
             const FlushSubnormals flush;
             private_floats.reset();
             Own own{private_floats.rows(S, C), private_floats.rows(S, C), private_floats.rows(S, C),
-                    private_floats.rows(S, C), private_floats.rows(S, std::max(C, N)), {}};
+                    private_floats.rows(S, C), private_floats.rows(S, C), {}};
             for (int64_t l = 0; l < size.layers; ++l) layer(l, own, omp_get_thread_num(), omp_get_num_threads());
         }
         std::vector<float> out(C);
