@@ -40,7 +40,9 @@ def main() -> None:
     before = _start(settings)
     work = contestant.build()
     work()
-    sys.stdout.write(f"\n{json.dumps(_peak(settings, before))}\n")
+    peak = _peak(settings, before)
+    del work  # a training ends, and may say so
+    sys.stdout.write(f"\n{json.dumps(peak)}\n")
 
 
 def _settings(given: dict[str, Any]) -> Settings:
