@@ -36,9 +36,16 @@ def require_writable_folder(folder: str | Path) -> None:
     """AuroraError for what cannot be a folder to write into, before any work is done for it."""
     if not str(folder):
         raise AuroraError("the name of the folder to write into is empty; . is the one at hand")
+    refuse_override(str(folder))
     above = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
     if not above.is_dir():
         raise AuroraError(f"{above} is a file; give the name of a folder to write into")
+
+
+def refuse_override(path: str) -> None:
+    """AuroraError for KEY=VALUE where a path is asked for; ./KEY=VALUE is one."""
+    if "/" not in path and _OVERRIDE.match(path) and not os.path.exists(path):
+        raise AuroraError(f"{path!r} looks like an override, where a path is expected; a path of that name is ./{path}")
 
 
 _OVERRIDE = re.compile(r"(?:\+{0,2}(?P<set>[a-z_]+)(?:[.@/][\w.@/]*)?=|~(?P<deleted>[a-z_]+))", re.IGNORECASE)

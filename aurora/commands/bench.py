@@ -51,9 +51,10 @@ def bench(
       aurora bench experiment=blocks data.root=data/blocks
       aurora bench --model runs/demo/language_video/model --sequences 8
     """
-    import torch
+    from aurora.terminal import Waiting, write_json
 
-    from aurora.terminal import write_json
+    with Waiting("loading"):
+        import torch
 
     for name in set(only).difference(WORKS):
         raise AuroraError(f"--only {name!r} is not a measurement.{suggest(name, WORKS)}")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
+from aurora.commands._options import refuse_override
 from aurora.errors import AuroraError
 from aurora.files import write_json
 
@@ -62,9 +63,13 @@ def convert(
       aurora convert finch finch.pth --backbone rwkv6
       aurora convert runs/demo/language_video/model tower --vision siglip
     """
-    from aurora.terminal import BYTES, progress_bar
-    from aurora.weights.convert import convert as run
-    from aurora.weights.loading import some
+    from aurora.terminal import BYTES, Waiting, progress_bar
+
+    for path in (source, target):
+        refuse_override(str(path))
+    with Waiting("loading"):
+        from aurora.weights.convert import convert as run
+        from aurora.weights.loading import some
 
     slot, part = ("backbone", backbone) if vision is None else ("vision", vision)
     if part is None or (backbone and vision):

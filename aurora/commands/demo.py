@@ -24,7 +24,10 @@ def demo(
     example:
       aurora demo runs/demo
     """
-    from aurora.demo.run import demo
+    from aurora.terminal import Waiting
+
+    with Waiting("loading"):
+        from aurora.demo.run import demo
 
     folders, overrides = split_overrides(words)
     if len(folders) > 1:

@@ -49,8 +49,10 @@ def export(
         base_weights.backbone.rwkv6=RWKV-x060-World-1B6-v2.1-20240328-ctx4096.pth
     """
     from aurora.files import require_free
-    from aurora.terminal import BYTES, progress_bar
-    from aurora.weights.export import export as run
+    from aurora.terminal import BYTES, Waiting, progress_bar
+
+    with Waiting("loading"):
+        from aurora.weights.export import export as run
 
     folders, overrides = split_overrides(words)
     if len(folders) != (1 if from_parts else 2):

@@ -49,10 +49,13 @@ def train(*, overrides: Overrides, processes: Processes) -> int:
       aurora train --nodes 2 --first-node node0 trainer=fsdp \\
         data.root=/data run=/shared/run
     """
-    from aurora.config import load_config
+    from aurora.terminal import Waiting
 
     restarts = RESTARTS if processes.restarts is None else processes.restarts
-    config = load_config(*overrides)
+    with Waiting("loading"):
+        from aurora.config import load_config
+
+        config = load_config(*overrides)
     if processes.nodes is not None:
         from aurora.commands._launching import launch
 
@@ -62,7 +65,8 @@ def train(*, overrides: Overrides, processes: Processes) -> int:
 
         train_on_ray(config, workers=processes.ray, restarts=restarts)
         return 0
-    from aurora.training.run import train as run
+    with Waiting("loading"):
+        from aurora.training.run import train as run
 
     run(config)
     return 0

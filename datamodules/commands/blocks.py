@@ -21,8 +21,9 @@ def blocks(
     example:
       aurora blocks data/blocks --scale 0.1
     """
+    require_writable_folder(folder)
+
     from ..blocks.build import build
 
-    require_writable_folder(folder)
     for dataset, count in build(folder, seed=seed, scale=scale).items():
         sys.stdout.write(f"{folder}/{dataset}: {count}\n")

@@ -182,6 +182,15 @@ def test_a_path_that_is_there_is_not_taken_for_an_override(tmp_path, monkeypatch
     assert split_overrides(["data=1", "data=2"]) == (["data=1"], ["data=2"])
 
 
+@pytest.mark.parametrize("words", [
+    ("blocks", "scale=0.1"), ("convert", "w.pth", "dtype=bfloat16", "--backbone", "rwkv6"),
+    ("shards", "build", "table", ".", "source.files=rows.csv")])
+def test_an_override_is_not_taken_for_a_path(run, tmp_path, monkeypatch, words) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(*words)
+    assert status == 2 and "looks like an override" in err and not list(tmp_path.iterdir())
+
+
 def test_files_are_told_from_questions(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("one", "two.mp4", "a film.mp4"):
