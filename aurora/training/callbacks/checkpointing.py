@@ -37,7 +37,9 @@ class RunCheckpoint(CheckpointCallback):
         self.folder, self.every, self.preemption, self.report = folder, every, preemption, report
         self.ended = False  # by a callback that set `trainer.should_stop`, before the last step
         self.validated = 0  # the last step that was validated
+        self._logged = -1  # the last step whose metrics were written, which they are at its very end
         self._saved = -1
+        self._due = False  # a checkpoint, whatever the step
         self._started = False
 
     # not as the callback's state, which Lightning would miss in a trainer without this callback
@@ -49,6 +51,9 @@ class RunCheckpoint(CheckpointCallback):
         run = checkpoint.get("run", {})
         self.ended, self.validated = run.get("ended", False), run.get("validated", 0)
 
+    def on_validation_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
+        self._logged = trainer.global_step
+
     def on_validation_end(self, trainer: L.Trainer, module: AuroraModule) -> None:
         self.validated = trainer.global_step
 
@@ -56,7 +61,7 @@ class RunCheckpoint(CheckpointCallback):
         """Removes what a killed save left. A trial save shows before the first step that the disk takes it."""
         on_rank_zero(partial(sweep, self.folder))
         self._started = True
-        step = trainer.global_step
+        step = self._logged = trainer.global_step
         self._saved = step if is_committed(checkpoint_path(self.folder, step)) else -1
         self.save(trainer, module)
         module.checkpoint_io.finish()
@@ -64,7 +69,8 @@ class RunCheckpoint(CheckpointCallback):
             trainer.should_stop = True
 
     def on_train_batch_start(self, trainer: L.Trainer, module: AuroraModule, batch: Step, batch_idx: int) -> None:
-        if trainer.global_step % self.every == 0:
+        self._logged = trainer.global_step
+        if self._due or trainer.global_step % self.every == 0:
             self.save(trainer, module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: Step,
@@ -75,6 +81,7 @@ class RunCheckpoint(CheckpointCallback):
         trainer.should_stop = trainer.should_stop or trainer.global_step >= trainer.max_steps
 
     def on_train_end(self, trainer: L.Trainer, module: AuroraModule) -> None:
+        self._logged = trainer.global_step
         self.ended = self.ended or (self.preemption.stopped is None and trainer.global_step < trainer.max_steps)
         self.save(trainer, module, again=self.ended)
         module.checkpoint_io.finish()
@@ -83,6 +90,8 @@ class RunCheckpoint(CheckpointCallback):
         if not self._started:
             return
         module.leave_validation()
+        if isinstance(exception, StepInterrupted):  # raised in the middle of a step, or when one has ended
+            self._logged = trainer.global_step
         # every rank writes its own shards, and the others may be anywhere when one fails, but not when all were stopped
         together = isinstance(exception, StepInterrupted) or not is_sharded(trainer.strategy)
         if together and self._consistent(trainer, module):
@@ -94,7 +103,7 @@ class RunCheckpoint(CheckpointCallback):
         step = trainer.global_step
         if step == self._saved and not again:
             return
-        self._saved = step
+        self._saved, self._due = step, False
         self._require_finite(trainer, module)
         path = checkpoint_path(self.folder, step)
         trainer.save_checkpoint(path)
@@ -110,9 +119,9 @@ class RunCheckpoint(CheckpointCallback):
                               f"last good checkpoint is in {self.folder}")
 
     def _consistent(self, trainer: L.Trainer, module: AuroraModule) -> bool:
-        """Whether weights, optimizer and data position are those of one step."""
-        loader = trainer.train_dataloader
-        in_step = not isinstance(loader, StepLoader) or loader.taken == trainer.global_step
+        """Whether weights, optimizer, data position and metrics are those of one step."""
+        loader, step = trainer.train_dataloader, trainer.global_step
+        in_step = self._logged == step and (not isinstance(loader, StepLoader) or loader.taken == step)
         # sharded weights are looked at by all ranks together when they are saved
         return module.consistent and in_step and (is_sharded(trainer.strategy) or all_finite(module.named_tensors()))
 
@@ -138,5 +147,5 @@ class RunCheckpoint(CheckpointCallback):
         checkpoint = read_checkpoint(path)
         module.restore(checkpoint)
         self.report(f"step {trainer.global_step} was a spike: rolled back to the weights after step {checkpoint.step}")
-        # a run that is stopped now goes on with these weights, and not with the rows that led to the spike
-        self.save(trainer, module)
+        # a run that is stopped after this step goes on with these weights, and not with the rows that led to the spike
+        self._due = True

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from aurora.errors import AuroraError
+from aurora.training.callbacks.preemption import Preemption
 from aurora.training.checkpoint.layout import newest_checkpoint
 from aurora.weights.model_folder import load_model
 from tools.tiny_training import MadeRows, curve, tiny_config, train
@@ -47,6 +48,24 @@ def test_sigterm_saves_within_the_row_and_exits_143(config, uninterrupted, start
     saved = {path.name for path in (Path(config["run"]) / "second" / "checkpoints").iterdir()}
     assert saved == {"newest", "step-0", f"step-{done}"}
     assert done < STEPS
+    train(config)
+    assert_same_run(config["run"], uninterrupted)
+
+
+def test_an_error_between_a_step_and_its_metrics_leaves_no_hole_in_the_curve(config, uninterrupted, monkeypatch):
+    """As when another process is lost there."""
+    agree = Preemption.on_train_batch_end
+
+    def lose(self, trainer, *arguments):
+        if trainer.global_step == 3:
+            raise RuntimeError("lost")
+        agree(self, trainer, *arguments)
+
+    config["trainer"]["checkpoint_every"] = 2
+    monkeypatch.setattr(Preemption, "on_train_batch_end", lose)
+    with pytest.raises(RuntimeError, match="lost"):
+        train(config)
+    monkeypatch.undo()
     train(config)
     assert_same_run(config["run"], uninterrupted)
 
