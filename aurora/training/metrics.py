@@ -1,6 +1,7 @@
 """Step metrics: sums over rows and ranks, rates, norms by slot, gradient noise, memory, MFU."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -129,7 +130,7 @@ def peak_memory(device: torch.device) -> int:
     """Peak bytes of this process: on its GPU, else in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return getrusage(RUSAGE_SELF).ru_maxrss * 1024
+    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 # ---- a step ----------------------------------------------------------------------------------------------------
