@@ -31,29 +31,32 @@ INLINE void load_two(const E* p, vec* w) {
     w[0] = load_wide(p);
     w[1] = load_wide(p + W);
 }
+typedef uint32_t pairs_vec __attribute__((vector_size(4 * W), aligned(2), may_alias));
 INLINE void load_two(const bf16* p, vec* w) {
-    const uvec pairs = *reinterpret_cast<const uvec*>(p);
+    const pairs_vec pairs = *reinterpret_cast<const pairs_vec*>(p);
     w[0] = (vec)(pairs << 16);
     w[1] = (vec)(pairs & 0xffff0000u);
 }
 
-// The same order for floats that meet weights of type E; what is behind the last 2 W stays where it is.
+// How many weights are read at once, whole lines: what is behind the last ones is taken one by one.
+template <class E>
+constexpr int64_t LINE = std::max<int64_t>(2 * W, 64 / int64_t(sizeof(E)));
+
+// The order of load_two for floats that meet such weights; the last ones, which are less than a line, stay in place.
 template <int... I>
 INLINE void split_pairs(const float* from, float* to, std::integer_sequence<int, I...>) {
     const vec a = load(from), b = load(from + W);
     store(to, __builtin_shufflevector(a, b, (2 * I)...));
     store(to + W, __builtin_shufflevector(a, b, (2 * I + 1)...));
 }
-INLINE void to_order_of(const float* from, float* to, int64_t n) {
-    int64_t i = 0;
-    for (; i + 2 * W <= n; i += 2 * W) split_pairs(from + i, to + i, std::make_integer_sequence<int, W>{});
-    std::copy(from + i, from + n, to + i);
+INLINE void to_order(const float* from, float* to, int64_t n) {
+    const int64_t whole = n / LINE<bf16> * LINE<bf16>;
+    for (int64_t i = 0; i < whole; i += 2 * W) split_pairs(from + i, to + i, std::make_integer_sequence<int, W>{});
+    std::copy(from + whole, from + n, to + whole);
 }
-template <class E>
-INLINE void from_order_of(float* y, int64_t n) {
+INLINE void from_order(float* y, int64_t n) {
     constexpr std::make_integer_sequence<int, W> lanes{};
-    if (!std::is_same<E, bf16>::value) return;
-    for (int64_t i = 0; i + 2 * W <= n; i += 2 * W) {
+    for (int64_t i = 0; i < n / LINE<bf16> * LINE<bf16>; i += 2 * W) {
         const vec even = load(y + i), odd = load(y + i + W);
         store(y + i, interleave_low(even, odd, lanes));
         store(y + i + W, interleave_high(even, odd, lanes));
@@ -76,7 +79,7 @@ template <int S, int R, class E>
 INLINE void dot_rows(const E* row, int64_t apart, int64_t K, const float* x, int64_t padded, float (*out)[S]) {
     vec sums[R][S] = {};
     int64_t k = 0;
-    constexpr int64_t line = std::max<int64_t>(2 * W, 64 / int64_t(sizeof(E)));
+    constexpr int64_t line = LINE<E>;
     for (; k + line <= K; k += line) {
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
@@ -126,7 +129,7 @@ template <int S, class E>
 void times_columns_of(const Matrix<E>& w, const float* x, int64_t padded, const int32_t* used, int64_t count,
                       int64_t first, int64_t end, float* y, int64_t padded_out) {
     constexpr int R = S <= 4 ? 8 : 4;
-    constexpr int64_t line = 64 / int64_t(sizeof(E)), block = std::max<int64_t>(2 * W, line), ahead = 32 * line;
+    constexpr int64_t block = LINE<E>, ahead = 32 * 64 / int64_t(sizeof(E));
     for (int s = 0; s < S; ++s) std::fill(y + s * padded_out + first, y + s * padded_out + end, 0.0f);
     for (int64_t u = 0; u < count; u += R) {
         const E *row[R], *next[R];
@@ -172,7 +175,8 @@ void times_columns_of(const Matrix<E>& w, const float* x, int64_t padded, const 
             for (int s = 0; s < S; ++s)
                 for (int r = 0; r < R; ++r) y[s * padded_out + n] += widen(row[r][n]) * factor[r][s];
     }
-    for (int s = 0; s < S; ++s) from_order_of<E>(y + s * padded_out + first, (end - first) / block * block);
+    if constexpr (std::is_same<E, bf16>::value)
+        for (int s = 0; s < S; ++s) from_order(y + s * padded_out + first, end - first);
 }
 
 // How many vectors are computed for S of them: x and y must have room for as many.
@@ -194,7 +198,7 @@ void times_rows(const Matrix<E>& w, const float* x, int64_t x_stride, int64_t S,
     if constexpr (std::is_same<E, bf16>::value) {
         const int64_t rows = padded_vectors(S);
         ordered.resize(rows * w.K);
-        for (int64_t s = 0; s < rows; ++s) to_order_of(x + s * x_stride, ordered.data() + s * w.K, w.K);
+        for (int64_t s = 0; s < rows; ++s) to_order(x + s * x_stride, ordered.data() + s * w.K, w.K);
         x = ordered.data();
         x_stride = w.K;
     }

@@ -14,6 +14,7 @@ namespace {
 using namespace aurora;
 
 constexpr float LAYER_NORM_EPS = 1e-5f, LARGEST_W = 10.0f;
+constexpr int PARTS = 32;  // of the hidden units of a channel mix
 
 // What a layer points to, in the order in which its pointers are given; matrices may be int8, the rest is of type E.
 enum Field {
@@ -245,26 +246,30 @@ struct Step {
         }
     }
 
-    // Hidden units that are zero in every sequence have weights that need not be read, where those lie together. Each
-    // thread reads whole rows of its share of the others.
+    // Hidden units that are zero in every sequence have weights that need not be read, where those lie together. Sums are
+    // taken over parts of the units and then over the parts, so that they depend neither on the number of threads nor on
+    // what other sequences use.
     void channel_value(int64_t layer, Own& own, Span columns, int thread, int threads) const {
         const Matrix<M> w = matrix(layer, FFN_VALUE);
         if (size.value_transposed) {
-            own.used.resize(F);
-            int64_t count = 0;
-            for (int64_t i = 0; i < F; ++i) {
-                own.used[count] = int32_t(i);
-                count += any_used(i);
+            const Span parts = share(PARTS, 1, thread, threads);
+            for (int64_t part = parts.first; part < parts.end; ++part) {
+                const Span units = share(F, 1, int(part), PARTS);
+                own.used.resize(F);
+                int64_t count = 0;
+                for (int64_t i = units.first; i < units.end; ++i) {
+                    own.used[count] = int32_t(i);
+                    count += any_used(i);
+                }
+                times_columns(w, inner, F, call.S, own.used.data(), count, 0, C, partial + part * S * C, C);
             }
-            const Span some = share(count, 1, thread, threads);
-            times_columns(w, inner, F, call.S, own.used.data() + some.first, some.end - some.first, 0, C,
-                          partial + thread * S * C, C);
 #pragma omp barrier
             for (int64_t s = 0; s < call.S; ++s)
-                for (int64_t i = s * C + columns.first; i < s * C + columns.end; ++i) {
-                    own.out[i] = 0;
-                    for (int other = 0; other < threads; ++other) own.out[i] += partial[other * S * C + i];
-                }
+                for (int64_t i = s * C + columns.first; i < s * C + columns.end; ++i) own.out[i] = 0;
+            for (int part = 0; part < PARTS; ++part)
+                for (int64_t s = 0; s < call.S; ++s)
+                    for (int64_t i = s * C + columns.first; i < s * C + columns.end; ++i)
+                        own.out[i] += partial[part * S * C + i];
         } else {
             times_rows(w, inner, F, call.S, columns.first, columns.end, own.out, C);
         }
@@ -321,7 +326,7 @@ struct Step {
         read = shared.rows(S, C);
         inner = shared.rows(S, F);
         gate = shared.rows(S, C);
-        partial = shared.rows(call.threads * S, C);  // of each thread
+        partial = shared.rows(PARTS * S, C);
         const E* const* ends = (const E* const*)call.ends;
         for (int64_t s = 0; s < call.S; ++s) {
             std::vector<float> given(C);

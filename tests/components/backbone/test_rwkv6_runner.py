@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from aurora.errors import AuroraError
 from aurora.interfaces import Runner
 from aurora.registry import BACKBONE
-from aurora.types import State, map_state
+from aurora.types import State, map_state, select_state
 from components.backbone._rwkv6_runner import MOST_SEQUENCES, FusedRunner
 from components.kernels.linear import Int8Linear
 
@@ -114,6 +114,28 @@ def test_a_step_equals_the_modules(
     for name in end:
         assert_close(after[name].to(dtype), end[name])
         assert torch.equal(state[name], before[name])
+
+
+@pytest.mark.parametrize(("dtype", "quantized"), KINDS)
+@torch.no_grad()
+def test_a_sequence_is_the_same_alone_and_beside_others_on_any_number_of_threads(
+    dtype: torch.dtype, quantized: str | None
+) -> None:
+    model = build(SIZES[0], dtype, quantized)
+    runner, state, (x, _) = fused(model), remembered(model, 8), row(model, 8)
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(runner.step(x, state))
+            for number in (0, 5):
+                alone, after = runner.step(x[number:number + 1], select_state(state, [number]))
+                assert torch.equal(alone, found[-1][0][number:number + 1])
+                assert all(torch.equal(after[name], select_state(found[-1][1], [number])[name]) for name in after)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(hidden, found[0][0]) for hidden, _ in found)
 
 
 @torch.no_grad()

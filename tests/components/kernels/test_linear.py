@@ -149,9 +149,18 @@ def test_layers_are_replaced_and_keep_their_bias() -> None:
 def test_a_processor_without_a_tile_unit_multiplies_many_positions_and_few(instructions: str) -> None:
     if _native.missing("linear") or instructions not in _native.here():
         pytest.skip("cannot be compiled for here")
-    code = ("import torch; from components.kernels.linear import linear\n"
-            "x, w = torch.randn(33, 70), torch.randn(45, 70)\n"
-            "for rows in (x, x[:3]): torch.testing.assert_close(linear(rows, w), rows @ w.T, rtol=1e-4, atol=1e-4)")
+    # widths that end in the middle of a line and of a vector
+    code = """
+import torch
+from components.kernels.linear import linear
+for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 3e-2)):
+    for width in (1, 8, 16, 24, 40, 48, 63, 70, 80, 95):
+        x, w = torch.randn(33, width).to(dtype), torch.randn(45, width).to(dtype)
+        for rows in (x, x[:3], x[:1], x[:8]):
+            for given in (w, w.t().contiguous().t()):
+                right = (rows.double() @ w.double().T).to(dtype)
+                torch.testing.assert_close(linear(rows, given), right, rtol=tolerance, atol=tolerance)
+"""
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "AURORA_CPU": instructions}, text=True,
                           capture_output=True)
     assert done.returncode == 0, done.stderr
