@@ -44,10 +44,12 @@ def plain_question(text: str, media: int) -> str:
         raise AuroraError(f"the question {text!r} is not text: {error}") from error
     if not media:
         return text
+    tags = [*_MARKER.finditer(text)]
+    edges = [tag for tag in tags if _at_edge(text, tag)]
+    kind = next((tag[1] for tag in edges or tags), "image")
     try:
-        return place_media([Turn(text)], "image" if "<image>" in text else "video", media)[0].question
+        return place_media([Turn(text)], kind, media)[0].question
     except BadSample:
-        edges = [tag for tag in _MARKER.finditer(text) if _at_edge(text, tag)]
         return _without(Turn(text), edges, keep_places=False).question
 
 
@@ -63,7 +65,8 @@ def _markers(turns: Sequence[Turn], found: Sequence[Marker], kind: str, media: i
     own_edges = [one for one in edges if one in own]
     if len(own_edges) == media:
         return own_edges
-    if not own and len(found) == 1 and (kind, media) != ("image", 1):
+    text = turns[found[0][0]].question
+    if not own and len(found) == 1 and (kind, media) != ("image", 1) and f"</{found[0][1][1]}>" not in text:
         return found  # of the other kind: <image> for a video, or <video> for all of its frames
     if own or len(edges) > 1:
         tag = (own or edges)[0][1][0]

@@ -43,9 +43,9 @@ def require_writable_folder(folder: str | Path) -> None:
 
 
 def refuse_override(path: str) -> None:
-    """AuroraError for KEY=VALUE where a path is asked for; ./KEY=VALUE is one."""
+    """AuroraError for KEY=VALUE where a path is asked for."""
     if "/" not in path and _OVERRIDE.match(path) and not os.path.exists(path):
-        raise AuroraError(f"{path!r} looks like an override, where a path is expected; a path of that name is ./{path}")
+        raise AuroraError(f"{path!r} looks like an override, where a path is expected; {os.path.abspath(path)} is one")
 
 
 _OVERRIDE = re.compile(r"(?:\+{0,2}(?P<set>[a-z_]+)(?:[.@/][\w.@/]*)?=|~(?P<deleted>[a-z_]+))", re.IGNORECASE)

@@ -92,6 +92,7 @@ class AuroraModule(L.LightningModule):
         self._memory: State | None = None  # of the sequence that the last row left open
         self._pending: Checkpoint | None = None  # to be restored as soon as there is a model on its device
         self._fitting = False
+        self.metrics: dict[str, float] = {}  # of the last step
         self._validation: ExitStack | None = None
         self._val_sums: list[Sums] = []
         self._paused = 0.0
@@ -189,10 +190,10 @@ class AuroraModule(L.LightningModule):
             begun = time.perf_counter()
         self.consistent = False
         sums = self.meter.sums.over_ranks(self.device)
-        metrics = self.take_step(sums)
+        self.metrics = self.take_step(sums)
         self.consistent = True
         self._require_progress()
-        self.log_dict(_float64(metrics), on_step=True, on_epoch=False)
+        self.log_dict(_float64(self.metrics), on_step=True, on_epoch=False)
         return {"loss": torch.tensor(sums.mean_loss)}
 
     def learn(self, row: PackedBatch) -> None:

@@ -61,9 +61,12 @@ class BuildTask(ShellTask):
 
     def result(self) -> dict[str, Any] | None:
         manifest = done_manifest(self.tar)
-        if manifest is None or not self.skipped.is_file():
+        try:
+            skipped = self.skipped.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError):
             return None
-        skipped = self.skipped.read_text(encoding="utf-8").splitlines()
+        if manifest is None:
+            return None
         reasons = Counter(json.loads(line)["reason"] for line in skipped)
         return {**manifest, "entries": manifest["samples"] + len(skipped), "skipped": dict(sorted(reasons.items()))}
 

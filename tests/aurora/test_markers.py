@@ -46,6 +46,8 @@ def test_the_marker_of_one_image_is_removed_and_words_stay(value: str, left: str
 def test_a_video_may_be_marked_as_an_image(value: str) -> None:
     assert placed(value, kind="video") == (("What?", ()),)
     assert placed("In <image> what moves?", kind="video") == (("In what moves?", ()),)
+    element = "Describe <image>a cat</image> in HTML"
+    assert placed(element, kind="video") == ((element, ()),)
 
 
 @pytest.mark.parametrize(("questions", "media"), [
@@ -76,6 +78,7 @@ def test_images_between_which_text_stands_have_their_places() -> None:
     ("In <video> what moves?", 1, "In what moves?"),
     ("<image><image>\nWhat?", 1, "What?"),
     ("<image>\nWhat?", 0, "<image>\nWhat?"),
+    ("<video>\nWhat does the <image> tag mean?", 1, "What does the <image> tag mean?"),
 ])
 def test_a_question_is_asked_as_it_is_trained_on(question: str, media: int, left: str) -> None:
     assert plain_question(question, media).strip() == left

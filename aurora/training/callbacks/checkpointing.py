@@ -37,7 +37,6 @@ class RunCheckpoint(CheckpointCallback):
         self.folder, self.every, self.preemption, self.report = folder, every, preemption, report
         self.ended = False  # by a callback that set `trainer.should_stop`, before the last step
         self.validated = 0  # the last step that was validated
-        self._logged = -1  # the last step whose metrics were written, which they are at its very end
         self._saved = -1
         self._due = False  # a checkpoint, whatever the step
         self._started = False
@@ -51,9 +50,6 @@ class RunCheckpoint(CheckpointCallback):
         run = checkpoint.get("run", {})
         self.ended, self.validated = run.get("ended", False), run.get("validated", 0)
 
-    def on_validation_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
-        self._logged = trainer.global_step
-
     def on_validation_end(self, trainer: L.Trainer, module: AuroraModule) -> None:
         self.validated = trainer.global_step
 
@@ -61,7 +57,7 @@ class RunCheckpoint(CheckpointCallback):
         """Removes what a killed save left. A trial save shows before the first step that the disk takes it."""
         on_rank_zero(partial(sweep, self.folder))
         self._started = True
-        step = self._logged = trainer.global_step
+        step = trainer.global_step
         self._saved = step if is_committed(checkpoint_path(self.folder, step)) else -1
         self.save(trainer, module)
         module.checkpoint_io.finish()
@@ -69,7 +65,6 @@ class RunCheckpoint(CheckpointCallback):
             trainer.should_stop = True
 
     def on_train_batch_start(self, trainer: L.Trainer, module: AuroraModule, batch: Step, batch_idx: int) -> None:
-        self._logged = trainer.global_step
         if self._due or trainer.global_step % self.every == 0:
             self.save(trainer, module)
 
@@ -81,7 +76,6 @@ class RunCheckpoint(CheckpointCallback):
         trainer.should_stop = trainer.should_stop or trainer.global_step >= trainer.max_steps
 
     def on_train_end(self, trainer: L.Trainer, module: AuroraModule) -> None:
-        self._logged = trainer.global_step
         self.ended = self.ended or (self.preemption.stopped is None and trainer.global_step < trainer.max_steps)
         self.save(trainer, module, again=self.ended)
         module.checkpoint_io.finish()
@@ -90,11 +84,12 @@ class RunCheckpoint(CheckpointCallback):
         if not self._started:
             return
         module.leave_validation()
-        if isinstance(exception, StepInterrupted):  # raised in the middle of a step, or when one has ended
-            self._logged = trainer.global_step
         # every rank writes its own shards, and the others may be anywhere when one fails, but not when all were stopped
         together = isinstance(exception, StepInterrupted) or not is_sharded(trainer.strategy)
         if together and self._consistent(trainer, module):
+            if self.preemption.logged < trainer.global_step:  # what is saved has its line in the curve
+                for logger in trainer.loggers:
+                    logger.log_metrics(module.metrics, trainer.global_step)
             self._save_last(trainer, module, quiet=isinstance(exception, StepInterrupted))
         module.checkpoint_io.wait()
 
@@ -119,9 +114,9 @@ class RunCheckpoint(CheckpointCallback):
                               f"last good checkpoint is in {self.folder}")
 
     def _consistent(self, trainer: L.Trainer, module: AuroraModule) -> bool:
-        """Whether weights, optimizer, data position and metrics are those of one step."""
-        loader, step = trainer.train_dataloader, trainer.global_step
-        in_step = self._logged == step and (not isinstance(loader, StepLoader) or loader.taken == step)
+        """Whether weights, optimizer and data position are those of one step."""
+        loader = trainer.train_dataloader
+        in_step = not isinstance(loader, StepLoader) or loader.taken == trainer.global_step
         # sharded weights are looked at by all ranks together when they are saved
         return module.consistent and in_step and (is_sharded(trainer.strategy) or all_finite(module.named_tensors()))
 

@@ -30,11 +30,12 @@ class Preemption(L.Callback):
 
     def __init__(self) -> None:
         self.stopped: signal.Signals | None = None
+        self.logged = -1  # the last step whose metrics are written: Lightning does so at the very end of a step
         self._received: set[signal.Signals] = set()
         self._module: AuroraModule | None = None
 
     def on_train_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
-        self._module = module
+        self._module, self.logged = module, trainer.global_step
         # Lightning has set its own handlers by now, and restores those before them at the end
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
@@ -45,10 +46,15 @@ class Preemption(L.Callback):
         self._agree(module)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: AuroraModule, batch: Step, batch_idx: int) -> None:
+        self.logged = trainer.global_step
         self._leave()
 
     def on_validation_start(self, trainer: L.Trainer, module: AuroraModule) -> None:
+        self.logged = trainer.global_step
         self._leave()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: AuroraModule) -> None:
+        self.logged = trainer.global_step
 
     def on_validation_batch_end(self, trainer: L.Trainer, module: AuroraModule, outputs: Any, batch: Step,
                                 batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -224,6 +224,8 @@ def require_free_port() -> None:
     if port is None or "LOCAL_RANK" in os.environ:  # started by Lightning, which has the port by now
         return
     try:
+        if port == "0":
+            raise ValueError("processes could not know which one was taken")
         socket.create_server(("", int(port))).close()
     except (OSError, ValueError, OverflowError) as error:
         why = "is in use by another program" if getattr(error, "errno", None) == EADDRINUSE else f"cannot be: {error}"

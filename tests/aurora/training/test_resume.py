@@ -5,10 +5,11 @@ import time
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.callbacks import Callback
 
 from aurora.errors import AuroraError
-from aurora.training.callbacks.preemption import Preemption
-from aurora.training.checkpoint.layout import newest_checkpoint
+from aurora.training.callbacks.progress import ProgressLines
+from aurora.training.checkpoint.layout import CHECKPOINTS, checkpoint_path, is_committed, newest_checkpoint
 from aurora.weights.model_folder import load_model
 from tools.tiny_training import MadeRows, curve, tiny_config, train
 
@@ -52,20 +53,26 @@ def test_sigterm_saves_within_the_row_and_exits_143(config, uninterrupted, start
     assert_same_run(config["run"], uninterrupted)
 
 
-def test_an_error_between_a_step_and_its_metrics_leaves_no_hole_in_the_curve(config, uninterrupted, monkeypatch):
-    """As when another process is lost there."""
-    agree = Preemption.on_train_batch_end
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_train_batch_end", "on_validation_start",
+                                  "on_train_epoch_end", "on_train_end"])
+def test_an_error_around_a_step_loses_neither_the_step_nor_its_line(config, uninterrupted, monkeypatch, hook):
+    """As when a callback fails, or another process is lost there."""
+    # a callback of ours stands for one of the user's
+    whole = getattr(ProgressLines, hook, getattr(Callback, hook))
 
-    def lose(self, trainer, *arguments):
-        if trainer.global_step == 3:
+    def fail(self, trainer, *arguments):
+        if trainer.global_step == (STEPS if "end" in hook and "batch" not in hook else 4):
             raise RuntimeError("lost")
-        agree(self, trainer, *arguments)
+        whole(self, trainer, *arguments)
 
-    config["trainer"]["checkpoint_every"] = 2
-    monkeypatch.setattr(Preemption, "on_train_batch_end", lose)
+    config["trainer"]["checkpoint_every"] = 1000
+    config["stages"]["second"]["validation"] = {"mixture": {"rows": 1}, "every": 4, "max_steps": 1}
+    monkeypatch.setattr(ProgressLines, hook, fail, raising=False)
     with pytest.raises(RuntimeError, match="lost"):
         train(config)
     monkeypatch.undo()
+    step = STEPS if "end" in hook and "batch" not in hook else 4
+    assert is_committed(checkpoint_path(Path(config["run"], "second", CHECKPOINTS), step))
     train(config)
     assert_same_run(config["run"], uninterrupted)
 
