@@ -1,8 +1,7 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`. JOBS is the number of test processes: tests wait for
-# processes that they start, so three keep two cores busy.
+# Two commands do everything on a fresh machine: `make demo` and `make test`. JOBS is the number of test processes.
 PYTHON ?= python3
 VENV ?= .venv
-JOBS ?= 3
+JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 

@@ -89,7 +89,8 @@ class RunCheckpoint(CheckpointCallback):
         if together and self._consistent(trainer, module):
             if self.preemption.logged < trainer.global_step:  # what is saved has its line in the curve
                 for logger in trainer.loggers:
-                    logger.log_metrics(module.metrics, trainer.global_step)
+                    logger.log_metrics({name: float(value) for name, value in module.metrics.items()},
+                                       trainer.global_step)
             self._save_last(trainer, module, quiet=isinstance(exception, StepInterrupted))
         module.checkpoint_io.wait()
 

@@ -178,8 +178,8 @@ def test_waiting_takes_one_line_and_leaves_none(columns: int) -> None:
         lines = seen.read()
     assert [line.replace(" ", "") for line in lines] == ["anote", "一二\N{REPLACEMENT CHARACTER}[2J三"]
     waiting = [line[2:] for line in seen.shown if line.startswith(tuple("-\\|/"))]
-    assert any(line.startswith("0:00:00 loading [the") for line in waiting)
-    assert any(line.startswith("0:00:00 frame") for line in waiting)
+    assert any(re.match(r"0:00:0\d loading \[the", line) for line in waiting)
+    assert any(re.match(r"0:00:0\d frame", line) for line in waiting)
     assert any(line.endswith("…") for line in waiting) == (columns == 24)
     assert max(len(screen) for screen in seen.screens) <= 2
 

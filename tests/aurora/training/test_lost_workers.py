@@ -43,7 +43,7 @@ class Run:
         folder.mkdir()
         config = {**tiny_config(folder / "run"), "stage": "first"}
         config["data"] = {"name": "webdataset", "root": str(shards), "row_tokens": 100, "row_frames": 1, "frames": 1,
-                          "workers": 2, "sample_seconds": 0.5}
+                          "workers": 2, "sample_seconds": 2.0}
         config["stages"]["first"].update(mixture={"pictures": 1}, global_batch=4, epochs=EPOCHS)
         config["trainer"].update(strategy="auto" if world == 1 else "ddp", checkpoint_every=1000)
         self.folder, self.rows = folder, SAMPLES * EPOCHS // world
