@@ -175,7 +175,14 @@ def _continue(reader: Reader, vocab: int) -> Work:
     reader.forget()
     reader.decode(_ids(BEFORE, vocab))
     following = cycle(_ids(1000, vocab))
-    return lambda: reader.decode([next(following) for _ in range(AT_ONCE)])
+
+    def work() -> torch.Tensor:
+        return reader.decode([next(following) for _ in range(AT_ONCE)])
+
+    if isinstance(reader, Aurora):
+        work.reads = [tensor for name, tensor in reader.model.state_dict().items()  # type: ignore[attr-defined]
+                      if tensor.nbytes > 2**20 and name != "emb.weight"]
+    return work
 
 
 def _ids(count: int, vocab: int) -> list[int]:

@@ -120,8 +120,10 @@ class Limit(NamedTuple):
     work: Work
 
 
-def limits(cost: Cost, device: str, threads: int, *, quick: bool = False) -> list[Limit]:
-    """Every way that is known here to multiply matrices of the size and dtype of a work, and to read its bytes."""
+def limits(cost: Cost, device: str, threads: int, *, quick: bool = False, memory: Sequence[Tensor] = ()
+           ) -> list[Limit]:
+    """Every way that is known here to multiply matrices of the size and dtype of a work, and to read its bytes: those
+    of `memory` itself where it is given, since where memory lies decides how fast it is read."""
     rows, inputs, outputs = (min(size, 256) for size in cost.product) if quick else cost.product
     found = []
     # what is stored in bfloat16 may be widened and multiplied in float32
@@ -132,10 +134,12 @@ def limits(cost: Cost, device: str, threads: int, *, quick: bool = False) -> lis
             if library == "torch" or (not device.startswith("cuda") and _runs(work)):
                 found.append(Limit(f"limit: {dtype} products, {library}", False, 2 * rows * inputs * outputs, work))
     count = int(min(max(cost.bytes, 2**16), 2**20 if quick else MOST_READ)) // 64
-    memory = torch.ones(count * 16, device=device)
-    found.append(Limit("limit: reading, torch", True, memory.nbytes, memory.sum))
-    if not device.startswith("cuda") and (reader := _reader()) is not None:
-        found += [Limit(f"limit: reading, {streams} streams", True, memory.nbytes,
+    reader = None if device.startswith("cuda") else _reader()
+    if not memory or reader is None:
+        memory = [torch.ones(count * 16, device=device)]
+        found.append(Limit("limit: reading, torch", True, memory[0].nbytes, memory[0].sum))
+    if reader is not None:
+        found += [Limit(f"limit: reading, {streams} streams", True, sum(tensor.nbytes for tensor in memory),
                         partial(_read, reader, memory, streams, threads)) for streams in STREAMS]
     return found
 
@@ -160,9 +164,10 @@ def _runs(work: Work) -> bool:
     return True
 
 
-def _read(reader: ctypes.CDLL, memory: Tensor, streams: int, threads: int) -> None:
-    reader.read_lines(ctypes.c_void_p(memory.data_ptr()), ctypes.c_int64(memory.nbytes // 64),
-                      ctypes.c_int64(streams), ctypes.c_int(threads))
+def _read(reader: ctypes.CDLL, memory: Sequence[Tensor], streams: int, threads: int) -> None:
+    for tensor in memory:
+        reader.read_lines(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.nbytes // 64),
+                          ctypes.c_int64(streams), ctypes.c_int(threads))
 
 
 @cache

@@ -100,7 +100,7 @@ class _Course:
         rounds = QUICK_ROUNDS if self.settings.quick else ROUNDS
         if not self.limits:
             self.limits = limits(self.case.needed(), self.settings.device, self.settings.threads,
-                                 quick=self.settings.quick)
+                                 quick=self.settings.quick, memory=getattr(self.works.get(self.lead), "reads", ()))
         turns = {**works, **{limit.name: limit.work for limit in self.limits}}
         first = {limit.name: clock(limit.work) for limit in self.limits} | self.first
         taken = interleave(turns, clock, first=first, rounds=rounds, seconds=SECONDS)

@@ -163,9 +163,9 @@ import sys
 import time
 from aurora.terminal import Waiting
 with Waiting("loading [the model]") as waiting:
-    time.sleep(0.2)
+    time.sleep(0.6)
     waiting.say("frame 10 of 10 (0:04 of 0:04) of a-file-with-a-long-name.mp4")
-    time.sleep(0.2)
+    time.sleep(0.6)
     sys.stderr.write("a note\\n")
     waiting.say("answering")
     waiting.stream(["一二\\x1b[2J", "三"])

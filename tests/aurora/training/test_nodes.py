@@ -203,8 +203,9 @@ def test_a_process_that_is_still_starting_ends_with_the_one_that_started_it(tmp_
     children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
     while not (second := children.read_text().split()):
         time.sleep(0.01)
-    mapped, cmdline = (Path(f"/proc/{second[0]}/{name}") for name in ("maps", "cmdline"))
-    while "libtorch" not in mapped.read_text():
+    mapped, cmdline, environ = (Path(f"/proc/{second[0]}/{name}") for name in ("maps", "cmdline", "environ"))
+    # until it runs its own program, it is a copy of the first one
+    while b"LOCAL_RANK=" not in environ.read_bytes() or "libtorch" not in mapped.read_text():
         time.sleep(0.01)
     first.kill()
     first.wait()
