@@ -262,13 +262,13 @@ def test_the_likeliest_option_is_the_answer(run, model, config, model_folder, vi
     status, out, err = run("ask", video, *questions, *flags, "--score", score, "--model", model_folder)
     session = Session.from_config(model, config)
     session.watch(video)
-    for question, answered, told in zip(questions, out.splitlines(), err.splitlines(), strict=True):
+    for question, answered, line in zip(questions, out.splitlines(), err.splitlines(), strict=True):
         memory = session.read_all([multiple_choice(question, options)])
         best, values = likeliest(session.model, session.runner, memory, options,
                                  per_token=score == "likelihood_per_token")
         assert (status, answered) == (0, options[best])
-        assert told.startswith("log-probability: red ")
-        assert [float(value) for value in re.findall(r"-?\d+\.\d+", told)] == pytest.approx(values, abs=0.02)
+        assert line.startswith("log-probability: red ")
+        assert [float(value) for value in re.findall(r"-?\d+\.\d+", line)] == pytest.approx(values, abs=0.02)
 
 
 def test_several_images_are_seen_in_their_order(run, model, config, model_folder, image, video) -> None:

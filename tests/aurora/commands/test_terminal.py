@@ -163,9 +163,9 @@ import sys
 import time
 from aurora.terminal import Waiting
 with Waiting("loading [the model]") as waiting:
-    time.sleep(0.6)
+    time.sleep(0.4)
     waiting.say("frame 10 of 10 (0:04 of 0:04) of a-file-with-a-long-name.mp4")
-    time.sleep(0.6)
+    time.sleep(0.4)
     sys.stderr.write("a note\\n")
     waiting.say("answering")
     waiting.stream(["一二\\x1b[2J", "三"])
@@ -178,8 +178,8 @@ def test_waiting_takes_one_line_and_leaves_none(columns: int) -> None:
         lines = seen.read()
     assert [line.replace(" ", "") for line in lines] == ["anote", "一二\N{REPLACEMENT CHARACTER}[2J三"]
     waiting = [line[2:] for line in seen.shown if line.startswith(tuple("-\\|/"))]
-    assert any(re.match(r"0:00:0\d loading \[the", line) for line in waiting)
-    assert any(re.match(r"0:00:0\d frame", line) for line in waiting)
+    assert any(line.startswith("0:00:00 loading [the") for line in waiting)
+    assert any(line.startswith("0:00:00 frame") for line in waiting)
     assert any(line.endswith("…") for line in waiting) == (columns == 24)
     assert max(len(screen) for screen in seen.screens) <= 2
 

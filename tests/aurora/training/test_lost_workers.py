@@ -17,7 +17,7 @@ from datamodules.shards.format import ShardSample
 from tools.tiny_shards import write_shards
 from tools.tiny_training import curve, start, start_ranks, tiny_config
 
-SAMPLES, EPOCHS = 24, 2
+SAMPLES, EPOCHS = 24, 4
 APART = 8  # rows between two signals to a run's workers: all of them have built some of them
 
 
@@ -111,9 +111,9 @@ def test_workers_that_are_killed_or_stop_change_nothing_and_are_counted_and_told
 ):
     run, whole = Run(tmp_path / "disturbed", shards, world), undisturbed[world]
     lost = run.disturb(number, most, random.Random(1))
-    assert min(lost) >= 1
+    assert min(lost) >= min(most, 2)
     assert curve(run.folder / "run", "first") == curve(whole.folder / "run", "first")
     for rank in range(world):
         assert len(run.read(rank)) == run.rows and run.read(rank) == whole.read(rank)
-        assert run.said(rank).count("is started again") >= lost[rank]
-    assert float(read_metrics(run.folder / "run" / "first")[-1]["worker_deaths"]) >= lost[0]
+        assert run.said(rank).count("is started again") == lost[rank]
+    assert float(read_metrics(run.folder / "run" / "first")[-1]["worker_deaths"]) == lost[0]
