@@ -180,6 +180,8 @@ class Prompt(ABC):
 
     stop: ClassVar[str] = "\n\n"
     """What ends an answer: learned with it, and ends generation."""
+    reusable: ClassVar[bool] = False
+    """Whether the text before what is seen is the same for every question, so that a video is read once for all."""
 
     @abstractmethod
     def layout(self, turns: Sequence[Turn], *, visual: bool) -> list[Text | Visual]:

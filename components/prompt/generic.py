@@ -14,6 +14,8 @@ class GenericPrompt(ConversationPrompt):
     `User: {text}\\n` Visual `\\n{question}\\n\\nAssistant: {answer}\\n\\n`.
     """
 
+    reusable = True
+
     def __init__(self, *, text: str = "Look closely and remember what you see. A question follows.") -> None:
         if not text or tidy(text) != text:
             raise AuroraError(f"prompt 'generic': text {text!r} must not be empty, start or end with white space, "

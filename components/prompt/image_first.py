@@ -13,5 +13,7 @@ class ImageFirstPrompt(ConversationPrompt):
     `User: ` Visual `\\n{question}\\n\\nAssistant: {answer}\\n\\n`.
     """
 
+    reusable = True
+
     def before(self, turns: Sequence[Turn]) -> str:
         return ""

@@ -82,3 +82,37 @@ def test_without_anything_to_see_places_do_not_matter():
 
 def test_a_blank_line_inside_a_turn_becomes_a_line_break_because_it_would_stop_the_answer():
     assert drawn("image_first", [Turn("a\n\n\nb", "one\n \ntwo\n\n")]) == "User: ◼\na\nb\n\nAssistant:« one\ntwo\n\n»"
+
+
+def forms_of(prompt, conversations):
+    """How many conversations the prompt lays out as generic; all others must be as sandwich."""
+    generic, sandwich = (PROMPT.build({"name": name}) for name in ("generic", "sandwich"))
+    drawn = [prompt.layout(turns, visual=True) for turns in conversations]
+    as_generic = [pieces == generic.layout(turns, visual=True)
+                  for pieces, turns in zip(drawn, conversations, strict=True)]
+    assert all(same or pieces == sandwich.layout(turns, visual=True)
+               for same, pieces, turns in zip(as_generic, drawn, conversations, strict=True))
+    return sum(as_generic)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_mixed_lays_its_share_of_conversations_out_as_generic_and_the_rest_as_sandwich(share):
+    conversations = [[Turn(f"Question {number}?", "Yes.")] for number in range(400)]
+    prompt = PROMPT.build({"name": "mixed", "generic_share": share})
+    assert forms_of(prompt, conversations) == pytest.approx(400 * share, abs=0 if share in (0, 1) else 40)
+
+
+def test_mixed_draws_for_one_question_with_many_answers_too():
+    conversations = [[Turn("Describe the video.", f"Scene {number}.")] for number in range(400)]
+    assert 160 < forms_of(PROMPT.build({"name": "mixed"}), conversations) < 240
+
+
+def test_mixed_lays_a_conversation_out_the_same_way_every_time():
+    first, second = (PROMPT.build({"name": "mixed"}).layout(TWO, visual=True) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_mixed_refuses_a_share_that_is_none(share):
+    with pytest.raises(AuroraError, match="generic_share"):
+        PROMPT.build({"name": "mixed", "generic_share": share})
