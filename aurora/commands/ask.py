@@ -158,7 +158,7 @@ def answer_each(
     for file in files:
         check_file(file)
     wanted = _wanted(films, files, chat)
-    used = _load(model, adapter, device, [*overrides, *model.overrides(), *frames.overrides()])
+    used = load(model, adapter, device, [*overrides, *model.overrides(), *frames.overrides()])
     waiting.say("reading")
     names: Sequence[str | None] = wanted or [None]
     for name in names:
@@ -252,7 +252,8 @@ def _reporting(sampling: "Sampling", waiting: "Waiting") -> "Report":
     return report
 
 
-def _load(model: Model, adapter: Adapter, device: Device, overrides: Sequence[str]) -> "VideoModel":
+def load(model: Model, adapter: Adapter, device: Device, overrides: Sequence[str]) -> "VideoModel":
+    """The model that the options describe."""
     from aurora.assemble import count_parameters
     from aurora.inference.models import model_folder, random_model
     from aurora.inference.video_model import VideoModel
