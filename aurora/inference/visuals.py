@@ -2,23 +2,33 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from aurora.errors import AuroraError
+from aurora.files import room_for
 from aurora.images import read_image
+from aurora.inference.live import LiveSource
 from aurora.interfaces import Sampling, VideoReader
 from aurora.media import media_type
 
 Timed = tuple[float, np.ndarray]
 """Seconds, and the frame [H, W, 3] uint8 that is shown then."""
 Source = str | os.PathLike[str] | Iterable[Timed] | Iterable[np.ndarray]
-"""A file, or frames: by themselves, one every 1 / fps seconds, or each with its second."""
+"""A file, its address, that of a stream, or frames: by themselves, one every 1 / fps seconds, or each with its
+second."""
+
+
+_FILES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".jpg", ".jpeg", ".png", ".webp", ".mpg", ".wmv")
 
 
 class Progress(NamedTuple):
@@ -40,22 +50,31 @@ class Frames:
     """The frames of one source, and what is known of it. Used with `with`, which gives the frames."""
 
     def __init__(self, source: Source, sampling: Sampling, reader: VideoReader, report: Report | None) -> None:
+        self._address = source if isinstance(source, str) and "://" in source else None
+        if self._address is not None and not _names_a_file(self._address):
+            source = LiveSource(self._address, fps=sampling.fps or 1.0)
         self._source, self._reader, self._report, self._sampling = source, reader, report, sampling
-        self.path = os.path.abspath(source) if isinstance(source, (str, os.PathLike)) else None
-        self.live = bool(getattr(source, "live", False))
-        self.name = Path(self.path).name if self.path else str(getattr(source, "name", "frames"))
+        self.live = isinstance(source, LiveSource)
+        self.path, self.name = None, str(getattr(source, "name", "frames"))
+        if isinstance(source, (str, os.PathLike)):
+            path = urlsplit(self._address).path if self._address else os.path.abspath(source)
+            self.path, self.name = None if self._address else path, Path(path).name
         self.sampling: dict[str, Any] = {key: value for key, value in asdict(sampling).items() if value is not None}
-        self._pool = ThreadPoolExecutor(1)
+        self._local = self.path  # the file, also where it was downloaded
+        self._open = ExitStack()
         self._hash: Future[str] | None = None
 
     def __enter__(self) -> Iterator[Timed]:
-        if self.path is not None:
-            self._hash = self._pool.submit(file_hash, self.path)
-        self._iterator = shown(self.path or self._source, self._sampling, self._reader, self._report)
-        return self._iterator
+        if self._address is not None and not self.live:
+            self._local = download(self._address, Path(self._open.enter_context(TemporaryDirectory())))
+        if self._local is not None:
+            pool = ThreadPoolExecutor(1)
+            self._open.callback(pool.shutdown)
+            self._hash = pool.submit(file_hash, self._local)
+        return shown(self._local or self._source, self._sampling, self._reader, self._report)
 
     def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(wait=False)
+        self._open.close()
         if hasattr(self._source, "close"):
             self._source.close()
 
@@ -65,12 +84,31 @@ class Frames:
 
     def end(self, last: float | None) -> float:
         """The second at which the source ends, given when its last frame is shown: None where it had none."""
-        if last is None or (self.path is not None and is_image(self.path)):
+        if last is None or (self._local is not None and is_image(self._local)):
             return last or 0.0
-        length = None if self.path is None else self._reader.duration(self.path)
+        length = None if self._local is None else self._reader.duration(self._local)
         if length is not None:
             return min(length, self._sampling.stop or length)
         return last + (0.0 if self._sampling.fps is None or self.live else 1 / self._sampling.fps)
+
+
+def _names_a_file(address: str) -> bool:
+    """Whether an address is that of a whole file, by its ending; others are streams."""
+    return Path(urlsplit(address).path).suffix.lower() in _FILES
+
+
+def download(address: str, folder: Path) -> str:
+    """The path of a file from the web or an object store, copied into a folder. UnreadableVisual where it cannot be
+    had."""
+    import fsspec
+
+    target = folder / (Path(urlsplit(address).path).name or "video")
+    try:
+        with fsspec.open(address, "rb") as remote, room_for(target), target.open("wb") as local:
+            shutil.copyfileobj(remote, local, 1 << 20)
+    except (OSError, ValueError, ImportError) as error:
+        raise UnreadableVisual(f"{address} cannot be downloaded: {error}") from error
+    return str(target)
 
 
 def is_image(path: str | os.PathLike[str]) -> bool:
@@ -126,6 +164,8 @@ def frames_of(sources: Sequence[str | Path], sampling: Sampling, reader: VideoRe
 def check_sources(sources: Sequence[Source]) -> None:
     """AuroraError for what is not a source, UnreadableVisual for a file that is missing or empty."""
     for source in sources:
+        if isinstance(source, str) and "://" in source:
+            continue
         if isinstance(source, (str, os.PathLike)):
             check_file(source)
         elif not isinstance(source, Iterable):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import re
 import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -293,6 +295,21 @@ def test_a_film_is_as_large_for_a_long_video(watcher: VideoModel, make_video, tm
                              if "thumbnail" not in name))
         assert len(film.thumbnails) <= 24
     assert sizes[0] == sizes[1]
+
+
+def test_a_video_is_watched_from_its_address(watcher: VideoModel, video: Path) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=video.parent)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            film = watcher.watch(f"http://127.0.0.1:{server.server_port}/{video.name}?token=1")
+            with pytest.raises(UnreadableVisual, match=r"none\.mp4 cannot be downloaded"):
+                watcher.watch(f"http://127.0.0.1:{server.server_port}/none.mp4")
+        finally:
+            server.shutdown()
+    local = watcher.watch(video)
+    assert same(film, local) and film.seconds == local.seconds and film.media[0].path is None
+    assert (film.name, film.media[0].sha256) == (video.name, local.media[0].sha256)
 
 
 def test_a_name_and_seconds_are_known_of_every_part(watcher: VideoModel, video: Path, image: Path) -> None:
