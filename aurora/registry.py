@@ -152,10 +152,11 @@ READER = Slot("reader", interfaces.VideoReader, "datamodules.reader")
 DATA = Slot("data", interfaces.DataModule, "datamodules")
 SOURCE = Slot("source", interfaces.Source, "datamodules.source")
 EXECUTOR = Slot("executor", interfaces.Executor, "datamodules.executor")
+BENCHMARK = Slot("benchmark", interfaces.Benchmark, "components.benchmark")
 
 SLOTS: dict[str, Slot[Any]] = {
     slot.name: slot for slot in (VISION, MERGE, SORT, CONNECTOR, BACKBONE, TOKENIZER, PROMPT, SKIP, READER, DATA,
-                                SOURCE, EXECUTOR)
+                                SOURCE, EXECUTOR, BENCHMARK)
 }
 
 MODEL_SLOTS = ("vision", "merge", "sort", "connector", "backbone", "tokenizer", "prompt")

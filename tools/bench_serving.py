@@ -2,7 +2,6 @@
 waits for its first token while a long film is watched.
 
     python -m tools.bench_serving [--model FOLDER] [--questions 32] [--films 8] [--tokens 64] [--rounds 3] [--threads 1]
-                                  [--dtype float32] [--device cpu]
 """
 
 import argparse
@@ -34,10 +33,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", help="in bfloat16 company may tip a close decision")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    model = load(given.model, f"dtype={given.dtype}", device=given.device)
+    model = load(given.model, device=given.device)
     engine = Engine(model.model, model.runner, max_sequences=given.questions, max_waiting=given.questions)
     model.prefill = engine.prefill
     try:

@@ -79,13 +79,14 @@ def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0,
     trained = folder / list(recipe.stages)[-1] / "model"
     model, config = load_model(trained)
     result = evaluate(model, config, heldout, output=folder / "eval", model_hash=model_hash(trained))
+    assert result is not None  # of one process
     console.print(render(result))
     console.rule("Answers")
     answers = answers_shown(VideoModel(model, config), heldout, folder / "eval" / PREDICTIONS_FILE, console)
     result |= {
         "seconds": round(time.monotonic() - began, 1),
         "peak_memory_bytes": peak_memory_bytes(),
-        "seeds": {"data": seed, "training": recipe.seed, "wrong_videos": result["protocol"]["seed"]},
+        "seeds": {"data": seed, "training": recipe.seed, "wrong_videos": result["benchmark"].get("seed", 0)},
     }
     write_json(folder / "result.json", result)
     curves = {stage: [(int(row["step"]), float(row["loss"])) for row in read_metrics(folder / stage)]
@@ -137,7 +138,7 @@ def answers_shown(model: VideoModel, folder: Path, predictions: Path, console: C
     their videos; prints them."""
     truths = {line["id"]: line.get("caption") for line in
               map(json.loads, (folder / QUESTIONS_FILE).read_text(encoding="utf-8").splitlines())}
-    said = {made.id: made.answer for made in read_predictions(predictions)[1] if made.shown == "own"}
+    said = {made.id: made.answer for made in read_predictions(predictions)[1]}
     chosen = {asked: chosen_option(said[asked.id], asked.options) for asked in read_questions(folder)
               if asked.options and asked.id in said}
     right, wrong = ([asked for asked, option in chosen.items() if (option == asked.right) is value]
