@@ -29,7 +29,7 @@ import numpy as np
 
 from aurora.inference.film_file import read_film
 
-TOKEN = "soak " * 5
+TOKEN = "soak-" * 5
 QUESTION = "What happens?"
 TOKENS = 16
 SAMPLE_SECONDS = 2.0

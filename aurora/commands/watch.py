@@ -54,6 +54,7 @@ class Questions:
     tell: Annotated[list[str], typer.Option(metavar="QUESTION", help=(
         'Say when its answer becomes yes, such as "Is there a red ball?". May be repeated.'))
     ] = field(default_factory=list)
+    wanted: Annotated[str, typer.Option(metavar="TEXT", help="What an answer to --tell begins with then.")] = "yes"
     every: Annotated[float, typer.Option(
         metavar="SECONDS", parser=positive, help="How often --tell asks, in seconds of the film.")] = 5.0
     ask_stdin: Annotated[bool, typer.Option(
@@ -97,7 +98,7 @@ def watch(
     with Waiting("loading") as waiting:
         from aurora.inference.generation import Generation
         from aurora.inference.live import LiveSource
-        from aurora.inference.standing import StandingQuestion
+        from aurora.inference.standing import StandingQuestion, begins_with
 
         sources, overrides = split_overrides(words)
         if len(sources) != 1:
@@ -107,7 +108,8 @@ def watch(
         if keep.save is not None:
             require_writable_folder(keep.save.parent)
         generation = Generation(**vars(answer))
-        standing = [StandingQuestion(text, every_seconds=questions.every) for text in questions.tell]
+        wanted = begins_with(questions.wanted)
+        standing = [StandingQuestion(text, every_seconds=questions.every, wanted=wanted) for text in questions.tell]
         LiveSource(sources[0]).close()  # what can be wrong without a model is checked before one is loaded
         if stream.keep_ratio is not None:
             overrides = [*overrides, f"keep_ratio={stream.keep_ratio}"]

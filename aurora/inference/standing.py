@@ -11,7 +11,6 @@ from aurora.inference.generation import Generation
 if TYPE_CHECKING:
     from aurora.inference.film import Film
 
-_YES = re.compile(r"\W*yes\b", re.IGNORECASE)
 _SHORT = Generation(max_new_tokens=16)
 
 
@@ -23,9 +22,14 @@ class Alert(NamedTuple):
     answer: str
 
 
-def says_yes(answer: str) -> bool:
-    """Whether an answer begins with yes."""
-    return _YES.match(answer) is not None
+def begins_with(wanted: str) -> Callable[[str], bool]:
+    """Whether an answer begins with a word or words, in upper or lower case."""
+    words = re.compile(rf"\W*{re.escape(wanted.strip())}(?!\w)", re.IGNORECASE)
+    return lambda answer: words.match(answer) is not None
+
+
+says_yes = begins_with("yes")
+"""Whether an answer begins with yes."""
 
 
 class StandingQuestion:
