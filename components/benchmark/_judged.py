@@ -30,7 +30,7 @@ class CaptionBenchmark(Benchmark):
     def score(self, items: Sequence[Item], answers: Mapping[str, str | None], scorer: str) -> dict[str, Any]:
         from aurora.evaluation.captions import caption_metrics
 
-        about = {"metric": f"{_NAMES[self.main]}, %", "score": None, "n": len(items), "families": {}}
+        about: dict[str, Any] = {"metric": f"{_NAMES[self.main]}, %", "score": None, "n": len(items), "families": {}}
         try:
             scores = caption_metrics({item.id: (answers[item.id] or "", item.extra["references"]) for item in items})
         except AuroraError as error:  # without pycocoevalcap: the captions are there, and can be scored later
