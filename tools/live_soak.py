@@ -65,7 +65,8 @@ def soak(address: str, options: argparse.Namespace) -> int:
             shown = passed
             memory.append((passed, resident("self"), resident(str(source._process.pid))))
             print(f"{passed:6.0f} s  film {source.seconds:5.0f} s  frames {source.frames:5}  "
-                  f"dropped {source.dropped:3}  damaged {source.damaged:4}  picked up {source.reconnects:4}  memory {memory[-1][1]:6.1f} MiB, "
+                  f"dropped {source.dropped:3}  damaged {source.damaged:4}  "
+                  f"picked up {source.reconnects:4}  memory {memory[-1][1]:6.1f} MiB, "
                   f"decoder {memory[-1][2]:6.1f} MiB", flush=True)
     settled = [own for passed, own, _ in memory if passed >= min(60, 20 * options.minutes)]
     if len(settled) < 2:
