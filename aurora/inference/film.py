@@ -190,15 +190,15 @@ class Film:
 
     def _watch(self, frames: Frames, moments: Sequence[float] | None) -> Iterator["Film"]:
         start = self.now.seconds
-        with frames as shots:
+        with frames as shots:  # what is known of a file is asked while it is there: it may have been downloaded
             timed = ((start + seconds, frame) for seconds, frame in shots)
             for _ in self.advance(timed, moments, each=frames.live):
                 yield self
-        if moments is None:
-            end = frames.end(self.now.last - start if self.now.last >= start else None)
-            self.now = replace(self.now, seconds=max(self.now.seconds, start + end))
-            self.media = (*self.media[:-1], self.media[-1]._replace(sha256=frames.sha256()))
-            yield self
+            if moments is None:
+                end = frames.end(self.now.last - start if self.now.last >= start else None)
+                self.now = replace(self.now, seconds=max(self.now.seconds, start + end))
+                self.media = (*self.media[:-1], self.media[-1]._replace(sha256=frames.sha256()))
+                yield self
 
     def advance(self, frames: Iterable[Timed], moments: Sequence[float] | None = None, *,
                 each: bool = False) -> Iterator[None]:

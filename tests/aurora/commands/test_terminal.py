@@ -20,6 +20,7 @@ import pyte
 import pytest
 
 from aurora.commands.ask import _reporting
+from aurora.inference.visuals import Progress
 from aurora.interfaces import Sampling
 
 ROOT = Path(__file__).parents[3]
@@ -103,7 +104,7 @@ def test_waiting_and_what_is_left_out_are_said_and_the_answer_stays(ask, video: 
     asked = (*ask, "What is this?", "--max-new-tokens", "12", "--fps", "8", "--max-frames", "5")
     piped = subprocess.run([sys.executable, *map(str, asked)], cwd=ROOT, capture_output=True, timeout=120)
     answer, note = piped.stdout.decode(), piped.stderr.decode()
-    assert answer.strip() and note == f"{video}: 5 frames, one every 1.22 s; --max-frames reads more\n"
+    assert answer.strip() and note == f"{video.name}: 5 frames, one every 1.22 s; --max-frames reads more\n"
     with terminal(*asked) as seen:
         assert "0:00:00 loading" in seen.read(until="loading")[0]
         lines = seen.read()
@@ -118,13 +119,13 @@ class Said(list[str]):
 def test_reading_says_which_frame_of_how_many_and_when(capsys: pytest.CaptureFixture[str]) -> None:
     said = Said()
     report = _reporting(Sampling(fps=1.0, max_frames=64), said)
-    report("films/long.mp4", 12, [number * 28.5 for number in range(64)])
-    report("films/long.mp4", 13, [number * 280.0 for number in range(64)])
-    report("films/whole.mp4", 64, [float(number) for number in range(64)])
-    report("picture.png", 1, [])
+    report(Progress("long.mp4", 12, [number * 28.5 for number in range(64)]))
+    report(Progress("long.mp4", 13, [number * 280.0 for number in range(64)]))
+    report(Progress("whole.mp4", 64, [float(number) for number in range(64)]))
+    report(Progress("picture.png", 1, []))
     assert said == ["frame 12 of 64 (5:13 of 29:55) of long.mp4", "frame 13 of 64 (56:00 of 4:54:00) of long.mp4",
                     "frame 64 of 64 (1:03 of 1:03) of whole.mp4", "reading picture.png"]
-    assert capsys.readouterr().err == "films/long.mp4: 64 frames, one every 28.5 s; --max-frames reads more\n"
+    assert capsys.readouterr().err == "long.mp4: 64 frames, one every 28.5 s; --max-frames reads more\n"
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ def test_a_signal_ends_it_and_what_was_seen_is_saved(start, tmp_path, number, st
 def test_it_ends_after_the_seconds_that_are_given(start, tmp_path):
     growing = tmp_path / "growing.ts"
     growing.write_bytes(stream())
-    process = start(growing, "--idle", "600", "--for", "0.5")
+    process = start(growing, "--idle", "600", "--for", "10")
     told = lines(process.communicate()[0])
     assert process.returncode == 0
     assert all(line["event"] in ("opened", "ended") for line in told)
