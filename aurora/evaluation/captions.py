@@ -53,14 +53,16 @@ def caption_metrics(pairs: Mapping[str, tuple[str, Sequence[str]]], tokenizer: T
     bleus, each_bleu, sums = _bleu(answers, references)
     each = {**{f"bleu_{n + 1}": values for n, values in enumerate(each_bleu)}, "rouge_l": each_rouge,
             "cider": each_cider}
-    intervals = {f"bleu_{n}": bootstrap(sums, lambda drawn, n=n: _bleu_of(drawn, n), resamples=resamples, seed=seed)
+    intervals = {f"bleu_{n}": bootstrap(sums, lambda drawn, n=n: _bleu_of(drawn, n),  # type: ignore[misc]
+                                        resamples=resamples, seed=seed)
                  for n in range(1, 5)}
     intervals |= {name: bootstrap_mean(each[name], resamples=resamples, seed=seed) for name in ("rouge_l", "cider")}
     meteor = None
     if used == "java":
         meteor, each["meteor"], intervals["meteor"] = _meteor(answers, references, resamples, seed)
     items = {item: {name: float(values[place]) for name, values in each.items()} for place, item in enumerate(pairs)}
-    return CaptionScores(*bleus, meteor, float(rouge), float(cider), used, intervals, items)
+    one, two, three, four = bleus
+    return CaptionScores(one, two, three, four, meteor, float(rouge), float(cider), used, intervals, items)
 
 
 def java_tokens(texts: Sequence[str]) -> list[str]:
@@ -123,7 +125,8 @@ def _bleu(answers: Texts, references: Texts) -> tuple[list[float], list[list[flo
         scorer += (answer, references[item])
     score, each = scorer.compute_score(option="closest")
     sums = [[*made["correct"], *made["guess"], made["testlen"],
-             min(made["reflen"], key=lambda length, wanted=made["testlen"]: (abs(length - wanted), length))]
+             min(made["reflen"], key=lambda length, wanted=made["testlen"]:  # type: ignore[misc]
+                 (abs(length - wanted), length))]
             for made in scorer.ctest]
     return score, each, np.array(sums, dtype=float)
 

@@ -72,15 +72,15 @@ def compare(first: Mapping[str, float], second: Mapping[str, float], *,
     beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
     binary = bool(np.isin(one, (0, 1)).all() and np.isin(two, (0, 1)).all())
     lost, won = int((one > two).sum()), int((two > one).sum())
-    means = [_mean(values, by_group) for values in (one, two)]
-    return Comparison(len(ids), *means, means[1] - means[0], low, high, min(1.0, 2 * (beyond + 1) / (resamples + 1)),
+    first, second = (_mean(values, by_group) for values in (one, two))
+    return Comparison(len(ids), first, second, second - first, low, high, min(1.0, 2 * (beyond + 1) / (resamples + 1)),
                       mcnemar(lost, won) if binary else None, lost if binary else None, won if binary else None)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """The exact two-sided p-value of McNemar's test, of the items that only one of two runs has right."""
     n, fewer = only_first + only_second, min(only_first, only_second)
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+    return float(min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n))
 
 
 def _mean(values: Floats, groups: Sequence[Hashable] | None) -> float:
