@@ -72,8 +72,8 @@ def compare(first: Mapping[str, float], second: Mapping[str, float], *,
     beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
     binary = bool(np.isin(one, (0, 1)).all() and np.isin(two, (0, 1)).all())
     lost, won = int((one > two).sum()), int((two > one).sum())
-    first, second = (_mean(values, by_group) for values in (one, two))
-    return Comparison(len(ids), first, second, second - first, low, high, min(1.0, 2 * (beyond + 1) / (resamples + 1)),
+    mean, other = (_mean(values, by_group) for values in (one, two))
+    return Comparison(len(ids), mean, other, other - mean, low, high, min(1.0, 2 * (beyond + 1) / (resamples + 1)),
                       mcnemar(lost, won) if binary else None, lost if binary else None, won if binary else None)
 
 
