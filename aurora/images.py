@@ -5,17 +5,18 @@ import io
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import simplejpeg
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
-from torch import Tensor
 
 from aurora.errors import AuroraError, BadSample
+
+# torch takes seconds to import, and a process that only decodes has no use for it
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Resize = Literal["crop", "keep_aspect", "pad", "squash"]
 LONGEST = 4
@@ -69,7 +70,7 @@ class ImagePreparation:
         rows, columns = self.shape(height, width)
         return (rows // self.patch_size) * (columns // self.patch_size)
 
-    def __call__(self, image: np.ndarray) -> Tensor:
+    def __call__(self, image: np.ndarray) -> "Tensor":
         """[H, W, 3] uint8 → [3, h, w] uint8."""
         height, width = image.shape[:2]
         target = self.shape(height, width)
@@ -81,15 +82,19 @@ class ImagePreparation:
             scale = min(target[0] / height, target[1] / width)
             height, width = max(1, round(height * scale)), max(1, round(width * scale))
             top, left = (target[0] - height) // 2, (target[1] - width) // 2
-            canvas = torch.full((3, *target), GREY, dtype=torch.uint8)
-            canvas[:, top:top + height, left:left + width] = resized(image, height, width)
+            picture = resized(image, height, width)
+            canvas = picture.new_full((3, *target), GREY)
+            canvas[:, top:top + height, left:left + width] = picture
             return canvas
         return resized(image, *target).contiguous()
 
 
-def resized(image: np.ndarray, height: int, width: int) -> Tensor:
+def resized(image: np.ndarray, height: int, width: int) -> "Tensor":
     """[H, W, 3] uint8 → [3, height, width] uint8 with the strides of a picture: bicubic, and over the whole of what a
     smaller pixel covers. As PIL does it but for rounding and that widths always come first, and four times as fast."""
+    import torch
+    import torch.nn.functional as F
+
     whole = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
     if whole.shape[1:] == (height, width):
         return whole

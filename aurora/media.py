@@ -10,7 +10,11 @@ from aurora.errors import AuroraError, BadSample
 from aurora.images import PICTURE_ERRORS, READABLE, frame_count, open_picture
 
 PICTURES = ("jpg", "png", "webp", "gif", "tiff", "bmp", "avif")
-VIDEOS = ("mp4", "webm", "mkv", "avi", "flv", "wmv", "mpg", "ts", "ogv")
+# Videos, and FFmpeg's demuxers for them. Playlists (hls, concat, dash) would open whatever they name, so only files
+# that hold their frames are opened.
+DEMUXERS = {"mp4": "mp4", "webm": "matroska", "mkv": "matroska", "avi": "avi", "flv": "flv", "wmv": "asf",
+            "mpg": "mpeg", "ts": "mpegts", "ogv": "ogg"}
+VIDEOS = tuple(DEMUXERS)
 _HEAD = 4096
 _BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"wide", b"free", b"skip", b"pnot", b"styp", b"sidx", b"uuid")
 _SYNC = 0x47  # the first byte of every packet of a transport stream

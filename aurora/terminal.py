@@ -95,13 +95,17 @@ class Waiting:
         try:
             for piece in pieces:
                 self.stop()
-                # a model may say what steers a terminal
-                sys.stdout.write(_STEERING.sub("\N{REPLACEMENT CHARACTER}", piece) if sys.stdout.isatty() else piece)
+                sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
                 sys.stdout.flush()
         finally:
             self.stop()
             sys.stdout.write("\n")
             sys.stdout.flush()
+
+
+def printable(text: str) -> str:
+    """A text without what steers a terminal, which a model may say."""
+    return _STEERING.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def clock(seconds: float) -> str:

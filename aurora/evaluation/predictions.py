@@ -1,49 +1,61 @@
-"""Predictions on disk: one line per answer, written as they are made, so that a stopped evaluation goes on."""
+"""What is asked and what was answered, on disk: one line per item, written as answers are made, so that a stopped
+evaluation goes on, and several processes answer a part each."""
 
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 from aurora.config import differences
 from aurora.errors import AuroraError
+from aurora.files import replace_file
+from aurora.interfaces import Item
 
+ITEMS_FILE = "items.jsonl"
 PREDICTIONS_FILE = "predictions.jsonl"
+_SHARD = re.compile(r"predictions-(\d+)-of-(\d+)\.jsonl")
 
-Shown = Literal["own", "wrong"]
+
+class Shard(NamedTuple):
+    """The part of the videos that one process asks about."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Of "0/4". AuroraError for anything else."""
+        match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if match is None or int(match[1]) >= int(match[2]):
+            raise AuroraError(f"the shard {text!r} must be RANK/WORLD with a rank from 0, such as 0/4 … 3/4")
+        return cls(int(match[1]), int(match[2]))
+
+    @property
+    def file(self) -> str:
+        """The name of its file of predictions."""
+        return PREDICTIONS_FILE if self.world == 1 else f"predictions-{self.rank}-of-{self.world}.jsonl"
 
 
 @dataclass(frozen=True)
-class Task:
-    """A question and the video it is asked about: its own, or a wrong one."""
+class Prediction:
+    """What was answered to an item, or why nothing could be."""
 
     id: str
-    shown: Shown
-    video: str
-
-
-@dataclass(frozen=True)
-class Prediction(Task):
-    """What was answered, or why nothing could be."""
-
     answer: str
     failure: str | None = None
     log_probs: Sequence[float] | None = None  # of the options, where likelihood chose among them
 
-    @property
-    def task(self) -> Task:
-        """What was asked."""
-        return Task(self.id, self.shown, self.video)
-
 
 class PredictionFile:
-    """The predictions of one run: its first line says how they were made, and no other run may add to it."""
+    """The predictions of one process: the first line says how they were made, and no other run may add to it."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, restart: bool = False) -> None:
         self.path = path
-        self.done: dict[Task, Prediction] = {}
-        begun = json.dumps({"settings": settings}, ensure_ascii=False)
+        self.done: dict[str, Prediction] = {}
+        begun = _line({"settings": settings})
         raw = b"" if restart or not path.exists() else path.read_bytes()
         whole = raw[: raw.rfind(b"\n") + 1]  # a killed run may have left half a line
         if whole:
@@ -52,17 +64,17 @@ class PredictionFile:
                 raise AuroraError(f"{path} was made with other settings ({'; '.join(changed)}); choose another output "
                                   "folder, or start again with --restart")
             # What failed is tried again: the missing file may be there now.
-            self.done = {prediction.task: prediction for prediction in found if prediction.failure is None}
+            self.done = {prediction.id: prediction for prediction in found if prediction.failure is None}
         if not whole or len(whole) < len(raw):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(whole or f"{begun}\n".encode())
+            replace_file(path, whole or begun.encode())
 
     def add(self, predictions: Iterable[Prediction]) -> None:
-        """Appends lines; they are on disk when this returns."""
+        """Appends lines; they are in the file when this returns. The last one of an id counts."""
+        made = list(predictions)
         with self.path.open("a", encoding="utf-8") as file:
-            for prediction in predictions:
-                file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
-                self.done[prediction.task] = prediction
+            file.write("".join(_line(asdict(prediction)) for prediction in made))
+        self.done.update({prediction.id: prediction for prediction in made})
 
 
 def read_predictions(path: Path) -> tuple[dict[str, Any], list[Prediction]]:
@@ -73,3 +85,73 @@ def read_predictions(path: Path) -> tuple[dict[str, Any], list[Prediction]]:
     except (KeyError, TypeError, ValueError) as error:
         raise AuroraError(f"{path} is not a file of predictions ({error}); choose another output folder, or start "
                           "again with --restart") from error
+
+
+def write_predictions(path: Path, settings: Mapping[str, Any], predictions: Iterable[Prediction]) -> None:
+    """Writes a whole file at once."""
+    replace_file(path, "".join([_line({"settings": settings}), *(_line(asdict(one)) for one in predictions)]).encode())
+
+
+class Shards(NamedTuple):
+    """What the processes of one run have written so far."""
+
+    settings: dict[str, Any]
+    predictions: dict[str, Prediction]
+    world: int
+    missing: list[int]  # ranks that have written nothing
+
+
+def read_shards(folder: Path, world: int | None = None) -> Shards:
+    """The predictions of all processes of a run of `world` processes, or of the only run that is there. AuroraError
+    without any, or when they are of different runs."""
+    found = {(int(match[2]), int(match[1])): path for path in sorted(folder.glob("predictions-*.jsonl"))
+             if (match := _SHARD.fullmatch(path.name)) and world in (None, int(match[2]))}
+    worlds = sorted({world for world, _ in found})
+    if len(worlds) != 1:
+        raise AuroraError(f"{folder} holds predictions of {' and of '.join(map(str, worlds)) or 'no'} processes; "
+                          "--merge needs predictions-RANK-of-WORLD.jsonl of one run")
+    settings: dict[str, Any] | None = None
+    predictions: dict[str, Prediction] = {}
+    for path in found.values():
+        made_with, lines = read_predictions(path)
+        if settings is not None and (changed := differences(settings, made_with)):
+            raise AuroraError(f"{path} was made with other settings than the rest ({'; '.join(changed)})")
+        settings = made_with
+        predictions.update({line.id: line for line in lines})
+    return Shards(settings or {}, predictions, worlds[0],
+                  [rank for rank in range(worlds[0]) if (worlds[0], rank) not in found])
+
+
+def write_items(folder: Path, items: Sequence[Item], about: Mapping[str, Any]) -> None:
+    """Writes what is asked: a line about all of it, then one per item; `read_items` reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / ITEMS_FILE, "".join([_line({"about": about}), *(_line(asdict(item)) for item in items)]
+                                              ).encode())
+
+
+def read_items(folder: Path) -> tuple[dict[str, Any], list[Item]]:
+    """What `write_items` wrote. AuroraError if it is not there, or is something else."""
+    path = folder / ITEMS_FILE
+    try:
+        first, *lines = path.read_bytes().rstrip(b"\n").split(b"\n")
+        return json.loads(first)["about"], [_item(json.loads(line)) for line in lines]
+    except FileNotFoundError as error:
+        raise AuroraError(f"{folder} holds no {ITEMS_FILE}; give the output folder of `aurora eval`") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise AuroraError(f"{path} is not what `aurora eval` wrote ({error})") from error
+
+
+def digest(items: Iterable[Item]) -> str:
+    """SHA-256 over all that is asked."""
+    lines = hashlib.sha256()
+    for item in items:
+        lines.update(_line(asdict(item)).encode())
+    return lines.hexdigest()
+
+
+def _item(line: Mapping[str, Any]) -> Item:
+    return Item(**{**line, "options": tuple(line["options"])})
+
+
+def _line(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"

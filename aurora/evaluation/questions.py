@@ -1,15 +1,18 @@
-"""The format of an evaluation: a folder with `questions.jsonl` and the videos that its lines name."""
+"""The format of Blocks world and of your own questions: a folder with `questions.jsonl` and the videos that its lines
+name."""
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from aurora.errors import AuroraError
 from aurora.evaluation.prompts import MAX_OPTIONS, multiple_choice
 from aurora.records import FAULT, Record, records
 
+T = TypeVar("T")
 QUESTIONS_FILE = "questions.jsonl"
 
 
@@ -55,8 +58,8 @@ def read_questions(folder: str | Path) -> list[Question]:
     return list(questions.values())
 
 
-def spread(questions: Sequence[Question], number: int) -> list[Question]:
-    """So many of the questions, or all, at equal distances: files are often sorted by family."""
+def spread(questions: Sequence[T], number: int) -> list[T]:
+    """So many of them, or all, at equal distances: files are often sorted by family."""
     number = min(number, len(questions))
     return [questions[index * len(questions) // number] for index in range(number)]
 

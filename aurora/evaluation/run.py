@@ -1,42 +1,58 @@
-"""Asks a model every question of a folder, about its own video and about a wrong one, and writes what came out."""
+"""Asks a model everything that a benchmark asks of a folder of videos, and writes what came out."""
 
-import hashlib
-import platform
-import time
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
-from aurora.evaluation.predictions import PREDICTIONS_FILE, Prediction, PredictionFile, Task
-from aurora.evaluation.questions import QUESTIONS_FILE, Question, read_questions, spread, wrong_videos
+from aurora.evaluation.predictions import (
+    PREDICTIONS_FILE,
+    Prediction,
+    PredictionFile,
+    Shard,
+    digest,
+    read_items,
+    read_shards,
+    write_items,
+    write_predictions,
+)
+from aurora.evaluation.questions import spread
+from aurora.evaluation.record import facts
 from aurora.evaluation.scoring import likeliest
-from aurora.evaluation.summary import summarise
-from aurora.files import write_json
+from aurora.files import replacing, write_json
+from aurora.inference.film import Film
 from aurora.inference.generation import Generation, complete
-from aurora.inference.reading import fork
-from aurora.inference.session import Session
+from aurora.inference.reading import Memory, fork
+from aurora.inference.video_model import VideoModel
 from aurora.inference.visuals import UnreadableVisual
+from aurora.interfaces import Item
 from aurora.model import AuroraModel
-from aurora.version import VERSION
+from aurora.registry import BENCHMARK
 
 RESULT_FILE = "result.json"
+DEFAULT_BENCHMARK: Mapping[str, Any] = {"name": "blocks"}
 Score = Literal["text", "likelihood", "likelihood_per_token"]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is asked and how: it is written into every result, and a run with another one does not resume it."""
+    """How items are answered: it is written into every result, and a run with another one does not resume it."""
 
     score: Score = "text"  # of choices: what the model writes, or which option is likeliest as its answer
-    choice: Generation = field(default_factory=lambda: Generation(max_new_tokens=16))
-    open: Generation = field(default_factory=lambda: Generation(max_new_tokens=128))
-    wrong_videos: bool = True
-    seed: int = 0  # of the choice of wrong videos
+    max_new_tokens: int | None = None  # of every answer, instead of the number that the benchmark gives
+
+
+class Part(NamedTuple):
+    """What is shown for some items: a video between two seconds."""
+
+    video: str
+    start: float
+    stop: float | None
 
 
 def evaluate(
@@ -45,90 +61,182 @@ def evaluate(
     folder: str | Path,
     *,
     output: str | Path,
+    benchmark: Mapping[str, Any] = DEFAULT_BENCHMARK,
     protocol: Protocol | None = None,
     model_hash: str | None = None,
     limit: int | None = None,
     parallel: int = 32,
+    shard: Shard | None = None,
     restart: bool = False,
-    on_progress: Callable[[int, int], None] = lambda answered, all: None,
-) -> dict[str, Any]:
+    on_progress: Progress = lambda answered, all: None,
+) -> dict[str, Any] | None:
     """The result, which is also written to `output` beside the predictions; a stopped run goes on where it was.
 
-    `limit` asks that many questions only, spread over the file; `parallel` questions about a video are read together.
+    `limit` asks that many questions only, spread over all of them; `parallel` questions about a video are read
+    together. With a `shard` this process asks about its part of the videos; the result is None until the others have
+    done theirs.
     """
-    start = time.monotonic()
-    protocol = protocol or Protocol()
-    questions, tasks = _plan(Path(folder), protocol, limit)
-    settings = _settings(config, folder, protocol, model_hash)
-    file = PredictionFile(Path(output) / PREDICTIONS_FILE, settings, restart=restart)
-    session = Session.from_config(model, config)
-    pending = [task for task in tasks if task not in file.done]
-    answered = len(tasks) - len(pending)
-    for together in _by_video(pending, parallel):
-        file.add(_predict(session, Path(folder), together, questions, protocol))
-        answered += len(together)
-        on_progress(answered, len(tasks))
-    predictions = {task: file.done[task] for task in tasks}
-    failures = [prediction.failure for prediction in predictions.values()]
-    if all(failure is not None for failure in failures):
-        raise AuroraError(f"no video could be read, so there is no result; the first reason: {failures[0]}")
-    result = {**summarise(list(questions.values()), predictions), **settings, "limit": limit,
-              "versions": {"python": platform.python_version(), "aurora": VERSION,
-                           **{package: version(package) for package in ("torch", "av", "transformers")}},
-              "seconds": round(time.monotonic() - start, 2)}
-    write_json(Path(output) / RESULT_FILE, result)
+    protocol, shard, output = protocol or Protocol(), shard or Shard(), Path(output)
+    everything = BENCHMARK.build(benchmark).items(Path(folder))
+    chosen = _limited(everything.items, limit)
+    watcher = VideoModel(model, config)
+    settings = _settings(watcher, benchmark, everything.items, protocol, model_hash)
+    device = next(model.parameters()).device
+    write_items(output, chosen, {"missing_videos": everything.missing, "limit": limit, **facts(device)})
+    file = PredictionFile(output / shard.file, settings, restart=restart)
+    waiting, every = [], 0
+    for part, groups in _parts(chosen, parallel, shard):
+        every += sum(map(len, groups))
+        waiting.append((part, [group for group in groups if not all(item.id in file.done for item in group)]))
+    answered = every - sum(len(group) for _, groups in waiting for group in groups)
+    for part, groups in waiting:
+        for predictions in _predict(watcher, Path(folder), part, groups, protocol):
+            file.add(predictions)
+            answered += len(predictions)
+            on_progress(answered, every)
+    if shard.world > 1:
+        return _merged_if_complete(output, shard.world)
+    return _finish(output, settings, file.done)
+
+
+def merge(output: str | Path, world: int | None = None) -> dict[str, Any]:
+    """The result of a run of several processes. AuroraError that says which items have no prediction yet."""
+    output = Path(output)
+    _, items = read_items(output)
+    shards = read_shards(output, world)
+    waiting = [item.id for item in items if item.id not in shards.predictions]
+    if waiting:
+        gone = f"; nothing was written by {', '.join(map(str, shards.missing))} of {shards.world}" \
+            if shards.missing else ""
+        raise AuroraError(f"{output}: {len(waiting)} of {len(items)} items have no prediction yet, such as "
+                          f"{waiting[0]!r}{gone}; run these processes to their end")
+    return _finish(output, shards.settings, shards.predictions)
+
+
+def _merged_if_complete(output: Path, world: int) -> dict[str, Any] | None:
+    """The result once every process has asked its part: the last one to end makes it."""
+    _, items = read_items(output)
+    predictions = read_shards(output, world).predictions
+    return merge(output, world) if all(item.id in predictions for item in items) else None
+
+
+def _finish(output: Path, settings: dict[str, Any], made: Mapping[str, Prediction]) -> dict[str, Any]:
+    """Writes predictions in the order of the items, and the result: both are the same however they came about."""
+    about, items = read_items(output)
+    predictions = [made[item.id] for item in items]
+    failed = [(item, one.failure) for item, one in zip(items, predictions, strict=True) if one.failure is not None]
+    if len(failed) == len(items):
+        raise AuroraError(f"no video could be read, so there is no result; the first reason: {failed[0][1]}")
+    write_predictions(output / PREDICTIONS_FILE, settings, predictions)
+    result = {**_scores(settings["benchmark"], items, predictions),
+              "failed": sum(not item.control for item, _ in failed),
+              "failures": [{"id": item.id, "video": item.video, "control": item.control, "reason": reason}
+                           for item, reason in failed],
+              **about, **settings}
+    with replacing(output / RESULT_FILE, folder=False) as file:
+        write_json(file, result)
     return result
 
 
-def _plan(folder: Path, protocol: Protocol, limit: int | None) -> tuple[dict[str, Question], list[Task]]:
-    everything = read_questions(folder)
-    if limit is not None and limit < 1:
+def _scores(benchmark: Mapping[str, Any], items: Sequence[Item], predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """What the first scorer says, and what the others say under their names."""
+    part = BENCHMARK.build(benchmark)
+    answers = {one.id: one.answer if one.failure is None else None for one in predictions}
+    first, *others = part.scorers
+    return {"scorer": first, "judge_needed": part.judge, **part.score(items, answers, first),
+            **{name: part.score(items, answers, name) for name in others}}
+
+
+def _limited(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """So many of the items, and the controls that belong to them."""
+    if limit is None:
+        return list(items)
+    if limit < 1:
         raise AuroraError(f"limit {limit} leaves no question; give 1 or more")
-    chosen = spread(everything, limit or len(everything))
-    others = wrong_videos(everything, protocol.seed) if protocol.wrong_videos else {}
-    tasks = [Task(question.id, "own", question.video) for question in chosen]
-    tasks += [Task(question.id, "wrong", others[question.id]) for question in chosen if question.id in others]
-    return {question.id: question for question in chosen}, tasks
+    kept = {item.id for item in spread([item for item in items if not item.control], limit)}
+    return [item for item in items if item.id in kept or item.extra.get("control_of") in kept]
 
 
-def _by_video(tasks: Sequence[Task], most: int) -> Iterator[list[Task]]:
-    """Tasks about the same video, up to `most` of them together: it is decoded and encoded once for all."""
-    videos: dict[str, list[Task]] = defaultdict(list)
-    for task in tasks:
-        videos[task.video].append(task)
-    for group in videos.values():
-        for first in range(0, len(group), most):
-            yield group[first : first + most]
+def _parts(items: Sequence[Item], most: int, shard: Shard) -> Iterator[tuple[Part, list[list[Item]]]]:
+    """What is asked of the parts of videos of one process: in groups of up to `most`, in the order of their moments.
+
+    The groups are the same whatever is already answered and however many processes there are, since sums in another
+    order may end in another answer.
+    """
+    videos: dict[str, dict[Part, dict[float | None, list[Item]]]] = {}
+    for item in items:
+        part = Part(item.video, item.start, item.stop)
+        videos.setdefault(item.video, {}).setdefault(part, {}).setdefault(item.at, []).append(item)
+    for number, parts in enumerate(videos.values()):
+        for part, moments in parts.items() if number % shard.world == shard.rank else ():
+            ordered = sorted(moments, key=lambda at: math.inf if at is None else at)
+            yield part, [moments[at][first : first + most] for at in ordered
+                         for first in range(0, len(moments[at]), most)]
 
 
-def _predict(session: Session, folder: Path, tasks: Sequence[Task], questions: Mapping[str, Question],
-             protocol: Protocol) -> list[Prediction]:
-    asked = [questions[task.id] for task in tasks]
-    try:
-        session.watch(folder / tasks[0].video)
-        memory = session.read_all([question.prompt for question in asked])
-    except UnreadableVisual as error:
-        return [Prediction(**vars(task), answer="", failure=str(error)) for task in tasks]
+def _predict(model: VideoModel, folder: Path, part: Part, groups: Sequence[Sequence[Item]], protocol: Protocol
+             ) -> Iterator[list[Prediction]]:
+    """The predictions of each group, as they are made; a video that cannot be read is the failure of all that is left.
+    """
+    films = _films(model, folder / part.video, part, [group[0].at for group in groups])
+    failure = None
+    for group in groups:
+        try:
+            memory = None if failure else next(films).read_all([item.prompt for item in group])
+        except UnreadableVisual as error:
+            memory, failure = None, str(error)
+        yield [Prediction(item.id, "", failure) for item in group] if memory is None \
+            else _answers(model, memory, group, protocol)
+
+
+def _films(model: VideoModel, path: Path, part: Part, moments: Sequence[float | None]) -> Iterator[Film]:
+    """For each moment, which ascend, the film of what may be seen then: one that grows, where that can be."""
+    prompt = model.config.prompt
+    online = [at for at in dict.fromkeys(moments) if at is not None]
+    growing: Iterator[Film] = iter(())
+    if online and one_pass(model, part.start):
+        growing = model.watching(path, moments=online, prompt=prompt)
+    film: Film = model.blank()
+    seen: float | None = math.nan
+    for at in moments:
+        if at != seen:
+            grown = None if at is None else next(growing, None)
+            # a frame that is shown at the moment belongs to it
+            stop = part.stop if at is None else max(at, part.start) + 1e-3
+            film = grown or model.watch(path, start=part.start, stop=stop, prompt=prompt)
+            seen = at
+        yield film
+
+
+def one_pass(model: VideoModel, start: float = 0.0) -> bool:
+    """Whether a video is read once for all moments that are asked about: with the question behind the video, and frames
+    that depend neither on how long it is nor on the moment."""
+    sampling = model.config.sampling
+    return model.reusable and sampling.fps is not None and sampling.max_frames is None and start == 0
+
+
+def _answers(model: VideoModel, memory: Memory, group: Sequence[Item], protocol: Protocol) -> list[Prediction]:
+    """From the memory [S] after each of S questions."""
     made: dict[int, Prediction] = {}
-    written: dict[bool, list[int]] = {True: [], False: []}  # by whether there are options
-    for place, question in enumerate(asked):
-        if question.options and protocol.score != "text":
-            best, values = likeliest(session.model, session.runner, fork(memory, [place]), question.options,
+    written: dict[int, list[int]] = defaultdict(list)  # by the number of tokens
+    for place, item in enumerate(group):
+        if item.options and protocol.score != "text":
+            best, values = likeliest(model.model, model.runner, fork(memory, [place]), item.options,
                                      per_token=protocol.score == "likelihood_per_token")
-            made[place] = Prediction(**vars(tasks[place]), answer=question.options[best], log_probs=values)
+            made[place] = Prediction(item.id, item.options[best], log_probs=values)
         else:
-            written[bool(question.options)].append(place)
-    for choice, places in written.items():
-        how = protocol.choice if choice else protocol.open
-        said = complete(session.model, session.runner, fork(memory, places), how) if places else []
-        for place, answer in zip(places, said, strict=True):
-            made[place] = Prediction(**vars(tasks[place]), answer=answer.strip())
-    return [made[place] for place in range(len(tasks))]
+            written[protocol.max_new_tokens or item.max_new_tokens].append(place)
+    for tokens, places in written.items():
+        said = complete(model.model, model.runner, fork(memory, places), Generation(max_new_tokens=tokens))
+        made |= {place: Prediction(group[place].id, answer.strip())
+                 for place, answer in zip(places, said, strict=True)}
+    return [made[place] for place in range(len(group))]
 
 
-def _settings(config: ModelConfig, folder: str | Path, protocol: Protocol, model_hash: str | None
-              ) -> dict[str, Any]:
-    questions = (Path(folder) / QUESTIONS_FILE).read_bytes()
-    used = ("keep_ratio", "sampling", "prompt", "merge", "sort", "reader", "dtype", "quantize")
-    return {"model": model_hash, "questions": hashlib.sha256(questions).hexdigest(),
-            **{key: config.tree[key] for key in used}, "protocol": asdict(protocol)}
+def _settings(model: VideoModel, benchmark: Mapping[str, Any], items: Sequence[Item], protocol: Protocol,
+              model_hash: str | None) -> dict[str, Any]:
+    used = ("keep_ratio", "sampling", "prompt", "merge", "sort", "skip", "reader", "dtype", "quantize")
+    starts = [item.start for item in items if item.at is not None]
+    online = {"one_pass": one_pass(model, max(starts))} if starts else {}
+    return {"model": model_hash, "benchmark": dict(benchmark), "questions": digest(items),
+            **{key: model.config.tree[key] for key in used}, "protocol": asdict(protocol), **online}

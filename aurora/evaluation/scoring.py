@@ -34,7 +34,7 @@ class OptionScore(NamedTuple):
 def score_options(model: AuroraModel, runner: Runner, memory: Memory, options: Sequence[str]) -> list[OptionScore]:
     """log P(option | what was read) of each option's text as the prompt's form writes an answer, without its stop.
 
-    `memory` is one sequence after a question, as `Session.read_all` gives it; the options are read side by side from
+    `memory` is one sequence after a question, as `Film.read_all` gives it; the options are read side by side from
     copies of its state.
     """
     ids = [model.tokenizer.encode(_as_answer(model, option)) for option in options]
@@ -184,3 +184,31 @@ def _labelled(text: str, options: Sequence[str], labels: re.Pattern[str]) -> int
     named |= {name.upper() for found in _LATER.finditer(rest) for name in found.groups()
               if name and ord(name.upper()) - ord("A") < len(options)}
     return index if named <= {letter} else _SEVERAL
+
+
+# ---- answers that are a word or a number --------------------------------------------------------------------------
+
+_YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
+_BEGINS = re.compile(r"(?:(?:the\s+)?answer(?:\s+is)?\s*[:,]?\s*)?(yes|no)\b(?!-)", re.IGNORECASE)
+_NUMBER = re.compile(r"(?<![\w.,-])\d+(?![\w]|[.,]\d)")
+_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_NUMBER_WORD = re.compile(rf"(?<![\w-])(?:{'|'.join(_WORDS)})(?![\w-])", re.IGNORECASE)
+
+
+def said_yes(answer: str) -> bool | None:
+    """True when an answer begins with "yes" and does not say "no" as well, False for the opposite, else None."""
+    text = _plain(answer)
+    match = _BEGINS.match(text.lstrip(_EDGES))
+    if match is None or len({word.lower() for word in _YES_NO.findall(text)}) != 1:
+        return None
+    return match[1].lower() == "yes"
+
+
+def said_number(answer: str) -> int | None:
+    """The one whole number that an answer holds, in digits or as a word up to twelve; None without or with several."""
+    text = _plain(answer)
+    found = {int(digits) for digits in _NUMBER.findall(text)}
+    found |= {_WORDS.index(word.lower()) for word in _NUMBER_WORD.findall(text)}
+    # part of a fraction, a range or a name, or below 0
+    others = re.search(r"\d", _NUMBER.sub("", text)) or re.search(r"(?<!\w)[-−–]\d", answer)
+    return found.pop() if len(found) == 1 and not others else None

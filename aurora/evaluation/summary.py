@@ -1,4 +1,4 @@
-"""From predictions to numbers and their table: accuracy by family, against chance and against wrong videos."""
+"""From answers to numbers and their table: accuracy by family, against chance and against wrong videos."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +11,16 @@ from rich.table import Table
 from rich.text import Text
 from torchmetrics.functional.text import bleu_score, squad
 
-from aurora.evaluation.predictions import Prediction, Shown, Task
-from aurora.evaluation.questions import Question
 from aurora.evaluation.scoring import chosen_option
+from aurora.interfaces import Item
 from aurora.terminal import table
 
 SHOWN_FAILURES = 5
 
-Found = Mapping[tuple[str, Shown], Prediction]
+Answers = Mapping[str, str | None]
+"""What was answered, by the id of the item; None where it could not be asked."""
+Judged = Callable[[Item, str], bool | None]
+"""Whether an answer to an item is right; None when it says nothing that could be."""
 Row = Mapping[str, Any]
 
 
@@ -33,38 +35,42 @@ def wilson(right: int, asked: int, z: float = 1.959963984540054) -> tuple[float,
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def summarise(questions: Sequence[Question], predictions: Mapping[Task, Prediction]) -> dict[str, Any]:
-    """The result of an evaluation; a question that could not be asked or read counts as wrong."""
-    found: Found = {(task.id, task.shown): prediction for task, prediction in predictions.items()}
-    choices = [question for question in questions if question.options]
-    opens = [question for question in questions if not question.options]
-    failures = [prediction for prediction in found.values() if prediction.failure is not None]
-    return {
-        **_choices(choices, found),
-        "unparsed": sum(made.failure is None and chosen_option(made.answer, question.options) is None
-                        for question, made in ((question, found[question.id, "own"]) for question in choices)),
-        "failed": sum(prediction.shown == "own" for prediction in failures),
-        "families": {name: _choices(group, found) for name, group in _by_family(choices).items()},
-        "open": {**_opens(opens, found),
-                 "families": {name: _opens(group, found) for name, group in _by_family(opens).items()}},
-        "failures": [{"id": failed.id, "shown": failed.shown, "video": failed.video, "reason": failed.failure}
-                     for failed in failures],
-    }
+def names_right_option(item: Item, answer: str) -> bool | None:
+    """Whether an answer names the right option, as `chosen_option` reads it; None when it names none."""
+    chosen = chosen_option(answer, item.options)
+    return None if chosen is None else chosen == item.right
 
 
-def _choices(questions: Sequence[Question], found: Found) -> dict[str, Any]:
-    right = [_is_right(question, found[question.id, "own"]) for question in questions]
-    wrong = [_is_right(question, found[question.id, "wrong"]) for question in questions
-             if (question.id, "wrong") in found]
+def accuracy(items: Sequence[Item], answers: Answers, judged: Judged = names_right_option) -> dict[str, Any]:
+    """Accuracy of all items and by family, with its interval and chance; what could not be asked counts as wrong.
+
+    Controls are scored apart, as `wrong_video_accuracy`.
+    """
+    verdicts = {item.id: None if answers[item.id] is None else judged(item, answers[item.id] or "") for item in items}
+    own = [item for item in items if not item.control]
+    unparsed = sum(verdicts[item.id] is None and answers[item.id] is not None for item in own)
+    return {**_accuracy(items, verdicts), "unparsed": unparsed,
+            "families": {name: _accuracy(group, verdicts) for name, group in _by_family(items).items()}}
+
+
+def _accuracy(items: Sequence[Item], verdicts: Mapping[str, bool | None]) -> dict[str, Any]:
+    own = [item for item in items if not item.control]
+    right = [verdicts[item.id] is True for item in own]
     low, high = wilson(sum(right), len(right))
-    return {"n": len(questions), "accuracy": _mean(right), "low": low, "high": high,
-            "chance": _mean([1 / len(question.options) for question in questions]),
-            "wrong_video_accuracy": _mean(wrong)}
+    return {"n": len(own), "accuracy": _mean(right), "low": low, "high": high,
+            "chance": _mean([1 / len(item.options) for item in own if item.options]),
+            "wrong_video_accuracy": _mean([verdicts[item.id] is True for item in items if item.control])}
 
 
-def _opens(questions: Sequence[Question], found: Found) -> dict[str, Any]:
-    pairs = [(found[question.id, "own"].answer, question.answer) for question in questions]
-    return {"n": len(questions), **squad_scores(pairs), "bleu_1": corpus_bleu(pairs, words=1),
+def text_overlap(items: Sequence[Item], answers: Answers) -> dict[str, Any]:
+    """How much of the reference the answers to open questions share with it, over all and by family."""
+    return {**_overlap(items, answers),
+            "families": {name: _overlap(group, answers) for name, group in _by_family(items).items()}}
+
+
+def _overlap(items: Sequence[Item], answers: Answers) -> dict[str, Any]:
+    pairs = [(answers[item.id] or "", item.answer) for item in items]
+    return {"n": len(items), **squad_scores(pairs), "bleu_1": corpus_bleu(pairs, words=1),
             "bleu_4": corpus_bleu(pairs, words=4)}
 
 
@@ -89,43 +95,60 @@ def corpus_bleu(pairs: Sequence[tuple[str, str]], *, words: int) -> float | None
     return float(bleu_score(answers, [[truth] for truth in truths], n_gram=words))
 
 
-def _is_right(question: Question, prediction: Prediction) -> bool:
-    return chosen_option(prediction.answer, question.options) == question.right
-
-
-def _by_family(questions: Sequence[Question]) -> dict[str, list[Question]]:
+def _by_family(items: Sequence[Item]) -> dict[str, list[Item]]:
     family = attrgetter("family")
-    return {name: list(group) for name, group in groupby(sorted(questions, key=family), family)}
+    return {name: list(group) for name, group in groupby(sorted(items, key=family), family)}
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+# ---- the table ----------------------------------------------------------------------------------------------------
+
+
 def render(result: Row) -> RenderableType:
-    """Accuracy by family against chance and wrong videos, open questions below, failures last."""
-    parts: list[RenderableType] = []
-    if result["n"]:
+    """The scores, accuracy by family against chance and wrong videos, open questions, what is missing or failed."""
+    parts: list[RenderableType] = [Text("\n".join(_headlines(result)), style="bold")]
+    if result.get("n") and "accuracy" in result:
         score = result.get("protocol", {}).get("score", "text").replace("_", " ")
-        parts.append(_table(f"Multiple choice by {score}, in percent", _CHOICE, result,
-                            caption="wrong video: asked about a video for which another answer is correct"))
-    if result["open"]["n"]:
+        caption = None
+        if result["wrong_video_accuracy"] is not None:
+            caption = "wrong video: asked about a video for which another answer is correct"
+        parts.append(_table(f"Answers chosen by {score}, in percent", _choice_columns(result), result, caption=caption))
+    if result.get("open", {}).get("n"):
         parts.append(_table("Open questions", _OPEN, result["open"]))
-    if result["unparsed"]:
+    if result.get("unparsed"):
         parts.append(Text(f"{result['unparsed']} of {result['n']} answers named no option and count as wrong."))
-    failures = result["failures"]
-    if failures:
+    if missing := result.get("missing_videos"):
+        parts.append(Text(f"{len(missing)} videos are missing: {_some(missing)}", style="red"))
+    if failures := result.get("failures"):
         lines = [f"{len(failures)} questions could not be asked and count as wrong:"]
-        lines += [f"  {failed['id']} ({failed['shown']} video {failed['video']}): {failed['reason']}"
-                  for failed in failures[:SHOWN_FAILURES]]
+        lines += [f"  {failed['id']} ({failed['video']}): {failed['reason']}" for failed in failures[:SHOWN_FAILURES]]
         if len(failures) > SHOWN_FAILURES:
             lines.append(f"  and {len(failures) - SHOWN_FAILURES} more")
         parts.append(Text("\n".join(lines), style="red"))
     return Group(*parts)
 
 
+def _headlines(result: Row) -> list[str]:
+    """A line per scorer."""
+    lines = []
+    for name, row in ((result.get("scorer", "strict"), result), ("lmms_compat", result.get("lmms_compat"))):
+        if row is not None and "metric" in row:
+            score = row.get("not_scored", "to be given by `aurora judge`") if row["score"] is None \
+                else f"{row['score']:.2f}"
+            lines.append(f"{row['metric']}: {score} ({name})")
+    return lines
+
+
+def _some(names: Sequence[str], most: int = SHOWN_FAILURES) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def _share(key: str) -> Callable[[Row], str]:
-    return lambda row: "–" if row[key] is None else f"{100 * row[key]:.1f}"
+    return lambda row: "–" if row.get(key) is None else f"{100 * row[key]:.1f}"
 
 
 _CHOICE: Mapping[str, Callable[[Row], str]] = {
@@ -134,6 +157,12 @@ _CHOICE: Mapping[str, Callable[[Row], str]] = {
 }
 _OPEN = {"exact match": _share("exact_match"), "word F1": _share("token_f1"), "BLEU-1": _share("bleu_1"),
          "BLEU-4": _share("bleu_4")}
+
+
+def _choice_columns(result: Row) -> Mapping[str, Callable[[Row], str]]:
+    """Without the one for wrong videos where none were shown."""
+    return {name: cell for name, cell in _CHOICE.items()
+            if name != "wrong video" or result["wrong_video_accuracy"] is not None}
 
 
 def _table(title: str, columns: Mapping[str, Callable[[Row], str]], result: Row, caption: str | None = None) -> Table:

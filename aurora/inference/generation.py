@@ -40,28 +40,36 @@ class Generation:
             raise AuroraError("an empty stop string would end every answer before it begins")
 
 
-def filter_logits(logits: Tensor, options: Generation) -> Tensor:
-    """[S, V] → [S, V] float32: divided by the temperature, with tokens outside top_k and top_p at -inf."""
-    logits = logits.float() / options.temperature
-    if options.top_k is not None and options.top_k < logits.shape[-1]:
-        least = logits.topk(options.top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    if options.top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-        probabilities = ordered.softmax(dim=-1)
-        # A token stays while those before it have not reached top_p; the first one always does.
-        outside = probabilities.cumsum(dim=-1) - probabilities >= options.top_p
-        logits = logits.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -torch.inf)
-    return logits
+def filter_logits(logits: Tensor, options: Sequence[Generation]) -> Tensor:
+    """[S, V] → [S, V] float32: each row divided by its temperature, with tokens outside its top_k and top_p at -inf."""
+    wide, vocab = logits.float(), logits.shape[-1]
+    wide = wide / wide.new_tensor([one.temperature for one in options]).unsqueeze(-1)
+    if all(one.top_k is None and one.top_p == 1 for one in options):
+        return wide
+    ordered, order = wide.sort(dim=-1, descending=True, stable=True)
+    last = torch.tensor([min(one.top_k or vocab, vocab) - 1 for one in options], device=wide.device).unsqueeze(-1)
+    least = ordered.gather(-1, last)
+    probabilities = ordered.masked_fill(ordered < least, -torch.inf).softmax(dim=-1)
+    # A token stays while those before it have not reached top_p; the first one always does. Rounding may sum up to 1
+    # before the end, so a top_p of 1 is none.
+    enough = wide.new_tensor([one.top_p if one.top_p < 1 else torch.inf for one in options]).unsqueeze(-1)
+    outside = probabilities.cumsum(dim=-1) - probabilities >= enough
+    outside = torch.zeros_like(outside).scatter(-1, order, outside) | (wide < least)
+    return wide.masked_fill(outside, -torch.inf)
 
 
-def next_tokens(logits: Tensor, options: Generation, generators: Sequence[torch.Generator]) -> Tensor:
-    """[S, V] → [S] int64; each sequence draws from its own generator, so that company changes nothing."""
-    if options.temperature == 0:
-        return logits.argmax(dim=-1)
-    probabilities = filter_logits(logits, options).softmax(dim=-1).cpu()
-    drawn = [torch.multinomial(row, 1, generator=one) for row, one in zip(probabilities, generators, strict=True)]
-    return torch.cat(drawn).to(logits.device)
+def next_tokens(logits: Tensor, options: Sequence[Generation], generators: Sequence[torch.Generator]) -> Tensor:
+    """[S, V] → [S] int64; each sequence has its own options and draws from its own generator, so that company changes
+    nothing."""
+    tokens = logits.argmax(dim=-1)
+    drawing = [row for row, one in enumerate(options) if one.temperature > 0]
+    if drawing:
+        chosen = logits if len(drawing) == len(options) else logits[drawing]
+        probabilities = filter_logits(chosen, [options[row] for row in drawing]).softmax(dim=-1).cpu()
+        drawn = [torch.multinomial(shares, 1, generator=generators[row])
+                 for row, shares in zip(drawing, probabilities, strict=True)]
+        tokens[drawing] = torch.cat(drawn).to(tokens.device)
+    return tokens
 
 
 class TextStream:
@@ -146,7 +154,7 @@ def _pieces(model: AuroraModel, runner: Runner, memory: Memory, options: Generat
     active = list(range(memory.sequences))
     steps = Steps(runner, memory)
     for produced in count(1):
-        tokens = next_tokens(steps.logits, options, [generators[s] for s in active])
+        tokens = next_tokens(steps.logits, [options] * len(active), [generators[s] for s in active])
         for s, token in zip(active, tokens.tolist(), strict=True):
             if piece := texts[s].push(token):
                 yield s, piece

@@ -48,9 +48,9 @@ class StepGraph:
         return len(self.tokens) == sequences and self._weights == _addresses(backbone)
 
     def load(self, state: State) -> None:
-        """The sequences go on from this state."""
+        """The sequences go on from this state; where it is of fewer, what the last ones read does not matter."""
         for name, tensor in state.items():
-            self.state[name].copy_(tensor)
+            self.state[name][:, : tensor.shape[1]].copy_(tensor)
 
     def read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """[S] → the hidden states [S, D] and logits [S, V], which the next call overwrites."""

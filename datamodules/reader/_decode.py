@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aurora.errors import AuroraError
+from aurora.frames import square_size, upright_rgb
 from aurora.images import resized
 from aurora.interfaces import Sampling
 
 from ._deadline import Deadline, label
 from ._file import Packets, open_video, packets_of
-from ._frame import animation, square_size, upright_rgb
+from ._frame import animation
 
 # Packets that are read over rather than searched for: a search costs more in files without an index.
 _FAR = 256

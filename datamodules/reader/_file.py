@@ -24,16 +24,13 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from aurora.errors import AuroraError
+from aurora.frames import square_size, turn
 from aurora.images import MAX_PIXELS
-from aurora.media import media_type
+from aurora.media import DEMUXERS, media_type
 
 from ._deadline import Deadline, label
-from ._frame import animation, square_size, turn
+from ._frame import animation
 
-# FFmpeg's demuxers by what `media_type` finds. Playlists (hls, concat, dash) would open whatever they name, so only
-# files that hold their frames are opened.
-_DEMUXERS = {"mp4": "mp4", "webm": "matroska", "mkv": "matroska", "ts": "mpegts", "mpg": "mpeg", "avi": "avi",
-             "flv": "flv", "wmv": "asf", "ogv": "ogg"}
 TIMEOUT_SECONDS = 600.0
 Threads = Annotated[int, Ge(1), Le(64)]
 _decoded_in: set[int] = set()
@@ -79,7 +76,7 @@ def _demuxer(source: str | bytes) -> str | None:
         raise AuroraError(f"{label(source)} cannot be read as a video: {error}") from error
     if not found.moving:
         raise AuroraError(f"{label(source)} cannot be read as a video: it is a still picture ({found.extension})")
-    return _DEMUXERS.get(found.extension)
+    return DEMUXERS.get(found.extension)
 
 
 def _opened(source: str | bytes) -> Any:

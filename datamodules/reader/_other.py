@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from aurora.frames import has_alpha, turn
+
 from ._deadline import Deadline, label
 from ._decode import shown_at
 from ._file import Packets, first_frame
-from ._frame import has_alpha, turn
 from .pyav import PyavReader
 
 BATCH = 8

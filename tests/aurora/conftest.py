@@ -42,7 +42,7 @@ def config() -> ModelConfig:
     return tiny()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_config() -> Callable[..., ModelConfig]:
     return tiny
 

@@ -13,16 +13,19 @@ from rich.console import Console
 
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
-from aurora.evaluation.predictions import Prediction, Task
-from aurora.evaluation.questions import Question, read_questions
-from aurora.evaluation.run import Protocol, evaluate
+from aurora.evaluation.predictions import Shard, read_items
+from aurora.evaluation.run import Protocol, evaluate, merge
 from aurora.evaluation.scoring import score_options
-from aurora.evaluation.summary import render, summarise
+from aurora.evaluation.summary import render
 from aurora.inference.generation import Generation
-from aurora.inference.session import Session
+from aurora.inference.video_model import VideoModel
+from aurora.interfaces import Item
 from aurora.model import AuroraModel
+from aurora.registry import BENCHMARK
 
-PROTOCOL = Protocol(choice=Generation(max_new_tokens=6), open=Generation(max_new_tokens=10))
+PROTOCOL = Protocol(max_new_tokens=6)
+GENERATION = Generation(max_new_tokens=6)
+CONTROL = " (wrong video)"
 OPTIONS = ["red", "blue", "green", "grey"]
 
 
@@ -51,22 +54,21 @@ def lines(output: Path) -> list[dict[str, Any]]:
 
 def test_every_question_is_asked_about_its_video_and_choices_about_a_wrong_one(model, config, data, tmp_path) -> None:
     run(model, config, data, tmp_path)
-    asked = {(line["id"], line["shown"]) for line in lines(tmp_path)}
-    assert asked == {(f"{clip}-{family}", shown) for clip in range(3)
-                     for family, shown in (("colour", "own"), ("colour", "wrong"), ("direction", "own"),
-                                           ("direction", "wrong"), ("open", "own"))}
-    assert all(line["video"] != f"videos/{line['id'][0]}.mp4" for line in lines(tmp_path) if line["shown"] == "wrong")
+    assert {line["id"] for line in lines(tmp_path)} == {
+        f"{clip}-{asked}" for clip in range(3)
+        for asked in ("colour", f"colour{CONTROL}", "direction", f"direction{CONTROL}", "open")}
+    controls = [item for item in read_items(tmp_path)[1] if item.control]
+    assert len(controls) == 6 and all(item.video != f"videos/{item.id[0]}.mp4" for item in controls)
 
 
-def test_predictions_are_what_a_session_answers_alone(model, config, data, tmp_path) -> None:
+def test_predictions_are_what_a_film_of_the_video_answers_alone(model, config, data, tmp_path) -> None:
     run(model, config, data, tmp_path)
-    session = Session.from_config(model, config)
-    questions = {question.id: question for question in read_questions(data)}
+    watcher = VideoModel(model, config)
+    items = {item.id: item for item in read_items(tmp_path)[1]}
+    assert len(items) == 15
     for line in lines(tmp_path):
-        asked = questions[line["id"]]
-        session.watch(data / line["video"])
-        options = PROTOCOL.choice if asked.options else PROTOCOL.open
-        assert line["answer"] == "".join(session.ask(asked.prompt, options)).strip()
+        film = watcher.watch(data / items[line["id"]].video, prompt=config.prompt)
+        assert line["answer"] == film.ask(items[line["id"]].prompt, options=GENERATION).strip()
 
 
 def test_a_result_says_how_it_was_made(model, config, data, tmp_path) -> None:
@@ -76,7 +78,7 @@ def test_a_result_says_how_it_was_made(model, config, data, tmp_path) -> None:
         "model": "abc", "keep_ratio": 0.5, "sampling": {"fps": 2.0, "frames": None, "max_frames": None},
         "prompt": {"name": "sandwich"}, "n": 6, "chance": 0.25, "failed": 0}
     assert set(result["families"]) == {"colour", "direction"} and result["open"]["n"] == 3
-    assert {"torch", "python", "aurora"} <= result["versions"].keys() and result["seconds"] > 0
+    assert {"torch", "python", "aurora"} <= result["versions"].keys() and result["benchmark"] == {"name": "blocks"}
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_result(model, config, data, tmp_path) -> None:
@@ -88,8 +90,8 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_result(model, config, data
     done: list[int] = []
     again = run(model, config, data, tmp_path / "cut", on_progress=lambda now, _: done.append(now))
     assert done[0] > before > 0
-    assert again | {"seconds": 0} == whole | {"seconds": 0}
-    assert sorted(map(str, lines(tmp_path / "cut"))) == sorted(map(str, lines(tmp_path / "whole")))
+    assert again == whole
+    assert same_files(tmp_path / "cut", tmp_path / "whole")
 
 
 def test_a_finished_run_asks_nothing_again(model, config, data, tmp_path) -> None:
@@ -146,13 +148,14 @@ def test_a_run_in_which_all_failed_has_no_result(model, config, damaged, tmp_pat
 
 def test_a_limit_is_spread_over_the_file(model, config, data, tmp_path) -> None:
     result = run(model, config, data, tmp_path, limit=3)
-    assert {line["id"] for line in lines(tmp_path)} == {"0-colour", "1-colour", "2-colour"}
+    assert {line["id"].removesuffix(CONTROL) for line in lines(tmp_path)} == {"0-colour", "1-colour", "2-colour"}
+    assert len(lines(tmp_path)) == 6
     assert result["n"] == 3
 
 
 def test_how_many_are_read_together_changes_nothing(model, config, data, tmp_path) -> None:
     results = [run(model, config, data, tmp_path / str(parallel), parallel=parallel) for parallel in (1, 32)]
-    assert results[0] | {"seconds": 0} == results[1] | {"seconds": 0}
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("score", ["likelihood", "likelihood_per_token"])
@@ -162,64 +165,110 @@ def test_the_likeliest_option_is_the_answer(model, config, data, tmp_path, score
     text = (data / "questions.jsonl").read_text()
     (uneven / "questions.jsonl").write_text(text.replace('"grey"', '"grey, and at some other time another colour"'))
     result = run(model, config, uneven, tmp_path / "out", protocol=replace(PROTOCOL, score=score))
-    session = Session.from_config(model, config)
-    questions = {question.id: question for question in read_questions(uneven)}
+    watcher = VideoModel(model, config)
+    items = {item.id: item for item in read_items(tmp_path / "out")[1]}
     for line in lines(tmp_path / "out"):
-        asked = questions[line["id"]]
-        session.watch(uneven / line["video"])
+        asked = items[line["id"]]
+        film = watcher.watch(uneven / asked.video, prompt=config.prompt)
         if asked.options:
-            scores = score_options(model, session.runner, session.read_all([asked.prompt]), asked.options)
+            scores = score_options(model, watcher.runner, film.read_all([asked.prompt]), asked.options)
             wanted = [getattr(one, {"likelihood": "log_prob"}.get(score, "per_token")) for one in scores]
             assert line["log_probs"] == pytest.approx(wanted, rel=1e-4)
             assert line["answer"] == asked.options[wanted.index(max(wanted))]
         else:
             assert line["log_probs"] is None
-            assert line["answer"] == "".join(session.ask(asked.prompt, PROTOCOL.open)).strip()
+            assert line["answer"] == film.ask(asked.prompt, options=GENERATION).strip()
     assert (result["unparsed"], result["protocol"]["score"]) == (0, score)
     with pytest.raises(AuroraError, match="score"):
         run(model, config, uneven, tmp_path / "out")
 
 
-def question(id: str, family: str, options: int) -> Question:
-    return Question(id, f"{id}.mp4", family, "Which?", tuple(OPTIONS[:options]), "red")
+def item(id: str, family: str, options: int) -> Item:
+    return Item(id, f"{id}.mp4", "Which?", "red", tuple(OPTIONS[:options]), 0, family)
 
 
-def summary(*answers: tuple[Question, str, str | None, str | None]) -> dict[str, Any]:
-    """`answers`: question, answer on its own video, answer on the wrong one, failure."""
-    predictions: dict[Task, Prediction] = {}
-    for asked, own, wrong, failure in answers:
-        made = Prediction(asked.id, "own", asked.video, own, failure)
-        predictions[made.task] = made
+def summary(*answers: tuple[Item, str | None, str | None]) -> dict[str, Any]:
+    """`answers`: item, answer on its own video, answer on the wrong one."""
+    items = [asked for asked, _, _ in answers]
+    said = {asked.id: own for asked, own, _ in answers}
+    for asked, _, wrong in answers:
         if wrong is not None:
-            other = replace(made, shown="wrong", answer=wrong, failure=None)
-            predictions[other.task] = other
-    return summarise([answer[0] for answer in answers], predictions)
+            items.append(replace(asked, id=asked.id + CONTROL, control=True))
+            said[asked.id + CONTROL] = wrong
+    return BENCHMARK.build({"name": "blocks"}).score(items, said, "strict")
 
 
 def test_accuracies_count_every_question() -> None:
     result = summary(
-        (question("1", "colour", 4), "(A) red", "(B) blue", None),
-        (question("2", "colour", 4), "", "(A)", None),
-        (question("3", "count", 2), "", "(B)", "the file is gone"),
-        (question("4", "count", 2), "A man opens the door", "A", None),
+        (item("1", "colour", 4), "(A) red", "(B) blue"),
+        (item("2", "colour", 4), "", "(A)"),
+        (item("3", "count", 2), None, "(B)"),
+        (item("4", "count", 2), "A man opens the door", "A"),
     )
     assert (result["n"], result["accuracy"], result["chance"], result["wrong_video_accuracy"]) == (4, 0.25, 0.375, 0.5)
-    assert (result["unparsed"], result["failed"]) == (2, 1)
+    assert (result["score"], result["unparsed"]) == (25.0, 2)
     assert {name: (row["n"], row["accuracy"], row["chance"]) for name, row in result["families"].items()} == {
         "colour": (2, 0.5, 0.25), "count": (2, 0.0, 0.5)}
 
 
 def test_open_questions_are_scored_apart() -> None:
-    asked = Question("1", "1.mp4", "caption", "What is it?", (), "a red ball")
-    result = summary((asked, "The red ball", None, None), (question("2", "colour", 4), "(B)", None, None))
+    asked = Item("1", "1.mp4", "What is it?", "a red ball", family="caption")
+    result = summary((asked, "The red ball", None), (item("2", "colour", 4), "(B)", None))
     assert (result["accuracy"], result["wrong_video_accuracy"]) == (0.0, None)
     assert (result["open"]["exact_match"], result["open"]["families"]["caption"]["token_f1"]) == (1.0, 1.0)
     assert result["open"]["bleu_1"] == pytest.approx(2 / 3)  # "red" and "ball"; "The" is not "a"
 
 
 def test_the_table_shows_every_family_and_what_failed() -> None:
-    result = summary((question("1", "colour", 4), "(A) red", "(B)", None),
-                     (question("2", "count", 4), "", None, "the file is gone"))
+    result = summary((item("1", "colour", 4), "(A) red", "(B)"), (item("2", "count", 4), None, None))
+    result |= {"failures": [{"id": "2", "video": "2.mp4", "reason": "the file is gone"}], "missing_videos": ["2.mp4"]}
     text = io.StringIO()
     Console(width=120, file=text).print(render(result))
-    assert all(word in text.getvalue() for word in ("colour", "count", "25.0", "100.0", "the file is gone"))
+    shown = ("colour", "count", "25.0", "100.0", "the file is gone", "1 videos are missing: 2.mp4")
+    assert all(word in text.getvalue() for word in shown)
+
+
+# ---- several processes --------------------------------------------------------------------------------------------
+
+
+def same_files(*folders: Path) -> bool:
+    """Whether predictions and result are the same to the byte."""
+    return all(len({(folder / name).read_bytes() for folder in folders}) == 1
+               for name in ("predictions.jsonl", "result.json"))
+
+
+def test_the_last_of_several_processes_writes_what_one_would_have_written(model, config, data, tmp_path) -> None:
+    run(model, config, data, tmp_path / "one")
+    results = [run(model, config, data, tmp_path / "three", shard=Shard(rank, 3)) for rank in (2, 0, 1)]
+    assert [result is None for result in results] == [True, True, False]
+    assert same_files(tmp_path / "one", tmp_path / "three")
+
+
+def test_more_processes_than_videos_leave_some_with_nothing_to_do(model, config, data, tmp_path) -> None:
+    run(model, config, data, tmp_path / "one")
+    results = [run(model, config, data, tmp_path / "five", shard=Shard(rank, 5)) for rank in range(5)]
+    assert results[4] is not None and same_files(tmp_path / "one", tmp_path / "five")
+
+
+def test_merging_says_which_process_has_written_nothing(model, config, data, tmp_path) -> None:
+    run(model, config, data, tmp_path, shard=Shard(0, 2))
+    with pytest.raises(AuroraError, match=r"of 15 items have no prediction yet.*nothing was written by 1 of 2"):
+        merge(tmp_path)
+    whole = run(model, config, data, tmp_path, shard=Shard(1, 2))
+    (tmp_path / "result.json").unlink()
+    assert merge(tmp_path) == whole
+
+
+def test_parts_of_different_runs_are_not_merged(model, config, data, tmp_path) -> None:
+    run(model, config, data, tmp_path, shard=Shard(0, 2))
+    with pytest.raises(AuroraError, match=r"other settings than the rest \(keep_ratio was 0.5, is 0.25\)"):
+        run(model, replace(config, keep_ratio=0.25), data, tmp_path, shard=Shard(1, 2))
+    run(model, config, data, tmp_path, shard=Shard(1, 3))
+    with pytest.raises(AuroraError, match="of 2 and of 3 processes"):
+        merge(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["4/4", "-1/4", "1", "a/b", "1/2/3", ""])
+def test_a_shard_that_makes_no_sense_is_refused(text) -> None:
+    with pytest.raises(AuroraError, match="RANK/WORLD"):
+        Shard.parse(text)

@@ -66,31 +66,42 @@ def test_the_end_of_text_ends_the_text_and_releases_what_was_held() -> None:
 
 def test_temperature_zero_takes_the_likeliest_token() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
-    assert next_tokens(logits, Generation(), [generator(), generator()]).tolist() == [1, 0]
+    assert next_tokens(logits, [Generation()] * 2, [generator(), generator()]).tolist() == [1, 0]
 
 
 def test_top_k_leaves_k_tokens() -> None:
-    kept = filter_logits(torch.tensor([[0.0, 3.0, 1.0, 2.0]]), Generation(temperature=1.0, top_k=2))
+    kept = filter_logits(torch.tensor([[0.0, 3.0, 1.0, 2.0]]), [Generation(temperature=1.0, top_k=2)])
     assert torch.isfinite(kept).tolist() == [[False, True, False, True]]
 
 
 @pytest.mark.parametrize(("top_p", "kept"), [(0.4, 1), (0.5, 1), (0.51, 2), (0.8, 2), (0.81, 3), (1.0, 4)])
 def test_top_p_leaves_the_fewest_tokens_that_reach_it(top_p: float, kept: int) -> None:
     logits = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
-    assert torch.isfinite(filter_logits(logits, Generation(temperature=1.0, top_p=top_p))).sum() == kept
+    assert torch.isfinite(filter_logits(logits, [Generation(temperature=1.0, top_p=top_p)])).sum() == kept
 
 
 def test_temperature_divides_the_logits() -> None:
     logits = torch.tensor([[1.0, 2.0]])
-    torch.testing.assert_close(filter_logits(logits, Generation(temperature=0.5)), logits * 2)
+    torch.testing.assert_close(filter_logits(logits, [Generation(temperature=0.5)]), logits * 2)
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     logits = torch.tensor([0.1, 0.6, 0.3]).log().expand(4000, -1)
     one = generator()
-    drawn = next_tokens(logits, Generation(temperature=1.0), [one] * 4000)
+    drawn = next_tokens(logits, [Generation(temperature=1.0)] * 4000, [one] * 4000)
     frequencies = drawn.bincount(minlength=3) / 4000
     torch.testing.assert_close(frequencies, torch.tensor([0.1, 0.6, 0.3]), atol=0.03, rtol=0)
+
+
+def test_every_sequence_draws_by_its_own_options_whatever_its_company() -> None:
+    logits = torch.randn(4, 50, generator=generator())
+    options = [Generation(), Generation(temperature=0.7, top_k=5), Generation(temperature=2.0, top_p=0.6),
+               Generation(temperature=1.3)]
+    together = next_tokens(logits, options, [generator() for _ in options])
+    alone = [next_tokens(logits[row:row + 1], [one], [generator()]) for row, one in enumerate(options)]
+    assert together.tolist() == torch.cat(alone).tolist()
+    assert torch.equal(filter_logits(logits[1:], options[1:]),
+                       torch.cat([filter_logits(logits[row:row + 1], [options[row]]) for row in (1, 2, 3)]))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,256 @@
+"""The films of a server: kept in its store, in memory as long as there is room, and watched where they are new.
+
+    STORE/NAME.aurora               films with a name, which `aurora index` and `aurora ask --store` share
+    STORE/.service/jobs/ID.json     films to be watched, and ID.0 their video, so that a restart goes on with them
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import re
+import secrets
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aurora.errors import AuroraError
+from aurora.files import replace_file
+from aurora.inference.film import Film
+from aurora.inference.film_file import FilmMismatch, differences
+from aurora.inference.store import FilmStore
+from aurora.inference.video_model import VideoModel
+from aurora.interfaces import Sampling
+from aurora.serving.errors import ApiError
+from aurora.serving.film_memory import FilmMemory
+from aurora.serving.metrics import Metrics
+from aurora.serving.settings import Settings
+from aurora.serving.watching import Live, Watch, Watcher
+
+log = logging.getLogger(__name__)
+
+SERVICE = ".service"
+"""What the server keeps in the store besides films; stores do not list what begins with a dot."""
+_LABEL = re.compile(r"[^A-Za-z0-9]+")
+
+
+class Films:
+    """Every film by the id that the server makes of its name. Its methods run in the event loop, what takes long in
+    threads."""
+
+    def __init__(self, model: VideoModel, settings: Settings, metrics: Metrics) -> None:
+        self.model, self.settings, self.metrics = model, settings, metrics
+        self.store = FilmStore(settings.folder)
+        self.jobs = settings.folder / SERVICE / "jobs"
+        for folder in (settings.folder, self.jobs):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.watcher = Watcher(model, settings)
+        self.watches: dict[str, Watch] = {}  # by name: films that are watched, and those that could not be
+        self.memory = FilmMemory(settings.memory_bytes)
+        self._facts: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
+        self._named: set[str] = set()
+        self._saving = threading.Lock()
+
+    # What there is.
+
+    def names(self) -> list[str]:
+        """Of all films, those that are watched among them."""
+        return sorted({*self.store.names(), *self.watches})
+
+    def find(self, film_id: str) -> str:
+        """The name of a film by its id or name. ApiError 404."""
+        for name in self.names():
+            if film_id in (name, id_of(name)):
+                return name
+        raise ApiError(404, f"there is no film {film_id[:100]!r}")
+
+    def shown(self, name: str) -> dict[str, Any]:
+        """What clients are told of a film."""
+        watch = self.watches.get(name)
+        told: dict[str, Any] = {"id": id_of(name), "object": "film", "name": name, "model": f"film:{name}"}
+        if watch is not None:
+            film = watch.film
+            return told | {"status": watch.status, "frames": 0 if film is None else film.frames,
+                           "seconds": 0.0 if film is None else film.seconds,
+                           "progress": _progress(watch), "error": watch.error and watch.error.detail}
+        try:
+            facts = self.facts(name)
+        except AuroraError as error:
+            return told | {"status": "damaged", "error": str(error).replace(str(self.settings.folder), "STORE")}
+        wrong = differences(facts["identity"], self.model.identity, [*self.model.identity])
+        reason = f"it is a film of another model; what differs: {', '.join(wrong)}" if wrong else None
+        return told | {"status": "other_model" if wrong else "ready", "frames": facts["now"]["frames"],
+                       "seconds": facts["now"]["seconds"], "progress": 1.0, "error": reason,
+                       "state_bytes": facts["state_bytes"], "digest": facts["id"], "settings": facts["settings"],
+                       "media": [medium["name"] for medium in facts["media"]],
+                       "sha256": [medium["sha256"] for medium in facts["media"]]}
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What the header of a saved film says; read again only when the file was replaced."""
+        stat = self.store.require(name).stat()
+        version = stat.st_mtime_ns, stat.st_size
+        if self._facts.get(name, (None,))[0] != version:
+            self._facts[name] = version, self.store.info(name)
+        return self._facts[name][1]
+
+    async def open(self, name: str) -> Film:
+        """A film to be asked: as far as it was seen. ApiError 409 while nothing was, or when it is another model's."""
+        watch = self.watches.get(name)
+        if watch is not None:
+            if watch.error is not None:
+                raise ApiError(409, f"the film could not be watched: {watch.error.detail}")
+            if watch.film is None or not watch.film.frames:
+                raise ApiError(409, "nothing of the film was seen yet; ask again in a moment")
+            return watch.film
+        try:
+            return await self.memory.load(f"film:{name}", lambda: self.store.open(self.model, name))
+        except FilmMismatch as error:
+            raise ApiError(409, str(error).replace(str(self.settings.folder), "STORE")) from error
+
+    # What changes.
+
+    @contextmanager
+    def naming(self, chosen: str | None, label: str | None) -> Iterator[str]:
+        """A name that nobody else is given meanwhile: the one that a client chose, else one that the server makes of a
+        label. ApiError 409 when it is taken."""
+        word = _LABEL.sub("-", Path(label or "film").stem).strip("-")[:60] or "film"
+        name = chosen or f"{word}-{secrets.token_hex(6)}"
+        self.store.path(name)
+        if name in self._named or name in self.names():
+            raise ApiError(409, f"there is a film {name!r} already", param="name")
+        self._named.add(name)
+        try:
+            yield name
+        finally:
+            self._named.discard(name)
+
+    def save(self, film: Film, name: str) -> None:
+        """Writes a film; returns when it is on the disk."""
+        with self._saving:
+            self.store.save(film, name)
+
+    def keep(self, name: str, film: Film) -> None:
+        """A film that was saved is asked from memory from now on."""
+        self.memory.put(f"film:{name}", film)
+
+    def start_job(self, name: str, job: Mapping[str, Any], file: Path, film: Film | None) -> None:
+        """Writes down what is to be watched, so that a restart goes on with it, and watches it. QueueFull."""
+        self.note_job(name, job)
+        try:
+            self.watch(name, job, file, film)
+        except BaseException:
+            self.jobs.joinpath(f"{id_of(name)}.json").unlink()
+            file.unlink()
+            raise
+
+    def watch(self, name: str, job: Mapping[str, Any], file: Path, film: Film | None) -> Watch:
+        """Watches the video of a job, behind what a film has seen where there is one."""
+        job_id = id_of(name)
+
+        def finish(film: Film) -> None:
+            self.save(film, name)
+            self.jobs.joinpath(f"{job_id}.json").unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+            self.metrics.films_watched.inc()
+
+        watch = self.watcher.start(name, [file], Sampling(**job["sampling"]), finish, film=film, using=job["using"],
+                                   checkpoint_seconds=job["checkpoint_seconds"])
+        self.watches[name] = watch
+        self._when_done(watch, job, file)
+        return watch
+
+    def _when_done(self, watch: Watch, job: Mapping[str, Any], file: Path) -> None:
+        loop = asyncio.get_running_loop()
+
+        def ended() -> None:
+            if self.watches.get(watch.name) is not watch:
+                return
+            if watch.status == "ready" and watch.film is not None:
+                del self.watches[watch.name]
+                self.keep(watch.name, watch.film)
+            elif watch.status == "failed" and watch.error is not None:
+                file.unlink(missing_ok=True)
+                self.note_job(watch.name, {**job, "error": watch.error.detail, "status": watch.error.status_code})
+
+        watch.done.add_done_callback(lambda _: loop.is_closed() or loop.call_soon_threadsafe(ended))
+
+    def note_job(self, name: str, job: Mapping[str, Any]) -> None:
+        """Writes down what is to be watched."""
+        replace_file(self.jobs / f"{id_of(name)}.json", json.dumps({"name": name, **job}).encode())
+
+    def resume(self) -> None:
+        """Goes on with the films that were not watched to their end when the server ended."""
+        for path in sorted(self.jobs.glob("film_*.json")):
+            job = json.loads(path.read_text())
+            name, file = job.pop("name"), path.with_suffix(".0")
+            if "error" in job:
+                failed = Watch(name)
+                failed.status, failed.error = "failed", ApiError(job["status"], job["error"])
+                self.watches[name] = failed
+            elif not file.exists() or self._was_done(name, job):
+                path.unlink()
+                file.unlink(missing_ok=True)
+            else:
+                self._resume(name, job, file)
+        for file in self.jobs.glob("film_*.0"):
+            if not file.with_suffix(".json").exists():
+                file.unlink()
+
+    def _resume(self, name: str, job: Mapping[str, Any], file: Path) -> None:
+        try:
+            film = None if job["extends"] is None else self.store.open(self.model, name)
+            self.watch(name, job, file, film)
+        except AuroraError as error:
+            log.warning("%s is not watched on: %s", name, error)
+
+    def _was_done(self, name: str, job: Mapping[str, Any]) -> bool:
+        """Whether the film was saved, and only its job was left when the server was killed."""
+        saved = name in self.store.names()
+        return saved if job["extends"] is None else not saved or self.facts(name)["id"] != job["extends"]
+
+    def live(self, name: str, film: Film) -> Live:
+        """Begins to read the frames that a client sends."""
+        watch = Live(name, film, lambda grown: self.save(grown, name))
+        self.watches[name] = watch
+        self._when_done(watch, {"extends": None}, self.jobs / f"{id_of(name)}.0")
+        watch.start()
+        return watch
+
+    def remove(self, name: str) -> None:
+        """Deletes a film and what is left of its watching."""
+        watch = self.watches.pop(name, None)
+        if watch is not None:
+            watch.stop()
+        for suffix in (".json", ".0"):
+            self.jobs.joinpath(f"{id_of(name)}{suffix}").unlink(missing_ok=True)
+        self.memory.drop(f"film:{name}")
+        if name in self.store.names():
+            self.store.remove(name)
+
+    async def every_second(self) -> None:
+        """Saves films that grow."""
+        while True:
+            await asyncio.sleep(1.0)
+            for watch in [*self.watches.values()]:
+                if isinstance(watch, Live):
+                    await asyncio.to_thread(watch.save_if_due)
+
+    def close(self) -> None:
+        """Ends what is being watched, and saves it where it is live."""
+        lives = [watch for watch in self.watches.values() if isinstance(watch, Live)]
+        for live in lives:
+            live.stop()
+        self.watcher.close()
+        for live in lives:
+            live.join()
+
+
+def id_of(name: str) -> str:
+    """The id that the server makes of a film's name."""
+    return f"film_{hashlib.sha256(name.encode()).hexdigest()[:24]}"
+
+
+def _progress(watch: Watch) -> float | None:
+    return None if watch.total is None else min(1.0, watch.frames / max(1, watch.total))

@@ -1,0 +1,49 @@
+"""Blocks world, and your own questions in its format."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from aurora.evaluation.questions import Question, read_questions, wrong_videos
+from aurora.evaluation.summary import accuracy, text_overlap
+from aurora.interfaces import Benchmark, Item, Items
+from aurora.options import PositiveInt
+from aurora.registry import BENCHMARK
+
+from ._files import collect
+
+
+@BENCHMARK.register
+class Blocks(Benchmark):
+    """`questions.jsonl`, a line per question, with options or an open answer; choices are asked of a wrong video too.
+
+    A line is {"id", "video", "family", "question", "options", "answer": index of the right option}, or has no options
+    and a text as answer. `seed` chooses the wrong videos.
+    """
+
+    def __init__(self, *, wrong_videos: bool = True, seed: int = 0, choice_tokens: PositiveInt = 16,
+                 open_tokens: PositiveInt = 128) -> None:
+        self.wrong_videos = wrong_videos
+        self.seed = seed
+        self.choice_tokens = choice_tokens
+        self.open_tokens = open_tokens
+
+    def items(self, folder: Path) -> Items:
+        return collect(folder, self._asked(read_questions(folder)))
+
+    def _asked(self, questions: Sequence[Question]) -> Iterator[Item]:
+        own = [Item(asked.id, asked.video, asked.prompt, asked.answer, asked.options,
+                    asked.right if asked.options else None, asked.family,
+                    max_new_tokens=self.choice_tokens if asked.options else self.open_tokens) for asked in questions]
+        yield from own
+        others = wrong_videos(questions, self.seed) if self.wrong_videos else {}
+        yield from (replace(item, id=f"{item.id} (wrong video)", video=others[item.id], control=True,
+                            extra={"control_of": item.id}) for item in own if item.id in others)
+
+    def score(self, items: Sequence[Item], answers: Mapping[str, str | None], scorer: str) -> dict[str, Any]:
+        choices = accuracy([item for item in items if item.options], answers)
+        opens = [item for item in items if not item.options]
+        share = choices["accuracy"]
+        return {"metric": "accuracy, %", "score": None if share is None else 100 * share, **choices,
+                "open": text_overlap(opens, answers)}

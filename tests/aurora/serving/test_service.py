@@ -1,0 +1,335 @@
+"""A real server on loopback, and real clients."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx
+import pytest
+from openai import OpenAI
+from PIL import Image
+
+from aurora.inference.generation import Generation
+from aurora.inference.video_model import VideoModel
+
+from .conftest import TOKEN, Served
+
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+QUESTION = "Where does the square go?"
+TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def client(server: Served) -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key=TOKEN, max_retries=0, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def film_id(server: Served, video: Path) -> str:
+    made = server.watch(video, name="the clip")
+    assert made["status"] == "ready", made
+    return str(made["id"])
+
+
+@pytest.fixture(scope="module")
+def expected(library: VideoModel, video: Path) -> str:
+    """What the library answers."""
+    return str(library.watch(video).ask(QUESTION, options=Generation(max_new_tokens=TOKENS)))
+
+
+def data_url(path: Path) -> str:
+    return f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def message(*parts: dict[str, Any], question: str = QUESTION) -> list[Any]:
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+
+
+def test_the_openai_client_is_answered_as_the_library_answers(
+    client: OpenAI, server: Served, video: Path, expected: str
+) -> None:
+    part = {"type": "video_url", "video_url": {"url": data_url(video)}}
+    file = client.files.create(file=("../../a clip.mp4", video.read_bytes()), purpose="user_data")
+    watched = server.metric("aurora_films_watched_total")
+    forms = [part, {"type": "input_video", "input_video": {"data": base64.b64encode(video.read_bytes()).decode()}},
+             {"type": "file", "file": {"file_id": file.id}}]
+    for form in forms:
+        made = client.chat.completions.create(model="aurora", messages=message(form), max_tokens=TOKENS)
+        assert made.choices[0].message.content == expected
+        assert made.usage is not None and 0 < made.usage.completion_tokens <= TOKENS
+    # the same video is not watched again
+    assert server.metric("aurora_films_watched_total") <= watched + 1
+    stream = client.chat.completions.create(model="aurora", messages=message(part), max_completion_tokens=TOKENS,
+                                            stream=True, stream_options={"include_usage": True})
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == expected
+    assert chunks[-1].usage == made.usage and not chunks[-1].choices
+    assert chunks[-2].choices[0].finish_reason == made.choices[0].finish_reason
+
+
+def test_the_responses_of_the_openai_client_are_the_same(client: OpenAI, video: Path, expected: str) -> None:
+    given = [{"role": "user", "content": [{"type": "input_video", "video_url": data_url(video)},
+                                          {"type": "input_text", "text": QUESTION}]}]
+    made = client.responses.create(model="aurora", input=given, max_output_tokens=TOKENS)
+    assert made.output_text == expected
+    with client.responses.stream(model="aurora", input=given, max_output_tokens=TOKENS) as stream:
+        events = list(stream)
+    kinds = [event.type for event in events]
+    assert [event.text for event in events if event.type == "response.output_text.done"] == [expected]
+    assert kinds[:2] == ["response.created", "response.in_progress"]
+    assert kinds[-1] in ("response.completed", "response.incomplete")
+    assert client.responses.create(model="aurora", input="Hello?", instructions="Be kind.", max_output_tokens=3)
+
+
+def test_a_list_of_images_is_a_film(client: OpenAI, library: VideoModel, video: Path) -> None:
+    with av.open(str(video)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)][:3]
+    parts = []
+    for frame in frames:
+        buffer = io.BytesIO()
+        Image.fromarray(frame).save(buffer, "png")
+        parts.append({"type": "image_url",
+                      "image_url": {"url": f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"}})
+    made = client.chat.completions.create(model="aurora", messages=message(*parts), max_tokens=TOKENS)
+    film = library.watch(frames)
+    assert made.choices[0].message.content == film.ask(QUESTION, options=Generation(max_new_tokens=TOKENS))
+
+
+def test_text_only_clients_ask_a_film_by_its_model(
+    client: OpenAI, server: Served, film_id: str, expected: str, library: VideoModel, video: Path
+) -> None:
+    assert {"aurora", "film:the clip"} <= {model.id for model in client.models.list().data}
+    assert client.models.retrieve("film:the clip").owned_by == "aurora"
+    made = client.chat.completions.create(model="film:the clip", messages=message(), max_tokens=TOKENS)
+    assert made.choices[0].message.content == expected
+    langchain = pytest.importorskip("langchain_openai")
+    chat = langchain.ChatOpenAI(model="film:the clip", base_url=f"{server.url}/v1", api_key=TOKEN, max_tokens=TOKENS,
+                                temperature=0, max_retries=0)
+    assert chat.invoke(QUESTION).content == expected.strip() or chat.invoke(QUESTION).content == expected
+    assert "".join(chunk.content for chunk in chat.stream(QUESTION)) == expected
+    # a conversation
+    said = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Yes."},
+            {"role": "user", "content": "Two?"}]
+    made = client.chat.completions.create(model="film:the clip", messages=said, max_tokens=TOKENS)
+    film = library.watch(video)
+    film.turns = (film.turn("One?")._replace(answer="Yes."),)
+    assert made.choices[0].message.content == film.ask("Two?", options=Generation(max_new_tokens=TOKENS))
+
+
+def test_curl_streams_an_answer(server: Served, film_id: str, expected: str) -> None:
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("there is no curl")
+    body = {"model": "film:the clip", "messages": message(), "max_tokens": TOKENS, "stream": True}
+    done = subprocess.run([curl, "-sN", f"{server.url}/v1/chat/completions", "-H", f"Authorization: Bearer {TOKEN}",
+                           "-H", "Content-Type: application/json", "-d", json.dumps(body)], capture_output=True,
+                          text=True, timeout=300, check=True)
+    lines = [line.removeprefix("data: ") for line in done.stdout.split("\n\n") if line]
+    assert lines.pop() == "[DONE]"
+    assert "".join(json.loads(line)["choices"][0]["delta"].get("content", "") for line in lines) == expected
+
+
+def test_a_film_is_asked_forked_exported_imported_and_deleted(
+    server: Served, film_id: str, expected: str, library: VideoModel, tmp_path: Path
+) -> None:
+    client = server.client
+    told = client.get(f"/v1/films/{film_id}").json()
+    assert (told["status"], told["name"], told["progress"]) == ("ready", "the clip", 1.0)
+    asked = server.ask(film_id, QUESTION, max_tokens=TOKENS)
+    assert (asked["answer"], asked["frames"], asked["seconds"]) == (expected, told["frames"], told["seconds"])
+
+    body = {"question": QUESTION, "max_tokens": TOKENS, "stream": True}
+    lines = client.post(f"/v1/films/{film_id}/ask", json=body).text
+    events = re.findall(r"event: (\w+)\ndata: (.*)\n", lines)
+    assert "".join(json.loads(data)["text"] for kind, data in events if kind == "text") == expected
+    assert events[-1][0] == "done"
+
+    forked = client.post(f"/v1/films/{film_id}/fork", json={}).json()
+    assert server.ask(forked["id"], QUESTION, max_tokens=TOKENS)["answer"] == expected
+    remembered = server.ask(forked["id"], "One?", max_tokens=4, remember=True)["answer"]
+    assert server.ask(film_id, QUESTION, max_tokens=TOKENS)["answer"] == expected  # what a fork is told, it alone knows
+
+    state = client.get(f"/v1/films/{forked['id']}/state").content
+    path = tmp_path / "film.aurora"
+    path.write_bytes(state)
+    film = library.open(path)
+    assert [turn.answer for turn in film.turns] == [remembered]
+    answer = film.ask(QUESTION, options=Generation(max_new_tokens=TOKENS))
+    assert server.ask(forked["id"], QUESTION, max_tokens=TOKENS)["answer"] == answer
+
+    imported = client.post("/v1/films/import", files={"file": ("../../x.aurora", state)}).json()
+    assert imported["name"].startswith("x-") and imported["digest"] == forked["digest"]
+    assert server.ask(imported["id"], QUESTION, max_tokens=TOKENS)["answer"] == answer
+    assert client.get(f"/v1/films/{film_id}/thumbnails").json()["data"][0]["url"].startswith("data:image/jpeg")
+
+    assert client.delete(f"/v1/films/{imported['id']}").json()["deleted"]
+    assert client.get(f"/v1/films/{imported['id']}").status_code == 404
+    damaged = client.post("/v1/films/import", files={"file": ("x", state[:-100])})
+    assert damaged.status_code == 422 and str(server.store) not in damaged.text
+
+
+def test_a_film_is_extended(server: Served, film_id: str, library: VideoModel, video: Path) -> None:
+    forked = server.client.post(f"/v1/films/{film_id}/fork", json={"name": "longer"}).json()
+    with video.open("rb") as file:
+        made = server.client.post(f"/v1/films/{forked['id']}/extend", files={"file": file}, data={"fps": "4"})
+    assert made.status_code == 202, made.text
+    told = server.follow(forked["id"])
+    film = library.watch(video)
+    film.extend(video, fps=4.0)
+    assert (told["status"], told["frames"]) == ("ready", film.frames)
+    assert server.client.post("/v1/films", json={"live": True, "name": "longer"}).status_code == 409
+
+
+def test_frames_are_sent_to_a_live_film(server: Served, library: VideoModel, video: Path) -> None:
+    with av.open(str(video)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)][:3]
+    made = server.client.post("/v1/films", json={"live": True}).json()
+    for number, frame in enumerate(frames):
+        buffer = io.BytesIO()
+        Image.fromarray(frame).save(buffer, "png")
+        told = server.client.post(f"/v1/films/{made['id']}/frame", params={"seconds": number},
+                                  content=buffer.getvalue(), headers={"Content-Type": "image/png"}).json()
+        assert (told["status"], told["frames"]) == ("live", number + 1)
+    film = library.watch([(float(number), frame) for number, frame in enumerate(frames)])
+    answer = film.ask(QUESTION, options=Generation(max_new_tokens=TOKENS))
+    assert server.ask(made["id"], QUESTION, max_tokens=TOKENS)["answer"] == answer
+    late = server.client.post(f"/v1/films/{made['id']}/frame", params={"seconds": 0.5}, content=buffer.getvalue())
+    assert late.status_code == 409
+    broken = server.client.post(f"/v1/films/{made['id']}/frame", content=b"no picture")
+    assert broken.status_code == 422
+
+
+def test_files_are_kept_under_ids_of_the_server(client: OpenAI, server: Served) -> None:
+    first = client.files.create(file=("../../etc/passwd", b"first"), purpose="user_data")
+    second = client.files.create(file=("b", b"second"), purpose="vision")
+    assert first.filename == "passwd"
+    assert [file.id for file in client.files.list().data[:2]] == [second.id, first.id]
+    assert client.files.content(first.id).read() == b"first"
+    assert client.files.retrieve(second.id).bytes == 6
+    assert client.files.delete(first.id).deleted
+    for forged in (first.id, "file-..%2F..%2Flog", "..%2F..%2Flog", "file-0"):
+        for path in (f"/v1/files/{forged}", f"/v1/files/{forged}/content", f"/v1/films/{forged}"):
+            assert server.client.get(path).status_code == 404
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}])
+def test_nobody_is_served_without_the_token(server: Served, headers: dict[str, str]) -> None:
+    for path in ("/v1/models", "/v1/films", "/metrics", "/docs"):
+        answer = httpx.get(f"{server.url}{path}", headers=headers)
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{server.url}/ready").status_code == 200
+
+
+def test_what_is_not_supported_is_refused_by_name(server: Served) -> None:
+    def status(**fields: Any) -> tuple[int, str | None]:
+        body = {"model": "aurora", "messages": message(), "max_tokens": 1, **fields}
+        answer = server.client.post("/v1/chat/completions", json=body)
+        return answer.status_code, answer.json().get("error", {}).get("param")
+
+    assert status(user="me", metadata={"a": 1}, n=1, tools=[], logprobs=False, seed=-3) == (200, None)
+    assert status(n=2) == (400, "n")
+    assert status(tools=[{"type": "function"}]) == (400, "tools")
+    assert status(min_p=0.1) == (400, "min_p")
+    assert status(temperature=-1) == (400, "temperature")
+    assert status(stop="") == (400, None)
+    assert status(model="film:nothing")[0] == 404
+    assert status(model="gpt")[0] == 404
+    assert server.client.post("/v1/chat/completions", content=b"{", headers={"Content-Type": "application/json"}
+                              ).status_code == 400
+    assert server.client.get("/v1/nothing").json()["error"]["code"] == "not_found"
+    assert server.client.get("/v1/chat/completions").status_code == 405
+
+
+def test_stop_strings_and_limits_end_an_answer(server: Served, film_id: str, expected: str) -> None:
+    stop = expected[3:5]
+    body = {"model": "film:the clip", "messages": message(), "max_tokens": TOKENS, "stop": [stop]}
+    made = server.client.post("/v1/chat/completions", json=body).json()["choices"][0]
+    assert (made["message"]["content"], made["finish_reason"]) == (expected.split(stop)[0], "stop")
+
+
+@pytest.mark.parametrize("raw", [b"", b"no video", b"\x00\x00\x00\x18ftypmp42" + b"\x00" * 5000])
+def test_what_is_no_video_is_said(server: Served, raw: bytes) -> None:
+    data = f"data:video/mp4;base64,{base64.b64encode(raw).decode()}"
+    body = {"model": "aurora", "messages": message({"type": "video_url", "video_url": {"url": data}})}
+    answer = server.client.post("/v1/chat/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "unreadable_media")
+    assert str(server.store) not in answer.text
+
+
+def test_a_broken_video_fails_and_says_so(server: Served, video: Path, tmp_path: Path) -> None:
+    raw = bytearray(video.read_bytes())
+    raw[len(raw) // 3 : len(raw) // 2] = b"\xff" * (len(raw) // 2 - len(raw) // 3)
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(bytes(raw[: len(raw) // 2]))
+    told = server.watch(broken)
+    assert told["status"] == "failed" and told["error"]
+    asked = server.client.post(f"/v1/films/{told['id']}/ask", json={"question": "What?"})
+    assert asked.status_code == 409
+    assert server.client.delete(f"/v1/films/{told['id']}").status_code == 200
+
+
+def test_what_is_too_large_is_refused(server: Served) -> None:
+    large = b"x" * (3 << 19)
+    assert server.client.post("/v1/files", files={"file": ("a", large)}, data={"purpose": "vision"}).status_code == 413
+    assert server.client.post("/v1/films", files={"file": ("a", large)}).status_code == 413
+
+    def endless() -> Any:  # without a length
+        for _ in range(1000):
+            yield b"x" * (1 << 16)
+
+    sent = server.client.post("/v1/files", content=endless(),
+                              headers={"Content-Type": "multipart/form-data; boundary=b"})
+    assert sent.status_code in (400, 413)
+
+
+def test_an_answer_ends_when_its_client_leaves(server: Served, film_id: str) -> None:
+    body = {"model": "film:the clip", "messages": message(), "max_tokens": 600}
+    for streamed in (True, False):
+        try:
+            with server.client.stream("POST", "/v1/chat/completions", json=body | {"stream": streamed}, timeout=0.5
+                                      ) as answer:
+                for _ in answer.iter_lines():
+                    break
+        except httpx.TimeoutException:
+            pass
+    deadline = time.monotonic() + 60
+    while server.metric("aurora_answering") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert server.metric("aurora_answering") == 0
+
+
+def test_many_clients_get_the_answers_of_one_at_a_time(server: Served, film_id: str, library: VideoModel, video: Path
+                                                      ) -> None:
+    questions = [f"What is number {number}?" for number in range(12)]
+    film, options = library.watch(video), Generation(max_new_tokens=TOKENS)
+    with ThreadPoolExecutor(len(questions)) as pool:
+        answers = list(pool.map(lambda question: server.ask(film_id, question, max_tokens=TOKENS)["answer"], questions))
+    assert answers == [str(film.ask(question, options=options)) for question in questions]
+
+
+def test_the_log_has_requests_but_no_text_of_them(server: Served, film_id: str) -> None:
+    server.ask(film_id, "A secret question", max_tokens=2)
+    server.client.get("/v1/models").raise_for_status()
+    lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+    assert {"event", "id", "method", "route", "status", "seconds"} <= lines[-1].keys()
+    text = server.log.read_text()
+    assert "secret" not in text and TOKEN not in text and QUESTION not in text
+    assert server.metric("aurora_generated_tokens") > 0
+    assert "aurora_first_token_seconds_bucket" in server.client.get("/metrics").text
+
+
+def test_answers_drawn_with_a_seed_are_the_same_again(server: Served, film_id: str) -> None:
+    answers = [server.ask(film_id, QUESTION, max_tokens=TOKENS, temperature=1.0, seed=seed)["answer"]
+               for seed in (1, 1, 2)]
+    assert answers[0] == answers[1] != answers[2]

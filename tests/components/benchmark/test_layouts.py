@@ -1,0 +1,268 @@
+"""What each loader makes of its makers' records: prompts to the letter, moments in seconds, the right option."""
+
+from __future__ import annotations
+
+import pytest
+
+from aurora.errors import AuroraError
+
+
+def of(name: str):
+    return pytest.mark.parametrize("made", [name], indirect=True)
+
+
+@of("activitynet_qa")
+def test_activitynet_qa_joins_questions_and_answers(made) -> None:
+    first, second = made.items().values()
+    assert first.prompt == "Is the athlete wearing trousers? Answer the question using a single word or phrase."
+    assert (first.answer, first.family, first.max_new_tokens) == ("yes", "yes/no", 64)
+    assert (second.answer, second.family, second.video) == ("blue", "color", "all_test/v_2.webm")
+    assert second.extra["question"] == "what color is the hat"
+
+
+@of("activitynet_qa")
+def test_activitynet_qa_reads_lmms_evals_table(made, write) -> None:
+    for name in ("test_q.json", "test_a.json"):
+        (made.folder / name).unlink()
+    write.parquet(made.folder / "data" / "test-00000-of-00001.parquet", [
+        {"video_name": "2", "question": "what color is it", "question_id": "v_2_1", "answer": "blue", "type": "4"}])
+    assert [(item.answer, item.family) for item in made.items().values()] == [("blue", "color")]
+
+
+@of("activitynet_qa")
+def test_a_question_without_an_answer_is_named(made, write) -> None:
+    write.json(made.folder / "test_a.json", [{"answer": "blue", "type": 4, "question_id": "v_2_1"}])
+    with pytest.raises(AuroraError, match=r"test_q.json, entry 1: .*test_a.json has no answer.*v_1QIUV7WYKXg_3"):
+        made.items()
+
+
+@of("mvbench")
+def test_mvbench_asks_as_lmms_eval_does(made) -> None:
+    item = made.items()["action_count/1"]
+    assert item.prompt == "Question:How many?\nOption:\n(A) 3\n(B) 2\n(C) 1\nOnly give the best option.\n"
+    assert (item.right, item.family, item.max_new_tokens, item.stop) == (1, "action_count", 16, None)
+
+
+@of("mvbench")
+def test_mvbench_shows_the_part_of_a_video_that_was_not_cut(made, write) -> None:
+    assert (made.items()["action_sequence/1"].start, made.items()["action_sequence/1"].stop) == (0.0, 4.5)
+    write.file(made.folder / "video/star/Charades_segment/video_1.mp4")
+    cut = made.items()["action_sequence/1"]
+    assert (cut.video, cut.stop) == ("video/star/Charades_segment/video_1.mp4", None)
+
+
+@of("mvbench")
+def test_mvbench_takes_the_first_of_two_equal_options(made) -> None:
+    assert made.items()["action_count/2"].right == 0
+
+
+@of("mvbench")
+def test_mvbench_has_the_papers_17_tasks(made) -> None:
+    assert len(made.build(subtasks="all").subtasks) == 20 and len(made.build(subtasks="paper17").subtasks) == 17
+    with pytest.raises(AuroraError, match=r"action_cuont.*Did you mean 'action_count'"):
+        made.build(subtasks=["action_cuont"])
+
+
+@of("mlvu")
+def test_mlvu_dev_asks_with_an_open_bracket(made) -> None:
+    item = made.items()["plotQA/1"]
+    assert item.prompt == ("What color is the main male character?\n(A) Yellow\n(B) Red\n(C) Green\n(D) Blue\n"
+                           "Only give the best option.\nBest option: (")
+    assert (item.options[item.right], item.video) == ("Yellow", "video/1_plotQA/movie101_66.mp4")
+    assert made.items()["needle/2"].right == 2  # "3" is an option, not a number of one
+
+
+@of("mlvu")
+def test_mlvu_test_reads_lmms_evals_table(made, write) -> None:
+    write.parquet(made.folder / "data" / "test-00000-of-00001.parquet", [
+        {"video_name": "test_sports_1.mp4", "duration": 1.0, "question": "Who?\n(A) He\n(B) She\n(C) It\n(D) We",
+         "candidates": ["He", "She", "It", "We"], "answer": "B", "task_type": "sportsQA", "question_id": "SQA_0"}])
+    item = made.items(split="test")["sportsQA/1"]
+    assert item.prompt == "Who?\n(A) He\n(B) She\n(C) It\n(D) We" and item.options[item.right] == "She"
+    assert made.missing(split="test") == ("video/test-00000-of-00001/test_sports_1.mp4",)
+
+
+@of("mlvu")
+def test_an_unknown_task_of_mlvu_is_named(made, write) -> None:
+    write.json(made.folder / "json" / "2_needle.json", [{"question_type": "sportsQA", "question": "?"}])
+    with pytest.raises(AuroraError, match=r"2_needle.json, entry 1: the task 'sportsQA' is not one of dev"):
+        made.items()
+
+
+@of("video_mme")
+def test_video_mme_asks_as_lmms_eval_does(made) -> None:
+    item = made.items()["001-1"]
+    assert item.prompt == (
+        "Select the best answer to the following multiple-choice question based on the video and the subtitles. "
+        "Respond with only the letter (A, B, C, or D) of the correct option.\n"
+        "How many?\nA. One.\nB. Two.\nC. Three.\nD. Four.\n\n"
+        "Answer with the option's letter from the given choices directly.")
+    assert (item.options, item.right, item.family) == (("One.", "Two.", "Three.", "Four."), 2, "short")
+    assert list(made.items(long=True)) == ["601-1"]
+
+
+@of("longvideobench")
+def test_longvideobench_reads_its_json_and_its_table(made, write) -> None:
+    item = made.items()["86CxyhFV9MI_0"]
+    assert item.prompt == ("In the video, which subtitles appear?\nA. promisc\nB. run\nC. see\nD. sit\nE. go\n"
+                           "Answer with the option's letter from the given choices directly.\n")
+    assert (item.answer, item.family) == ("run", "up to 600 s")
+    (made.folder / "lvb_val.json").unlink()
+    write.parquet(made.folder / "validation-00000-of-00001.parquet", [
+        {"id": "b_1", "video_path": "b.mp4", "question": "Who?", "option0": "she", "option1": "he", "option2": "N/A",
+         "option3": "N/A", "option4": "N/A", "correct_choice": 0, "duration_group": 15, "question_category": "S2E"}])
+    assert made.items()["b_1"].options == ("she", "he")
+
+
+@of("lvbench")
+def test_lvbench_reads_its_lines_and_lmms_evals_table(made, write) -> None:
+    item = made.items()["2"]
+    assert item.prompt == "Who is it?\n(A) He\n(B) She\n(C) They\n(D) It\nAnswer the question with the option letter"
+    assert (item.options, item.right, item.family) == (("He", "She", "They", "It"), 0, "entity recognition + reasoning")
+    (made.folder / "video_info.meta.jsonl").unlink()
+    write.parquet(made.folder / "data" / "train-00000-of-00001.parquet", [
+        {"uid": "9", "video_path": "Cm73ma6Ibcs.mp4", "question": "Who?", "options": ["He", "She"], "answer": "B"}])
+    assert made.items()["9"].prompt == "Who?\n(A) He\n(B) She\nAnswer the question with the option letter"
+
+
+@of("timescope")
+def test_timescope_scores_by_length(made) -> None:
+    first, second = made.items().values()
+    assert first.prompt == "What is it?\nA. a cat\nB. a dog"
+    assert (first.options, first.family) == (("a cat", "a dog"), "00060 s")
+    assert (second.answer, second.family) == ("in", "00600 s")
+
+
+@of("ovo_bench")
+def test_ovo_bench_asks_when_the_video_has_run_to_its_moment(made) -> None:
+    items = made.items()
+    assert {id: item.at for id, item in items.items()} == {
+        "7": 12.5, "8": 3, "9/0": 2, "9/1": 4, "10/0": 2, "10/1": 6, "11/0": 3, "11/1": 5}
+    assert {item.start for item in items.values()} == {0.0}
+    assert items["7"].prompt == (
+        "\nQuestion: Where was the cup?\nOptions:\nA. shelf; B. table;\n\n"
+        "Respond only with the letter corresponding to your chosen option (e.g., A, B, C). \n"
+        "Do not include any additional text or explanation in your response.\n")
+    assert "How many times did they jump?" in items["9/1"].prompt and items["9/1"].answer == "2"
+    assert "\nCut the bun.\n" in items["10/0"].prompt
+    assert (items["10/0"].answer, items["10/1"].answer) == ("No", "Yes")
+    assert "\nWhy did he stop?\n" in items["11/1"].prompt and items["11/1"].answer == "Yes"
+
+
+@of("ovo_bench")
+def test_a_window_shows_the_last_seconds_only(made) -> None:
+    items = made.items(window=4.0)
+    assert (items["7"].start, items["8"].start) == (8.5, 0.0)
+
+
+@of("ovo_bench")
+def test_ovo_bench_scores_the_mean_of_three_means(made) -> None:
+    answers = {"7": "B", "8": "A. STOP", "9/0": "1", "9/1": "1", "10/0": "No.", "10/1": "Yes", "11/0": "Yes",
+               "11/1": "Yes"}
+    result = made.score(answers)
+    assert result["groups"] == {"backward": 1.0, "realtime": 1.0, "forward": pytest.approx((0.5 + 1 + 0.5) / 3)}
+    assert result["score"] == pytest.approx(100 * (1 + 1 + 2 / 3) / 3)
+    assert made.score({**answers, "7": "A house, or B"}, "lmms_compat")["families"]["EPM"] == {"accuracy": 1.0}
+    assert made.score({**answers, "7": "A house, or B"})["families"]["EPM"]["accuracy"] == 0.0
+
+
+@of("streaming_bench")
+def test_streaming_bench_asks_at_the_time_stamp(made) -> None:
+    first, second = made.items().values()
+    assert (first.at, second.at, first.start) == (31.0, 206.0, 0.0)
+    assert first.video == second.video == "real/sample_348/video.mp4"
+    assert first.prompt.endswith("Question: What was done just now?\n\nOptions:\n"
+                                 "A. Cut.\nB. Cooked.\nC. Put.\nD. Ate.\n\nThe best option is:")
+    assert (first.options[first.right], second.options) == ("Put.", ("A cup.", "B", "C", "D"))
+    assert [item.start for item in made.items(window=60.0).values()] == [0.0, 146.0]
+
+
+@of("streaming_bench")
+def test_streaming_bench_reads_the_hubs_table(made, write) -> None:
+    (made.folder / "questions_real.json").unlink()
+    write.csv(made.folder / "StreamingBench" / "Real_Time_Visual_Understanding.csv", [
+        {"question_id": "Real-Time Visual Understanding_sample_348_2", "task_type": "Counting", "question": "How many?",
+         "time_stamp": "00:00:09", "answer": "B", "options": "['A. One.', 'B. Two, or \"so\".', 'C. 3', 'D. 4']"}])
+    (item,) = made.items().values()
+    assert (item.at, item.answer, item.video) == (9.0, 'Two, or "so".', "real/sample_348/video.mp4")
+
+
+@of("moviechat")
+def test_moviechat_asks_of_the_whole_or_at_a_frame(made) -> None:
+    first, _ = made.items().values()
+    assert (first.at, first.family) == (None, "global")
+    assert first.prompt == ("You are able to understand the visual content that the user provides.Follow the "
+                            "instructions carefully and explain your answers in detail.When does it happen?")
+    assert [item.at for item in made.items(mode="breakpoint").values()] == [100.0, 20.0]
+
+
+@of("moviechat")
+def test_moviechat_reads_lmms_evals_table(made, write) -> None:
+    (made.folder / "annotations" / "AWA-6.json").unlink()
+    write.parquet(made.folder / "data" / "test-00000-of-00001.parquet", [
+        {"video_name": "AWA-6.mp4", "question": "Who?", "answer": "A bear.", "time": 300}])
+    assert [item.at for item in made.items(mode="breakpoint", fps=30.0).values()] == [10.0]
+
+
+@of("vatex")
+def test_vatex_is_compared_with_every_caption(made) -> None:
+    first = next(iter(made.items().values()))
+    assert first.extra["references"] == ["A man speaks.", "Someone talks."]
+    assert first.prompt.count("\n") == 5 and first.prompt.endswith("blue mat to do flips.\n")
+
+
+@of("msrvtt")
+def test_msrvtt_asks_about_the_test_split(made, write) -> None:
+    (item,) = made.items().values()
+    assert (item.id, item.extra["references"]) == ("video7960", ["a woman is singing", "someone sings"])
+    write.csv(made.folder / "MSRVTT_JSFUSION_test.csv", [
+        {"key": "ret0", "vid_key": "msr7960", "video_id": "video7960", "sentence": "a woman is singing"}])
+    write.json(made.folder / "MSRVTT_data.json", {"videos": [], "sentences": [
+        {"caption": "one", "video_id": "video7960"}, {"caption": "two", "video_id": "video7960"}]})
+    (item,) = made.items(split="1ka").values()
+    assert item.extra["references"] == ["one", "two"]
+
+
+@of("vdc")
+def test_vdc_draws_a_prompt_by_the_clips_name(made) -> None:
+    items = made.items()
+    assert len(items) == 10 and made.items(part="camera").keys() == {"camera/ego_1.mp4", "camera/pexels_2.mp4"}
+    item = items["camera/ego_1.mp4"]
+    assert item.prompt in made.build().prompts["camera"] and item.answer == "The camera of ego_1."
+    assert item.extra["qa_list"] == [{"question": "What of the camera?", "answer": "That."}]
+
+
+@of("vdc")
+def test_vdc_reads_a_table_per_part(made, write) -> None:
+    (made.folder / "VDC_1k.jsonl").unlink()
+    write.parquet(made.folder / "short" / "test-00000-of-00001.parquet", [
+        {"video_name": "ego_1", "caption": "It is.", "qa_list": [{"question": "Is it?", "answer": "Yes."}]}])
+    assert made.items(part="short")["short/ego_1"].video == "videos/ego_1.mp4"
+
+
+@of("llava")
+def test_llava_tells_choices_from_open_questions(made) -> None:
+    choice, does, who = made.items().values()
+    assert (choice.id, choice.options, choice.right) == ("x/1", ("a cat", "a dog"), 1)
+    assert choice.prompt == "What is it?\nA. a cat\nB. a dog"
+    assert (does.id, does.options, does.answer, who.id) == ("x/2", (), "It runs.", "y")
+    result = made.score({"x/1": "B", "x/2": "it runs", "y": "a man"})
+    assert (result["score"], result["open"]["exact_match"]) == (100.0, 1.0)
+
+
+@of("llava")
+def test_llava_names_the_turn_that_is_wrong(made, write) -> None:
+    write.json(made.folder / "qa.json", [{"video": "clips/a.mp4", "conversations": [
+        {"from": "human", "value": "What?"}, {"from": "human", "value": "What?"}]}])
+    with pytest.raises(AuroraError, match=r"qa.json, entry 1, conversations 2: gpt or assistant must speak here"):
+        made.items()
+
+
+@of("blocks")
+def test_blocks_asks_choices_about_a_wrong_video_too(made) -> None:
+    items = made.items()
+    assert {id: (item.video, item.control) for id, item in items.items()} == {
+        "1": ("a.mp4", False), "2": ("b.mp4", False), "3": ("a.mp4", False),
+        "1 (wrong video)": ("b.mp4", True), "2 (wrong video)": ("a.mp4", True)}
+    assert (items["1"].max_new_tokens, items["3"].max_new_tokens) == (16, 128)
+    assert made.items(wrong_videos=False).keys() == {"1", "2", "3"}
