@@ -16,6 +16,8 @@ class Asked:
     no_wrong_videos: Annotated[bool, typer.Option(
         "--no-wrong-videos", help="Leave out the questions about wrong videos.")] = False
     seed: Annotated[int, typer.Option(metavar="N", help="Of the choice of wrong videos.")] = 0
+    letters: Annotated[bool, typer.Option(
+        "--letters", help="Ask for the letter of an option, as most benchmarks do, instead of the option.")] = False
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Of answers to open questions.")] = 128
 
 
@@ -58,7 +60,7 @@ def eval(
         from aurora.weights.model_folder import model_hash
 
         protocol = Protocol(score=asked.score, open=Generation(max_new_tokens=asked.max_new_tokens),
-                            wrong_videos=not asked.no_wrong_videos, seed=asked.seed)
+                            wrong_videos=not asked.no_wrong_videos, seed=asked.seed, letters=asked.letters)
         folder = model_folder(model)
         read_questions(data)  # before a model is loaded
         output = output or folder.parent / "eval" / data.resolve().name

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aurora.inference.session import Session
 from rich.console import Console
 
 from aurora.config import ModelConfig
@@ -19,7 +20,7 @@ from aurora.evaluation.run import Protocol, evaluate
 from aurora.evaluation.scoring import score_options
 from aurora.evaluation.summary import render, summarise
 from aurora.inference.generation import Generation
-from aurora.inference.session import Session
+from aurora.inference.video_model import VideoModel
 from aurora.model import AuroraModel
 
 PROTOCOL = Protocol(choice=Generation(max_new_tokens=6), open=Generation(max_new_tokens=10))
@@ -67,6 +68,21 @@ def test_predictions_are_what_a_session_answers_alone(model, config, data, tmp_p
         session.watch(data / line["video"])
         options = PROTOCOL.choice if asked.options else PROTOCOL.open
         assert line["answer"] == "".join(session.ask(asked.prompt, options)).strip()
+
+
+def test_choices_are_asked_for_their_letters_when_that_is_wanted(model, config, data, tmp_path) -> None:
+    result = run(model, config, data, tmp_path, protocol=replace(PROTOCOL, letters=True))
+    assert result["protocol"]["letters"]
+    line = next(line for line in lines(tmp_path) if line["id"] == "0-colour")
+    film = VideoModel(model, config).watch(data / line["video"], prompt=config.prompt)
+    asked = ("Which colour?\nA. red\nB. blue\nC. green\nD. grey\n"
+             "Answer with the option's letter from the given choices directly.")
+    assert line["answer"] == film.ask(asked, options=PROTOCOL.choice).strip()
+
+
+def test_letters_that_nobody_writes_are_refused() -> None:
+    with pytest.raises(AuroraError, match="letters"):
+        Protocol(letters=True, score="likelihood")
 
 
 def test_a_result_says_how_it_was_made(model, config, data, tmp_path) -> None:

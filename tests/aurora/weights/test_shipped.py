@@ -1,0 +1,20 @@
+"""The tiny model that comes with Aurora."""
+
+from __future__ import annotations
+
+import torch
+
+from aurora.inference.models import SHIPPED
+from aurora.weights.model_folder import load_model
+
+
+def test_the_shipped_model_is_small_and_whole() -> None:
+    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 5 * 2**20
+    model, config = load_model(SHIPPED)
+    assert config.dtype == "bfloat16"
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+
+
+def test_the_card_of_the_shipped_model_says_what_it_knows() -> None:
+    assert "knows only Blocks world" in (SHIPPED / "MODEL_CARD.md").read_text(encoding="utf-8")
