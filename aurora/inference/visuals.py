@@ -66,7 +66,10 @@ class Frames:
 
     def __enter__(self) -> Iterator[Timed]:
         if self._address is not None and not self.live:
-            self._local = download(self._address, Path(self._open.enter_context(TemporaryDirectory())))
+            with ExitStack() as whole:
+                folder = Path(whole.enter_context(TemporaryDirectory()))
+                self._local = download(self._address, folder)
+                self._open = whole.pop_all()
         if self._local is not None:
             pool = ThreadPoolExecutor(1)
             self._open.callback(pool.shutdown)

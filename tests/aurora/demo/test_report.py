@@ -15,8 +15,8 @@ from aurora.config import load_config
 from aurora.demo.run import SHOWN, Answer, answers_shown, check_caption, write_report
 from aurora.evaluation.predictions import Prediction, PredictionFile
 from aurora.evaluation.questions import read_questions
-from aurora.evaluation.summary import summarise
 from aurora.inference.video_model import VideoModel
+from aurora.registry import BENCHMARK
 from datamodules.blocks.build import write_heldout
 
 
@@ -38,8 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = PredictionFile(folder / "predictions.jsonl", {})
     for number, question in enumerate(questions):
         answer = question.answer if number < 6 else "nothing <b>of</b> that"
-        file.add([Prediction(question.id, "own", question.video, answer),
-                  Prediction(question.id, "wrong", questions[0].video, question.answer)])
+        file.add([Prediction(question.id, answer), Prediction(f"{question.id} (wrong video)", question.answer)])
     return folder
 
 
@@ -57,10 +56,12 @@ def answers(folder: Path, model_and_config) -> list[Answer]:
 
 @pytest.fixture(scope="module")
 def page(folder: Path, answers: list[Answer], model_and_config) -> str:
-    questions = read_questions(folder / "heldout")
+    benchmark = BENCHMARK.build({"name": "blocks"})
+    items = benchmark.items(folder / "heldout").items
     made = PredictionFile(folder / "predictions.jsonl", {}).done
+    said = {item.id: made[item.id].answer if item.id in made else None for item in items}
     model, config = model_and_config
-    result = {**summarise(questions, made), **config.tree, "model": "0", "seconds": 60.0,
+    result = {**benchmark.score(items, said, "strict"), **config.tree, "model": "0", "seconds": 60.0,
               "peak_memory_bytes": 2**30, "seeds": {"data": 0}, "versions": {"torch": "2"}}
     write_report(folder / "report.html", model=model, config=config, result=result, answers=answers,
                  curves={"pretrain": [(1, 2.0), (2, 1.0)], "vision": []})
