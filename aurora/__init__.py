@@ -8,14 +8,18 @@ from aurora.version import VERSION as __version__  # noqa: F401 - where others l
 if TYPE_CHECKING:
     from aurora.config import load_config as load_config
     from aurora.inference.generation import Generation as Generation
-    from aurora.inference.session import Session as Session
+    from aurora.inference.film import Film as Film
+    from aurora.inference.video_model import VideoModel as VideoModel
+    from aurora.inference.video_model import load as load
     from aurora.training.stage import data_module as data_module
     from aurora.training.stage import training_module as training_module
     from aurora.weights.model_folder import load_model as load_model
 
 _PUBLIC = {"load_config": "aurora.config", "training_module": "aurora.training.stage",
            "data_module": "aurora.training.stage", "load_model": "aurora.weights.model_folder",
-           "Session": "aurora.inference.session", "Generation": "aurora.inference.generation"}
+           "load": "aurora.inference.video_model",
+           "VideoModel": "aurora.inference.video_model", "Film": "aurora.inference.film",
+            "Generation": "aurora.inference.generation"}
 
 
 def __getattr__(name: str) -> Any:

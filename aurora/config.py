@@ -48,6 +48,7 @@ class ModelConfig:
     backbone: Part
     tokenizer: Part
     prompt: Part
+    skip: Part = field(default_factory=lambda: {"name": "none"})
     reader: Part = field(default_factory=lambda: {"name": "pyav"})
     dtype: Literal["float32", "bfloat16"] = "float32"
     quantize: str | None = None
@@ -70,7 +71,7 @@ class ModelConfig:
                                       if key in ("fps", "frames", "max_frames")}}
 
     def __post_init__(self) -> None:
-        for slot in (*MODEL_SLOTS, "reader"):
+        for slot in (*MODEL_SLOTS, "skip", "reader"):
             if not isinstance(self.part(slot).get("name"), str):
                 raise FieldError(slot, f"is {dict(self.part(slot))}, which has no name. "
                                  f"Known: {', '.join(SLOTS[slot].known())}")

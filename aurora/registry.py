@@ -147,13 +147,14 @@ CONNECTOR = Slot("connector", interfaces.Connector, "components.connector")
 BACKBONE = Slot("backbone", interfaces.Backbone, "components.backbone")
 TOKENIZER = Slot("tokenizer", interfaces.Tokenizer, "components.tokenizer")
 PROMPT = Slot("prompt", interfaces.Prompt, "components.prompt")
+SKIP = Slot("skip", interfaces.FrameSkip, "components.skip")
 READER = Slot("reader", interfaces.VideoReader, "datamodules.reader")
 DATA = Slot("data", interfaces.DataModule, "datamodules")
 SOURCE = Slot("source", interfaces.Source, "datamodules.source")
 EXECUTOR = Slot("executor", interfaces.Executor, "datamodules.executor")
 
 SLOTS: dict[str, Slot[Any]] = {
-    slot.name: slot for slot in (VISION, MERGE, SORT, CONNECTOR, BACKBONE, TOKENIZER, PROMPT, READER, DATA, SOURCE,
+    slot.name: slot for slot in (VISION, MERGE, SORT, CONNECTOR, BACKBONE, TOKENIZER, PROMPT, SKIP, READER, DATA, SOURCE,
                                 EXECUTOR)
 }
 

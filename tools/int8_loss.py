@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from aurora.evaluation.questions import Question, read_questions
 from aurora.inference.reading import Memory, fork
-from aurora.inference.session import Session
+from aurora.inference.video_model import VideoModel
 from aurora.interfaces import Backbone, Runner, Text, Turn
 from aurora.model import AuroraModel
 from aurora.weights.model_folder import load_model
@@ -57,11 +57,11 @@ def answers(folder: Path, data: Path) -> Iterator[str]:
     for name, way in WAYS.items():
         ways = [f"{key}={value}" for key, value in way.items()]
         model, config = load_model(folder, overrides=["quantize=null", *ways])
-        session, losses = Session.from_config(model, config), []
+        watcher, losses = VideoModel(model, config), []
         for video, questions in videos.items():
-            session.watch(data / video)
-            memory = session.read_all([question.prompt for question in questions])
-            losses += [_losses(model, session.runner, fork(memory, [place]), question)
+            film = watcher.watch(data / video, prompt=config.prompt)
+            memory = film.read_all([question.prompt for question in questions])
+            losses += [_losses(model, watcher.runner, fork(memory, [place]), question)
                        for place, question in enumerate(questions)]
         each = torch.cat(losses)
         yield f"{name}: {each.mean():.4f} nats per token, {len(each)} tokens of {len(losses)} answers"

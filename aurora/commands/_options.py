@@ -93,15 +93,15 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return others, overrides
 
 
-def split_words(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """Videos and images, questions, and overrides. A file is what comes first, what exists, and what is called like
-    one. AuroraError when there is none, and for an empty question."""
+def split_words(words: Sequence[str], *, files: bool = True) -> tuple[list[str], list[str], list[str]]:
+    """Videos and images, questions, and overrides. A file is what comes first, if `files` are asked for, what exists,
+    and what is called like one. AuroraError when there is none, and for an empty question."""
     others, overrides = split_overrides(words)
-    files = [word for number, word in enumerate(others)
-             if number == 0 or os.path.exists(word) or _FILE.fullmatch(word)]
-    questions = [word for word in others if word not in files]
-    if not files:
+    found = [word for number, word in enumerate(others)
+             if (number == 0 and files) or os.path.exists(word) or _FILE.fullmatch(word)]
+    questions = [word for word in others if word not in found]
+    if files and not found:
         raise AuroraError("no video or image file was given")
     if not all(question.strip() for question in questions):
         raise AuroraError("a question is empty")
-    return files, questions, overrides
+    return found, questions, overrides

@@ -1,8 +1,9 @@
 """`aurora ask`: the answer goes to standard output as it is made, everything else to stderr."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,10 +13,10 @@ from aurora.commands._options import Adapter, Device, ModelFolder, Score, split_
 from aurora.errors import AuroraError
 
 if TYPE_CHECKING:
-    from aurora.config import ModelConfig
-    from aurora.inference.session import Session
+    from aurora.inference.film import Film
+    from aurora.inference.video_model import VideoModel
+    from aurora.inference.visuals import Progress, Report
     from aurora.interfaces import Sampling
-    from aurora.model import AuroraModel
     from aurora.terminal import Waiting
 
 
@@ -66,6 +67,18 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Films:
+    """Saved films"""
+
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help=(
+        "Keep what was seen in this file: aurora ask FILE asks it again without the video."))] = None
+    store: Annotated[Path | None, typer.Option(metavar="FOLDER", help=(
+        "Ask the films of this folder, which `aurora index build` and `aurora serve` write."))] = None
+    film: Annotated[list[str], typer.Option(metavar="NAME", help=(
+        "Of these in the store only. May be repeated."))] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Answer:
     """Answer"""
 
@@ -92,13 +105,13 @@ def ask(
     score: Score = "text",
     chat: Annotated[bool, typer.Option(
         "--chat", help="One conversation; further questions are read from standard input.")] = False,
-    frames: Frames, model: Model, adapter: Adapter, answer: Answer, device: Device,
+    films: Films, frames: Frames, model: Model, adapter: Adapter, answer: Answer, device: Device,
 ) -> None:
     """Answer questions about a video or images.
 
     Reads a video of any length in constant memory and streams the answer to standard output. Several questions are
     answered one by one, each on its own, from one reading; with --chat they are one conversation, which goes on with
-    the lines of standard input.
+    the lines of standard input. What was seen can be saved and asked again without the video.
 
     \b
     example:
@@ -107,13 +120,16 @@ def ask(
       aurora ask clip.mp4 "Where does it go?" --option left --option right
       aurora ask one.jpg two.jpg "What changed?"
       aurora ask clip.mp4 "What is it?" --random-weights --frames 8 dtype=bfloat16
+      aurora ask film.mp4 "What happens?" --save film.aurora
+      aurora ask film.aurora "And what happens then?"
+      aurora ask --store films --film holiday "Who is there?"
     """
     from aurora.terminal import Waiting
 
     with Waiting("loading") as waiting:
         from aurora.evaluation.prompts import multiple_choice
 
-        files, questions, overrides = split_words(words)
+        files, questions, overrides = split_words(words, files=films.store is None)
         if not questions and not chat:
             raise AuroraError('no question: aurora ask VIDEO "QUESTION", or --chat to read questions from standard '
                               "input")
@@ -123,87 +139,129 @@ def ask(
             raise AuroraError(f"--score {score} chooses among --option TEXT, each question by itself: give options, "
                               "and no --chat")
         answer_each([multiple_choice(question, option) if option else question for question in questions],
-                    files, overrides, waiting, frames, model, adapter, answer, device, chat=chat,
+                    files, overrides, waiting, frames, model, adapter, answer, device, films=films, chat=chat,
                     options=[] if score == "text" else option, score=score)
 
 
 def answer_each(
     questions: Sequence[str], files: Sequence[str], overrides: Sequence[str], waiting: "Waiting", frames: Frames,
-    model: Model, adapter: Adapter, answer: Answer, device: Device, *, chat: bool = False,
+    model: Model, adapter: Adapter, answer: Answer, device: Device, *, films: Films | None = None, chat: bool = False,
     options: Sequence[str] = (), score: Score = "likelihood"
 ) -> None:
-    """Answers the questions; with `chat` as one conversation that goes on with standard input, and with `options` by
-    the likeliest of them."""
+    """Answers the questions about files, a saved film or those of a store; with `chat` as one conversation that goes on
+    with standard input, and with `options` by the likeliest of them."""
     from aurora.inference.generation import Generation
-    from aurora.inference.session import Session
     from aurora.inference.visuals import check_file
 
     generation = Generation(**vars(answer))  # what can be wrong without a model is checked before one is loaded
-    files = [*files, *frames.more]
+    films, files = films or Films(), [*files, *frames.more]
     for file in files:
         check_file(file)
-    used, config = _load(model, adapter, device, [*overrides, *model.overrides(), *frames.overrides()])
-    session = Session.from_config(used, config, on_frame=_reporting(config.sampling, waiting))
-    session.watch(*files)
+    wanted = _wanted(films, files, chat)
+    used = _load(model, adapter, device, [*overrides, *model.overrides(), *frames.overrides()])
     waiting.say("reading")
-    answers: Iterable[Iterable[str]]
-    if options:
-        answers = _likeliest(session, questions, options, score)
-    elif chat:
-        answers = (session.ask(question, generation, remember=True) for question in _conversation(questions, waiting))
-    else:
-        answers = session.ask_each(questions, generation)
-    for pieces in answers:
-        waiting.say("answering")
-        waiting.stream(pieces)
+    for name in wanted or [None]:
+        film = _film(used, files, films, name, frames, waiting)
+        answers: Iterable[Iterable[str]]
+        if options:
+            answers = _likeliest(film, questions, options, score)
+        elif chat:
+            answers = (film.ask(question, stream=True, options=generation, remember=True)
+                       for question in _conversation(questions, waiting))
+        else:
+            answers = film.ask_each(questions, generation)
+        for pieces in answers:
+            waiting.say("answering")
+            waiting.stream(pieces if len(wanted) < 2 else chain([f"{name}: "], pieces))
+        if films.save is not None:
+            film.save(films.save)
 
 
-def _likeliest(session: "Session", questions: Sequence[str], options: Sequence[str], score: Score
-               ) -> Iterator[list[str]]:
+def _wanted(films: Films, files: Sequence[str], chat: bool) -> list[str]:
+    """The names of the films of a store that are asked; none without a store."""
+    from aurora.inference.store import FilmStore
+
+    if films.store is None:
+        if films.film:
+            raise AuroraError(f"--film {films.film[0]} names a film of a store; give --store FOLDER")
+        return []
+    if files or films.save is not None:
+        raise AuroraError("--store asks the films of a folder; leave out files and --save")
+    store = FilmStore(films.store)
+    names = films.film or store.names()
+    for name in names:
+        store.require(name)
+    if not names:
+        raise AuroraError(f"{films.store} holds no film; `aurora index build FOLDER --store {films.store}` makes them")
+    if chat and len(names) > 1:
+        raise AuroraError(f"--chat is about one film; choose one with --film: {', '.join(names)}")
+    return names
+
+
+def _film(model: "VideoModel", files: Sequence[str], films: Films, name: str | None, frames: Frames,
+          waiting: "Waiting") -> "Film":
+    """What the questions are about: a film of a store, a saved one, or what is watched now."""
+    from aurora.inference.film_file import is_film
+    from aurora.inference.store import FilmStore
+
+    if name is not None and films.store is not None:
+        return FilmStore(films.store).open(model, name)
+    if len(files) == 1 and is_film(files[0]):
+        if frames.fps is not None or frames.frames is not None or frames.max_frames is not None:
+            raise AuroraError(f"{files[0]} was watched before; --fps, --frames and --max-frames are for videos")
+        return model.open(files[0])
+    report = _reporting(model.config.sampling, waiting)
+    if films.save is None:  # as the model was trained, also where that means to read again for every question
+        return model.watch(*files, on_progress=report, prompt=model.config.prompt)
+    return model.watch(*files, on_progress=report)
+
+
+def _likeliest(film: "Film", questions: Sequence[str], options: Sequence[str], score: Score) -> Iterator[list[str]]:
     from aurora.evaluation.scoring import likeliest
     from aurora.inference.reading import fork
 
-    memory = session.read_all(questions)
+    memory = film.read_all(questions)
     for number in range(len(questions)):
-        best, values = likeliest(session.model, session.runner, fork(memory, [number]), options,
+        best, values = likeliest(film.model.model, film.model.runner, fork(memory, [number]), options,
                                  per_token=score == "likelihood_per_token")
         shown = ", ".join(f"{option} {value:.2f}" for option, value in zip(options, values, strict=True))
         sys.stderr.write(f"log-probability: {shown}\n")
         yield [options[best]]
 
 
-def _reporting(sampling: "Sampling", waiting: "Waiting") -> Callable[[str, int, Sequence[float]], None]:
-    """Says how far a session has read, and, once for every file, when frames are left out."""
+def _reporting(sampling: "Sampling", waiting: "Waiting") -> "Report":
+    """Says how far a film was watched, and, once for every file, when frames are left out."""
     from aurora.terminal import clock
 
     noted = set()
 
-    def report(file: str, number: int, times: Sequence[float]) -> None:
+    def report(progress: "Progress") -> None:
+        file, number, times = progress
         most, every = sampling.max_frames, (times[-1] - times[0]) / max(1, len(times) - 1) if times else 0.0
         if len(times) == most and (most == 1 or every * (sampling.fps or 0) > 1.001) and file not in noted:
             noted.add(file)
             spread = f"{most} frames, one every {every:.3g} s" if most > 1 else "1 frame"
             sys.stderr.write(f"{file}: {spread}; --max-frames reads more\n")
         where = f"frame {number} of {len(times)} ({clock(times[number - 1])} of {clock(times[-1])}) of" if times else ""
-        waiting.say(f"{where or 'reading'} {Path(file).name}")
+        waiting.say(f"{where or 'reading'} {file}")
 
     return report
 
 
-def _load(model: Model, adapter: Adapter, device: Device, overrides: Sequence[str]
-          ) -> "tuple[AuroraModel, ModelConfig]":
+def _load(model: Model, adapter: Adapter, device: Device, overrides: Sequence[str]) -> "VideoModel":
     from aurora.assemble import count_parameters
-    from aurora.inference.models import model_folder, random_model, saved_model
+    from aurora.inference.models import model_folder, random_model
+    from aurora.inference.video_model import VideoModel
 
     options = {**vars(adapter), **vars(device)}
     if not model.random_weights:
-        return saved_model(model_folder(model.model), overrides, **options)
+        return VideoModel.from_pretrained(model_folder(model.model), overrides=overrides, **options)
     if model.model is not None:
         raise AuroraError("--random-weights and --model exclude each other")
     made, config, sources = random_model(overrides, **options)
     for slot, number in count_parameters(made).items():
         sys.stderr.write(f"{slot}: {number:,} parameters, {sources[slot]} weights\n")
-    return made, config
+    return VideoModel(made, config)
 
 
 def _conversation(questions: Iterable[str], waiting: "Waiting") -> Iterator[str]:

@@ -33,7 +33,7 @@ from aurora.evaluation.scoring import chosen_option
 from aurora.evaluation.summary import render
 from aurora.files import read_json, write_json
 from aurora.images import data_url
-from aurora.inference.session import Session
+from aurora.inference.video_model import VideoModel
 from aurora.inference.visuals import frames_of
 from aurora.model import AuroraModel
 from aurora.training.callbacks.csv_logger import read_metrics
@@ -81,7 +81,7 @@ def demo(folder: str | Path = "runs/demo", *, scale: float = 1.0, seed: int = 0,
     result = evaluate(model, config, heldout, output=folder / "eval", model_hash=model_hash(trained))
     console.print(render(result))
     console.rule("Answers")
-    answers = answers_shown(Session.from_config(model, config), heldout, folder / "eval" / PREDICTIONS_FILE, console)
+    answers = answers_shown(VideoModel(model, config), heldout, folder / "eval" / PREDICTIONS_FILE, console)
     result |= {
         "seconds": round(time.monotonic() - began, 1),
         "peak_memory_bytes": peak_memory_bytes(),
@@ -132,7 +132,7 @@ def run_aloud(*arguments: str, console: Console) -> None:
         raise SystemExit(status)
 
 
-def answers_shown(session: Session, folder: Path, predictions: Path, console: Console) -> list[Answer]:
+def answers_shown(model: VideoModel, folder: Path, predictions: Path, console: Console) -> list[Answer]:
     """Right and wrong answers of an evaluation in turn, `SHOWN` of each spread over the questions, and captions of
     their videos; prints them."""
     truths = {line["id"]: line.get("caption") for line in
@@ -145,8 +145,7 @@ def answers_shown(session: Session, folder: Path, predictions: Path, console: Co
     answers = []
     for asked in (*spread(right, SHOWN), *spread(wrong, SHOWN)):
         video = folder / asked.video
-        session.watch(video)
-        caption = "".join(session.ask(CAPTION_VIDEO)).strip()
+        caption = model.watch(video, prompt=model.config.prompt).ask(CAPTION_VIDEO)
         # what a model says is not markup
         console.print(f"{video}  {asked.prompt.replace(chr(10), ' ')}", markup=False)
         console.print(f"  → {said[asked.id]}   (correct: {asked.answer})\n  → {caption}", markup=False)
@@ -154,7 +153,7 @@ def answers_shown(session: Session, folder: Path, predictions: Path, console: Co
         clip = video.read_bytes()
         answers.append(Answer(
             asked, said[asked.id], chosen[asked], *check_caption(caption, truth or ""), truth is not None,
-            tuple(frames_of([str(video)], session.sampling, session.reader)),
+            tuple(frames_of([str(video)], model.config.sampling, model.reader)),
             f"data:video/mp4;base64,{base64.b64encode(clip).decode()}" if len(clip) <= CLIP_BYTES else None))
     return answers
 

@@ -19,7 +19,7 @@ from aurora.evaluation.summary import summarise
 from aurora.files import write_json
 from aurora.inference.generation import Generation, complete
 from aurora.inference.reading import fork
-from aurora.inference.session import Session
+from aurora.inference.video_model import VideoModel
 from aurora.inference.visuals import UnreadableVisual
 from aurora.model import AuroraModel
 from aurora.version import VERSION
@@ -61,11 +61,11 @@ def evaluate(
     questions, tasks = _plan(Path(folder), protocol, limit)
     settings = _settings(config, folder, protocol, model_hash)
     file = PredictionFile(Path(output) / PREDICTIONS_FILE, settings, restart=restart)
-    session = Session.from_config(model, config)
+    watcher = VideoModel(model, config)
     pending = [task for task in tasks if task not in file.done]
     answered = len(tasks) - len(pending)
     for together in _by_video(pending, parallel):
-        file.add(_predict(session, Path(folder), together, questions, protocol))
+        file.add(_predict(watcher, Path(folder), together, questions, protocol))
         answered += len(together)
         on_progress(answered, len(tasks))
     predictions = {task: file.done[task] for task in tasks}
@@ -101,26 +101,26 @@ def _by_video(tasks: Sequence[Task], most: int) -> Iterator[list[Task]]:
             yield group[first : first + most]
 
 
-def _predict(session: Session, folder: Path, tasks: Sequence[Task], questions: Mapping[str, Question],
+def _predict(model: VideoModel, folder: Path, tasks: Sequence[Task], questions: Mapping[str, Question],
              protocol: Protocol) -> list[Prediction]:
     asked = [questions[task.id] for task in tasks]
     try:
-        session.watch(folder / tasks[0].video)
-        memory = session.read_all([question.prompt for question in asked])
+        film = model.watch(folder / tasks[0].video, prompt=model.config.prompt)
+        memory = film.read_all([question.prompt for question in asked])
     except UnreadableVisual as error:
         return [Prediction(**vars(task), answer="", failure=str(error)) for task in tasks]
     made: dict[int, Prediction] = {}
     written: dict[bool, list[int]] = {True: [], False: []}  # by whether there are options
     for place, question in enumerate(asked):
         if question.options and protocol.score != "text":
-            best, values = likeliest(session.model, session.runner, fork(memory, [place]), question.options,
+            best, values = likeliest(model.model, model.runner, fork(memory, [place]), question.options,
                                      per_token=protocol.score == "likelihood_per_token")
             made[place] = Prediction(**vars(tasks[place]), answer=question.options[best], log_probs=values)
         else:
             written[bool(question.options)].append(place)
     for choice, places in written.items():
         how = protocol.choice if choice else protocol.open
-        said = complete(session.model, session.runner, fork(memory, places), how) if places else []
+        said = complete(model.model, model.runner, fork(memory, places), how) if places else []
         for place, answer in zip(places, said, strict=True):
             made[place] = Prediction(**vars(tasks[place]), answer=answer.strip())
     return [made[place] for place in range(len(tasks))]

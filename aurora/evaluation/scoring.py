@@ -34,7 +34,7 @@ class OptionScore(NamedTuple):
 def score_options(model: AuroraModel, runner: Runner, memory: Memory, options: Sequence[str]) -> list[OptionScore]:
     """log P(option | what was read) of each option's text as the prompt's form writes an answer, without its stop.
 
-    `memory` is one sequence after a question, as `Session.read_all` gives it; the options are read side by side from
+    `memory` is one sequence after a question, as `Film.read_all` gives it; the options are read side by side from
     copies of its state.
     """
     ids = [model.tokenizer.encode(_as_answer(model, option)) for option in options]

@@ -1,26 +1,33 @@
 """Which model is used: a saved one or one of base weights, with overrides, an adapter and rounding."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from aurora.assemble import build_model, load_base_weights
-from aurora.config import CONFIG_FILE, ModelConfig, load_config, read_config
+from aurora.config import ASSET_FOLDER, CONFIG_FILE, ModelConfig, load_config, read_config
 from aurora.errors import AuroraError
 from aurora.model import AuroraModel
 from aurora.weights.adapters import apply_adapter
 from aurora.weights.model_folder import fill_unsaved_buffers, load_model
 
 
+SHIPPED = ASSET_FOLDER / "model"
+"""The trained tiny model that comes with Aurora, which knows only Blocks world."""
+
+
 def model_folder(given: str | None) -> Path:
-    """The folder given, or the one trained model of this folder. AuroraError that lists them when there are several."""
+    """The folder given, else the one trained model of this folder, else the shipped one, which a line on standard error
+    says. AuroraError that lists them when there are several."""
     if given is not None:
         return Path(given)
     found = sorted(path.parent for path in Path().glob(f"runs/*/language_video/model/{CONFIG_FILE}"))
     if not found:
-        raise AuroraError("no model: give --model FOLDER (there is no runs/*/language_video/model here, which "
-                          "`aurora train` writes)")
+        sys.stderr.write("no --model and no runs/*/language_video/model here: the tiny model that comes with Aurora "
+                         "answers, which knows only Blocks world\n")
+        return SHIPPED
     if len(found) > 1:
         raise AuroraError(f"several models are here, choose one with --model: {', '.join(map(str, found))}")
     return found[0]

@@ -58,6 +58,12 @@ def fork(memory: Memory, sequences: Sequence[int]) -> Memory:
     return Memory(hidden, select_state(memory.state, list(sequences)))
 
 
+def join(memories: Sequence[Memory]) -> Memory:
+    """The memories of several calls side by side; all of them have read something."""
+    return Memory(torch.cat([memory.last_hidden() for memory in memories]),
+                  join_states([memory.state for memory in memories]))
+
+
 def tokenize(tokenizer: Tokenizer, pieces: Sequence[Text | Visual]) -> Pieces:
     """The ids before and after the one Visual; every text is tokenized by itself, as in training."""
     places = [index for index, piece in enumerate(pieces) if isinstance(piece, Visual)]
@@ -93,10 +99,16 @@ def read_frames(
     """All S sequences read the same frames [H, W, 3] uint8, which are encoded once."""
     device = next(model.vision.parameters()).device
     for pixels, keep in _chunks(frames, layout):
-        tokens = model.encode(pixels.to(device), keep).flatten(0, 1)  # [N · M, D]
-        for part in torch.split(tokens, max(1, ROW_TOKENS // memory.sequences)):
-            bounds = torch.arange(memory.sequences + 1, device=device) * len(part)
-            memory = Memory(*runner.prefill(part.repeat(memory.sequences, 1), bounds, memory.state))
+        memory = read_tokens(runner, memory, model.encode(pixels.to(device), keep).flatten(0, 1))
+    return memory
+
+
+@torch.inference_mode()
+def read_tokens(runner: Runner, memory: Memory, x: Tensor) -> Memory:
+    """All S sequences read the same embedded tokens [T, D]."""
+    for part in torch.split(x, max(1, ROW_TOKENS // memory.sequences)):
+        bounds = torch.arange(memory.sequences + 1, device=x.device) * len(part)
+        memory = Memory(*runner.prefill(part.repeat(memory.sequences, 1), bounds, memory.state))
     return memory
 
 

@@ -1,7 +1,12 @@
-"""From files to frames: videos are streamed by the reader, images are frames of their own."""
+"""From what is to be watched to frames with their seconds: videos are streamed by the reader, images are one frame."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +15,63 @@ from aurora.images import read_image
 from aurora.interfaces import Sampling, VideoReader
 from aurora.media import media_type
 
+Timed = tuple[float, np.ndarray]
+"""Seconds, and the frame [H, W, 3] uint8 that is shown then."""
+Source = str | os.PathLike[str] | Iterable[Timed] | Iterable[np.ndarray]
+"""A file, or frames: by themselves, one every 1 / fps seconds, or each with its second."""
+
+
+class Progress(NamedTuple):
+    """How far a source was read."""
+
+    name: str
+    frame: int  # from 1
+    times: Sequence[float]  # seconds of all frames that will be read; empty where that is not known
+
+
+Report = Callable[[Progress], None]
+
+
+class UnreadableVisual(AuroraError):
+    """A video or image that is missing, broken or holds no frame."""
+
+
+class Frames:
+    """The frames of one source, and what is known of it. Used with `with`, which gives the frames."""
+
+    def __init__(self, source: Source, sampling: Sampling, reader: VideoReader, report: Report | None) -> None:
+        self._source, self._reader, self._report, self._sampling = source, reader, report, sampling
+        self.path = os.path.abspath(source) if isinstance(source, (str, os.PathLike)) else None
+        self.live = bool(getattr(source, "live", False))
+        self.name = Path(self.path).name if self.path else str(getattr(source, "name", "frames"))
+        self.sampling: dict[str, Any] = {key: value for key, value in asdict(sampling).items() if value is not None}
+        self._pool = ThreadPoolExecutor(1)
+        self._hash: Future[str] | None = None
+
+    def __enter__(self) -> Iterator[Timed]:
+        if self.path is not None:
+            self._hash = self._pool.submit(file_hash, self.path)
+        self._iterator = shown(self.path or self._source, self._sampling, self._reader, self._report)
+        return self._iterator
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=False)
+        if hasattr(self._source, "close"):
+            self._source.close()
+
+    def sha256(self) -> str | None:
+        """Of the file; None where there was none."""
+        return None if self._hash is None else self._hash.result()
+
+    def end(self, last: float | None) -> float:
+        """The second at which the source ends, given when its last frame is shown: None where it had none."""
+        if last is None or (self.path is not None and is_image(self.path)):
+            return last or 0.0
+        length = None if self.path is None else self._reader.duration(self.path)
+        if length is not None:
+            return min(length, self._sampling.stop or length)
+        return last + (0.0 if self._sampling.fps is None or self.live else 1 / self._sampling.fps)
+
 
 def is_image(path: str | Path) -> bool:
     """Whether a file is a still image. AuroraError unless it is an image or a video."""
@@ -17,29 +79,60 @@ def is_image(path: str | Path) -> bool:
     return not media_type(path).moving
 
 
-class UnreadableVisual(AuroraError):
-    """A video or image that is missing, broken or holds no frame."""
+def shown(source: Source, sampling: Sampling, reader: VideoReader, report: Report | None = None) -> Iterator[Timed]:
+    """The frames of a source, never held together. UnreadableVisual for one that gives none."""
+    number, name = 0, Path(source).name if isinstance(source, (str, os.PathLike)) else "frames"
+    try:
+        moving = isinstance(source, (str, os.PathLike)) and not is_image(source)
+        times = reader.times(str(source), sampling) if report is not None and moving else []
+        for one in _shown(source, sampling, reader):
+            number += 1
+            if report is not None:
+                report(Progress(name, number, times))
+            yield one
+    except (AuroraError, OSError) as error:
+        raise UnreadableVisual(str(error)) from error
+    if number == 0:
+        raise UnreadableVisual(f"{name} holds no frame at the sampled moments")
+
+
+def _shown(source: Source, sampling: Sampling, reader: VideoReader) -> Iterator[Timed]:
+    if isinstance(source, (str, os.PathLike)):
+        if is_image(source):
+            yield 0.0, read_image(source)
+        else:
+            yield from reader.read(str(source), sampling)
+        return
+    before = -1.0
+    for number, one in enumerate(source):
+        seconds, frame = one if isinstance(one, tuple) else (number / (sampling.fps or 1.0), one)
+        if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
+                and frame.size):
+            raise AuroraError(f"frame {number} must be an array [H, W, 3] of uint8, not "
+                              f"{getattr(frame, 'dtype', type(frame).__name__)} {getattr(frame, 'shape', '')}")
+        if not seconds >= max(before, 0.0):
+            raise AuroraError(f"frame {number} is shown at second {seconds}, before the frame in front of it ({before})")
+        before = float(seconds)
+        yield before, frame
 
 
 def frames_of(sources: Sequence[str | Path], sampling: Sampling, reader: VideoReader) -> Iterator[np.ndarray]:
-    """The frames [H, W, 3] uint8 of images and videos, one source after the other, never held together.
-
-    UnreadableVisual for a source that gives none.
-    """
+    """The frames [H, W, 3] uint8 of images and videos, one source after the other. UnreadableVisual."""
     for source in sources:
-        try:
-            number = 0
-            shown = [read_image(source)] if is_image(source) else (f for _, f in reader.read(str(source), sampling))
-            for frame in shown:
-                yield frame
-                number += 1
-        except (AuroraError, OSError) as error:
-            raise UnreadableVisual(str(error)) from error
-        if number == 0:
-            raise UnreadableVisual(f"{source} holds no frame at the sampled moments")
+        for _, frame in shown(source, sampling, reader):
+            yield frame
 
 
-def check_file(path: str | Path) -> None:
+def check_sources(sources: Sequence[Source]) -> None:
+    """AuroraError for what is not a source, UnreadableVisual for a file that is missing or empty."""
+    for source in sources:
+        if isinstance(source, (str, os.PathLike)):
+            check_file(source)
+        elif not isinstance(source, Iterable):
+            raise AuroraError(f"what is watched must be a path or frames, not {type(source).__name__}")
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
     """UnreadableVisual unless the path is a file with something in it."""
     path = Path(path)
     if not path.exists():
@@ -49,3 +142,12 @@ def check_file(path: str | Path) -> None:
                                else f"{path} is not a regular file")
     if path.stat().st_size == 0:
         raise UnreadableVisual(f"{path} is empty")
+
+
+def file_hash(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -5,6 +5,7 @@ from aurora.interfaces.data import DataModule, Entry, Executor, Sampling, Source
 from aurora.interfaces.model import (
     BlockView,
     Connector,
+    FrameSkip,
     Merge,
     MergeStrategy,
     Prompt,
@@ -18,7 +19,7 @@ from aurora.interfaces.model import (
 )
 
 __all__ = [
-    "INITIAL_STATE", "Backbone", "BlockView", "Connector", "DataModule", "Entry", "Executor", "InitialState", "Merge",
-    "MergeStrategy", "Prompt", "Runner", "Sampling", "Sorter", "Source", "Text", "Tokenizer", "Turn", "VideoReader",
+    "INITIAL_STATE", "Backbone", "BlockView", "Connector", "DataModule", "Entry", "Executor", "FrameSkip", "InitialState",
+    "Merge", "MergeStrategy", "Prompt", "Runner", "Sampling", "Sorter", "Source", "Text", "Tokenizer", "Turn", "VideoReader",
     "VisionEncoder", "Visual", "VisualLayout",
 ]

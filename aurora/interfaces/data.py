@@ -63,6 +63,10 @@ class VideoReader(ABC):
     def times(self, source: str | bytes, sampling: Sampling) -> list[float]:
         """The moments in seconds that `read` will sample; their number is the number of frames."""
 
+    def duration(self, source: str | bytes) -> float | None:
+        """Seconds from the beginning of the first frame to the end of the last one; None where that is not known."""
+        return None
+
 
 class DataModule(ABC):
     """A source of packed rows for training; a subclass is a LightningDataModule as well, and names this class first.

@@ -87,6 +87,14 @@ class Sorter(ABC):
         """[N, M] int64: for each frame the permutation in which its tokens are read."""
 
 
+class FrameSkip(ABC):
+    """Decides which frames of a video need not be read because they show nothing new. Holds options, never state."""
+
+    @abstractmethod
+    def skips(self, frame: Tensor, last: Tensor) -> bool:
+        """Whether a prepared frame [3, h, w] uint8 is left out, given the last one that was read."""
+
+
 class VisionEncoder(nn.Module, ABC):
     """Turns frames into tokens, merging and sorting inside its blocks."""
 

@@ -23,7 +23,7 @@ from aurora.errors import AuroraError
 from aurora.files import replacing
 from aurora.model import AuroraModel
 from aurora.registry import WEIGHTED_SLOTS
-from aurora.weights.io import SINGLE_FILE, Output, open_tensors, read_metadata, weight_files, write_safetensors
+from aurora.weights.io import SINGLE_FILE, Output, open_tensors, read_metadata, slices, weight_files, write_safetensors
 from aurora.weights.loading import load_parts, mismatches, require_finite
 
 SAMPLE = 512  # values at each end of a tensor
@@ -105,6 +105,16 @@ def model_hash(folder: str | Path) -> str:
     folder = Path(folder)
     return hash_files(folder, [folder / CONFIG_FILE, *weight_files(folder),
                                *sorted((folder / TOKENIZER_FOLDER).rglob("*"))])
+
+
+def state_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names, types, shapes and values of a model's tensors, as they are computed with."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        for block in slices(tensor.detach()):
+            digest.update(block.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def hash_files(folder: Path, paths: list[Path]) -> str:

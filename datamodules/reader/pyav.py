@@ -30,6 +30,9 @@ class PyavReader(VideoReader):
     def times(self, source: str | bytes, sampling: Sampling) -> list[float]:
         return moments(scan(source, Deadline(self.timeout_seconds, source)), sampling, source)
 
+    def duration(self, source: str | bytes) -> float:
+        return scan(source, Deadline(self.timeout_seconds, source)).clip.duration
+
     def frames(
         self, source: str | bytes, packets: Packets, times: list[float], deadline: Deadline
     ) -> Iterator[tuple[float, np.ndarray]]:

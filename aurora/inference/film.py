@@ -1,0 +1,342 @@
+"""A film: what a model has seen of a video, as a value of constant size that is asked, forked, saved and extended.
+
+Shape letters: S sequences, D backbone width, N frames, M tokens kept per frame.
+"""
+
+import hashlib
+import html
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+
+from aurora.errors import AuroraError
+from aurora.inference.generation import Generation, complete, stream
+from aurora.inference.film_file import write_film
+from aurora.inference.ingest import CHUNKS_AHEAD, FRAMES_AHEAD, Unit, ahead, encode, encoded, prepared, units
+from aurora.inference.reading import Memory, Pieces, blank, fork, read_frames, read_texts, tokenize
+from aurora.inference.snapshot import Medium, Snapshot, Thumbnail, digest_with, with_thumbnail
+from aurora.inference.visuals import Frames, Report, Source, Timed, check_sources, shown
+from aurora.interfaces import Sampling, Turn
+from aurora.markers import plain_question
+from aurora.terminal import clock
+from aurora.types import state_bytes
+
+if TYPE_CHECKING:
+    from aurora.inference.video_model import VideoModel
+
+class Answer(str):
+    """The text of an answer, and how much of the film it was answered from."""
+
+    seconds: float
+    frames: int
+
+    @classmethod
+    def of(cls, text: str, seen: Snapshot) -> "Answer":
+        """The text, answered from what was seen up to there."""
+        answer = cls(text)
+        answer.seconds, answer.frames = seen.seconds, seen.frames
+        return answer
+
+
+class Stream(Iterator[str]):
+    """An answer in pieces, as they are made, and how much of the film it is answered from."""
+
+    def __init__(self, pieces: Iterator[str], seen: Snapshot) -> None:
+        self._pieces = pieces
+        self.seconds, self.frames = seen.seconds, seen.frames
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+
+@dataclass
+class Film:
+    """What a model has seen, and what was said about it. `VideoModel.watch` makes one.
+
+    Its size does not depend on how long the video is, unless the backbone is a transformer. Asking never changes what
+    was seen, and may happen in another thread while the film is being watched. A prompt that begins with the question
+    (`sandwich`) reads the video again for every question; with the others it is read once.
+    """
+
+    model: "VideoModel"
+    now: Snapshot
+    media: tuple[Medium, ...] = ()
+    turns: tuple[Turn, ...] = ()  # the conversation so far
+    thumbnails: tuple[Thumbnail, ...] = ()
+    checkpoint_seconds: float | None = None
+    history: tuple[Snapshot, ...] = ()  # one every `checkpoint_seconds`, for questions about a moment
+    sources: tuple[Source, ...] = ()
+    on_progress: Report | None = None
+    _whole: tuple[Snapshot, Memory] | None = field(default=None, repr=False)  # with its pending frames read
+
+    @property
+    def frames(self) -> int:
+        """Frames seen so far."""
+        return self.now.frames
+
+    @property
+    def seconds(self) -> float:
+        """How far the film was watched."""
+        return self.now.seconds
+
+    @property
+    def name(self) -> str:
+        """The names of what was watched."""
+        return " + ".join(medium.name for medium in self.media) or "nothing"
+
+    @property
+    def id(self) -> str:
+        """SHA-256 over all that the state depends on: frames, settings, weights, tokenizer, version."""
+        facts = {"seen": self.now.digest, "settings": self.model.settings, "identity": self.model.identity}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def facts(self) -> dict[str, Any]:
+        """What the file of the film says of it, and what the state depends on."""
+        return {"id": self.id, "name": self.name, "identity": self.model.identity, "settings": self.model.settings,
+                "chosen": sorted(self.model.chosen), "checkpoint_seconds": self.checkpoint_seconds,
+                "state_bytes": self.state_bytes}
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state of what was seen."""
+        return state_bytes(self.now.memory.state)
+
+    # What was seen.
+
+    def memory(self, at: float | None = None) -> Memory:
+        """[1]: after the frames seen so far, or those shown up to the second `at`."""
+        seen = self._seen(at)
+        return self._read_pending(seen) if seen.frames else seen.memory
+
+    def question_ids(self, turns: Sequence[Turn]) -> list[int]:
+        """The token ids that follow what was seen. AuroraError where the prompt begins with the question."""
+        if self.media:
+            self._require_reusable("be asked from its state")
+        pieces = self._tokenized(turns)
+        return list(pieces.trailing if self.media else pieces.leading)
+
+    def read_all(self, questions: Sequence[str], at: float | None = None) -> Memory:
+        """The memory [S] after each of S questions; a video that must be read again is read once for all of them."""
+        return self._read([(self.turn(question),) for question in questions], self._seen(at))
+
+    def _seen(self, at: float | None) -> Snapshot:
+        """What was seen up to a second, as exactly as it can be had: from what was kept, or by reading the file again
+        from there. AuroraError where neither can be."""
+        now = self.now
+        if at is None or at >= now.last:
+            return now
+        if not at >= 0:
+            raise AuroraError(f"at {at} is not a second of the film, which begins at 0")
+        kept = [seen for seen in self.history if seen.last <= at]
+        before = kept[-1] if kept else self.model.blank().now
+        if self.sources and all(isinstance(source, str) for source in self.sources):
+            again = replace(self, now=before, history=(), thumbnails=(), on_progress=None, _whole=None)
+            for _ in again.advance(self._again(before.frames), [at]):
+                return again.now
+        if not kept:
+            raise AuroraError(f"what was seen up to second {at:g} was not kept: watch with checkpoint_seconds, or ask "
+                              "where the video can be read again")
+        return before
+
+    def _again(self, frames: int) -> Iterator[Timed]:
+        """The frames after the first ones, read again."""
+        for number, one in enumerate(self._frames()):
+            if number >= frames:
+                yield one
+
+    def _frames(self) -> Iterator[Timed]:
+        for medium, source in zip(self.media, self.sources, strict=True):
+            sampling = Sampling(**medium.sampling)
+            for seconds, frame in shown(source, sampling, self.model.reader, self.on_progress):
+                yield medium.start + seconds, frame
+
+    def _read_pending(self, seen: Snapshot) -> Memory:
+        """The memory with the frames that do not fill a chunk read as well."""
+        if not seen.pending:
+            return seen.memory
+        whole = self._whole
+        if whole is None or whole[0] is not seen:
+            tokens = encode(self.model.model, seen.pending)
+            whole = self._whole = seen, self.model.prefill(seen.memory, tokens)
+        return whole[1]
+
+    # Watching.
+
+    def extend(self, *sources: Source, **sampling: Any) -> "Film":
+        """Watches more, behind what was seen; the same options as `VideoModel.watch`."""
+        for _ in self.extending(*sources, **sampling):
+            pass
+        return self
+
+    def extending(self, *sources: Source, moments: Sequence[float] | None = None, **sampling: Any) -> Iterator["Film"]:
+        """The same step by step: gives this film after every chunk, or once for each of the `moments`, in seconds of
+        the film and ascending: having seen just what is shown up to then. It ends with the last moment."""
+        check_sources(sources)
+        settings = self.model.sampling(**sampling)
+        if self.turns and not self.model.reusable:
+            raise AuroraError("a conversation with a prompt that begins with the question cannot go on with more to see")
+        for source in sources:
+            frames = Frames(source, settings, self.model.reader, self.on_progress)
+            self.media = (*self.media, Medium(frames.name, frames.sampling, self.now.seconds, frames.path))
+            self.sources = (*self.sources, source if frames.path is None else frames.path)
+            if not self.model.reusable:
+                if frames.path is None:
+                    raise AuroraError(f"the prompt {self.model.settings['prompt']['name']} reads a video again for every "
+                                      "question; what comes frame by frame can be read once: choose prompt=generic")
+                continue
+            yield from self._watch(frames, moments)
+
+    def _watch(self, frames: Frames, moments: Sequence[float] | None) -> Iterator["Film"]:
+        start = self.now.seconds
+        with frames as shots:
+            timed = ((start + seconds, frame) for seconds, frame in shots)
+            for _ in self.advance(timed, moments, each=frames.live):
+                yield self
+        if moments is None:
+            end = frames.end(self.now.last - start if self.now.last >= start else None)
+            self.now = replace(self.now, seconds=max(self.now.seconds, start + end))
+            self.media = (*self.media[:-1], self.media[-1]._replace(sha256=frames.sha256()))
+            yield self
+
+    def advance(self, frames: Iterable[Timed], moments: Sequence[float] | None = None, *,
+                each: bool = False) -> Iterator[None]:
+        """Reads frames (seconds of the film, [H, W, 3] uint8) behind what was seen."""
+        model, now = self.model, self.now
+        if now.memory.hidden is None:
+            now = replace(now, memory=read_texts(model.runner, now.memory, [self._tokenized([Turn("?")]).leading]))
+        self.now = now
+        shots = prepared(frames, model.layout, model.skip, now.reference)
+        waiting = units(ahead(shots, FRAMES_AHEAD), now.pending, moments or (), each=each)
+        left = 0 if moments is None else len(moments)
+        for unit in ahead(encoded(model.model, waiting), CHUNKS_AHEAD):
+            self._take(unit)
+            if moments is None:
+                yield
+            elif unit.moment is not None:
+                yield
+                left -= 1
+                if left == 0:
+                    return
+
+    def _take(self, unit: Unit) -> None:
+        now, new = self.now, unit.new
+        memory = now.memory if unit.tokens is None else self.model.prefill(now.memory, unit.tokens)
+        digest, read = now.digest, [shot for shot in new if not shot.skipped]
+        for shot in new:
+            digest = digest_with(digest, shot)
+        last = new[-1].seconds if new else now.last
+        seen = Snapshot(
+            memory, unit.pending, read[-1].pixels if read else now.reference, now.frames + len(new),
+            now.skipped + len(new) - len(read), last, max(now.seconds, last, unit.moment or 0), digest)
+        for number, shot in enumerate(new, now.frames):
+            self.thumbnails = with_thumbnail(self.thumbnails, number, shot)
+        every = self.checkpoint_seconds
+        if every is not None and new and (not self.history or last - self.history[-1].last >= every):
+            self.history = (*self.history, seen)
+        self.now = seen
+
+    # Asking.
+
+    def ask(self, question: str, *, stream: bool = False, at: float | None = None, remember: bool = False,
+            options: Generation | None = None) -> Any:
+        """The answer; with `stream` an iterator over its pieces as they are made. With `at` it is answered as of that
+        second, with `remember` the exchange becomes part of the conversation."""
+        if stream:
+            return self._stream(question, at, remember, options)
+        made = self._stream(question, at, remember, options)
+        return Answer.of("".join(made), replace(self.now, seconds=made.seconds, frames=made.frames))
+
+    def ask_each(self, questions: Sequence[str], options: Generation | None = None) -> Iterator[Stream]:
+        """The answers to many questions one after the other, each in pieces; each question by itself."""
+        seen, options = self._seen(None), generation(options)
+        memory = self._read([(*self.turns, self.turn(question)) for question in questions], seen)
+        for number in range(len(questions)):
+            yield Stream(stream(self.model.model, self.model.runner, fork(memory, [number]), options), seen)
+
+    def ask_all(self, questions: Sequence[str], options: Generation | None = None) -> list[Answer]:
+        """The answers to many questions, generated side by side."""
+        seen, options = self._seen(None), generation(options)
+        memory = self._read([(*self.turns, self.turn(question)) for question in questions], seen)
+        return [Answer.of(text, seen) for text in complete(self.model.model, self.model.runner, memory, options)]
+
+    def _stream(self, question: str, at: float | None, remember: bool, options: Generation | None) -> Stream:
+        options, turn, seen = generation(options), self.turn(question), self._seen(at)
+        memory = self._read([(*self.turns, turn)], seen)
+        return Stream(self._pieces(turn, memory, options, remember), seen)
+
+    def _pieces(self, turn: Turn, memory: Memory, options: Generation, remember: bool) -> Iterator[str]:
+        said = []
+        for piece in stream(self.model.model, self.model.runner, memory, options):
+            said.append(piece)
+            yield piece
+        if remember:
+            self.turns = (*self.turns, turn._replace(answer="".join(said)))
+
+    def turn(self, question: str) -> Turn:
+        """A question as a turn of the conversation. AuroraError for one that is empty or not text."""
+        if not isinstance(question, str):
+            raise AuroraError(f"the question must be str, not {type(question).__name__}")
+        if not question.strip():
+            raise AuroraError("the question is empty")
+        return Turn(plain_question(question, len(self.media)))
+
+    def _read(self, conversations: Sequence[Sequence[Turn]], seen: Snapshot) -> Memory:
+        """The memory [S] after each of S conversations about what was seen."""
+        runner = self.model.runner
+        pieces = [self._tokenized(turns) for turns in conversations]
+        if self.media and self.model.reusable:
+            memory = self._read_pending(seen)
+            return read_texts(runner, fork(memory, [0] * len(pieces)), [piece.trailing for piece in pieces])
+        leadings = list(dict.fromkeys(piece.leading for piece in pieces))
+        before = read_texts(runner, blank(runner, len(leadings)), leadings)
+        frames = (frame for _, frame in self._frames())
+        memory = read_frames(self.model.model, runner, before, frames, self.model.layout)
+        places = [leadings.index(piece.leading) for piece in pieces]
+        return read_texts(runner, fork(memory, places), [piece.trailing for piece in pieces])
+
+    def _tokenized(self, turns: Sequence[Turn]) -> Pieces:
+        visual = bool(self.media)
+        return tokenize(self.model.model.tokenizer, self.model.model.prompt.layout(turns, visual=visual))
+
+    def _require_reusable(self, what: str) -> None:
+        if not self.model.reusable:
+            raise AuroraError(f"a film watched with the prompt {self.model.settings['prompt']['name']} cannot {what}: that "
+                              "prompt puts the question before the video; choose prompt=generic")
+
+    # Keeping.
+
+    def fork(self) -> "Film":
+        """A second film that goes on from here; what one is asked or shown the other does not know."""
+        return copy(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the film to one file, whole or not at all. AuroraError where there is nothing to save."""
+        self._require_reusable("be saved")
+        write_film(self, path)
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows the film."""
+        pictures = "".join(
+            f'<figure style="margin:2px;display:inline-block"><img src="{small.url}" style="height:72px" '
+            f'alt="second {small.seconds:.0f}"><figcaption>{clock(small.seconds)}</figcaption></figure>'
+            for small in self.thumbnails)
+        return f"<div><b>{html.escape(self.name)}</b>: {html.escape(self.summary())}<br>{pictures}</div>"
+
+    def summary(self) -> str:
+        """Frames, seconds and the size of the state in words."""
+        skipped = f", {self.now.skipped} of them unchanged" if self.now.skipped else ""
+        return f"{self.frames:,} frames{skipped}, {clock(self.seconds)}, state of {self.state_bytes / 1e6:.1f} MB"
+
+    def __repr__(self) -> str:
+        return f"<Film {self.name}: {self.summary()}>"
+
+
+def generation(options: Generation | None) -> Generation:
+    """The options, or the default ones."""
+    if options is not None and not isinstance(options, Generation):
+        raise AuroraError(f"options must be Generation, not {type(options).__name__}")
+    return options or Generation()

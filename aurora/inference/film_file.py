@@ -1,0 +1,168 @@
+"""A film as one file: safetensors with the state, and in its header what the state depends on.
+
+The header's `film` is a JSON object: `identity` of the model, `settings` of watching, `media`, frames, seconds, turns,
+and a SHA-256 over everything, so that a file that was damaged is never answered from.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from aurora.errors import AuroraError
+from aurora.files import replacing, room_for
+from aurora.inference.ingest import Shot
+from aurora.inference.reading import Memory
+from aurora.inference.snapshot import Medium, Snapshot, Thumbnail
+from aurora.interfaces import Turn
+
+if TYPE_CHECKING:
+    from aurora.inference.film import Film
+
+FORMAT = 1
+SUFFIX = ".aurora"
+_HEADER_ERRORS = (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError)
+
+
+class FilmMismatch(AuroraError):
+    """A film of another model, or that was watched in another way than asked for."""
+
+
+class Saved(NamedTuple):
+    """What a file of a film holds."""
+
+    facts: Mapping[str, Any]
+    now: Snapshot
+    history: tuple[Snapshot, ...]
+    media: tuple[Medium, ...]
+    turns: tuple[Turn, ...]
+    thumbnails: tuple[Thumbnail, ...]
+
+
+def write_film(film: "Film", path: str | os.PathLike[str]) -> None:
+    """Writes a film, whole or not at all. AuroraError when the disk is full."""
+    target = Path(path)
+    if target.is_dir():
+        raise AuroraError(f"{target} is a folder; give the name of a file, such as {target / ('film' + SUFFIX)}")
+    tensors = _tensors("now", film.now)
+    for number, seen in enumerate(film.history):
+        tensors |= _tensors(f"history.{number}", seen)
+    for number, small in enumerate(film.thumbnails):
+        tensors[f"thumbnail.{number}"] = torch.frombuffer(bytearray(small.jpeg), dtype=torch.uint8)
+    facts = film.facts() | {
+        "format": FORMAT,
+        "now": _facts(film.now),
+        "history": [_facts(seen) for seen in film.history],
+        "media": [medium._replace(path=None)._asdict() for medium in film.media],
+        "turns": [turn._asdict() for turn in film.turns],
+        "thumbnails": [small.seconds for small in film.thumbnails],
+    }
+    facts["sha256"] = _checksum(facts, tensors)
+    with room_for(target), replacing(target, folder=False) as place:
+        try:
+            save_file(tensors, place, metadata={"film": json.dumps(facts)})
+        except SafetensorError as error:  # which hides what the system said
+            raise OSError(28 if "os error 28" in str(error) else 5, str(error), str(target)) from error
+
+
+def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the header of a film's file says. AuroraError when it is something else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _header(file, path)
+    except _HEADER_ERRORS as error:
+        if isinstance(error, AuroraError):
+            raise
+        raise _not_a_film(path, error) from error
+
+
+def read_film(path: str | os.PathLike[str]) -> Saved:
+    """All that a file holds. AuroraError when it is damaged or something else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = _header(file, path)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        if facts["sha256"] != _checksum(facts, tensors):
+            raise AuroraError(f"{path} is damaged: its contents are not those that were saved")
+        return Saved(
+            facts, _snapshot("now", facts["now"], tensors),
+            tuple(_snapshot(f"history.{number}", each, tensors) for number, each in enumerate(facts["history"])),
+            tuple(Medium(**medium) for medium in facts["media"]),
+            tuple(Turn(turn["question"], turn["answer"], tuple(turn["places"])) for turn in facts["turns"]),
+            tuple(Thumbnail(seconds, tensors[f"thumbnail.{number}"].numpy().tobytes())
+                  for number, seconds in enumerate(facts["thumbnails"])))
+    except _HEADER_ERRORS as error:
+        if isinstance(error, AuroraError):
+            raise
+        raise _not_a_film(path, error) from error
+
+
+def is_film(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says that it is a film."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "film" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def _header(file: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((file.metadata() or {})["film"])
+    if facts["format"] != FORMAT:
+        raise FilmMismatch(f"{path} is a film of format {facts['format']}; this Aurora reads format {FORMAT}")
+    return facts
+
+
+def _not_a_film(path: str | os.PathLike[str], error: Exception) -> AuroraError:
+    if isinstance(error, FileNotFoundError) or not Path(path).exists():
+        return AuroraError(f"{path} does not exist")
+    return AuroraError(f"{path} is not a saved film, or is damaged: {error}")
+
+
+def _facts(seen: Snapshot) -> dict[str, Any]:
+    return {"frames": seen.frames, "skipped": seen.skipped, "last": seen.last, "seconds": seen.seconds,
+            "digest": seen.digest, "pending": [[shot.seconds, shot.keep] for shot in seen.pending]}
+
+
+def _tensors(prefix: str, seen: Snapshot) -> dict[str, Tensor]:
+    named = {f"state.{name}": tensor for name, tensor in seen.memory.state.items()}
+    if seen.memory.hidden is not None:
+        named["hidden"] = seen.memory.hidden
+    if seen.reference is not None:
+        named["reference"] = seen.reference
+    named |= {f"pending.{number}": shot.pixels for number, shot in enumerate(seen.pending)}
+    # a clone: two names of one memory cannot be written
+    return {f"{prefix}.{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
+
+
+def _snapshot(prefix: str, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Snapshot:
+    own = {name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}
+    state = {name.removeprefix("state."): tensor for name, tensor in own.items() if name.startswith("state.")}
+    pending = tuple(Shot(seconds, own[f"pending.{number}"], keep, skipped=False)
+                    for number, (seconds, keep) in enumerate(facts["pending"]))
+    return Snapshot(Memory(own.get("hidden"), state), pending, own.get("reference"), facts["frames"], facts["skipped"],
+                    facts["last"], facts["seconds"], facts["digest"])
+
+
+def _checksum(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    said = {key: value for key, value in facts.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    """Which of the keys differ, in words; long digests are not shown."""
+    changed = [key for key in keys if found.get(key) != wanted.get(key)]
+    return [f"{key} ({found.get(key)} in the film, {wanted.get(key)} here)"
+            if len(f"{found.get(key)}{wanted.get(key)}") < 80 else key for key in changed]

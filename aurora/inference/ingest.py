@@ -1,0 +1,159 @@
+"""From what is watched to visual tokens: decoding and the encoder run ahead in threads of their own, so that watching
+takes as long as its slowest part.
+
+Shape letters: N frames, M tokens kept per frame, D backbone width.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from queue import Empty, Full, Queue
+from threading import Event, Thread
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aurora.inference.reading import FRAMES_PER_CHUNK
+from aurora.interfaces import FrameSkip, VisualLayout
+from aurora.model import AuroraModel
+
+T = TypeVar("T")
+FRAMES_AHEAD = 2 * FRAMES_PER_CHUNK
+CHUNKS_AHEAD = 2
+_POLL_SECONDS = 0.1
+
+
+class Shot(NamedTuple):
+    """One prepared frame."""
+
+    seconds: float  # when it is shown, after the beginning of what is watched
+    pixels: Tensor  # [3, h, w] uint8
+    keep: int  # M
+    skipped: bool  # it shows nothing new, so it is not read
+
+
+class Unit(NamedTuple):
+    """The next frames, and tokens once they fill a chunk. Chunks begin at the same frames however frames arrive, so
+    that the same film always has the same state."""
+
+    new: tuple[Shot, ...]  # since the unit before
+    pending: tuple[Shot, ...]  # frames that wait for the rest of their chunk
+    chunk: tuple[Shot, ...] = ()  # frames whose tokens these are
+    tokens: Tensor | None = None  # [N · M, D] of the chunk
+    moment: float | None = None  # everything shown up to this second has been given
+
+
+def prepared(
+    frames: Iterable[tuple[float, np.ndarray]], layout: VisualLayout, skip: FrameSkip, reference: Tensor | None
+) -> Iterator[Shot]:
+    """Every frame (seconds, [H, W, 3] uint8) as the encoder takes it; `reference` is the last one read before."""
+    for seconds, frame in frames:
+        pixels = layout.prepare(frame)
+        skipped = reference is not None and skip.skips(pixels, reference)
+        reference = reference if skipped else pixels
+        yield Shot(seconds, pixels, layout.tokens(*frame.shape[:2]), skipped)
+
+
+def units(shots: Iterable[Shot], pending: Sequence[Shot], moments: Sequence[float] = (), *, each: bool = False
+          ) -> Iterator[Unit]:
+    """The frames in units that end where a chunk is full and at every moment; with `each`, a unit per frame."""
+    new: list[Shot] = []
+    waiting, ahead = list(pending), sorted(moments)
+    for shot in shots:
+        while ahead and shot.seconds > ahead[0]:
+            yield Unit(tuple(new), tuple(waiting), moment=ahead.pop(0))
+            new = []
+        if not shot.skipped and waiting and not _together(shot, waiting[0]):
+            yield Unit(tuple(new), (), tuple(waiting))
+            new, waiting = [], []
+        new.append(shot)
+        if not shot.skipped:
+            waiting.append(shot)
+        if len(waiting) == FRAMES_PER_CHUNK:
+            yield Unit(tuple(new), (), tuple(waiting))
+            new, waiting = [], []
+        elif each:
+            yield Unit(tuple(new), tuple(waiting))
+            new = []
+    yield Unit(tuple(new), tuple(waiting))
+    for moment in ahead:
+        yield Unit((), tuple(waiting), moment=moment)
+
+
+def _together(one: Shot, other: Shot) -> bool:
+    return one.keep == other.keep and one.pixels.shape == other.pixels.shape
+
+
+@torch.inference_mode()
+def encode(model: AuroraModel, shots: Sequence[Shot]) -> Tensor:
+    """[N · M, D]: the tokens of frames of one shape."""
+    device = next(model.vision.parameters()).device
+    pixels = torch.stack([shot.pixels for shot in shots]).to(device, non_blocking=True)
+    return model.encode(pixels, shots[0].keep).flatten(0, 1)
+
+
+def encoded(model: AuroraModel, items: Iterable[Unit]) -> Iterator[Unit]:
+    """The units with the tokens of their chunks. On a GPU they are computed in a stream of their own."""
+    device = next(model.vision.parameters()).device
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    for unit in items:
+        if not unit.chunk:
+            yield unit
+        elif stream is None:
+            yield unit._replace(tokens=encode(model, unit.chunk))
+        else:
+            with torch.cuda.stream(stream):
+                tokens = encode(model, unit.chunk)
+            stream.synchronize()
+            yield unit._replace(tokens=tokens)
+
+
+def ahead(items: Iterator[T], size: int) -> Iterator[T]:
+    """The same items, fetched in a thread of its own, up to `size` of them in advance; its errors are raised here.
+
+    The thread ends when the iterator is closed.
+    """
+    fetched: Queue[tuple[Any, BaseException | None]] = Queue(size)
+    closed, end = Event(), object()
+
+    def put(item: Any, error: BaseException | None = None) -> bool:
+        while not closed.is_set():
+            with suppress(Full):
+                fetched.put((item, error), timeout=_POLL_SECONDS)
+                return True
+        return False
+
+    def fetch() -> None:
+        try:
+            if all(map(put, items)):
+                put(end)
+        except BaseException as error:  # raised again where the items are taken
+            put(end, error)
+        finally:
+            if hasattr(items, "close"):
+                items.close()
+
+    thread = Thread(target=fetch, daemon=True, name="aurora-ahead")
+    thread.start()
+    try:
+        while True:
+            item, error = _get(fetched, thread)
+            if error is not None:
+                raise error
+            if item is end:
+                return
+            yield item
+    finally:
+        closed.set()
+        thread.join()
+
+
+def _get(fetched: "Queue[tuple[Any, BaseException | None]]", thread: Thread) -> tuple[Any, BaseException | None]:
+    """What was fetched next; RuntimeError where the thread ended without a word, as in an interpreter that ends."""
+    while True:
+        try:
+            return fetched.get(timeout=_POLL_SECONDS)
+        except Empty:
+            if not thread.is_alive() and fetched.empty():
+                raise RuntimeError("the thread that reads what is watched has ended") from None
