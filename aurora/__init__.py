@@ -7,8 +7,8 @@ from aurora.version import VERSION as __version__  # noqa: F401 - where others l
 
 if TYPE_CHECKING:
     from aurora.config import load_config as load_config
-    from aurora.inference.generation import Generation as Generation
     from aurora.inference.film import Film as Film
+    from aurora.inference.generation import Generation as Generation
     from aurora.inference.video_model import VideoModel as VideoModel
     from aurora.inference.video_model import load as load
     from aurora.training.stage import data_module as data_module

@@ -154,8 +154,8 @@ SOURCE = Slot("source", interfaces.Source, "datamodules.source")
 EXECUTOR = Slot("executor", interfaces.Executor, "datamodules.executor")
 
 SLOTS: dict[str, Slot[Any]] = {
-    slot.name: slot for slot in (VISION, MERGE, SORT, CONNECTOR, BACKBONE, TOKENIZER, PROMPT, SKIP, READER, DATA, SOURCE,
-                                EXECUTOR)
+    slot.name: slot for slot in (VISION, MERGE, SORT, CONNECTOR, BACKBONE, TOKENIZER, PROMPT, SKIP, READER, DATA,
+                                SOURCE, EXECUTOR)
 }
 
 MODEL_SLOTS = ("vision", "merge", "sort", "connector", "backbone", "tokenizer", "prompt")

@@ -10,12 +10,11 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, overload
-
+from typing import TYPE_CHECKING, Any
 
 from aurora.errors import AuroraError
-from aurora.inference.generation import Generation, complete, stream
 from aurora.inference.film_file import write_film
+from aurora.inference.generation import Generation, complete, stream
 from aurora.inference.ingest import CHUNKS_AHEAD, FRAMES_AHEAD, Unit, ahead, encode, encoded, prepared, units
 from aurora.inference.reading import Memory, Pieces, blank, fork, read_frames, read_texts, tokenize
 from aurora.inference.snapshot import Medium, Snapshot, Thumbnail, digest_with, with_thumbnail
@@ -178,15 +177,15 @@ class Film:
         check_sources(sources)
         settings = self.model.sampling(**sampling)
         if self.turns and not self.model.reusable:
-            raise AuroraError("a conversation with a prompt that begins with the question cannot go on with more to see")
+            raise AuroraError("a conversation cannot go on with more to see where the prompt begins with the question")
         for source in sources:
             frames = Frames(source, settings, self.model.reader, self.on_progress)
             self.media = (*self.media, Medium(frames.name, frames.sampling, self.now.seconds, frames.path))
             self.sources = (*self.sources, source if frames.path is None else frames.path)
             if not self.model.reusable:
                 if frames.path is None:
-                    raise AuroraError(f"the prompt {self.model.settings['prompt']['name']} reads a video again for every "
-                                      "question; what comes frame by frame can be read once: choose prompt=generic")
+                    raise AuroraError(f"the prompt {self._prompt_name} reads a video again for every question, and what "
+                                      "comes frame by frame can be read once: choose prompt=generic")
                 continue
             yield from self._watch(frames, moments)
 
@@ -304,8 +303,12 @@ class Film:
 
     def _require_reusable(self, what: str) -> None:
         if not self.model.reusable:
-            raise AuroraError(f"a film watched with the prompt {self.model.settings['prompt']['name']} cannot {what}: that "
-                              "prompt puts the question before the video; choose prompt=generic")
+            raise AuroraError(f"a film watched with the prompt {self._prompt_name} cannot {what}: that prompt puts the "
+                              "question before the video; choose prompt=generic")
+
+    @property
+    def _prompt_name(self) -> str:
+        return str(self.model.settings["prompt"]["name"])
 
     # Keeping.
 

@@ -13,7 +13,6 @@ from aurora.model import AuroraModel
 from aurora.weights.adapters import apply_adapter
 from aurora.weights.model_folder import fill_unsaved_buffers, load_model
 
-
 SHIPPED = ASSET_FOLDER / "model"
 """The trained tiny model that comes with Aurora, which knows only Blocks world."""
 

@@ -30,8 +30,8 @@ class FilmStore:
     def path(self, name: str) -> Path:
         """The file of a name. AuroraError for a name that cannot be one."""
         if not _NAME.fullmatch(name):
-            raise AuroraError(f"{name!r} cannot name a film: letters, digits, spaces and _ . , ( ) + @ ~ # - are possible, "
-                              "with / between folders; no part begins or ends with a dot")
+            raise AuroraError(f"{name!r} cannot name a film: letters, digits, spaces and _ . , ( ) + @ ~ # - are "
+                              "possible, with / between folders; no part begins or ends with a dot")
         return self.folder / f"{name}{SUFFIX}"
 
     def require(self, name: str) -> Path:

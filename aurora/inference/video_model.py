@@ -1,6 +1,7 @@
 """A model that is ready to watch: `aurora.load()` gives one, `watch` makes a film of what it sees."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
@@ -33,6 +34,7 @@ SHAREABLE = "generic"
 """The prompt of films of a model whose own prompt begins with the question."""
 WATCHED_WITH = ("merge", "sort", "prompt", "skip", "keep_ratio")
 """What may be chosen when a film is watched."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SAMPLE = "The quick brown fox, 0123456789: naïve Ünïcödé, 北京, \n\n<image>"
 _SAMPLED_IDS = 4096
 _PARTS = {"merge": MERGE, "sort": SORT, "prompt": PROMPT, "skip": SKIP}
@@ -177,7 +179,8 @@ class VideoModel:
         fixed = [key for key in WATCHED_WITH if key not in facts["chosen"] or key in own.chosen]
         wrong += differences(facts["settings"], own.settings, fixed)
         if wrong:
-            raise FilmMismatch(f"{path} is not a film of this model as it is used here; what differs: {', '.join(wrong)}")
+            raise FilmMismatch(f"{path} is not a film of this model as it is used here; what differs: "
+                               f"{', '.join(wrong)}")
         chosen, adopted = own.chosen | set(facts["chosen"]), own.using(**facts["settings"])
         adopted.chosen = chosen
         return adopted
@@ -202,11 +205,13 @@ class VideoModel:
     def from_pretrained(cls, source: str | Path, *, overrides: Sequence[str] = (), device: str = "cpu",
                         threads: int | None = None, adapter: str | None = None, any_base: bool = False) -> "VideoModel":
         """The model of a folder, or of a repository on the Hugging Face hub; nothing of it is executed."""
-        folder = Path(source) if Path(source).exists() else from_hub(str(source))
+        hosted = isinstance(source, str) and _HUB_ID.fullmatch(source) and not Path(source).exists()
+        folder = from_hub(str(source)) if hosted else Path(source)
         model, config = saved_model(folder, overrides, device=device, threads=threads, adapter=adapter,
                                     any_base=any_base)
         keys = {parse_override(override).key_or_group.partition(".")[0] for override in overrides}
-        return cls(model, config, chosen=sorted(keys & set(WATCHED_WITH)), adapter=None if adapter is None else adapter_hash(adapter))
+        return cls(model, config, chosen=sorted(keys & set(WATCHED_WITH)),
+                   adapter=None if adapter is None else adapter_hash(adapter))
 
     def save_pretrained(self, folder: str | Path, *, name: str | None = None, licence: str | None = None) -> None:
         """Writes a folder that `from_pretrained` reads: weights, config, tokenizer, prompt and a model card."""
@@ -243,8 +248,8 @@ def from_hub(repo_id: str) -> Path:
         return Path(snapshot_download(repo_id, allow_patterns=["*.safetensors", "*.json", "*.yaml", "*.txt", "*.md",
                                                                "tokenizer/*"], ignore_patterns=["*.py", "*.bin"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise AuroraError(f"{repo_id!r} is neither a folder here nor a model on the Hugging Face hub that can be reached: "
-                          f"{str(error).splitlines()[0]}") from error
+        raise AuroraError(f"{repo_id!r} is neither a folder here nor a model on the Hugging Face hub that can be "
+                          f"reached: {str(error).splitlines()[0]}") from error
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:

@@ -111,7 +111,7 @@ def _shown(source: Source, sampling: Sampling, reader: VideoReader) -> Iterator[
             raise AuroraError(f"frame {number} must be an array [H, W, 3] of uint8, not "
                               f"{getattr(frame, 'dtype', type(frame).__name__)} {getattr(frame, 'shape', '')}")
         if not seconds >= max(before, 0.0):
-            raise AuroraError(f"frame {number} is shown at second {seconds}, before the frame in front of it ({before})")
+            raise AuroraError(f"frame {number} is shown at second {seconds}, before the one in front of it ({before})")
         before = float(seconds)
         yield before, frame
 

@@ -19,7 +19,7 @@ from aurora.interfaces.model import (
 )
 
 __all__ = [
-    "INITIAL_STATE", "Backbone", "BlockView", "Connector", "DataModule", "Entry", "Executor", "FrameSkip", "InitialState",
-    "Merge", "MergeStrategy", "Prompt", "Runner", "Sampling", "Sorter", "Source", "Text", "Tokenizer", "Turn", "VideoReader",
-    "VisionEncoder", "Visual", "VisualLayout",
+    "INITIAL_STATE", "Backbone", "BlockView", "Connector", "DataModule", "Entry", "Executor", "FrameSkip",
+    "InitialState", "Merge", "MergeStrategy", "Prompt", "Runner", "Sampling", "Sorter", "Source", "Text", "Tokenizer",
+    "Turn", "VideoReader", "VisionEncoder", "Visual", "VisualLayout",
 ]
