@@ -160,7 +160,8 @@ def answer_each(
     wanted = _wanted(films, files, chat)
     used = _load(model, adapter, device, [*overrides, *model.overrides(), *frames.overrides()])
     waiting.say("reading")
-    for name in wanted or [None]:
+    names: Sequence[str | None] = wanted or [None]
+    for name in names:
         film = _film(used, files, films, name, frames, waiting)
         answers: Iterable[Iterable[str]]
         if options:

@@ -184,8 +184,8 @@ class Film:
             self.sources = (*self.sources, source if frames.path is None else frames.path)
             if not self.model.reusable:
                 if frames.path is None:
-                    raise AuroraError(f"the prompt {self._prompt_name} reads a video again for every question, and what "
-                                      "comes frame by frame can be read once: choose prompt=generic")
+                    raise AuroraError(f"the prompt {self._prompt_name} reads a video again for every question, which "
+                                      "frames that come one by one do not allow: choose prompt=generic")
                 continue
             yield from self._watch(frames, moments)
 

@@ -59,7 +59,7 @@ class Thumbnail(NamedTuple):
 def digest_with(before: str, shot: Shot) -> str:
     """The digest of what was seen, with one more frame."""
     digest = hashlib.sha256(f"{before} {shot.seconds!r} {shot.keep} {tuple(shot.pixels.shape)} ".encode())
-    digest.update(shot.pixels.contiguous().numpy())
+    digest.update(shot.pixels.contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -23,7 +23,7 @@ from aurora.inference.snapshot import Snapshot
 from aurora.inference.visuals import Report, Source
 from aurora.interfaces import FrameSkip, Sampling, Tokenizer, VideoReader, VisualLayout
 from aurora.model import AuroraModel
-from aurora.registry import MERGE, PROMPT, READER, SKIP, SORT
+from aurora.registry import MERGE, PROMPT, READER, SKIP, SORT, Slot
 from aurora.types import State, map_state
 from aurora.version import VERSION
 from aurora.weights.adapters import adapter_hash
@@ -37,7 +37,7 @@ WATCHED_WITH = ("merge", "sort", "prompt", "skip", "keep_ratio")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SAMPLE = "The quick brown fox, 0123456789: naïve Ünïcödé, 北京, \n\n<image>"
 _SAMPLED_IDS = 4096
-_PARTS = {"merge": MERGE, "sort": SORT, "prompt": PROMPT, "skip": SKIP}
+_PARTS: dict[str, Slot[Any]] = {"merge": MERGE, "sort": SORT, "prompt": PROMPT, "skip": SKIP}
 
 
 class VideoModel:
@@ -117,9 +117,9 @@ class VideoModel:
         made.chosen = self.chosen | changes.keys()
         return made
 
-    def blank(self) -> Film:
-        """A film that has seen nothing."""
-        return Film(self, Snapshot(blank(self.runner, 1)))
+    def blank(self, **using: Any) -> Film:
+        """A film that has seen nothing yet, to be extended; `using` as in `watch`."""
+        return Film(self._shareable(using), Snapshot(blank(self.runner, 1)))
 
     def watch(self, *sources: Source, fps: float | None = None, frames: int | None = None,
               max_frames: int | None = None, checkpoint_seconds: float | None = None,
@@ -145,7 +145,7 @@ class VideoModel:
     def _begin(self, checkpoint_seconds: float | None, on_progress: Report | None, using: Mapping[str, Any]) -> Film:
         if checkpoint_seconds is not None and not checkpoint_seconds > 0:
             raise AuroraError(f"checkpoint_seconds {checkpoint_seconds} must be above 0")
-        film = self._shareable(using).blank()
+        film = self.blank(**using)
         film.checkpoint_seconds, film.on_progress = checkpoint_seconds, on_progress
         return film
 

@@ -73,10 +73,10 @@ class Frames:
         return last + (0.0 if self._sampling.fps is None or self.live else 1 / self._sampling.fps)
 
 
-def is_image(path: str | Path) -> bool:
+def is_image(path: str | os.PathLike[str]) -> bool:
     """Whether a file is a still image. AuroraError unless it is an image or a video."""
     check_file(path)
-    return not media_type(path).moving
+    return not media_type(Path(path)).moving
 
 
 def shown(source: Source, sampling: Sampling, reader: VideoReader, report: Report | None = None) -> Iterator[Timed]:
@@ -99,7 +99,7 @@ def shown(source: Source, sampling: Sampling, reader: VideoReader, report: Repor
 def _shown(source: Source, sampling: Sampling, reader: VideoReader) -> Iterator[Timed]:
     if isinstance(source, (str, os.PathLike)):
         if is_image(source):
-            yield 0.0, read_image(source)
+            yield 0.0, read_image(Path(source))
         else:
             yield from reader.read(str(source), sampling)
         return

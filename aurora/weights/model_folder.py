@@ -113,7 +113,7 @@ def state_hash(tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         for block in slices(tensor.detach()):
-            digest.update(block.cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(block.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
