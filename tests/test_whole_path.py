@@ -9,7 +9,7 @@ import pytest
 
 from aurora.config import load_config
 from aurora.inference.generation import Generation
-from aurora.inference.session import Session
+from aurora.inference.video_model import VideoModel
 from aurora.registry import BACKBONE, CONNECTOR, MERGE, PROMPT, SORT
 from aurora.training.run import train
 from aurora.weights.model_folder import load_model
@@ -41,10 +41,9 @@ def train_and_ask(blocks: Path, run: Path, *swaps: str) -> str:
     """The answer of a model that was trained for two steps with some parts swapped on the command line."""
     trained = train(load_config(*SMALL, f"run={run}", f"data.root={blocks}", *swaps))
     model, config = load_model(trained)
-    session = Session.from_config(model, config)
     first = json.loads((blocks / "heldout" / "questions.jsonl").read_text().splitlines()[0])
-    session.watch(blocks / "heldout" / first["video"])
-    return "".join(session.ask(first["question"], Generation(max_new_tokens=4)))
+    film = VideoModel(model, config).watch(blocks / "heldout" / first["video"], prompt=config.prompt)
+    return film.ask(first["question"], options=Generation(max_new_tokens=4))
 
 
 @pytest.mark.slow

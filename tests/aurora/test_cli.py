@@ -20,7 +20,7 @@ from aurora.errors import AuroraError
 from aurora.evaluation.prompts import multiple_choice
 from aurora.evaluation.scoring import likeliest
 from aurora.inference.generation import Generation
-from aurora.inference.session import Session
+from aurora.inference.video_model import VideoModel
 from aurora.interfaces import Sampling
 from aurora.registry import READER, SLOTS
 
@@ -46,9 +46,8 @@ def run(capsys: pytest.CaptureFixture[str]):
 
 
 def answer(model, config, question: str, *visuals: Path, **options) -> str:
-    session = Session.from_config(model, config)
-    session.watch(*visuals)
-    return "".join(session.ask(question, Generation(max_new_tokens=12, **options)))
+    film = VideoModel(model, config).watch(*visuals, prompt={"name": type(model.prompt).__module__.rpartition(".")[2]})
+    return film.ask(question, options=Generation(max_new_tokens=12, **options))
 
 
 def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
@@ -260,11 +259,10 @@ def test_the_likeliest_option_is_the_answer(run, model, config, model_folder, vi
     options, questions = ["red", "a very long option indeed", "blue"], ["Which?", "And where?"]
     flags = [word for option in options for word in ("--option", option)]
     status, out, err = run("ask", video, *questions, *flags, "--score", score, "--model", model_folder)
-    session = Session.from_config(model, config)
-    session.watch(video)
+    film = VideoModel(model, config).watch(video, prompt="sandwich")
     for question, answered, line in zip(questions, out.splitlines(), err.splitlines(), strict=True):
-        memory = session.read_all([multiple_choice(question, options)])
-        best, values = likeliest(session.model, session.runner, memory, options,
+        memory = film.read_all([multiple_choice(question, options)])
+        best, values = likeliest(model, film.model.runner, memory, options,
                                  per_token=score == "likelihood_per_token")
         assert (status, answered) == (0, options[best])
         assert line.startswith("log-probability: red ")
@@ -313,9 +311,8 @@ def test_a_stop_string_ends_the_answer(run, model, config, model_folder, video) 
 def test_a_chat_is_one_conversation(run, model, config, model_folder, video, monkeypatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("Where?\n\n"))
     out = run("ask", video, "What moves?", "--chat", "--model", model_folder, *SHORT)[1]
-    session = Session.from_config(model, config)
-    session.watch(video)
-    reported = ["".join(session.ask(question, Generation(max_new_tokens=12), remember=True))
+    film = VideoModel(model, config).watch(video, prompt="sandwich")
+    reported = [film.ask(question, options=Generation(max_new_tokens=12), remember=True)
             for question in ("What moves?", "Where?")]
     assert out == "".join(text + "\n" for text in reported)
 

@@ -16,7 +16,7 @@ from aurora.demo.run import SHOWN, Answer, answers_shown, check_caption, write_r
 from aurora.evaluation.predictions import Prediction, PredictionFile
 from aurora.evaluation.questions import read_questions
 from aurora.evaluation.summary import summarise
-from aurora.inference.session import Session
+from aurora.inference.video_model import VideoModel
 from datamodules.blocks.build import write_heldout
 
 
@@ -51,8 +51,8 @@ def model_and_config():
 
 @pytest.fixture(scope="module")
 def answers(folder: Path, model_and_config) -> list[Answer]:
-    session = Session.from_config(*model_and_config)
-    return answers_shown(session, folder / "heldout", folder / "predictions.jsonl", Console(quiet=True))
+    watcher = VideoModel(*model_and_config)
+    return answers_shown(watcher, folder / "heldout", folder / "predictions.jsonl", Console(quiet=True))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aurora.inference.session import Session
 from rich.console import Console
 
 from aurora.config import ModelConfig
@@ -19,7 +20,6 @@ from aurora.evaluation.run import Protocol, evaluate
 from aurora.evaluation.scoring import score_options
 from aurora.evaluation.summary import render, summarise
 from aurora.inference.generation import Generation
-from aurora.inference.session import Session
 from aurora.model import AuroraModel
 
 PROTOCOL = Protocol(choice=Generation(max_new_tokens=6), open=Generation(max_new_tokens=10))

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from aurora.errors import AuroraError
 from aurora.evaluation.prompts import multiple_choice, option_label
 from aurora.evaluation.scoring import chosen_option, score_options
+from aurora.inference.film import Film
 from aurora.inference.reading import fork
-from aurora.inference.session import Session
+from aurora.inference.video_model import VideoModel
 from aurora.model import AuroraModel
 
 OPTIONS = ("a ball", "red", "dog house", "The dog.")
@@ -172,39 +173,38 @@ def test_every_label_is_read_as_its_option() -> None:
 
 
 @pytest.fixture
-def asked(model: AuroraModel, config: Any, video: Path) -> Session:
-    session = Session.from_config(model, config)
-    session.watch(video)
-    return session
+def asked(model: AuroraModel, config: Any, video: Path) -> Film:
+    return VideoModel(model, config).watch(video, prompt="sandwich")
 
 
-def slow_log_prob(session: Session, question: str, option: str) -> float:
+def slow_log_prob(film: Film, question: str, option: str) -> float:
     """One token after the other from the state after the question, by steps of the modules."""
-    memory = session.read_all([question])
-    backbone, total = session.model.backbone, 0.0
+    memory = film.read_all([question])
+    backbone, total = film.model.model.backbone, 0.0
     hidden, state = memory.last_hidden(), memory.state
-    for token in session.model.tokenizer.encode(f" {option}"):
+    for token in film.model.model.tokenizer.encode(f" {option}"):
         total += float(torch.log_softmax(backbone.logits(hidden).double(), -1)[0, token])
         hidden, state = backbone.step(backbone.embed(torch.tensor([token])), state)
     return total
 
 
 @torch.inference_mode()
-def test_likelihoods_are_those_of_one_token_after_the_other(asked: Session) -> None:
+def test_likelihoods_are_those_of_one_token_after_the_other(asked: Film) -> None:
     question = multiple_choice("What?", OPTIONS)
     options = [*OPTIONS, "b", "a much longer option that is read beside short ones, é 🙂"]
-    scores = score_options(asked.model, asked.runner, asked.read_all([question]), options)
+    scores = score_options(asked.model.model, asked.model.runner, asked.read_all([question]), options)
     for option, score in zip(options, scores, strict=True):
         assert score.log_prob == pytest.approx(slow_log_prob(asked, question, option), rel=1e-4)
         assert score.tokens == len(f" {option}".encode())
         assert score.per_token == pytest.approx(score.log_prob / score.tokens)
 
 
-def test_options_are_scored_alike_in_any_company(asked: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_are_scored_alike_in_any_company(asked: Film, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = asked.read_all(["What?", "Where?"])
-    together = score_options(asked.model, asked.runner, fork(memory, [1]), OPTIONS)
+    together = score_options(asked.model.model, asked.model.runner, fork(memory, [1]), OPTIONS)
     monkeypatch.setattr("aurora.evaluation.scoring.LOGIT_ROWS", 3)
-    alone = [score_options(asked.model, asked.runner, asked.read_all(["Where?"]), [option])[0] for option in OPTIONS]
+    alone = [score_options(asked.model.model, asked.model.runner, asked.read_all(["Where?"]), [option])[0]
+             for option in OPTIONS]
     assert [score.log_prob for score in together] == pytest.approx([score.log_prob for score in alone], rel=1e-4)
 
 
@@ -214,12 +214,11 @@ def test_every_form_and_backbone_can_be_scored(make_model: Callable[..., AuroraM
                                                prompt: str, backbone: str) -> None:
     parts = {"prompt": {"name": prompt},
              "backbone": {"name": backbone, "hidden_size": 32, "layers": 2, "head_size": 16}}
-    session = Session.from_config(make_model(**parts), make_config(**parts))
-    session.watch(video)
-    scores = score_options(session.model, session.runner, session.read_all(["What?"]), OPTIONS)
+    film = VideoModel(make_model(**parts), make_config(**parts)).watch(video, prompt=prompt)
+    scores = score_options(film.model.model, film.model.runner, film.read_all(["What?"]), OPTIONS)
     with torch.inference_mode():
         assert [score.log_prob for score in scores] == pytest.approx(
-            [slow_log_prob(session, "What?", option) for option in OPTIONS], rel=1e-4)
+            [slow_log_prob(film, "What?", option) for option in OPTIONS], rel=1e-4)
 
 
 def test_a_choice_is_put_in_the_form_of_mvbench() -> None:

@@ -11,10 +11,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from aurora.errors import AuroraError
+from aurora.inference.film_file import FilmMismatch
 from aurora.inference.generation import Generation
-from aurora.inference.session import Session
-from aurora.interfaces import Sampling
+from aurora.inference.video_model import VideoModel
 from aurora.model import AuroraModel
 from aurora.weights.model_folder import load_model, save_model
 
@@ -25,39 +24,31 @@ HOSTED = [{"name": "transformer", "hidden_size": 32, "layers": 2, "head_size": 1
            "config": {"attention_window_size": 8}}]
 
 
-def watching(model: AuroraModel, video: Path) -> Session:
-    session = Session(model, keep_ratio=0.5, sampling=Sampling(fps=2.0))
-    session.watch(video)
-    return session
-
-
-@pytest.fixture(scope="module", params=HOSTED, ids=lambda backbone: backbone["name"])
-def model(request: pytest.FixtureRequest, make_model: Callable[..., AuroraModel]) -> AuroraModel:
-    return make_model(backbone=request.param)
+@pytest.fixture(params=HOSTED, ids=lambda backbone: backbone["name"])
+def hosted(request: pytest.FixtureRequest, make_model: Callable[..., AuroraModel], make_config) -> VideoModel:
+    return VideoModel(make_model(backbone=request.param), make_config(backbone=request.param))
 
 
 @pytest.mark.slow
-def test_questions_of_unequal_lengths_are_answered_side_by_side_as_one_by_one(model: AuroraModel, video: Path) -> None:
-    together = watching(model, video).answer_all(QUESTIONS, SHORT)
-    assert together == ["".join(watching(model, video).ask(question, SHORT)) for question in QUESTIONS]
+def test_questions_of_unequal_lengths_are_answered_side_by_side_as_one_by_one(hosted: VideoModel, video: Path) -> None:
+    film = hosted.watch(video)
+    assert film.ask_all(QUESTIONS, SHORT) == [film.ask(question, options=SHORT) for question in QUESTIONS]
 
 
-def test_a_session_is_saved_and_goes_on(model: AuroraModel, video: Path, tmp_path: Path) -> None:
-    first, second = watching(model, video), Session(model, keep_ratio=0.5)
-    expected = "".join(first.ask(QUESTIONS[0], SHORT))
-    first.save(tmp_path / "session")
-    second.load(tmp_path / "session")
-    assert "".join(second.ask(QUESTIONS[0], SHORT)) == expected
+def test_a_film_is_saved_and_goes_on(hosted: VideoModel, video: Path, tmp_path: Path) -> None:
+    film = hosted.watch(video)
+    film.save(tmp_path / "film")
+    assert hosted.open(tmp_path / "film").ask(QUESTIONS[0], options=SHORT) == film.ask(QUESTIONS[0], options=SHORT)
 
 
-def test_a_session_of_another_transformer_is_refused(
-    make_model: Callable[..., AuroraModel], video: Path, tmp_path: Path
+def test_a_film_of_another_transformer_is_refused(
+    make_model: Callable[..., AuroraModel], make_config, video: Path, tmp_path: Path
 ) -> None:
-    one = watching(make_model(backbone=HOSTED[0]), video)
-    list(one.ask(QUESTIONS[0], SHORT))
-    one.save(tmp_path / "session")
-    with pytest.raises(AuroraError, match="a session of another model"):
-        Session(make_model(backbone={**HOSTED[0], "head_size": 8})).load(tmp_path / "session")
+    backbones = HOSTED[0], {**HOSTED[0], "head_size": 8}
+    one, other = (VideoModel(make_model(backbone=each), make_config(backbone=each)) for each in backbones)
+    one.watch(video).save(tmp_path / "film")
+    with pytest.raises(FilmMismatch, match="what differs: backbone"):
+        other.open(tmp_path / "film")
 
 
 @pytest.mark.parametrize(("name", "model_type"), [("hf", "falcon_mamba"), ("transformer", "qwen2")])

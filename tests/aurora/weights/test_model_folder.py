@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from aurora.config import read_config
 from aurora.errors import AuroraError
 from aurora.inference.generation import Generation
-from aurora.inference.session import Session
+from aurora.inference.video_model import VideoModel
 from aurora.interfaces import Connector
 from aurora.registry import CONNECTOR, MERGE
 from aurora.weights.model_folder import load_model, load_weights, model_hash, save_model
@@ -36,9 +36,8 @@ def test_a_loaded_model_is_the_saved_one(model, model_folder, video) -> None:
     loaded, config = load_model(model_folder)
     answers = []
     for either in (model, loaded):
-        session = Session.from_config(either, config)
-        session.watch(video)
-        answers.append("".join(session.ask("What moves?", Generation(max_new_tokens=12))))
+        film = VideoModel(either, config).watch(video)
+        answers.append(film.ask("What moves?", options=Generation(max_new_tokens=12)))
     assert answers[0] == answers[1] and not loaded.training
     torch.testing.assert_close(dict(loaded.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
 

@@ -1,0 +1,459 @@
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+import aurora
+from aurora.config import ModelConfig
+from aurora.errors import AuroraError
+from aurora.inference.film import Film
+from aurora.inference.film_file import FilmMismatch
+from aurora.inference.generation import Generation
+from aurora.inference.reading import blank, fork, read_frames, read_texts
+from aurora.inference.video_model import VideoModel
+from aurora.inference.visuals import Progress, UnreadableVisual, frames_of
+from aurora.interfaces import Sampling, Turn, VideoReader, Visual
+from aurora.model import AuroraModel
+from aurora.registry import READER
+from aurora.types import Frames
+
+SHORT = Generation(max_new_tokens=12)
+QUESTION = "What moves?"
+
+
+class CountingReader(VideoReader):
+    """The real reader, counting how often a video is opened, and frames."""
+
+    def __init__(self) -> None:
+        self.opened = self.frames = 0
+        self._reader = READER.build({"name": "pyav"})
+
+    def read(self, source, sampling):
+        self.opened += 1
+        for one in self._reader.read(source, sampling):
+            self.frames += 1
+            yield one
+
+    def times(self, source, sampling):
+        return self._reader.times(source, sampling)
+
+    def duration(self, source):
+        return self._reader.duration(source)
+
+
+@pytest.fixture
+def watcher(model: AuroraModel, config: ModelConfig) -> VideoModel:
+    return VideoModel(model, config)
+
+
+@pytest.fixture
+def counted(watcher: VideoModel) -> VideoModel:
+    watcher.reader = CountingReader()
+    return watcher
+
+
+def ask(film: Film, question: str = QUESTION, **how) -> str:
+    return film.ask(question, options=SHORT, **how)
+
+
+def timed(watcher: VideoModel, video: Path) -> list:
+    return list(watcher.reader.read(str(video), watcher.config.sampling))
+
+
+def same(one: Film, other: Film) -> bool:
+    """Whether two films remember the same to the bit."""
+    a, b = one.memory(), other.memory()
+    return torch.equal(a.hidden, b.hidden) and all(torch.equal(a.state[name], b.state[name]) for name in a.state)
+
+
+@pytest.mark.parametrize("prompt", ["sandwich", "generic"])
+def test_a_film_is_the_row_that_training_would_pack(watcher: VideoModel, video: Path, prompt: str) -> None:
+    film = watcher.watch(video, prompt=prompt)
+    model = film.model.model
+    frames = list(frames_of([video], Sampling(fps=2.0), watcher.reader))
+    kept = model.visual_layout(0.5).tokens(*frames[0].shape[:2])
+    tokens, positions = [], []
+    for piece in model.prompt.layout([Turn(QUESTION)], visual=True):
+        if isinstance(piece, Visual):
+            positions = list(range(len(tokens), len(tokens) + kept * len(frames)))
+            tokens += [0] * len(positions)
+        else:
+            tokens += model.tokenizer.encode(piece.text)
+    pixels = torch.stack([model.vision.prepare(frame) for frame in frames])
+    with torch.inference_mode():
+        row = model.embed_row(torch.tensor(tokens), [Frames(pixels, torch.tensor(positions).view(len(frames), kept))])
+        hidden, _ = model.backbone.prefill(row, torch.tensor([0, len(tokens)]))
+    torch.testing.assert_close(film.read_all([QUESTION]).hidden, hidden, rtol=1e-4, atol=1e-4)
+
+
+def test_however_frames_arrive_the_film_is_the_same_to_the_bit(watcher: VideoModel, video: Path) -> None:
+    frames, whole = timed(watcher, video), watcher.watch(video)
+    in_parts = watcher.blank()
+    for first, last in ((0, 1), (1, 3), (3, 9), (9, 10)):
+        in_parts.extend([(seconds - frames[first][0], frame) for seconds, frame in frames[first:last]])
+        ask(in_parts)  # in between, which changes nothing
+    assert in_parts.frames == len(frames) == whole.frames and same(in_parts, whole)
+    assert same(watcher.watch(iter(frames)), whole) and in_parts.id == whole.id
+
+
+def test_a_film_up_to_a_moment_is_that_of_the_frames_shown_by_then(counted: VideoModel, video: Path) -> None:
+    frames, moments = timed(counted, video), [0.0, 1.0, 2.2, 2.2, 4.0]
+    whole, counted.reader.opened, counted.reader.frames = counted.watch(video), 0, 0
+    for moment, film in zip(moments, counted.watching(video, moments=moments), strict=True):
+        until = counted.watch([one for one in frames if one[0] <= moment])
+        assert film.frames == until.frames and same(film, until)
+    assert counted.reader.opened == 1 and counted.reader.frames <= len(frames)
+    # afterwards: the file is read again up to there
+    until = counted.watch([one for one in frames if one[0] <= 2.2])
+    assert torch.equal(whole.memory(2.2).hidden, until.memory().hidden)
+    assert whole.ask(QUESTION, at=2.2, options=SHORT).frames == 5
+
+
+def test_checkpoints_answer_about_a_moment_without_the_video(watcher: VideoModel, video: Path, tmp_path: Path) -> None:
+    film = watcher.watch(iter(timed(watcher, video)), checkpoint_seconds=1.0)
+    film.save(tmp_path / "film.aurora")
+    for one in (film, watcher.open(tmp_path / "film.aurora")):
+        answer = ask(one, at=3.9)
+        assert answer.seconds <= 3.9 and 0 < answer.frames < film.frames
+        assert answer == ask(watcher.watch(timed(watcher, video)[:answer.frames]))
+
+
+def test_a_moment_that_was_not_kept_is_refused(watcher: VideoModel, video: Path) -> None:
+    film = watcher.watch(iter(timed(watcher, video)))
+    with pytest.raises(AuroraError, match="second 1 was not kept: watch with checkpoint_seconds"):
+        ask(film, at=1.0)
+
+
+def test_a_saved_film_is_the_same_to_the_bit_and_goes_on(watcher: VideoModel, video: Path, image: Path, tmp_path: Path
+                                                         ) -> None:
+    film = watcher.watch(video)
+    ask(film, remember=True)
+    film.save(tmp_path / "film.aurora")
+    opened = watcher.open(tmp_path / "film.aurora")
+    assert same(opened, film) and opened.id == film.id and opened.turns == film.turns
+    assert (opened.frames, opened.seconds, opened.name) == (film.frames, film.seconds, video.name)
+    assert ask(opened, "Where?") == ask(film, "Where?")
+    film.turns = opened.turns = ()
+    assert same(film.extend(image), opened.extend(image)) and film.id == opened.id
+
+
+def test_a_fork_knows_nothing_of_what_the_other_is_asked_or_shown(
+    watcher: VideoModel, video: Path, image: Path
+) -> None:
+    film = watcher.watch(video)
+    before, other = ask(film, "Where?"), film.fork()
+    ask(film, remember=True)
+    film.turns = ()
+    film.extend(image)
+    assert ask(other, "Where?") == before and other.frames == film.frames - 1 and not same(film, other)
+
+
+def test_asking_changes_nothing(watcher: VideoModel, video: Path) -> None:
+    film = watcher.watch(video)
+    first, memory = ask(film), film.memory()
+    assert ask(film) == first and film.memory() is memory
+
+
+def test_a_film_is_asked_while_it_is_watched_from_another_thread(watcher: VideoModel, video: Path) -> None:
+    frames, said = timed(watcher, video), []
+    film = watcher.blank()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly():
+        for number, one in enumerate(frames):
+            if number == 8:
+                begun.set()
+                assert go_on.wait(60)
+            yield one
+
+    thread = threading.Thread(target=lambda: film.extend(slowly()))
+    thread.start()
+    try:
+        assert begun.wait(60)
+        while film.frames < 8:
+            pass
+        said.append(ask(film))
+    finally:
+        go_on.set()
+        thread.join()
+    assert said == [ask(watcher.watch(frames[:8]))] and same(film, watcher.watch(iter(frames)))
+
+
+def test_questions_together_are_answered_as_alone(watcher: VideoModel, video: Path) -> None:
+    questions = [QUESTION, "Which colour is the square that moves?", "Where?"]
+    for prompt in ("sandwich", "generic"):
+        film = watcher.watch(video, prompt=prompt)
+        alone = [ask(film, question) for question in questions]
+        assert film.ask_all(questions, SHORT) == alone
+        assert ["".join(pieces) for pieces in film.ask_each(questions, SHORT)] == alone
+        assert "".join(film.ask(QUESTION, stream=True, options=SHORT)) == alone[0]
+
+
+def test_films_together_are_answered_as_alone(watcher: VideoModel, make_video, tmp_path: Path) -> None:
+    films = [watcher.watch(make_video(tmp_path / f"{seed}.mp4", 8 + seed, seed=seed)) for seed in range(3)]
+    asked = [(film, question) for film in films for question in (QUESTION, "Where to?")]
+    assert watcher.answer_all(asked, SHORT) == [ask(film, question) for film, question in asked]
+    assert watcher.answer_all([]) == []
+
+
+def test_a_video_is_read_once_unless_the_prompt_begins_with_the_question(counted: VideoModel, video: Path) -> None:
+    film = counted.watch(video)
+    ask(film), ask(film, "Where?")
+    assert counted.reader.opened == 1
+    film = counted.watch(video, prompt="sandwich")
+    ask(film), ask(film, "Where?")
+    assert counted.reader.opened == 3
+    film.ask_all(["What?", "Where?", "When?"], SHORT)
+    assert counted.reader.opened == 4
+
+
+def test_what_is_seen_changes_the_film(watcher: VideoModel, make_video, tmp_path: Path) -> None:
+    one, other = (watcher.watch(make_video(tmp_path / f"{seed}.mp4", 8, seed=seed)) for seed in range(2))
+    assert not torch.allclose(one.memory().hidden, other.memory().hidden, atol=1e-2) and one.id != other.id
+
+
+def test_a_remembered_exchange_changes_what_follows(watcher: VideoModel, video: Path) -> None:
+    film = watcher.watch(video)
+    before = ask(film, "Where?")
+    ask(film, remember=True)
+    assert ask(film, "Where?") != before and [turn.question for turn in film.turns] == [QUESTION]
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    ({"keep_ratio": 0.25}, r"keep_ratio \(0.5 in the film, 0.25 here\)"), ({"merge": "pool"}, "merge"),
+    ({"sort": "raster"}, "sort"), ({"prompt": "image_first"}, "prompt"), ({"skip": "unchanged"}, "skip"),
+])
+def test_a_film_that_was_watched_otherwise_is_refused_by_name(
+    watcher: VideoModel, video: Path, tmp_path: Path, change, named: str
+) -> None:
+    watcher.watch(video).save(tmp_path / "plain.aurora")
+    for wrong in (lambda: watcher.open(tmp_path / "plain.aurora", **change),
+                  lambda: watcher.using(**change).open(tmp_path / "plain.aurora")):
+        with pytest.raises(FilmMismatch, match=f"what differs: {named}"):
+            wrong()
+    film = watcher.watch(video, **change)
+    film.save(tmp_path / "changed.aurora")
+    assert same(watcher.open(tmp_path / "changed.aurora"), film)
+
+
+def test_a_film_of_other_weights_dtype_tokenizer_or_version_is_refused(
+    watcher: VideoModel, make_model, make_config, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher.watch(video).save(tmp_path / "film.aurora")
+    other = make_model()
+    with torch.no_grad():
+        next(other.connector.parameters())[0, 0] += 1
+    for model, config, named in ((other, make_config(), "weights"),
+                                 (make_model(), make_config(dtype="bfloat16"), "dtype"),
+                                 (make_model(), make_config(quantize="int8"), "quantize")):
+        with pytest.raises(FilmMismatch, match=f"what differs: {named}"):
+            VideoModel(model, config).open(tmp_path / "film.aurora")
+    with pytest.raises(FilmMismatch, match="what differs: adapter"):
+        VideoModel(watcher.model, watcher.config, adapter="abc").open(tmp_path / "film.aurora")
+    monkeypatch.setattr("aurora.inference.video_model.VERSION", "99.0")
+    later = VideoModel(watcher.model, watcher.config)
+    with pytest.raises(FilmMismatch, match="what differs: version"):
+        later.open(tmp_path / "film.aurora")
+    assert later.open(tmp_path / "film.aurora", any_version=True).frames
+
+
+def test_a_file_that_was_damaged_anywhere_is_never_answered_from(watcher: VideoModel, video: Path, tmp_path: Path
+                                                                 ) -> None:
+    watcher.watch(video).save(tmp_path / "film.aurora")
+    good = (tmp_path / "film.aurora").read_bytes()
+    rng = np.random.default_rng(0)
+    broken = [good[:size] for size in (0, 1, 100, len(good) // 2, len(good) - 1)]
+    for place in rng.integers(8, len(good), 40):
+        flipped = bytearray(good)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        broken.append(bytes(flipped))
+    whole = watcher.watch(video)
+    for number, content in enumerate(broken):
+        (tmp_path / "broken.aurora").write_bytes(content)
+        try:
+            opened = watcher.open(tmp_path / "broken.aurora")
+        except AuroraError:
+            continue
+        assert same(opened, whole), number  # white space in the header may change without harm
+
+
+def test_a_film_is_as_large_for_a_long_video(watcher: VideoModel, make_video, tmp_path: Path) -> None:
+    sizes = []
+    for frames in (8 * 4, 8 * 40):
+        film = watcher.watch(make_video(tmp_path / "clip.mp4", frames))
+        film.save(tmp_path / "film.aurora")
+        with safe_open(tmp_path / "film.aurora", framework="pt") as file:
+            sizes.append(sum(file.get_tensor(name).nbytes for name in file.keys()  # noqa: SIM118
+                             if "thumbnail" not in name))
+        assert len(film.thumbnails) <= 24
+    assert sizes[0] == sizes[1]
+
+
+def test_a_name_and_seconds_are_known_of_every_part(watcher: VideoModel, video: Path, image: Path) -> None:
+    film = watcher.watch(image, video)
+    assert film.name == "picture.png + clip.mp4" and film.seconds == 5.0 and film.frames == 11
+    assert [medium.start for medium in film.media] == [0.0, 0.0]
+    film.extend(video, fps=1.0)
+    assert (film.frames, film.seconds, film.media[-1].start) == (16, 10.0, 5.0)
+    assert all(len(medium.sha256) == 64 for medium in film.media)
+    assert film.name in film._repr_html_() and "data:image/jpeg" in film._repr_html_()
+
+
+def test_frames_that_show_nothing_new_are_skipped(watcher: VideoModel) -> None:
+    still = np.full((32, 32, 3), 90, np.uint8)
+    moved = still.copy()
+    moved[8:16, 8:16] = 200
+    noisy = still + np.random.default_rng(0).integers(0, 2, still.shape, dtype=np.uint8)
+    film = watcher.watch([still, noisy, still, moved, moved, still], skip="unchanged")
+    assert (film.frames, film.now.skipped) == (6, 3)
+    assert same(film, watcher.watch([still, moved, still], skip="unchanged"))
+    assert watcher.watch([still] * 6).now.skipped == 0
+
+
+def test_an_answer_begins_without_white_space(model: AuroraModel, watcher: VideoModel, video: Path) -> None:
+    film = watcher.watch(video)
+    ids = iter([*model.tokenizer.encode(" \n a b"), model.tokenizer.end_of_text])
+    logits = model.backbone.logits
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.backbone, "logits", lambda hidden: torch.zeros_like(logits(hidden)).index_fill_(
+            -1, torch.tensor([next(ids)]), 1.0))
+        assert ask(film) == "a b"
+
+
+def test_every_frame_is_reported_with_the_times_of_all(watcher: VideoModel, video: Path, image: Path) -> None:
+    reports: list[Progress] = []
+    watcher.watch(image, video, frames=3, on_progress=reports.append)
+    times = watcher.reader.times(str(video), Sampling(frames=3))
+    assert reports == [("picture.png", 1, []), *(("clip.mp4", number, times) for number in (1, 2, 3))]
+
+
+@pytest.mark.parametrize(("use", "message"), [
+    (lambda watcher, video: watcher.watch(3), "watched must be a path or frames, not int"),
+    (lambda watcher, video: watcher.watch([np.zeros((2, 2, 3))]), r"frame 0 must be .* not float64 \(2, 2, 3\)"),
+    (lambda watcher, video: watcher.watch([np.zeros((2, 2), np.uint8)]), "frame 0 must be an array"),
+    (lambda watcher, video: watcher.watch([(1.0, np.zeros((9, 9, 3), np.uint8)), (0.5, np.zeros((9, 9, 3), np.uint8))]),
+     "frame 1 is shown at second 0.5, before"),
+    (lambda watcher, video: watcher.watch([]), "holds no frame"),
+    (lambda watcher, video: watcher.watch(video).ask(" "), "the question is empty"),
+    (lambda watcher, video: watcher.watch(video).ask("What \udce9?"), "the question 'What .*' is not text"),
+    (lambda watcher, video: watcher.watch(video).ask(["What?"]), "the question must be str, not list"),
+    (lambda watcher, video: watcher.watch(video).ask("What?", options={}), "options must be Generation, not dict"),
+    (lambda watcher, video: watcher.watch(video).ask("What?", at=-1.0), "at -1.0 is not a second of the film"),
+    (lambda watcher, video: watcher.watch(video, fps=1.0, frames=2), "exactly one of fps"),
+    (lambda watcher, video: watcher.watch(video, merge="tomme"), "Did you mean 'tome'"),
+    (lambda watcher, video: watcher.watch(video, keep_ratio=2.0), "keep_ratio"),
+    (lambda watcher, video: watcher.watch(video, vision="siglip"), "'vision' cannot be changed for one film"),
+    (lambda watcher, video: watcher.watch(video, checkpoint_seconds=0), "must be above 0"),
+    (lambda watcher, video: watcher.watch(iter([]), prompt="sandwich"), "frames that come one by one"),
+    (lambda watcher, video: watcher.watch(video, prompt="sandwich").save("film.aurora"), "cannot be saved"),
+    (lambda watcher, video: watcher.open("none.aurora"), "none.aurora does not exist"),
+])
+def test_what_a_film_does_not_take_is_named(watcher: VideoModel, video: Path, use, message: str) -> None:
+    with pytest.raises(AuroraError, match=message):
+        use(watcher, video)
+
+
+def test_the_five_lines_of_the_readme(model_folder: Path, video: Path, tmp_path: Path) -> None:
+    model = aurora.load(model_folder)
+    film = model.watch(video, fps=1.0)
+    answer = film.ask("What happens?")
+    film.save(tmp_path / "film.aurora")
+    assert aurora.load(model_folder).open(tmp_path / "film.aurora").ask("What happens?") == answer
+
+
+def test_a_model_is_saved_and_loaded_under_the_names_of_transformers(
+    watcher: VideoModel, video: Path, tmp_path: Path
+) -> None:
+    watcher.save_pretrained(tmp_path / "model")
+    again = VideoModel.from_pretrained(tmp_path / "model")
+    assert "Aurora" in (tmp_path / "model" / "README.md").read_text()
+    assert ask(again.watch(video)) == ask(watcher.watch(video))
+
+
+def test_several_images_are_read_in_their_order(watcher: VideoModel, video: Path, image: Path) -> None:
+    one, other, again = (watcher.watch(*order) for order in ((image, video), (video, image), (image, video)))
+    assert same(one, again) and not torch.allclose(one.memory().hidden, other.memory().hidden, atol=1e-3)
+
+
+def test_without_anything_to_see_only_the_text_is_read(watcher: VideoModel) -> None:
+    film = watcher.blank()
+    ids = [token for piece in film.model.model.prompt.layout([Turn("Hello?")], visual=False)
+           for token in watcher.model.tokenizer.encode(piece.text)]
+    expected = read_texts(watcher.runner, blank(watcher.runner, 1), [ids]).hidden
+    torch.testing.assert_close(film.read_all(["Hello?"]).hidden, expected)
+
+
+def test_frames_of_several_shapes_are_read_in_order(make_model) -> None:
+    model = make_model(vision={"name": "siglip", "image_size": 16, "patch_size": 8, "width": 32, "layers": 3,
+                               "heads": 2, "mlp_width": 64, "resize": "keep_aspect"})
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((16, 16, 3), (16, 40, 3), (16, 16, 3))]
+    layout = model.visual_layout(0.5)
+    runner = model.backbone.runner()
+    together = read_frames(model, runner, blank(runner, 1), frames, layout)
+    one_by_one = blank(runner, 1)
+    for frame in frames:
+        one_by_one = read_frames(model, runner, one_by_one, [frame], layout)
+    torch.testing.assert_close(together.hidden, one_by_one.hidden, rtol=1e-4, atol=1e-4)
+
+
+def test_an_empty_text_leaves_its_sequence_as_it_is(model: AuroraModel) -> None:
+    ids = [model.tokenizer.encode(text) for text in ("one", "two", "three")]
+    runner = model.backbone.runner()
+    before = read_texts(runner, blank(runner, 3), ids)
+    after = read_texts(runner, before, [ids[0], [], ids[2]])
+    for kept, was in ((fork(after, [1]), fork(before, [1])), (fork(after, [0]), read_texts(
+            runner, fork(before, [0]), [ids[0]]))):
+        torch.testing.assert_close(kept.hidden, was.hidden)
+        # a product of one row and of three may be summed in another order
+        torch.testing.assert_close(dict(kept.state), dict(was.state), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.mp4", None, "does not exist"),
+        ("empty.mp4", b"", "is empty"),
+        ("text.mp4", b"this is no video at all" * 10, "text.mp4"),
+        ("text.png", b"not an image at all" * 10, "text.png' begins with b'not an i': no known image or video"),
+    ],
+)
+def test_what_cannot_be_seen_is_named(watcher: VideoModel, tmp_path: Path, name: str, content, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UnreadableVisual, match=re.escape(message)):
+        watcher.watch(tmp_path / name)
+
+
+def test_a_folder_is_no_video(watcher: VideoModel, tmp_path: Path) -> None:
+    with pytest.raises(UnreadableVisual, match="is a folder"):
+        watcher.watch(tmp_path)
+
+
+def test_a_truncated_image_is_refused(watcher: VideoModel, image: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.png").write_bytes(image.read_bytes()[:1000])
+    with pytest.raises(UnreadableVisual, match=r"cut\.png is not a readable image"):
+        watcher.watch(tmp_path / "cut.png")
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        ({"fps": 1.0, "frames": 8}, "exactly one"),
+        ({"fps": None, "frames": None}, "exactly one"),
+        ({"fsp": 1.0}, "Did you mean 'fps'"),
+        ({"fps": "fast"}, "fps is 'fast'; it must be a number"),
+        ({"frames": 2.5}, "must be a whole number"),
+        ({"frames": 0}, "frames 0"),
+        ({"fps": -1.0}, "fps -1.0"),
+    ],
+)
+def test_a_sampling_that_makes_no_sense_is_refused(config, sampling: dict, message: str) -> None:
+    with pytest.raises(AuroraError, match=message):
+        ModelConfig.parse({**config.tree, "sampling": sampling})
