@@ -180,8 +180,11 @@ def answer_each(
 
 def _wanted(films: Films, files: Sequence[str], chat: bool) -> list[str]:
     """The names of the films of a store that are asked; none without a store."""
+    from aurora.inference.film_file import film_target
     from aurora.inference.store import FilmStore
 
+    if films.save is not None:
+        film_target(films.save)
     if films.store is None:
         if films.film:
             raise AuroraError(f"--film {films.film[0]} names a film of a store; give --store FOLDER")

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from aurora.errors import AuroraError
 from aurora.inference.film_file import write_film
@@ -45,7 +45,7 @@ class Stream(Iterator[str]):
     """An answer in pieces, as they are made, and how much of the film it is answered from."""
 
     def __init__(self, pieces: Iterator[str], seen: Snapshot) -> None:
-        self._pieces = pieces
+        self._pieces, self.seen = pieces, seen
         self.seconds, self.frames = seen.seconds, seen.frames
 
     def __next__(self) -> str:
@@ -240,14 +240,20 @@ class Film:
 
     # Asking.
 
+    @overload
+    def ask(self, question: str, *, stream: Literal[False] = False, at: float | None = None, remember: bool = False,
+            options: Generation | None = None) -> Answer: ...
+
+    @overload
+    def ask(self, question: str, *, stream: Literal[True], at: float | None = None, remember: bool = False,
+            options: Generation | None = None) -> Stream: ...
+
     def ask(self, question: str, *, stream: bool = False, at: float | None = None, remember: bool = False,
-            options: Generation | None = None) -> Any:
+            options: Generation | None = None) -> Answer | Stream:
         """The answer; with `stream` an iterator over its pieces as they are made. With `at` it is answered as of that
         second, with `remember` the exchange becomes part of the conversation."""
-        if stream:
-            return self._stream(question, at, remember, options)
         made = self._stream(question, at, remember, options)
-        return Answer.of("".join(made), replace(self.now, seconds=made.seconds, frames=made.frames))
+        return made if stream else Answer.of("".join(made), made.seen)
 
     def ask_each(self, questions: Sequence[str], options: Generation | None = None) -> Iterator[Stream]:
         """The answers to many questions one after the other, each in pieces; each question by itself."""

@@ -48,9 +48,7 @@ class Saved(NamedTuple):
 
 def write_film(film: "Film", path: str | os.PathLike[str]) -> None:
     """Writes a film, whole or not at all. AuroraError when the disk is full."""
-    target = Path(path)
-    if target.is_dir():
-        raise AuroraError(f"{target} is a folder; give the name of a file, such as {target / ('film' + SUFFIX)}")
+    target = film_target(path)
     tensors = _tensors("now", film.now)
     for number, seen in enumerate(film.history):
         tensors |= _tensors(f"history.{number}", seen)
@@ -70,6 +68,14 @@ def write_film(film: "Film", path: str | os.PathLike[str]) -> None:
             save_file(tensors, place, metadata={"film": json.dumps(facts)})
         except SafetensorError as error:  # which hides what the system said
             raise OSError(28 if "os error 28" in str(error) else 5, str(error), str(target)) from error
+
+
+def film_target(path: str | os.PathLike[str]) -> Path:
+    """Where a film is to be written. AuroraError for a folder."""
+    target = Path(path)
+    if target.is_dir():
+        raise AuroraError(f"{target} is a folder; give the name of a file, such as {target / ('film' + SUFFIX)}")
+    return target
 
 
 def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:

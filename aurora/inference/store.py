@@ -10,7 +10,8 @@ from aurora.inference.film import Film
 from aurora.inference.film_file import SUFFIX, read_facts
 from aurora.inference.video_model import VideoModel
 
-_NAME = re.compile(r"(?!\.)[\w .,()+@~#-]{1,120}(?<![ .])(/(?!\.)[\w .,()+@~#-]{1,120}(?<![ .]))*")
+_PART = r"(?![. ])[\w .,()+@~#-]{1,120}(?<![ .])"
+_NAME = re.compile(rf"{_PART}(/{_PART})*")
 
 
 class FilmStore:
@@ -31,7 +32,7 @@ class FilmStore:
         """The file of a name. AuroraError for a name that cannot be one."""
         if not _NAME.fullmatch(name):
             raise AuroraError(f"{name!r} cannot name a film: letters, digits, spaces and _ . , ( ) + @ ~ # - are "
-                              "possible, with / between folders; no part begins or ends with a dot")
+                              "possible, with / between folders; no part begins or ends with a dot or a space")
         return self.folder / f"{name}{SUFFIX}"
 
     def require(self, name: str) -> Path:

@@ -1,0 +1,79 @@
+"""`aurora ask` with films that are saved and asked again, one by one or all of a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aurora.cli import main
+from aurora.inference.generation import Generation
+from aurora.inference.store import FilmStore
+from aurora.inference.video_model import load
+
+SHORT = ("--max-new-tokens", "12")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], model_folder: Path):
+    """(exit status, stdout, stderr) of `aurora ask`."""
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        status = main(["ask", *map(str, words), "--model", str(model_folder), *SHORT])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def store(model_folder: Path, make_video, tmp_path: Path) -> Path:
+    model = load(model_folder)
+    for number, name in enumerate(("one", "trips/two")):
+        FilmStore(tmp_path / "films").save(model.watch(make_video(tmp_path / f"{number}.mp4", 8, seed=number)), name)
+    return tmp_path / "films"
+
+
+def test_a_film_is_saved_while_it_is_asked_and_answers_without_the_video(run, make_video, tmp_path: Path) -> None:
+    video = make_video(tmp_path / "clip.mp4", 12)
+    status, first, _ = run(video, "What moves?", "--save", tmp_path / "clip.aurora")
+    assert status == 0 and first.strip()
+    video.unlink()
+    assert run(tmp_path / "clip.aurora", "What moves?")[:2] == (0, first)
+
+
+def test_one_film_or_all_of_a_store_are_asked(run, store: Path, model_folder: Path) -> None:
+    model = load(model_folder)
+    said = {name: FilmStore(store).open(model, name).ask("What moves?", options=Generation(max_new_tokens=12))
+            for name in ("one", "trips/two")}
+    assert run("What moves?", "--store", store)[1] == "".join(f"{name}: {text}\n" for name, text in said.items())
+    assert run("What moves?", "--store", store, "--film", "trips/two")[1] == said["trips/two"] + "\n"
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("What?", "--store", "films", "--film", "tow"), "films has no film 'tow'. Known: one, trips/two"),
+    (("What?", "--store", "films", "--film", "../one"), "'../one' cannot name a film"),
+    (("What?", "--store", "nowhere"), "nowhere holds no film; `aurora index build FOLDER --store nowhere` makes them"),
+    (("What?", "--store", "films", "--chat"), "--chat is about one film; choose one with --film: one, trips/two"),
+    (("0.mp4", "What?", "--store", "films"), "leave out files and --save"),
+    (("0.mp4", "What?", "--film", "one"), "give --store FOLDER"),
+    (("films/one.aurora", "What?", "--fps", "2"), "watched before; --fps, --frames and --max-frames are for videos"),
+    (("films/one.aurora", "What?", "merge=pool"), "what differs: merge"),
+    (("films/one.aurora", "What?", "dtype=bfloat16"), "what differs: weights, dtype"),
+    (("0.mp4", "What?", "--save", "films"), "films is a folder; give the name of a file"),
+])
+def test_what_cannot_be_asked_is_one_clear_error(
+    run, store: Path, words, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(*words)
+    assert status == 2 and message in err
+
+
+def test_a_store_never_leads_out_of_its_folder(store: Path) -> None:
+    films = FilmStore(store)
+    for name in ("..", "../a", "a/../b", "/etc/passwd", ".hidden", "a/.b", "", "a//b", "a\\b", "a\n", " a", "a/"):
+        with pytest.raises(ValueError, match="cannot name a film"):
+            films.path(name)
+    films.remove("trips/two")
+    assert films.names() == ["one"] and not (store / "trips").exists()
