@@ -10,10 +10,11 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 from aurora.errors import AuroraError
-from aurora.inference.film_file import write_film
+from aurora.inference.base_video_model import BaseVideoModel
+from aurora.inference.film_file import Saved, write_film
 from aurora.inference.generation import Generation, complete, stream
 from aurora.inference.ingest import CHUNKS_AHEAD, FRAMES_AHEAD, Unit, ahead, encode, encoded, prepared, units
 from aurora.inference.reading import Memory, Pieces, blank, fork, read_frames, read_texts, tokenize
@@ -24,8 +25,6 @@ from aurora.markers import plain_question
 from aurora.terminal import clock
 from aurora.types import state_bytes
 
-if TYPE_CHECKING:
-    from aurora.inference.video_model import VideoModel
 
 class Answer(str):
     """The text of an answer, and how much of the film it was answered from."""
@@ -61,7 +60,7 @@ class Film:
     (`sandwich`) reads the video again for every question; with the others it is read once.
     """
 
-    model: "VideoModel"
+    model: BaseVideoModel
     now: Snapshot
     media: tuple[Medium, ...] = ()
     turns: tuple[Turn, ...] = ()  # the conversation so far
@@ -131,7 +130,7 @@ class Film:
         if not at >= 0:
             raise AuroraError(f"at {at} is not a second of the film, which begins at 0")
         kept = [seen for seen in self.history if seen.last <= at]
-        before = kept[-1] if kept else self.model.blank().now
+        before = kept[-1] if kept else Snapshot(blank(self.model.runner, 1))
         if self.sources and all(isinstance(source, str) for source in self.sources):
             again = replace(self, now=before, history=(), thumbnails=(), on_progress=None, _whole=None)
             for _ in again.advance(self._again(before.frames), [at]):
@@ -325,7 +324,7 @@ class Film:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the film to one file, whole or not at all. AuroraError where there is nothing to save."""
         self._require_reusable("be saved")
-        write_film(self, path)
+        write_film(Saved(self.facts(), self.now, self.history, self.media, self.turns, self.thumbnails), path)
 
     def _repr_html_(self) -> str:
         """How a notebook shows the film."""

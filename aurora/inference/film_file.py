@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,9 +22,6 @@ from aurora.inference.ingest import Shot
 from aurora.inference.reading import Memory
 from aurora.inference.snapshot import Medium, Snapshot, Thumbnail
 from aurora.interfaces import Turn
-
-if TYPE_CHECKING:
-    from aurora.inference.film import Film
 
 FORMAT = 1
 SUFFIX = ".aurora"
@@ -46,7 +43,7 @@ class Saved(NamedTuple):
     thumbnails: tuple[Thumbnail, ...]
 
 
-def write_film(film: "Film", path: str | os.PathLike[str]) -> None:
+def write_film(film: Saved, path: str | os.PathLike[str]) -> None:
     """Writes a film, whole or not at all. AuroraError when the disk is full."""
     target = film_target(path)
     tensors = _tensors("now", film.now)
@@ -54,7 +51,7 @@ def write_film(film: "Film", path: str | os.PathLike[str]) -> None:
         tensors |= _tensors(f"history.{number}", seen)
     for number, small in enumerate(film.thumbnails):
         tensors[f"thumbnail.{number}"] = torch.frombuffer(bytearray(small.jpeg), dtype=torch.uint8)
-    facts = film.facts() | {
+    facts: dict[str, Any] = {**film.facts} | {
         "format": FORMAT,
         "now": _facts(film.now),
         "history": [_facts(seen) for seen in film.history],

@@ -338,7 +338,7 @@ def test_an_untrained_model_answers_and_reports_its_parameters(run, video) -> No
 
 def test_the_only_trained_model_here_is_the_default(run, model_folder, video, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "give --model FOLDER" in run("ask", video, "What?")[2]
+    assert "the tiny model that comes with Aurora answers, which knows only Blocks world" in run("ask", video, "?")[2]
     for number, name in enumerate(("one", "two")):
         shutil.copytree(model_folder, tmp_path / "runs" / name / "language_video" / "model")
         status, _, err = run("ask", video, "What?", *SHORT)

@@ -256,7 +256,7 @@ def test_a_film_of_other_weights_dtype_tokenizer_or_version_is_refused(
             VideoModel(model, config).open(tmp_path / "film.aurora")
     with pytest.raises(FilmMismatch, match="what differs: adapter"):
         VideoModel(watcher.model, watcher.config, adapter="abc").open(tmp_path / "film.aurora")
-    monkeypatch.setattr("aurora.inference.video_model.VERSION", "99.0")
+    monkeypatch.setattr("aurora.inference.base_video_model.VERSION", "99.0")
     later = VideoModel(watcher.model, watcher.config)
     with pytest.raises(FilmMismatch, match="what differs: version"):
         later.open(tmp_path / "film.aurora")
