@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -26,6 +27,23 @@ def room_for(path: Path) -> Iterator[None]:
             raise
         raise AuroraError(f"{path}: no room left on the disk ({error.strerror}); make room and run again: what is "
                           "done is not done again") from error
+
+
+@contextlib.contextmanager
+def claimed(file: Path, what: str) -> Iterator[bool]:
+    """Whether no other process of these machines has claimed `what` in the file; if so, it is ours until the end of the
+    block, or of this process. A process holds one claim of a file at a time."""
+    import fcntl  # not on Windows
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    place = int.from_bytes(hashlib.sha256(what.encode()).digest()[:7], "big")
+    with file.open("ab") as handle:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            free = True
+        except (BlockingIOError, PermissionError):  # which of them depends on the system
+            free = False
+        yield free
 
 
 def replace_file(path: Path, data: bytes) -> None:

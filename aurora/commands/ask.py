@@ -21,12 +21,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Frames:
+class Sampled:
     """Frames"""
 
-    more: Annotated[list[str], typer.Option(
-        "--with", metavar="FILE", help="A further image or video, seen after the first. May be repeated.")
-    ] = field(default_factory=list)
     fps: Annotated[float | None, typer.Option(metavar="N", help="Frames per second of video.")] = None
     frames: Annotated[int | None, typer.Option(metavar="N", help="This many frames instead, spread evenly.")] = None
     max_frames: Annotated[int | None, typer.Option(
@@ -44,6 +41,15 @@ class Frames:
         if self.frames is not None:
             changed += [f"sampling.frames={self.frames}", "sampling.fps=null", "sampling.max_frames=null"]
         return changed if self.max_frames is None else [*changed, f"sampling.max_frames={self.max_frames}"]
+
+
+@dataclass(frozen=True)
+class Frames(Sampled):
+    """Frames"""
+
+    more: Annotated[list[str], typer.Option(
+        "--with", metavar="FILE", help="A further image or video, seen after the first. May be repeated.")
+    ] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
