@@ -26,6 +26,13 @@ BATCH = 32
 WAIT_SECONDS = 0.01
 
 
+class Refused(NamedTuple):
+    """Why a request has no answer. A value: LitServe would give an error that is raised to the whole batch."""
+
+    status: int
+    detail: str
+
+
 class FilmAPI(LitAPI):
     """Questions about the films of a store."""
 
@@ -37,42 +44,43 @@ class FilmAPI(LitAPI):
         """Loads the model of a worker."""
         self._replica = Replica(self._store, WorkerModel(self._model, self._overrides, devices=(str(device),)))
 
-    def decode_request(self, request: dict[str, Any]) -> Question:
-        """400 for what is not a question."""
+    def decode_request(self, request: Any) -> Question | Refused:
+        """The question, or 400 for what is not one."""
         try:
             return Question.model_validate(request)
         except ValidationError as error:
             first = error.errors()[0]
-            raise HTTPException(400, f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}") from None
+            return Refused(400, f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}")
 
-    def batch(self, inputs: list[Question]) -> list[Question]:
+    def batch(self, inputs: Sequence[Question | Refused]) -> list[Question | Refused]:
         """The questions, as they are."""
         return list(inputs)
 
-    def predict(self, x: list[Question]) -> list[dict[str, Any]]:
-        """For every question an answer, or `error` and its `status`."""
-        given: dict[int, dict[str, Any]] = {}
-        asked = []
-        for number, question in enumerate(x):
-            try:
-                asked.append((number, (self._replica.film(question.film), question)))
-            except AuroraError as error:
-                missing = question.film not in self._replica.store.names()
-                given[number] = {"error": f"there is no film {question.film[:100]!r}" if missing else str(error),
-                                 "status": 404 if missing else 422}
-        answers = self._replica.answer([one for _, one in asked])
-        given |= {number: answer for (number, _), answer in zip(asked, answers, strict=True)}
-        return [given[number] for number in range(len(x))]
+    def predict(self, x: Sequence[Question | Refused]) -> list[dict[str, Any] | Refused]:
+        """For every question its answer: 404 for a film that the store does not have, 422 for one that cannot be
+        asked."""
+        opened = [one if isinstance(one, Refused) else self._opened(one) for one in x]
+        answers = iter(self._replica.answer([one for one in opened if not isinstance(one, Refused)]))
+        given = [one if isinstance(one, Refused) else next(answers) for one in opened]
+        return [Refused(422, one["error"]) if isinstance(one, dict) and "error" in one else one for one in given]
 
-    def unbatch(self, output: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def unbatch(self, output: list[dict[str, Any] | Refused]) -> list[dict[str, Any] | Refused]:
         """The answers, as they are."""
         return output
 
-    def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
-        """404 for a film that the store does not have, 422 for one that cannot be asked."""
-        if "error" in output:
-            raise HTTPException(output.get("status", 422), output["error"])
-        return output
+    def encode_response(self, output: dict[str, Any] | Refused) -> dict[str, Any] | JSONResponse:
+        """The body, with the status of what was refused."""
+        return JSONResponse({"detail": output.detail}, output.status) if isinstance(output, Refused) else output
+
+    def _opened(self, question: Question) -> tuple[Film, Question] | Refused:
+        try:
+            self._replica.store.require(question.film)
+        except AuroraError:
+            return Refused(404, f"there is no film {question.film[:100]!r}")
+        try:
+            return self._replica.film(question.film), question
+        except AuroraError as error:
+            return Refused(422, str(error))
 
 
 def main(
