@@ -46,7 +46,7 @@ class Row(NamedTuple):
 
     def number(self, key: str) -> float:
         """A number that is not below 0."""
-        value = self.fields.get(key)
+        value: Any = self.fields.get(key)
         try:
             number = float("nan") if isinstance(value, bool) else float(value)
         except (TypeError, ValueError):
