@@ -40,7 +40,7 @@ class Server:
 
     def __init__(self, folder: Path, model: str | None) -> None:
         self.log, self.store = folder / "log", folder / "store"
-        self.arguments = [sys.executable, "-m", "aurora.cli", "serve", "--store", str(self.store), "--port", "0",
+        self.arguments = [sys.executable, "-m", "aurora", "serve", "--store", str(self.store), "--port", "0",
                           "--max-upload-mb", "2", "--video-url", "example.org",
                           *(() if model is None else ("--model", model))]
         self.start()

@@ -54,7 +54,7 @@ class Frames:
         if self._address is not None and not _names_a_file(self._address):
             source = LiveSource(self._address, fps=sampling.fps or 1.0)
         self._source, self._reader, self._report, self._sampling = source, reader, report, sampling
-        self.live = isinstance(source, LiveSource)
+        self.live: bool = getattr(source, "live", False)  # each frame is read as it comes
         self.path, self.name = None, str(getattr(source, "name", "frames"))
         if isinstance(source, (str, os.PathLike)):
             path = urlsplit(self._address).path if self._address else os.path.abspath(source)

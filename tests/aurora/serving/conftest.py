@@ -27,7 +27,7 @@ class Served:
 
     def __init__(self, model: Path, store: Path, log: Path, *options: str) -> None:
         self.store, self.log = store, log
-        self._arguments = [sys.executable, "-W", "error", "-m", "aurora.cli", "serve", "--model", str(model), "--store",
+        self._arguments = [sys.executable, "-W", "error", "-m", "aurora", "serve", "--model", str(model), "--store",
                            str(store), "--port", "0", *options]
         self.start()
 
@@ -100,6 +100,7 @@ def serve(generic_folder: Path) -> Iterator[Callable[..., Served]]:
 
     yield start
     for one in started:
+        one.client.close()
         if one.process.poll() is None:
             one.process.kill()
             one.process.wait()
