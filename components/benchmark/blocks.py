@@ -16,7 +16,7 @@ from ._files import collect
 
 @BENCHMARK.register
 class Blocks(Benchmark):
-    """A file `questions.jsonl`, a line per question, with options or an open answer; choices are asked of a wrong video too.
+    """A `questions.jsonl` with options or open answers a line each; choices are asked of a wrong video too.
 
     A line is {"id", "video", "family", "question", "options", "answer": index of the right option}, or has no options
     and a text as answer. `seed` chooses the wrong videos.
