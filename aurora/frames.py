@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 
 from aurora.images import on_white
 
@@ -21,7 +22,9 @@ def square_size(frame: Any, stream: Any) -> tuple[int, int]:
 def turn(frame: Any) -> tuple[bool, bool, bool]:
     """How a frame becomes upright, to the nearest quarter, as its display matrix says: whether columns become rows, and
     whether rows and columns are then read backwards."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    # frame.side_data would refer to the frame and be kept by it: a cycle, which holds the picture until the next
+    # garbage collection
+    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
     # The pixel at (x, y) is shown at (a·x + c·y, b·x + d·y).
     a, b, _, c, d = (1, 0, 0, 0, 1) if matrix is None else np.frombuffer(matrix, np.int32)[:5].tolist()
     return (True, b < 0, c < 0) if abs(b) + abs(c) > abs(a) + abs(d) else (False, d < 0, a < 0)

@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +156,8 @@ def write_video(path: Path, frames: int, width: int, *, moving: bool = True) -> 
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=RATE, options={"preset": "ultrafast", "crf": "23"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for number, noise in zip(range(frames), islice(iter(lambda: noises[rng.integers(8)], None), frames),
-                                 strict=True):
-            image = ground + noise
+        for number in range(frames):
+            image = ground + noises[rng.integers(len(noises))]
             left = number * 3 % (width - 40) if moving else width // 3
             image[20:60, left:left + 40] = (230, 60, 20)
             picture = av.VideoFrame.from_ndarray(image.clip(0, 255).astype(np.uint8), format="rgb24")

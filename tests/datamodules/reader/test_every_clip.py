@@ -1,5 +1,6 @@
 """Every kind of file that users have, in every reader: the frame by its timestamp, and exactly FFmpeg's own pixels."""
 
+import gc
 import io
 import os
 import struct
@@ -151,6 +152,20 @@ def test_what_is_read_is_what_decoding_everything_shows(name, clip, sampling):
     allowed = 0 if name == "pyav" else 2.5
     for (_, image), right in zip(found, expected(clip, times), strict=True):
         assert image.shape == right.shape and np.abs(image.astype(int) - right).mean() <= allowed
+
+
+def test_a_frame_is_freed_as_soon_as_it_is_read():
+    def alive():
+        return sum(type(one) is av.VideoFrame for one in gc.get_objects())
+
+    gc.collect()
+    gc.disable()  # else it would hide what is kept until the next collection
+    try:
+        before = alive()
+        for _ in READER.build({"name": "pyav"}).read(CLIPS["plain"], SAMPLINGS["dense"]):
+            assert alive() < before + 6
+    finally:
+        gc.enable()
 
 
 @every_clip
