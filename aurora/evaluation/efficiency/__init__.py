@@ -1,0 +1,1 @@
+"""Memory and time against the number of frames, beside a transformer: `aurora efficiency`."""

@@ -1,0 +1,201 @@
+"""A grid becomes jobs, jobs become numbers, numbers become the paper's figures and tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurora.cli import main
+from aurora.errors import AuroraError
+from aurora.evaluation.sweep import job as jobs
+from aurora.evaluation.sweep.figures import draw, tables
+from aurora.evaluation.sweep.plan import Job, Plan, make_plan
+from aurora.evaluation.sweep.run import gather, holding, training_hours
+
+SCORES = {"0.1": 60.0, "0.2": 80.0, "0.5": 100.0}
+
+
+class Commands:
+    """Stands in for the commands of a job: writes the result that `score` gives, or fails."""
+
+    def __init__(self) -> None:
+        self.run: list[list[str]] = []
+        self.failing = ""
+
+    def __call__(self, words: list[str], log: Path) -> str | None:
+        self.run.append(words)
+        if self.failing and self.failing in words:
+            return "aurora eval ended with status 2: error: no such thing"
+        if words[0] == "train":
+            run = Path(next(word for word in words if word.startswith("run=")).removeprefix("run="))
+            (run / "vision").mkdir(parents=True, exist_ok=True)
+            (run / "vision/metrics.csv").write_text("step,seconds\n1,1800\n2,1800\n", encoding="utf-8")
+            (run / "vision/config.yaml").write_text("trainer: {devices: 4}\n", encoding="utf-8")
+            return None
+        given = dict(word.split("=", 1) for word in words if "=" in word)
+        score = SCORES.get(given.get("keep_ratio", ""), 50.0) + 2 * float(given.get("sort.seed", 0))
+        folder = Path(words[words.index("--output") + 1])
+        (folder / "result.json").write_text(json.dumps({"score": score, "metric": "accuracy"}), encoding="utf-8")
+        return None
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    commands = Commands()
+    monkeypatch.setattr(jobs, "_command", commands)
+    return commands
+
+
+def plan_of(*words: str, **options: Any) -> Plan:
+    return make_plan(words, **{"data": "/data", "model": None, **options})[0]
+
+
+def run_all(plan: Plan, output: Path, points: Sequence[dict[str, str]]) -> None:
+    plan.write(output)
+    for values in points:
+        jobs.run(Job(plan, values), output)
+
+
+def test_axes_are_in_hydras_syntax_and_what_is_hydras_own_goes_to_it() -> None:
+    plan, hydra = make_plan(["keep_ratio=0.1,0.2", "sort=choice(size,raster)", "merge.schedule=floor",
+                             "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], data="/data")
+    assert plan.axes == {"keep_ratio": "0.1,0.2", "sort": "choice(size,raster)"}
+    assert plan.fixed == ["merge.schedule=floor"]
+    assert hydra == ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+
+
+@pytest.mark.parametrize(("words", "options", "said"), [
+    (["keep_ratio=0.1"], {}, "nothing is swept"),
+    (["keep_raito=0.1,0.2"], {}, "Did you mean 'keep_ratio'"),
+    (["keep_ratio=0.1,0.2"], {"data": ""}, "--data FOLDER is needed"),
+    (["seed=1,2"], {}, "seed is an option of training; give --train"),
+    (["seed=1,2"], {"train": True, "model": "m"}, "exclude each other"),
+    (["keep_ratio=0.1,0.2", "keep_ratio=0.5,1"], {}, "given twice"),
+])
+def test_a_sweep_that_makes_no_sense_is_refused(words: list[str], options: dict[str, Any], said: str) -> None:
+    with pytest.raises(AuroraError, match=said):
+        plan_of(*words, **options)
+
+
+def test_a_job_is_a_command_of_its_own_values() -> None:
+    plan = plan_of("model='/a b',/c", "set=['sort=size','sort.order=descending'],['sort=random']",
+                   "benchmark=mlvu,blocks", "merge=pool", limit=5)
+    point = {"model": "'/a b'", "set": "['sort=size','sort.order=descending']", "benchmark": "mlvu"}
+    words = Job(plan, point).eval_words(Path("/out"))
+    assert words[words.index("--model") + 1] == "/a b" and words[words.index("--benchmark") + 1] == "mlvu"
+    assert words[-3:] == ["merge=pool", "sort=size", "sort.order=descending"]
+    assert words[words.index("--limit") + 1] == "5"
+
+
+def test_jobs_that_train_alike_share_one_training(tmp_path: Path, commands: Commands) -> None:
+    plan = plan_of("experiment=auroralong,auroralong_a", "eval.keep_ratio=0.1,0.2", "stage=language_video", train=True)
+    run_all(plan, tmp_path, [{"experiment": name, "eval.keep_ratio": ratio} for name in ("auroralong", "auroralong_a")
+                             for ratio in ("0.1", "0.2")])
+    trained = [words for words in commands.run if words[0] == "train"]
+    assert len(trained) == 2 and not any("eval." in word or "keep_ratio" in word for words in trained for word in words)
+    evaluated = [words for words in commands.run if words[0] == "eval"]
+    assert [words[-1] for words in evaluated] == ["keep_ratio=0.1", "keep_ratio=0.2"] * 2
+    assert all(words[words.index("--model") + 1].endswith("language_video/model") for words in evaluated)
+    result = gather(tmp_path)
+    assert [job["gpu_hours"] for job in result["jobs"]] == [4.0] * 4  # an hour on four devices
+    assert {path.name for path in draw(result, tmp_path)} == {"keep-ratio.png", "keep-ratio.svg", "cost.png",
+                                                              "cost.svg"}
+
+
+def test_jobs_that_are_done_are_not_run_again_and_failed_ones_are(tmp_path: Path, commands: Commands) -> None:
+    plan, points = plan_of("keep_ratio=0.1,0.2"), [{"keep_ratio": "0.1"}, {"keep_ratio": "0.2"}]
+    commands.failing = "keep_ratio=0.2"
+    run_all(plan, tmp_path, points)
+    failed = next(job for job in gather(tmp_path)["jobs"] if job["score"] is None)
+    assert failed["failure"].endswith("no such thing")
+    commands.failing, commands.run = "", []
+    run_all(plan, tmp_path, points)
+    assert [words[-1] for words in commands.run] == ["keep_ratio=0.2"]
+    assert all(job["failure"] is None for job in gather(tmp_path)["jobs"])
+
+
+def test_a_job_that_was_killed_is_told_from_one_that_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(words: list[str], log: Path) -> str | None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "_command", killed)
+    plan = plan_of("keep_ratio=0.1,0.2")
+    with pytest.raises(KeyboardInterrupt):
+        run_all(plan, tmp_path, [{"keep_ratio": "0.1"}])
+    assert gather(tmp_path)["jobs"][0]["failure"] == "it was ended before it was done"
+
+
+def test_means_are_taken_over_seeds_and_curves_say_what_holds(tmp_path: Path, commands: Commands) -> None:
+    plan = plan_of("keep_ratio=0.1,0.2,0.5", "sort.seed=0,1,2", "sort=random,raster")
+    run_all(plan, tmp_path, [{"keep_ratio": ratio, "sort.seed": seed, "sort": sort} for ratio in SCORES
+                             for seed in "012" for sort in ("random", "raster")])
+    result = gather(tmp_path)
+    assert result["repeats"] == ["sort.seed"] and len(result["means"]) == 6
+    point = next(point for point in result["means"] if point["values"] == {"keep_ratio": "0.2", "sort": "raster"})
+    assert (point["mean"], point["deviation"], point["runs"]) == (82, 2, 3)
+    assert [curve["holds"] for curve in result["curves"]] == [{"0.9": 0.5, "0.8": 0.2}] * 2
+    table = tables(result)["sort"]
+    assert table[0]["scores"]["blocks"] == pytest.approx({"mean": 82, "deviation": 2, "jobs": 9})
+
+
+def test_what_holds_a_share_of_the_peak_holds_it_for_all_larger_ratios() -> None:
+    points = [{"keep_ratio": ratio, "mean": mean} for ratio, mean in ((0.1, 95), (0.2, 70), (0.5, 99), (1.0, 100))]
+    assert holding(points, 0.9) == 0.5 and holding(points, 0.7) == 0.1
+
+
+def test_a_judged_score_counts_once_there_is_one(tmp_path: Path, commands: Commands) -> None:
+    plan = plan_of("keep_ratio=0.1,0.2")
+    run_all(plan, tmp_path, [{"keep_ratio": "0.1"}])
+    folder = Job(plan, {"keep_ratio": "0.1"}).folder(tmp_path)
+    (folder / "result.json").write_text('{"score": null}', encoding="utf-8")
+    assert "aurora judge" in gather(tmp_path)["jobs"][0]["failure"]
+    (folder / "judged").mkdir()
+    (folder / "judged/gpt.json").write_text('{"score": 43.5}', encoding="utf-8")
+    assert gather(tmp_path)["jobs"][0]["score"] == 43.5
+
+
+def test_another_sweep_does_not_write_into_the_folder(tmp_path: Path) -> None:
+    plan_of("keep_ratio=0.1,0.2").write(tmp_path)
+    plan_of("keep_ratio=0.1,0.2,0.5").write(tmp_path)  # more values go on
+    with pytest.raises(AuroraError, match="other data"):
+        plan_of("keep_ratio=0.1,0.2", data="/other").write(tmp_path)
+    with pytest.raises(AuroraError, match="other axes"):
+        plan_of("sort=size,raster").write(tmp_path)
+
+
+def test_a_training_that_has_not_begun_cost_nothing_known(tmp_path: Path) -> None:
+    assert training_hours(tmp_path / "gone") is None
+
+
+def test_gathering_shows_tables_and_names_what_failed(tmp_path: Path, commands: Commands,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    commands.failing = "keep_ratio=0.2"
+    run_all(plan_of("keep_ratio=0.1,0.2,0.5"), tmp_path, [{"keep_ratio": ratio} for ratio in SCORES])
+    assert main(["sweep", "--output", str(tmp_path), "--gather"]) == 1
+    shown = capsys.readouterr().out
+    assert "60.0 ± 0.0" in shown and "2 of 3 jobs have a score" in shown and "no such thing" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize(("launcher", "ratios"), [("basic", ["0.25", "0.5"]), ("joblib", ["0.5"])])
+def test_hydra_runs_every_point_of_the_grid(
+    launcher: str, ratios: list[str], tmp_path: Path, model_folder: Path, make_video: Any,
+    capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_video(tmp_path / "data/clip.mp4", 8)
+    question = {"id": "1", "video": "clip.mp4", "family": "colour", "question": "Which?",
+                "options": ["red", "blue"], "answer": 0}
+    (tmp_path / "data/questions.jsonl").write_text(json.dumps(question) + "\n", encoding="utf-8")
+    words = ["sweep", "--model", str(model_folder), "--data", str(tmp_path / "data"), "--output",
+             str(tmp_path / "out"), f"keep_ratio=choice({','.join(ratios)})", "sort=size,raster",
+             f"hydra/launcher={launcher}", "--json"]
+    assert main(words) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert {tuple(job["values"].values()) for job in result["jobs"]} == {
+        (ratio, sort) for ratio in ratios for sort in ("size", "raster")}
+    assert all(job["score"] is not None for job in result["jobs"])
