@@ -24,7 +24,7 @@ def turn(frame: Any) -> tuple[bool, bool, bool]:
     whether rows and columns are then read backwards."""
     # frame.side_data would refer to the frame and be kept by it: a cycle, which holds the picture until the next
     # garbage collection
-    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
+    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]
     # The pixel at (x, y) is shown at (a·x + c·y, b·x + d·y).
     a, b, _, c, d = (1, 0, 0, 0, 1) if matrix is None else np.frombuffer(matrix, np.int32)[:5].tolist()
     return (True, b < 0, c < 0) if abs(b) + abs(c) > abs(a) + abs(d) else (False, d < 0, a < 0)
