@@ -110,7 +110,9 @@ def _mean(values: Sequence[float]) -> float | None:
 def render(result: Row) -> RenderableType:
     """The scores, accuracy by family against chance and wrong videos, open questions, what is missing or failed."""
     parts: list[RenderableType] = [Text("\n".join(_headlines(result)), style="bold")]
-    if result.get("n") and "accuracy" in result:
+    if "judge" in result:
+        parts.append(_table(f"Judged by {result['judge']['model']}, in percent", _JUDGED, result))
+    elif result.get("n") and "accuracy" in result:
         score = result.get("protocol", {}).get("score", "text").replace("_", " ")
         caption = None
         if result["wrong_video_accuracy"] is not None:
@@ -120,15 +122,21 @@ def render(result: Row) -> RenderableType:
         parts.append(_table("Open questions", _OPEN, result["open"]))
     if result.get("unparsed"):
         parts.append(Text(f"{result['unparsed']} of {result['n']} answers named no option and count as wrong."))
+    if unjudged := result.get("unjudged_questions"):
+        parts.append(_listed(f"{len(unjudged)} of {result['questions']} questions got no verdict and are in no mean:",
+                             [f"{one['id']} ({one['question']}): {one['reason']}" for one in unjudged]))
     if missing := result.get("missing_videos"):
         parts.append(Text(f"{len(missing)} videos are missing: {_some(missing)}", style="red"))
     if failures := result.get("failures"):
-        lines = [f"{len(failures)} questions could not be asked and count as wrong:"]
-        lines += [f"  {failed['id']} ({failed['video']}): {failed['reason']}" for failed in failures[:SHOWN_FAILURES]]
-        if len(failures) > SHOWN_FAILURES:
-            lines.append(f"  and {len(failures) - SHOWN_FAILURES} more")
-        parts.append(Text("\n".join(lines), style="red"))
+        parts.append(_listed(f"{len(failures)} questions could not be asked and count as wrong:",
+                             [f"{one['id']} ({one['video']}): {one['reason']}" for one in failures]))
     return Group(*parts)
+
+
+def _listed(title: str, lines: Sequence[str]) -> Text:
+    """What went wrong, as far as it is shown."""
+    more = [f"and {len(lines) - SHOWN_FAILURES} more"] if len(lines) > SHOWN_FAILURES else []
+    return Text("\n  ".join([title, *lines[:SHOWN_FAILURES], *more]), style="red")
 
 
 def _headlines(result: Row) -> list[str]:
@@ -154,6 +162,10 @@ def _share(key: str) -> Callable[[Row], str]:
 _CHOICE: Mapping[str, Callable[[Row], str]] = {
     "accuracy": _share("accuracy"), "95 % interval": lambda row: f"{100 * row['low']:.1f} – {100 * row['high']:.1f}",
     "chance": _share("chance"), "wrong video": _share("wrong_video_accuracy"),
+}
+_JUDGED: Mapping[str, Callable[[Row], str]] = {
+    "judged": lambda row: str(row["judged"]), "accuracy": _share("accuracy"),
+    "score, 0 – 5": lambda row: "–" if row["mean_score"] is None else f"{row['mean_score']:.2f}",
 }
 _OPEN = {"exact match": _share("exact_match"), "word F1": _share("token_f1"), "BLEU-1": _share("bleu_1"),
          "BLEU-4": _share("bleu_4")}
