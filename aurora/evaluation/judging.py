@@ -180,7 +180,7 @@ def judged_scores(items: Sequence[Item], judged: Sequence[Judged], kind: str) ->
     enough = len(unjudged) <= MOST_UNJUDGED * len(judged)
     return {
         "metric": _METRICS[kind], "score": 100 * share if enough and share is not None else None, **whole,
-        "questions": len(judged), "unjudged": len(unjudged),
+        "judge_questions": len(judged), "unjudged": len(unjudged),
         "unjudged_questions": [{"id": one.id, "question": one.question, "reason": one.reason} for one in unjudged],
         **({} if enough else {"not_scored": f"{len(unjudged)} of {len(judged)} questions are unjudged, more than 1 %; "
                                             "`aurora judge` asks about them again"}),

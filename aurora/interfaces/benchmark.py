@@ -55,3 +55,16 @@ class Benchmark(ABC):
 
         `answers` holds an answer for the id of every item, None where it could not be asked.
         """
+
+    def outcomes(self, items: Sequence[Item], answers: Mapping[str, str | None]) -> dict[str, float]:
+        """What each item adds to the score, as a hundredth of it, by id; what does not belong to the score is left out.
+
+        Intervals and comparisons of two runs are made of it. It is the score of an item alone unless overridden.
+        """
+        alone = {item.id: self.score([item], {item.id: answers[item.id]}, self.scorers[0])["score"]
+                 for item in items if not item.control}
+        return {id: score / 100 for id, score in alone.items() if score is not None}
+
+    def weights(self, families: Sequence[str]) -> Mapping[str, float] | None:
+        """What the mean of each family weighs in the score; None where every item counts alike."""
+        return None

@@ -28,6 +28,9 @@ class ChoiceBenchmark(Benchmark):
         found = accuracy(items, answers, self.judged)
         return {"metric": self._metric(), "score": self._mean(found), **found, **self.groups(found["families"])}
 
+    def weights(self, families: Sequence[str]) -> Mapping[str, float] | None:
+        return None if self.mean_of == "questions" else dict.fromkeys(families, 1 / len(families))
+
     def judged(self, item: Item, answer: str) -> bool | None:
         """Whether an answer is right, strictly; None when it says nothing that could be."""
         return names_right_option(item, answer)

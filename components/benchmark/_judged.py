@@ -38,3 +38,11 @@ class CaptionBenchmark(Benchmark):
         metrics = {name: value for name, value in vars(scores).items() if name not in ("items", "intervals")}
         intervals = {name: list(interval) for name, interval in scores.intervals.items()}
         return {**about, "score": 100 * metrics[self.main], "captions": {**metrics, "intervals": intervals}}
+
+    def outcomes(self, items: Sequence[Item], answers: Mapping[str, str | None]) -> dict[str, float]:
+        """The metric of each caption; of BLEU, which is one of all captions together, that of each alone."""
+        from aurora.evaluation.captions import caption_metrics
+
+        scores = caption_metrics({item.id: (answers[item.id] or "", item.extra["references"]) for item in items},
+                                 resamples=1)
+        return {id: row[self.main] for id, row in scores.items.items()}

@@ -58,6 +58,9 @@ class Llava(Benchmark):
         share, metric = (choices["accuracy"], "accuracy, %") if choices["n"] else (opens["token_f1"], "word F1, %")
         return {"metric": metric, "score": None if share is None else 100 * share, **choices, "open": opens}
 
+    def outcomes(self, items: Sequence[Item], answers: Mapping[str, str | None]) -> dict[str, float]:
+        return super().outcomes([item for item in items if item.options] or items, answers)
+
 
 def _said(turn: Row, by: Sequence[str]) -> str:
     speaker = turn.fields.get("from", turn.fields.get("role"))

@@ -115,6 +115,10 @@ class OvoBench(ChoiceBenchmark):
             return None if yes is None else yes == (item.answer == "Yes")
         return names_right_option(item, answer)
 
+    def weights(self, families: Sequence[str]) -> Mapping[str, float] | None:
+        groups = [_TASKS[task] for task in families]
+        return {task: 1 / (len(set(groups)) * groups.count(_TASKS[task])) for task in families}
+
     def groups(self, families: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         return {"groups": _group_means({task: row["accuracy"] for task, row in families.items()})}
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,9 @@ class Vdc(JudgedBenchmark):
     def items(self, folder: Path) -> Items:
         videos = Videos(folder, self.videos, "videos", "videos/videos", "Test_Videos", "video", ".")
         return collect(folder, (item for part in self.parts for item in self._part(folder, part, videos)))
+
+    def weights(self, families: Sequence[str]) -> Mapping[str, float] | None:
+        return dict.fromkeys(families, 1 / len(families))
 
     def _part(self, folder: Path, part: str, videos: Videos) -> Iterator[Item]:
         given = None if self.annotations is None else self.annotations.replace("PART", part)

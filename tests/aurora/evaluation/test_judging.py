@@ -70,7 +70,7 @@ def finished(output: Path, benchmark: Mapping[str, Any], folder: Path, answers: 
     lines = [Prediction(item.id, answers[item.id] or "", None if answers[item.id] is not None else "it is broken")
              for item in items]
     for rank in range(2):
-        write_predictions(output / f"predictions-{rank}-of-2.jsonl", {"model": "abc", "benchmark": benchmark},
+        write_predictions(output / f"predictions-{rank}-of-2.jsonl", {"model": "abc", "benchmark": benchmark, "questions": "digest"},
                           lines[rank::2])
     merge(output)
     return output
@@ -148,7 +148,7 @@ def test_vdc_is_judged_in_two_steps_by_what_stands_in_the_caption(serve, caption
     # of the parts: an empty caption and one that is half right; the others half right or not at all
     assert {name: row["accuracy"] for name, row in result["families"].items()} == {
         "short": 0.25, "camera": 0.25, "background": 0.25, "main_object": 0.25, "detailed": 0.25}
-    assert (result["score"], result["n"], result["questions"], result["empty"]) == (25.0, 10, 20, 1)
+    assert (result["score"], result["n"], result["judge_questions"], result["empty"]) == (25.0, 10, 20, 1)
     assert len(server.seen()) == 2 * 18  # nothing is asked about an empty caption
     first, *_ = read_verdicts(captions)
     assert (first.id, first.answer, first.right) == ("short/a.mp4", "red", True)

@@ -1,0 +1,233 @@
+"""One page of results beside what was published, as HTML and as Markdown."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from aurora.evaluation.record import describe
+from aurora.evaluation.results import Result, compared, default_options, frames, other_frames, pairs, setting_differences
+from aurora.evaluation.statistics import RESAMPLES, Comparison, Interval
+from aurora.files import replace_file
+
+_FOLDER = Path(__file__).parent
+_PUBLISHED: Mapping[str, Any] = yaml.safe_load((_FOLDER / "published.yaml").read_text(encoding="utf-8"))
+_HASH = 12  # characters of a hash that are shown
+
+
+class Family(NamedTuple):
+    """Part of a row."""
+
+    name: str
+    n: int | None
+    score: float | None  # percent, as are all scores of this page
+    interval: Interval | None
+    chance: float | None
+    paper: float | None
+
+
+class Row(NamedTuple):
+    """A result as the page shows it."""
+
+    name: str
+    options: str
+    metric: str
+    questions: int
+    score: float | None
+    missing_score: str  # why there is none
+    interval: Interval | None
+    compat: float | None
+    paper: float | None
+    where: str  # in the paper
+    notes: list[int]  # numbers of footnotes
+    differs: list[str]  # from the paper's protocol
+    others: Mapping[str, object]
+    counts: list[tuple[str, int]]  # what is not as it should be, and how often
+    families: list[Family]
+    depends: list[tuple[str, str]]
+    path: str
+
+
+class Versus(NamedTuple):
+    """A comparison of two runs."""
+
+    first: str
+    second: str
+    settings: list[str]
+    caveat: str | None
+    rows: Mapping[str, Comparison]
+
+
+def write_report(results: Sequence[Result], stem: str | Path, *, compare: bool = False) -> list[Path]:
+    """Writes STEM.html and STEM.md. With `compare` there are two results, which are compared item by item; AuroraError
+    when they cannot be."""
+    page = _page(results, compare=compare)
+    written = []
+    for kind in ("html", "md"):
+        environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=kind == "html", trim_blocks=True,
+                                  lstrip_blocks=True, undefined=StrictUndefined)
+        environment.filters |= {"number": _number, "between": _between, "cell": _cell, "p": _p}
+        path = Path(f"{stem}.{kind}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, environment.get_template(f"report.{kind}.j2").render(page).encode())
+        written.append(path)
+    return written
+
+
+def rows(results: Sequence[Result]) -> tuple[list[Row], list[str]]:
+    """A row per result, and the footnotes that they refer to."""
+    notes: list[str] = []
+    return [_row(result, notes) for result in results], notes
+
+
+def _page(results: Sequence[Result], *, compare: bool) -> dict[str, Any]:
+    made, notes = rows(results)
+    versus = None
+    if compare:
+        first, second = results
+        versus = Versus(str(first.path), str(second.path), setting_differences(first, second),
+                        other_frames(first, second), compared(first, second))
+    return {"rows": made, "notes": notes, "versus": versus, "resamples": RESAMPLES,
+            "apart": [f"Rows {first} and {second} are not comparable: {'; '.join(reasons)}."
+                      for first, second, reasons in pairs(results)]}
+
+
+# ---- a row ---------------------------------------------------------------------------------------------------------
+
+
+def _row(result: Result, notes: list[str]) -> Row:
+    facts, paper = result.facts, _published(result)
+    numbers = []
+    for key in paper.get("notes", ()):
+        text = " ".join(_PUBLISHED["notes"][key].split())
+        notes.extend([text] if text not in notes else [])
+        numbers.append(notes.index(text) + 1)
+    compat = facts.get("lmms_compat") or {}
+    reason = "to be judged" if facts.get("judge_needed") and "judge" not in facts else "none"
+    return Row(result.name, _options(result), facts["metric"], facts["n"], facts["score"],
+               facts.get("not_scored", reason), result.interval(), compat.get("score"), paper.get("score"), paper.get("where", ""), numbers,
+               _differs(result, paper), paper.get("others", {}), list(_counts(facts)),
+               list(_families(result, paper.get("families", {}))), list(_depends(result)), str(result.path))
+
+
+def _published(result: Result) -> Mapping[str, Any]:
+    """What was published about just this; empty where nothing was."""
+    options = {**default_options(result.name), **result.options}
+    return next((row for row in _PUBLISHED["rows"] if row["benchmark"] == result.name and all(
+        options.get(key) == value for key, value in row.get("options", {}).items())), {})
+
+
+def _options(result: Result) -> str:
+    """What is asked of a benchmark, where that is not its default."""
+    usual = default_options(result.name)
+    return ", ".join(f"{key} {value}" for key, value in result.options.items() if usual.get(key) != value)
+
+
+def _differs(result: Result, paper: Mapping[str, Any]) -> list[str]:
+    """In what a result was not made as the paper's number was."""
+    if "score" not in paper and "families" not in paper:
+        return []
+    facts = result.facts
+    found = []
+    wanted = {key: value for key, value in facts["sampling"].items() if key != "max_frames" and value is not None}
+    if "sampling" in paper and wanted != paper["sampling"]:
+        found.append(f"{frames(facts['sampling'])} instead of {frames(paper['sampling'])}")
+    if facts.get("limit") is not None:
+        found.append(f"only {facts['n']} questions")
+    if facts.get("missing_videos"):
+        found.append(f"{len(facts['missing_videos'])} videos missing")
+    order = facts.get("sort")
+    if isinstance(order, Mapping) and (order.get("name") != "size" or order.get("order", "ascending") != "ascending"):
+        found.append(f"order {_part(order)} instead of size, ascending")
+    return found
+
+
+def _counts(facts: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    missing = facts.get("missing_videos")
+    for name, count in (("videos missing", len(missing) if isinstance(missing, list) else 0),
+                        ("failed", facts.get("failed", 0)), ("named no option", facts.get("unparsed", 0)),
+                        ("empty", facts.get("empty", 0)), ("unjudged", facts.get("unjudged", 0))):
+        if count:
+            yield name, count
+
+
+def _families(result: Result, paper: Mapping[str, float]) -> Iterator[Family]:
+    families = result.facts["families"]
+    if len(families) < 2:
+        return
+    for name, row in families.items():
+        share, chance = row.get("accuracy"), row.get("chance")
+        # Wilson's where right and wrong were counted: of few questions, resamples may all be alike
+        interval = Interval(100 * row["low"], 100 * row["high"]) if "low" in row else result.interval(name)
+        yield Family(name, row.get("n"), None if share is None else 100 * share, interval,
+                     None if chance is None else 100 * chance, paper.get(name))
+
+
+def _depends(result: Result) -> Iterator[tuple[str, str]]:
+    """Everything that a result depended on, as name and value."""
+    facts = result.facts
+    yield "model", _short(facts.get("model")) or "not recorded"
+    yield "frames", frames(facts["sampling"])
+    if "one_pass" in facts:
+        yield "online", "one pass over each video" if facts["one_pass"] else "read again for every moment"
+    for name, key in (("keep ratio", "keep_ratio"), ("merge", "merge"), ("order", "sort"), ("prompt", "prompt"),
+                      ("skip", "skip"), ("reader", "reader"), ("dtype", "dtype"), ("quantize", "quantize")):
+        if facts.get(key) is not None:
+            yield name, _part(facts[key])
+    yield "scorer", str(facts["scorer"])
+    if isinstance(protocol := facts.get("protocol"), Mapping):
+        yield "answers", _part({key: value for key, value in protocol.items() if value is not None})
+    if isinstance(judge := facts.get("judge"), Mapping):
+        served = [name for name in judge.get("served", ()) if name != judge.get("model")]
+        yield "judge", f"{judge.get('model')}{f' ({chr(44).join(served)})' if served else ''} at {judge.get('base_url')}"
+        yield "judge's prompt", f"{_short(judge.get('prompt'))}; {_part(judge.get('parameters') or {}) or 'no parameters'}"
+    yield "seeds", _part({**_seeds(facts), "bootstrap": 0})
+    yield "questions", f"{facts['n']}{'' if facts.get('limit') is None else ' (a limit was set)'}, of {_short(facts.get('questions'))}"
+    yield "versions", _part({name: _short(value) if name == "revision" else value
+                             for name, value in facts["versions"].items()})
+    yield "hardware", describe(facts["hardware"])
+    if result.problem is not None:
+        yield "no interval", result.problem
+
+
+def _seeds(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what was drawn at random."""
+    judge = (facts.get("judge") or {}).get("parameters") or {}
+    found = {"benchmark": facts["benchmark"].get("seed"), "judge": judge.get("seed"),
+             "order": (facts.get("sort") or {}).get("seed"), **(facts.get("seeds") or {})}
+    return {name: seed for name, seed in found.items() if seed is not None}
+
+
+def _part(value: object) -> str:
+    """A part and its options, or whatever else a setting is, in a few words."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    name = [str(value["name"])] if "name" in value else []
+    return ", ".join([*name, *(f"{key} {one}" for key, one in value.items() if key != "name" and one is not None)])
+
+
+def _short(hash: object) -> str:
+    """The beginning of a hash; what stands behind a +, as an adapter's, is shown in the same way."""
+    return "+".join(part if part == "changes" else part[:_HASH] for part in str(hash).split("+")) if hash else ""
+
+
+# ---- how values are written ----------------------------------------------------------------------------------------
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _between(interval: Interval | None) -> str:
+    return "–" if interval is None else f"{interval.low:.1f} – {interval.high:.1f}"
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _cell(text: object) -> str:
+    """Text that stands in a table of Markdown."""
+    return " ".join(str(text).split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,230 @@
+"""Results of evaluations, read back: what was scored, how sure a score is, and what may be compared with what."""
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from aurora.config import differences, named_part
+from aurora.errors import AuroraError
+from aurora.evaluation.judging import judged_outcomes, read_verdicts
+from aurora.evaluation.predictions import PREDICTIONS_FILE, read_items, read_predictions
+from aurora.evaluation.run import RESULT_FILE
+from aurora.evaluation.statistics import Comparison, Interval, bootstrap_mean, compare, mcnemar
+from aurora.files import read_json
+from aurora.interfaces import Benchmark, Item
+from aurora.registry import BENCHMARK
+
+_PLACES = ("annotations", "videos")  # options that say where something is, not what is asked
+_FORM: Mapping[str, type | tuple[type, ...]] = {
+    "benchmark": dict, "metric": str, "score": (int, float, type(None)), "n": int, "families": dict, "scorer": str,
+    "versions": dict, "hardware": dict, "sampling": dict}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result and, where its predictions are beside it, what every item adds to the score (0 to 1)."""
+
+    path: Path
+    facts: Mapping[str, Any]
+    items: Sequence[Item] = ()
+    outcomes: Mapping[str, float] = field(default_factory=dict)
+    problem: str | None = None  # why there are no outcomes
+
+    @property
+    def name(self) -> str:
+        """Of the benchmark."""
+        return str(self.facts["benchmark"]["name"])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those of the benchmark that decide what is asked."""
+        return {key: value for key, value in self.facts["benchmark"].items() if key not in (*_PLACES, "name")}
+
+    @cached_property
+    def benchmark(self) -> Benchmark | None:
+        """The part that scores; None where it is not installed, or has other options today."""
+        try:
+            return BENCHMARK.build(self.facts["benchmark"])
+        except AuroraError:
+            return None
+
+    @property
+    def scored(self) -> list[Item]:
+        """The items that make the score."""
+        return [item for item in self.items if item.id in self.outcomes]
+
+    def interval(self, family: str | None = None) -> Interval | None:
+        """The 95 % interval of the score, or of a family's mean, in percent: by the bootstrap over videos."""
+        if family is None and (stored := self.facts.get("captions", {}).get("intervals")):
+            main = getattr(self.benchmark, "main", "")
+            return Interval(*(100 * bound for bound in stored[main])) if main in stored else None
+        items = [item for item in self.scored if family in (None, item.family)]
+        if not items:
+            return None
+        low, high = bootstrap_mean([self._weighted(item, family) for item in items],
+                                   clusters=[item.video for item in items],
+                                   groups=self._groups(items) if family is None else None)
+        return Interval(100 * low, 100 * high)
+
+    def _weights(self, families: Sequence[str]) -> Mapping[str, float] | None:
+        return None if self.benchmark is None else self.benchmark.weights(families)
+
+    def _groups(self, items: Sequence[Item]) -> list[Hashable] | None:
+        weighted = self._weights(_families(items))
+        return None if weighted is None else [item.family for item in items]
+
+    def _weighted(self, item: Item, family: str | None = None) -> float:
+        """What an item adds to the mean of the families' means, where these do not all weigh the same."""
+        families = _families(self.scored)
+        weights = None if family is not None else self._weights(families)
+        return self.outcomes[item.id] * (1 if weights is None else weights[item.family] * len(families))
+
+
+def read_result(path: str | Path) -> Result:
+    """A result by its file or the folder it is in. AuroraError for whatever `aurora eval` has not written."""
+    path = Path(path)
+    file = path / RESULT_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise AuroraError(f"{path} holds no {RESULT_FILE}; give the --output of `aurora eval`, or its {RESULT_FILE}")
+    facts = read_json(file)
+    for key, kind in _FORM.items():
+        if not isinstance(facts.get(key), kind) or isinstance(facts.get(key), bool):
+            raise AuroraError(f"{file} is not a result of `aurora eval`: {key!r} is {str(facts.get(key))[:80]!r}")
+    if not isinstance(facts["benchmark"].get("name"), str) or \
+            not all(isinstance(row, dict) for row in facts["families"].values()):
+        raise AuroraError(f"{file} is not a result of `aurora eval`: its benchmark has no name, or a family no scores")
+    return _with_outcomes(Result(file, facts))
+
+
+def _with_outcomes(result: Result) -> Result:
+    folder = result.path.parent
+    try:
+        if not (folder / PREDICTIONS_FILE).is_file():
+            raise AuroraError(f"no {PREDICTIONS_FILE} beside it")
+        if result.benchmark is None:
+            raise AuroraError(f"the benchmark {result.name!r} cannot be built here")
+        _, items = read_items(folder)
+        settings, made = read_predictions(folder / PREDICTIONS_FILE)
+        answers = {one.id: one.answer if one.failure is None else None for one in made}
+        if any(settings[key] != result.facts.get(key) for key in settings) or {item.id for item in items} - answers.keys():
+            raise AuroraError(f"the {PREDICTIONS_FILE} beside it is of another run")
+        if result.facts.get("judge_needed") is None:
+            outcomes: Mapping[str, float] = result.benchmark.outcomes(items, answers)
+        elif "judge" in result.facts:
+            outcomes = {id: one.right for id, one in judged_outcomes(read_verdicts(folder)).items()}
+        else:
+            raise AuroraError("it is not judged yet")
+    except AuroraError as error:
+        return Result(result.path, result.facts, problem=str(error))
+    return Result(result.path, result.facts, items, outcomes)
+
+
+def _families(items: Sequence[Item]) -> list[str]:
+    return sorted({item.family for item in items})
+
+
+# ---- two results ---------------------------------------------------------------------------------------------------
+
+
+def obstacles(first: Result, second: Result) -> list[str]:
+    """Why the scores of two results of one benchmark do not stand for the same thing; empty where they do."""
+    one, two = first.facts, second.facts
+    found = []
+    if first.options != second.options or any(one.get(key) != two.get(key) for key in ("questions", "limit")):
+        found.append("other items" + _between(_items(first), _items(second)))
+    if one["scorer"] != two["scorer"] or one["metric"] != two["metric"]:
+        found.append("another scorer" + _between(f"{one['scorer']}: {one['metric']}", f"{two['scorer']}: {two['metric']}"))
+    if _judge(one) != _judge(two):
+        found.append("another judge" + _between(_judged_by(one), _judged_by(two)))
+    if one.get("protocol") != two.get("protocol"):
+        found.append("another way of answering" + _between(one.get("protocol"), two.get("protocol")))
+    return found
+
+
+def other_frames(first: Result, second: Result) -> str | None:
+    """What frames two results were made of, where these differ: a comparison then is of that as well."""
+    one, two = (frames(result.facts["sampling"]) for result in (first, second))
+    return None if one == two else f"other frames ({one}; {two})"
+
+
+def frames(sampling: Mapping[str, Any]) -> str:
+    """How frames were chosen, in words."""
+    found = [f"{sampling['fps']:g} frame{'' if sampling['fps'] == 1 else 's'} a second"] if sampling.get("fps") else []
+    found += [f"{sampling['frames']} frames"] if sampling.get("frames") else []
+    return ", ".join([*found, f"at most {sampling['max_frames']}"] if sampling.get("max_frames") else found) or "all frames"
+
+
+def setting_differences(first: Result, second: Result) -> list[str]:
+    """The settings in which two runs differ."""
+    used = ("model", "keep_ratio", "sampling", "prompt", "merge", "sort", "skip", "reader", "dtype", "quantize")
+    return list(differences(*({key: result.facts.get(key) for key in used} for result in (first, second))))
+
+
+def compared(first: Result, second: Result) -> dict[str, Comparison]:
+    """The paired comparison of two results, of all items and by family. AuroraError when they cannot be compared."""
+    if first.name != second.name:
+        raise AuroraError(f"{first.path} and {second.path} cannot be compared: {first.name} is not {second.name}")
+    if reasons := obstacles(first, second):
+        raise AuroraError(f"{first.path} and {second.path} cannot be compared: {'; '.join(reasons)}")
+    for result in (first, second):
+        if result.problem is not None:
+            raise AuroraError(f"{result.path} cannot be compared item by item: {result.problem}")
+    items = [item for item in first.scored if item.id in second.outcomes]
+    found = {"all": _compared(first, second, items, None)}
+    families = _families(items)
+    if len(families) > 1:
+        found |= {name: _compared(first, second, [item for item in items if item.family == name], name)
+                  for name in families}
+    return found
+
+
+def _compared(first: Result, second: Result, items: Sequence[Item], family: str | None) -> Comparison:
+    one, two = ({item.id: result._weighted(item, family) for item in items} for result in (first, second))
+    groups = None if family is not None else first._groups(items)
+    found = compare(one, two, clusters={item.id: item.video for item in items},
+                    groups=None if groups is None else dict(zip([item.id for item in items], groups, strict=True)))
+    pairs = [(first.outcomes[item.id], second.outcomes[item.id]) for item in items]
+    if found.mcnemar is None and all(value in (0, 1) for pair in pairs for value in pair):  # weighted, and yet binary
+        lost, won = sum(a > b for a, b in pairs), sum(b > a for a, b in pairs)
+        found = found._replace(mcnemar=mcnemar(lost, won), only_first=lost, only_second=won)
+    return found
+
+
+def _between(one: object, two: object) -> str:
+    return f" ({one}; {two})" if one != two else ""
+
+
+def _items(result: Result) -> str:
+    options = ", ".join(f"{key} {value}" for key, value in result.options.items())
+    limit = result.facts.get("limit")
+    return f"{options or result.name}{'' if limit is None else f', limit {limit}'}, {result.facts['n']} questions"
+
+
+def _judge(facts: Mapping[str, Any]) -> tuple[Any, ...]:
+    about = facts.get("judge") or {}
+    return tuple(about.get(key) for key in ("model", "kind", "prompt", "parameters"))
+
+
+def _judged_by(facts: Mapping[str, Any]) -> str:
+    about = facts.get("judge")
+    return "none" if not about else f"{about.get('model')}, {about.get('parameters')}, prompt {str(about.get('prompt'))[:8]}"
+
+
+def default_options(name: str) -> Mapping[str, Any]:
+    """Of a benchmark's yaml; empty for one that is not there."""
+    try:
+        return named_part("benchmark", name)
+    except AuroraError:
+        return {}
+
+
+def pairs(results: Sequence[Result]) -> Iterator[tuple[int, int, list[str]]]:
+    """The places of two results of one benchmark, from 1, that do not stand for the same thing, and why not."""
+    for second, result in enumerate(results):
+        for first, other in enumerate(results[:second]):
+            if other.name == result.name:
+                reasons = obstacles(other, result) + [why for why in [other_frames(other, result)] if why]
+                if reasons:
+                    yield first + 1, second + 1, reasons

@@ -1,0 +1,84 @@
+"""Every benchmark's result as `aurora report` shows it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurora.evaluation.judging import Judged, judged_scores
+from aurora.evaluation.predictions import Prediction, write_items, write_predictions
+from aurora.evaluation.record import facts
+from aurora.evaluation.report import rows, write_report
+from aurora.evaluation.results import compared, read_result
+from aurora.evaluation.run import merge
+from aurora.files import read_json, write_json
+
+SETTINGS: Mapping[str, Any] = {"model": "abc", "keep_ratio": 0.1, "sampling": {"fps": 1.0, "frames": None}, "questions": "digest"}
+
+
+@pytest.fixture(autouse=True)
+def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    """METEOR's program takes its time, and is tested where it is."""
+    pytest.importorskip("pycocoevalcap")
+    monkeypatch.setenv("PATH", "/nowhere")
+
+
+def evaluated(of_every: Any, output: Path, *, wrong: int = 0, **changes: Any) -> Path:
+    """The output of an evaluation in which all answers are right but for the first so many."""
+    benchmark = {"name": of_every.name, **changes.pop("options", {})}
+    if of_every.name == "mvbench":
+        benchmark["subtasks"] = ["action_count", "action_sequence"]
+    items = of_every.build(**{key: value for key, value in benchmark.items() if key != "name"}).items(of_every.folder).items
+    write_items(output, items, {"missing_videos": [], "limit": None, **facts()})
+    lines = [Prediction(item.id, "" if number < wrong else item.answer) for number, item in enumerate(items)]
+    for rank in range(2):
+        write_predictions(output / f"predictions-{rank}-of-2.jsonl", {**SETTINGS, "benchmark": benchmark, **changes},
+                          lines[rank::2])
+    result = merge(output)
+    if kind := result["judge_needed"]:
+        pairs = [(item, pair["question"]) for item in items for pair in item.extra.get("qa_list", [item.extra])]
+        empty = {item.id for item in items[:wrong]}
+        judged = [Judged(item.id, question, item.id not in empty, 4.0, judge="j") for item, question in pairs]
+        (output / "verdicts.jsonl").write_text("".join(json.dumps(asdict(one)) + "\n" for one in judged))
+        about = {"model": "j", "served": ["j"], "base_url": "http://j/v1", "kind": kind, "prompt": "p", "parameters": {}}
+        write_json(output / "result.json", {**read_json(output / "result.json"), **judged_scores(items, judged, kind),
+                                            "judge": about})
+    return output
+
+
+def test_it_has_a_row_whose_interval_is_about_its_score(of_every, tmp_path) -> None:
+    result = read_result(evaluated(of_every, tmp_path / "out", wrong=1))
+    assert result.problem is None
+    (row,), _ = rows([result])
+    assert row.name == of_every.name and row.score is not None and row.interval is not None
+    assert row.interval.low - 1e-6 <= row.score <= row.interval.high + 1e-6
+    assert {name for name, _ in row.depends} >= {"model", "frames", "keep ratio", "scorer", "seeds", "versions", "hardware"}
+    html, markdown = write_report([result], tmp_path / "page")
+    assert of_every.name in html.read_text() and f"| {of_every.name}" in markdown.read_text()
+
+
+def test_what_its_items_add_makes_its_score(of_every, tmp_path) -> None:
+    if of_every.name in ("vatex", "msrvtt"):
+        pytest.skip("BLEU and CIDEr of a corpus are not the mean of those of its captions")
+    result = read_result(evaluated(of_every, tmp_path / "out", wrong=2))
+    families = {item.family for item in result.scored}
+    means = {name: sum(outcomes) / len(outcomes) for name in families
+             if (outcomes := [result.outcomes[item.id] for item in result.scored if item.family == name])}
+    weights = result.benchmark.weights(sorted(families))
+    counts = [sum(item.family == name for item in result.scored) / len(result.scored) for name in sorted(families)]
+    made = sum((count if weights is None else weights[name]) * means[name]
+               for name, count in zip(sorted(families), counts, strict=True))
+    assert 100 * made == pytest.approx(result.facts["score"])
+
+
+def test_two_of_its_runs_are_compared_item_by_item(of_every, tmp_path) -> None:
+    worse, better = (read_result(evaluated(of_every, tmp_path / str(wrong), wrong=wrong)) for wrong in (1, 0))
+    whole = compared(worse, better)["all"]
+    assert whole.n == len(worse.scored) and (whole.difference > 0 or whole.n == 1)  # one caption alone has no CIDEr
+    if whole.only_second is not None and whole.n > 1:
+        assert (whole.only_first, whole.only_second) == (0, 1)
