@@ -74,8 +74,9 @@ def _key(name: str | None) -> str | None:
     """The key, which is shown nowhere. AuroraError when the variable that should hold it does not."""
     key = os.environ.get(name or _KEY, "").strip()
     if name is not None and not key:
-        raise AuroraError(f"--key-env {name}: there is no key in this environment variable"
-                          if name.isidentifier() else "--key-env takes the name of an environment variable, not the key")
+        # what is no name may be the key itself
+        raise AuroraError(f"--key-env {name}: there is no key in this environment variable" if name.isidentifier()
+                          else "--key-env takes the name of an environment variable, not the key")
     return key or None
 
 

@@ -185,8 +185,8 @@ class JudgeClient:
         return text.replace(self.endpoint.key, "[key]") if self.endpoint.key else text
 
     def _stop(self, problem: str) -> AuroraError:
-        return AuroraError(f"the judge {self.endpoint.model!r} at {self.endpoint.base_url} {problem}. Verdicts that were "
-                           f"given are kept in {self.cache.path}; the same command goes on from there")
+        return AuroraError(f"the judge {self.endpoint.model!r} at {self.endpoint.base_url} {problem}. Verdicts that "
+                           f"were given are kept in {self.cache.path}; the same command goes on from there")
 
 
 def _problem(response: httpx.Response) -> str:

@@ -8,7 +8,15 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from aurora.evaluation.record import describe
-from aurora.evaluation.results import Result, compared, default_options, frames, other_frames, pairs, setting_differences
+from aurora.evaluation.results import (
+    Result,
+    compared,
+    default_options,
+    frames,
+    other_frames,
+    pairs,
+    setting_differences,
+)
 from aurora.evaluation.statistics import RESAMPLES, Comparison, Interval
 from aurora.files import replace_file
 
@@ -107,8 +115,8 @@ def _row(result: Result, notes: list[str]) -> Row:
     compat = facts.get("lmms_compat") or {}
     reason = "to be judged" if facts.get("judge_needed") and "judge" not in facts else "none"
     return Row(result.name, _options(result), facts["metric"], facts["n"], facts["score"],
-               facts.get("not_scored", reason), result.interval(), compat.get("score"), paper.get("score"), paper.get("where", ""), numbers,
-               _differs(result, paper), paper.get("others", {}), list(_counts(facts)),
+               facts.get("not_scored", reason), result.interval(), compat.get("score"), paper.get("score"),
+               paper.get("where", ""), numbers, _differs(result, paper), paper.get("others", {}), list(_counts(facts)),
                list(_families(result, paper.get("families", {}))), list(_depends(result)), str(result.path))
 
 
@@ -180,11 +188,13 @@ def _depends(result: Result) -> Iterator[tuple[str, str]]:
     if isinstance(protocol := facts.get("protocol"), Mapping):
         yield "answers", _part({key: value for key, value in protocol.items() if value is not None})
     if isinstance(judge := facts.get("judge"), Mapping):
-        served = [name for name in judge.get("served", ()) if name != judge.get("model")]
-        yield "judge", f"{judge.get('model')}{f' ({chr(44).join(served)})' if served else ''} at {judge.get('base_url')}"
-        yield "judge's prompt", f"{_short(judge.get('prompt'))}; {_part(judge.get('parameters') or {}) or 'no parameters'}"
+        served = ", ".join(name for name in judge.get("served", ()) if name != judge.get("model"))
+        yield "judge", f"{judge.get('model')}{f' ({served})' if served else ''} at {judge.get('base_url')}"
+        yield "judge's prompt", _short(judge.get("prompt"))
+        yield "judge's parameters", _part(judge.get("parameters") or {}) or "none"
     yield "seeds", _part({**_seeds(facts), "bootstrap": 0})
-    yield "questions", f"{facts['n']}{'' if facts.get('limit') is None else ' (a limit was set)'}, of {_short(facts.get('questions'))}"
+    limit = "" if facts.get("limit") is None else f", limit {facts['limit']}"
+    yield "questions", f"{facts['n']}{limit}, of {_short(facts.get('questions'))}"
     yield "versions", _part({name: _short(value) if name == "revision" else value
                              for name, value in facts["versions"].items()})
     yield "hardware", describe(facts["hardware"])

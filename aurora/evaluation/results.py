@@ -108,7 +108,8 @@ def _with_outcomes(result: Result) -> Result:
         _, items = read_items(folder)
         settings, made = read_predictions(folder / PREDICTIONS_FILE)
         answers = {one.id: one.answer if one.failure is None else None for one in made}
-        if any(settings[key] != result.facts.get(key) for key in settings) or {item.id for item in items} - answers.keys():
+        changed = any(settings[key] != result.facts.get(key) for key in settings)
+        if changed or any(item.id not in answers for item in items):
             raise AuroraError(f"the {PREDICTIONS_FILE} beside it is of another run")
         if result.facts.get("judge_needed") is None:
             outcomes: Mapping[str, float] = result.benchmark.outcomes(items, answers)
@@ -135,7 +136,7 @@ def obstacles(first: Result, second: Result) -> list[str]:
     if first.options != second.options or any(one.get(key) != two.get(key) for key in ("questions", "limit")):
         found.append("other items" + _between(_items(first), _items(second)))
     if one["scorer"] != two["scorer"] or one["metric"] != two["metric"]:
-        found.append("another scorer" + _between(f"{one['scorer']}: {one['metric']}", f"{two['scorer']}: {two['metric']}"))
+        found.append("another scorer" + _between(*(f"{facts['scorer']}: {facts['metric']}" for facts in (one, two))))
     if _judge(one) != _judge(two):
         found.append("another judge" + _between(_judged_by(one), _judged_by(two)))
     if one.get("protocol") != two.get("protocol"):
@@ -153,7 +154,8 @@ def frames(sampling: Mapping[str, Any]) -> str:
     """How frames were chosen, in words."""
     found = [f"{sampling['fps']:g} frame{'' if sampling['fps'] == 1 else 's'} a second"] if sampling.get("fps") else []
     found += [f"{sampling['frames']} frames"] if sampling.get("frames") else []
-    return ", ".join([*found, f"at most {sampling['max_frames']}"] if sampling.get("max_frames") else found) or "all frames"
+    found += [f"at most {sampling['max_frames']}"] if sampling.get("max_frames") else []
+    return ", ".join(found) or "all frames"
 
 
 def setting_differences(first: Result, second: Result) -> list[str]:
@@ -209,7 +211,8 @@ def _judge(facts: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _judged_by(facts: Mapping[str, Any]) -> str:
     about = facts.get("judge")
-    return "none" if not about else f"{about.get('model')}, {about.get('parameters')}, prompt {str(about.get('prompt'))[:8]}"
+    prompt = str(about.get("prompt"))[:8] if about else ""
+    return f"{about.get('model')}, {about.get('parameters')}, prompt {prompt}" if about else "none"
 
 
 def default_options(name: str) -> Mapping[str, Any]:

@@ -99,6 +99,13 @@ def evaluate(
     return _finish(output, settings, file.done)
 
 
+def answer(model: VideoModel, items: Sequence[Item], folder: Path, *, protocol: Protocol | None = None,
+           parallel: int = 32, shard: Shard | None = None) -> Iterator[list[Prediction]]:
+    """The predictions to the items of a shard's videos, in the groups in which they are read; nothing is written."""
+    for part, groups in _parts(items, parallel, shard or Shard()):
+        yield from _predict(model, folder, part, groups, protocol or Protocol())
+
+
 def merge(output: str | Path, world: int | None = None) -> dict[str, Any]:
     """The result of a run of several processes. AuroraError that says which items have no prediction yet."""
     output = Path(output)

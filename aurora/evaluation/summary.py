@@ -123,8 +123,8 @@ def render(result: Row) -> RenderableType:
     if result.get("unparsed"):
         parts.append(Text(f"{result['unparsed']} of {result['n']} answers named no option and count as wrong."))
     if unjudged := result.get("unjudged_questions"):
-        parts.append(_listed(f"{len(unjudged)} of {result['judge_questions']} questions got no verdict and are in no mean:",
-                             [f"{one['id']} ({one['question']}): {one['reason']}" for one in unjudged]))
+        parts.append(_listed(f"{len(unjudged)} of {result['judge_questions']} questions got no verdict and are in no "
+                             "mean:", [f"{one['id']} ({one['question']}): {one['reason']}" for one in unjudged]))
     if missing := result.get("missing_videos"):
         parts.append(Text(f"{len(missing)} videos are missing: {_some(missing)}", style="red"))
     if failures := result.get("failures"):

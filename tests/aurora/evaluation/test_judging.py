@@ -70,8 +70,8 @@ def finished(output: Path, benchmark: Mapping[str, Any], folder: Path, answers: 
     lines = [Prediction(item.id, answers[item.id] or "", None if answers[item.id] is not None else "it is broken")
              for item in items]
     for rank in range(2):
-        write_predictions(output / f"predictions-{rank}-of-2.jsonl", {"model": "abc", "benchmark": benchmark, "questions": "digest"},
-                          lines[rank::2])
+        write_predictions(output / f"predictions-{rank}-of-2.jsonl",
+                          {"model": "abc", "benchmark": benchmark, "questions": "digest"}, lines[rank::2])
     merge(output)
     return output
 
@@ -84,8 +84,8 @@ def run(tmp_path: Path) -> Path:
 
 def activitynet(output: Path, folder: Path, answers: Mapping[int, str | None]) -> Path:
     folder.mkdir(exist_ok=True)
-    asked = [{"video_name": f"{number % 2}", "question": f"what is the color of hat {number}", "question_id": f"q{number}"}
-             for number in answers]
+    asked = [{"video_name": f"{number % 2}", "question": f"what is the color of hat {number}",
+              "question_id": f"q{number}"} for number in answers]
     (folder / "test_q.json").write_text(json.dumps(asked))
     (folder / "test_a.json").write_text(json.dumps([
         {"answer": "blue", "type": 4 + number % 2, "question_id": f"q{number}"} for number in answers]))
@@ -133,7 +133,8 @@ def test_answers_are_judged_and_the_result_says_by_whom(serve, run) -> None:
     assert result["interval"][0] < 62.5 < result["interval"][1]
     assert {name: row["accuracy"] for name, row in result["families"].items()} == {"color": 0.25, "object": 1.0}
     assert result["judge"]["model"] == MODEL and result["judge"]["served"] == ["judge-1-0613"]
-    assert result["judge"]["parameters"] == {"temperature": 0, "max_tokens": 64} and len(result["judge"]["prompt"]) == 64
+    assert result["judge"]["parameters"] == {"temperature": 0, "max_tokens": 64}
+    assert len(result["judge"]["prompt"]) == 64
     assert KEY not in (run / "result.json").read_text()
     body = server.seen()[1]["body"]
     assert {key: body[key] for key in ("model", "temperature", "max_tokens")} == {
@@ -223,8 +224,8 @@ def test_below_one_percent_unjudged_there_is_a_score_of_the_others(serve, tmp_pa
 
 def test_a_judge_that_always_fails_ends_the_command_and_nothing_is_lost(serve, run) -> None:
     server, before = serve("", "", "*500"), (run / "result.json").read_bytes()
-    with pytest.raises(AuroraError, match=r"failed 5 times in a row, the last time because it answered with status 500.*"
-                                          r"are kept in .*verdicts\.sqlite; the same command goes on"):
+    with pytest.raises(AuroraError, match=r"failed 5 times in a row, the last time because it answered with status 500"
+                                          r".*are kept in .*verdicts\.sqlite; the same command goes on"):
         judge(run, server.endpoint(retries=0))
     assert (run / "result.json").read_bytes() == before
     with sqlite3.connect(run / "verdicts.sqlite") as cache:

@@ -15,22 +15,24 @@ from aurora.evaluation.run import merge
 from aurora.interfaces import Item
 from aurora.registry import BENCHMARK
 
-SETTINGS = {"model": "0123456789abcdef", "keep_ratio": 0.1, "sampling": {"fps": 1.0, "frames": None, "max_frames": None},
+SETTINGS = {"model": "0123456789abcdef", "keep_ratio": 0.1, 
+            "sampling": {"fps": 1.0, "frames": None, "max_frames": None},
             "sort": {"name": "size", "order": "ascending"}, "questions": "digest", "protocol": {"score": "text"}}
 
 
-def made(output: Path, right: str, *, name: str = "blocks", about: dict[str, Any] | None = None, **changes: Any) -> Path:
+def made(output: Path, right: str, *, name: str = "blocks", about: dict[str, Any] | None = None, **changes: Any
+         ) -> Path:
     """Results of choices about five videos: "1" in `right` is a correct answer, "0" a wrong one, "-" a failure; the
     first half are of one family, the rest of another."""
     items = [Item(str(number), f"{number % 5}.mp4", "Which?", "red", ("red", "blue"), 0,
                   ("order", "count")[number * 2 // len(right)]) for number in range(len(right))]
-    write_items(output, items, {"missing_videos": ["x.mp4"] if "-" in right else [], "limit": None, "versions": {"torch": "2"},
-                                "hardware": {"cpu": "Zen", "cores": 2}, **(about or {})})
+    write_items(output, items, {"missing_videos": ["x.mp4"] if "-" in right else [], "limit": None,
+                                "versions": {"torch": "2"}, "hardware": {"cpu": "Zen", "cores": 2}, **(about or {})})
     lines = [Prediction(item.id, "red" if how == "1" else "blue", "broken" if how == "-" else None)
              for item, how in zip(items, right, strict=True)]
     for rank in range(2):
-        write_predictions(output / f"predictions-{rank}-of-2.jsonl", {**SETTINGS, "benchmark": {"name": name}, **changes},
-                          lines[rank::2])
+        write_predictions(output / f"predictions-{rank}-of-2.jsonl",
+                          {**SETTINGS, "benchmark": {"name": name}, **changes}, lines[rank::2])
     merge(output)
     return output
 
@@ -54,8 +56,9 @@ def test_a_row_shows_the_score_its_interval_and_what_it_depended_on(tmp_path) ->
     assert dict(one.counts) == {"videos missing": 1, "failed": 1}
     assert [(family.name, family.score, family.chance) for family in one.families] == [
         ("count", 20.0, 50.0), ("order", 80.0, 50.0)]
-    assert {"model": "0123456789ab", "frames": "1 frame a second", "keep ratio": "0.1", "order": "size, order ascending",
-            "versions": "torch 2", "hardware": "Zen, 2 cores"}.items() <= dict(one.depends).items()
+    depends = {"model": "0123456789ab", "frames": "1 frame a second", "keep ratio": "0.1",
+               "order": "size, order ascending", "versions": "torch 2", "hardware": "Zen, 2 cores"}
+    assert depends.items() <= dict(one.depends).items()
 
 
 def test_the_papers_numbers_stand_beside_with_its_contradictions(tmp_path) -> None:
@@ -116,7 +119,8 @@ def test_the_page_holds_what_names_say_without_letting_them_act(tmp_path) -> Non
 
 
 @pytest.mark.parametrize(("changes", "reason"), [
-    ({"questions": "others"}, "other items"), ({"sampling": {"fps": 2.0}}, "other frames (1 frame a second; 2 frames a second)"),
+    ({"questions": "others"}, "other items"),
+    ({"sampling": {"fps": 2.0}}, "other frames (1 frame a second; 2 frames a second)"),
     ({"protocol": {"score": "likelihood"}}, "another way of answering"),
 ])
 def test_rows_that_stand_for_different_things_are_named(changes, reason, tmp_path) -> None:
@@ -128,7 +132,8 @@ def test_rows_that_stand_for_different_things_are_named(changes, reason, tmp_pat
 
 def test_another_scorer_or_judge_is_named(tmp_path) -> None:
     one = read_result(made(tmp_path / "one", "1100"))
-    two = read_result(edited(made(tmp_path / "two", "1100"), scorer="lmms_compat", judge={"model": "gpt", "prompt": "abc"}))
+    two = read_result(edited(made(tmp_path / "two", "1100"), scorer="lmms_compat",
+                             judge={"model": "gpt", "prompt": "abc"}))
     ((_, _, reasons),) = pairs([one, two])
     assert [reason.partition(" (")[0] for reason in reasons] == ["another scorer", "another judge"]
 
@@ -152,11 +157,13 @@ def test_two_runs_are_compared_item_by_item(tmp_path) -> None:
 def test_other_frames_may_be_compared_and_are_said(tmp_path) -> None:
     first, second = (read_result(made(tmp_path / str(fps), "1100110000", sampling={"fps": fps})) for fps in (1.0, 2.0))
     html, _ = write_report([first, second], tmp_path / "page", compare=True)
-    assert "They read other frames (1 frame a second; 2 frames a second): the difference is of that as well" in html.read_text()
+    said = "They read other frames (1 frame a second; 2 frames a second): the difference is of that as well"
+    assert said in html.read_text()
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"questions": "others"}, "cannot be compared: other items"), ({"name": "mlvu"}, "cannot be compared: blocks is not mlvu"),
+    ({"questions": "others"}, "cannot be compared: other items"),
+    ({"name": "mlvu"}, "cannot be compared: blocks is not mlvu"),
     ({"about": {"limit": 3}}, r"cannot be compared: other items \(blocks, 4 questions; blocks, limit 3, 4 questions\)"),
 ])
 def test_what_cannot_be_compared_is_refused(changes, message, tmp_path) -> None:

@@ -57,7 +57,8 @@ def test_what_is_no_verdict_is_not_taken_for_one(text) -> None:
 def test_facts_stand_in_the_prompt_as_they_are() -> None:
     system, user = messages("match", question="Who {answer}?", answer="a {prediction}", prediction="'{question}'")
     assert system["role"] == "system" and user["role"] == "user"
-    assert "Question: Who {answer}?\nCorrect Answer: a {prediction}\nPredicted Answer: '{question}'\n" in user["content"]
+    asked = "Question: Who {answer}?\nCorrect Answer: a {prediction}\nPredicted Answer: '{question}'\n"
+    assert asked in user["content"]
     assert user["content"].endswith("{'pred': 'yes', 'score': 4.8}.")
 
 

@@ -247,6 +247,12 @@ class Made:
         return self.build(**options).score(items, {item.id: answers.get(item.id) for item in items}, scorer)
 
 
+@pytest.fixture(autouse=True)
+def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    """METEOR's program takes its time with 2,000 resamples; it is tested in tests/aurora/evaluation."""
+    monkeypatch.setenv("PATH", "/nowhere")
+
+
 @pytest.fixture
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
     """The benchmark that a test is parametrized with, or that its file is named after."""

@@ -18,26 +18,19 @@ from aurora.evaluation.results import compared, read_result
 from aurora.evaluation.run import merge
 from aurora.files import read_json, write_json
 
-SETTINGS: Mapping[str, Any] = {"model": "abc", "keep_ratio": 0.1, "sampling": {"fps": 1.0, "frames": None}, "questions": "digest"}
+SETTINGS: Mapping[str, Any] = {"model": "abc", "keep_ratio": 0.1, "sampling": {"fps": 1.0, "frames": None},
+                               "questions": "digest"}
 
 
-@pytest.fixture(autouse=True)
-def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    """METEOR's program takes its time, and is tested where it is."""
-    pytest.importorskip("pycocoevalcap")
-    monkeypatch.setenv("PATH", "/nowhere")
-
-
-def evaluated(of_every: Any, output: Path, *, wrong: int = 0, **changes: Any) -> Path:
+def evaluated(of_every: Any, output: Path, *, wrong: int = 0) -> Path:
     """The output of an evaluation in which all answers are right but for the first so many."""
-    benchmark = {"name": of_every.name, **changes.pop("options", {})}
-    if of_every.name == "mvbench":
-        benchmark["subtasks"] = ["action_count", "action_sequence"]
-    items = of_every.build(**{key: value for key, value in benchmark.items() if key != "name"}).items(of_every.folder).items
+    subtasks = {"subtasks": ["action_count", "action_sequence"]} if of_every.name == "mvbench" else {}
+    benchmark = {"name": of_every.name, **subtasks}
+    items = of_every.build().items(of_every.folder).items
     write_items(output, items, {"missing_videos": [], "limit": None, **facts()})
     lines = [Prediction(item.id, "" if number < wrong else item.answer) for number, item in enumerate(items)]
     for rank in range(2):
-        write_predictions(output / f"predictions-{rank}-of-2.jsonl", {**SETTINGS, "benchmark": benchmark, **changes},
+        write_predictions(output / f"predictions-{rank}-of-2.jsonl", {**SETTINGS, "benchmark": benchmark},
                           lines[rank::2])
     result = merge(output)
     if kind := result["judge_needed"]:
@@ -45,7 +38,7 @@ def evaluated(of_every: Any, output: Path, *, wrong: int = 0, **changes: Any) ->
         empty = {item.id for item in items[:wrong]}
         judged = [Judged(item.id, question, item.id not in empty, 4.0, judge="j") for item, question in pairs]
         (output / "verdicts.jsonl").write_text("".join(json.dumps(asdict(one)) + "\n" for one in judged))
-        about = {"model": "j", "served": ["j"], "base_url": "http://j/v1", "kind": kind, "prompt": "p", "parameters": {}}
+        about = {"model": "j", "served": ["j"], "base_url": "http://j", "kind": kind, "prompt": "p", "parameters": {}}
         write_json(output / "result.json", {**read_json(output / "result.json"), **judged_scores(items, judged, kind),
                                             "judge": about})
     return output
@@ -57,7 +50,8 @@ def test_it_has_a_row_whose_interval_is_about_its_score(of_every, tmp_path) -> N
     (row,), _ = rows([result])
     assert row.name == of_every.name and row.score is not None and row.interval is not None
     assert row.interval.low - 1e-6 <= row.score <= row.interval.high + 1e-6
-    assert {name for name, _ in row.depends} >= {"model", "frames", "keep ratio", "scorer", "seeds", "versions", "hardware"}
+    shown = {name for name, _ in row.depends}
+    assert shown >= {"model", "frames", "keep ratio", "scorer", "seeds", "versions", "hardware"}
     html, markdown = write_report([result], tmp_path / "page")
     assert of_every.name in html.read_text() and f"| {of_every.name}" in markdown.read_text()
 
