@@ -41,7 +41,8 @@ def check_callbacks(entries: Mapping[str, Any], *, validated: bool) -> None:
             if base.__module__.startswith("lightning.") and base.__name__ in REFUSED:
                 raise AuroraError(f"trainer.callbacks.{name}: {kind.__name__} cannot be used here: "
                                   f"{REFUSED[base.__name__]}")
-        if not validated and (issubclass(kind, EarlyStopping) or str(entry.get("monitor")).startswith("val_")):
+        needs = issubclass(kind, EarlyStopping) or getattr(kind, "needs_validation", False)
+        if not validated and (needs or str(entry.get("monitor")).startswith("val_")):
             raise AuroraError(f"trainer.callbacks.{name}: {kind.__name__} acts after each validation, and no stage "
                               "has any; stages.STAGE.validation.mixture says what is held out")
 

@@ -84,8 +84,10 @@ class ProgressLines(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, module: AuroraModule) -> None:
         metrics = trainer.callback_metrics
         if trainer.is_global_zero and "val_loss" in metrics:
+            accuracy = f", val_accuracy {metrics['val_accuracy']:.3f}" if "val_accuracy" in metrics else ""
             self.write(f"{self.stage} {trainer.global_step}/{trainer.max_steps}  val_loss {metrics['val_loss']:.4f} on "
-                       f"{metrics['val_targets']:,.0f} targets in {time.monotonic() - self._validated:.1f} s")
+                       f"{metrics['val_targets']:,.0f} targets{accuracy} in "
+                       f"{time.monotonic() - self._validated:.1f} s")
 
     def _show(self, trainer: L.Trainer, rows: int = 0) -> None:
         self._shown, metrics = time.monotonic(), trainer.callback_metrics
