@@ -24,13 +24,13 @@ _FORM: Mapping[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Result:
-    """A result and, where its predictions are beside it, what every item adds to the score (0 to 1)."""
+    """A result and, where its predictions are beside it, what was asked and answered."""
 
     path: Path
     facts: Mapping[str, Any]
     items: Sequence[Item] = ()
-    outcomes: Mapping[str, float] = field(default_factory=dict)
-    problem: str | None = None  # why there are no outcomes
+    answers: Mapping[str, str | None] = field(default_factory=dict)
+    problem: str | None = None  # why there are no answers
 
     @property
     def name(self) -> str:
@@ -49,6 +49,15 @@ class Result:
             return BENCHMARK.build(self.facts["benchmark"])
         except AuroraError:
             return None
+
+    @cached_property
+    def outcomes(self) -> Mapping[str, float]:
+        """What every item adds to the score, as a hundredth of it."""
+        if self.benchmark is None or not self.items:
+            return {}
+        if "judge" in self.facts:
+            return {id: one.right for id, one in judged_outcomes(read_verdicts(self.path.parent)).items()}
+        return self.benchmark.outcomes(self.items, self.answers)
 
     @property
     def scored(self) -> list[Item]:
@@ -95,10 +104,10 @@ def read_result(path: str | Path) -> Result:
     if not isinstance(facts["benchmark"].get("name"), str) or \
             not all(isinstance(row, dict) for row in facts["families"].values()):
         raise AuroraError(f"{file} is not a result of `aurora eval`: its benchmark has no name, or a family no scores")
-    return _with_outcomes(Result(file, facts))
+    return _with_answers(Result(file, facts))
 
 
-def _with_outcomes(result: Result) -> Result:
+def _with_answers(result: Result) -> Result:
     folder = result.path.parent
     try:
         if not (folder / PREDICTIONS_FILE).is_file():
@@ -111,15 +120,13 @@ def _with_outcomes(result: Result) -> Result:
         changed = any(settings[key] != result.facts.get(key) for key in settings)
         if changed or any(item.id not in answers for item in items):
             raise AuroraError(f"the {PREDICTIONS_FILE} beside it is of another run")
-        if result.facts.get("judge_needed") is None:
-            outcomes: Mapping[str, float] = result.benchmark.outcomes(items, answers)
-        elif "judge" in result.facts:
-            outcomes = {id: one.right for id, one in judged_outcomes(read_verdicts(folder)).items()}
-        else:
+        if "judge" in result.facts:
+            read_verdicts(folder)
+        elif result.facts.get("judge_needed") is not None:
             raise AuroraError("it is not judged yet")
     except AuroraError as error:
         return Result(result.path, result.facts, problem=str(error))
-    return Result(result.path, result.facts, items, outcomes)
+    return Result(result.path, result.facts, items, answers)
 
 
 def _families(items: Sequence[Item]) -> list[str]:

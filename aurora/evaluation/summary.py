@@ -142,7 +142,8 @@ def _listed(title: str, lines: Sequence[str]) -> Text:
 def _headlines(result: Row) -> list[str]:
     """A line per scorer."""
     lines = []
-    for name, row in ((result.get("scorer", "strict"), result), ("lmms_compat", result.get("lmms_compat"))):
+    scorer = f"judged by {result['judge']['model']}" if "judge" in result else result.get("scorer", "strict")
+    for name, row in ((scorer, result), ("lmms_compat", result.get("lmms_compat"))):
         if row is not None and "metric" in row:
             score = row.get("not_scored", "to be given by `aurora judge`") if row["score"] is None \
                 else f"{row['score']:.2f}"

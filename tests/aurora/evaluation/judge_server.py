@@ -4,7 +4,7 @@
 
 A member of the plan is one of BEHAVIOURS, "429 SECONDS" (a Retry-After), a status, or a text to be said; "*" before it
 makes it the answer to all later requests as well. Behind the plan every request is answered properly. `GET /seen` gives
-what was asked and when.
+what was asked and when, and how many requests there were at a time.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, plan: list[str]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.plan, self.seen, self.lock = plan, [], threading.Lock()
+        self.now = self.most = 0  # requests at a time
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that left is no error of ours."""
@@ -40,14 +41,23 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.reply(200, {"seen": self.server.seen, "left": len(self.server.plan)})
+        self.reply(200, {"seen": self.server.seen, "most": self.server.most})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
+            self.server.now += 1
+            self.server.most = max(self.server.most, self.server.now)
             self.server.seen.append({"time": time.monotonic(), "body": body, "path": self.path})
             plan = self.server.plan
             behaviour = "" if not plan else plan[0][1:] if plan[0].startswith("*") else plan.pop(0)
+        try:
+            self.answer(behaviour, body)
+        finally:
+            with self.server.lock:
+                self.server.now -= 1
+
+    def answer(self, behaviour: str, body: dict[str, Any]) -> None:
         if self.path != "/v1/chat/completions":
             return self.fail(404, "no such path")
         if self.headers.get("Authorization") != f"Bearer {KEY}":

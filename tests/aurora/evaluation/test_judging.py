@@ -43,8 +43,11 @@ class Judge:
                         given.pop("parameters", {"temperature": 0, "max_tokens": 64}), **given)
 
     def seen(self) -> list[dict[str, Any]]:
+        return self.told()["seen"]
+
+    def told(self) -> dict[str, Any]:
         with urllib.request.urlopen(self.url, timeout=20) as response:
-            return json.load(response)["seen"]
+            return json.load(response)
 
 
 @pytest.fixture
@@ -168,8 +171,8 @@ def test_what_is_empty_or_failed_is_wrong_and_no_judge_is_asked(serve, tmp_path)
 # ---- failures ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("failure", ["429", "500", "503", "cut", "no json", "no choices", "empty", "refuse", "length",
-                                     "What a nice question!", "slow"])
+@pytest.mark.parametrize("failure", ["429", "429 Wed, 21 Oct 2015 07:28:00 GMT", "500", "503", "cut", "no json",
+                                     "no choices", "empty", "refuse", "length", "What a nice question!", "slow"])
 def test_what_may_pass_is_asked_again(failure, serve, run) -> None:
     server = serve(failure, failure) if failure in ("empty", "refuse") else serve(failure)
     result = judge(run, server.endpoint())
@@ -185,6 +188,12 @@ def test_the_wait_that_a_server_asks_for_is_kept(serve, run) -> None:
     judge(run, server.endpoint())
     first, second, *_ = server.seen()
     assert second["time"] - first["time"] >= 2
+
+
+def test_so_many_requests_are_made_at_a_time(serve, run) -> None:
+    server = serve("*slow")
+    judge(run, server.endpoint(concurrency=3))
+    assert 2 <= server.told()["most"] <= 3
 
 
 def test_a_wait_of_an_hour_ends_the_command(serve, run) -> None:
