@@ -86,7 +86,10 @@ def _parameters(given: list[str]) -> dict[str, Any]:
 
     found: dict[str, Any] = dict(_DEFAULTS)
     for text in given:
-        override = parse_override(text)
+        try:
+            override = parse_override(text)
+        except AuroraError as error:
+            raise AuroraError(f"{text!r} is not a parameter such as seed=1 or max_tokens=256") from error
         found[override.key_or_group] = override.value()
     if taken := sorted(found.keys() & {"model", "messages", "stream", "n"}):
         raise AuroraError(f"{taken[0]}= is set by `aurora judge` itself")

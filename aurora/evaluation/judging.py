@@ -51,6 +51,9 @@ def judge(output: str | Path, endpoint: Endpoint, *, cache: str | Path | None = 
         found = asyncio.run(_ask_all(endpoint, store, kind, waiting, on_progress))
     finally:
         store.close()
+    if all(one.right is None for one in found):
+        raise AuroraError(f"the judge {endpoint.model!r} at {endpoint.base_url} gave no verdict, so nothing is scored; "
+                          f"the first reason: {found[0].reason}")
     lines = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in found)
     replace_file(output / VERDICTS_FILE, lines.encode())
     about = {"model": endpoint.model, "served": sorted({one.judge for one in found if one.judge}),

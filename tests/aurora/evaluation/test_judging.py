@@ -241,6 +241,14 @@ def test_a_judge_that_always_fails_ends_the_command_and_nothing_is_lost(serve, r
         assert cache.execute("SELECT count(*) FROM verdicts").fetchone() == (2,)
 
 
+def test_a_judge_that_says_nothing_of_use_changes_nothing(serve, run) -> None:
+    judge(run, serve().endpoint())
+    before = files(run)
+    with pytest.raises(AuroraError, match=r"gave no verdict, so nothing is scored; the first reason: it said 'Hm\.'"):
+        judge(run, serve("*Hm.").endpoint(concurrency=4))
+    assert files(run) == before
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"key": "sk-wrong"}, r"refuses the key \(status 401\)"),
     ({"key": None}, r"wants a key, and none was given; --key-env names one \(status 401\)"),
@@ -352,7 +360,7 @@ def test_the_command_shows_scores_and_no_key(serve, run, capsys, monkeypatch) ->
     (["--key-env", "NO_SUCH_KEY"], "--key-env NO_SUCH_KEY: there is no key in this environment variable"),
     (["--key-env", "sk-1-2"], "--key-env takes the name of an environment variable, not the key"),
     (["model=x"], "model= is set by `aurora judge` itself"),
-    (["temperature"], "'temperature' is not an override"),
+    (["temperature"], "'temperature' is not a parameter such as seed=1"),
     (["--timeout", "0"], "must be above 0"),
     (["--concurrency", "0"], "concurrency"),
 ])

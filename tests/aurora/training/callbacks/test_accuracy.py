@@ -107,6 +107,21 @@ def test_the_average_and_adapters_are_in_what_is_asked(questions, tmp_path) -> N
     assert found(tmp_path)[4] == pytest.approx(sum(right) / 3) and result["n"] == 12
 
 
+@pytest.mark.slow
+def test_any_benchmark_with_choices_can_be_asked(questions, tmp_path) -> None:
+    """LLaVA's conversations, with families; those with open answers are left out."""
+    records = [{"id": str(clip), "video": f"{clip}.mp4", "family": f"half {clip // 2}", "conversations": [
+        {"from": "human", "value": "<video>\nWhich?\nA. yes\nB. no"}, {"from": "gpt", "value": "AB"[clip % 2]}]}
+        for clip in range(4)]
+    records.append({"id": "open", "video": "0.mp4", "conversations": [
+        {"from": "human", "value": "What?"}, {"from": "gpt", "value": "A square."}]})
+    (questions / "qa.json").write_text(json.dumps(records))
+    train(config_of(tmp_path, questions, benchmark={"name": "llava", "annotations": "qa.json"}))
+    assert set(found(tmp_path)) == {2, 4}
+    halves = [found(tmp_path, f"val_accuracy_half {half}")[4] for half in (0, 1)]
+    assert found(tmp_path)[4] == pytest.approx(sum(halves) / 2)
+
+
 @pytest.mark.process
 @pytest.mark.slow
 def test_two_processes_share_the_videos_and_agree(questions, tmp_path) -> None:
