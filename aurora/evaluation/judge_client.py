@@ -19,7 +19,7 @@ from aurora.errors import AuroraError
 from aurora.evaluation.verdicts import Messages
 
 T = TypeVar("T")
-RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # that may pass
+PASSING = (408, 409, 425, 429)  # statuses that may pass, as those from 500 on
 MOST_WAIT = 600.0  # seconds that a Retry-After may ask for
 UNREADABLE = 3  # times that a request is sent whose answer makes no sense
 IN_A_ROW = 5  # requests that fail for good one after the other until it is not the items' fault
@@ -39,8 +39,12 @@ class Endpoint:
     retries: int = 5  # of a request that failed
 
     def __post_init__(self) -> None:
-        url = httpx.URL(self.base_url.strip().rstrip("/").removesuffix("/chat/completions"))
-        if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query:
+        try:
+            url = httpx.URL(self.base_url.strip().rstrip("/").removesuffix("/chat/completions"))
+        except httpx.InvalidURL as error:
+            raise AuroraError(f"the judge's URL makes no sense: {error}") from error
+        whole = url.scheme in ("http", "https") and url.host and (url.port or 0) < 1 << 16
+        if not whole or url.userinfo or url.query:
             raise AuroraError(f"the judge's URL {url.copy_with(userinfo=b'', query=None)} must be http(s)://HOST/PATH, "
                               "such as http://127.0.0.1:8000/v1; a key comes from an environment variable")
         object.__setattr__(self, "base_url", str(url))
@@ -143,17 +147,15 @@ class JudgeClient:
                                                                   json=dict(body)), self.endpoint.timeout)
             except (asyncio.TimeoutError, httpx.TimeoutException):
                 reason, away = f"it did not answer within {self.endpoint.timeout:g} seconds", False
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 away = isinstance(error, httpx.ConnectError)
                 reason = str(error) if away else f"the connection broke off ({type(error).__name__})"
-            except httpx.InvalidURL as error:
-                raise self._stop(f"has a URL that makes no sense: {error}") from error
             else:
                 reason, away = self._reason(response), False
                 if not reason:
                     return response
                 wait = _retry_after(response, wait)
-                if response.status_code not in RETRIED and response.status_code != 200:
+                if response.status_code not in (200, *PASSING) and response.status_code < 500:
                     break
                 if wait > MOST_WAIT:
                     raise self._stop(f"asks to be left alone for {wait:.0f} seconds: {reason}")

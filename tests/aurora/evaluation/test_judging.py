@@ -272,6 +272,12 @@ def test_a_url_that_makes_no_sense_or_holds_a_secret_is_refused(url) -> None:
     assert "secret" not in str(raised.value)
 
 
+@pytest.mark.parametrize("url", ["http://[::1/v1", "http://a:99999999/v1", "http://a:b/v1"])
+def test_a_url_that_is_none_is_refused(url) -> None:
+    with pytest.raises(AuroraError, match="the judge's URL"):
+        Endpoint(url, MODEL, {})
+
+
 def test_a_url_may_be_given_whole() -> None:
     assert Endpoint("http://a/v1/chat/completions", MODEL, {}).base_url == "http://a/v1"
     assert KEY not in repr(Endpoint("http://a/v1", MODEL, {}, key=KEY))
