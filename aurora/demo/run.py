@@ -25,6 +25,7 @@ from torch import Tensor
 
 from aurora.assemble import count_parameters
 from aurora.config import Config, ModelConfig, load_config
+from aurora.curve import read_metrics
 from aurora.evaluation.predictions import PREDICTIONS_FILE, read_predictions
 from aurora.evaluation.prompts import CAPTION_VIDEO, option_label
 from aurora.evaluation.questions import QUESTIONS_FILE, Question, read_questions, spread
@@ -36,7 +37,6 @@ from aurora.images import data_url
 from aurora.inference.video_model import VideoModel
 from aurora.inference.visuals import frames_of
 from aurora.model import AuroraModel
-from aurora.training.callbacks.csv_logger import read_metrics
 from aurora.types import VisualTokens
 from aurora.weights.model_folder import load_model, model_hash
 

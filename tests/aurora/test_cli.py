@@ -118,7 +118,7 @@ def install(tmp_path: Path, monkeypatch):
 def test_an_installed_package_adds_a_command(run, install) -> None:
     install("greet", 'def greet(name: str) -> None:\n    """Greet."""\n    print(f"hello {name}")\n')
     assert run("greet", "you") == (0, "hello you\n", "")
-    assert "greet    Greet." in run("--help")[1]
+    assert re.search(r"^  greet +Greet\.$", run("--help")[1], re.MULTILINE)
 
 
 def test_a_command_that_cannot_be_imported_is_listed_with_the_reason(run, install) -> None:

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import yaml
 
 from aurora.config import CONFIG_FILE
+from aurora.curve import read_metrics
 from aurora.errors import AuroraError
 from aurora.evaluation.record import facts
 from aurora.evaluation.sweep.job import AXIS, JOB_FILE
 from aurora.evaluation.sweep.plan import JOBS_FOLDER, RESULT_FILE, Job, Plan, repeats
 from aurora.files import read_json, replacing, write_json
-from aurora.training.callbacks.csv_logger import read_metrics
 
 SWEEP_FILE = "sweep.json"
 JUDGED_FOLDER = "judged"

@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from aurora.curve import METRICS_FILE, read_metrics
 from aurora.files import replacing
-from aurora.training.checkpoint.run_folder import METRICS_FILE
 
 
 class CsvLogger(Logger):
@@ -91,14 +91,3 @@ def _overwrite(file: FileIO, begun: int, data: bytes) -> None:
     while data:
         data = data[file.write(data) :]
     file.truncate()
-
-
-def read_metrics(folder: str | Path) -> list[dict[str, str]]:
-    """The lines of a stage's curve; what a crash made of the last ones is left out."""
-    path = Path(folder) / METRICS_FILE
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    rows = list(csv.DictReader(lines[:-1]))
-    return [{key: value for key, value in row.items() if key is not None} for row in rows
-            if (row.get("step") or "").isdecimal()]

@@ -15,6 +15,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from aurora.config import CONFIG_FILE, Config, differences
+from aurora.curve import METRICS_FILE
 from aurora.errors import AuroraError
 from aurora.files import remove, replace_file
 from aurora.registry import MODEL_SLOTS
@@ -22,7 +23,6 @@ from aurora.training.checkpoint.layout import CHECKPOINTS
 from aurora.weights.io import weight_files
 from aurora.weights.model_folder import WEIGHTS_FILE
 
-METRICS_FILE = "metrics.csv"
 Fingerprint = dict[str, Any]
 READING_ONLY = ("root", "workers", "quarantine", "max_bad_rate", "bad_rate_after", "sample_seconds", "worker_bytes",
                 "prefetch_rows", "prefetch_bytes", "verify", "cache", "cache_bytes")

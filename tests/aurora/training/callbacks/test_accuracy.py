@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from aurora.curve import read_metrics
 from aurora.errors import AuroraError
 from aurora.evaluation.predictions import read_predictions
 from aurora.evaluation.run import Protocol, evaluate
 from aurora.training.callbacks.accuracy import FamilyAccuracy, GroupMeans
-from aurora.training.callbacks.csv_logger import read_metrics
 from aurora.weights.model_folder import load_model
 from tools.tiny_training import plan_stages, register, tiny_config, train, train_together
 
