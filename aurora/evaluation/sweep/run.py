@@ -19,7 +19,6 @@ from aurora.evaluation.sweep.plan import JOBS_FOLDER, RESULT_FILE, Job, Plan, re
 from aurora.files import read_json, replacing, write_json
 
 SWEEP_FILE = "sweep.json"
-JUDGED_FOLDER = "judged"
 STANDARD_ERROR = 2  # where Hydra says which job it launches: standard output is for results
 MARKS = (0.9, 0.8)
 """Shares of the peak for which the paper's figures show the keep ratio that still holds them."""
@@ -79,21 +78,16 @@ def _jobs(plan: Plan, output: Path) -> Iterator[dict[str, Any]]:
 
 
 def _score(result: Mapping[str, Any], folder: Path) -> tuple[float | None, str]:
-    """The headline of a result, or of the one judge that has judged it; else why there is none."""
+    """The headline of a result; else why there is none."""
     if isinstance(result.get("score"), (int, float)):
         return float(result["score"]), ""
-    judged = [read_json(path) for path in sorted((folder / JUDGED_FOLDER).glob("*.json"))]
-    values = [one["score"] for one in judged if isinstance(one.get("score"), (int, float))]
-    if len(values) == 1:
-        return float(values[0]), ""
-    return None, f"it was judged {len(values)} times; keep one file in {JUDGED_FOLDER}/" if values else \
-        f"it has no score yet: `aurora judge {folder}` gives it, then run `aurora sweep --gather`"
+    return None, f"it has no score yet: `aurora judge {folder}` gives it, then run `aurora sweep --gather`"
 
 
 def _families(result: Mapping[str, Any]) -> dict[str, float]:
     found = result.get("families")
-    return {name: float(one["score"]) for name, one in found.items()
-            if isinstance(one, Mapping) and isinstance(one.get("score"), (int, float))} \
+    return {name: float(one["accuracy"]) for name, one in found.items()
+            if isinstance(one, Mapping) and isinstance(one.get("accuracy"), (int, float))} \
         if isinstance(found, Mapping) else {}
 
 

@@ -153,8 +153,7 @@ def test_a_judged_score_counts_once_there_is_one(tmp_path: Path, commands: Comma
     folder = Job(plan, {"keep_ratio": "0.1"}).folder(tmp_path)
     (folder / "result.json").write_text('{"score": null}', encoding="utf-8")
     assert "aurora judge" in gather(tmp_path)["jobs"][0]["failure"]
-    (folder / "judged").mkdir()
-    (folder / "judged/gpt.json").write_text('{"score": 43.5}', encoding="utf-8")
+    (folder / "result.json").write_text('{"score": 43.5}', encoding="utf-8")  # `aurora judge` writes there
     assert gather(tmp_path)["jobs"][0]["score"] == 43.5
 
 
