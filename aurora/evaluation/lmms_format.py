@@ -1,0 +1,146 @@
+"""Results in the files of lmms-eval (0.7, `--log_samples`), and samples of lmms-eval as predictions of ours."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from aurora.errors import AuroraError
+from aurora.evaluation.predictions import (
+    PREDICTIONS_FILE,
+    Prediction,
+    read_items,
+    read_predictions,
+    write_items,
+    write_predictions,
+)
+from aurora.files import read_json, replace_file, replacing, write_json
+from aurora.interfaces import Item
+
+MODEL = "auroralong"
+RESULT_FILE = "result.json"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer in a file of lmms-eval."""
+
+    number: int  # the document's place in the task
+    context: str
+    answer: str
+    target: str
+
+
+def export(output: Path, folder: Path, *, task: str) -> tuple[Path, Path]:
+    """The files of results and samples that lmms-eval would have written of what `aurora eval` left in `output`.
+
+    AuroraError where `output` holds no result.
+    """
+    path = output / RESULT_FILE
+    if not path.is_file():
+        raise AuroraError(f"{output} holds no {RESULT_FILE}; give the output folder of `aurora eval`, once it is done")
+    result, (_, items) = read_json(path), read_items(output)
+    answers = {one.id: one for one in read_predictions(output / PREDICTIONS_FILE)[1]}
+    lines = [_line(number, item, answers[item.id]) for number, item in enumerate(items) if not item.control]
+    # the second of the result, so that the same result is exported to the same files
+    date = datetime.fromtimestamp(int(path.stat().st_mtime), timezone.utc).strftime("%Y%m%d_%H%M%S")
+    target = folder / MODEL
+    target.mkdir(parents=True, exist_ok=True)
+    results, samples = target / f"{date}_results.json", target / f"{date}_samples_{task}.jsonl"
+    replace_file(samples, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    with replacing(results, folder=False) as partial:
+        write_json(partial, _results(result, task, lines))
+    return results, samples
+
+
+def _line(number: int, item: Item, prediction: Prediction) -> dict[str, Any]:
+    """As lmms-eval writes it where a filter changed nothing: without `resps`."""
+    return {"doc_id": number, "target": item.answer, "filtered_resps": prediction.answer, "token_counts": [None],
+            "doc_hash": _hash(asdict(item)), "input": item.prompt}
+
+
+def _results(result: Mapping[str, Any], task: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    score = result.get("score")
+    scores = {} if score is None else {f"{result.get('metric') or 'score'},none": score}
+    return {
+        "results": {task: {"alias": task, **scores}}, "group_subtasks": {task: []},
+        "configs": {task: {"task": task, "output_type": "generate_until"}}, "versions": {task: "Yaml"},
+        "n-shot": {task: 0}, "n-samples": {task: {"original": len(lines), "effective": len(lines)}},
+        "config": {"model": MODEL, "model_args": json.dumps(result.get("model"))}, "model_name": MODEL,
+        "task_hashes": {task: _hash([line["doc_hash"] for line in lines])}, "aurora": dict(result)}
+
+
+def import_samples(samples: Path, asked: Path, output: Path) -> dict[str, Any]:
+    """Scores the answers in a file of lmms-eval as those to the items in `asked`, an output folder of `aurora eval` on
+    the same benchmark. Writes `output` as `aurora eval` does, and gives its result.
+
+    AuroraError where the samples are answers to other questions, or some are missing.
+    """
+    from aurora.evaluation.run import merge
+
+    about, items = read_items(asked)
+    settings, _ = read_predictions(asked / PREDICTIONS_FILE)
+    items = [item for item in items if not item.control]
+    answers = matched(read_samples(samples), items, samples)
+    write_items(output, items, about)
+    used = {"model": f"lmms-eval: {samples.name}", "benchmark": settings["benchmark"],
+            "questions": settings["questions"], "imported": _hash(samples.read_text(encoding="utf-8"))}
+    write_predictions(output / "predictions-0-of-1.jsonl", used, answers)
+    return merge(output)
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """The answers of a `*_samples_TASK.jsonl`. AuroraError that names the line that is something else."""
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AuroraError(f"{path} cannot be read: {error}") from error
+    for number, text in enumerate(filter(str.strip, lines), 1):
+        try:
+            line = json.loads(text)
+            found.append(Sample(int(line["doc_id"]), str(line["input"]), _text(line["filtered_resps"]),
+                                str(line["target"])))
+        except (KeyError, TypeError, ValueError) as error:
+            raise AuroraError(f"{path}, line {number}: not a sample of lmms-eval ({error!r}); write it with "
+                              "--log_samples") from error
+    if not found:
+        raise AuroraError(f"{path} holds no samples")
+    return found
+
+
+def matched(samples: Sequence[Sample], items: Sequence[Item], path: Path) -> list[Prediction]:
+    """The predictions of all items: by their text where it is asked once, else by their place among equal texts."""
+    waiting: dict[str, list[Sample]] = {}
+    for sample in sorted(samples, key=lambda sample: sample.number):
+        waiting.setdefault(_same(sample.context), []).append(sample)
+    found = []
+    for item in items:
+        same = waiting.get(_same(item.prompt), [])
+        if not same:
+            raise AuroraError(f"{path} has no answer to {item.prompt!r} ({item.id}): it is of another task, of another "
+                              "prompt, or was run with --limit")
+        found.append(Prediction(item.id, same.pop(0).answer))
+    if left := sum(map(len, waiting.values())):
+        raise AuroraError(f"{path} has {left} answers to questions that are not among the {len(items)} items")
+    return found
+
+
+def _text(value: Any) -> str:
+    """Older files keep the list of responses around a single one."""
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, str):
+        raise TypeError(f"filtered_resps is {value!r}, not one text")
+    return value
+
+
+def _same(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
