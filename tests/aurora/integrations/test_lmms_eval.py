@@ -1,4 +1,4 @@
-"""The model of lmms-eval, against a stand-in of the few classes that it uses; tools/try_lmms_eval.sh runs the real one.
+"""The model of lmms-eval, against a stand-in of the few classes that it uses; tools/try_lmms_eval.py runs the real one.
 """
 
 from __future__ import annotations
