@@ -62,16 +62,16 @@ def serve(
     except ModuleNotFoundError as error:
         raise AuroraError(f"`aurora serve` needs {error.name}, which is not installed; "
                           "pip install 'auroralong[serve]'") from error
-    from aurora.inference.models import model_folder
+    from aurora.inference.models import SHIPPED, model_folder
     from aurora.inference.video_model import load
     from aurora.serving.settings import MB, Settings
 
+    folder = model_folder(model)
     settings = Settings.of(
-        store=store, host=host, port=port, token=token, upload_bytes=limits.max_upload_mb * MB,
-        max_frames=limits.max_frames, max_new_tokens=limits.max_new_tokens, answering=limits.answering,
+        store=store, host=host, port=port, token=token, shipped=folder.resolve() == SHIPPED.resolve(),
+        upload_bytes=limits.max_upload_mb * MB, max_frames=limits.max_frames, max_new_tokens=limits.max_new_tokens, answering=limits.answering,
         max_waiting=limits.max_waiting, deadline_seconds=float(limits.deadline), watching=limits.watching,
         memory_bytes=limits.memory_mb * MB, cache_bytes=limits.cache_mb * MB, drain_seconds=float(limits.drain),
         video_urls=tuple(limits.video_url))
-    folder = model_folder(model)
     loaded = load(folder, *override, device=device.device, threads=device.threads, adapter=adapter.adapter)
     return run(settings, loaded)

@@ -17,11 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 from rich.console import Console
-from torch import Tensor
 
 from aurora.assemble import count_parameters
 from aurora.config import Config, ModelConfig, load_config
@@ -32,12 +29,12 @@ from aurora.evaluation.questions import QUESTIONS_FILE, Question, read_questions
 from aurora.evaluation.run import evaluate
 from aurora.evaluation.scoring import chosen_option
 from aurora.evaluation.summary import render
+from aurora.figures import draw_groups, merged_patches, patch_grid, quarters
 from aurora.files import read_json, write_json
 from aurora.images import data_url
 from aurora.inference.video_model import VideoModel
 from aurora.inference.visuals import frames_of
 from aurora.model import AuroraModel
-from aurora.types import VisualTokens
 from aurora.weights.model_folder import load_model, model_hash
 
 SHOWN = 3
@@ -216,65 +213,13 @@ def write_report(path: Path, *, model: AuroraModel, config: ModelConfig, result:
 def _patch_row(model: AuroraModel, frame: np.ndarray, keep_ratio: float) -> list[dict[str, str]]:
     """The frame and its groups of patches as pictures of one size, each with a caption and a description."""
     pixels = model.vision.prepare(frame).permute(1, 2, 0).numpy()
-    side = model.vision.prepare.patch_size
-    grid = pixels.shape[0] // side, pixels.shape[1] // side
     row = [{"image": data_url(pixels), "caption": "the frame", "alt": "a frame of a video"}]
-    for group in merged_patches(model, frame, keep_ratio):
+    for group in quarters(merged_patches(model, frame, keep_ratio)):
         where = f"after block {group.blocks}" if group.blocks else "patches"
-        row.append({"image": data_url(draw_groups(pixels, group.owner, grid)),
+        row.append({"image": data_url(draw_groups(pixels, group.owner, patch_grid(model, pixels))),
                     "caption": f"{where}: {group.tokens} tokens",
                     "alt": f"The same frame, {where}: {group.tokens} areas in their mean colors"})
     return row
-
-
-# ---- figures: loss curves, and Figure A1 of the paper redrawn ------------------------------------------------------
-
-
-class Grouping(NamedTuple):
-    """Which patches are one token after some blocks of the encoder."""
-
-    blocks: int
-    tokens: int
-    owner: Tensor  # [P]
-
-
-def merged_patches(model: AuroraModel, image: np.ndarray, keep_ratio: float) -> list[Grouping]:
-    """The groupings of an [H, W, 3] image before the first block and after each quarter of the blocks."""
-    layout = model.visual_layout(keep_ratio)
-    seen: list[VisualTokens] = []
-    blocks = [part for part in model.vision.modules() if isinstance(part, model.vision.block_class)]
-    hooks = [block.register_forward_hook(lambda _module, _given, tokens: seen.append(tokens)) for block in blocks]
-    try:
-        with torch.inference_mode():
-            model.encode(layout.prepare(image)[None], layout.tokens(*image.shape[:2]))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    patches = seen[0].owner.shape[1]
-    quarters = sorted({round(len(seen) * part / 4) for part in (1, 2, 3, 4)} - {0})
-    after = [Grouping(count, seen[count - 1].size.shape[1], seen[count - 1].owner[0]) for count in quarters]
-    return [Grouping(0, patches, torch.arange(patches)), *after]
-
-
-def draw_groups(pixels: np.ndarray, owner: Tensor, grid: tuple[int, int], side: int = 288) -> np.ndarray:
-    """[side, side, 3] uint8: each token's patches in their mean colour, with a line around them.
-
-    `pixels` is the prepared image [h, w, 3]; `grid` its rows and columns of patches.
-    """
-    height, width = side, side * pixels.shape[1] // pixels.shape[0]
-    picture = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)).astype(np.float32)
-    rows, columns = np.arange(height) * grid[0] // height, np.arange(width) * grid[1] // width
-    groups = owner.reshape(grid).numpy()[rows][:, columns]  # [height, width]
-    count = np.bincount(groups.ravel())
-    means = np.stack([np.bincount(groups.ravel(), picture[..., channel].ravel()) / np.maximum(count, 1)
-                      for channel in range(3)], axis=-1)
-    drawn = means[groups]
-    edges = np.zeros((height, width), dtype=bool)
-    edges[1:] |= groups[1:] != groups[:-1]
-    edges[:, 1:] |= groups[:, 1:] != groups[:, :-1]
-    drawn[edges] = 255
-    colored: np.ndarray = drawn.astype(np.uint8)
-    return colored
 
 
 def loss_curves(stages: Mapping[str, Sequence[tuple[int, float]]]) -> tuple[range, list[dict[str, Any]]]:

@@ -15,11 +15,11 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from aurora.errors import AuroraError
 from aurora.inference.video_model import VideoModel
-from aurora.serving import decode, file_routes, film_routes, openai, responses
+from aurora.serving import decode, file_routes, film_routes, openai, patch_routes, responses
 from aurora.serving.errors import add_error_handlers
 from aurora.serving.middleware import Gate
+from aurora.serving.listening import LISTENING, address, listen
 from aurora.serving.service import ClientLeft, Service, service_of
 from aurora.serving.settings import Settings
 from aurora.version import VERSION
@@ -51,7 +51,7 @@ def create_app(settings: Settings, model: VideoModel) -> FastAPI:
     add_error_handlers(app)
     app.add_exception_handler(ClientLeft, _nobody)
     app.add_middleware(Gate, settings=settings, metrics=service.metrics)
-    for routes in (openai, responses, file_routes, film_routes):
+    for routes in (openai, responses, file_routes, film_routes, patch_routes):
         app.include_router(routes.router)
     app.get("/health")(health)
     app.get("/ready")(ready)
@@ -93,8 +93,7 @@ class Server(uvicorn.Server):
         """Says where it listens."""
         await super().startup(sockets=sockets)
         for one in sockets or ():
-            host, port = one.getsockname()[:2]
-            sys.stderr.write(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}\n")
+            sys.stderr.write(f"{LISTENING}{address(one)}\n")
             sys.stderr.flush()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -111,15 +110,6 @@ def serve(settings: Settings, model: VideoModel) -> int:
     server = Server(create_app(settings, model), settings)
     server.run(sockets=[listening])
     return 0 if server.started else 1
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there."""
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise AuroraError(f"cannot listen on {host} port {port}: {error.strerror}; --port 0 takes one that is free"
-                          ) from error
 
 
 def set_up_logs() -> None:

@@ -1,5 +1,6 @@
 """Uploaded files, kept over restarts under ids that the server makes: `/v1/files`."""
 
+import hashlib
 import json
 import os
 import re
@@ -28,6 +29,7 @@ class StoredFile:
     created_at: int
     filename: str
     purpose: str
+    sha256: str = ""
 
     def shown(self) -> dict[str, object]:
         """As OpenAI's clients expect it."""
@@ -54,11 +56,12 @@ class UploadedFiles:
         """Keeps what a client sends. ApiError 413 when it is too large, 507 when the server keeps enough already."""
         file_id = f"file-{time.time_ns():016x}{secrets.token_hex(8)}"  # in the order of uploads
         path, part = self.folder / file_id, self.folder / f"{file_id}.part"
-        kept = sum(file.bytes for file in self.all())
+        kept, digest = sum(file.bytes for file in self.all()), hashlib.sha256()
         try:
             with room_for(path), part.open("wb") as file:
                 for block in iter(lambda: source.read(_BLOCK), b""):
                     file.write(block)
+                    digest.update(block)
                     if file.tell() > most:
                         raise ApiError(413, f"the file has more than {most} bytes")
                     if kept + file.tell() > self.most_bytes:
@@ -69,7 +72,8 @@ class UploadedFiles:
             if size == 0:
                 raise ApiError(400, "the file is empty", param="file")
             label = _UNSEEN.sub("", filename.replace("\\", "/").rpartition("/")[2])[:200] or "upload"
-            told = StoredFile(file_id, size, int(time.time()), label, _UNSEEN.sub("", purpose)[:64])
+            told = StoredFile(file_id, size, int(time.time()), label, _UNSEEN.sub("", purpose)[:64],
+                              digest.hexdigest())
             os.replace(part, path)
             part.write_text(json.dumps(asdict(told)))
             sync(part)
@@ -91,6 +95,10 @@ class UploadedFiles:
     def path(self, file_id: str) -> Path:
         """Where the file of an id lies."""
         return self.folder / self.get(file_id).id
+
+    def of_sha256(self, sha256: str | None) -> Path | None:
+        """Where a file of this digest lies; None where there is none."""
+        return next((self.folder / file.id for file in self.all() if sha256 and file.sha256 == sha256), None)
 
     def link(self, file_id: str, target: Path) -> None:
         """Gives the file a second name, so that deleting it takes nothing away from whoever watches it."""

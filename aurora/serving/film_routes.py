@@ -101,8 +101,10 @@ async def import_film(service: Served, file: Annotated[UploadFile, File()], name
 
 @router.get("/{film}")
 async def get_film(film: str, service: Served) -> dict[str, Any]:
-    """What is known of a film, and how far it was watched."""
-    return service.films.shown(service.films.find(film))
+    """What is known of a film, how far it was watched, and the conversation that it remembers."""
+    name = service.films.find(film)
+    told = service.films.shown(name)
+    return told if told["status"] == "damaged" else {**told, "turns": service.films.turns(name)}
 
 
 @router.get("/{film}/events")

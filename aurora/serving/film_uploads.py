@@ -86,6 +86,8 @@ async def start_watching(service: Service, name: str, given: Any, upload: Upload
         path.replace(place)
         films.start_job(name, {"sampling": asdict(sampling), **job}, place, film)
     finally:
+        if upload is not None:
+            await upload.close()
         remove(folder)
     return films.shown(name)
 

@@ -72,9 +72,11 @@ class Films:
         told: dict[str, Any] = {"id": id_of(name), "object": "film", "name": name, "model": f"film:{name}"}
         if watch is not None:
             film = watch.film
-            return told | {"status": watch.status, "frames": 0 if film is None else film.frames,
-                           "seconds": 0.0 if film is None else film.seconds,
-                           "progress": _progress(watch), "error": watch.error and watch.error.detail}
+            seen = {"frames": 0, "seconds": 0.0} if film is None else {
+                "frames": film.frames, "seconds": film.seconds, "state_bytes": film.state_bytes,
+                "settings": film.model.settings}
+            return told | {"status": watch.status, **seen, "progress": _progress(watch),
+                           "error": watch.error and watch.error.detail}
         try:
             facts = self.facts(name)
         except AuroraError as error:
@@ -84,7 +86,16 @@ class Films:
         return told | {"status": "other_model" if wrong else "ready", "frames": facts["now"]["frames"],
                        "seconds": facts["now"]["seconds"], "progress": 1.0, "error": reason,
                        "state_bytes": facts["state_bytes"], "digest": facts["id"], "settings": facts["settings"],
-                       "media": [medium["name"] for medium in facts["media"]]}
+                       "media": [medium["name"] for medium in facts["media"]],
+                       "sha256": [medium["sha256"] for medium in facts["media"]]}
+
+    def turns(self, name: str) -> list[dict[str, str | None]]:
+        """The questions and answers that a film remembers."""
+        watch = self.watches.get(name)
+        if watch is not None:
+            turns = () if watch.film is None else watch.film.turns
+            return [{"question": turn.question, "answer": turn.answer} for turn in turns]
+        return [{key: turn[key] for key in ("question", "answer")} for turn in self.facts(name)["turns"]]
 
     def facts(self, name: str) -> dict[str, Any]:
         """What the header of a saved film says; read again only when the file was replaced."""

@@ -24,6 +24,7 @@ from aurora.serving.files import UploadedFiles
 from aurora.serving.films import SERVICE, Films
 from aurora.serving.messages import Medium
 from aurora.serving.metrics import Metrics
+from aurora.serving.patches import Figures
 from aurora.serving.request_films import RequestFilms
 from aurora.serving.settings import Settings
 
@@ -49,6 +50,7 @@ class Service:
         self.request_films = RequestFilms(settings.folder / SERVICE / "cache", settings.cache_bytes, model,
                                           self.films.watcher, self.films.memory, self.metrics)
         self.files = UploadedFiles(settings.folder / SERVICE / "files", settings.files_bytes)
+        self.figures = Figures(self.files, settings)
         self.scratch = settings.folder / SERVICE / "scratch"
         remove(self.scratch)  # of requests that a kill ended
         self.scratch.mkdir()

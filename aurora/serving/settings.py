@@ -22,6 +22,8 @@ class Settings:
     """What clients send as `Authorization: Bearer`; without one only this machine is served."""
     model_name: str = "aurora"
     """What the model is called in `/v1/models`."""
+    shipped: bool = False
+    """Whether it is the tiny model that comes with Aurora, which knows only Blocks world: clients are told so."""
 
     upload_bytes: PositiveInt = 2048 * MB
     """Of one uploaded file."""
