@@ -69,9 +69,9 @@ def serve(
     folder = model_folder(model)
     settings = Settings.of(
         store=store, host=host, port=port, token=token, shipped=folder.resolve() == SHIPPED.resolve(),
-        upload_bytes=limits.max_upload_mb * MB, max_frames=limits.max_frames, max_new_tokens=limits.max_new_tokens, answering=limits.answering,
-        max_waiting=limits.max_waiting, deadline_seconds=float(limits.deadline), watching=limits.watching,
-        memory_bytes=limits.memory_mb * MB, cache_bytes=limits.cache_mb * MB, drain_seconds=float(limits.drain),
-        video_urls=tuple(limits.video_url))
+        upload_bytes=limits.max_upload_mb * MB, max_frames=limits.max_frames, max_new_tokens=limits.max_new_tokens,
+        answering=limits.answering, max_waiting=limits.max_waiting, deadline_seconds=float(limits.deadline),
+        watching=limits.watching, memory_bytes=limits.memory_mb * MB, cache_bytes=limits.cache_mb * MB,
+        drain_seconds=float(limits.drain), video_urls=tuple(limits.video_url))
     loaded = load(folder, *override, device=device.device, threads=device.threads, adapter=adapter.adapter)
     return run(settings, loaded)

@@ -1,6 +1,5 @@
 """`aurora ui`: a page in the browser to watch videos and ask about them."""
 
-import asyncio
 from dataclasses import dataclass
 from typing import Annotated
 

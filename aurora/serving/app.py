@@ -18,8 +18,8 @@ from fastapi.responses import JSONResponse
 from aurora.inference.video_model import VideoModel
 from aurora.serving import decode, file_routes, film_routes, openai, patch_routes, responses
 from aurora.serving.errors import add_error_handlers
-from aurora.serving.middleware import Gate
 from aurora.serving.listening import LISTENING, address, listen
+from aurora.serving.middleware import Gate
 from aurora.serving.service import ClientLeft, Service, service_of
 from aurora.serving.settings import Settings
 from aurora.version import VERSION

@@ -78,6 +78,7 @@ async def start_watching(service: Service, name: str, given: Any, upload: Upload
             await asyncio.to_thread(copy_upload, upload, path, service.settings.upload_bytes)
         elif given.file_id is not None:
             await asyncio.to_thread(service.files.link, given.file_id, path)
+            job["sha256"] = service.files.get(given.file_id).sha256 or None
         else:
             path = await service.fetch(given.video_url, folder)
         await asyncio.to_thread(_require_media, path)

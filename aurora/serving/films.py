@@ -76,7 +76,8 @@ class Films:
                 "frames": film.frames, "seconds": film.seconds, "state_bytes": film.state_bytes,
                 "settings": film.model.settings}
             return told | {"status": watch.status, **seen, "progress": _progress(watch),
-                           "error": watch.error and watch.error.detail}
+                           "error": watch.error and watch.error.detail,
+                           "sha256": [] if watch.sha256 is None else [watch.sha256]}
         try:
             facts = self.facts(name)
         except AuroraError as error:
@@ -167,6 +168,7 @@ class Films:
 
         watch = self.watcher.start(name, [file], Sampling(**job["sampling"]), finish, film=film, using=job["using"],
                                    checkpoint_seconds=job["checkpoint_seconds"])
+        watch.sha256 = job.get("sha256")
         self.watches[name] = watch
         self._when_done(watch, job, file)
         return watch
@@ -198,6 +200,7 @@ class Films:
             if "error" in job:
                 failed = Watch(name)
                 failed.status, failed.error = "failed", ApiError(job["status"], job["error"])
+                failed.sha256 = job.get("sha256")
                 self.watches[name] = failed
             elif not file.exists() or self._was_done(name, job):
                 path.unlink()

@@ -45,6 +45,7 @@ class Watch:
         self.film: Film | None = None
         self.total: int | None = None  # frames that there will be
         self.error: ApiError | None = None
+        self.sha256: str | None = None  # of the video, if it is an uploaded file
         self.began = 0  # frames that had been seen before
         self.users = 0  # requests that wait for it
         self.done: Future[Film] = Future()

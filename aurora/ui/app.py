@@ -27,8 +27,10 @@ HERE = Path(__file__).parent
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
-def create_app(client: Client, settings: Mapping[str, Any], *, token: str | None = None, local: bool = True) -> FastAPI:
-    """The page's app for a service with these settings. With a `token` a browser asks for it as a password; a `local` page is for this machine alone."""
+def create_app(client: Client, settings: Mapping[str, Any], *, token: str | None = None, local: bool = True
+               ) -> FastAPI:
+    """The page of a service with these settings. With a `token` a browser asks for it as a password; a `local` page is
+    for this machine alone."""
     app = FastAPI(title="Aurora", docs_url=None, redoc_url=None, openapi_url=None)
     if token is not None:
         app.add_middleware(Password, password=token)
@@ -50,7 +52,7 @@ def create_app(client: Client, settings: Mapping[str, Any], *, token: str | None
             finally:
                 await state.aclose()
 
-        kept = {key: value for key, value in state.headers.items() if key in ("content-length", "content-disposition")}
+        kept = {key: value for key, value in state.headers.items() if key == "content-length"}
         return StreamingResponse(blocks(), media_type="application/octet-stream", headers=kept)
 
     page = Page(client, settings)
@@ -58,15 +60,16 @@ def create_app(client: Client, settings: Mapping[str, Any], *, token: str | None
     script = f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>"
     mounted: FastAPI = gr.mount_gradio_app(
         app, page.blocks, path="/", footer_links=[], run_history=False, enable_monitoring=False, pwa=False,
-        mcp_server=False, ssr_mode=False, show_error=True, max_file_size=settings["limits"]["upload_bytes"], theme=theme(),
-        css_paths=HERE / "page.css", head=script)
+        mcp_server=False, ssr_mode=False, show_error=True, max_file_size=settings["limits"]["upload_bytes"],
+        theme=theme(), css_paths=HERE / "page.css", head=script)
     return mounted
 
 
 def theme() -> gr.themes.Default:
     """Gradio's plain theme with the fonts of the system, so that nothing is fetched from elsewhere."""
     return gr.themes.Default(primary_hue="blue", neutral_hue="slate", radius_size="md",
-                             font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+                             font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
+        button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700")
 
 
 class Password:

@@ -28,7 +28,7 @@ def note(settings: Mapping[str, Any]) -> str:
     """What a user must know of the model."""
     if not settings["shipped"]:
         return ""
-    return ('<p class="note">The tiny model that comes with Aurora answers. It knows only <b>Blocks world</b>: coloured '
+    return ('<p class="note">The tiny model that comes with Aurora answers. It knows only <b>Blocks world</b>: colored '
             "shapes that move. For real footage, serve a model that was trained on it.</p>")
 
 
@@ -89,7 +89,8 @@ def facts(told: Mapping[str, Any], tokens: int | None) -> str:
     """What was read, and what is kept of it."""
     used = told["settings"]
     percent = "" if told["status"] == "ready" or told["progress"] is None else f' ({round(100 * told["progress"])} %)'
-    rows = {"Watched": f'{told["frames"]:,} frames, {clock(told["seconds"])}{percent}',
+    frames = f'{told["frames"]:,} frame{"" if told["frames"] == 1 else "s"}'
+    rows = {"Watched": f'{frames}, {clock(told["seconds"])}{percent}',
             "Tokens read": "–" if tokens is None else f'{told["frames"] * tokens:,} ({tokens} a frame)',
             "State": megabytes(told["state_bytes"]),
             "Read with": f'keep ratio {used["keep_ratio"]:g}, {used["merge"]["name"]}, {used["sort"]["name"]}'}
@@ -143,8 +144,8 @@ def took(done: Mapping[str, Any], first: float, seconds: float) -> str:
     """What an answer took, in words."""
     used = done["usage"]
     made = used["completion_tokens"]
-    return (f'{made} token{"" if made == 1 else "s"} in {seconds:.2f} s, the first after {first:.2f} s · read '
-            f'{used["prompt_tokens"]} of the question, not the {done["frames"]:,} frames again')
+    return (f'{made} token{"" if made == 1 else "s"} in {seconds:.2f} s, the first after {first:.2f} s. '
+            f'{used["prompt_tokens"]} tokens of the question were read, none of the film.')
 
 
 def figure(outlined: Drawing, colored: Drawing) -> str:

@@ -1,12 +1,14 @@
-"""A real service, the page in a process of its own, and Debian's Chromium that opens it."""
+"""Real services, the page in a process of its own, and Debian's Chromium that opens it."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,27 +22,50 @@ from aurora.weights.model_folder import save_model
 
 ROOT = Path(__file__).parents[3]
 TOKEN = "a token that nobody guesses"
-TOKENS = 400
+LEFT = ("AbortError", "Connection errored out")
+"""What Gradio's own script says when a page is left or loaded again while it listens."""
 
 
 class Process:
     """A command that says where it listens; its other lines go to a file."""
 
-    def __init__(self, log: Path, says: str, *arguments: str) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "AURORA_TOKEN": TOKEN}
-        self.log = log
-        with log.open("wb") as file:
-            self.process = subprocess.Popen([sys.executable, "-m", "aurora.cli", *arguments], stderr=file,
-                                            env=environment)
+    def __init__(self, log: Path, says: str, *arguments: str, token: str | None = TOKEN) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+                       "OMP_NUM_THREADS": "1"} | ({} if token is None else {"AURORA_TOKEN": token})
+        self.log, self.arguments, self.environment, self.says = log, arguments, environment, says
+        self.start()
+
+    def start(self) -> None:
+        with self.log.open("wb") as file:
+            self.process = subprocess.Popen([sys.executable, "-m", "aurora.cli", *self.arguments], stderr=file,
+                                            cwd=self.log.parent, env=self.environment)
         found = None
         while found is None:
-            found = re.search(rf"{says} (http://\S+)", log.read_text())
-            assert found or self.process.poll() is None, log.read_text()
+            time.sleep(0.1)
+            found = re.search(rf"{self.says} (http://\S+)", self.log.read_text())
+            assert found or self.process.poll() is None, self.log.read_text()
         self.url = found[1]
 
-    def end(self) -> int:
-        self.process.terminate()
+    def end(self, how: int = signal.SIGTERM) -> int:
+        self.process.send_signal(how)
         return self.process.wait(120)
+
+
+class Service(Process):
+    """`aurora serve`, and a client that speaks to it without the page."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder = folder
+        super().__init__(folder / "log", "listening on", "serve", "--store", "store", *arguments)
+        self.client = httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=300)
+
+    def films(self) -> dict[str, dict[str, Any]]:
+        """By name."""
+        return {film["name"]: film for film in self.client.get("/v1/films").json()["data"]}
+
+    def end(self, how: int = signal.SIGTERM) -> int:
+        self.client.close()
+        return super().end(how) if self.process.poll() is None else 0
 
 
 @pytest.fixture(scope="session")
@@ -57,28 +82,21 @@ def talker(make_model: Callable[..., AuroraModel], make_config: Any, tmp_path_fa
 
 
 @pytest.fixture(scope="session")
-def service(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    folder = tmp_path_factory.mktemp("service")
-    made = Process(folder / "log", "listening on", "serve", "--model", str(talker), "--store", str(folder / "store"),
-                   "--port", "0", "--max-new-tokens", str(TOKENS))
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """With the shipped model."""
+    made = Service(tmp_path_factory.mktemp("service"), "--port", "0")
     yield made
     made.end()
 
 
 @pytest.fixture(scope="session")
-def asked(service: Process) -> Iterator[httpx.Client]:
-    """The service without the page."""
-    with httpx.Client(base_url=service.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=300) as client:
-        yield client
-
-
-@pytest.fixture(scope="session")
-def served(service: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """The page."""
-    log = tmp_path_factory.mktemp("page") / "log"
-    made = Process(log, "the page is at", "ui", "--server", service.url, "--port", "0")
-    yield made
-    made.end()
+def served(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page of this service."""
+    made = Process(tmp_path_factory.mktemp("page") / "log", "the page is at", "ui", "--service", service.url,
+                   "--port", "0")
+    yield made.url
+    assert made.end() == 0
+    assert "Traceback" not in made.log.read_text(), made.log.read_text()
 
 
 @pytest.fixture(scope="session")
@@ -93,22 +111,26 @@ def browser() -> Iterator[Any]:
         launched.close()
 
 
+OpenPage = Callable[..., Any]
+
+
 @pytest.fixture
-def open_page(browser: Any, served: Process) -> Iterator[Callable[..., Any]]:
+def open_page(browser: Any) -> Iterator[OpenPage]:
     """Opens the page; at last no console error may have been seen, and nothing fetched from elsewhere."""
     contexts, wrong = [], []
 
     def look(page: Any, url: str) -> None:
-        page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+        page.on("console", lambda said: wrong.append(said.text) if said.type == "error" and not any(
+            text in said.text for text in LEFT) else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda sent: wrong.append(f"asked for {sent.url}") if not sent.url.startswith(
+        page.on("request", lambda sent: wrong.append(sent.url) if not sent.url.startswith(
             (url, "data:", "blob:")) else None)
 
-    def open_page(*, url: str = served.url, width: int = 1280, height: int = 900, **options: Any) -> Any:
+    def open_page(url: str, *, width: int = 1280, height: int = 900, **options: Any) -> Any:
         context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True, **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(60_000)
         look(page, url)
         page.goto(url)
         page.wait_for_selector("#head h1")

@@ -1,24 +1,20 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
+import av
 import pytest
 
-from aurora.inference.video_model import load
+from aurora.inference.video_model import VideoModel, load
+from aurora.ui import views
+from aurora.ui.page import EXAMPLE
 
 pytest.importorskip("gradio")
-uvicorn = pytest.importorskip("uvicorn")
-
-from aurora.ui.app import create_app  # noqa: E402
-from aurora.ui.client import Client  # noqa: E402
-
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 OpenPage = Callable[..., Any]
 
@@ -28,185 +24,297 @@ def add(page: Any, file: Path) -> None:
     page.set_input_files("#drop input[type=file]", str(file))
 
 
+def ready(page: Any, name: str) -> None:
+    page.wait_for_selector(f"#status .card:has-text('{name}') .chip.ready")
+    page.wait_for_selector("#figure img")
+
+
 def watched(page: Any, file: Path) -> None:
     """Adds a video and waits until it was watched."""
     add(page, file)
-    page.wait_for_selector(f"#status .card:has-text('{file.stem}') .chip.ready")
+    ready(page, file.stem)
 
 
-def ask(page: Any, question: str) -> Any:
-    """The article of a question that was asked."""
+def ask(page: Any, question: str) -> str:
+    """The answer, once it is whole."""
     page.fill("#question textarea", question)
     page.press("#question textarea", "Enter")
-    return page.locator(f"#conversation article:has-text('{question}')")
+    return answer(page, question)
+
+
+def answer(page: Any, question: str) -> str:
+    article = page.locator(f"#conversation article.done:has-text('{question}')").last
+    article.wait_for()
+    return str(article.locator(".answer").inner_text())
+
+
+def slide(page: Any, which: str, key: str) -> None:
+    page.locator(f"{which} input[type=range]").focus()
+    page.keyboard.press(key)
+
+
+def choose(page: Any, which: str, option: str) -> None:
+    page.locator(f"{which} input").click()
+    page.get_by_role("option", name=option, exact=True).click()
 
 
 @pytest.fixture(scope="module")
 def clip(make_video: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_video(tmp_path_factory.mktemp("clip") / "street.mp4", 40)
+    return make_video(tmp_path_factory.mktemp("clip") / "street.mp4", 40, size=(160, 120))
 
 
-@pytest.fixture
-def no_service() -> Iterator[str]:
-    """The page of a service that nobody started."""
-    config = uvicorn.Config(create_app(Client("http://127.0.0.1:9", None)), port=0, log_level="warning")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+@pytest.fixture(scope="module")
+def shipped() -> VideoModel:
+    return load()
 
 
 @pytest.fixture(autouse=True)
-def no_films(asked: httpx.Client) -> None:
-    for film in asked.get("/v1/films").json()["data"]:
-        asked.delete(f"/v1/films/{film['id']}")
+def no_films(service: Any) -> None:
+    for kind in ("films", "files"):
+        for one in service.client.get(f"/v1/{kind}").json()["data"]:
+            service.client.delete(f"/v1/{kind}/{one['id']}")
 
 
-def test_before_the_first_film_the_page_says_how_to_begin(open_page: OpenPage) -> None:
-    page = open_page()
+def test_the_first_visit_leads_from_the_example_to_an_answer(open_page: OpenPage, served: str, shipped: VideoModel
+                                                             ) -> None:
+    page = open_page(served)
     page.wait_for_selector("#status .empty li")
+    assert "knows only Blocks world" in page.inner_text("#note")
     assert "Add or choose a film first" in page.inner_text("#conversation")
+    page.click("#example")
+    ready(page, "example")
+    page.click(f"text={views.QUESTIONS[0]}")
+    assert page.evaluate("document.activeElement.closest('#question') !== null")
+    page.keyboard.press("Enter")
+    film = shipped.watch(EXAMPLE)
+    assert answer(page, views.QUESTIONS[0]) == film.ask(views.QUESTIONS[0]) == "yellow"
 
 
-def test_a_video_is_uploaded_watched_and_shown_with_its_frames_tokens_and_state(open_page: OpenPage, clip: Path,
-                                                                               asked: httpx.Client) -> None:
-    page = open_page()
+def test_a_video_is_uploaded_watched_and_shown_with_its_frames_tokens_and_memory(
+    open_page: OpenPage, served: str, service: Any, clip: Path, shipped: VideoModel
+) -> None:
+    page = open_page(served)
     watched(page, clip)
-    film = asked.get("/v1/films").json()["data"][0]
-    told = page.inner_text("#status")
-    assert f"{film['frames']} frames" in told and "MB" in told and "a frame)" in told
+    film, told = service.films()["street"], page.inner_text("#status")
+    tokens = shipped.layout.tokens(120, 160)
+    assert f"{film['frames']} frames" in told and f"{film['frames'] * tokens} ({tokens} a frame)" in told
+    assert views.megabytes(film["state_bytes"]) in told and "1 film in memory" in page.inner_text("#memory")
     buttons = page.locator("#timeline button")
-    assert buttons.count() == len(asked.get(f"/v1/films/{film['id']}/thumbnails").json()["data"])
+    assert buttons.count() == len(service.client.get(f"/v1/films/{film['id']}/thumbnails").json()["data"]) > 1
     assert re.search(r"0:0\d", buttons.first.inner_text())
 
 
-def test_an_answer_comes_in_pieces_and_says_what_it_took(open_page: OpenPage, clip: Path) -> None:
-    page = open_page()
+def test_a_second_question_is_answered_from_the_same_state(open_page: OpenPage, served: str, clip: Path,
+                                                           shipped: VideoModel) -> None:
+    page = open_page(served)
     watched(page, clip)
-    told = ask(page, "What is this?")
-    seen: set[int] = set()
-    while not told.locator("xpath=self::*[contains(@class, 'done')]").count():
-        seen.add(len(told.locator(".answer").inner_text()))
-    assert len(seen) > 2, "the answer grew in steps"
-    assert re.search(r"\d+ tokens in [\d.]+ s", told.inner_text())
+    film = shipped.watch(clip)
+    for question in ("How many objects can be seen?", "Describe the video in detail."):
+        assert ask(page, question) == film.ask(question)
+    took = page.locator("#conversation .small").last.inner_text()
+    assert re.search(r"\d+ tokens in [\d.]+ s.* none of the film", took)
 
 
-def test_escape_stops_an_answer_and_the_service_stops_too(open_page: OpenPage, clip: Path, asked: httpx.Client) -> None:
-    page = open_page()
+def test_what_is_remembered_is_there_when_the_page_is_opened_again(open_page: OpenPage, served: str, clip: Path
+                                                                   ) -> None:
+    page = open_page(served)
     watched(page, clip)
-    told = ask(page, "Go on for ever")
-    page.wait_for_function("document.querySelector('#conversation .answer')?.innerText.trim().length > 0")
-    page.keyboard.press("Escape")
-    page.wait_for_selector("#conversation article.stopped")
-    assert "stopped" in told.inner_text() and page.locator("#ask").is_visible()
-    while not re.search(r"^aurora_answering 0", asked.get("/metrics").text, re.MULTILINE):
-        time.sleep(0.05)
-    text = told.locator(".answer").inner_text()
-    ask(page, "And now?")
-    page.wait_for_selector("#conversation article.done")
-    assert told.locator(".answer").inner_text() == text, "what was said before it was stopped stays"
+    page.check("#remember input")
+    said = ask(page, "What color is it?")
+    page.reload()
+    ready(page, "street")
+    assert answer(page, "What color is it?") == said
 
 
-def test_a_second_question_is_answered_from_the_same_state(open_page: OpenPage, clip: Path, talker: Path) -> None:
-    page = open_page()
+def test_the_tokens_of_any_frame_are_drawn_at_any_depth(open_page: OpenPage, served: str, clip: Path,
+                                                        shipped: VideoModel) -> None:
+    page = open_page(served)
     watched(page, clip)
-    for number, question in enumerate(("What is this?", "How many are there?"), 1):
-        ask(page, question)
-        page.wait_for_function(f"document.querySelectorAll('#conversation article.done').length === {number}")
-    film = load(talker).watch(clip)
-    for number, question in enumerate(("What is this?", "How many are there?")):
-        shown = page.locator("#conversation .answer").nth(number).inner_text()
-        assert film.ask(question).startswith(shown[:50]), "as without the page"
-
-
-def test_the_tokens_of_any_frame_are_drawn_at_any_depth(open_page: OpenPage, clip: Path, talker: Path) -> None:
-    page = open_page()
-    watched(page, clip)
-    page.wait_for_selector("#figure img")
-    model = load(talker)
-    depth = model.model.vision.depth
-    assert f"after block {depth} of {depth}" in page.inner_text("#figure")
+    depth = shipped.model.vision.depth
+    page.wait_for_selector(f"#figure figcaption:has-text('after block {depth} of {depth}')")
     before = page.get_attribute("#figure img", "src")
-    page.locator("#depth input[type=range]").focus()
-    page.keyboard.press("Home")
+    slide(page, "#depth", "Home")
     page.wait_for_selector("#figure figcaption:has-text('before the first block')")
     assert page.get_attribute("#figure img", "src") != before
-    page.locator("#timeline button").last.click()
-    second = page.locator("#timeline button span").last.inner_text()
+    page.locator("#timeline button").first.click()
+    page.keyboard.press("ArrowRight")
+    second = page.locator("#timeline button span").nth(1).inner_text()
     page.wait_for_selector(f"#figure figcaption:has-text('{second},')")
     picture = page.get_attribute("#figure img", "src") or ""
     assert base64.b64decode(picture.partition(",")[2]).startswith(b"\x89PNG")
 
 
-def test_another_keep_ratio_is_drawn_at_once_and_watched_again_when_asked(open_page: OpenPage, clip: Path,
-                                                                         asked: httpx.Client) -> None:
-    page = open_page()
+def test_keep_ratio_merge_and_order_are_drawn_at_once_and_used_when_it_is_watched_again(
+    open_page: OpenPage, served: str, service: Any, clip: Path
+) -> None:
+    page = open_page(served)
     watched(page, clip)
-    page.wait_for_selector("#figure img")
     left = page.inner_text("#figure b")
-    page.locator("#keep-ratio input[type=range]").focus()
-    page.keyboard.press("End")
+    slide(page, "#keep-ratio", "End")
     page.wait_for_function(f"document.querySelector('#figure b').innerText !== '{left}'")
+    slide(page, "#keep-ratio", "Home")
+    page.wait_for_selector("#figure b:text-is('2')")
+    choose(page, "#merge", "none")
+    page.wait_for_selector("#figure b:text-is('64')")
+    slide(page, "#keep-ratio", "End")
+    choose(page, "#sort", "random")
     page.click("#again")
-    page.wait_for_selector("#status .card:has-text('street 2') .chip.ready")
-    ratios = {film["name"]: film["settings"]["keep_ratio"] for film in asked.get("/v1/films").json()["data"]}
-    assert ratios["street 2"] == 1.0 and ratios["street"] < 1.0
+    ready(page, "street 2")
+    used = service.films()["street 2"]["settings"]
+    assert used["keep_ratio"] == 1.0 and used["merge"]["name"] == "none" and used["sort"]["name"] == "random"
+    assert service.films()["street"]["settings"]["merge"]["name"] == "tome"
 
 
-def test_a_film_is_saved_to_a_file_deleted_and_loaded_again(open_page: OpenPage, clip: Path, asked: httpx.Client,
-                                                            tmp_path: Path) -> None:
-    page = open_page()
+def test_a_film_is_saved_to_a_file_deleted_and_loaded_again(open_page: OpenPage, served: str, service: Any, clip: Path,
+                                                            tmp_path: Path, shipped: VideoModel) -> None:
+    page = open_page(served)
     watched(page, clip)
     with page.expect_download() as saving:
         page.click("a.save")
-    saved = tmp_path / "street.aurora"
+    saved = tmp_path / saving.value.suggested_filename
     saving.value.save_as(saved)
+    assert saved.name == "street.aurora"
     page.on("dialog", lambda dialog: dialog.accept())
     page.click("#delete")
     page.wait_for_selector("#status .empty")
-    assert asked.get("/v1/films").json()["data"] == [] and asked.get("/v1/files").json()["data"] == []
+    assert service.films() == {} and service.client.get("/v1/files").json()["data"] == []
     add(page, saved)
-    page.wait_for_selector("#status .chip.ready")
     page.wait_for_selector("#figure figcaption:has-text('small picture')")
-    ask(page, "Still there?")
-    page.wait_for_selector("#conversation article.done")
+    question = "How many objects can be seen?"
+    assert ask(page, question) == shipped.open(saved).ask(question)
 
 
-def test_a_broken_video_is_an_error_in_words(open_page: OpenPage, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.mp4"
-    broken.write_bytes(b"\x00\x00\x00\x18ftypmp42" + bytes(1000))
-    page = open_page()
-    add(page, broken)
+def test_a_reload_while_a_film_is_watched_goes_on_with_it_and_it_is_asked_meanwhile(
+    open_page: OpenPage, served: str, service: Any, clip: Path, make_video: Any, tmp_path: Path
+) -> None:
+    page = open_page(served)
+    watched(page, clip)
+    page.fill("#fps input", "30")
+    page.press("#fps input", "Tab")
+    add(page, make_video(tmp_path / "long.mp4", 6000, fps=30, size=(64, 48)))
+    page.wait_for_selector("#status .chip.watching")
+    page.wait_for_function("Number(document.querySelector('#status [role=progressbar]')?.ariaValueNow) > 0")
+    page.reload()
+    page.wait_for_selector("#status .card:has-text('long') .chip.watching")  # not the film before it
+    ask(page, "What is there?")
+    assert service.films()["long"]["status"] == "watching", "it was asked while it was watched"
+    page.wait_for_selector("#status .card:has-text('long') .chip.ready")
+    assert page.locator("#conversation article").count() == 1, "the conversation stays when the film is ready"
+    assert float(page.locator("#second input[type=range]").get_attribute("max")) == pytest.approx(200.0, abs=0.2)
+
+
+def test_two_tabs_know_of_each_others_films(open_page: OpenPage, served: str, clip: Path) -> None:
+    one, two = open_page(served), open_page(served)
+    two.wait_for_selector("#status .empty")
+    watched(one, clip)
+    two.locator("#films input").click()
+    two.get_by_role("option", name="street", exact=True).click()
+    ready(two, "street")
+    one.on("dialog", lambda dialog: dialog.accept())
+    one.click("#delete")
+    one.wait_for_selector("#status .empty")
+    two.fill("#question textarea", "Still there?")
+    two.press("#question textarea", "Enter")
+    two.wait_for_selector("#conversation article.failed:has-text('no film')")
+
+
+def no_frames(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        container.start_encoding()
+    return path
+
+
+def noise(path: Path) -> Path:
+    path.write_bytes(b"\x00\x00\x00\x18ftypmp42" + bytes(1000))
+    return path
+
+
+def text(path: Path) -> Path:
+    path.write_text("not a video")
+    return path
+
+
+@pytest.mark.parametrize("make", [no_frames, noise, text])
+def test_what_is_no_video_is_an_error_in_words_and_can_be_deleted(open_page: OpenPage, served: str, service: Any,
+                                                                  tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    page = open_page(served)
+    page.wait_for_selector("#status .empty")
+    add(page, make(tmp_path / "<b>broken.mp4"))
     page.wait_for_selector("[role=alert]")
-    assert "Traceback" not in page.inner_text("body")
+    assert "Traceback" not in page.inner_text("body") and str(tmp_path) not in page.inner_text("body")
+    if service.films():
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.click("#delete")
+    page.wait_for_selector("#status .empty")
+    assert service.films() == {} and service.client.get("/v1/files").json()["data"] == []
 
 
-def test_a_service_that_is_away_is_said_and_may_be_tried_again(open_page: OpenPage, no_service: str) -> None:
-    page = open_page(url=no_service)
-    page.wait_for_selector("#problem [role=alert]")
-    assert "does not answer" in page.inner_text("#problem")
-    page.click("#retry")
-    assert page.locator("#problem [role=alert]").is_visible()
+def test_a_video_of_one_frame_is_a_film(open_page: OpenPage, served: str, make_video: Any, tmp_path: Path) -> None:
+    page = open_page(served)
+    watched(page, make_video(tmp_path / "still.mp4", 1))
+    assert "1 frame," in page.inner_text("#status")
+    ask(page, "What is there?")
 
 
-def test_keys_reach_the_question_and_show_themselves(open_page: OpenPage) -> None:
-    page = open_page()
+def test_a_question_is_text_whatever_it_says(open_page: OpenPage, served: str, clip: Path) -> None:
+    page = open_page(served)
+    watched(page, clip)
+    question = "<img src=x onerror=alert(1)> ${1+1} {{value}}"
+    page.fill("#question textarea", question)
+    page.press("#question textarea", "Enter")
+    page.wait_for_selector("#conversation article.done")
+    assert page.inner_text("#conversation .question") == question
+
+
+def test_keys_reach_the_question_and_show_themselves(open_page: OpenPage, served: str) -> None:
+    page = open_page(served)
+    choosers: list[Any] = []
+    page.on("filechooser", choosers.append)
     page.wait_for_selector("#status .empty")
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.closest('#question') !== null")
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("?")
     assert page.locator("#keys dl").is_visible()
+    page.keyboard.press("u")
+    while not choosers:
+        page.wait_for_timeout(50)
 
 
+@pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_is_cut_off_on_a_telephone(open_page: OpenPage, clip: Path, scheme: str) -> None:
-    page = open_page(width=390, height=844, color_scheme=scheme)
+def test_nothing_is_cut_off_and_text_can_be_read(open_page: OpenPage, served: str, clip: Path, scheme: str, width: int
+                                                 ) -> None:
+    page = open_page(served, width=width, height=844, color_scheme=scheme)
     watched(page, clip)
-    page.wait_for_selector("#figure img")
-    assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+    ask(page, "What is there?")
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= width
     assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
+    found = json.loads(page.evaluate(LOW_CONTRAST))
+    assert found == []
+
+
+LOW_CONTRAST = """(() => {
+  const rgb = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((c) => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const color = rgb(getComputedStyle(node).backgroundColor);
+      if (color.length === 3 || color[3] > 0.99) return color;
+    }
+    return [255, 255, 255];
+  };
+  const low = [];
+  for (const node of document.querySelectorAll('#head *, #note *, #page *')) {
+    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+    if (!own || !node.offsetParent || node.disabled) continue;
+    const pair = [light(rgb(getComputedStyle(node).color)), light(behind(node))].sort((a, b) => b - a);
+    const ratio = (pair[0] + 0.05) / (pair[1] + 0.05);
+    if (ratio < 4.5) low.push(`${node.textContent.trim().slice(0, 40)}: ${ratio.toFixed(2)}`);
+  }
+  return JSON.stringify(low);
+})()"""

@@ -1,0 +1,130 @@
+"""The page and its service: answers that take long, a service that ends, one that the page starts by itself."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurora.inference.video_model import load
+
+from .conftest import Process, Service
+
+pytest.importorskip("gradio")
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+OpenPage = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def talking(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    made = Service(tmp_path_factory.mktemp("talking"), "--model", str(talker), "--port", "0", "--max-new-tokens", "600")
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="module")
+def talking_page(talking: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    made = Process(tmp_path_factory.mktemp("page") / "log", "the page is at", "ui", "--service", talking.url,
+                   "--port", "0")
+    yield made.url
+    made.end()
+
+
+def begin(page: Any, question: str) -> Any:
+    page.fill("#question textarea", question)
+    page.press("#question textarea", "Enter")
+    return page.locator(f"#conversation article:has-text('{question}')")
+
+
+def watched(page: Any, file: Path) -> None:
+    page.wait_for_selector("#drop input[type=file]", state="attached")
+    page.set_input_files("#drop input[type=file]", str(file))
+    page.wait_for_selector(f"#status .card:has-text('{file.stem}') .chip.ready")
+
+
+def test_an_answer_comes_in_pieces_and_is_that_of_the_library(open_page: OpenPage, talking_page: str, talker: Path,
+                                                             video: Path) -> None:
+    page = open_page(talking_page)
+    assert not page.locator("#note .note").is_visible(), "it is not the shipped model"
+    watched(page, video)
+    told = begin(page, "What is this?")
+    seen: set[int] = set()
+    while not page.locator("#conversation article.done").count():
+        seen.add(len(told.locator(".answer").inner_text()))
+    assert len(seen) > 2, "the answer grew in steps"
+    shown = told.locator(".answer").inner_text()
+    assert len(shown) > 200 and shown.startswith(load(talker).watch(video).ask("What is this?")[:100])
+
+
+def test_escape_stops_an_answer_and_the_service_stops_too(open_page: OpenPage, talking_page: str, talking: Service,
+                                                          video: Path) -> None:
+    page = open_page(talking_page)
+    page.wait_for_selector("#status .chip.ready")
+    told = begin(page, "Go on for ever")
+    page.wait_for_function("document.querySelector('#conversation .answer')?.innerText.trim().length > 0")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#conversation article.stopped")
+    assert "stopped" in told.inner_text()
+    while not re.search(r"^aurora_answering 0", talking.client.get("/metrics").text, re.MULTILINE):
+        time.sleep(0.05)
+    text = told.locator(".answer").inner_text()
+    assert len(text) < 600, "it was not made to its end"
+    begin(page, "And now?")
+    page.wait_for_selector("#conversation article.done:has-text('And now?')")
+    assert told.locator(".answer").inner_text() == text, "what was said before it was stopped stays"
+
+
+def test_a_service_that_ends_is_said_and_may_be_tried_again(open_page: OpenPage, talking_page: str, talking: Service
+                                                            ) -> None:
+    page = open_page(talking_page)
+    page.wait_for_selector("#status .chip.ready")
+    talking.process.send_signal(signal.SIGKILL)
+    talking.process.wait(60)
+    begin(page, "Are you there?")
+    page.wait_for_selector("#conversation article.failed:has-text('does not answer')")
+    page.reload()
+    page.wait_for_selector("#problem [role=alert]:has-text('does not answer')")
+    port = talking.url.rpartition(":")[2]
+    talking.arguments = tuple(port if word == "0" else word for word in talking.arguments)
+    talking.start()
+    page.click("#retry")
+    page.wait_for_selector("#status .chip.ready")  # the film is still there
+    assert not page.locator("#problem [role=alert]").is_visible()
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (("--service", "{url}", "--token", "another token entirely"), "wants a token"),
+    (("--service", "http://127.0.0.1:9"), "does not answer"),
+    (("--service", "127.0.0.1:8000"), "is not an address"),
+    (("--service", "{url}", "--store", "films"), "has its own"),
+    (("--host", "0.0.0.0", "--token", "short"), "16 or more characters"),
+    (("--model", "/nowhere/model"), "/nowhere/model"),
+])
+def test_what_cannot_be_opened_is_one_line_that_says_why(service: Service, tmp_path: Path, arguments: tuple[str, ...],
+                                                         said: str) -> None:
+    words = [word.format(url=service.url) for word in arguments]
+    with pytest.raises(AssertionError) as refused:
+        Process(tmp_path / "log", "the page is at", "ui", "--port", "0", *words, token=None)
+    text = str(refused.value).partition("\nassert")[0]
+    assert said in text and "Traceback" not in text and text.count("error:") == 1
+
+
+def test_alone_it_starts_a_service_with_the_shipped_model_and_ends_it(open_page: OpenPage, tmp_path: Path) -> None:
+    alone = Process(tmp_path / "log", "the page is at", "ui", "--port", "0", token=None)
+    try:
+        page = open_page(alone.url)
+        page.click("#example")
+        page.wait_for_selector("#status .chip.ready")
+        children = [int(child) for task in Path(f"/proc/{alone.process.pid}/task").iterdir()
+                    for child in (task / "children").read_text().split()]
+        assert children
+    finally:
+        assert alone.end() == 0
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    assert (tmp_path / "films" / "example.aurora").exists()
+    assert alone.log.read_text().count("\n") == 2, "the model, and where the page is"
