@@ -51,7 +51,8 @@ def ui(
         raise AuroraError(f"--service {service!r} is not an address such as http://127.0.0.1:8000")
     try:
         from aurora.ui.app import serve
-        from aurora.ui.client import Client, StartedService
+        from aurora.ui.client import Client
+        from aurora.ui.started import StartedService
     except ModuleNotFoundError as error:
         raise AuroraError(f"`aurora ui` needs {error.name}, which is not installed; "
                           "pip install 'auroralong[ui]'") from error

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hmac
+import logging
 import os
 import socket
 import sys
@@ -108,6 +109,7 @@ class Server(uvicorn.Server):
         """As uvicorn does, but `run` returns instead of raising the signal again: a service may have to be ended."""
         self.force_exit = self.should_exit
         self.should_exit = True
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # pages that listen are cut off
 
 
 def serve(client: Client, *, host: str, port: int, token: str | None) -> int:
@@ -118,6 +120,6 @@ def serve(client: Client, *, host: str, port: int, token: str | None) -> int:
     with listening, tempfile.TemporaryDirectory(prefix="aurora-ui-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         app = create_app(client, settings, token=None if local else token, local=local)
-        server = Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3))
+        server = Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
         server.run(sockets=[listening])
     return 0 if server.started else 1

@@ -1,23 +1,17 @@
-"""What the page asks of a service, over HTTP, and the service that it starts when it is given none."""
+"""What the page asks of a service, over HTTP."""
 
 import json
-import os
-import secrets
-import subprocess
-import sys
-import threading
-from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import re
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-from typing_extensions import Self
 
 from aurora.errors import AuroraError
-from aurora.serving.listening import LISTENING
 
+_NAME = re.compile(r"[^\w .,()+@~#-]+")
 TIMEOUT = httpx.Timeout(30.0, read=300.0)
 
 
@@ -73,10 +67,24 @@ class Client:
         kept: list[dict[str, Any]] = (await self._json("GET", "/v1/files"))["data"]
         return kept
 
-    async def watch(self, file_id: str, **options: Any) -> dict[str, Any]:
-        """Begins to watch an uploaded file."""
+    async def watch(self, path: Path, **options: Any) -> dict[str, Any]:
+        """Keeps a video and begins to watch it; one that cannot be watched is not kept."""
+        file_id = await self.upload(path, path.name)
+        try:
+            return await self.watch_kept(file_id, path.stem, **options)
+        except ServiceError:
+            await self.forget(file_id)
+            raise
+
+    async def watch_kept(self, file_id: str, label: str, **options: Any) -> dict[str, Any]:
+        """Begins to watch an uploaded file, under a name that is still free."""
+        name = _free(_NAME.sub(" ", label).strip(" .") or "film", {told["name"] for told in await self.films()})
         given = {key: value for key, value in options.items() if value is not None}
-        return await self._json("POST", "/v1/films", json={"file_id": file_id, **given})
+        return await self._json("POST", "/v1/films", json={"file_id": file_id, "name": name, **given})
+
+    async def video_of(self, told: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The file of a film's video, where the service keeps it."""
+        return next((file for file in await self.uploaded() if file["sha256"] in told.get("sha256", [])), None)
 
     async def ask(self, film: str, question: str, **options: Any) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """The answer as events: `text` with a piece each, then `done` with what it took."""
@@ -106,8 +114,11 @@ class Client:
             return await self._json("POST", "/v1/films/import", files={"file": (name, file)})
 
     async def delete(self, film: str) -> None:
-        """Deletes a film, or stops watching it."""
+        """Deletes a film, or stops watching it; its video too, unless another film is of it."""
+        video = await self.video_of(await self.film(film))
         await self._json("DELETE", f"/v1/films/{film}")
+        if video is not None and not any(video["sha256"] in other.get("sha256", []) for other in await self.films()):
+            await self.forget(video["id"])
 
     async def forget(self, file_id: str) -> None:
         """Deletes an uploaded file."""
@@ -185,63 +196,6 @@ def _refusal(response: httpx.Response) -> ServiceError:
     return ServiceError(message, response.status_code)
 
 
-class StartedService:
-    """`aurora serve` in a process of its own, on a free port of this machine, for this page alone."""
-
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self.token = secrets.token_hex(32)
-        environment = {**os.environ, "AURORA_TOKEN": self.token}
-        # not with -m: the service's decoders would warn that they import aurora.cli a second time
-        command = [sys.executable, "-c", "import sys; from aurora.cli import main; sys.exit(main())",
-                   "serve", "--port", "0", *arguments]
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace", env=environment)
-        self._said: deque[str] = deque(maxlen=20)
-        self.url = self._wait()
-        threading.Thread(target=self._drain, daemon=True).start()
-
-    def _wait(self) -> str:
-        """The address, once it listens. AuroraError with what it said when it ended instead."""
-        for line in self._lines():
-            if line.startswith(LISTENING):
-                return line.removeprefix(LISTENING)
-        self._process.wait()
-        said = "\n".join(self._said).removeprefix("error: ")
-        raise AuroraError(said or f"the service ended with status {self._process.returncode}")
-
-    def _lines(self) -> Any:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            if not _is_routine(line):
-                self._said.append(line.rstrip("\n"))
-            yield line.rstrip("\n")
-
-    def _drain(self) -> None:
-        for line in self._lines():
-            if not _is_routine(line):
-                sys.stderr.write(f"{line}\n")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Lets it finish, then ends it."""
-        self._process.terminate()
-        try:
-            self._process.wait(45)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-
-def _is_routine(line: str) -> bool:
-    """A line of the service's log that nobody at this terminal waits for."""
-    try:
-        told = json.loads(line)
-    except ValueError:
-        return False
-    return isinstance(told, Mapping) and told.get("level") == "info"
-
-
 async def settings_of(url: str, token: str | None) -> dict[str, Any]:
     """The settings of a service. ServiceError when it cannot be reached or refuses."""
     client = Client(url, token)
@@ -249,3 +203,10 @@ async def settings_of(url: str, token: str | None) -> dict[str, Any]:
         return await client.settings()
     finally:
         await client.close()
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """The name, with a number where it is taken."""
+    name = name[:100]
+    return next(free for number in range(1, len(taken) + 2)
+                if (free := name if number == 1 else f"{name} {number}") not in taken)

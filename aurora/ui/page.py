@@ -1,9 +1,8 @@
 """What happens when the page is used. All it knows it asks the service."""
 
 import asyncio
-import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ EXAMPLE = Path(__file__).parents[1] / "assets" / "example.mp4"
 """A video of Blocks world."""
 SHOW_SECONDS = 0.05
 """At least this long between two pieces of an answer on their way to the browser."""
-_NAME = re.compile(r"[^\w .,()+@~#-]+")
 _QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 Updates = dict[Any, Any]
 
@@ -29,6 +27,7 @@ class Page(Components):
     def __init__(self, client: Client, settings: Mapping[str, Any]) -> None:
         super().__init__(settings)
         self.client = client
+        self._answers: dict[str, asyncio.Task[None]] = {}  # that are being made, by the session of a browser
         with self.blocks:
             self._events()
 
@@ -39,20 +38,19 @@ class Page(Components):
         known = [self.film, self.status, self.timeline, self.clock, self.again, self.delete, self.second, self.memory,
                  self.example, *said]
         talk = [self.conversation, self.talks, self.ask, self.stop]
-        asking = gr.on([self.question.submit, self.ask.click], self.answer,
-                       [self.film, self.question, self.remember, self.talks], [self.question, self.film, *talk],
-                       trigger_mode="once", **_QUIET)
-        self.stop.click(self.stopped, [self.film, self.talks], [self.film, *talk], cancels=[asking], **_QUIET)
-
+        gr.on([self.question.submit, self.ask.click], self.answer,
+              [self.film, self.question, self.remember, self.talks], [self.question, *talk], trigger_mode="once",
+              **_QUIET)
+        self.stop.click(self.stop_answer, None, None, **_QUIET)
         added = [self.film, self.drop, self.status, self.example, *said]
         for chosen in (
             gr.on([self.blocks.load, self.retry.click], self.open, self.last, [self.film, *said], **_QUIET),
-            self.film.input(self.fine, None, said, **_QUIET),
-            self.drop.upload(self.add, [self.drop, *watching], added, cancels=[asking], **_QUIET),
-            self.example.click(self.add_example, watching, added, cancels=[asking], **_QUIET),
-            self.again.click(self.watch_again, [self.film, *watching], added, cancels=[asking], **_QUIET),
+            self.film.input(self.chosen, None, said, **_QUIET),
+            self.drop.upload(self.add, [self.drop, *watching], added, **_QUIET),
+            self.example.click(self.add_example, watching, added, **_QUIET),
+            self.again.click(self.watch_again, [self.film, *watching], added, **_QUIET),
             self.delete.click(
-                self.remove, [self.film, self.delete], [self.film, *said], cancels=[asking], **_QUIET,
+                self.remove, [self.film, self.delete], [self.film, *said], **_QUIET,
                 js="(film, sure) => [film, confirm('Delete this film? What was seen is lost.') ? 'yes' : '']"),
         ):
             chosen.then(self.show, [self.film, self.talks], [*known, self.last, *watching, *talk], **_QUIET).then(
@@ -63,6 +61,11 @@ class Page(Components):
         self.timeline.select(self.choose, None, self.second, trigger_mode="multiple", **_QUIET)
         gr.on([one.change for one in looking[1:]], self.draw, looking, self.figure, trigger_mode="always_last",
               **_QUIET)
+
+    async def chosen(self, request: gr.Request) -> Updates:
+        """Another film is to be shown."""
+        await self.stop_answer(request)
+        return self.fine()
 
     def fine(self) -> Updates:
         """Nothing went wrong."""
@@ -139,8 +142,9 @@ class Page(Components):
             self.again: gr.Button(visible=False), self.delete: gr.Button(visible=False),
         }
 
-    async def add(self, path: str, *watching: Any) -> AsyncIterator[Updates]:
+    async def add(self, request: gr.Request, path: str, *watching: Any) -> AsyncIterator[Updates]:
         """A file from the browser: a film that was saved, or a video, which the service begins to watch."""
+        await self.stop_answer(request)
         file = Path(path)
         try:
             async for update in self._add(file, *watching):
@@ -160,54 +164,31 @@ class Page(Components):
             if file.suffix == ".aurora":
                 told = await self.client.load(file, file.name)
             else:
-                told = await self._watch_new(file, *watching)
+                told = await self.client.watch(file, **_options(*watching))
             yield {self.film: _choices(await self.client.films(), told["id"])}
         except ServiceError as error:
             yield self.wrong(error)
 
-    async def _watch_new(self, file: Path, *watching: Any) -> dict[str, Any]:
-        """Keeps a video and begins to watch it; one that cannot be watched is not kept."""
-        kept = await self.client.upload(file, file.name)
-        try:
-            return await self._watch(kept, file.stem, *watching)
-        except ServiceError:
-            await self.client.forget(kept)
-            raise
-
-    async def watch_again(self, film: str, *watching: Any) -> Updates:
+    async def watch_again(self, request: gr.Request, film: str, *watching: Any) -> Updates:
         """Watches the video of a film once more, as the page says now."""
+        await self.stop_answer(request)
         try:
-            told = await self.client.film(film)
-            kept = await self._video(told)
+            kept = await self.client.video_of(await self.client.film(film))
             if kept is None:
                 raise ServiceError("the service does not keep the video of this film: add it again", 404)
-            again = await self._watch(kept["id"], Path(kept["filename"]).stem, *watching)
+            again = await self.client.watch_kept(kept["id"], Path(kept["filename"]).stem, **_options(*watching))
             return {**self.fine(), self.film: _choices(await self.client.films(), again["id"])}
         except ServiceError as error:
             return self.wrong(error)
 
-    async def _watch(self, file_id: str, label: str, keep_ratio: float, fps: float | None, merge: str, sort: str
-                     ) -> dict[str, Any]:
-        taken = {told["name"] for told in await self.client.films()}
-        name = _free(_NAME.sub(" ", label).strip(" .") or "film", taken)
-        return await self.client.watch(file_id, name=name, keep_ratio=keep_ratio, fps=fps or None, merge=merge,
-                                       sort=sort)
-
-    async def _video(self, told: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The file of a film's video, where the service keeps it."""
-        return next((file for file in await self.client.uploaded() if file["sha256"] in told.get("sha256", [])), None)
-
-    async def remove(self, film: str | None, sure: str) -> Updates:
-        """Deletes a film; its video too, unless another film is of it."""
+    async def remove(self, request: gr.Request, film: str | None, sure: str) -> Updates:
+        """Deletes a film that the user is sure about."""
         if film is None or sure != "yes":
             return self.fine()
+        await self.stop_answer(request)
         try:
-            told = await self.client.film(film)
-            video = await self._video(told)
             await self.client.delete(film)
             films = await self.client.films()
-            if video is not None and not any(video["sha256"] in other.get("sha256", []) for other in films):
-                await self.client.forget(video["id"])
         except ServiceError as error:
             return self.wrong(error)
         return {**self.fine(), self.film: _choices(films, films[0]["id"] if films else None)}
@@ -231,50 +212,55 @@ class Page(Components):
 
     # Questions.
 
-    async def answer(self, film: str | None, question: str, remember: bool, talks: dict[str, Any]
+    async def answer(self, film: str | None, question: str, remember: bool, talks: dict[str, Any], request: gr.Request
                      ) -> AsyncIterator[Updates]:
         """Asks, and shows the answer as it comes."""
         if film is None or not question.strip():
-            yield {}
             return
         told = {"question": question.strip(), "answer": "", "state": "asking"}
-        said = [*talks.get(film, []), told]
+        said = [*_ended(talks.get(film, [])), told]
         talks = {**talks, film: said}
         yield {self.question: "", self.ask: gr.Button(visible=False), self.stop: gr.Button(visible=True),
-               self.film: gr.Dropdown(interactive=False), self.talks: talks,
-               self.conversation: views.conversation(said, True)}
-        async with aclosing(self._answer(film, told, remember)) as pieces:
-            async for _ in pieces:
-                yield {self.talks: talks, self.conversation: views.conversation(said, True)}
+               self.talks: talks, self.conversation: views.conversation(said, True)}
+        reading = self._answers[request.session_hash] = asyncio.create_task(self._read_answer(film, told, remember))
+        shown = 0
+        try:
+            while not reading.done():
+                await asyncio.wait({reading}, timeout=SHOW_SECONDS)
+                if len(told["answer"]) > shown:
+                    shown = len(told["answer"])
+                    yield {self.talks: talks, self.conversation: views.conversation(said, True)}
+        finally:  # also when the browser leaves
+            reading.cancel()
         yield {self.talks: talks, self.conversation: views.conversation(said, True), **self._idle()}
 
-    async def _answer(self, film: str, told: dict[str, Any], remember: bool) -> AsyncGenerator[None, None]:
-        """Fills in an answer; gives control back whenever there is something new to show."""
-        began = shown = time.monotonic()
+    async def _read_answer(self, film: str, told: dict[str, Any], remember: bool) -> None:
+        """Fills in an answer; what there is of it stays when this is cancelled."""
+        began = time.monotonic()
         first: float | None = None
         try:
             async with aclosing(self.client.ask(film, told["question"], remember=remember)) as events:
                 async for kind, piece in events:
-                    now = time.monotonic()
-                    first = now - began if first is None else first
+                    seconds = time.monotonic() - began
+                    first = seconds if first is None else first
                     if kind == "done":
-                        told |= {"state": "done", "took": views.took(piece, first, now - began)}
-                        continue
-                    told["answer"] += piece["text"]
-                    if now - shown > SHOW_SECONDS:
-                        shown = now
-                        yield
+                        told |= {"state": "done", "took": views.took(piece, first, seconds)}
+                    else:
+                        told["answer"] += piece["text"]
         except ServiceError as error:
             told |= {"state": "failed", "error": str(error)}
+        except asyncio.CancelledError:
+            told["state"] = "stopped"
 
-    def stopped(self, film: str, talks: Mapping[str, Any]) -> Updates:
-        """After the answer was stopped: what there is of it stays."""
-        said = _ended(talks.get(film, []))
-        return {self.talks: {**talks, film: said}, self.conversation: views.conversation(said, True), **self._idle()}
+    async def stop_answer(self, request: gr.Request) -> None:
+        """Ends the answer that is being made for this page; `answer` then shows what there is of it."""
+        reading = self._answers.pop(request.session_hash, None)
+        if reading is not None:
+            reading.cancel()
+            await asyncio.wait({reading})
 
     def _idle(self) -> Updates:
-        return {self.ask: gr.Button(visible=True), self.stop: gr.Button(visible=False),
-                self.film: gr.Dropdown(interactive=True)}
+        return {self.ask: gr.Button(visible=True), self.stop: gr.Button(visible=False)}
 
 
 def _ended(said: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -289,13 +275,11 @@ def _choices(films: Sequence[Mapping[str, Any]], value: str | None) -> gr.Dropdo
     return gr.Dropdown(choices=choices, value=value if value in {told["id"] for told in films} else None)
 
 
+def _options(keep_ratio: float, fps: float | None, merge: str, sort: str) -> dict[str, Any]:
+    """How a video is to be watched; no rate is the model's own."""
+    return {"keep_ratio": keep_ratio, "fps": fps or None, "merge": merge, "sort": sort}
+
+
 def _end(told: Mapping[str, Any]) -> float:
     """The last second of a film, as far as it was watched."""
     return max(0.1, round(float(told.get("seconds", 0.0)), 1))
-
-
-def _free(name: str, taken: set[str]) -> str:
-    """The name, with a number where it is taken."""
-    name = name[:100]
-    return next(free for number in range(1, len(taken) + 2)
-                if (free := name if number == 1 else f"{name} {number}") not in taken)

@@ -70,14 +70,16 @@ class Service(Process):
 
 @pytest.fixture(scope="session")
 def talker(make_model: Callable[..., AuroraModel], make_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that says "a" or "b" until it is told to end."""
-    model = make_model(prompt={"name": "generic"})
+    """A model that says "a" or "b" until it is told to end, and takes seconds for it."""
+    slow = {"prompt": {"name": "generic"},
+            "backbone": {"name": "rwkv6", "hidden_size": 32, "layers": 24, "head_size": 16}}
+    model = make_model(**slow)
     with torch.no_grad():
         head = model.backbone.head.weight
         head.zero_()
         head[ord("a") + 1], head[ord("b") + 1] = 1.0, -1.0
     folder = tmp_path_factory.mktemp("talker") / "model"
-    save_model(model, make_config(prompt={"name": "generic"}), folder)
+    save_model(model, make_config(**slow), folder)
     return folder
 
 

@@ -8,10 +8,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from aurora.errors import AuroraError
-from aurora.ui.client import Client, OwnService, ServiceError, settings_of
+from aurora.ui.client import Client, ServiceError, settings_of
 
 pytest.importorskip("gradio")
+
+
+SETTINGS = {
+    "shipped": False, "depth": 5, "choices": {"merge": ["tome"], "sort": ["size"]},
+    "limits": {"upload_bytes": 1 << 20, "max_fps": 30},
+    "watched_with": {"keep_ratio": 0.2, "merge": {"name": "tome"}, "sort": {"name": "size"}},
+}
 
 
 class Refuses(BaseHTTPRequestHandler):
@@ -80,26 +86,19 @@ def test_a_service_that_is_not_there_is_named() -> None:
         asyncio.run(settings_of("http://127.0.0.1:9", None))
 
 
-@pytest.mark.process
-@pytest.mark.slow
-def test_a_service_that_cannot_start_says_why() -> None:
-    with pytest.raises(AuroraError, match="nowhere"):
-        OwnService(["--store", "films", "--model", "/nowhere/model"])
-
-
 @pytest.mark.slow
 def test_the_page_asks_for_its_password_and_takes_no_other_host() -> None:
     from starlette.testclient import TestClient
 
     from aurora.ui.app import create_app
 
-    app = create_app(Client("http://127.0.0.1:9", None), token="a token that nobody guesses", local=False)
+    app = create_app(Client("http://127.0.0.1:9", None), SETTINGS, token="a token that nobody guesses", local=False)
     with TestClient(app, base_url="http://page") as page:
         assert page.get("/").status_code == 401
         assert page.get("/config", auth=("me", "wrong")).status_code == 401
         shown = page.get("/", auth=("me", "a token that nobody guesses"))
         assert shown.status_code == 200 and "gradio" in shown.text
         assert page.get("/films/film_0.aurora").status_code == 401
-    local = create_app(Client("http://127.0.0.1:9", None))
+    local = create_app(Client("http://127.0.0.1:9", None), SETTINGS)
     with TestClient(local, base_url="http://evil.example") as page:
         assert page.get("/").status_code == 400

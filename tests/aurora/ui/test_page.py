@@ -272,7 +272,7 @@ def test_a_question_is_text_whatever_it_says(open_page: OpenPage, served: str, c
 def test_keys_reach_the_question_and_show_themselves(open_page: OpenPage, served: str) -> None:
     page = open_page(served)
     choosers: list[Any] = []
-    page.on("filechooser", choosers.append)
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
     page.wait_for_selector("#status .empty")
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.closest('#question') !== null")

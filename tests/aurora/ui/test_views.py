@@ -16,7 +16,7 @@ FILM: dict[str, Any] = {
 @pytest.mark.parametrize("shown", [
     views.film(FILM, 58), views.film(FILM | {"status": "watching", "progress": 0.5}, None),
     views.film(FILM | {"status": "failed", "error": EVIL}, None), views.problem(EVIL), views.busy(EVIL),
-    views.header(EVIL),
+    views.timeline([{"seconds": 0.0, "url": EVIL}]),
     views.exchange({"question": EVIL, "answer": EVIL, "state": "done", "took": EVIL}),
     views.exchange({"question": EVIL, "answer": "", "state": "failed", "error": EVIL}), views.no_figure(EVIL),
 ])
@@ -32,7 +32,13 @@ def test_a_film_tells_what_was_read_and_what_is_kept() -> None:
 
 def test_how_far_a_film_was_watched_is_a_progress_bar() -> None:
     shown = views.film(FILM | {"status": "watching", "progress": 0.25}, None)
-    assert 'role="progressbar"' in shown and 'aria-valuenow="25"' in shown
+    assert 'role="progressbar"' in shown and 'aria-valuenow="25"' in shown and "(25 %)" in shown
+
+
+def test_questions_of_blocks_world_are_suggested_for_the_shipped_model_alone() -> None:
+    assert views.conversation([], True, shipped=True).count("data-question") == len(views.QUESTIONS)
+    assert "data-question" not in views.conversation([], True)
+    assert "Blocks world" in views.note({"shipped": True}) and not views.note({"shipped": False})
 
 
 def test_a_growing_film_of_unknown_length_has_no_percentage() -> None:
