@@ -72,7 +72,7 @@ class Service(Process):
 def talker(make_model: Callable[..., AuroraModel], make_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that says "a" or "b" until it is told to end, and takes seconds for it."""
     slow = {"prompt": {"name": "generic"},
-            "backbone": {"name": "rwkv6", "hidden_size": 32, "layers": 24, "head_size": 16}}
+            "backbone": {"name": "rwkv6", "hidden_size": 32, "layers": 96, "head_size": 16}}
     model = make_model(**slow)
     with torch.no_grad():
         head = model.backbone.head.weight
@@ -101,7 +101,7 @@ def served(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     assert "Traceback" not in made.log.read_text(), made.log.read_text()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright holds an event loop of this thread until it ends
 def browser() -> Iterator[Any]:
     found = shutil.which("chromium")
     if found is None:
