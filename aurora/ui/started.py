@@ -27,7 +27,8 @@ class StartedService:
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace", env=environment)
         self._said: deque[str] = deque(maxlen=20)
         self.url = self._wait()
-        threading.Thread(target=self._drain, daemon=True).start()
+        self._draining = threading.Thread(target=self._drain, daemon=True)
+        self._draining.start()
 
     def _wait(self) -> str:
         """The address, once it listens. AuroraError with what it said when it ended instead."""
@@ -35,6 +36,7 @@ class StartedService:
             if line.startswith(LISTENING):
                 return line.removeprefix(LISTENING)
         self._process.wait()
+        self._process.stderr.close()  # type: ignore[union-attr]
         said = "\n".join(self._said).removeprefix("aurora: error: ")
         raise AuroraError(said or f"the service ended with status {self._process.returncode}")
 
@@ -61,6 +63,8 @@ class StartedService:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._draining.join()
+        self._process.stderr.close()  # type: ignore[union-attr]
 
 
 def _is_routine(line: str) -> bool:

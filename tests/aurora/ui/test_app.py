@@ -5,19 +5,17 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from aurora.cli import main
 from aurora.ui.client import Client, ServiceError, settings_of
 
+from .conftest import ROOT
+
 pytest.importorskip("gradio")
-
-
-SETTINGS = {
-    "shipped": False, "depth": 5, "choices": {"merge": ["tome"], "sort": ["size"]},
-    "limits": {"upload_bytes": 1 << 20, "max_fps": 30},
-    "watched_with": {"keep_ratio": 0.2, "merge": {"name": "tome"}, "sort": {"name": "size"}},
-}
 
 
 class Refuses(BaseHTTPRequestHandler):
@@ -86,19 +84,22 @@ def test_a_service_that_is_not_there_is_named() -> None:
         asyncio.run(settings_of("http://127.0.0.1:9", None))
 
 
+@pytest.mark.process
 @pytest.mark.slow
-def test_the_page_asks_for_its_password_and_takes_no_other_host() -> None:
-    from starlette.testclient import TestClient
-
-    from aurora.ui.app import create_app
-
-    app = create_app(Client("http://127.0.0.1:9", None), SETTINGS, token="a token that nobody guesses", local=False)
-    with TestClient(app, base_url="http://page") as page:
-        assert page.get("/").status_code == 401
-        assert page.get("/config", auth=("me", "wrong")).status_code == 401
-        shown = page.get("/", auth=("me", "a token that nobody guesses"))
-        assert shown.status_code == 200 and "gradio" in shown.text
-        assert page.get("/films/film_0.aurora").status_code == 401
-    local = create_app(Client("http://127.0.0.1:9", None), SETTINGS)
-    with TestClient(local, base_url="http://evil.example") as page:
-        assert page.get("/").status_code == 400
+@pytest.mark.parametrize(("arguments", "said"), [
+    (("--service", "{url}", "--token", "another token entirely"), "wants a token"),
+    (("--service", "http://127.0.0.1:9"), "does not answer"),
+    (("--service", "127.0.0.1:8000"), "is not an address"),
+    (("--service", "{url}", "--store", "films"), "has its own"),
+    (("--host", "127.0.0.2", "--token", "short"), "16 or more characters"),
+    (("--model", "/nowhere/model"), "/nowhere/model"),
+])
+def test_what_cannot_be_opened_is_one_line_that_says_why(
+    service: Any, arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=":")
+    assert main(["ui", "--port", "0", *(word.format(url=service.url) for word in arguments)]) == 2
+    text = capsys.readouterr().err
+    assert said in text and text.count("error:") == 1 and text.count("\n") == 1

@@ -191,7 +191,7 @@ def test_a_reload_while_a_film_is_watched_goes_on_with_it_and_it_is_asked_meanwh
     watched(page, clip)
     page.fill("#fps input", "30")
     page.press("#fps input", "Tab")
-    add(page, make_video(tmp_path / "long.mp4", 6000, fps=30, size=(64, 48)))
+    add(page, make_video(tmp_path / "long.mp4", 4500, fps=30, size=(64, 48)))
     page.wait_for_selector("#status .chip.watching")
     page.wait_for_function("Number(document.querySelector('#status [role=progressbar]')?.ariaValueNow) > 0")
     page.reload()
@@ -200,7 +200,7 @@ def test_a_reload_while_a_film_is_watched_goes_on_with_it_and_it_is_asked_meanwh
     assert service.films()["long"]["status"] == "watching", "it was asked while it was watched"
     page.wait_for_selector("#status .card:has-text('long') .chip.ready")
     assert page.locator("#conversation article").count() == 1, "the conversation stays when the film is ready"
-    assert float(page.locator("#second input[type=range]").get_attribute("max")) == pytest.approx(200.0, abs=0.2)
+    assert float(page.locator("#second input[type=range]").get_attribute("max")) == pytest.approx(150.0, abs=0.2)
 
 
 def test_two_tabs_know_of_each_others_films(open_page: OpenPage, served: str, clip: Path) -> None:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from aurora.inference.video_model import load
 
-from .conftest import Process, Service
+from .conftest import TOKEN, Process, Service
 
 pytest.importorskip("gradio")
 pytestmark = [pytest.mark.process, pytest.mark.slow]
@@ -120,21 +121,20 @@ def test_a_service_that_ends_is_said_and_may_be_tried_again(open_page: OpenPage,
     assert not page.locator("#problem [role=alert]").is_visible()
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    (("--service", "{url}", "--token", "another token entirely"), "wants a token"),
-    (("--service", "http://127.0.0.1:9"), "does not answer"),
-    (("--service", "127.0.0.1:8000"), "is not an address"),
-    (("--service", "{url}", "--store", "films"), "has its own"),
-    (("--host", "0.0.0.0", "--token", "short"), "16 or more characters"),
-    (("--model", "/nowhere/model"), "/nowhere/model"),
-])
-def test_what_cannot_be_opened_is_one_line_that_says_why(service: Service, tmp_path: Path, arguments: tuple[str, ...],
-                                                         said: str) -> None:
-    words = [word.format(url=service.url) for word in arguments]
-    with pytest.raises(AssertionError) as refused:
-        Process(tmp_path / "log", "the page is at", "ui", "--port", "0", *words, token=None)
-    text = str(refused.value).partition("\nassert")[0]
-    assert said in text and "Traceback" not in text and text.count("error:") == 1
+def test_a_page_for_others_asks_for_its_password_and_one_for_this_machine_takes_no_other_name(
+    talking: Service, talking_page: str, tmp_path: Path
+) -> None:
+    page = Process(tmp_path / "log", "the page is at", "ui", "--host", "127.0.0.2", "--port", "0", "--service",
+                   talking.url)
+    try:
+        for path in ("/", "/config", "/films/film_0.aurora"):
+            assert httpx.get(f"{page.url}{path}").status_code == 401
+            assert httpx.get(f"{page.url}{path}", auth=("me", "wrong")).status_code == 401
+        shown = httpx.get(page.url, auth=("me", TOKEN))
+        assert shown.status_code == 200 and "gradio" in shown.text
+    finally:
+        page.end()
+    assert httpx.get(talking_page, headers={"Host": "evil.example"}).status_code == 400
 
 
 def test_alone_it_starts_a_service_with_the_shipped_model_and_ends_it(open_page: OpenPage, tmp_path: Path) -> None:
