@@ -11,8 +11,8 @@ import numpy as np
 
 from aurora.figures import Grouping, merged_patches, patch_grid
 from aurora.images import decode_image
+from aurora.inference.base_video_model import BaseVideoModel
 from aurora.inference.film import Film
-from aurora.inference.video_model import VideoModel
 from aurora.interfaces import Sampling
 from aurora.serving.decode import DecodeLimits, frames
 from aurora.serving.errors import ApiError
@@ -53,14 +53,14 @@ class Figures:
         self._kept: OrderedDict[tuple[Any, ...], Figure] = OrderedDict()
         self._one = asyncio.Lock()
 
-    async def of(self, film: Film, model: VideoModel, second: float) -> Figure:
+    async def of(self, film: Film, model: BaseVideoModel, second: float) -> Figure:
         """The frame that a film showed at a second, with the groupings of `model`: from the uploaded video where it is
         kept, else from the nearest picture that the film itself keeps. ApiError where there is neither."""
         second = min(second, max(film.now.last, 0.0))
         async with self._one:
             return await asyncio.to_thread(self._of, film, model, second)
 
-    def _of(self, film: Film, model: VideoModel, second: float) -> Figure:
+    def _of(self, film: Film, model: BaseVideoModel, second: float) -> Figure:
         begun = [medium for medium in film.media if medium.start <= second]
         video = self._files.of_sha256(begun[-1].sha256) if begun else None
         if video is not None:
@@ -72,7 +72,7 @@ class Figures:
         return self._once((small,), model, lambda: Frame(small.seconds, "thumbnail",
                                                          decode_image(small.jpeg, formats=("JPEG",))))
 
-    def _once(self, key: tuple[Any, ...], model: VideoModel, read: Callable[[], Frame]) -> Figure:
+    def _once(self, key: tuple[Any, ...], model: BaseVideoModel, read: Callable[[], Frame]) -> Figure:
         """What is kept under a key, made where it is not there."""
         key = (*key, repr(model.settings))
         if key not in self._kept:
@@ -82,7 +82,7 @@ class Figures:
             self._kept.popitem(last=False)
         return self._kept[key]
 
-    def _decoded(self, video: Path, model: VideoModel, start: float, second: float) -> Frame:
+    def _decoded(self, video: Path, model: BaseVideoModel, start: float, second: float) -> Frame:
         sampling = Sampling(fps=1.0, start=second - start)
         with closing(frames([video], sampling, model.config.reader, self._limits)) as shots:  # type: ignore[type-var]
             for shown, frame in shots:
@@ -90,7 +90,7 @@ class Figures:
         raise ApiError(422, f"the video shows no frame at second {second:g}")
 
 
-def _figure(model: VideoModel, frame: Frame) -> Figure:
+def _figure(model: BaseVideoModel, frame: Frame) -> Figure:
     pixels = model.layout.prepare(frame.pixels).permute(1, 2, 0).numpy()
     groups = merged_patches(model.model, frame.pixels, model.layout.keep_ratio)
     return Figure(frame.second, frame.source, pixels, patch_grid(model.model, pixels), groups)
