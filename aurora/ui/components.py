@@ -60,7 +60,7 @@ class Components:
             with gr.Row():
                 self.second = gr.Slider(0.0, 1.0, 0.0, step=0.1, label="Second", elem_id="second", buttons=[])
                 depth = self.settings["depth"]
-                self.depth = gr.Slider(0, depth, depth, step=1, label="Depth in blocks", elem_id="depth", buttons=[])
+                self.depth = gr.Slider(0, depth, depth, step=1, label="Depth (blocks)", elem_id="depth", buttons=[])
 
     def _settings(self) -> None:
         choices, used = self.settings["choices"], self.settings["watched_with"]

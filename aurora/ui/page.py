@@ -108,7 +108,7 @@ class Page(Components):
         talks = {key: _ended(said) for key, said in talks.items()}
         said = talks.get(film) or turns
         told |= {self.talks: {**talks, film: said}, self.second: gr.Slider(maximum=_end(found), value=0.0),
-                 self.conversation: views.conversation(said, True, self.settings["shipped"])}
+                 self.conversation: views.conversation(said, not found["error"], self.settings["shipped"])}
         return told | (self._settings_of(found["settings"]) if "settings" in found else {})
 
     def _settings_of(self, used: Mapping[str, Any]) -> Updates:

@@ -237,12 +237,14 @@ def text(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("make", [no_frames, noise, text])
-def test_what_is_no_video_is_an_error_in_words_and_can_be_deleted(open_page: OpenPage, served: str, service: Any,
-                                                                  tmp_path: Path, make: Callable[[Path], Path]) -> None:
+@pytest.mark.parametrize(("make", "name"), [
+    (no_frames, "broken.mp4"), (noise, "<b>broken.mp4"), (text, "broken.mp4"), (noise, "broken.aurora")])
+def test_what_is_no_video_is_an_error_in_words_and_can_be_deleted(
+    open_page: OpenPage, served: str, service: Any, tmp_path: Path, make: Callable[[Path], Path], name: str
+) -> None:
     page = open_page(served)
     page.wait_for_selector("#status .empty")
-    add(page, make(tmp_path / "<b>broken.mp4"))
+    add(page, make(tmp_path / name))
     page.wait_for_selector("[role=alert]")
     assert "Traceback" not in page.inner_text("body") and str(tmp_path) not in page.inner_text("body")
     if service.films():
@@ -250,6 +252,13 @@ def test_what_is_no_video_is_an_error_in_words_and_can_be_deleted(open_page: Ope
         page.click("#delete")
     page.wait_for_selector("#status .empty")
     assert service.films() == {} and service.client.get("/v1/files").json()["data"] == []
+
+
+def test_a_damaged_film_of_the_store_is_said_to_be_one(open_page: OpenPage, served: str, service: Any) -> None:
+    noise(service.folder / "store" / "old film.aurora")
+    page = open_page(served)
+    page.wait_for_selector("#status .problem:has-text('old film') .chip.damaged")
+    assert "Add or choose a film first" in page.inner_text("#conversation")
 
 
 def test_a_video_of_one_frame_is_a_film(open_page: OpenPage, served: str, make_video: Any, tmp_path: Path) -> None:
