@@ -50,16 +50,20 @@ def ui(
     if service is not None and not service.startswith(("http://", "https://")):
         raise AuroraError(f"--service {service!r} is not an address such as http://127.0.0.1:8000")
     try:
+        from aurora.serving.listening import listen
         from aurora.ui.app import serve
         from aurora.ui.client import Client
         from aurora.ui.started import StartedService
     except ModuleNotFoundError as error:
         raise AuroraError(f"`aurora ui` needs {error.name}, which is not installed; "
                           "pip install 'auroralong[ui]'") from error
-    if service is not None:
-        return serve(Client(service, token), host=host, port=port, token=token)
-    with StartedService(_arguments(own, device)) as started:
-        return serve(Client(started.url, started.token), host=host, port=port, token=token)
+    local = host in LOCAL
+    arguments = _arguments(own, device) if service is None else []
+    with listen(host, port) as listening:  # before anything is started for it
+        if service is not None:
+            return serve(Client(service, token), listening, token=token, local=local)
+        with StartedService(arguments) as started:
+            return serve(Client(started.url, started.token), listening, token=token, local=local)
 
 
 def _arguments(own: OwnService, device: Device) -> list[str]:

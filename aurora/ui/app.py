@@ -20,12 +20,11 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from aurora.serving.listening import address, listen
+from aurora.serving.listening import address
 from aurora.ui.client import Client, ServiceError, settings_of
 from aurora.ui.page import Page
 
 HERE = Path(__file__).parent
-LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def create_app(client: Client, settings: Mapping[str, Any], *, token: str | None = None, local: bool = True
@@ -112,12 +111,11 @@ class Server(uvicorn.Server):
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # pages that listen are cut off
 
 
-def serve(client: Client, *, host: str, port: int, token: str | None) -> int:
+def serve(client: Client, listening: socket.socket, *, token: str | None, local: bool) -> int:
     """Serves the page until SIGTERM or ^C; gives the exit status. What browsers upload lies in a folder that goes with
-    it. ServiceError when the service cannot be reached; AuroraError for an address that cannot be listened on."""
+    it. ServiceError when the service cannot be reached."""
     settings = asyncio.run(settings_of(client.url, client.token))
-    listening, local = listen(host, port), host in LOCAL
-    with listening, tempfile.TemporaryDirectory(prefix="aurora-ui-") as folder:
+    with tempfile.TemporaryDirectory(prefix="aurora-ui-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         app = create_app(client, settings, token=None if local else token, local=local)
         server = Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))

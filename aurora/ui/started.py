@@ -14,6 +14,16 @@ from typing_extensions import Self
 from aurora.errors import AuroraError
 from aurora.serving.listening import LISTENING
 
+# Ends with the page, even if that is killed (PR_SET_PDEATHSIG). Not with -m: the service's decoders would warn that
+# they import aurora.cli a second time.
+_SERVE = """
+import ctypes, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+from aurora.cli import main
+sys.exit(main())
+"""
+
 
 class StartedService:
     """`aurora serve` in a process of its own, on a free port of this machine, for this page alone."""
@@ -21,10 +31,10 @@ class StartedService:
     def __init__(self, arguments: Sequence[str]) -> None:
         self.token = secrets.token_hex(32)
         environment = {**os.environ, "AURORA_TOKEN": self.token}
-        # not with -m: the service's decoders would warn that they import aurora.cli a second time
-        command = [sys.executable, "-c", "import sys; from aurora.cli import main; sys.exit(main())",
-                   "serve", "--port", "0", *arguments]
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace", env=environment)
+        command = [sys.executable, "-c", _SERVE, "serve", "--port", "0", *arguments]
+        # in a session of its own: ^C is meant for the page, which then ends its service
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace", env=environment,
+                                         start_new_session=True)
         self._said: deque[str] = deque(maxlen=20)
         self.url = self._wait()
         self._draining = threading.Thread(target=self._drain, daemon=True)
