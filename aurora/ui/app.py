@@ -32,8 +32,7 @@ def create_app(client: Client, settings: Mapping[str, Any], *, token: str | None
     """The page of a service with these settings. With a `token` a browser asks for it as a password; a `local` page is
     for this machine alone."""
     app = FastAPI(title="Aurora", docs_url=None, redoc_url=None, openapi_url=None)
-    if token is not None:
-        app.add_middleware(Password, password=token)
+    app.add_middleware(Gate, password=token)
     if local:  # another site's name may not lead here
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
 
@@ -72,19 +71,25 @@ def theme() -> gr.themes.Default:
         button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700")
 
 
-class Password:
-    """Lets a request in that brings the password, whatever the user is called; a browser asks for it by itself."""
+class Gate:
+    """Lets a request in that brings the password, where there is one, whatever the user is called; a browser asks for
+    it by itself. What a page of another site makes the browser send is refused."""
 
-    def __init__(self, app: ASGIApp, password: str) -> None:
-        self.app, self.password = app, password.encode()
+    def __init__(self, app: ASGIApp, password: str | None) -> None:
+        self.app, self.password = app, None if password is None else password.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan" and not self._knows(dict(scope["headers"]).get(b"authorization", b"")):
+        headers = dict(scope.get("headers", ()))
+        if scope["type"] == "lifespan":
+            refused = None
+        elif self.password is not None and not self._knows(headers.get(b"authorization", b"")):
             refused = Response("the password is the token that the page was started with", 401,
                                headers={"WWW-Authenticate": 'Basic realm="Aurora", charset="UTF-8"'})
-            await refused(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
+        elif headers.get(b"sec-fetch-site") == b"cross-site" and headers.get(b"sec-fetch-mode") != b"navigate":
+            refused = Response("this was sent by a page of another site", 403)
+        else:
+            refused = None
+        await (self.app if refused is None else refused)(scope, receive, send)
 
     def _knows(self, given: bytes) -> bool:
         kind, _, encoded = given.partition(b" ")
@@ -92,7 +97,7 @@ class Password:
             password = base64.b64decode(encoded.strip()).partition(b":")[2]
         except ValueError:
             return False
-        return hmac.compare_digest(password, self.password) and kind.lower() == b"basic"
+        return hmac.compare_digest(password, self.password or b"") and kind.lower() == b"basic"
 
 
 class Server(uvicorn.Server):

@@ -285,6 +285,10 @@ def test_keys_reach_the_question_and_show_themselves(open_page: OpenPage, served
     page.wait_for_selector("#status .empty")
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.closest('#question') !== null")
+    for _ in range(40):  # whatever has the focus shows it
+        page.keyboard.press("Tab")
+        assert page.evaluate("""(() => { const node = document.activeElement;
+            return node === document.body || getComputedStyle(node).outlineStyle !== 'none' })()""")
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("?")
     assert page.locator("#keys dl").is_visible()

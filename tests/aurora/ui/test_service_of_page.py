@@ -135,6 +135,9 @@ def test_a_page_for_others_asks_for_its_password_and_one_for_this_machine_takes_
     finally:
         page.end()
     assert httpx.get(talking_page, headers={"Host": "evil.example"}).status_code == 400
+    upload = f"{talking_page}/gradio_api/upload"
+    assert httpx.post(upload, files={"files": b"x"}, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    assert httpx.post(upload, files={"files": b"x"}).status_code == 200
 
 
 def test_alone_it_starts_a_service_with_the_shipped_model_and_ends_it(open_page: OpenPage, tmp_path: Path) -> None:
