@@ -13,8 +13,6 @@ from aurora.ui import views
 from aurora.ui.client import Client, ServiceError
 from aurora.ui.components import Components
 
-EXAMPLE = Path(__file__).parents[1] / "assets" / "example.mp4"
-"""A video of Blocks world."""
 SHOW_SECONDS = 0.05
 """At least this long between two pieces of an answer on their way to the browser."""
 _QUIET = {"show_progress": "hidden", "api_visibility": "private"}
@@ -154,7 +152,7 @@ class Page(Components):
 
     async def add_example(self, *watching: Any) -> AsyncIterator[Updates]:
         """The video of Blocks world that comes with Aurora."""
-        async for update in self._add(EXAMPLE, *watching):
+        async for update in self._add(views.EXAMPLE, *watching):
             yield update
 
     async def _add(self, file: Path, *watching: Any) -> AsyncIterator[Updates]:

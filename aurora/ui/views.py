@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from aurora.terminal import clock
@@ -15,6 +16,8 @@ KEYS = (("Enter", "ask"), ("Shift Enter", "new line"), ("Esc", "stop the answer"
         ("U", "add a video"), ("← →", "go through the frames of the timeline"), ("?", "these keys"))
 
 
+EXAMPLE = Path(__file__).parents[1] / "assets" / "example.mp4"
+"""A video of Blocks world."""
 QUESTIONS = ("What color is the object that moves?", "How many objects can be seen?", "Describe the video in detail.")
 """Of Blocks world."""
 

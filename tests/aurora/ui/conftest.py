@@ -142,3 +142,45 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
     for context in contexts:
         context.close()
     assert wrong == []
+
+
+@pytest.fixture(scope="session")
+def clip(make_video: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_video(tmp_path_factory.mktemp("clip") / "street.mp4", 40, size=(160, 120))
+
+
+@pytest.fixture
+def no_films(service: Service) -> None:
+    """The shared service keeps nothing of other tests."""
+    for kind in ("films", "files"):
+        for one in service.client.get(f"/v1/{kind}").json()["data"]:
+            service.client.delete(f"/v1/{kind}/{one['id']}")
+
+
+def add(page: Any, file: Path) -> None:
+    page.wait_for_selector("#drop input[type=file]", state="attached")
+    page.set_input_files("#drop input[type=file]", str(file))
+
+
+def ready(page: Any, name: str) -> None:
+    page.wait_for_selector(f"#status .card:has-text('{name}') .chip.ready")
+    page.wait_for_selector("#figure img")
+
+
+def watched(page: Any, file: Path) -> None:
+    """Adds a video and waits until it was watched."""
+    add(page, file)
+    ready(page, file.stem)
+
+
+def ask(page: Any, question: str) -> str:
+    """The answer, once it is whole."""
+    page.fill("#question textarea", question)
+    page.press("#question textarea", "Enter")
+    return answer(page, question)
+
+
+def answer(page: Any, question: str) -> str:
+    article = page.locator(f"#conversation article.done:has-text('{question}')").last
+    article.wait_for()
+    return str(article.locator(".answer").inner_text())
