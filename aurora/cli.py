@@ -1,7 +1,8 @@
 """`aurora COMMAND`: commands are found by name, and each is imported when it is called.
 
 A command is a function with typer's annotations, or a `typer.Typer` with commands of its own. It is named after its
-file, in `aurora/commands/` or `datamodules/commands/`, or after its entry point `aurora.command` in another package.
+file, with - for _, in `aurora/commands/` or `datamodules/commands/`, or after its entry point `aurora.command` in
+another package.
 What takes long to import is imported when the function runs, so that help and completion are there at once.
 """
 
@@ -93,7 +94,7 @@ class Commands(TyperGroup):
 @functools.cache
 def find_commands() -> dict[str, EntryPoint]:
     """By name, where each command is. AuroraError for a name that is taken."""
-    files = [EntryPoint(path.stem, f"{package}.{path.stem}:{path.stem}", GROUP)
+    files = [EntryPoint(path.stem.replace("_", "-"), f"{package}.{path.stem}:{path.stem}", GROUP)
              for package, folder in _FOLDERS.items() for path in folder.glob("[!_]*.py")]
     found: dict[str, EntryPoint] = {}
     for entry in (*files, *entry_points(group=GROUP)):
@@ -121,7 +122,9 @@ def _load(entry: EntryPoint) -> Command:
         if not callable(given):
             raise AuroraError(f"command {entry.name!r}: {entry.value} is neither a function nor a typer.Typer")
         function, given = given, typer.Typer(add_completion=False)
-        given.command(entry.name)(flatten(function))
+        given.command(entry.name)(function)
+    for registered in given.registered_commands:
+        registered.callback = registered.callback and flatten(registered.callback)
     command = typer.main.get_command(given)
     assert isinstance(command, (TyperCommand, TyperGroup))
     for one in (command, *getattr(command, "commands", {}).values()):
@@ -136,6 +139,8 @@ def flatten(command: Callable[..., Any]) -> Callable[..., Any]:
     several commands share, each with a default. Their help stands under the first line of its docstring."""
     hints = get_type_hints(command, include_extras=True)
     groups = {name: kind for name, kind in hints.items() if isinstance(kind, type) and is_dataclass(kind)}
+    if not groups:
+        return command
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
         parameters += (_options(groups[name]) if name in groups else

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from typing import Any
 from aurora.errors import AuroraError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 _OF_A_MODEL = re.compile(r".*\.(safetensors|json|yaml|txt|md|model|jinja)|tokenizer|LICENSE|NOTICE|\.gitattributes")
 
 
@@ -26,6 +28,27 @@ def room_for(path: Path) -> Iterator[None]:
             raise
         raise AuroraError(f"{path}: no room left on the disk ({error.strerror}); make room and run again: what is "
                           "done is not done again") from error
+
+
+@contextlib.contextmanager
+def claimed(file: Path, what: str, *, wait: bool = False) -> Iterator[bool]:
+    """Whether `what` is ours until the end of the block, or of this process: no other process, on any machine that sees
+    the file, has claimed it there; with `wait` once none has. A process has one claim of a file at a time. Where the
+    file system has no locks everything is ours."""
+    import fcntl  # not on Windows
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # a byte far behind the end of the file, one for everything that can be claimed
+    place = int.from_bytes(hashlib.sha256(what.encode()).digest()[:7], "big")
+    with file.open("ab") as handle:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
+            free = True
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN, *_NO_LOCKS):
+                raise
+            free = error.errno in _NO_LOCKS
+        yield free
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -49,7 +49,7 @@ class Slot(Generic[T]):
 
     def require(self, name: str) -> None:
         """AuroraError that lists the known names when this is not one of them."""
-        if name not in self.known():
+        if name not in self._classes and name not in self.known():  # which looks through all installed packages
             raise AuroraError(f"no {self.name} named {name!r}.{suggest(name, self.known())}")
 
     def get(self, name: str) -> type[T]:

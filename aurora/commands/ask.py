@@ -21,12 +21,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Frames:
+class Sampled:
     """Frames"""
 
-    more: Annotated[list[str], typer.Option(
-        "--with", metavar="FILE", help="A further image or video, seen after the first. May be repeated.")
-    ] = field(default_factory=list)
     fps: Annotated[float | None, typer.Option(metavar="N", help="Frames per second of video.")] = None
     frames: Annotated[int | None, typer.Option(metavar="N", help="This many frames instead, spread evenly.")] = None
     max_frames: Annotated[int | None, typer.Option(
@@ -44,6 +41,15 @@ class Frames:
         if self.frames is not None:
             changed += [f"sampling.frames={self.frames}", "sampling.fps=null", "sampling.max_frames=null"]
         return changed if self.max_frames is None else [*changed, f"sampling.max_frames={self.max_frames}"]
+
+
+@dataclass(frozen=True)
+class Frames(Sampled):
+    """Frames"""
+
+    more: Annotated[list[str], typer.Option(
+        "--with", metavar="FILE", help="A further image or video, seen after the first. May be repeated.")
+    ] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ def ask(
     chat: Annotated[bool, typer.Option(
         "--chat", help="One conversation; further questions are read from standard input.")] = False,
     films: Films, frames: Frames, model: Model, adapter: Adapter, answer: Answer, device: Device,
-) -> None:
+) -> int:
     """Answer questions about a video or images.
 
     Reads a video of any length in constant memory and streams the answer to standard output. Several questions are
@@ -138,18 +144,19 @@ def ask(
         if score != "text" and (chat or not option):
             raise AuroraError(f"--score {score} chooses among --option TEXT, each question by itself: give options, "
                               "and no --chat")
-        answer_each([multiple_choice(question, option) if option else question for question in questions],
-                    files, overrides, waiting, frames, model, adapter, answer, device, films=films, chat=chat,
-                    options=[] if score == "text" else option, score=score)
+        return answer_each([multiple_choice(question, option) if option else question for question in questions],
+                           files, overrides, waiting, frames, model, adapter, answer, device, films=films, chat=chat,
+                           options=[] if score == "text" else option, score=score)
 
 
 def answer_each(
     questions: Sequence[str], files: Sequence[str], overrides: Sequence[str], waiting: "Waiting", frames: Frames,
     model: Model, adapter: Adapter, answer: Answer, device: Device, *, films: Films | None = None, chat: bool = False,
     options: Sequence[str] = (), score: Score = "likelihood"
-) -> None:
+) -> int:
     """Answers the questions about files, a saved film or those of a store; with `chat` as one conversation that goes on
-    with standard input, and with `options` by the likeliest of them."""
+    with standard input, and with `options` by the likeliest of them. Gives the exit status: 1 where one of several
+    films cannot be asked."""
     from aurora.inference.generation import Generation
     from aurora.inference.visuals import check_file
 
@@ -161,8 +168,16 @@ def answer_each(
     used = load(model, adapter, device, [*overrides, *model.overrides(), *frames.overrides()])
     waiting.say("reading")
     names: Sequence[str | None] = wanted or [None]
+    status = 0
     for name in names:
-        film = _film(used, files, films, name, frames, waiting)
+        try:
+            film = _film(used, files, films, name, frames, waiting)
+        except AuroraError as error:
+            if len(names) == 1:
+                raise
+            sys.stderr.write(f"{name}: {error}\n")
+            status = 1
+            continue
         answers: Iterable[Iterable[str]]
         if options:
             answers = _likeliest(film, questions, options, score)
@@ -176,6 +191,7 @@ def answer_each(
             waiting.stream(pieces if len(wanted) < 2 else chain([f"{name}: "], pieces))
         if films.save is not None:
             film.save(films.save)
+    return status
 
 
 def _wanted(films: Films, files: Sequence[str], chat: bool) -> list[str]:

@@ -1,8 +1,9 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import ray
+from annotated_types import Ge
 
 from aurora.errors import AuroraError
 from aurora.interfaces.data import Executor, R, T
@@ -12,12 +13,13 @@ from aurora.registry import EXECUTOR
 
 @EXECUTOR.register
 class RayExecutor(Executor):
-    """One Ray task per task, each on `cpus` cores; `address` is that of a cluster, by default the one that RAY_ADDRESS
-    names, else one is started here. All machines see the same folders under the same paths.
+    """One Ray task per task, each on `cpus` cores and `gpus` GPUs; `address` is that of a cluster, by default the one
+    that RAY_ADDRESS names, else one is started here. All machines see the same folders under the same paths.
     """
 
-    def __init__(self, *, address: str | None = None, cpus: PositiveFloat = 1.0) -> None:
-        self._address, self._cpus = address, cpus
+    def __init__(self, *, address: str | None = None, cpus: PositiveFloat = 1.0,
+                 gpus: Annotated[float, Ge(0)] = 0.0) -> None:
+        self._address, self._cpus, self._gpus = address, cpus, gpus
 
     def run(self, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         ours = not ray.is_initialized()
@@ -28,7 +30,7 @@ class RayExecutor(Executor):
                 raise AuroraError(f"executor 'ray': no cluster at {self._address}: {error}") from error
         waiting: list[Any] = []
         try:
-            remote = ray.remote(num_cpus=self._cpus)(work)
+            remote = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus)(work)
             waiting = [remote.remote(task) for task in tasks]
             while waiting:
                 done, waiting = ray.wait(waiting)

@@ -26,7 +26,9 @@ from aurora.registry import READER, SLOTS
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(find_commands())
-BELOW_SHARDS = ("list", "build", "work", "index", "validate", "stats", "preview")
+BELOW = {"shards": ("list", "build", "work", "index", "validate", "stats", "preview"),
+         "index": ("build", "list", "show", "remove")}
+EVERY = [*COMMANDS, *(f"{command} {below}" for command in BELOW for below in BELOW[command])]
 SHORT = ("--max-new-tokens", "12")
 
 
@@ -58,13 +60,13 @@ def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
 # ---- help
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *(f"shards {command}" for command in BELOW_SHARDS)])
+@pytest.mark.parametrize("command", EVERY)
 def test_every_command_explains_itself_with_an_example(run, command: str) -> None:
     status, out, _ = run(*command.split(), "--help")
     assert status == 0 and f"aurora {command}" in out.partition("example:")[2]
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *(f"shards {command}" for command in BELOW_SHARDS)])
+@pytest.mark.parametrize("command", EVERY)
 def test_every_option_has_a_help_text(command: str) -> None:
     name, *below = command.split()
     found = typer.main.get_command(app).get_command(None, name)
@@ -147,7 +149,7 @@ def completions(*words: str) -> list[str]:
 
 
 def test_commands_and_options_are_completed() -> None:
-    assert completions("ca") == ["caption"]
+    assert completions("ca") == ["caption", "caption-many"]
     assert completions("ask", "--ke") == ["--keep-ratio"]
     assert completions("shards", "va") == ["validate"]
     assert completions("nothing", "-") == []

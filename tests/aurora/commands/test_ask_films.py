@@ -50,6 +50,14 @@ def test_one_film_or_all_of_a_store_are_asked(run, store: Path, model_folder: Pa
     assert run("What moves?", "--store", store, "--film", "trips/two")[1] == said["trips/two"] + "\n"
 
 
+def test_a_film_that_cannot_be_asked_is_named_and_the_others_answer(run, store: Path, model_folder: Path) -> None:
+    (store / "torn.aurora").write_bytes(b"torn")
+    status, out, err = run("What moves?", "--store", store)
+    assert status == 1 and [line.partition(":")[0] for line in out.splitlines()] == ["one", "trips/two"]
+    assert "torn: " in err and "is not a saved film" in err
+    assert run("What moves?", "--store", store, "--film", "torn")[0] == 2
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (("What?", "--store", "films", "--film", "tow"), "films has no film 'tow'. Known: one, trips/two"),
     (("What?", "--store", "films", "--film", "../one"), "'../one' cannot name a film"),

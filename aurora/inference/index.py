@@ -1,0 +1,268 @@
+"""Watching every video below a folder into a store, in any number of processes that may end at any time.
+
+Besides films the store holds a folder `.index`:
+
+    claims            processes claim the film that they watch in it
+    begun/ID          a film that is being watched; one that a process left when it died is watched last next time
+    made/ID.json      the size and time of the file that a film was made of, so that it need not be read to skip it
+"""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from aurora.errors import AuroraError
+from aurora.files import claimed, read_json
+from aurora.inference.film_file import SUFFIX
+from aurora.inference.store import FilmStore
+from aurora.inference.video_model import VideoModel
+from aurora.inference.visuals import UnreadableVisual, check_file, file_hash
+from aurora.inference.workers import WorkerModel, run_claimed
+from aurora.interfaces import Executor
+from aurora.media import VIDEOS, media_type
+from aurora.version import VERSION
+
+INDEX = ".index"
+_NAMED_AS_VIDEO = {f".{extension}" for extension in (*VIDEOS, "mov", "m4v", "mpeg", "3gp", "m2ts", "mts")}
+_REFUSED = re.compile(r"[^\w .,()+@~#-]")
+_LONGEST, _MOST_BYTES = 100, 200  # of a part of a name; disks take 255 bytes, of which suffixes need some
+
+
+class FoundVideo(NamedTuple):
+    """A video file, and what its film is called."""
+
+    name: str
+    path: str
+
+
+class Outcome(NamedTuple):
+    """What became of one video: its film was made, stands already, is being made by another process, could not be made,
+    or its name belongs to a film of something else."""
+
+    name: str
+    path: str
+    status: Literal["watched", "present", "busy", "broken", "taken"]
+    detail: str = ""
+    frames: int = 0
+    seconds: float = 0.0  # of the film
+    elapsed: float = 0.0  # seconds that watching took
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no film of this video."""
+        return self.status in ("broken", "taken")
+
+
+@dataclass(frozen=True)
+class WatchTask:
+    """One video to be watched into a store."""
+
+    video: FoundVideo
+    store: str
+    model: WorkerModel
+    checkpoint_seconds: float | None = None
+    key: str = ""  # of the model and settings
+    wait: bool = False  # for another process that is watching it
+
+    @property
+    def name(self) -> str:
+        """The name of the film."""
+        return self.video.name
+
+    def facts(self) -> dict[str, Any]:
+        """What a film was made of, as far as it is known without reading a file. OSError when one is gone."""
+        film = FilmStore(self.store).path(self.name)
+        return {"key": self.key, "video": _stamp(self.video.path), "film": _stamp(film)}
+
+    def result(self) -> Outcome | None:
+        """That the film stands, where neither it nor the video has changed since; None where that is not known."""
+        with suppress(AuroraError, OSError, KeyError):
+            made = read_json(self._made)
+            if {key: made[key] for key in ("key", "video", "film")} == self.facts():
+                return Outcome(*self.video, "present", "", made["frames"], made["seconds"])
+        return None
+
+    def note(self, facts: Mapping[str, Any], outcome: Outcome) -> None:
+        """Writes down what `result` reads. `facts` are those of before the video was read."""
+        self._made.parent.mkdir(exist_ok=True)
+        film = _stamp(FilmStore(self.store).path(self.name))
+        self._made.write_text(json.dumps(  # of no harm if it is torn: the video is read again then
+            {**facts, "film": film, "frames": outcome.frames, "seconds": outcome.seconds}))
+
+    @property
+    def _made(self) -> Path:
+        return Path(self.store) / INDEX / "made" / f"{_digest(self.name)[:32]}.json"
+
+
+def find_videos(folder: str | Path, *, without: str | Path) -> list[FoundVideo]:
+    """Every file below a folder that is a video, or is called like one, with a name for its film; none of what begins
+    with a dot or lies below `without`. AuroraError where there is none."""
+    root, left_out = Path(folder), Path(without).resolve()
+    if not root.is_dir():
+        raise AuroraError(f"{folder} is {'not a folder' if root.exists() else 'not there'}; give the one that holds "
+                          "the videos")
+    found: list[Path] = []
+    for place, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if name[0] != "." and Path(place, name).resolve() != left_out)
+        found += [Path(place, name) for name in sorted(files) if name[0] != "." and _is_video(Path(place, name))]
+    if not found:
+        raise AuroraError(f"{folder} holds no video file")
+    names = film_names([path.relative_to(root).as_posix() for path in found])
+    return sorted(FoundVideo(name, str(path.resolve())) for name, path in zip(names, found, strict=True))
+
+
+def film_names(files: Sequence[str]) -> list[str]:
+    """For relative paths the names of their films: without the suffix, or with it where another file has the same name
+    without; what a store does not take is replaced, and a digest tells such names apart."""
+    stems = [_without_suffix(file) for file in files]
+    counts = Counter(stems)
+    chosen = [file if counts[stem] > 1 else stem for file, stem in zip(files, stems, strict=True)]
+    # a file may be called like another one with its suffix
+    counts = Counter(chosen)
+    chosen = [file if counts[name] > 1 else name for file, name in zip(files, chosen, strict=True)]
+    made = ["/".join(map(_part, name.split("/"))) for name in chosen]
+    counts = Counter(name.casefold() for name in made)  # some disks do not tell capitals
+    return [name if name == wanted and counts[name.casefold()] == 1 else f"{name}~{_digest(file)[:8]}"
+            for name, wanted, file in zip(made, chosen, files, strict=True)]
+
+
+def watch_video(task: WatchTask) -> Outcome:
+    """Makes the film of one video, unless the store has just this film."""
+    (name, path), store = task.video, FilmStore(task.store)
+    with claimed(store.folder / INDEX / "claims", name, wait=task.wait) as free:
+        if not free:
+            return Outcome(name, path, "busy")
+        if (standing := task.result()) is not None:  # another process has made it meanwhile
+            return standing
+        model = task.model.load()
+        with _begun(store, name):
+            try:
+                facts = {"key": task.key, "video": _stamp(path)}
+                outcome = _watched(task, store, model)
+            except (UnreadableVisual, FileNotFoundError) as error:
+                return Outcome(name, path, "broken", str(error))
+            except (RuntimeError, MemoryError) as error:  # such as a GPU whose memory this one video does not fit into
+                return Outcome(name, path, "broken", f"{type(error).__name__}: {error}")
+            if not outcome.failed:
+                task.note(facts, outcome)
+            return outcome
+
+
+def build_index(videos: Sequence[FoundVideo], store: FilmStore, model: WorkerModel, executor: Executor, *,
+                checkpoint_seconds: float | None = None) -> Iterator[Outcome]:
+    """What becomes of every video, as it comes. AuroraError that names what was being watched when a process died."""
+    key = hashlib.sha256(f"{model.digest()} {checkpoint_seconds} {VERSION}".encode()).hexdigest()
+    died = set(_left_over(store))
+    tasks = []
+    for video in sorted(videos, key=lambda video: video.name in died):
+        task = WatchTask(video, str(store.folder), model, checkpoint_seconds, key)
+        if (standing := task.result()) is None:
+            tasks.append(task)
+        else:
+            yield standing
+    try:
+        yield from run_claimed(lambda some: executor.run(watch_video, some), tasks)
+    except AuroraError as error:
+        watching = _left_over(store)
+        if not watching:
+            raise
+        raise AuroraError(f"{error}. Being watched: {', '.join(watching)}; what ends a process again and again is "
+                          "watched last, and can be moved away") from error
+
+
+def _watched(task: WatchTask, store: FilmStore, model: VideoModel) -> Outcome:
+    """The outcome of watching, or of a film that stands. UnreadableVisual."""
+    name, path = task.video
+    standing = _facts(store, name)
+    if standing is not None and not _is_of(standing, path):
+        return Outcome(name, path, "taken", f"the store has a film of this name, of {standing['name']}")
+    check_file(path)
+    if standing is not None and _is_current(standing, model, path, task.checkpoint_seconds):
+        return Outcome(name, path, "present", "", standing["now"]["frames"], standing["now"]["seconds"])
+    began = time.monotonic()
+    film = model.watch(path, checkpoint_seconds=task.checkpoint_seconds)
+    store.save(film, name)
+    return Outcome(name, path, "watched", "", film.frames, film.seconds, time.monotonic() - began)
+
+
+def _stamp(path: str | Path) -> list[int]:
+    """The size of a file, and when it was changed."""
+    found = os.stat(path)
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _is_video(path: Path) -> bool:
+    if path.suffix.lower() == SUFFIX or not path.is_file():
+        return False
+    if path.suffix.lower() in _NAMED_AS_VIDEO:
+        return True
+    try:
+        return media_type(path).moving
+    except AuroraError:
+        return False
+
+
+def _without_suffix(file: str) -> str:
+    return Path(file).with_suffix("").as_posix()
+
+
+def _part(part: str) -> str:
+    """One part of a name as a store takes it."""
+    taken = _REFUSED.sub("_", part)[:_LONGEST].encode()[:_MOST_BYTES].decode(errors="ignore")
+    return taken.strip(" .") or "_"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()
+
+
+def _facts(store: FilmStore, name: str) -> dict[str, Any] | None:
+    """The header of a film; None where there is none that can be read."""
+    with suppress(AuroraError):
+        return store.info(name)
+    return None
+
+
+def _is_of(facts: Mapping[str, Any], path: str) -> bool:
+    """Whether a film is one of this file alone, however it was watched."""
+    return len(facts["media"]) == 1 and facts["media"][0]["name"] == Path(path).name
+
+
+def _is_current(facts: Mapping[str, Any], model: VideoModel, path: str, checkpoint_seconds: float | None) -> bool:
+    """Whether a film is what watching the file would give now."""
+    used, medium = model.blank().model, facts["media"][0]
+    sampling = {key: value for key, value in asdict(used.sampling()).items() if value is not None}
+    return bool(facts["identity"] == used.identity and facts["settings"] == used.settings
+                and facts["checkpoint_seconds"] == checkpoint_seconds and medium["sampling"] == sampling
+                and medium["sha256"] == file_hash(path))
+
+
+@contextmanager
+def _begun(store: FilmStore, name: str) -> Iterator[None]:
+    """Leaves a file for as long as the film is being watched, which stays if the process dies."""
+    note = store.folder / INDEX / "begun" / _digest(name)[:32]
+    note.parent.mkdir(exist_ok=True)
+    note.write_text(name, encoding="utf-8")
+    try:
+        yield
+    finally:
+        note.unlink(missing_ok=True)
+
+
+def _left_over(store: FilmStore) -> list[str]:
+    """The films that were being watched when their processes died."""
+    found = []
+    for note in sorted((store.folder / INDEX / "begun").glob("*")):
+        with suppress(OSError, UnicodeDecodeError):
+            name = note.read_text(encoding="utf-8")
+            with claimed(store.folder / INDEX / "claims", name) as free:
+                found += [name] * free
+    return found

@@ -1,0 +1,333 @@
+"""Watching a folder of videos into a store: real videos, real processes, real kills."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from aurora.cli import main
+from aurora.errors import AuroraError
+from aurora.inference.index import INDEX, Outcome, WatchTask, build_index, film_names, find_videos, watch_video
+from aurora.inference.store import FilmStore
+from aurora.inference.video_model import load
+from aurora.inference.workers import WorkerModel
+from aurora.registry import EXECUTOR
+
+Films = Callable[..., list[Outcome]]
+PARTS = st.lists(st.text("aAß. ~[\n", min_size=1, max_size=5).filter(lambda part: part not in (".", "..")),
+                 min_size=1, max_size=2)
+
+
+@pytest.fixture
+def videos(make_video: Callable[..., Path], tmp_path: Path) -> Path:
+    """Three videos, of which two differ in their suffixes alone."""
+    folder = tmp_path / "videos"
+    make_video(folder / "a" / "one.mp4", 24, seed=1)
+    make_video(folder / "two.mp4", 24, seed=2)
+    make_video(folder / "two.mkv", 16, seed=3)
+    return folder
+
+
+@pytest.fixture
+def watch(videos: Path, model_folder: Path, tmp_path: Path) -> Films:
+    """Watches the videos into the store, one after the other, in this process."""
+
+    def watch(*overrides: str, checkpoint_seconds: float | None = None) -> list[Outcome]:
+        store = FilmStore(tmp_path / "films")
+        made = build_index(find_videos(videos, without=store.folder), store, WorkerModel(str(model_folder), overrides),
+                           EXECUTOR.build({"name": "serial"}), checkpoint_seconds=checkpoint_seconds)
+        return list(made)
+
+    return watch
+
+
+def statuses(outcomes: list[Outcome]) -> dict[str, str]:
+    return {outcome.name: outcome.status for outcome in outcomes}
+
+
+def test_films_are_named_after_their_videos_without_the_suffix() -> None:
+    assert film_names(["a/b.mp4", "c.webm", "c.d.mkv"]) == ["a/b", "c", "c.d"]
+
+
+def test_two_files_that_differ_in_the_suffix_alone_keep_it() -> None:
+    assert film_names(["a.mp4", "a.mkv", "b/a.mp4"]) == ["a.mp4", "a.mkv", "b/a"]
+    assert film_names(["a.mp4", "a.mkv", "a.mp4.webm"]) == ["a.mp4", "a.mkv", "a.mp4.webm"]
+
+
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@example(["a" * 140 + ".mp4", "a" * 141 + ".mp4", "..mp4", "a:b.mp4", "a_b.mp4"])
+@given(st.lists(PARTS.map("/".join), unique=True, max_size=6))
+def test_whatever_files_are_called_every_one_has_a_name_of_its_own_that_a_store_takes(files: list[str]) -> None:
+    names = film_names(files)
+    for name in names:
+        FilmStore("store").path(name)
+    assert len({name.casefold() for name in names}) == len(files)
+
+
+def test_what_is_a_video_is_decided_by_its_content_or_its_name(videos: Path) -> None:
+    (videos / "two.mp4").rename(videos / "two")
+    (videos / "broken.mp4").write_bytes(b"nothing")
+    (videos / "notes.txt").write_text("hello")
+    (videos / ".hidden.mp4").write_bytes(b"nothing")
+    (videos / "films").mkdir()
+    (videos / "films" / "old.mp4").write_bytes(b"nothing")
+    found = find_videos(videos, without=videos / "films")
+    assert [video.name for video in found] == ["a/one", "broken", "two", "two.mkv"]
+
+
+def test_a_folder_without_a_video_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AuroraError, match="holds no video file"):
+        find_videos(tmp_path, without=tmp_path / "films")
+    with pytest.raises(AuroraError, match="is not there"):
+        find_videos(tmp_path / "none", without=tmp_path / "films")
+
+
+@pytest.mark.slow
+def test_a_film_of_the_store_is_that_of_watching(watch: Films, videos: Path, model_folder: Path, tmp_path: Path
+                                                 ) -> None:
+    watch()
+    model = load(model_folder)
+    film = FilmStore(tmp_path / "films").open(model, "a/one")
+    assert film.id == model.watch(videos / "a" / "one.mp4").id
+
+
+@pytest.mark.slow
+def test_what_stands_is_skipped_and_what_changed_is_watched_again(watch: Films, videos: Path,
+                                                                  make_video: Callable[..., Path]) -> None:
+    assert set(statuses(watch()).values()) == {"watched"}
+    assert set(statuses(watch()).values()) == {"present"}
+    make_video(videos / "two.mkv", 20, seed=9)
+    assert statuses(watch()) == {"a/one": "present", "two.mp4": "present", "two.mkv": "watched"}
+    assert set(statuses(watch("keep_ratio=0.25")).values()) == {"watched"}
+    assert set(statuses(watch("keep_ratio=0.25", "sampling.fps=1")).values()) == {"watched"}
+    assert set(statuses(watch("keep_ratio=0.25", "sampling.fps=1", checkpoint_seconds=1.0)).values()) == {"watched"}
+    assert set(statuses(watch("keep_ratio=0.25", "sampling.fps=1", checkpoint_seconds=1.0)).values()) == {"present"}
+
+
+@pytest.mark.slow
+def test_broken_videos_are_listed_and_the_others_watched(watch: Films, videos: Path) -> None:
+    (videos / "empty.mp4").write_bytes(b"")
+    whole = (videos / "two.mkv").read_bytes()
+    (videos / "two.mkv").write_bytes(whole[: len(whole) // 2])
+    made = {outcome.name: outcome for outcome in watch()}
+    assert statuses(list(made.values())) == {"a/one": "watched", "two.mp4": "watched", "two.mkv": "broken",
+                                             "empty": "broken"}
+    assert "is empty" in made["empty"].detail and "truncated" in made["two.mkv"].detail
+
+
+@pytest.mark.slow
+def test_a_film_that_stands_is_kept_when_its_video_breaks(watch: Films, videos: Path, tmp_path: Path) -> None:
+    watch()
+    before = FilmStore(tmp_path / "films").info("a/one")
+    (videos / "a" / "one.mp4").write_bytes(b"")
+    assert statuses(watch())["a/one"] == "broken"
+    assert FilmStore(tmp_path / "films").info("a/one") == before
+
+
+@pytest.mark.slow
+def test_a_film_of_something_else_is_not_replaced(watch: Films, videos: Path, model_folder: Path, tmp_path: Path
+                                                  ) -> None:
+    store, model = FilmStore(tmp_path / "films"), load(model_folder)
+    other = model.watch(videos / "two.mp4", videos / "two.mkv")
+    store.save(other, "a/one")
+    assert statuses(watch())["a/one"] == "taken"
+    assert store.info("a/one")["id"] == other.id
+
+
+@pytest.mark.slow
+def test_a_damaged_film_is_made_again(watch: Films, tmp_path: Path) -> None:
+    watch()
+    (tmp_path / "films" / "a" / "one.aurora").write_bytes(b"torn")
+    assert statuses(watch()) == {"a/one": "watched", "two.mp4": "present", "two.mkv": "present"}
+
+
+@pytest.mark.slow
+def test_a_second_build_reads_only_what_is_new(watch: Films, videos: Path) -> None:
+    watch()
+    path = videos / "two.mp4"
+    before = path.stat()
+    path.write_bytes(b"x" * before.st_size)  # what would be found broken if it were read
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert set(statuses(watch()).values()) == {"present"}
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert statuses(watch())["two.mp4"] == "broken"
+
+
+@pytest.mark.slow
+def test_a_video_that_was_only_copied_is_not_watched_again(watch: Films, videos: Path, tmp_path: Path) -> None:
+    watch()
+    film = tmp_path / "films" / "a" / "one.aurora"
+    before = film.stat().st_mtime_ns
+    os.utime(videos / "a" / "one.mp4")
+    assert set(statuses(watch()).values()) == {"present"} and film.stat().st_mtime_ns == before
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_what_another_process_watches_is_left_to_it(videos: Path, model_folder: Path, tmp_path: Path) -> None:
+    claims = tmp_path / "films" / INDEX / "claims"
+    held = f"import sys\nfrom pathlib import Path\nfrom aurora.files import claimed\n" \
+           f"with claimed(Path({str(claims)!r}), 'two.mp4') as free:\n" \
+           f"    print(free, flush=True)\n    sys.stdin.read()\n"
+    found = find_videos(videos, without=tmp_path / "films")
+    store, model = FilmStore(tmp_path / "films"), WorkerModel(str(model_folder))
+    with subprocess.Popen([sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdin is not None
+        assert process.stdout.readline() == b"True\n"
+        task = WatchTask(next(one for one in found if one.name == "two.mp4"), str(store.folder), model)
+        assert watch_video(task).status == "busy"
+        coming = build_index(found, store, model, EXECUTOR.build({"name": "serial"}))
+        assert [next(coming).name for _ in range(2)] == ["a/one", "two.mkv"]
+        process.kill()  # and what it leaves is watched here
+        assert [(one.name, one.status) for one in coming] == [("two.mp4", "watched")]
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_video_whose_process_died_is_named_and_watched_last(
+        make_video: Callable[..., Path], videos: Path, model_folder: Path, tmp_path: Path) -> None:
+    make_video(videos / "a" / "long.mp4", 4000)
+    store = FilmStore(tmp_path / "films")
+    command = build(videos, store.folder, model_folder, "--fps", "8")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        note = store.folder / INDEX / "begun" / hashlib.sha256(b"a/long").hexdigest()[:32]
+        while not note.exists():
+            assert process.poll() is None
+            time.sleep(0.002)
+        os.kill(descendants(process.pid)[-1], signal.SIGKILL)
+        error = process.communicate()[1].decode()
+    assert process.returncode == 2 and "SIGKILL" in error and "Being watched: a/long" in error
+    found = find_videos(videos, without=store.folder)
+    made = build_index(found, store, WorkerModel(str(model_folder)), EXECUTOR.build({"name": "serial"}))
+    assert [outcome.name for outcome in made][-1] == "a/long"
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that they have, the youngest last."""
+    children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir()
+                for child in (task / "children").read_text().split()]
+    return sorted([*children, *(far for child in children for far in descendants(child))])
+
+
+KILLS = int(os.environ.get("AURORA_INDEX_KILLS", "2"))
+
+
+def build(videos: Path, store: Path, model: Path, *more: str) -> list[str]:
+    """A build as a command."""
+    return [sys.executable, "-m", "aurora.cli", "index", "build", str(videos), "--store", str(store), "--model",
+            str(model), "--threads", "1", "--json", *more]
+
+
+def contents(store: FilmStore) -> dict[str, bytes]:
+    return {name: store.path(name).read_bytes() for name in store.names()}
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_build_that_is_killed_again_and_again_makes_the_same_store(
+        make_video: Callable[..., Path], model_folder: Path, tmp_path: Path) -> None:
+    """AURORA_INDEX_KILLS=20 for more kills."""
+    count, folder, store = 4 * KILLS + 4, tmp_path / "videos", FilmStore(tmp_path / "films")
+    for number in range(count):
+        make_video(folder / f"{number:02}.mp4", 40, seed=number)
+    command = build(folder, store.folder, model_folder, "--jobs", "2")
+    seen: dict[str, int] = {}
+    for kill in range(KILLS):
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            while len(store.names()) < min(4 * kill + 2, count - 2):
+                assert process.poll() is None
+                time.sleep(0.002)
+            process.send_signal(signal.SIGKILL)
+        for name in store.names():
+            changed = store.path(name).stat().st_mtime_ns
+            assert seen.setdefault(name, changed) == changed
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    told = json.loads(done.stdout)
+    # a worker of the last kill may have ended its film before it ended
+    assert done.returncode == 0 and told["counts"]["present"] >= len(seen)
+    assert Counter(told["counts"]).total() == count
+    assert {name: store.path(name).stat().st_mtime_ns for name in seen} == seen
+    subprocess.run(build(folder, tmp_path / "whole", model_folder, "--executor", "serial"), check=True,
+                   stdout=subprocess.DEVNULL)
+    whole = contents(FilmStore(tmp_path / "whole"))
+    assert len(whole) == count and contents(store) == whole
+    assert not list((store.folder / INDEX / "begun").iterdir())
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_two_builds_at_once_share_the_videos(make_video: Callable[..., Path], model_folder: Path, tmp_path: Path
+                                             ) -> None:
+    for number in range(12):
+        make_video(tmp_path / "videos" / f"{number:02}.mp4", 40, seed=number)
+    command = build(tmp_path / "videos", tmp_path / "films", model_folder)
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as one, \
+            subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        told = [json.loads(process.communicate()[0])["videos"] for process in (one, other)]
+        assert one.returncode == other.returncode == 0
+    watched = [video["name"] for each in told for video in each if video["status"] == "watched"]
+    assert sorted(watched) == [f"{number:02}" for number in range(12)]  # each once
+    assert all(video["status"] in ("watched", "present") for each in told for video in each)
+    assert FilmStore(tmp_path / "films").names() == sorted(watched)
+
+
+@pytest.mark.slow
+def test_the_commands_list_show_and_remove_what_was_built(watch: Films, tmp_path: Path,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    watch(checkpoint_seconds=1.0)
+    store = ["--store", str(tmp_path / "films")]
+    assert main(["index", "list", *store, "--json"]) == 0
+    assert {name: row["frames"] for name, row in json.loads(capsys.readouterr().out).items()} == {
+        "a/one": 6, "two.mkv": 4, "two.mp4": 6}
+    assert main(["index", "show", "a/one", *store]) == 0
+    shown = capsys.readouterr().out
+    assert "one.mp4 from 0:00, fps 2.0" in shown and "6 frames" in shown and "weights" in shown
+    assert main(["index", "remove", "a/one", "nowhere", *store]) == 2
+    assert "has no film 'nowhere'" in capsys.readouterr().err
+    assert main(["index", "remove", "a/one", "two.mp4", *store]) == 0
+    capsys.readouterr()
+    (tmp_path / "films" / "torn.aurora").write_bytes(b"torn")
+    assert main(["index", "list", *store]) == 1
+    listed = capsys.readouterr().out
+    assert "two.mkv" in listed and "a/one" not in listed and "is not a saved film" in listed
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--devices", "cpu,cpu", "--jobs", "1"], "leaves some of the 2 --devices without a process"),
+    (["--devices", "cuda:77"], "cannot be used"),
+    (["--part", "3/3"], "is not K/N"),
+    (["--executor", "slurm"], "--part"),
+    (["--executor", "serial", "--jobs", "2"], "are for --executor process"),
+    (["--fps", "1", "--frames", "2"], "exclude each other"),
+    (["keep_raito=0.5"], "Did you mean 'keep_ratio'"),
+    (["executor.wrokers=2"], "has no option 'wrokers'"),
+])
+def test_options_that_cannot_be_met_are_refused(words: list[str], message: str, videos: Path, model_folder: Path,
+                                                tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["index", "build", str(videos), "--store", str(tmp_path / "films"), "--model", str(model_folder),
+                 *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_broken_video_makes_the_status_of_the_build_1(videos: Path, model_folder: Path, tmp_path: Path,
+                                                        capsys: pytest.CaptureFixture[str]) -> None:
+    (videos / "broken.mp4").write_bytes(b"no video")
+    command = ["index", "build", str(videos), "--store", str(tmp_path / "films"), "--model", str(model_folder)]
+    assert main([*command, "--part", "0/2"]) + main([*command, "--part", "1/2"]) == 1
+    assert "broken: " in capsys.readouterr().out
+    assert main(command) == 1
+    assert "0 watched (0:00 of video, 0 frames), 3 stood already, 1 failed" in capsys.readouterr().out
