@@ -1,6 +1,6 @@
-"""Rows of Parquet files, by row group."""
+"""Rows of Parquet files, read by row group and written."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ try:
     import pyarrow as pa
     import pyarrow.parquet as pq
 except ModuleNotFoundError as missing:
-    raise AuroraError("reading Parquet needs the package 'pyarrow', which is not installed; "
+    raise AuroraError("Parquet needs the package 'pyarrow', which is not installed; "
                       "try: pip install 'auroralong[parquet]'") from missing
 
 
@@ -47,6 +47,12 @@ def holds_bytes(path: Path) -> bool:
 def row(path: Path, group: int, number: int) -> dict[str, Any]:
     """A record. UnicodeDecodeError when it holds text that is not UTF-8."""
     return _group(path, group).slice(number, 1).to_pylist()[0]  # type: ignore[no-any-return]
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+    """Writes rows whose columns have the kinds of Arrow that are named, such as "string"."""
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
 
 
 def _row_or_error(table: Any, number: int) -> dict[str, Any] | UnicodeDecodeError:
