@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
@@ -19,7 +20,7 @@ class Captioner:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
         """The outcome of every task as JSON; tasks are pickled, since Arrow has no column of them."""
-        done = [caption_shard(ray.cloudpickle.loads(task)) for task in batch["task"]]
+        done = [caption_shard(pickle.loads(task)) for task in batch["task"]]
         return {"outcome": [json.dumps(outcome) for outcome in done]}
 
 
@@ -42,8 +43,7 @@ def _outcomes(tasks: Sequence[CaptionTask], actors: int, gpus: int) -> Iterator[
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     try:
-        data = ray.data.from_items([{"task": ray.cloudpickle.dumps(task)} for task in tasks],
-                                   override_num_blocks=len(tasks))
+        data = ray.data.from_items([{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
         rows = data.map_batches(Captioner, batch_size=1, batch_format="numpy", num_cpus=1, num_gpus=gpus,
                                 compute=ActorPoolStrategy(min_size=1, max_size=actors))
         for row in rows.iter_rows():

@@ -113,7 +113,7 @@ def caption_tasks(shards: Sequence[InputShard], output: Path, model: WorkerModel
     replace_file(file, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
     tasks = [CaptionTask(shard, str(output.resolve()), model, request) for shard in shards]
     for task in tasks if retry else ():
-        if (done := task.result()) is not None and done.failed:
+        if (made := task.result()) is not None and made.failed:
             task.done.unlink()
     return tasks
 

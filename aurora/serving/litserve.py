@@ -87,7 +87,8 @@ class FilmAPI(LitAPI):
 def main(
     store: Annotated[Path, typer.Option(metavar="FOLDER", help="The films, as `aurora index` makes them.")],
     overrides: Annotated[list[str] | None, typer.Argument(
-        metavar="OVERRIDE", show_default=False, help="KEY=VALUE of the model's config, such as dtype=bfloat16.")] = None,
+        metavar="OVERRIDE", show_default=False, help="KEY=VALUE of the model's config, such as dtype=bfloat16.")
+    ] = None,
     model: Annotated[str | None, typer.Option(metavar="FOLDER", help="A model folder.")] = None,
     host: Annotated[str, typer.Option(metavar="HOST")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N")] = 8000,

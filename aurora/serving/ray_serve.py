@@ -8,7 +8,8 @@ replicas come and go without losing anything.
 """
 
 import asyncio
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, cast
 
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -74,7 +75,7 @@ class Films:
 class Gateway:
     """Takes requests and gives each to a replica that has its film, if there is one."""
 
-    def __init__(self, store: str, films: DeploymentHandle) -> None:
+    def __init__(self, store: str, films: DeploymentHandle[Any]) -> None:
         self._store, self._films = FilmStore(store), films
 
     @app.get("/v1/films")
@@ -97,8 +98,10 @@ class Gateway:
 
 def application(arguments: Arguments) -> serve.Application:
     """The application, for `serve run` and `serve.run`."""
-    model = WorkerModel(arguments.model, tuple(arguments.overrides), devices=("cuda" if arguments.gpus else "cpu",),
+    store, folder = (str(Path(given).resolve()) for given in (arguments.store, arguments.model))
+    model = WorkerModel(folder, tuple(arguments.overrides), devices=("cuda" if arguments.gpus else "cpu",),
                         threads=max(1, int(arguments.cpus)))
-    films = Films.options(num_replicas=arguments.replicas, ray_actor_options={
-        "num_gpus": arguments.gpus, "num_cpus": arguments.cpus}).bind(arguments.store, model)
-    return Gateway.bind(arguments.store, films)
+    films, gateway = cast(serve.Deployment, Films), cast(serve.Deployment, Gateway)  # what the decorators make of them
+    needs = {"num_gpus": arguments.gpus, "num_cpus": arguments.cpus}
+    replicas = films.options(num_replicas=arguments.replicas, ray_actor_options=needs)
+    return gateway.bind(store, replicas.bind(store, model))
