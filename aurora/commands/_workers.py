@@ -67,7 +67,7 @@ def device_of_each(given: str, jobs: int | None, executor: str) -> list[str]:
     count = len(devices) if jobs is None else jobs
     if count < len(devices):
         raise AuroraError(f"--jobs {jobs} leaves some of the {len(devices)} --devices without a process")
-    for device in dict.fromkeys(devices):
+    for device in dict.fromkeys(devices) if executor != "ray" else ():  # whose machines have others
         # memory of a GPU that is merely looked for would be taken for as long as this process runs
         if not (device.startswith("cuda:") and device[5:].isdecimal() and int(device[5:]) < torch.cuda.device_count()):
             use(device, None)
