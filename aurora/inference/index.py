@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -158,7 +158,7 @@ def watch_video(task: WatchTask) -> Outcome:
 
 def build_index(videos: Sequence[FoundVideo], store: FilmStore, model: WorkerModel, executor: Executor, *,
                 checkpoint_seconds: float | None = None) -> Iterator[Outcome]:
-    """What becomes of every video, as it comes. AuroraError that names what was being watched when a process died."""
+    """What becomes of every video, as it comes."""
     key = hashlib.sha256(f"{model.digest()} {checkpoint_seconds} {VERSION}".encode()).hexdigest()
     died = set(_left_over(store))
     tasks = []
@@ -168,14 +168,36 @@ def build_index(videos: Sequence[FoundVideo], store: FilmStore, model: WorkerMod
             tasks.append(task)
         else:
             yield standing
+    yield from _survived(tasks, store, lambda some: run_claimed(lambda more: executor.run(watch_video, more), some))
+
+
+def _survived(tasks: Sequence[WatchTask], store: FilmStore, run: Callable[[Sequence[WatchTask]], Iterator[Outcome]]
+              ) -> Iterator[Outcome]:
+    """The outcomes of all tasks. Those that were being done when a process died are done again, each alone: what ends
+    its process then too is broken."""
+    left = {task.name: task for task in tasks}
+    while left:
+        try:
+            for outcome in run(list(left.values())):
+                del left[outcome.name]
+                yield outcome
+        except AuroraError:
+            suspects = [left.pop(name) for name in _left_over(store) if name in left]
+            if not suspects:
+                raise
+            for task in suspects:
+                yield from _alone(task, store, run)
+
+
+def _alone(task: WatchTask, store: FilmStore, run: Callable[[Sequence[WatchTask]], Iterator[Outcome]]
+           ) -> Iterator[Outcome]:
     try:
-        yield from run_claimed(lambda some: executor.run(watch_video, some), tasks)
+        yield from run([task])
     except AuroraError as error:
-        watching = _left_over(store)
-        if not watching:
+        if task.name not in _left_over(store):
             raise
-        raise AuroraError(f"{error}. Being watched: {', '.join(watching)}; what ends a process again and again is "
-                          "watched last, and can be moved away") from error
+        _note(store, task.name).unlink()
+        yield Outcome(*task.video, "broken", str(error).partition(". Run again")[0])
 
 
 def _watched(task: WatchTask, store: FilmStore, model: VideoModel) -> Outcome:
@@ -248,13 +270,17 @@ def _is_current(facts: Mapping[str, Any], model: VideoModel, path: str, checkpoi
 @contextmanager
 def _begun(store: FilmStore, name: str) -> Iterator[None]:
     """Leaves a file for as long as the film is being watched, which stays if the process dies."""
-    note = store.folder / INDEX / "begun" / _digest(name)[:32]
+    note = _note(store, name)
     note.parent.mkdir(exist_ok=True)
     note.write_text(name, encoding="utf-8")
     try:
         yield
     finally:
         note.unlink(missing_ok=True)
+
+
+def _note(store: FilmStore, name: str) -> Path:
+    return store.folder / INDEX / "begun" / _digest(name)[:32]
 
 
 def _left_over(store: FilmStore) -> list[str]:

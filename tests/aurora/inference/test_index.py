@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -197,22 +198,35 @@ def test_what_another_process_watches_is_left_to_it(videos: Path, model_folder: 
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_a_video_whose_process_died_is_named_and_watched_last(
-        make_video: Callable[..., Path], videos: Path, model_folder: Path, tmp_path: Path) -> None:
-    make_video(videos / "a" / "long.mp4", 4000)
-    store = FilmStore(tmp_path / "films")
-    command = build(videos, store.folder, model_folder, "--fps", "8")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        note = store.folder / INDEX / "begun" / hashlib.sha256(b"a/long").hexdigest()[:32]
-        while not note.exists():
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_video_that_ends_its_process_is_watched_again_alone_and_does_not_stop_the_others(
+        deaths: int, make_video: Callable[..., Path], videos: Path, model_folder: Path, tmp_path: Path) -> None:
+    make_video(videos / "a" / "long.mp4", 800)
+    store, killed = FilmStore(tmp_path / "films"), 0
+    note, written = store.folder / INDEX / "begun" / hashlib.sha256(b"a/long").hexdigest()[:32], 0
+    with subprocess.Popen(build(videos, store.folder, model_folder, "--fps", "8"), stdout=subprocess.PIPE) as process:
+        while killed < deaths:
             assert process.poll() is None
+            with suppress(FileNotFoundError):
+                if (changed := note.stat().st_mtime_ns) != written:
+                    os.kill(descendants(process.pid)[-1], signal.SIGKILL)
+                    killed, written = killed + 1, changed
             time.sleep(0.002)
-        os.kill(descendants(process.pid)[-1], signal.SIGKILL)
-        error = process.communicate()[1].decode()
-    assert process.returncode == 2 and "SIGKILL" in error and "Being watched: a/long" in error
-    found = find_videos(videos, without=store.folder)
-    made = build_index(found, store, WorkerModel(str(model_folder)), EXECUTOR.build({"name": "serial"}))
-    assert [outcome.name for outcome in made][-1] == "a/long"
+        told = {video["name"]: video for video in json.loads(process.communicate()[0])["videos"]}
+    status = {name: video["status"] for name, video in told.items()}
+    assert process.returncode == deaths - 1
+    assert status == {"a/one": "watched", "two.mp4": "watched", "two.mkv": "watched",
+                      "a/long": "watched" if deaths == 1 else "broken"}
+    assert "SIGKILL" in told["a/long"]["detail"] or deaths == 1
+    assert not note.exists()
+
+
+@pytest.mark.slow
+def test_what_was_watched_when_everything_died_is_watched_last(watch: Films, tmp_path: Path) -> None:
+    note = tmp_path / "films" / INDEX / "begun" / hashlib.sha256(b"a/one").hexdigest()[:32]
+    note.parent.mkdir(parents=True)
+    note.write_text("a/one")
+    assert [outcome.name for outcome in watch()][-1] == "a/one" and not note.exists()
 
 
 def descendants(pid: int) -> list[int]:
