@@ -187,7 +187,7 @@ def command(videos: Path, model_folder: Path, out: Path, *more: str) -> list[str
             "--videos-per-file", "1", *more]
 
 
-KILLS = int(os.environ.get("AURORA_CAPTION_KILLS", "2"))
+KILLS = int(os.environ.get("AURORA_CAPTION_KILLS", "1"))
 
 
 @pytest.mark.process
@@ -195,7 +195,7 @@ KILLS = int(os.environ.get("AURORA_CAPTION_KILLS", "2"))
 def test_a_run_that_is_killed_goes_on_and_gives_the_same_files(
         make_video: Callable[..., Path], model_folder: Path, tmp_path: Path) -> None:
     """AURORA_CAPTION_KILLS=20 for more kills."""
-    count, out = 3 * KILLS + 4, tmp_path / "out"
+    count, out = 3 * KILLS + 5, tmp_path / "out"
     for number in range(count):
         make_video(tmp_path / "videos" / f"{number:02}.mp4", 40, seed=number)
     words = command(tmp_path / "videos", model_folder, out, "--jobs", "2", "--threads", "1")
