@@ -72,6 +72,8 @@ def caption_many(
         raise AuroraError("the question is empty")
     require_writable_folder(output)
     request = Request(question or CAPTION_VIDEO, Generation(**vars(answer)), format, batch)
+    if ray and devices not in ("cpu", "cuda"):
+        raise AuroraError(f"--devices {devices}: with --ray it is cpu or cuda, since Ray gives every actor its GPU")
     places = [devices] * (jobs or 1) if ray else device_of_each(devices, jobs, "process")
     shards = input_shards(inputs, videos_per_file=videos_per_file, column=column, without=output)
     with TemporaryDirectory(prefix="aurora-captions-") as scratch:

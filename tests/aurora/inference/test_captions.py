@@ -20,6 +20,7 @@ import pytest
 
 from aurora.cli import main
 from aurora.errors import AuroraError
+from aurora.evaluation.prompts import CAPTION_VIDEO
 from aurora.inference.captions import CaptionTask, Outcome, Request, caption_shard, caption_tasks
 from aurora.inference.generation import Generation
 from aurora.inference.video_lists import InputShard, input_shards
@@ -187,15 +188,28 @@ def command(videos: Path, model_folder: Path, out: Path, *more: str) -> list[str
             "--videos-per-file", "1", *more]
 
 
+@pytest.mark.parametrize(("words", "message"), [
+    (["--ray", "--devices", "cuda:0,cuda:1"], "with --ray it is cpu or cuda"),
+    (["--devices", "cuda:77"], "cannot be used"),
+    (["--question", " "], "the question is empty"),
+    (["prompt=sandwich"], "begins with the question"),
+    (["keep_raito=0.5"], "Did you mean 'keep_ratio'"),
+])
+def test_options_that_cannot_be_met_are_refused(words: list[str], message: str, videos: Path, model_folder: Path,
+                                                tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(videos, model_folder, tmp_path / "out", *words)) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 KILLS = int(os.environ.get("AURORA_CAPTION_KILLS", "1"))
 
 
 @pytest.mark.process
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_and_gives_the_same_files(
-        make_video: Callable[..., Path], model_folder: Path, tmp_path: Path) -> None:
+        run: Run, make_video: Callable[..., Path], model_folder: Path, tmp_path: Path) -> None:
     """AURORA_CAPTION_KILLS=20 for more kills."""
-    count, out = 3 * KILLS + 5, tmp_path / "out"
+    count, out = 3 * KILLS + 5, tmp_path / "killed"
     for number in range(count):
         make_video(tmp_path / "videos" / f"{number:02}.mp4", 40, seed=number)
     words = command(tmp_path / "videos", model_folder, out, "--jobs", "2", "--threads", "1")
@@ -208,10 +222,10 @@ def test_a_run_that_is_killed_goes_on_and_gives_the_same_files(
         for path in out.glob("*.jsonl"):
             assert rows(path)[0]["answer"] is not None
     assert main(words) == 0
-    assert main(command(tmp_path / "videos", model_folder, tmp_path / "whole")) == 0
+    run(tmp_path / "videos", request=replace(REQUEST, question=CAPTION_VIDEO), videos_per_file=1)
     made = {path.name: path.read_text() for path in out.glob("*.jsonl")}
     assert len(made) == count
-    assert made == {path.name: path.read_text() for path in (tmp_path / "whole").glob("*.jsonl")}
+    assert made == {path.name: path.read_text() for path in (tmp_path / "out").glob("*.jsonl")}
 
 
 @pytest.mark.skipif("AURORA_LONG" not in os.environ, reason="takes most of a minute: AURORA_LONG=1 runs it")

@@ -269,7 +269,7 @@ def test_a_build_that_is_killed_again_and_again_makes_the_same_store(
         for name in store.names():
             changed = store.path(name).stat().st_mtime_ns
             assert seen.setdefault(name, changed) == changed
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    done = subprocess.run([*command[:-2], "--executor", "serial"], stdout=subprocess.PIPE, check=False)
     told = json.loads(done.stdout)
     # a worker of the last kill may have ended its film before it ended
     assert done.returncode == 0 and told["counts"]["present"] >= len(seen)
@@ -288,7 +288,7 @@ def test_two_builds_at_once_share_the_videos(make_video: Callable[..., Path], mo
                                              ) -> None:
     for number in range(12):
         make_video(tmp_path / "videos" / f"{number:02}.mp4", 40, seed=number)
-    command = build(tmp_path / "videos", tmp_path / "films", model_folder)
+    command = build(tmp_path / "videos", tmp_path / "films", model_folder, "--executor", "serial")
     with subprocess.Popen(command, stdout=subprocess.PIPE) as one, \
             subprocess.Popen(command, stdout=subprocess.PIPE) as other:
         told = [json.loads(process.communicate()[0])["videos"] for process in (one, other)]
@@ -337,12 +337,12 @@ def test_options_that_cannot_be_met_are_refused(words: list[str], message: str, 
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.process
 @pytest.mark.slow
 def test_a_broken_video_makes_the_status_of_the_build_1(videos: Path, model_folder: Path, tmp_path: Path,
                                                         capsys: pytest.CaptureFixture[str]) -> None:
     (videos / "broken.mp4").write_bytes(b"no video")
-    command = ["index", "build", str(videos), "--store", str(tmp_path / "films"), "--model", str(model_folder)]
+    command = ["index", "build", str(videos), "--store", str(tmp_path / "films"), "--model", str(model_folder),
+               "--executor", "serial"]
     assert main([*command, "--part", "0/2"]) + main([*command, "--part", "1/2"]) == 1
     assert "broken: " in capsys.readouterr().out
     assert main(command) == 1
