@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from aurora.errors import AuroraError
-from aurora.files import claimed, read_json
+from aurora.files import claimed, read_json, room_for
 from aurora.inference.film_file import SUFFIX
 from aurora.inference.store import FilmStore
 from aurora.inference.video_model import VideoModel
@@ -92,10 +92,11 @@ class WatchTask:
 
     def note(self, facts: Mapping[str, Any], outcome: Outcome) -> None:
         """Writes down what `result` reads. `facts` are those of before the video was read."""
-        self._made.parent.mkdir(exist_ok=True)
         film = _stamp(FilmStore(self.store).path(self.name))
-        self._made.write_text(json.dumps(  # of no harm if it is torn: the video is read again then
-            {**facts, "film": film, "frames": outcome.frames, "seconds": outcome.seconds}))
+        made = {**facts, "film": film, "frames": outcome.frames, "seconds": outcome.seconds}
+        with suppress(OSError):  # of no harm if it is missing or torn: the video is read again then
+            self._made.parent.mkdir(exist_ok=True)
+            self._made.write_text(json.dumps(made))
 
     @property
     def _made(self) -> Path:
@@ -271,8 +272,9 @@ def _is_current(facts: Mapping[str, Any], model: VideoModel, path: str, checkpoi
 def _begun(store: FilmStore, name: str) -> Iterator[None]:
     """Leaves a file for as long as the film is being watched, which stays if the process dies."""
     note = _note(store, name)
-    note.parent.mkdir(exist_ok=True)
-    note.write_text(name, encoding="utf-8")
+    with room_for(note):
+        note.parent.mkdir(exist_ok=True)
+        note.write_text(name, encoding="utf-8")
     try:
         yield
     finally:
