@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -161,7 +161,7 @@ def build_index(videos: Sequence[FoundVideo], store: FilmStore, model: WorkerMod
                 checkpoint_seconds: float | None = None) -> Iterator[Outcome]:
     """What becomes of every video, as it comes."""
     key = hashlib.sha256(f"{model.digest()} {checkpoint_seconds} {VERSION}".encode()).hexdigest()
-    died = set(_left_over(store))
+    died = set(_left_over(store, [video.name for video in videos]))
     tasks = []
     for video in sorted(videos, key=lambda video: video.name in died):
         task = WatchTask(video, str(store.folder), model, checkpoint_seconds, key)
@@ -183,7 +183,7 @@ def _survived(tasks: Sequence[WatchTask], store: FilmStore, run: Callable[[Seque
                 del left[outcome.name]
                 yield outcome
         except AuroraError:
-            suspects = [left.pop(name) for name in _left_over(store) if name in left]
+            suspects = [left.pop(name) for name in _left_over(store, left)]
             if not suspects:
                 raise
             for task in suspects:
@@ -195,7 +195,7 @@ def _alone(task: WatchTask, store: FilmStore, run: Callable[[Sequence[WatchTask]
     try:
         yield from run([task])
     except AuroraError as error:
-        if task.name not in _left_over(store):
+        if not _left_over(store, [task.name]):
             raise
         _note(store, task.name).unlink()
         yield Outcome(*task.video, "broken", str(error).partition(". Run again")[0])
@@ -285,12 +285,12 @@ def _note(store: FilmStore, name: str) -> Path:
     return store.folder / INDEX / "begun" / _digest(name)[:32]
 
 
-def _left_over(store: FilmStore) -> list[str]:
-    """The films that were being watched when their processes died."""
+def _left_over(store: FilmStore, names: Iterable[str]) -> list[str]:
+    """Those of the films that were being watched when their processes died."""
+    begun = {note.name for note in (store.folder / INDEX / "begun").glob("*")}
     found = []
-    for note in sorted((store.folder / INDEX / "begun").glob("*")):
-        with suppress(OSError, UnicodeDecodeError):
-            name = note.read_text(encoding="utf-8")
+    for name in names:
+        if _note(store, name).name in begun:
             with claimed(store.folder / INDEX / "claims", name) as free:
                 found += [name] * free
     return found
