@@ -218,7 +218,3 @@ def _usage(error: typer.TyperException) -> str:
 def _fail(message: str, status: int) -> int:
     sys.stderr.write(f"aurora: {' '.join(message.split())}\n")
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

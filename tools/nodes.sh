@@ -48,7 +48,7 @@ train() {
     up "$nodes"
     local started=()
     for node in $(seq 0 $((nodes - 1))); do
-        (on "$node" "$python" -m aurora.cli train --nodes "$nodes" --first-node 10.77.0.1 "$@") &
+        (on "$node" "$python" -m aurora train --nodes "$nodes" --first-node 10.77.0.1 "$@") &
         started+=($!)
     done
     for process in "${started[@]}"; do wait "$process"; done

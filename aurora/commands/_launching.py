@@ -36,7 +36,7 @@ def launch(config: Config, overrides: Sequence[str], *, nodes: str, first: str |
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     command = ["--nproc-per-node", str(processes), "--max-restarts", str(restarts),
                *_meeting(nodes, first, trainer.rendezvous_seconds),
-               "-m", "aurora.cli", "train", *overrides]
+               "-m", "aurora", "train", *overrides]
     before = os.times().children_user
     try:
         torchrun(command)

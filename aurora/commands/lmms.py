@@ -7,8 +7,8 @@ import typer
 from aurora.commands._options import Json, require_writable_folder
 
 lmms = typer.Typer(add_completion=False, help=(
-    "Exchange results with lmms-eval.\n\n`lmms-eval --model auroralong` evaluates a model of Aurora's there: "
-    "docs/lmms-eval.md."))
+    "Exchange results with lmms-eval.\n\n`lmms-eval --model auroralong` evaluates a model of Aurora's there.\n\n\b\n"
+    "example:\n  aurora lmms export runs/mlvu logs --task mlvu_dev"))
 
 
 @lmms.command("export")
@@ -21,6 +21,10 @@ def export_result(
     """Write a result as lmms-eval does.
 
     Writes auroralong/DATE_results.json and auroralong/DATE_samples_TASK.jsonl.
+
+    \b
+    example:
+      aurora lmms export runs/mlvu logs --task mlvu_dev
     """
     require_writable_folder(folder)
     from aurora.evaluation.lmms_format import export
@@ -41,6 +45,11 @@ def import_samples(
     """Score the answers of another model with Aurora's scorers.
 
     Reads the samples that lmms-eval wrote, and writes a folder that `aurora judge` and `aurora report` read.
+
+    \b
+    example:
+      aurora lmms import DATE_samples_mlvu_dev.jsonl \\
+        --items runs/mlvu --output runs/theirs
     """
     require_writable_folder(output)
     from aurora.evaluation import lmms_format

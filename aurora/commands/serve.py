@@ -73,5 +73,6 @@ def serve(
         answering=limits.answering, max_waiting=limits.max_waiting, deadline_seconds=float(limits.deadline),
         watching=limits.watching, memory_bytes=limits.memory_mb * MB, cache_bytes=limits.cache_mb * MB,
         drain_seconds=float(limits.drain), video_urls=tuple(limits.video_url))
-    loaded = load(folder, *override, device=device.device, threads=device.threads, adapter=adapter.adapter)
+    loaded = load(folder, *override, device=device.device, threads=device.threads, adapter=adapter.adapter,
+                  any_base=adapter.any_base)
     return run(settings, loaded)

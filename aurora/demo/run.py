@@ -124,7 +124,7 @@ def run_aloud(*arguments: str, console: Console) -> None:
     """Runs the command that a user would type, in a process of its own."""
     console.print("$ aurora", *arguments, markup=False)
     sys.stdout.flush()
-    command = [sys.executable, "-m", "aurora.cli", *arguments]
+    command = [sys.executable, "-m", "aurora", *arguments]
     status = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
     if status:
         raise SystemExit(status)

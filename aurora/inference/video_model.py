@@ -146,11 +146,11 @@ class VideoModel(BaseVideoModel):
 
 
 def load(source: str | Path | None = None, *overrides: str, device: str = "cpu", threads: int | None = None,
-         adapter: str | None = None) -> VideoModel:
+         adapter: str | None = None, any_base: bool = False) -> VideoModel:
     """A model that is ready to watch: of a folder or of the hub; without one the tiny model that comes with Aurora,
     which knows only Blocks world. Overrides are Hydra's, such as "keep_ratio=0.5" or "merge=pool"."""
     return VideoModel.from_pretrained(SHIPPED if source is None else source, overrides=overrides, device=device,
-                                      threads=threads, adapter=adapter)
+                                      threads=threads, adapter=adapter, any_base=any_base)
 
 
 def from_hub(repo_id: str) -> Path:

@@ -64,7 +64,7 @@ class SlurmExecutor(Executor):
         if _is_queued(job):
             return f"job {job.read_text()} is still queued or running"
         lines, script = folder / "slurm-tasks.txt", folder / "slurm.sh"
-        commands = [[sys.executable, "-m", "aurora.cli", *task.command()] for task in tasks]
+        commands = [[sys.executable, "-m", "aurora", *task.command()] for task in tasks]
         replace_file(lines, "".join(shlex.join(command) + "\n" for command in commands).encode())
         jobs = min(self._jobs, len(tasks))
         replace_file(script, _SCRIPT.format(

@@ -53,7 +53,7 @@ def answer(model, config, question: str, *visuals: Path, **options) -> str:
 
 
 def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-m", "aurora.cli", *map(str, arguments)], cwd=ROOT, text=True,
+    return subprocess.Popen([sys.executable, "-m", "aurora", *map(str, arguments)], cwd=ROOT, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environment})
 
 
@@ -142,7 +142,7 @@ def completions(*words: str) -> list[str]:
     """What bash is given for the last word."""
     asked = {"_AURORA_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(("aurora", *words)),
              "COMP_CWORD": str(len(words))}
-    done = subprocess.run([sys.executable, "-m", "aurora.cli"], cwd=ROOT, capture_output=True, text=True, timeout=60,
+    done = subprocess.run([sys.executable, "-m", "aurora"], cwd=ROOT, capture_output=True, text=True, timeout=60,
                           env={**os.environ, **asked})
     assert not done.stderr
     return done.stdout.split()
@@ -156,7 +156,7 @@ def test_commands_and_options_are_completed() -> None:
 
 
 def test_completion_is_installed_for_a_shell(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "aurora.cli", "--show-completion", "bash"], cwd=ROOT, timeout=60,
+    done = subprocess.run([sys.executable, "-m", "aurora", "--show-completion", "bash"], cwd=ROOT, timeout=60,
                           capture_output=True, text=True, env={**os.environ, "HOME": str(tmp_path),
                                                                "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"})
     assert "_AURORA_COMPLETE=complete_bash" in done.stdout

@@ -96,7 +96,7 @@ def emulated(text: str, columns: int) -> list[str]:
 
 @pytest.fixture
 def ask(model_folder: Path, video: Path) -> tuple[str | Path, ...]:
-    return ("-m", "aurora.cli", "ask", video, "--model", model_folder)
+    return ("-m", "aurora", "ask", video, "--model", model_folder)
 
 
 @pytest.mark.slow
@@ -143,7 +143,7 @@ def test_a_conversation_takes_wide_characters(ask) -> None:
 @pytest.mark.slow
 def test_an_interrupted_command_says_so_on_a_line_of_its_own(endless_folder: Path, video: Path) -> None:
     asked = ("ask", video, "What?", "--model", endless_folder, "--max-new-tokens", "1000000")
-    with terminal("-m", "aurora.cli", *asked) as seen:
+    with terminal("-m", "aurora", *asked) as seen:
         seen.read(until="aaa")
         seen.type("\x03")
         lines = seen.read()

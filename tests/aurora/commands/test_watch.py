@@ -47,7 +47,7 @@ def start(model_folder):
     started = []
 
     def start(*arguments):
-        command = [sys.executable, "-m", "aurora.cli", "watch", *map(str, arguments), "--model", str(model_folder),
+        command = [sys.executable, "-m", "aurora", "watch", *map(str, arguments), "--model", str(model_folder),
                    "--max-new-tokens", "4", "--json"]
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                    stderr=subprocess.DEVNULL, text=True)

@@ -334,7 +334,7 @@ def test_killed_at_any_verdict_it_ends_with_the_same_files(serve, captions) -> N
 
 
 def command(run: Path, server: Judge) -> list[str]:
-    return [sys.executable, "-m", "aurora.cli", "judge", str(run), "--model", MODEL, "--base-url", server.url,
+    return [sys.executable, "-m", "aurora", "judge", str(run), "--model", MODEL, "--base-url", server.url,
             "--key-env", "JUDGE_KEY", "--concurrency", "1"]
 
 

@@ -214,7 +214,7 @@ def test_a_run_that_is_killed_goes_on_and_gives_the_same_files(
         make_video(tmp_path / "videos" / f"{number:02}.mp4", 40, seed=number)
     words = command(tmp_path / "videos", model_folder, out, "--jobs", "2", "--threads", "1")
     for kill in range(KILLS):
-        with subprocess.Popen([sys.executable, "-m", "aurora.cli", *words], stdout=subprocess.PIPE) as process:
+        with subprocess.Popen([sys.executable, "-m", "aurora", *words], stdout=subprocess.PIPE) as process:
             while len(list(out.glob("*.jsonl"))) < 3 * kill + 1:
                 assert process.poll() is None
                 time.sleep(0.002)
@@ -241,7 +241,7 @@ def test_ray_writes_the_same_files_though_a_process_is_killed(
     assert main(words) == 1
     again = [word.replace(str(tmp_path / "one"), str(tmp_path / "ray")) for word in words]
     # a process of its own: Ray leaves threads and files open that warnings are made of
-    with subprocess.Popen([sys.executable, "-m", "aurora.cli", *again, "--ray", "--jobs", "2", "--json"],
+    with subprocess.Popen([sys.executable, "-m", "aurora", *again, "--ray", "--jobs", "2", "--json"],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}) as process:
         while not list((tmp_path / "ray").glob("*.parquet")):

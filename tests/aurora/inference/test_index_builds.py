@@ -36,7 +36,7 @@ def videos(make_video: Callable[..., Path], tmp_path: Path) -> Path:
 
 def build(videos: Path, store: Path, model: Path, *more: str) -> list[str]:
     """A build as a command."""
-    return [sys.executable, "-m", "aurora.cli", "index", "build", str(videos), "--store", str(store), "--model",
+    return [sys.executable, "-m", "aurora", "index", "build", str(videos), "--store", str(store), "--model",
             str(model), "--threads", "1", "--json", *more]
 
 

@@ -44,7 +44,7 @@ class Nodes:
         return subprocess.run([TOOL, *words], env=self.environment, capture_output=True, text=True)
 
     def train(self, node, nodes, *overrides):
-        command = [TOOL, "on", str(node), sys.executable, "-m", "aurora.cli", "train", "--nodes", nodes,
+        command = [TOOL, "on", str(node), sys.executable, "-m", "aurora", "train", "--nodes", nodes,
                    "--first-node", "10.77.0.1", *TINY, *overrides]
         process = subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                    text=True, cwd=TOOL.parents[1])
@@ -146,7 +146,7 @@ def batch(tmp_path):
     """Runs a batch script of launch/ where srun starts two processes here."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name, text in (("srun", SRUN), ("aurora", f'#!/bin/bash\nexec {sys.executable} -m aurora.cli "$@"\n')):
+    for name, text in (("srun", SRUN), ("aurora", f'#!/bin/bash\nexec {sys.executable} -m aurora "$@"\n')):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
@@ -177,7 +177,7 @@ def test_a_batch_script_does_not_try_what_cannot_work_again(batch, tmp_path):
 @LONG
 def test_ray_starts_a_run_again_whose_process_was_killed(alone, tmp_path):
     pytest.importorskip("ray.train.torch")
-    command = [sys.executable, "-m", "aurora.cli", "train", "--ray", "2", *TINY, "trainer.strategy=ddp",
+    command = [sys.executable, "-m", "aurora", "train", "--ray", "2", *TINY, "trainer.strategy=ddp",
                f"run={tmp_path}"]
     process = subprocess.Popen(command, cwd=TOOL.parents[1], env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -198,7 +198,7 @@ def test_ray_starts_a_run_again_whose_process_was_killed(alone, tmp_path):
 @pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say that a parent is gone")
 def test_a_process_that_is_still_starting_ends_with_the_one_that_started_it(tmp_path):
-    command = [sys.executable, "-m", "aurora.cli", "train", *TINY, f"run={tmp_path}", "trainer.strategy=ddp",
+    command = [sys.executable, "-m", "aurora", "train", *TINY, f"run={tmp_path}", "trainer.strategy=ddp",
                "trainer.devices=2"]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     children = Path(f"/proc/{first.pid}/task/{first.pid}/children")

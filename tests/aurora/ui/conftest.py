@@ -37,7 +37,7 @@ class Process:
 
     def start(self) -> None:
         with self.log.open("wb") as file:
-            self.process = subprocess.Popen([sys.executable, "-m", "aurora.cli", *self.arguments], stderr=file,
+            self.process = subprocess.Popen([sys.executable, "-m", "aurora", *self.arguments], stderr=file,
                                             cwd=self.log.parent, env=self.environment)
         found = None
         while found is None:
