@@ -13,8 +13,10 @@ import argparse
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache, partial
+from itertools import count, pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +29,9 @@ from transformers import PreTrainedTokenizerFast
 from aurora.interfaces import Text, Turn
 from aurora.registry import BACKBONE, MERGE, PROMPT, SORT, TOKENIZER, VISION
 from aurora.types import IGNORE
+from datamodules.blocks.build import heldout_question
 from datamodules.blocks.conversations import (
+    CHOICES,
     STILL,
     image_caption_turn,
     place_name,
@@ -36,47 +40,63 @@ from datamodules.blocks.conversations import (
 )
 from datamodules.blocks.families import FAMILIES
 from datamodules.blocks.render import draw
-from datamodules.blocks.scenes import AXES, BANDS, SHAPES, Look, Scene, SceneMaker
+from datamodules.blocks.scenes import AXES, BANDS, SHAPES, Look, Scene, SceneMaker, of_split
 
 VISION_OPTIONS = {"image_size": 96, "patch_size": 12, "width": 128, "layers": 6, "heads": 4, "mlp_width": 384}
 BACKBONE_OPTIONS = {"hidden_size": 128, "layers": 4, "head_size": 32}
 VOCABULARY = 640
+COLUMNS = "abcdefgh"
 
 
 Sight = list[str]
 """What is read in place of visual tokens: the words of one string are read at once, as one position."""
 
 
-def account(rng: random.Random, still: float) -> tuple[Sight, list[Turn]]:
-    """What stands in place of the visual tokens, and the conversation about it: a still or a whole video.
+class Ease(NamedTuple):
+    """How much of what is read is easy: a small recurrent model learns to look things up in one frame and in answers
+    that stand close by, or not at all."""
 
-    Most questions come without options, and half of the conversations hold a caption: what is to be learned stands
-    close together, which a small recurrent model needs to learn to look things up at all.
-    """
+    still: float = 0.15  # share of single frames among all that is seen
+    open: float = 0.3  # share of questions without options
+
+    @classmethod
+    def at(cls, share: float) -> Ease:
+        """After a share of the training."""
+        return cls(max(cls().still, 0.9 - 2 * share), max(cls().open, 0.8 - share))
+
+
+def account(rng: random.Random, ease: Ease) -> tuple[Sight, list[Turn]]:
+    """What stands in place of the visual tokens, and the conversation about it: a still or a whole video. Half of the
+    conversations hold a caption."""
     maker = SceneMaker(rng)
-    if rng.random() < still:
-        scene = maker.plain(rng.randint(1, 4))
+    if rng.random() < ease.still:
+        scene = of_split("train", lambda: maker.plain(rng.randint(1, 4)))
         sight, caption, families, first = look(rng, scene, 0.0), image_caption_turn(scene), STILL, None
     else:
         first = rng.choice(sorted(FAMILIES))
-        scene = FAMILIES[first].make(maker)
-        sight = [words for second in range(int(scene.duration)) for words in look(rng, scene, float(second))]
-        caption, families = video_caption_turn(scene), ()
-    turns = question_turns(scene, rng, "train", 6, families=families, first=first, open_share=0.65)
+        scene = of_split("train", lambda: FAMILIES[first].make(maker))
+        sight, caption, families = watched(rng, scene), video_caption_turn(scene), ()
+    turns = question_turns(scene, rng, 6, families=families, first=first, open_share=ease.open)
     if not turns or rng.random() < 0.5:
-        turns.insert(rng.randint(0, len(turns)), caption)
+        turns.insert(rng.choice((rng.randint(0, len(turns)), len(turns))), caption)
     return sight, turns
 
 
 def glances(scene: Scene, time: float) -> list[str]:
-    """The words of each thing that a frame shows, and of what is behind: a connector hands over as much per token."""
-    parts = [f" {thing.color_at(time)} {thing.look.shape} {place_name(*thing.place(time, scene.duration))}"
-             for thing in scene.seen(time)]
+    """The words of each thing that a frame shows, and of what is behind: a connector hands over as much per token.
+
+    Of a thing's place they say the ninth of the frame, and its square among those of the patches, named as on a
+    chessboard: what moves is on another square almost every second.
+    """
+    parts = []
+    for thing in scene.seen(time):
+        x, y = thing.place(time, scene.duration)
+        parts.append(f" {thing.color_at(time)} {thing.look.shape} {place_name(x, y)} {COLUMNS[int(8 * x)]}{int(8 * y)}")
     return [*parts, *([" wall"] if scene.wall else []), f" {scene.background_at(time)}"]
 
 
 def rearranged(maker: SceneMaker, scene: Scene) -> Scene:
-    """A scene of the same colours with other shapes in other places."""
+    """A scene of the same colours with other shapes in other places, perhaps of another split."""
     axis, bands = maker.rng.choice(AXES), maker.rng.sample(BANDS, len(scene.things))
     things = []
     for thing, band in zip(scene.things, bands, strict=True):
@@ -94,20 +114,25 @@ def look(rng: random.Random, scene: Scene, time: float) -> Sight:
     return [*reported, *[behind] * rng.randint(1, 4)]
 
 
-def document(rng: random.Random, still: float = 0.3) -> list[Text | Sight]:
-    """One text of the base language model, as pieces: a prompt with the account in the place of what is seen.
+def watched(rng: random.Random, scene: Scene) -> Sight:
+    """A whole video at one frame a second."""
+    return [words for second in range(int(scene.duration)) for words in look(rng, scene, float(second))]
 
-    `still` is the share of single frames, from which looking things up is learned first.
-    """
-    sight, turns = account(rng, still)
-    prompt = PROMPT.build({"name": rng.choice(("sandwich", "generic", "generic", "image_first"))})
-    return [piece if isinstance(piece, Text) else sight for piece in prompt.layout(turns, visual=True)]
+
+def document(rng: random.Random, ease: Ease) -> list[Text | Sight]:
+    """One text of the base language model, as pieces: a prompt with the account in the place of what is seen."""
+    return laid_out(rng.choice(("sandwich", "sandwich", "generic", "generic", "image_first")), *account(rng, ease))
+
+
+def laid_out(prompt: str, sight: Sight, turns: Sequence[Turn]) -> list[Text | Sight]:
+    return [piece if isinstance(piece, Text) else sight
+            for piece in PROMPT.build({"name": prompt}).layout(turns, visual=True)]
 
 
 def make_tokenizer(folder: Path, seed: int) -> None:
     """A byte-level BPE of the words of Blocks world: any text can be encoded, its own text is short."""
     rng = random.Random(seed)
-    texts = ["".join(piece.text if isinstance(piece, Text) else "".join(piece) for piece in document(rng))
+    texts = ["".join(piece.text if isinstance(piece, Text) else "".join(piece) for piece in document(rng, Ease()))
              for _ in range(4000)]
     tokenizer = Tokenizer(models.BPE())
     # words, digits and signs, with the space before them; an option's letter is one token
@@ -134,52 +159,89 @@ class Row(NamedTuple):
     cu_seqlens: Tensor  # [S + 1]
 
 
-def rows(tokenizer: Any, rng: random.Random, length: int, still: Callable[[], float]) -> Iterator[Row]:
-    """Packed rows of documents without end."""
-    while True:
-        words: list[list[int]] = []
-        following: list[tuple[int, bool]] = []  # of each position itself; shifted by one they are the targets
-        bounds = [0]
-        while len(words) < length:
-            for piece in document(rng, still()):
-                if isinstance(piece, Text):
-                    ids = tokenizer.encode(piece.text)
-                    words += [[token] for token in ids]
-                    following += [(token, piece.learned) for token in ids]
-                else:
-                    words += [tokenizer.encode(at_once) for at_once in piece]
-                    following += [(IGNORE, False)] * len(piece)
-            following[bounds[-1]] = (IGNORE, False)
-            bounds.append(len(words))
-        following = [*following[1:], (IGNORE, False)]
-        width = max(map(len, words))
-        yield Row(torch.tensor([ids + [-1] * (width - len(ids)) for ids in words]),
-                  torch.tensor([token for token, _ in following]), torch.tensor([learned for _, learned in following]),
-                  torch.tensor(bounds))
+def rows(tokenizer: Any, documents: Iterable[list[Text | Sight]], length: int) -> Iterator[Row]:
+    """Packed rows of at least so many positions each, but for the last one."""
+    encode = cache(tokenizer.encode)
+    words: list[list[int]] = []
+    following: list[tuple[int, bool]] = []  # of each position itself; shifted by one they are the targets
+    bounds = [0]
+    for document in documents:
+        for piece in document:
+            if isinstance(piece, Text):
+                ids = encode(piece.text)
+                words += [[token] for token in ids]
+                following += [(token, piece.learned) for token in ids]
+            else:
+                words += [encode(at_once) for at_once in piece]
+                following += [(IGNORE, False)] * len(piece)
+        following[bounds[-1]] = (IGNORE, False)
+        bounds.append(len(words))
+        if len(words) >= length:
+            yield _row(words, following, bounds)
+            words, following, bounds = [], [], [0]
+    if words:
+        yield _row(words, following, bounds)
 
 
-def train_language(folder: Path, seed: int, minutes: float) -> None:
+def _row(words: list[list[int]], following: list[tuple[int, bool]], bounds: list[int]) -> Row:
+    shifted = [*following[1:], (IGNORE, False)]
+    width = max(map(len, words))
+    return Row(torch.tensor([ids + [-1] * (width - len(ids)) for ids in words]),
+               torch.tensor([token for token, _ in shifted]), torch.tensor([learned for _, learned in shifted]),
+               torch.tensor(bounds))
+
+
+def train_language(folder: Path, seed: int, steps: int) -> None:
     """An RWKV-6 that reads accounts of scenes and answers about them: single frames first, then ever more videos."""
     tokenizer = TOKENIZER.build({"name": "hf", "path": str(folder / "tokenizer")})
     torch.manual_seed(seed)
     model = BACKBONE.build({"name": "rwkv6", **BACKBONE_OPTIONS}, vocab_size=tokenizer.vocab_size)
-    progress = Progress(minutes)
-    data = rows(tokenizer, random.Random(seed), 2048, lambda: max(0.15, 0.9 - 2 * progress.share))
+    rng = random.Random(seed)
+    done = 0.0
+    data = rows(tokenizer, (document(rng, Ease.at(done)) for _ in count()), 2048)
     print(f"language: {sum(p.numel() for p in model.parameters())} parameters")
 
-    def loss() -> tuple[Tensor, str]:
+    def loss(share: float) -> tuple[Tensor, str]:
+        nonlocal done
+        done = share
         row = next(data)
-        read = (model.embed(row.words.clamp(min=0)) * (row.words >= 0).unsqueeze(-1)).sum(1)
-        hidden, _ = model(read, row.cu_seqlens)
-        logits = model.logits(hidden)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = predicted(model, row).float()
         losses = F.cross_entropy(logits, row.targets, ignore_index=IGNORE, reduction="none")
         opening = row.answers & ~row.answers.roll(1)  # the first token of an answer decides it
         right = (logits.argmax(-1) == row.targets)[opening].float().mean().item()
         answer, text = losses[row.answers].mean(), losses[~row.answers & (row.targets != IGNORE)].mean()
         return answer + 0.1 * text, f"answers {answer.item():.3f} text {text.item():.3f} right {right:.2f}"
 
-    optimize(model, loss, progress, peak_lr=3e-3)
+    optimize(model, loss, steps, peak_lr=3e-3)
     save_half(model, folder / "rwkv6.safetensors")
+    for (prompt, form), shares in sorted(right_answers(model.float(), tokenizer).items()):
+        print(f"  {prompt} {form}: " + ", ".join(f"{family} {share:.0%}" for family, share in shares.items()))
+
+
+def predicted(model: Any, row: Row) -> Tensor:
+    """[T, V]: the logits after each position, where the words of one position are read as the sum of theirs."""
+    read = (model.embed(row.words.clamp(min=0)) * (row.words >= 0).unsqueeze(-1)).sum(1)
+    hidden, _ = model(read, row.cu_seqlens)
+    return model.logits(hidden)
+
+
+@torch.inference_mode()
+def right_answers(model: Any, tokenizer: Any, each: int = 40) -> dict[tuple[str, str], dict[str, float]]:
+    """By prompt and form of the options, for every family the share of questions of the validation split that the
+    likeliest tokens answer rightly, about accounts of the videos."""
+    shares: dict[tuple[str, str], dict[str, float]] = {}
+    for prompt, (form, ask), family in product(("sandwich", "generic"), CHOICES.items(), FAMILIES):
+        documents = []
+        for number in range(each):
+            rng = random.Random(f"{family}/{number}")
+            scene, question = heldout_question(family, rng, "validation")
+            documents.append(laid_out(prompt, watched(rng, scene), [ask(question, rng)]))
+        [row] = rows(tokenizer, documents, 10**9)
+        right = (predicted(model, row).argmax(-1) == row.targets) | ~row.answers
+        shares.setdefault((prompt, form), {})[family] = sum(
+            bool(right[start:stop].all()) for start, stop in pairwise(row.cu_seqlens.tolist())) / each
+    return shares
 
 
 class PhraseTower(nn.Module):
@@ -201,17 +263,17 @@ def pictures(rng: random.Random, batch: int, alike: int) -> tuple[Tensor, list[l
     maker = SceneMaker(rng)
     images, phrases = [], []
     while len(images) < batch:
-        scene = FAMILIES[rng.choice(sorted(FAMILIES))].make(maker) if rng.random() < 0.4 else maker.plain(
-            rng.randint(1, 4))
+        scene = of_split("train", lambda: FAMILIES[rng.choice(sorted(FAMILIES))].make(maker) if rng.random() < 0.4
+                         else maker.plain(rng.randint(1, 4)))
         for _ in range(alike):
             moment = rng.uniform(0, scene.duration - 0.1)
             images.append(torch.from_numpy(draw(scene, moment).copy()))
             phrases.append(glances(scene, moment))
-            scene = rearranged(maker, scene)
+            scene = of_split("train", partial(rearranged, maker, scene))
     return torch.stack(images).permute(0, 3, 1, 2).contiguous(), phrases
 
 
-def train_vision(folder: Path, seed: int, minutes: float) -> None:
+def train_vision(folder: Path, seed: int, steps: int) -> None:
     """A SigLIP by its own loss, a sigmoid for every pair of a picture and a text (arXiv 2303.15343), where a text is a
     phrase about one thing and its score that of the patch that fits it best (late interaction, arXiv 2111.07783): so
     each thing's color, shape and place come to stand in its own patches."""
@@ -227,7 +289,7 @@ def train_vision(folder: Path, seed: int, minutes: float) -> None:
     merge, sort = MERGE.build({"name": "none"}), SORT.build({"name": "raster"})
     print(f"vision: {sum(p.numel() for p in encoder.parameters())} parameters")
 
-    def loss() -> tuple[Tensor, str]:
+    def loss(share: float) -> tuple[Tensor, str]:
         pixels, reported = pictures(rng, 96, alike=4)
         known = sorted({phrase for phrases in reported for phrase in phrases})
         ids = [tokenizer.encode(phrase) for phrase in known]
@@ -241,7 +303,7 @@ def train_vision(folder: Path, seed: int, minutes: float) -> None:
         found = (logits > 0)[fits].float().mean()
         return value, f"contrastive {value.item():.3f} found {found.item():.2f}"
 
-    optimize(model, loss, Progress(minutes), peak_lr=2e-3)
+    optimize(model, loss, steps, peak_lr=2e-3)
     centre(encoder, pictures(rng, 256, alike=1)[0])
     save_half(encoder, folder / "siglip.safetensors")
 
@@ -257,29 +319,18 @@ def centre(encoder: nn.Module, pixels: Tensor) -> None:
         encoder.blocks[-1].mlp.down.bias -= tokens.features.mean((0, 1))
 
 
-class Progress:
-    """The share of a time that has passed."""
-
-    def __init__(self, minutes: float) -> None:
-        self.began, self.seconds = time.monotonic(), 60 * minutes
-
-    @property
-    def share(self) -> float:
-        return (time.monotonic() - self.began) / self.seconds
-
-
-def optimize(model: nn.Module, loss: Callable[[], tuple[Tensor, str]], progress: Progress, peak_lr: float) -> None:
-    """Muon for the matrices inside blocks, AdamW for the rest; warm-up, and a cosine over the time that is given."""
+def optimize(model: nn.Module, loss: Callable[[float], tuple[Tensor, str]], steps: int, peak_lr: float) -> None:
+    """Muon for the matrices inside blocks, AdamW for the rest; warm-up, and a cosine. `loss` is given the share of the
+    steps that are done, and says what it found besides."""
     inside = [p for name, p in model.named_parameters() if p.ndim == 2 and "blocks." in name and "time_" not in name]
     chosen = {id(parameter) for parameter in inside}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     optimizers = [torch.optim.Muon(inside, lr=peak_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
                   torch.optim.AdamW(rest, lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.01)]
     shown = time.monotonic()
-    step = 0
-    while (share := progress.share) < 1:
-        rate = peak_lr * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
-        value, reported = loss()
+    for step in range(steps):
+        rate = peak_lr * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        value, reported = loss(step / steps)
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -287,10 +338,9 @@ def optimize(model: nn.Module, loss: Callable[[], tuple[Tensor, str]], progress:
                 group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad()
-        step += 1
         if time.monotonic() - shown > 10:
             shown = time.monotonic()
-            print(f"  {100 * share:3.0f} % step {step} {reported}", flush=True)
+            print(f"  step {step + 1} of {steps} {reported}", flush=True)
 
 
 def save_half(model: nn.Module, path: Path) -> None:
@@ -304,15 +354,15 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=("tokenizer", "language", "vision"))
     parser.add_argument("--out", type=Path, default=Path("aurora/assets/blocks"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=20, help="training time of each part")
+    parser.add_argument("--steps", type=int, default=4000, help="optimizer steps of each part that is trained")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if "tokenizer" in arguments.parts:
         make_tokenizer(arguments.out / "tokenizer", arguments.seed)
     if "language" in arguments.parts:
-        train_language(arguments.out, arguments.seed, arguments.minutes)
+        train_language(arguments.out, arguments.seed, arguments.steps)
     if "vision" in arguments.parts:
-        train_vision(arguments.out, arguments.seed, arguments.minutes)
+        train_vision(arguments.out, arguments.seed, arguments.steps)
 
 
 if __name__ == "__main__":

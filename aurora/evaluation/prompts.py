@@ -7,6 +7,8 @@ from aurora.errors import AuroraError
 CAPTION_VIDEO = "Describe the video in detail."
 CAPTION_IMAGE = "Describe the image in detail."
 
+LETTER = "Answer with the option's letter from the given choices directly."
+
 MAX_OPTIONS = 26
 
 
@@ -17,9 +19,22 @@ def option_label(index: int) -> str:
     return f"({chr(ord('A') + index)})"
 
 
+def option_letter(index: int) -> str:
+    """`A` for 0, up to `Z`."""
+    return option_label(index)[1]
+
+
 def multiple_choice(question: str, options: Sequence[str]) -> str:
-    """The question with its lettered options, in MVBench's form."""
+    """The question with its lettered options, in MVBench's form, which asks for an option."""
+    return f"{question}\nOption:\n{_lines(question, options, '({}) {}')}Only give the best option."
+
+
+def lettered_choice(question: str, options: Sequence[str]) -> str:
+    """The question with its lettered options, in the form of Video-MME, which asks for a letter."""
+    return f"{question}\n{_lines(question, options, '{}. {}')}{LETTER}"
+
+
+def _lines(question: str, options: Sequence[str], form: str) -> str:
     if len(options) < 2:
         raise AuroraError(f"{question!r} has {len(options)} option(s); a choice needs two or more")
-    lettered = "".join(f"{option_label(index)} {option}\n" for index, option in enumerate(options))
-    return f"{question}\nOption:\n{lettered}Only give the best option."
+    return "".join(form.format(option_letter(index), option) + "\n" for index, option in enumerate(options))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from aurora.errors import AuroraError
-from aurora.evaluation.prompts import MAX_OPTIONS, multiple_choice
+from aurora.evaluation.prompts import MAX_OPTIONS, lettered_choice, multiple_choice
 from aurora.records import FAULT, Record, records
 
 T = TypeVar("T")
@@ -31,6 +31,11 @@ class Question:
     def prompt(self) -> str:
         """The text that the model is given."""
         return multiple_choice(self.question, self.options) if self.options else self.question
+
+    @property
+    def letter_prompt(self) -> str:
+        """The same, where options are to be answered by their letter."""
+        return lettered_choice(self.question, self.options) if self.options else self.question
 
     @property
     def right(self) -> int:

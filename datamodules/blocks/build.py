@@ -1,7 +1,8 @@
 """Builds Blocks world on disk: WebDataset shards for the four stages, and held-out questions about mp4 files.
 
     FOLDER/pretrain, vision, language_image, language_video    shards, one dataset per stage
-    FOLDER/heldout/questions.jsonl, videos/*.mp4               four-way questions of held-out combinations
+    FOLDER/heldout/questions.jsonl, videos/*.mp4               four-way questions of held-out combinations: the test
+    FOLDER/validation/...                                      others, to tune on
 """
 
 import json
@@ -18,18 +19,21 @@ from aurora.interfaces import Turn
 from ..executor.process import ProcessExecutor
 from ..shards.format import ShardSample
 from ..shards.writing import shard_path, write_index, write_shard
-from .conversations import STILL, frame_account, image_caption_turn, question_turns, video_caption_turn
-from .families import FAMILIES, Question
+from .conversations import OPEN_SHARE, STILL, frame_account, image_caption_turn, question_turns, video_caption_turn
+from .families import FAMILIES, Question, drawn_family
 from .render import encode, picture
-from .scenes import Scene, SceneMaker
+from .scenes import Scene, SceneMaker, Split, of_split
 
-SAMPLES = {"pretrain": 3000, "vision": 2500, "language_image": 1500, "language_video": 3000}
+SAMPLES = {"pretrain": 3000, "vision": 2500, "language_image": 1500, "language_video": 6000}
 """Samples per dataset at scale 1."""
 QUESTIONS = 24
-"""Held-out questions per family at scale 1."""
+"""Held-out questions per family and split at scale 1."""
 PER_SHARD = 250
-HELDOUT = "heldout"
-TURNS = 4
+HELDOUT: Mapping[str, Split] = MappingProxyType({"heldout": "test", "validation": "validation"})
+"""By folder."""
+TURNS = 6
+CAPTION_SHARE = 0.4
+"""Of the conversations about videos: with a caption at the end, which says more of a video than all answers do."""
 
 
 class BlocksTask(NamedTuple):
@@ -57,18 +61,18 @@ def build(folder: str | Path, *, seed: int = 0, scale: float = 1.0, workers: int
     for dataset in counts:
         shutil.rmtree(folder / dataset, ignore_errors=True)
         (folder / dataset).mkdir(parents=True)
-    tasks = [BlocksTask(folder, HELDOUT, 0, questions, seed), *tasks]
+    tasks = [*(BlocksTask(folder, name, 0, questions, seed) for name in HELDOUT), *tasks]
     for _ in ProcessExecutor(workers=workers).run(write_task, tasks):
         pass
     for dataset in counts:
         write_index(folder / dataset)
-    return {**counts, HELDOUT: questions * len(FAMILIES)}
+    return {**counts, **dict.fromkeys(HELDOUT, questions * len(FAMILIES))}
 
 
 def write_task(task: BlocksTask) -> None:
-    """Writes one shard, or the held-out questions."""
-    if task.dataset == HELDOUT:
-        write_heldout(task.folder / HELDOUT, task.samples, task.seed)
+    """Writes one shard, or the questions of a held-out split."""
+    if task.dataset in HELDOUT:
+        write_heldout(task.folder / task.dataset, task.samples, task.seed, HELDOUT[task.dataset])
         return
     start = task.number * PER_SHARD
     make = DATASETS[task.dataset]
@@ -93,17 +97,19 @@ def image_sample(key: str, rng: random.Random) -> ShardSample:
     """An image and a conversation, as in the first part of the language stage."""
     if rng.random() < 0.2:
         return caption_sample(key, rng)
-    scene, turns = _asked(rng, _still, open_share=0.25)
+    scene, turns = _asked(rng, _still)
     return _picture(key, scene, turns)
 
 
 def video_sample(key: str, rng: random.Random) -> ShardSample:
     """A video and a conversation; a few samples hold several images, and a few text alone."""
-    kind, family = rng.random(), rng.choice(sorted(FAMILIES))
+    kind, family = rng.random(), drawn_family(rng)
     if kind < 0.08:
-        scene = FAMILIES[family].make(SceneMaker(rng))
+        scene = _acted(rng, family)
         return _sample(key, [video_caption_turn(scene)], "video", {"mp4": encode(scene)})
-    scene, turns = _asked(rng, lambda rng: FAMILIES[family].make(SceneMaker(rng)), family)
+    scene, turns = _asked(rng, lambda rng: _acted(rng, family), family)
+    if rng.random() < CAPTION_SHARE:
+        turns.append(video_caption_turn(scene))
     seconds = range(int(scene.duration))
     if kind < 0.12:
         return _sample(key, turns, "image", {f"{second}.png": picture(scene, float(second)) for second in seconds})
@@ -121,15 +127,15 @@ DATASETS: dict[str, Callable[[str, random.Random], ShardSample]] = {
 }
 
 
-def write_heldout(folder: Path, per_family: int, seed: int) -> None:
-    """Writes the held-out questions, so many per family, each with a video of its own."""
+def write_heldout(folder: Path, per_family: int, seed: int, split: Split = "test") -> None:
+    """Writes the questions of a held-out split, so many per family, each with a video of its own."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "videos").mkdir(parents=True)
     lines = []
     for family in FAMILIES:
         for index in range(per_family):
-            rng = random.Random(f"{seed}/heldout/{family}/{index}")
-            scene, question = heldout_question(family, rng)
+            rng = random.Random(f"{seed}/{split}/{family}/{index}")
+            scene, question = heldout_question(family, rng, split)
             options = question.options(rng)
             name = f"{family}_{index:03d}"
             (folder / "videos" / f"{name}.mp4").write_bytes(encode(scene))
@@ -139,27 +145,30 @@ def write_heldout(folder: Path, per_family: int, seed: int) -> None:
     (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def heldout_question(family: str, rng: random.Random) -> tuple[Scene, Question]:
-    """A scene and a question of a combination that training never shows."""
-    maker = SceneMaker(rng)
+def heldout_question(family: str, rng: random.Random, split: Split = "test") -> tuple[Scene, Question]:
+    """A scene of a combination that training never shows, and a question about it."""
     while True:
-        scene = FAMILIES[family].make(maker)
+        scene = _acted(rng, family, split)
         question = FAMILIES[family].ask(scene, rng)
-        if question is not None and question.split == "heldout":
+        if question is not None:
             return scene, question
 
 
+def _acted(rng: random.Random, family: str, split: Split = "train") -> Scene:
+    return of_split(split, lambda: FAMILIES[family].make(SceneMaker(rng)))
+
+
 def _still(rng: random.Random) -> Scene:
-    return SceneMaker(rng).plain(rng.randint(1, 4))
+    return of_split("train", lambda: SceneMaker(rng).plain(rng.randint(1, 4)))
 
 
 def _asked(rng: random.Random, make: Callable[[random.Random], Scene], family: str | None = None, *,
-           open_share: float = 0.25) -> tuple[Scene, list[Turn]]:
-    """A scene about which at least one question of the training split can be asked, and such questions."""
+           open_share: float = OPEN_SHARE) -> tuple[Scene, list[Turn]]:
+    """A scene about which at least one question can be asked, and such questions."""
     families = STILL if family is None else ()
     while True:
         scene = make(rng)
-        turns = question_turns(scene, rng, "train", TURNS, families=families, first=family, open_share=open_share)
+        turns = question_turns(scene, rng, TURNS, families=families, first=family, open_share=open_share)
         if turns:
             return scene, turns
 

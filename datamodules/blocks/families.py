@@ -1,23 +1,17 @@
 """The task families of Blocks world, named after those of MVBench and MLVU.
 
-A family makes scenes in which its event can be seen, and asks about any scene in which the answer is plain. The
-combination of family, answer, objects and backgrounds decides whether a question belongs to training or is held out:
-held-out combinations are never asked about in training, though each of their words is. There are far more
-combinations than samples; were there few, a model would learn which ones are never right.
+A family makes scenes in which its event can be seen, and asks about any scene in which the answer is plain.
 """
 
-import hashlib
 import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from .scenes import AXES, BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Axis, Look, Scene, SceneMaker, Thing
+from .scenes import AXES, BACKGROUNDS, COLORS, DIRECTIONS, PARTS, SHAPES, Axis, Look, Scene, SceneMaker, Thing
 
-Split = Literal["train", "heldout"]
-HELDOUT_SHARE = 5  # one combination in so many
 _LOOKS = [str(Look(color, shape)) for color in COLORS for shape in SHAPES]
 
 
@@ -28,12 +22,6 @@ class Question(NamedTuple):
     text: str
     answer: str
     wrong: tuple[str, str, str]
-    combination: str
-
-    @property
-    def split(self) -> Split:
-        digest = hashlib.sha256(self.combination.encode()).digest()
-        return "heldout" if int.from_bytes(digest[:4], "big") % HELDOUT_SHARE == 0 else "train"
 
     def options(self, rng: random.Random) -> list[str]:
         """The four options in a drawn order."""
@@ -47,6 +35,7 @@ class Family(NamedTuple):
 
     make: Callable[[SceneMaker], Scene]
     ask: Callable[[Scene, random.Random], Question | None]
+    weight: int = 2  # how often training shows its scenes, relative to the others
     still: bool = False  # whether one image is enough to answer
 
 
@@ -72,7 +61,7 @@ def ask_moving_direction(scene: Scene, rng: random.Random) -> Question | None:
     thing = _one(rng, (thing for thing in scene.things if thing.moves and _stays(thing) and scene.hidden != thing.look))
     if thing is None:
         return None
-    return _question(scene, rng, "moving_direction", f"In which direction does the {thing.look} move?",
+    return _question(rng, "moving_direction", f"In which direction does the {thing.look} move?",
                      thing.direction, DIRECTIONS)
 
 
@@ -80,7 +69,7 @@ def ask_moving_attribute(scene: Scene, rng: random.Random) -> Question | None:
     movers = [thing for thing in scene.things if thing.moves]
     if len(movers) != 1 or len(scene.things) < 3 or movers[0].new_color or scene.wall:
         return None
-    return _question(scene, rng, "moving_attribute", "What color is the object that moves?", movers[0].look.color,
+    return _question(rng, "moving_attribute", "What color is the object that moves?", movers[0].look.color,
                      COLORS, first=_colors(scene))
 
 
@@ -88,7 +77,7 @@ def ask_moving_count(scene: Scene, rng: random.Random) -> Question | None:
     count = sum(thing.moves for thing in scene.things)
     if count > 3 or len(scene.things) < 3 or scene.wall:
         return None
-    return _question(scene, rng, "moving_count", "How many objects move?", count, "0123")
+    return _question(rng, "moving_count", "How many objects move?", count, "0123")
 
 
 def ask_object_existence(scene: Scene, rng: random.Random) -> Question | None:
@@ -96,14 +85,14 @@ def ask_object_existence(scene: Scene, rng: random.Random) -> Question | None:
     if thing is None or any(other.new_color for other in scene.things):
         return None
     # the wrong ones are drawn blindly: if they were like the right one, that would give it away
-    return _question(scene, rng, "object_existence", "Which of these objects can be seen?", thing.look, _LOOKS,
+    return _question(rng, "object_existence", "Which of these objects can be seen?", thing.look, _LOOKS,
                      never=[str(other.look) for other in scene.things])
 
 
 def ask_object_count(scene: Scene, rng: random.Random) -> Question | None:
     if not all(_stays(thing) for thing in scene.things) or scene.wall:
         return None
-    return _question(scene, rng, "object_count", "How many objects can be seen?", len(scene.things), "1234")
+    return _question(rng, "object_count", "How many objects can be seen?", len(scene.things), "1234")
 
 
 def make_action_order(maker: SceneMaker) -> Scene:
@@ -120,7 +109,7 @@ def ask_action_order(scene: Scene, rng: random.Random) -> Question | None:
     if len(things) < 3 or not apart or things[0].appears < 0.5:
         return None
     place, index = rng.choice((("first", 0), ("last", -1)))
-    return _question(scene, rng, "action_order", f"Which object appears {place}?", things[index].look, _LOOKS,
+    return _question(rng, "action_order", f"Which object appears {place}?", things[index].look, _LOOKS,
                      first=[thing.look for thing in things])
 
 
@@ -134,7 +123,7 @@ def ask_scene_transition(scene: Scene, rng: random.Random) -> Question | None:
     if scene.new_background is None:
         return None
     pairs = [f"{first} to {second}" for first, second in itertools.permutations(BACKGROUNDS, 2)]
-    return _question(scene, rng, "scene_transition", "How does the background change?",
+    return _question(rng, "scene_transition", "How does the background change?",
                      f"{scene.background} to {scene.new_background}", pairs,
                      first=[f"{scene.new_background} to {scene.background}"])
 
@@ -149,7 +138,7 @@ def ask_needle(scene: Scene, rng: random.Random) -> Question | None:
     brief = [thing for thing in scene.things if thing.vanishes - thing.appears < 2.5]
     if len(brief) != 1 or len(scene.things) < 3:
         return None
-    return _question(scene, rng, "needle", "Which object is there only for a moment?", brief[0].look, _LOOKS,
+    return _question(rng, "needle", "Which object is there only for a moment?", brief[0].look, _LOOKS,
                      first=[thing.look for thing in scene.things])
 
 
@@ -163,35 +152,31 @@ def ask_state_change(scene: Scene, rng: random.Random) -> Question | None:
     thing = _one(rng, (thing for thing in scene.things if thing.new_color))
     if thing is None or thing.new_color is None:
         return None
-    return _question(scene, rng, "state_change", f"What color does the {thing.look} turn into?", thing.new_color,
+    return _question(rng, "state_change", f"What color does the {thing.look} turn into?", thing.new_color,
                      COLORS, never=[thing.look.color], first=_colors(scene))
 
 
-_PARTS = ("in the first part", "in the middle", "in the last part")
 _ALWAYS = "all the time"
 
 
 def make_action_localization(maker: SceneMaker) -> Scene:
+    """One thing is there in one part: the first from the beginning on, the last until the end."""
     scene = maker.plain(maker.rng.randint(2, 3))
-    part = maker.rng.randrange(3)
-    third = scene.duration / 3
-    appears = part * third + maker.rng.uniform(0.1, 0.3)
-    return _change_one(scene, maker.rng, appears=appears, vanishes=(part + 1) * third - 0.1)
+    part, third = maker.rng.randrange(3), scene.duration / 3
+    appears = part * third + maker.rng.uniform(0.1, 0.3) if part else 0.0
+    vanishes = (part + 1) * third - 0.1 if part < 2 else float("inf")
+    return _change_one(scene, maker.rng, appears=appears, vanishes=vanishes)
 
 
 def ask_action_localization(scene: Scene, rng: random.Random) -> Question | None:
-    third = scene.duration / 3
-    passing = [thing for thing in scene.things
-               if 1.8 < thing.vanishes - thing.appears < third
-               and thing.appears // third == thing.vanishes // third]
+    passing = [thing for thing in scene.things if thing.part(scene.duration)]
     if len(passing) != 1:
         return None
     staying = _one(rng, (thing for thing in scene.things if _stays(thing) and not thing.moves))
     # a quarter of the questions are about a thing that stays, so that no option can be ruled out
     asked = staying if staying is not None and rng.random() < 0.25 else passing[0]
-    answer = _ALWAYS if asked is staying else _PARTS[int(asked.appears // third)]
-    return _question(scene, rng, "action_localization", f"When can the {asked.look} be seen?", answer,
-                     (*_PARTS, _ALWAYS))
+    return _question(rng, "action_localization", f"When can the {asked.look} be seen?",
+                     asked.part(scene.duration) or _ALWAYS, (*PARTS, _ALWAYS))
 
 
 def make_object_hidden(maker: SceneMaker) -> Scene:
@@ -210,7 +195,7 @@ def make_object_hidden(maker: SceneMaker) -> Scene:
 def ask_object_hidden(scene: Scene, rng: random.Random) -> Question | None:
     if scene.hidden is None:
         return None
-    return _question(scene, rng, "object_hidden", "Which object goes behind the wall and stays there?", scene.hidden,
+    return _question(rng, "object_hidden", "Which object goes behind the wall and stays there?", scene.hidden,
                      _LOOKS, first=[thing.look for thing in scene.things])
 
 
@@ -220,7 +205,7 @@ def ask_position(scene: Scene, rng: random.Random) -> Question | None:
     if thing is None:
         return None
     moment = " at the end" if any(other.moves for other in scene.things) else ""
-    return _question(scene, rng, "position", f"Where is the {thing.look}{moment}?", _corner(thing.end),
+    return _question(rng, "position", f"Where is the {thing.look}{moment}?", _corner(thing.end),
                      ("top left", "top right", "bottom left", "bottom right"))
 
 
@@ -229,44 +214,48 @@ def ask_attribute(scene: Scene, rng: random.Random) -> Question | None:
     thing = _one(rng, (thing for thing in scene.things if shapes.count(thing.look.shape) == 1 and not thing.new_color))
     if thing is None:
         return None
-    return _question(scene, rng, "attribute", f"What color is the {thing.look.shape}?", thing.look.color, COLORS,
+    return _question(rng, "attribute", f"What color is the {thing.look.shape}?", thing.look.color, COLORS,
                      first=_colors(scene))
 
 
 FAMILIES: dict[str, Family] = {
     "moving_direction": Family(make_moving_direction, ask_moving_direction),
-    "moving_attribute": Family(partial(make_some_move, things=(3,), movers=(1,)), ask_moving_attribute),
-    "moving_count": Family(partial(make_some_move, things=(3,), movers=(0, 3)), ask_moving_count),
-    "object_existence": Family(partial(make_some_move, things=(2, 3), movers=(0, 1)), ask_object_existence, still=True),
-    "object_count": Family(partial(make_some_move, things=(1, 4), movers=(0, 1)), ask_object_count, still=True),
+    "moving_attribute": Family(partial(make_some_move, things=(3,), movers=(1,)), ask_moving_attribute, 3),
+    "moving_count": Family(partial(make_some_move, things=(3,), movers=(0, 3)), ask_moving_count, 3),
+    "object_existence": Family(partial(make_some_move, things=(2, 3), movers=(0, 1)), ask_object_existence, 1, True),
+    "object_count": Family(partial(make_some_move, things=(1, 4), movers=(0, 1)), ask_object_count, 1, True),
     "action_order": Family(make_action_order, ask_action_order),
-    "scene_transition": Family(make_scene_transition, ask_scene_transition),
+    "scene_transition": Family(make_scene_transition, ask_scene_transition, 3),
     "needle": Family(make_needle, ask_needle),
     "state_change": Family(make_state_change, ask_state_change),
-    "action_localization": Family(make_action_localization, ask_action_localization),
+    "action_localization": Family(make_action_localization, ask_action_localization, 3),
     "object_hidden": Family(make_object_hidden, ask_object_hidden),
-    "position": Family(partial(make_some_move, things=(1, 3), movers=(0, 1)), ask_position, still=True),
-    "attribute": Family(partial(make_some_move, things=(2, 3), movers=(0, 1)), ask_attribute, still=True),
+    "position": Family(partial(make_some_move, things=(1, 3), movers=(0, 1)), ask_position, 1, True),
+    "attribute": Family(partial(make_some_move, things=(2, 3), movers=(0, 1)), ask_attribute, 1, True),
 }
 
 
-def questions(scene: Scene, rng: random.Random, split: Split, families: Sequence[str] = tuple(FAMILIES)
-              ) -> list[Question]:
-    """Every question of a split that the scene answers, in the order of `families`."""
+def drawn_family(rng: random.Random) -> str:
+    """The name of a family whose scene training is to show next: often one that is hard, rarely one about which scenes
+    of the others are asked as well."""
+    names = sorted(FAMILIES)
+    return rng.choices(names, [FAMILIES[name].weight for name in names])[0]
+
+
+def questions(scene: Scene, rng: random.Random, families: Sequence[str] = tuple(FAMILIES)) -> list[Question]:
+    """Every question that the scene answers, in the order of `families`."""
     asked = (FAMILIES[name].ask(scene, rng) for name in families)
-    return [question for question in asked if question is not None and question.split == split]
+    return [question for question in asked if question is not None]
 
 
-def _question(scene: Scene, rng: random.Random, family: str, text: str, answer: object, choices: Iterable[str], *,
+def _question(rng: random.Random, family: str, text: str, answer: object, choices: Iterable[str], *,
               never: Iterable[str] = (), first: Iterable[object] = ()) -> Question:
     """The question with three different wrong answers: those of `first` as far as they go, the rest drawn."""
     right = {str(answer), *never}
     tempting = [choice for choice in dict.fromkeys(map(str, first)) if choice not in right][:3]
     others = sorted({*choices} - right - {*tempting})
     one, two, three = [*tempting, *rng.sample(others, 3 - len(tempting))]
-    shown = sorted(f"{thing.look} {thing.new_color or ''}" for thing in scene.things)
-    combination = "|".join([family, str(answer), scene.background, scene.new_background or "", *shown])
-    return Question(family, text, str(answer), (one, two, three), combination)
+    return Question(family, text, str(answer), (one, two, three))
 
 
 def _with_things(scene: Scene, things: Sequence[Thing], rng: random.Random) -> Scene:

@@ -4,8 +4,9 @@ A scene is a value; `render.py` draws it, `families.py` asks about it, `conversa
 places are fractions of the frame's side, times are seconds.
 """
 
+import hashlib
 import random
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -28,6 +29,10 @@ Direction = Literal["left", "right", "up", "down"]
 Axis = Literal["horizontal", "vertical"]
 AXES: tuple[Axis, ...] = ("horizontal", "vertical")
 DIRECTIONS: tuple[Direction, ...] = ("left", "right", "up", "down")
+PARTS = ("in the first part", "in the middle", "in the last part")
+Split = Literal["train", "validation", "test"]
+HELDOUT_SHARE = 10
+"""One combination in so many is for validation, and as many are for the test."""
 BANDS = (0.14, 0.38, 0.62, 0.86)
 """Objects of a scene run in bands of their own, so that they hide each other only where the scene says so."""
 
@@ -67,6 +72,13 @@ class Thing:
             return "right" if across > 0 else "left"
         return "down" if down > 0 else "up"
 
+    def part(self, duration: float) -> str | None:
+        """The third of the video that a thing fills with its presence; None when it is there longer or shorter."""
+        third = duration / 3
+        number = int(self.appears // third)
+        late, early = self.appears - number * third, (number + 1) * third - min(self.vanishes, duration)
+        return PARTS[number] if late < 0.35 and -0.01 < early < 0.15 else None
+
     def color_at(self, time: float) -> str:
         return self.new_color if self.new_color is not None and time >= self.changes else self.look.color
 
@@ -93,6 +105,15 @@ class Scene:
     wall: tuple[float, float] | None = None  # from, to: the stretch of x that the wall covers
     hidden: Look | None = None  # what rests behind the wall when the video ends
 
+    @property
+    def split(self) -> Split:
+        """Backgrounds, looks and new colours decide, so that no picture, caption or question of a combination that is
+        held out is part of any training, though each of its words and colours is."""
+        shown = sorted(f"{thing.look} {thing.new_color or ''}" for thing in self.things)
+        combination = "|".join([self.background, self.new_background or "", *shown])
+        drawn = int.from_bytes(hashlib.sha256(combination.encode()).digest()[:4], "big") % HELDOUT_SHARE
+        return "test" if drawn == 0 else "validation" if drawn == 1 else "train"
+
     def background_at(self, time: float) -> str:
         return self.new_background if self.new_background is not None and time >= self.cut else self.background
 
@@ -101,6 +122,14 @@ class Scene:
         left, right = self.wall or (0.0, 0.0)
         placed = [(thing.place(time, self.duration)[0], thing) for thing in self.things if thing.visible(time)]
         return [thing for x, thing in placed if x - thing.radius < left or x + thing.radius > right]
+
+
+def of_split(split: Split, make: Callable[[], Scene]) -> Scene:
+    """The first scene of a split that `make` draws."""
+    while True:
+        scene = make()
+        if scene.split == split:
+            return scene
 
 
 def _at(axis: Axis, along: float, band: float) -> tuple[float, float]:

@@ -266,3 +266,15 @@ def test_blocks_asks_choices_about_a_wrong_video_too(made) -> None:
         "1 (wrong video)": ("b.mp4", True), "2 (wrong video)": ("a.mp4", True)}
     assert (items["1"].max_new_tokens, items["3"].max_new_tokens) == (16, 128)
     assert made.items(wrong_videos=False).keys() == {"1", "2", "3"}
+
+
+@of("blocks")
+def test_blocks_asks_for_the_option_or_for_its_letter(made) -> None:
+    for id, item in made.items().items():
+        lettered = made.items(letters=True)[id]
+        if item.options:
+            first = item.options[0]
+            assert f"(A) {first}" in item.prompt and item.prompt.endswith("Only give the best option.")
+            assert f"\nA. {first}\n" in lettered.prompt and lettered.prompt.endswith("given choices directly.")
+        else:
+            assert lettered == item

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,10 +15,10 @@ import av
 import pytest
 
 from aurora.errors import AuroraError
-from datamodules.blocks.build import SAMPLES, build, heldout_question, write_heldout
+from datamodules.blocks.build import DATASETS, HELDOUT, SAMPLES, build, heldout_question, write_heldout
 from datamodules.blocks.families import FAMILIES
 from datamodules.blocks.render import encode
-from datamodules.blocks.scenes import SceneMaker
+from datamodules.blocks.scenes import Scene, SceneMaker
 from datamodules.shards.writing import load_index
 
 
@@ -45,11 +46,12 @@ def test_every_stage_has_verified_shards(make: SimpleNamespace, built: Path) -> 
         assert make.wrong(built / dataset) == []
 
 
-def test_held_out_questions_name_their_videos(built: Path) -> None:
-    lines = [json.loads(line) for line in (built / "heldout" / "questions.jsonl").read_text().splitlines()]
+@pytest.mark.parametrize("folder", HELDOUT)
+def test_held_out_questions_name_their_videos(built: Path, folder: str) -> None:
+    lines = [json.loads(line) for line in (built / folder / "questions.jsonl").read_text().splitlines()]
     assert {line["family"] for line in lines} == set(FAMILIES)
     for line in lines:
-        assert (built / "heldout" / line["video"]).is_file()
+        assert (built / folder / line["video"]).is_file()
         assert len(line["options"]) == 4
         assert 0 <= line["answer"] < 4
 
@@ -77,8 +79,18 @@ def test_bytes_do_not_depend_on_what_the_memory_held() -> None:
 def test_held_out_questions_are_held_out(tmp_path: Path) -> None:
     write_heldout(tmp_path / "heldout", 1, seed=0)
     assert len((tmp_path / "heldout" / "questions.jsonl").read_text().splitlines()) == len(FAMILIES)
-    for family in FAMILIES:
-        assert heldout_question(family, random.Random(1))[1].split == "heldout"
+    for family, split in product(FAMILIES, ("validation", "test")):
+        assert heldout_question(family, random.Random(1), split)[0].split == split
+
+
+def test_no_scene_of_another_split_is_drawn_for_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Scene] = []
+    monkeypatch.setattr("datamodules.blocks.build.encode", lambda scene: drawn.append(scene) or b"")
+    monkeypatch.setattr("datamodules.blocks.build.picture", lambda scene, time: drawn.append(scene) or b"")
+    for make, index in product(DATASETS.values(), range(40)):
+        make(f"{index}", random.Random(index))
+    assert len(drawn) > 150
+    assert {scene.split for scene in drawn} == {"train"}
 
 
 @pytest.mark.parametrize("scale", [0, -1, 1e9])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from datamodules.blocks.conversations import question_turns
-from datamodules.blocks.families import FAMILIES, Question, questions
+from datamodules.blocks.conversations import SHORT, image_caption_turn, question_turns, video_caption_turn
+from datamodules.blocks.families import FAMILIES, Question, drawn_family, questions
 from datamodules.blocks.render import draw
-from datamodules.blocks.scenes import BACKGROUNDS, COLORS, Scene, SceneMaker
+from datamodules.blocks.scenes import BACKGROUNDS, COLORS, PARTS, Scene, SceneMaker, of_split
 
 SEEDS = range(12)
 
@@ -102,19 +103,52 @@ def test_the_needle_is_seen_for_two_seconds_at_most(seed: int) -> None:
     assert 1.5 <= sum(len(pixels_of(scene, color, time)) > 0 for time in times(scene)) / 4 <= 2.25
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_the_part_in_which_a_thing_is_there_is_that_of_the_pixels(seed: int) -> None:
+    scene, question = made("action_localization", seed)
+    color = question.text.split()[-4]
+    moments = (0.0, 0.5, 0.98)
+    there = tuple(bool(len(pixels_of(scene, color, moment * scene.duration))) for moment in moments)
+    expected = {(True, False, False): PARTS[0], (False, True, False): PARTS[1], (False, False, True): PARTS[2],
+                (True, True, True): "all the time"}
+    assert question.answer == expected[there]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_training_never_asks_what_is_held_out(family: str) -> None:
+def test_every_family_has_scenes_of_every_split(family: str) -> None:
+    splits = [made(family, seed)[0].split for seed in range(200)]
+    assert 0 < splits.count("validation") < 60
+    assert 0 < splits.count("test") < 60
+
+
+def test_scenes_that_look_alike_are_of_one_split_whatever_happens_in_them() -> None:
     rng = random.Random(0)
-    scenes = [FAMILIES[family].make(SceneMaker(rng)) for _ in range(60)]
-    asked = [question for scene in scenes for question in questions(scene, rng, "train")]
-    assert asked
-    assert all(question.split == "train" for question in asked)
+    scene = of_split("test", lambda: FAMILIES["moving_count"].make(SceneMaker(rng)))
+    things = tuple(SceneMaker(rng).moving(thing, "horizontal") for thing in scene.things[::-1])
+    assert replace(scene, things=things, duration=3.0).split == "test"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_held_out_combinations_are_a_part_of_every_family(family: str) -> None:
-    splits = [made(family, seed)[1].split for seed in range(120)]
-    assert 0 < splits.count("heldout") < 60
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_caption_counts_the_things_and_those_that_move(seed: int) -> None:
+    scene, question = made("moving_count", seed)
+    assert video_caption_turn(scene).answer.endswith(f" Objects: 3. Moving: {question.answer}.")
+    still = SceneMaker(random.Random(seed)).plain(1 + seed % 4)
+    assert image_caption_turn(still).answer.endswith(f" Objects: {1 + seed % 4}.")
+
+
+def test_a_letter_is_the_answer_where_the_question_asks_for_one() -> None:
+    rng = random.Random(0)
+    letters = []
+    while len(letters) < 100:
+        scene, _ = made("attribute", rng.randrange(10**9))
+        asked = {(question.text, question.answer) for _ in range(20) for question in questions(scene, rng)}
+        for turn in question_turns(scene, rng, 4, open_share=0.0):
+            if turn.question.endswith("letter from the given choices directly."):
+                text, *lines = turn.question.splitlines()
+                named = {line[0]: line[3:] for line in lines[:-1]}
+                assert (text, named[turn.answer]) in asked
+                letters.append(turn.answer)
+    assert all(10 < letters.count(letter) < 40 for letter in "ABCD")
 
 
 def test_every_place_among_the_options_is_right_equally_often() -> None:
@@ -122,7 +156,31 @@ def test_every_place_among_the_options_is_right_equally_often() -> None:
     places = []
     while len(places) < 400:
         scene = FAMILIES["attribute"].make(SceneMaker(rng))
-        for turn in question_turns(scene, rng, "train", 4, open_share=0.0):
+        for turn in question_turns(scene, rng, 4, open_share=0.0):
+            if turn.answer in tuple("ABCD"):
+                continue
             options = [line[4:] for line in turn.question.splitlines() if line.startswith("(")]
             places.append(options.index(turn.answer))
     assert all(0.18 < places.count(place) / len(places) < 0.32 for place in range(4))
+
+
+def test_no_count_of_what_moves_is_rare() -> None:
+    """Of the scenes that are not made for the question, nearly all answer 0 or 1."""
+    rng, counts = random.Random(0), []
+    for _ in range(2000):
+        family = drawn_family(rng)
+        turns = question_turns(FAMILIES[family].make(SceneMaker(rng)), rng, 6, first=family, open_share=1.0)
+        counts += [turn.answer for turn in turns if turn.question.startswith("How many objects move")]
+    assert all(0.12 < counts.count(count) / len(counts) < 0.5 for count in "0123")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_of_the_conversations_begin_with_what_the_scene_was_made_for(family: str) -> None:
+    rng = random.Random(0)
+    firsts = 0
+    for _ in range(60):
+        scene, _ = made(family, rng.randrange(10**9))
+        own = {question.text for _ in range(20) for question in questions(scene, rng, [family])}
+        turns = question_turns(scene, rng, 6, first=family, open_share=1.0)
+        firsts += turns[0].question.removesuffix(f" {SHORT}") in own
+    assert firsts >= 30
