@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import lru_cache, partial
 from itertools import count, pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ from datamodules.blocks.conversations import (
     question_turns,
     video_caption_turn,
 )
-from datamodules.blocks.families import FAMILIES
+from datamodules.blocks.families import FAMILIES, drawn_family
 from datamodules.blocks.render import draw
 from datamodules.blocks.scenes import AXES, BANDS, SHAPES, Look, Scene, SceneMaker, of_split
 
@@ -53,16 +53,18 @@ Sight = list[str]
 
 
 class Ease(NamedTuple):
-    """How much of what is read is easy: a small recurrent model learns to look things up in one frame and in answers
-    that stand close by, or not at all."""
+    """How much of what is read is easy. A small recurrent model learns to look things up in one frame and in answers
+    that stand close by, or not at all; letters come last, since they ask for two things to be looked up."""
 
     still: float = 0.15  # share of single frames among all that is seen
-    open: float = 0.3  # share of questions without options
+    open: float = 0.4  # share of questions without options
+    letters: float = 0.25  # share of questions with options that ask for a letter
 
     @classmethod
     def at(cls, share: float) -> Ease:
         """After a share of the training."""
-        return cls(max(cls().still, 0.9 - 2 * share), max(cls().open, 0.8 - share))
+        return cls(max(cls().still, 0.9 - 2 * share), max(cls().open, 0.8 - 0.6 * share),
+                   cls().letters if share > 0.5 else 0.0)
 
 
 def account(rng: random.Random, ease: Ease) -> tuple[Sight, list[Turn]]:
@@ -73,10 +75,11 @@ def account(rng: random.Random, ease: Ease) -> tuple[Sight, list[Turn]]:
         scene = of_split("train", lambda: maker.plain(rng.randint(1, 4)))
         sight, caption, families, first = look(rng, scene, 0.0), image_caption_turn(scene), STILL, None
     else:
-        first = rng.choice(sorted(FAMILIES))
+        first = drawn_family(rng)
         scene = of_split("train", lambda: FAMILIES[first].make(maker))
         sight, caption, families = watched(rng, scene), video_caption_turn(scene), ()
-    turns = question_turns(scene, rng, 6, families=families, first=first, open_share=ease.open)
+    turns = question_turns(scene, rng, 6, families=families, first=first, open_share=ease.open,
+                           letter_share=ease.letters)
     if not turns or rng.random() < 0.5:
         turns.insert(rng.choice((rng.randint(0, len(turns)), len(turns))), caption)
     return sight, turns
@@ -161,7 +164,7 @@ class Row(NamedTuple):
 
 def rows(tokenizer: Any, documents: Iterable[list[Text | Sight]], length: int) -> Iterator[Row]:
     """Packed rows of at least so many positions each, but for the last one."""
-    encode = cache(tokenizer.encode)
+    encode = lru_cache(4096)(tokenizer.encode)
     words: list[list[int]] = []
     following: list[tuple[int, bool]] = []  # of each position itself; shifted by one they are the targets
     bounds = [0]

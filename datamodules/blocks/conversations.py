@@ -12,16 +12,17 @@ from .scenes import Scene, Thing
 SHORT = "Answer the question using a single word or phrase."
 OPEN_SHARE = 0.45
 """Of the questions in training: without options, so that more of them fit into a conversation of a length."""
-LETTER_SHARE = 0.25
+LETTER_SHARE = 0.15
 """Of the questions with options: answered by a letter."""
 STILL = tuple(name for name, family in FAMILIES.items() if family.still)
 
 
 def question_turns(scene: Scene, rng: random.Random, most: int, *, families: Sequence[str] = (),
-                   first: str | None = None, open_share: float = OPEN_SHARE) -> list[Turn]:
+                   first: str | None = None, open_share: float = OPEN_SHARE,
+                   letter_share: float = LETTER_SHARE) -> list[Turn]:
     """Up to `most` different questions about a scene, one of the family `first` among them, which comes first in half
-    of the conversations; the rest are drawn from `families`. Without options is the share `open_share`; with them the
-    answer is the option's text, or its letter where the question asks for that."""
+    of the conversations; the rest are drawn from `families`. Without options is the share `open_share`; of those
+    with options, `letter_share` ask for a letter, the others for the option's text."""
     names = tuple(families) or tuple(FAMILIES)
     # asked twice, since a family may ask about one thing or another
     asked = {question.text: question for _ in range(2) for question in questions(scene, rng, names)
@@ -30,7 +31,7 @@ def question_turns(scene: Scene, rng: random.Random, most: int, *, families: Seq
     chosen = sorted(drawn, key=lambda question: question.family != first)[:most]
     if rng.random() < 0.5:
         rng.shuffle(chosen)
-    return [_question_turn(question, rng, open_share) for question in chosen]
+    return [_question_turn(question, rng, open_share, letter_share) for question in chosen]
 
 
 def _usual(question: Question, rng: random.Random) -> bool:
@@ -39,10 +40,10 @@ def _usual(question: Question, rng: random.Random) -> bool:
     return question.family == "moving_count" and question.answer in ("0", "1") and rng.random() < 0.9
 
 
-def _question_turn(question: Question, rng: random.Random, open_share: float) -> Turn:
+def _question_turn(question: Question, rng: random.Random, open_share: float, letter_share: float) -> Turn:
     if rng.random() < open_share:
         return Turn(f"{question.text} {SHORT}", question.answer)
-    return (letter_turn if rng.random() < LETTER_SHARE else text_turn)(question, rng)
+    return (letter_turn if rng.random() < letter_share else text_turn)(question, rng)
 
 
 def text_turn(question: Question, rng: random.Random) -> Turn:
@@ -70,13 +71,15 @@ def image_caption_turn(scene: Scene) -> Turn:
 
 
 def video_caption_turn(scene: Scene) -> Turn:
-    """A caption of all that happens: one sentence per event, in the order of their beginning, then how many things
-    there are and how many of them move."""
-    things = sorted(scene.things, key=lambda thing: (thing.appears, thing.place(0, scene.duration)[::-1]))
-    parts = [f"The scene is {scene.background}.", *(_story(thing, scene) for thing in things)]
+    """A caption of all that happens: how many things there are and how many of them move, then one sentence per thing,
+    those that move first, in the order of their beginning."""
+    things = sorted(scene.things, key=lambda thing: (not thing.moves, thing.appears,
+                                                     thing.place(0, scene.duration)[::-1]))
+    parts = [f"The scene is {scene.background}.",
+             f"Objects: {len(things)}. Moving: {sum(thing.moves for thing in things)}.",
+             *(_story(thing, scene) for thing in things)]
     if scene.new_background is not None:
         parts.append(f"The background turns {scene.new_background}.")
-    parts.append(f"Objects: {len(things)}. Moving: {sum(thing.moves for thing in things)}.")
     return Turn(CAPTION_VIDEO, " ".join(parts))
 
 

@@ -220,12 +220,12 @@ def ask_attribute(scene: Scene, rng: random.Random) -> Question | None:
 
 FAMILIES: dict[str, Family] = {
     "moving_direction": Family(make_moving_direction, ask_moving_direction),
-    "moving_attribute": Family(partial(make_some_move, things=(3,), movers=(1,)), ask_moving_attribute, 3),
-    "moving_count": Family(partial(make_some_move, things=(3,), movers=(0, 3)), ask_moving_count, 3),
+    "moving_attribute": Family(partial(make_some_move, things=(3,), movers=(1,)), ask_moving_attribute, 4),
+    "moving_count": Family(partial(make_some_move, things=(3,), movers=(0, 3)), ask_moving_count, 4),
     "object_existence": Family(partial(make_some_move, things=(2, 3), movers=(0, 1)), ask_object_existence, 1, True),
     "object_count": Family(partial(make_some_move, things=(1, 4), movers=(0, 1)), ask_object_count, 1, True),
     "action_order": Family(make_action_order, ask_action_order),
-    "scene_transition": Family(make_scene_transition, ask_scene_transition, 3),
+    "scene_transition": Family(make_scene_transition, ask_scene_transition),
     "needle": Family(make_needle, ask_needle),
     "state_change": Family(make_state_change, ask_state_change),
     "action_localization": Family(make_action_localization, ask_action_localization, 3),
