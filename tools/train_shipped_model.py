@@ -39,10 +39,10 @@ def ship(trained: Path, target: Path) -> None:
 
 
 def measure(folder: Path, data: Path, output: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """The results of a saved model by prompt and form of the answers."""
+    """The results of a saved model by prompt and form of the answers, computed in float32."""
     results = {}
     for prompt, form in product(("sandwich", "generic"), ("text", "letter")):
-        model, config = load_model(folder, overrides=[f"prompt={prompt}"])
+        model, config = load_model(folder, overrides=[f"prompt={prompt}", "dtype=float32"])
         results[prompt, form] = evaluate(
             model, config, data, output=output / f"{prompt}-{form}", restart=True, model_hash=model_hash(folder),
             benchmark={"name": "blocks", "letters": form == "letter", "wrong_videos": form == "text"})
@@ -69,8 +69,8 @@ def write_card(target: Path, trained: Path, results: str) -> None:
     front, _, after = card.partition("\n## Parts\n")
     before, _, _ = after.partition("\n## Results\n")
     text = (f"{front}\n## Limits\n\n{LIMITS}\n\n## Parts\n{before}\n## Results\n\nOn scenes of the test split, of "
-            "which these stages have seen none, in bfloat16; chance is 25 %. `generic` reads a video once for all "
-            f"questions, `sandwich` reads it again for each.\n\n{results}")
+            "which these stages have seen none, computed in float32; chance is 25 %. `generic` reads a video once for "
+            f"all questions, `sandwich` reads it again for each.\n\n{results}")
     (target / CARD).write_text(text, encoding="utf-8")
 
 
