@@ -66,6 +66,7 @@ def write_card(target: Path, trained: Path, results: str) -> None:
     model, config = load_model(target)
     card = model_card(model, config, name="Aurora's Blocks world model", licence=LICENCE, sources=None, results=[],
                       training=training_of(trained))
+    card = card.replace("; see `prompt.json`", "")  # which only an export has
     front, _, after = card.partition("\n## Parts\n")
     before, _, _ = after.partition("\n## Results\n")
     text = (f"{front}\n## Limits\n\n{LIMITS}\n\n## Parts\n{before}\n## Results\n\nOn scenes of the test split, of "
