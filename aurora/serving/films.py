@@ -57,7 +57,10 @@ class Films:
 
     def names(self) -> list[str]:
         """Of all films, those that are watched among them."""
-        return sorted({*self.store.names(), *self.watches})
+        stored = self.store.names()
+        for gone in self._facts.keys() - stored:
+            del self._facts[gone]
+        return sorted({*stored, *self.watches})
 
     def find(self, film_id: str) -> str:
         """The name of a film by its id or name. ApiError 404."""
