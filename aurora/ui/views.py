@@ -18,7 +18,8 @@ KEYS = (("Enter", "ask"), ("Shift Enter", "new line"), ("Esc", "stop the answer"
 
 EXAMPLE = Path(__file__).parents[1] / "assets" / "example.mp4"
 """A video of Blocks world."""
-QUESTIONS = ("What color is the object that moves?", "How many objects can be seen?", "Describe the video in detail.")
+QUESTIONS = ("How many objects can be seen?", "In which direction does the yellow circle move?",
+             "Describe the video in detail.")
 """Of Blocks world."""
 
 

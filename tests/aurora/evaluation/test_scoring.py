@@ -155,6 +155,7 @@ ENDING = [form for form in INLINE if not form.rstrip(".").endswith(("right", "co
 @given(st.permutations("ABCD"), st.sampled_from(ENDING), st.sampled_from(INLINE),
        st.sampled_from([" ", ", ", " or ", " and ", "/", " / ", "\n", ". ", "; ", " nor "]))
 def test_two_letters_choose_none(letters: list[str], first: str, second: str, between: str) -> None:
+    assume((letters[0], first, between) != ("A", "{}", " "))  # "A cat moves. The answer is (B).": an article
     assert chosen_option(first.format(letters[0]) + between + second.format(letters[1]), OPTIONS) is None
 
 
