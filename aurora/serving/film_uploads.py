@@ -95,8 +95,11 @@ async def start_watching(service: Service, name: str, given: Any, upload: Upload
 
 def require_still(service: Service, name: str) -> None:
     """ApiError 409 for a film that is being watched, or could not be."""
-    if name in service.films.watches:
-        raise ApiError(409, f"the film is {service.films.watches[name].status}; wait until it is ready")
+    watch = service.films.watches.get(name)
+    if watch is not None and watch.status == "failed":
+        raise ApiError(409, f"the film could not be watched: {watch.error}")
+    if watch is not None:
+        raise ApiError(409, f"the film is {watch.status}; wait until it is ready")
 
 
 def _require_media(path: Path) -> None:
