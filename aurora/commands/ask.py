@@ -221,12 +221,12 @@ def _wanted(films: Films, files: Sequence[str], chat: bool) -> list[str]:
 def _film(model: "VideoModel", files: Sequence[str], films: Films, name: str | None, frames: Frames,
           waiting: "Waiting") -> "Film":
     """What the questions are about: a film of a store, a saved one, or what is watched now."""
-    from aurora.inference.film_file import is_film
+    from aurora.inference.film_file import SUFFIX, is_film
     from aurora.inference.store import FilmStore
 
     if name is not None and films.store is not None:
         return FilmStore(films.store).open(model, name)
-    if len(files) == 1 and is_film(files[0]):
+    if len(files) == 1 and (is_film(files[0]) or files[0].endswith(SUFFIX)):  # one that is damaged as well
         if frames.fps is not None or frames.frames is not None or frames.max_frames is not None:
             raise AuroraError(f"{files[0]} was watched before; --fps, --frames and --max-frames are for videos")
         return model.open(files[0])

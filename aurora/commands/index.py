@@ -91,6 +91,8 @@ def show_all(*, store: Store, json_output: Json = False) -> int:
     from aurora.inference.store import FilmStore
     from aurora.terminal import clock, stdout, table, write_json
 
+    if not store.exists():
+        raise AuroraError(f"{store} does not exist; `aurora index build FOLDER --store {store}` makes it")
     films = FilmStore(store)
     rows = {name: _row(films, name) for name in films.names()}
     if json_output:
@@ -215,6 +217,9 @@ def _report(done: "list[Outcome]", store: Path, json_output: bool) -> None:
     for outcome in done:
         if outcome.failed:
             sys.stdout.write(f"{outcome.status}: {outcome.path}: {outcome.detail}\n")
+    if thinned := [outcome for outcome in watched if outcome.detail]:
+        sys.stderr.write(f"{len(thinned)} of the videos were longer than the model's limit on frames, such as "
+                         f"{thinned[0].name}: {thinned[0].detail}; --max-frames reads more\n")
 
 
 def _row(films: Any, name: str) -> dict[str, Any]:

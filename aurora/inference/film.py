@@ -19,7 +19,7 @@ from aurora.inference.generation import Generation, complete, stream
 from aurora.inference.ingest import CHUNKS_AHEAD, FRAMES_AHEAD, Unit, ahead, encode, encoded, prepared, units
 from aurora.inference.reading import Memory, Pieces, blank, fork, read_frames, read_texts, tokenize
 from aurora.inference.snapshot import Medium, Snapshot, Thumbnail, digest_with, with_thumbnail
-from aurora.inference.visuals import Frames, Report, Source, Timed, check_sources, shown
+from aurora.inference.visuals import Frames, Report, Source, Timed, UnreadableVisual, check_sources, is_image, shown
 from aurora.interfaces import Sampling, Turn
 from aurora.markers import plain_question
 from aurora.terminal import clock
@@ -129,6 +129,7 @@ class Film:
             return now
         if not at >= 0:
             raise AuroraError(f"at {at} is not a second of the film, which begins at 0")
+        self._require_reusable("be asked about a moment")
         kept = [seen for seen in self.history if seen.last <= at]
         before = kept[-1] if kept else Snapshot(blank(self.model.runner, 1))
         if self.sources and all(isinstance(source, str) for source in self.sources):
@@ -175,6 +176,8 @@ class Film:
         the film and ascending: having seen just what is shown up to then. It ends with the last moment."""
         check_sources(sources)
         settings = self.model.sampling(**sampling)
+        if moments is not None:
+            self._require_reusable("stop at moments")
         if self.turns and not self.model.reusable:
             raise AuroraError("a conversation cannot go on with more to see where the prompt begins with the question")
         for source in sources:
@@ -185,8 +188,21 @@ class Film:
                 if frames.path is None:
                     raise AuroraError(f"the prompt {self._prompt_name} reads a video again for every question, which "
                                       "frames that come one by one do not allow: choose prompt=generic")
+                self._measure(frames, settings)
+                yield self
                 continue
             yield from self._watch(frames, moments)
+
+    def _measure(self, frames: Frames, sampling: Sampling) -> None:
+        """Counts what each question will read of a file. UnreadableVisual for one that cannot be read."""
+        path, reader, now = str(frames.path), self.model.reader, self.now
+        try:
+            times = [0.0] if is_image(path) else reader.times(path, sampling)
+        except AuroraError as error:
+            raise UnreadableVisual(str(error)) from error
+        last = times[-1] if times else 0.0
+        self.now = replace(now, frames=now.frames + len(times), last=now.seconds + last,
+                           seconds=now.seconds + frames.end(last))
 
     def _watch(self, frames: Frames, moments: Sequence[float] | None) -> Iterator["Film"]:
         start = self.now.seconds
@@ -233,7 +249,7 @@ class Film:
         for number, shot in enumerate(new, now.frames):
             self.thumbnails = with_thumbnail(self.thumbnails, number, shot)
         every = self.checkpoint_seconds
-        if every is not None and new and (not self.history or last - self.history[-1].last >= every):
+        if every is not None and new and (not self.history or last // every > self.history[-1].last // every):
             self.history = (*self.history, seen)
         self.now = seen
 

@@ -166,6 +166,12 @@ def _checksum(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
     """Which of the keys differ, in words; long digests are not shown."""
-    changed = [key for key in keys if found.get(key) != wanted.get(key)]
-    return [f"{key} ({found.get(key)} in the film, {wanted.get(key)} here)"
-            if len(f"{found.get(key)}{wanted.get(key)}") < 80 else key for key in changed]
+    return [_difference(key, found.get(key), wanted.get(key)) for key in keys if found.get(key) != wanted.get(key)]
+
+
+def _difference(key: str, found: Any, wanted: Any) -> str:
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):  # a part: its name, or the options that differ
+        names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        found, wanted = (part.get("name") if "name" in names else
+                         ", ".join(f"{name} {part.get(name)}" for name in names) for part in (found, wanted))
+    return f"{key} ({found} in the film, {wanted} here)" if len(f"{found}{wanted}") < 80 else key

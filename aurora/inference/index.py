@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from aurora.errors import AuroraError
 from aurora.files import claimed, read_json, room_for
+from aurora.inference.film import Film
 from aurora.inference.film_file import SUFFIX
 from aurora.inference.store import FilmStore
 from aurora.inference.video_model import VideoModel
@@ -108,8 +109,8 @@ def find_videos(folder: str | Path, *, without: str | Path) -> list[FoundVideo]:
     with a dot or lies below `without`. AuroraError where there is none."""
     root, left_out = Path(folder), Path(without).resolve()
     if not root.is_dir():
-        raise AuroraError(f"{folder} is {'not a folder' if root.exists() else 'not there'}; give the one that holds "
-                          "the videos")
+        raise AuroraError(f"{folder} {'is not a folder' if root.exists() else 'does not exist'}; give the folder that "
+                          "holds the videos")
     found: list[Path] = []
     for place, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if name[0] != "." and Path(place, name).resolve() != left_out)
@@ -213,7 +214,16 @@ def _watched(task: WatchTask, store: FilmStore, model: VideoModel) -> Outcome:
     began = time.monotonic()
     film = model.watch(path, checkpoint_seconds=task.checkpoint_seconds)
     store.save(film, name)
-    return Outcome(name, path, "watched", "", film.frames, film.seconds, time.monotonic() - began)
+    return Outcome(name, path, "watched", _thinned(film), film.frames, film.seconds, time.monotonic() - began)
+
+
+def _thinned(film: Film) -> str:
+    """How far apart the frames are where `max_frames` left some out; empty where it did not."""
+    sampling = film.media[0].sampling
+    fps, most = sampling.get("fps"), sampling.get("max_frames")
+    if fps is None or film.frames != most or film.seconds * fps <= most + 1:
+        return ""
+    return f"{film.frames} frames, one every {film.seconds / film.frames:.3g} s"
 
 
 def _stamp(path: str | Path) -> list[int]:

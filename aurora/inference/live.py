@@ -208,10 +208,11 @@ class LiveSource:
         return "its decoder crashed"
 
     def _say(self, kind: Literal["opened", "lost", "resumed", "ended"], detail: str) -> None:
-        log.log(logging.WARNING if kind == "lost" else logging.INFO, "%s %s at %.1f s: %s", self.name, kind,
-                self.seconds, detail)
         if self.on_event is not None:
             self.on_event(LiveEvent(self.seconds, kind, detail))
+        else:
+            log.log(logging.WARNING if kind == "lost" else logging.INFO, "%s %s at %.1f s: %s", self.name, kind,
+                    self.seconds, detail)
 
     def _read_so_far(self) -> str:
         return f"; {self.frames} frames were read, up to {self.seconds:.1f} s" if self.frames else ""
@@ -251,8 +252,8 @@ def _opening(source: str, transport: str) -> dict[str, Any]:
     if path.is_fifo():
         return {"source": str(path), "opens": "pipe"}
     if not path.is_file():
-        raise AuroraError(f"{source}: no such file, camera or address to watch; /dev/video0, rtsp://HOST/PATH, "
-                          "https://HOST/PATH.m3u8, a file, or - for standard input are")
+        raise AuroraError(f"{source}: no such file, camera or address to watch; give one such as /dev/video0, "
+                          "rtsp://HOST/PATH or https://HOST/PATH.m3u8, a file, or - for standard input")
     return {"source": str(path), "opens": "file"}
 
 

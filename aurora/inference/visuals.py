@@ -89,7 +89,7 @@ class Frames:
         """The second at which the source ends, given when its last frame is shown: None where it had none."""
         if last is None or (self._local is not None and is_image(self._local)):
             return last or 0.0
-        length = None if self._local is None else self._reader.duration(self._local)
+        length = getattr(self._source, "lasting", None) if self._local is None else self._reader.duration(self._local)
         if length is not None:
             return min(length, self._sampling.stop or length)
         return last + (0.0 if self._sampling.fps is None or self.live else 1 / self._sampling.fps)
@@ -110,7 +110,8 @@ def download(address: str, folder: Path) -> str:
         with fsspec.open(address, "rb") as remote, room_for(target), target.open("wb") as local:
             shutil.copyfileobj(remote, local, 1 << 20)
     except (OSError, ValueError, ImportError) as error:
-        raise UnreadableVisual(f"{address} cannot be downloaded: {error}") from error
+        reason = str(error.__cause__ or error)  # of a missing file fsspec says nothing but its address
+        raise UnreadableVisual(f"{address} cannot be downloaded: {reason}") from error
     return str(target)
 
 

@@ -54,9 +54,10 @@ def start(reader: Mapping[str, Any]) -> None:
 
 def frames(
     files: Sequence[Path], sampling: Sampling, reader: Mapping[str, Any], limits: DecodeLimits,
-    on_count: Callable[[int], None] = lambda count: None,
+    on_count: Callable[[int, float], None] = lambda count, lasting: None,
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """(seconds, [H, W, 3] uint8) of videos and images one behind the other; `on_count` is told how many there will be.
+    """(seconds, [H, W, 3] uint8) of videos and images one behind the other; `on_count` is told how many there will be,
+    and how many seconds all of it lasts.
 
     UnreadableVisual for a file that is no readable video or image, or that takes more than the limits. Leaving early
     ends the process.
@@ -76,7 +77,7 @@ def frames(
         receiving.close()
 
 
-def _received(receiving: Connection, process: Any, limits: DecodeLimits, on_count: Callable[[int], None]
+def _received(receiving: Connection, process: Any, limits: DecodeLimits, on_count: Callable[[int, float], None]
               ) -> Iterator[tuple[float, np.ndarray]]:
     while True:
         try:
@@ -84,7 +85,7 @@ def _received(receiving: Connection, process: Any, limits: DecodeLimits, on_coun
                 raise UnreadableVisual(f"no frame was decoded within {limits.seconds:g} s")
             told = json.loads(receiving.recv_bytes(_MESSAGE))
             if "frames" in told:
-                on_count(int(told["frames"]))
+                on_count(int(told["frames"]), float(told["lasting"]))
             elif "shape" in told:
                 height, width = map(int, told["shape"])
                 if not 0 < height * width <= MAX_PIXELS:
@@ -135,16 +136,16 @@ def _frames(sending: Connection, files: Sequence[str], sampling: Sampling, reade
     read = READER.build(reader)
     stills = [is_image(file) for file in files]
     counts = [1 if still else len(read.times(file, sampling)) for file, still in zip(files, stills, strict=True)]
-    _tell(sending, frames=sum(counts))
-    gap = 1.0 if sampling.fps is None else 1 / sampling.fps
-    offset = last = 0.0
-    for file, still in zip(files, stills, strict=True):
+    gap = 1.0 if sampling.fps is None else 1 / sampling.fps  # for which an image is shown
+    lasting = [gap if still else read.duration(file) or 0.0 for file, still in zip(files, stills, strict=True)]
+    _tell(sending, frames=sum(counts), lasting=sum(lasting))
+    offset = 0.0
+    for file, still, seconds_of_file in zip(files, stills, lasting, strict=True):
         shown: Any = [(0.0, decode_image(Path(file).read_bytes(), formats=READABLE))] if still \
             else read.read(file, sampling)
         for seconds, frame in shown:
-            last = offset + seconds
-            yield last, frame
-        offset = last + gap
+            yield offset + seconds, frame
+        offset += seconds_of_file
 
 
 def _tell(sending: Connection, **told: Any) -> None:

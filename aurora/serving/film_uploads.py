@@ -51,7 +51,7 @@ async def read_body(request: Request, kind: Any) -> tuple[Any, Upload | None]:
     if request.headers.get("content-type", "").startswith("application/json"):
         try:
             given = await request.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ApiError(400, f"the body is not valid JSON: {error}") from error
     else:
         form = await request.form(max_files=1, max_fields=32)
@@ -95,8 +95,11 @@ async def start_watching(service: Service, name: str, given: Any, upload: Upload
 
 def require_still(service: Service, name: str) -> None:
     """ApiError 409 for a film that is being watched, or could not be."""
-    if name in service.films.watches:
-        raise ApiError(409, f"the film is {service.films.watches[name].status}; wait until it is ready")
+    watch = service.films.watches.get(name)
+    if watch is not None and watch.status == "failed":
+        raise ApiError(409, f"the film could not be watched: {watch.error.detail if watch.error else watch.status}")
+    if watch is not None:
+        raise ApiError(409, f"the film is {watch.status}; wait until it is ready")
 
 
 def _require_media(path: Path) -> None:

@@ -88,7 +88,11 @@ def read_content(content: Any, where: str) -> tuple[str, list[Medium]]:
 def read_sampling(given: Mapping[str, Any] | None, own: Sampling, settings: Settings) -> Sampling:
     """Which frames are watched: the server's own choice, or the `fps` or `num_frames` of a client, one of which clears
     the other. Never more than the server allows."""
-    video = dict((given or {}).get("video") or {})
+    video = (given or {}).get("video") or {}
+    if not isinstance(video, dict):
+        raise ApiError(400, f"media_io_kwargs.video is {video!r:.100}; it must be an object such as {{\"fps\": 2}}",
+                       param="media_io_kwargs")
+    video = dict(video)
     fps, frames = video.pop("fps", None), video.pop("num_frames", None)
     if unknown := [*video, *(key for key in given or {} if key != "video")]:
         raise ApiError(400, f"media_io_kwargs.{unknown[0]} is not supported; video.fps and video.num_frames are",
@@ -103,7 +107,9 @@ def limited_sampling(own: Sampling, settings: Settings, *, fps: float | None = N
         raise ApiError(400, "give the rate (fps) or the number of frames, not both")
     for name, value in (("fps", fps), ("frames", frames), ("max_frames", max_frames)):
         if value is not None and not (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0):
-            raise ApiError(400, f"{name} is {value!r}; it must be a number above 0", param=name)
+            raise ApiError(400, f"{name} is {value!r:.100}; it must be a number above 0", param=name)
+        if name != "fps" and isinstance(value, float) and not value.is_integer():
+            raise ApiError(400, f"{name} is {value!r}; it must be a whole number", param=name)
     if fps is None and frames is None:
         fps, frames = own.fps, own.frames
         max_frames = own.max_frames if max_frames is None else max_frames

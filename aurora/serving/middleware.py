@@ -53,7 +53,8 @@ class Gate:
 
         try:
             self._check_token(scope["path"], headers)
-            limited = _Limited(receive, self._limit(scope, headers))
+            json_values = self.settings.json_values if _is_json(scope["path"], headers) else None
+            limited = _Limited(receive, self._limit(scope, headers), json_values)
             limited.check(headers.get(b"content-length", b"0"))
             await self.app(scope, limited, sending)
         except ClientDisconnect:
@@ -87,11 +88,18 @@ class Gate:
         return self.settings.body_bytes
 
 
-class _Limited:
-    """A request body that raises a 413 where it becomes too long, whatever its header says."""
+def _is_json(path: str, headers: dict[bytes, bytes]) -> bool:
+    """Whether the body may be parsed as JSON; frames of a live film are images, whatever their type says."""
+    return b"json" in headers.get(b"content-type", b"json").lower() and not path.endswith("/frame")
 
-    def __init__(self, receive: Receive, limit: int) -> None:
-        self.receive, self.limit, self.read = receive, limit, 0
+
+class _Limited:
+    """A request body that raises a 413 where it becomes too long, whatever its header says, or, as JSON, holds too many
+    values to be parsed while others wait."""
+
+    def __init__(self, receive: Receive, limit: int, json_values: int | None) -> None:
+        self.receive, self.limit, self.json_values = receive, limit, json_values
+        self.read = self.values = 0
 
     def check(self, length: bytes) -> None:
         if not length.isdigit():
@@ -104,4 +112,9 @@ class _Limited:
         self.read += len(message.get("body", b""))
         if self.read > self.limit:
             raise ApiError(413, f"the body has more than {self.limit} bytes")
+        if self.json_values is not None:
+            # none of these is in base64, so a video inside of the body counts as one
+            self.values += sum(map(message.get("body", b"").count, (b",", b"[", b"{")))
+            if self.values > self.json_values:
+                raise ApiError(413, f"the body has more than {self.json_values} commas and brackets")
         return message

@@ -1,5 +1,6 @@
 """`/v1/models` and `/v1/chat/completions`, as OpenAI's clients speak them."""
 
+import asyncio
 import json
 import secrets
 import time
@@ -126,7 +127,7 @@ async def chat(body: ChatRequest, request: Request, service: Served) -> dict[str
 
 async def begin(body: ChatRequest, service: Service) -> Answer:
     """The answer that is being made to a request."""
-    said = read_messages(body.messages, service.settings)
+    said = await asyncio.to_thread(read_messages, body.messages, service.settings)
     sampling = read_sampling(body.media_io_kwargs, service.model.config.sampling, service.settings)
     options = service.generation(
         max_tokens=body.max_completion_tokens or body.max_tokens, temperature=body.temperature, top_p=body.top_p,

@@ -1,5 +1,6 @@
 """`/v1/responses`, as OpenAI's clients speak it. Responses are not stored."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -66,7 +67,7 @@ async def begin(body: ResponseRequest, service: Service) -> Answer:
     given = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
     messages = [{"role": "system", "content": body.instructions}] if body.instructions else []
     messages += [message for message in given if message.get("type") != "reasoning"]
-    said = read_messages(messages, service.settings)
+    said = await asyncio.to_thread(read_messages, messages, service.settings)
     sampling = read_sampling(body.media_io_kwargs, service.model.config.sampling, service.settings)
     options = service.generation(max_tokens=body.max_output_tokens, temperature=body.temperature, top_p=body.top_p,
                                  top_k=body.top_k, seed=body.seed, stop=None)

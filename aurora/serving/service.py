@@ -130,8 +130,13 @@ class Service:
 
     async def ask(self, film: Film, turns: Sequence[Turn], options: Generation, *, at: float | None = None) -> Answer:
         """An answer that is being made. ApiError or QueueFull where there is none."""
+        characters = sum(len(turn.question) + len(turn.answer or "") for turn in turns)
+        if characters > self.settings.text_characters:
+            raise ApiError(413, f"the question and the conversation before it have {characters} characters; at most "
+                                f"{self.settings.text_characters} are taken")
         memory = await asyncio.to_thread(film.memory, at)
-        return self.engine.ask(memory, film.question_ids(turns), options, seconds=self.settings.deadline_seconds)
+        ids = await asyncio.to_thread(film.question_ids, turns)
+        return self.engine.ask(memory, ids, options, seconds=self.settings.deadline_seconds)
 
     async def pieces(self, answer: Answer) -> AsyncIterator[str]:
         """The text of an answer as it is made; its first piece is timed."""

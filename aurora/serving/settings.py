@@ -31,8 +31,12 @@ class Settings:
     """Of a request that is not an upload: videos inside of it are a third larger than they are."""
     files_bytes: PositiveInt = 64 * 1024 * MB
     """Of all files kept for /v1/files together."""
+    json_values: PositiveInt = 100_000
+    """Of lists and objects in one JSON body, counted before it is parsed, which nothing else can interrupt."""
     parts: PositiveInt = 256
     """Videos and images of one request."""
+    text_characters: PositiveInt = 256 * 1024
+    """Of a question and the conversation before it."""
 
     max_frames: PositiveInt = 16384
     """Read of one film."""

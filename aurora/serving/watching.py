@@ -119,9 +119,13 @@ class Watcher:
     def _films(self, watch: Watch, files: Sequence[Path], sampling: Sampling, film: Film | None,
                using: Mapping[str, Any], checkpoint_seconds: float | None) -> Iterator[Film]:
         options = {key: value for key, value in asdict(sampling).items() if value is not None}
-        decoded = frames(files, sampling, self.model.config.reader, self._limits,
-                         lambda count: self._count(watch, count))
-        source = Uploaded(decoded, watch.name)
+        source = Uploaded(watch.name)
+
+        def counted(count: int, lasting: float) -> None:
+            source.lasting = lasting
+            self._count(watch, count)
+
+        source.decoded = frames(files, sampling, self.model.config.reader, self._limits, counted)
         if film is None:
             yield from self.model.watching(source, checkpoint_seconds=checkpoint_seconds, **options, **using)
         else:
@@ -145,14 +149,18 @@ class Watcher:
 class Uploaded:
     """Decoded frames under a name; closing it ends the decoder."""
 
-    def __init__(self, decoded: Iterator[Timed], name: str) -> None:
-        self._decoded, self.name = decoded, name
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.decoded: Iterator[Timed] = iter(())
+        self.lasting: float | None = None
+        """Seconds of all of it, known once the first frame is there."""
 
     def __iter__(self) -> Iterator[Timed]:
-        return self._decoded
+        return self.decoded
 
     def close(self) -> None:
-        self._decoded.close()  # type: ignore[attr-defined]
+        """Ends the decoder."""
+        self.decoded.close()  # type: ignore[attr-defined]
 
 
 class Feed:

@@ -228,7 +228,8 @@ def test_a_remembered_exchange_changes_what_follows(watcher: VideoModel, video: 
 
 
 @pytest.mark.parametrize(("change", "named"), [
-    ({"keep_ratio": 0.25}, r"keep_ratio \(0.5 in the film, 0.25 here\)"), ({"merge": "pool"}, "merge"),
+    ({"keep_ratio": 0.25}, r"keep_ratio \(0.5 in the film, 0.25 here\)"),
+    ({"merge": "pool"}, r"merge \(tome in the film, pool here\)"),
     ({"sort": "raster"}, "sort"), ({"prompt": "image_first"}, "prompt"), ({"skip": "unchanged"}, "skip"),
 ])
 def test_a_film_that_was_watched_otherwise_is_refused_by_name(
@@ -322,6 +323,23 @@ def test_a_name_and_seconds_are_known_of_every_part(watcher: VideoModel, video: 
     assert film.name in film._repr_html_() and "data:image/jpeg" in film._repr_html_()
 
 
+def test_a_film_that_is_read_again_for_every_question_knows_its_frames_and_seconds(
+    watcher: VideoModel, video: Path, image: Path
+) -> None:
+    film = watcher.watch(image, video, prompt="sandwich")
+    once = watcher.watch(image, video, prompt="generic")
+    assert (film.frames, film.seconds) == (once.frames, once.seconds)
+    answer = ask(film)
+    assert (answer.frames, answer.seconds) == (once.frames, once.seconds)
+    assert len(list(watcher.watching(video, prompt="sandwich"))) == 1
+
+
+def test_a_state_is_kept_for_every_part_of_that_many_seconds(watcher: VideoModel) -> None:
+    frame = np.zeros((32, 32, 3), np.uint8)
+    film = watcher.watch([frame] * 64, fps=1.0, checkpoint_seconds=10.0)  # in chunks of eight seconds
+    assert [seen.last for seen in film.history] == [7.0, 15.0, 23.0, 31.0, 47.0, 55.0, 63.0]
+
+
 def test_frames_that_show_nothing_new_are_skipped(watcher: VideoModel) -> None:
     still = np.full((32, 32, 3), 90, np.uint8)
     moved = still.copy()
@@ -369,6 +387,9 @@ def test_every_frame_is_reported_with_the_times_of_all(watcher: VideoModel, vide
     (lambda watcher, video: watcher.watch(video, checkpoint_seconds=0), "must be above 0"),
     (lambda watcher, video: watcher.watch(iter([]), prompt="sandwich"), "frames that come one by one"),
     (lambda watcher, video: watcher.watch(video, prompt="sandwich").save("film.aurora"), "cannot be saved"),
+    (lambda watcher, video: watcher.watch(video, prompt="sandwich").ask("What?", at=1.0), "about a moment"),
+    (lambda watcher, video: list(watcher.watching(video, moments=[1.0], prompt="sandwich")), "stop at moments"),
+    (lambda watcher, video: watcher.watch("http://127.0.0.1:1/a.mp4"), "cannot be downloaded: .*(C|c)onnect"),
     (lambda watcher, video: watcher.open("none.aurora"), "none.aurora does not exist"),
 ])
 def test_what_a_film_does_not_take_is_named(watcher: VideoModel, video: Path, use, message: str) -> None:

@@ -86,7 +86,7 @@ def test_what_is_a_video_is_decided_by_its_content_or_its_name(videos: Path) -> 
 def test_a_folder_without_a_video_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AuroraError, match="holds no video file"):
         find_videos(tmp_path, without=tmp_path / "films")
-    with pytest.raises(AuroraError, match="is not there"):
+    with pytest.raises(AuroraError, match="does not exist"):
         find_videos(tmp_path / "none", without=tmp_path / "films")
 
 
@@ -197,6 +197,13 @@ def test_the_commands_list_show_and_remove_what_was_built(watch: Films, tmp_path
     assert main(["index", "list", *store]) == 1
     listed = capsys.readouterr().out
     assert "two.mkv" in listed and "a/one" not in listed and "is not a saved film" in listed
+    assert main(["index", "list", "--store", str(tmp_path / "flims")]) == 2
+    assert "flims does not exist" in capsys.readouterr().err
+
+
+def test_a_film_says_that_a_limit_left_frames_out(watch: Films) -> None:
+    details = {outcome.name: outcome.detail for outcome in watch("sampling.max_frames=4")}
+    assert details == {"a/one": "4 frames, one every 0.75 s", "two.mp4": "4 frames, one every 0.75 s", "two.mkv": ""}
 
 
 @pytest.mark.parametrize(("words", "message"), [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import math
 
 import pytest
 
@@ -94,7 +95,8 @@ def test_a_request_may_only_lower_what_the_server_allows(given: dict[str, object
 
 
 @pytest.mark.parametrize("given", [{"video": {"fps": 1, "num_frames": 2}}, {"video": {"fps": 0}}, {"audio": {}},
-                                   {"video": {"num_frames": -1}}, {"video": {"fps": True}}])
+                                   {"video": {"num_frames": -1}}, {"video": {"fps": True}}, {"video": 5},
+                                   {"video": {"num_frames": 0.5}}, {"video": {"num_frames": math.inf}}])
 def test_other_media_options_are_refused(given: dict[str, object]) -> None:
     with pytest.raises(ApiError) as raised:
         read_sampling(given, OWN, SETTINGS)

@@ -296,6 +296,21 @@ def test_what_is_too_large_is_refused(server: Served) -> None:
     assert sent.status_code in (400, 413)
 
 
+@pytest.mark.parametrize("content", [
+    "[" * 200_000, '[{"type":"text","text":"a"},' * 40_000, f'"{"a b " * 100_000}"}}]}}'])
+def test_what_would_keep_others_waiting_is_refused(server: Served, content: str) -> None:
+    body = '{"model": "aurora", "messages": [{"role": "user", "content": ' + content
+    answer = server.client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+
+
+def test_a_film_lasts_as_long_as_the_library_says(server: Served, film_id: str, library: VideoModel, video: Path
+                                                  ) -> None:
+    assert server.client.get(f"/v1/films/{film_id}").json()["seconds"] == library.watch(video).seconds
+    rare = server.watch(video, name="rare", fps="0.3")
+    assert rare["seconds"] == library.watch(video).seconds
+
+
 def test_an_answer_ends_when_its_client_leaves(server: Served, film_id: str) -> None:
     body = {"model": "film:the clip", "messages": message(), "max_tokens": 600}
     for streamed in (True, False):
