@@ -38,7 +38,8 @@ def keep_ratio_figure(curves: Sequence[Mapping[str, Any]]) -> Figure:
             if ratio is not None:
                 panel.axvline(ratio, color=colour, linewidth=0.8, linestyle=":", label=f"{label} from {ratio:g}")
         panel.set(xlabel="keep ratio", ylabel="score", title=label_of(curve["values"]) or "all jobs")
-        panel.legend(fontsize=7)
+        if any(ratio is not None for ratio in curve["holds"].values()):
+            panel.legend(fontsize=7)
     for panel in panels[len(curves):]:
         panel.set_visible(False)
     return figure
