@@ -156,11 +156,12 @@ def test_jobs_stand_in_the_order_in_which_their_values_were_given(tmp_path: Path
     assert [row["value"] for row in tables(result)["sort"]] == ["size", "raster", "random"]
 
 
-def test_a_curve_that_falls_is_drawn_without_marks(tmp_path: Path) -> None:
+def test_a_curve_that_falls_says_that_no_ratio_holds_the_peak(tmp_path: Path) -> None:
     points = [{"keep_ratio": ratio, "mean": mean, "deviation": 0.0} for ratio, mean in ((0.1, 25.0), (1.0, 0.0))]
     curve = {"values": {}, "points": points, "holds": {"0.9": holding(points, 0.9), "0.8": holding(points, 0.8)}}
     assert curve["holds"] == {"0.9": None, "0.8": None}
-    assert len(draw({"curves": [curve], "means": []}, tmp_path)) == 2  # a warning would be an error here
+    _, svg = draw({"curves": [curve], "means": []}, tmp_path)
+    assert "90 % not held" in svg.read_text(encoding="utf-8")
 
 
 @pytest.mark.process
