@@ -46,8 +46,8 @@ def export(output: Path, folder: Path, *, task: str) -> tuple[Path, Path]:
     result, (_, items) = read_json(path), read_items(output)
     answers = {one.id: one for one in read_predictions(output / PREDICTIONS_FILE)[1]}
     if waiting := [item.id for item in items if item.id not in answers]:
-        raise AuroraError(f"{output / PREDICTIONS_FILE} holds no prediction of {waiting[0]!r}; run `aurora eval` to its "
-                          "end first")
+        raise AuroraError(f"{output / PREDICTIONS_FILE} holds no prediction of {waiting[0]!r}; run `aurora eval` to "
+                          "its end first")
     lines = [_line(number, item, answers[item.id]) for number, item in enumerate(items) if not item.control]
     # the second of the result, so that the same result is exported to the same files
     date = datetime.fromtimestamp(int(path.stat().st_mtime), timezone.utc).strftime("%Y%m%d_%H%M%S")

@@ -52,6 +52,5 @@ def _line(axes: Axes, name: str, points: Sequence[Mapping[str, Any]], values: Se
 def _axes(axes: Axes, title: str) -> None:
     axes.set(xscale="log", yscale="log", xlabel="frames", title=title)
     axes.grid(True, which="both", linewidth=0.3, alpha=0.5)
-    if axes.get_lines():
-        if axes.get_legend_handles_labels()[0]:
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
