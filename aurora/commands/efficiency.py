@@ -118,6 +118,8 @@ def _scores(files: Sequence[Path]) -> dict[str, float]:
 
     found: dict[str, float] = {}
     for file in files:
+        if not file.is_file():
+            raise AuroraError(f"--result {file} is not a file; give the result.json of `aurora eval`")
         result = read_json(file)
         benchmark, score = result.get("benchmark"), result.get("score")
         name = benchmark.get("name") if isinstance(benchmark, Mapping) else benchmark

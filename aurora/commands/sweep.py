@@ -70,7 +70,8 @@ def sweep(
         if not gather:
             plan, hydra = make_plan(
                 overrides, train=training.train, stage=training.stage, benchmark=evaluation.benchmark,
-                data=_absolute(evaluation.data) or "", model=_absolute(evaluation.model), limit=evaluation.limit,
+                data=_folder("--data", evaluation.data) or "", model=_folder("--model", evaluation.model),
+                limit=evaluation.limit,
                 device=device.device, threads=device.threads)
             waiting.say("running jobs")
             status = sweeps.run_sweep(plan, output, hydra)
@@ -84,8 +85,10 @@ def sweep(
     return 1 if status or any(job["failure"] for job in result["jobs"]) else 0
 
 
-def _absolute(path: Path | None) -> str | None:
-    """Jobs may run in another folder."""
+def _folder(option: str, path: Path | None) -> str | None:
+    """Its absolute path: jobs may run in another folder. AuroraError before any job runs where it is none."""
+    if path is not None and not path.is_dir():
+        raise AuroraError(f"{option} {path} is not a folder")
     return None if path is None else str(path.resolve())
 
 
@@ -103,7 +106,7 @@ def _show(result: Mapping[str, Any]) -> None:
     for curve in result["curves"]:
         held = ", ".join(f"{100 * float(share):g} % of the peak from keep ratio {ratio:g}"
                          for share, ratio in curve["holds"].items() if ratio is not None)
-        console.print(f"{label_of(curve['values']) or 'score'}: {held}")
+        console.print(f"{label_of(curve['values']) or 'score'}: {held or 'the largest ratio is far below the peak'}")
     done = sum(job["score"] is not None for job in result["jobs"])
     console.print(f"{done} of {len(result['jobs'])} jobs have a score")
     for job in result["jobs"]:

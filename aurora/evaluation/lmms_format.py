@@ -17,6 +17,7 @@ from aurora.evaluation.predictions import (
     write_items,
     write_predictions,
 )
+from aurora.evaluation.record import versions
 from aurora.files import read_json, replace_file, replacing, write_json
 from aurora.interfaces import Item
 
@@ -44,6 +45,9 @@ def export(output: Path, folder: Path, *, task: str) -> tuple[Path, Path]:
         raise AuroraError(f"{output} holds no {RESULT_FILE}; give the output folder of `aurora eval`, once it is done")
     result, (_, items) = read_json(path), read_items(output)
     answers = {one.id: one for one in read_predictions(output / PREDICTIONS_FILE)[1]}
+    if waiting := [item.id for item in items if item.id not in answers]:
+        raise AuroraError(f"{output / PREDICTIONS_FILE} holds no prediction of {waiting[0]!r}; run `aurora eval` to "
+                          "its end first")
     lines = [_line(number, item, answers[item.id]) for number, item in enumerate(items) if not item.control]
     # the second of the result, so that the same result is exported to the same files
     date = datetime.fromtimestamp(int(path.stat().st_mtime), timezone.utc).strftime("%Y%m%d_%H%M%S")
@@ -77,19 +81,25 @@ def import_samples(samples: Path, asked: Path, output: Path) -> dict[str, Any]:
     """Scores the answers in a file of lmms-eval as those to the items in `asked`, an output folder of `aurora eval` on
     the same benchmark. Writes `output` as `aurora eval` does, and gives its result.
 
-    AuroraError where the samples are answers to other questions, or some are missing.
+    AuroraError where the samples are answers to other questions, or some are missing, and where `output` holds a run.
     """
-    from aurora.evaluation.run import merge
+    from aurora.evaluation.run import Protocol, merge
 
     about, items = read_items(asked)
     settings, _ = read_predictions(asked / PREDICTIONS_FILE)
     items = [item for item in items if not item.control]
     answers = matched(read_samples(samples), items, samples)
-    write_items(output, items, about)
     used = {"model": f"lmms-eval: {samples.name}", "benchmark": settings["benchmark"],
-            "questions": settings["questions"], "imported": _hash(samples.read_text(encoding="utf-8"))}
+            "questions": settings["questions"], "protocol": asdict(Protocol()),
+            "imported": _hash(samples.read_text(encoding="utf-8"))}
+    for path in sorted(output.glob("predictions*.jsonl")):
+        if read_predictions(path)[0] != used:
+            raise AuroraError(f"{path} is of another run; choose another --output")
+    # the machine and the frames of the run that says what was asked are not those of these answers
+    write_items(output, items, {**about, "missing_videos": [], "versions": versions(),
+                                "hardware": {"device": "not recorded"}})
     write_predictions(output / "predictions-0-of-1.jsonl", used, answers)
-    return merge(output)
+    return merge(output, 1)
 
 
 def read_samples(path: Path) -> list[Sample]:

@@ -1,5 +1,6 @@
 """One page of results beside what was published, as HTML and as Markdown."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from aurora.files import replace_file
 _FOLDER = Path(__file__).parent
 _PUBLISHED: Mapping[str, Any] = yaml.safe_load((_FOLDER / "published.yaml").read_text(encoding="utf-8"))
 _HASH = 12  # characters of a hash that are shown
+_WHOLE_HASH = re.compile(rf"[0-9a-f]{{{_HASH},}}")
 
 
 class Family(NamedTuple):
@@ -139,9 +141,10 @@ def _differs(result: Result, paper: Mapping[str, Any]) -> list[str]:
         return []
     facts = result.facts
     found = []
-    wanted = {key: value for key, value in facts["sampling"].items() if key != "max_frames" and value is not None}
+    sampling = facts.get("sampling")
+    wanted = {key: value for key, value in (sampling or {}).items() if key != "max_frames" and value is not None}
     if "sampling" in paper and wanted != paper["sampling"]:
-        found.append(f"{frames(facts['sampling'])} instead of {frames(paper['sampling'])}")
+        found.append(f"{frames(sampling)} instead of {frames(paper['sampling'])}")
     if facts.get("limit") is not None:
         found.append(f"only {facts['n']} questions")
     if facts.get("missing_videos"):
@@ -177,7 +180,7 @@ def _depends(result: Result) -> Iterator[tuple[str, str]]:
     """Everything that a result depended on, as name and value."""
     facts = result.facts
     yield "model", _short(facts.get("model")) or "not recorded"
-    yield "frames", frames(facts["sampling"])
+    yield "frames", frames(facts.get("sampling"))
     if "one_pass" in facts:
         yield "online", "one pass over each video" if facts["one_pass"] else "read again for every moment"
     for name, key in (("keep ratio", "keep_ratio"), ("merge", "merge"), ("order", "sort"), ("prompt", "prompt"),
@@ -218,9 +221,10 @@ def _part(value: object) -> str:
     return ", ".join([*name, *(f"{key} {one}" for key, one in value.items() if key != "name" and one is not None)])
 
 
-def _short(hash: object) -> str:
-    """The beginning of a hash; what stands behind a +, as an adapter's, is shown in the same way."""
-    return "+".join(part if part == "changes" else part[:_HASH] for part in str(hash).split("+")) if hash else ""
+def _short(name: object) -> str:
+    """The beginning of a hash, also of one behind a +, as an adapter's; all of any other name."""
+    return "+".join(part[:_HASH] if _WHOLE_HASH.fullmatch(part) else part for part in str(name).split("+")) \
+        if name else ""
 
 
 # ---- how values are written ----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from aurora.evaluation.judging import judged_outcomes, read_verdicts
 from aurora.evaluation.predictions import PREDICTIONS_FILE, read_items, read_predictions
 from aurora.evaluation.run import RESULT_FILE
 from aurora.evaluation.statistics import Comparison, Interval, bootstrap_mean, compare, mcnemar
+from aurora.evaluation.summary import wilson
 from aurora.files import read_json
 from aurora.interfaces import Benchmark, Item
 from aurora.registry import BENCHMARK
@@ -19,7 +20,7 @@ from aurora.registry import BENCHMARK
 _PLACES = ("annotations", "videos")  # options that say where something is, not what is asked
 _FORM: Mapping[str, type | tuple[type, ...]] = {
     "benchmark": dict, "metric": str, "score": (int, float, type(None)), "n": int, "families": dict, "scorer": str,
-    "versions": dict, "hardware": dict, "sampling": dict}
+    "versions": dict, "hardware": dict, "sampling": (dict, type(None))}
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,19 @@ class Result:
         return [item for item in self.items if item.id in self.outcomes]
 
     def interval(self, family: str | None = None) -> Interval | None:
-        """The 95 % interval of the score, or of a family's mean, in percent: by the bootstrap over videos."""
+        """The 95 % interval of the score, or of a family's mean, in percent: by the bootstrap over videos.
+
+        Where all items are right, or all wrong, all resamples are alike: Wilson's then.
+        """
         if family is None and (stored := self.facts.get("captions", {}).get("intervals")):
             main = getattr(self.benchmark, "main", "")
             return Interval(*(100 * bound for bound in stored[main])) if main in stored else None
         items = [item for item in self.scored if family in (None, item.family)]
         if not items:
             return None
+        if len(shares := {self.outcomes[item.id] for item in items}) == 1 and shares <= {0, 1}:
+            low, high = wilson(len(items) if 1 in shares else 0, len(items))
+            return Interval(100 * low, 100 * high)
         low, high = bootstrap_mean([self._weighted(item, family) for item in items],
                                    clusters=[item.video for item in items],
                                    groups=self._groups(items) if family is None else None)
@@ -153,12 +160,14 @@ def obstacles(first: Result, second: Result) -> list[str]:
 
 def other_frames(first: Result, second: Result) -> str | None:
     """What frames two results were made of, where these differ: a comparison then is of that as well."""
-    one, two = (frames(result.facts["sampling"]) for result in (first, second))
+    one, two = (frames(result.facts.get("sampling")) for result in (first, second))
     return None if one == two else f"other frames ({one}; {two})"
 
 
-def frames(sampling: Mapping[str, Any]) -> str:
-    """How frames were chosen, in words."""
+def frames(sampling: Mapping[str, Any] | None) -> str:
+    """How frames were chosen, in words; answers that were imported do not say it."""
+    if sampling is None:
+        return "unknown frames"
     found = [f"{sampling['fps']:g} frame{'' if sampling['fps'] == 1 else 's'} a second"] if sampling.get("fps") else []
     found += [f"{sampling['frames']} frames"] if sampling.get("frames") else []
     found += [f"at most {sampling['max_frames']}"] if sampling.get("max_frames") else []
@@ -166,9 +175,10 @@ def frames(sampling: Mapping[str, Any]) -> str:
 
 
 def setting_differences(first: Result, second: Result) -> list[str]:
-    """The settings in which two runs differ."""
+    """The settings in which two runs differ, of those that both record: answers that were imported record few."""
     used = ("model", "keep_ratio", "sampling", "prompt", "merge", "sort", "skip", "reader", "dtype", "quantize")
-    return list(differences(*({key: result.facts.get(key) for key in used} for result in (first, second))))
+    both = [key for key in used if key in first.facts and key in second.facts]
+    return list(differences(*({key: result.facts[key] for key in both} for result in (first, second))))
 
 
 def compared(first: Result, second: Result) -> dict[str, Comparison]:

@@ -19,10 +19,12 @@ def main() -> int:
     except AuroraError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    except (MemoryError, RuntimeError, OSError) as error:
+    except (MemoryError, RuntimeError, OSError, ImportError) as error:
         if not does_not_fit(error):
             raise
-        found = {"fits": False, "reason": " ".join(str(error).split())[:300] or "out of memory"}
+        reason = "memory ran out before anything was read" if isinstance(error, ImportError) \
+            else " ".join(str(error).split())[:300]
+        found = {"fits": False, "reason": reason or "out of memory"}
     sys.stdout.write(json.dumps(found) + "\n")
     return 0
 

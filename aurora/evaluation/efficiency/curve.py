@@ -13,7 +13,7 @@ import av
 import numpy as np
 
 from aurora.errors import AuroraError
-from aurora.evaluation.efficiency.point import BASELINES, OURS, Point
+from aurora.evaluation.efficiency.point import BASELINES, OURS, Point, says_out_of_memory
 from aurora.evaluation.record import facts
 from aurora.files import read_json, replacing, write_json
 
@@ -100,6 +100,8 @@ def run_point(point: Point, timeout_seconds: float) -> dict[str, Any]:
         return dict(json.loads(ended.stdout.splitlines()[-1]))
     if ended.returncode == -9:
         return {"fits": False, "reason": "the system ended it, as it does when memory runs out"}
+    if ended.returncode < 0 and says_out_of_memory(ended.stderr):  # C++ ends the process
+        return {"fits": False, "reason": "memory ran out"}
     said = ended.stderr.strip().splitlines() or [f"status {ended.returncode}"]
     if ended.returncode == 2:
         raise AuroraError(said[-1])

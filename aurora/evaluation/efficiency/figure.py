@@ -31,7 +31,8 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
             memory.axvline(lost, color=COLOURS[name], linestyle=":", linewidth=1)
             memory.annotate(f"{name} does not fit", (lost, 0.98), xycoords=("data", "axes fraction"), rotation=90,
                             va="top", ha="right", fontsize=7, color=COLOURS[name])
-    if limit is not None:
+    fits = all(point["fits"] for points in result["series"].values() for point in points)
+    if limit is not None and not fits:  # far above all curves it would only flatten them
         memory.axhline(limit / 2**30, color="black", linewidth=0.8)
     _axes(memory, "peak memory (GiB)")
     _axes(watching, "watching the video (s)")
@@ -51,5 +52,5 @@ def _line(axes: Axes, name: str, points: Sequence[Mapping[str, Any]], values: Se
 def _axes(axes: Axes, title: str) -> None:
     axes.set(xscale="log", yscale="log", xlabel="frames", title=title)
     axes.grid(True, which="both", linewidth=0.3, alpha=0.5)
-    if axes.get_lines():
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)

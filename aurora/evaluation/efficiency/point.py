@@ -102,9 +102,16 @@ def _status(name: str) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
 
 
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "bad allocation", "bad_alloc",
+                  "failed to map segment")  # the last where a library is loaded
+
+
 def does_not_fit(error: BaseException) -> bool:
     """Whether an error says that memory ran out; the CPU allocator of torch has no class for it."""
-    said = str(error)
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "not enough memory" in said
-                                             or "Cannot allocate memory" in said or "bad allocation" in said))
+        isinstance(error, (RuntimeError, OSError, ImportError)) and says_out_of_memory(str(error)))
+
+
+def says_out_of_memory(text: str) -> bool:
+    """Whether a message is about memory that ran out, in the words of torch, C++ or the system."""
+    return any(words in text for words in _OUT_OF_MEMORY)

@@ -34,9 +34,10 @@ def keep_ratio_figure(curves: Sequence[Mapping[str, Any]]) -> Figure:
                        markersize=3, capsize=2, color="#1d4ed8")
         for share, ratio in curve["holds"].items():
             colour, label = STYLES[share]
-            panel.axhline(float(share) * max(scores), color=colour, linewidth=0.8, linestyle="--")
+            panel.axhline(float(share) * max(scores), color=colour, linewidth=0.8, linestyle="--",
+                          label=f"{label} not held" if ratio is None else f"{label} from {ratio:g}")
             if ratio is not None:
-                panel.axvline(ratio, color=colour, linewidth=0.8, linestyle=":", label=f"{label} from {ratio:g}")
+                panel.axvline(ratio, color=colour, linewidth=0.8, linestyle=":")
         panel.set(xlabel="keep ratio", ylabel="score", title=label_of(curve["values"]) or "all jobs")
         panel.legend(fontsize=7)
     for panel in panels[len(curves):]:
@@ -50,9 +51,9 @@ def cost_figure(means: Sequence[Mapping[str, Any]]) -> Figure:
     axes = figure.subplots()
     for point in means:
         if point["gpu_hours"] is not None:
-            axes.errorbar([point["gpu_hours"]], [point["mean"]], yerr=[point["deviation"]], marker="o", capsize=2)
-            axes.annotate(label_of(point["values"]), (point["gpu_hours"], point["mean"]), fontsize=7,
-                          xytext=(4, 4), textcoords="offset points")
+            axes.errorbar([point["gpu_hours"]], [point["mean"]], yerr=[point["deviation"]], marker="o", capsize=2,
+                          linestyle="none", label=label_of(point["values"]))
+    figure.legend(loc="outside lower center", fontsize=7)  # below: points of one training stand above each other
     axes.set(xlabel="device hours of training", ylabel="score")
     return figure
 

@@ -67,12 +67,13 @@ def _train(job: Job, output: Path, trained: Path) -> str | None:
 def _command(words: list[str], log: Path) -> str | None:
     """Runs a command of Aurora's; its last line where it failed."""
     with log.open("ab") as file:
+        begin = file.tell()
         # what is written to a file is no terminal, and a launcher's threads are not meant for the command
         status = subprocess.run([sys.executable, "-m", "aurora", *words], stdin=subprocess.DEVNULL, stdout=file,
                                 stderr=file, env=os.environ.copy(), check=False).returncode
     if status == 0:
         return None
-    said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
+    said = log.read_bytes()[begin:].decode(errors="replace").strip().splitlines() or ["it said nothing"]
     return f"aurora {words[0]} ended with status {status}: {said[-1]}"
 
 

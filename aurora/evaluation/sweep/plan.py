@@ -54,6 +54,12 @@ class Plan:
             write_json(partial, plain)
         return path
 
+    def values(self) -> dict[str, list[str]]:
+        """By axis, its values in the order in which they were given."""
+        parsed = {key: parse_override(f"{key}={text}") for key, text in self.axes.items()}
+        return {key: list(override.sweep_string_iterator()) if override.is_sweep_override() else [self.axes[key]]
+                for key, override in parsed.items()}
+
     @classmethod
     def read(cls, folder: Path) -> "Plan":
         """The plan of a sweep's folder. AuroraError where there is none."""
@@ -161,7 +167,7 @@ def repeats(axes: Iterable[str], named: Sequence[str] = ()) -> list[str]:
 
 def _check_key(key: str) -> None:
     root = key.removeprefix(EVAL_PREFIX).partition(".")[0].partition("@")[0]
-    known = [*CONFIG_KEYS, *SLOTS, *OWN_KEYS, "experiment"]
+    known = sorted({*CONFIG_KEYS, *SLOTS, *OWN_KEYS, "experiment"})
     if root not in known and not known_yamls(root):
         raise AuroraError(f"the config has no {root!r}.{suggest(root, known)}")
 

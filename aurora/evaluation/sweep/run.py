@@ -65,8 +65,15 @@ def gather(output: Path, *, repeated: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _jobs(plan: Plan, output: Path) -> Iterator[dict[str, Any]]:
-    for path in sorted((output / JOBS_FOLDER).glob(f"*/{JOB_FILE}")):
-        described = read_json(path)
+    grid = plan.values()
+
+    def place(job: tuple[Path, dict[str, Any]]) -> list[int]:
+        """In the grid; values of an earlier call that are no longer asked for come last."""
+        return [grid[key].index(value) if value in grid[key] else len(grid[key])
+                for key, value in job[1]["values"].items()]
+
+    found = [(path, read_json(path)) for path in sorted((output / JOBS_FOLDER).glob(f"*/{JOB_FILE}"))]
+    for path, described in sorted(found, key=place):
         job = Job(plan, described["values"])
         result = read_json(path.with_name(RESULT_FILE)) if path.with_name(RESULT_FILE).is_file() else {}
         trained = job.trained(output)

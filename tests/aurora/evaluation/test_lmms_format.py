@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aurora.errors import AuroraError
-from aurora.evaluation.lmms_format import Sample, export, matched, read_samples
+from aurora.evaluation.lmms_format import Sample, export, import_samples, matched, read_samples
 from aurora.evaluation.predictions import Prediction, write_items, write_predictions
+from aurora.evaluation.record import facts
+from aurora.evaluation.report import write_report
+from aurora.evaluation.results import compared, read_result, setting_differences
+from aurora.evaluation.run import Protocol, merge
 from aurora.interfaces import Item
 
 ITEMS = [Item(f"q{number}", "clip.mp4", prompt, "yes") for number, prompt in enumerate(["Is it?", "Was it?", "Is it?"])]
@@ -64,6 +69,49 @@ def test_a_line_that_is_something_else_is_named(line: Any, tmp_path: Path) -> No
     path = write(tmp_path / "s.jsonl", sample(0, "Is it?", "a"), line)
     with pytest.raises(AuroraError, match="line 2: not a sample"):
         read_samples(path)
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Path:
+    """The output of an evaluation on a benchmark of choices."""
+    folder = tmp_path / "asked"
+    items = [Item(f"plotQA/{n}", "a.mp4", f"Which {n}?", "red", ("red", "blue"), 0, "plotQA") for n in range(3)]
+    write_items(folder, items, {"missing_videos": ["a.mp4"], "limit": None, **facts()})
+    settings = {"model": "abc", "benchmark": {"name": "mlvu"}, "questions": "digest", "protocol": asdict(Protocol()),
+                "sampling": {"fps": 1.0, "frames": None, "max_frames": None}, "keep_ratio": 0.1}
+    write_predictions(folder / "predictions-0-of-1.jsonl", settings, [Prediction(item.id, "blue") for item in items])
+    merge(folder)
+    return folder
+
+
+def samples_of(path: Path) -> Path:
+    return write(path, *(sample(n, f"Which {n}?", answer) for n, answer in enumerate(("A", "red", "(B)"))))
+
+
+def test_what_is_imported_is_scored_and_reported_beside_our_own(asked: Path, tmp_path: Path) -> None:
+    samples = samples_of(tmp_path / "theirs_samples_mlvu_dev.jsonl")
+    result = import_samples(samples, asked, tmp_path / "theirs")
+    assert result["accuracy"] == pytest.approx(2 / 3) and result["missing_videos"] == []
+    theirs, ours = read_result(tmp_path / "theirs"), read_result(asked)
+    assert compared(ours, theirs)["all"].difference == pytest.approx(2 / 3)
+    assert [one.partition(" ")[0] for one in setting_differences(ours, theirs)] == ["model"]
+    _, page = write_report([ours, theirs], tmp_path / "page", compare=True)
+    assert "unknown frames" in page.read_text() and f"lmms-eval: {samples.name}" in page.read_text()
+
+
+def test_importing_again_ends_the_same_and_into_another_run_is_refused(asked: Path, tmp_path: Path) -> None:
+    samples = samples_of(tmp_path / "s.jsonl")
+    assert import_samples(samples, asked, tmp_path / "theirs") == import_samples(samples, asked, tmp_path / "theirs")
+    before = {path.name: path.read_bytes() for path in asked.iterdir()}
+    with pytest.raises(AuroraError, match="of another run; choose another --output"):
+        import_samples(samples, asked, asked)
+    assert {path.name: path.read_bytes() for path in asked.iterdir()} == before
+
+
+def test_a_run_that_was_begun_again_is_not_exported(output: Path, tmp_path: Path) -> None:
+    write_predictions(output / "predictions.jsonl", {"benchmark": {"name": "llava"}}, [Prediction("q0", "yes")])
+    with pytest.raises(AuroraError, match="holds no prediction of 'q1'"):
+        export(output, tmp_path / "logs", task="toy")
 
 
 def test_a_folder_without_a_result_is_refused(tmp_path: Path) -> None:

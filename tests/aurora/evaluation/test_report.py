@@ -50,6 +50,12 @@ def row(output: Path) -> Any:
 # ---- rows ----------------------------------------------------------------------------------------------------------
 
 
+def test_when_all_are_right_or_all_wrong_the_interval_is_not_a_point(tmp_path) -> None:
+    for right, low, high in (("1" * 8, 67.6, 100), ("0" * 8, 0, 32.4)):
+        interval = row(made(tmp_path / right, right)).interval
+        assert interval.low == pytest.approx(low, abs=0.05) and interval.high == pytest.approx(high, abs=0.05)
+
+
 def test_a_row_shows_the_score_its_interval_and_what_it_depended_on(tmp_path) -> None:
     one = row(made(tmp_path / "out", "11110-0100"))
     assert (one.name, one.score, one.questions) == ("blocks", 50.0, 10) and one.interval.low < 50 < one.interval.high

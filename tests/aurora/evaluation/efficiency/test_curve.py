@@ -113,6 +113,7 @@ def test_the_command_shows_points_ratios_and_the_live_row(tmp_path: Path, machin
     (["--video", "gone.mp4"], "gone.mp4 is not a file"),
     (["--device", "nowhere"], "cannot be used"),
     (["keep_raito=1"], "keep_raito"),
+    (["--result", "gone.json"], "--result gone.json is not a file"),
 ])
 def test_what_is_wrong_is_said_before_anything_is_measured(options: list[str], said: str, tmp_path: Path,
                                                            machine: Machine, model_folder: Path,

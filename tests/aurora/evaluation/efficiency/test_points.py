@@ -62,6 +62,12 @@ def test_what_does_not_fit_into_the_memory_is_said_and_not_fatal(point: Point) -
 
 
 @pytest.mark.process
+def test_a_limit_below_what_the_libraries_take_is_said_and_not_fatal(point: Point) -> None:
+    found = run_point(replace(point, limit_bytes=100_000_000), timeout_seconds=300)
+    assert not found["fits"] and found["reason"]
+
+
+@pytest.mark.process
 def test_what_takes_too_long_is_said_and_not_fatal(point: Point) -> None:
     assert run_point(point, timeout_seconds=0.01) == {"fits": False, "reason": "took more than 0.01 s (--timeout)"}
 

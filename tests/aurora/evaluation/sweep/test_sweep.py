@@ -147,6 +147,31 @@ def test_what_holds_a_share_of_the_peak_holds_it_for_all_larger_ratios() -> None
     assert holding(points, 0.9) == 0.5 and holding(points, 0.7) == 0.1
 
 
+def test_jobs_stand_in_the_order_in_which_their_values_were_given(tmp_path: Path, commands: Commands) -> None:
+    plan = plan_of("sort=size,raster,random", "keep_ratio=0.5,0.1", "benchmark=blocks")
+    grid = [(sort, ratio) for sort in ("size", "raster", "random") for ratio in ("0.5", "0.1")]
+    run_all(plan, tmp_path, [{"sort": sort, "keep_ratio": ratio, "benchmark": "blocks"} for sort, ratio in grid])
+    result = gather(tmp_path)
+    assert [(job["values"]["sort"], job["values"]["keep_ratio"]) for job in result["jobs"]] == grid
+    assert [row["value"] for row in tables(result)["sort"]] == ["size", "raster", "random"]
+
+
+def test_a_curve_that_falls_says_that_no_ratio_holds_the_peak(tmp_path: Path) -> None:
+    points = [{"keep_ratio": ratio, "mean": mean, "deviation": 0.0} for ratio, mean in ((0.1, 25.0), (1.0, 0.0))]
+    curve = {"values": {}, "points": points, "holds": {"0.9": holding(points, 0.9), "0.8": holding(points, 0.8)}}
+    assert curve["holds"] == {"0.9": None, "0.8": None}
+    _, svg = draw({"curves": [curve], "means": []}, tmp_path)
+    assert "90 % not held" in svg.read_text(encoding="utf-8")
+
+
+@pytest.mark.process
+def test_a_failure_is_named_in_its_own_words(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("error: of an attempt before\n", encoding="utf-8")
+    said = jobs._command(["eval", "--data", str(tmp_path), "--benchmark", "nothing"], tmp_path / "log.txt")
+    assert said is not None and "status 2" in said and "no benchmark named 'nothing'" in said
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8").startswith("error: of an attempt before")
+
+
 def test_a_judged_score_counts_once_there_is_one(tmp_path: Path, commands: Commands) -> None:
     plan = plan_of("keep_ratio=0.1,0.2")
     run_all(plan, tmp_path, [{"keep_ratio": "0.1"}])
@@ -168,6 +193,15 @@ def test_another_sweep_does_not_write_into_the_folder(tmp_path: Path) -> None:
 
 def test_a_training_that_has_not_begun_cost_nothing_known(tmp_path: Path) -> None:
     assert training_hours(tmp_path / "gone") is None
+
+
+@pytest.mark.parametrize("option", ["--data", "--model"])
+def test_a_folder_that_is_not_there_is_said_before_any_job(option: str, tmp_path: Path,
+                                                           capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sweep", "--output", str(tmp_path / "out"), option, str(tmp_path / "gone"), "keep_ratio=0.1,0.2"]
+    assert main(words) == 2
+    assert f"{option} {tmp_path / 'gone'} is not a folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_gathering_shows_tables_and_names_what_failed(tmp_path: Path, commands: Commands,
