@@ -33,9 +33,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("overrides", nargs="*", help="such as dtype=float32")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    model = load(given.model, device=given.device)
+    model = load(given.model, *given.overrides, device=given.device)
     engine = Engine(model.model, model.runner, max_sequences=given.questions, max_waiting=given.questions)
     model.prefill = engine.prefill
     try:
