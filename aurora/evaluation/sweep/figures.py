@@ -86,7 +86,7 @@ def _by_benchmark(points: Sequence[Mapping[str, Any]], default: str) -> dict[str
 
 
 def label_of(values: Mapping[str, str]) -> str:
-    """A point of the grid in words: its value alone where there is one axis."""
+    """A point of the grid in words: its value alone where there is one axis; a list of overrides without its marks."""
     if len(values) == 1:
-        return next(iter(values.values()))
+        return next(iter(values.values())).strip("[]").replace("'", "").replace(",", ", ")
     return ", ".join(f"{key}={value}" for key, value in values.items())
