@@ -25,7 +25,8 @@ LEVEL_FRAMES = 512
 """From here on the memory of a constant state must not grow."""
 FITTED_FRAMES = 16
 """Slopes are fitted from here on: below, weights and constants hide what grows."""
-CLIP_SECONDS, CLIP_FPS, CLIP_SIZE = 8, 24, (640, 360)
+# long enough that a video of hours is not mostly the opening of files, which leaves some kilobytes behind each time
+CLIP_SECONDS, CLIP_FPS, CLIP_SIZE = 64, 24, (640, 360)
 Found = Mapping[str, Any]
 Progress = Callable[[str], None]
 
