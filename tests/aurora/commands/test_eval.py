@@ -52,8 +52,8 @@ def test_missing_videos_are_listed_and_counted(capsys, model_folder, data, tmp_p
     assert status == 0 and "1 of 2 videos are missing; their 1 questions count as failed:\n  b.mp4" in shown.err
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert (result["missing_videos"], result["failed"], result["n"]) == (["b.mp4"], 1, 2)
-    assert result["benchmark"] == {"name": "blocks", "wrong_videos": False, "seed": 0, "choice_tokens": 16,
-                                   "open_tokens": 128}
+    assert result["benchmark"] == {"name": "blocks", "letters": False, "wrong_videos": False, "seed": 0,
+                                   "choice_tokens": 16, "open_tokens": 128}
 
 
 def test_shards_are_merged_without_a_model(capsys, model_folder, data, tmp_path) -> None:

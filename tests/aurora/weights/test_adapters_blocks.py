@@ -17,7 +17,7 @@ from datamodules.blocks.build import build
 def world(tmp_path_factory):
     """A little of Blocks world, and a model of its base weights."""
     folder = tmp_path_factory.mktemp("world")
-    build(folder / "data", scale=0.01, workers=1)
+    build(folder / "data", scale=0.005, workers=1)
     config = load_config("experiment=blocks")
     torch.manual_seed(0)
     model = build_model(config.model)
