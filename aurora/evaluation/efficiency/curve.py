@@ -58,14 +58,16 @@ def measure_all(output: Path, base: Point, frames: Sequence[int], baselines: Seq
 def _series(output: Path, base: Point, frames: Sequence[int], timeout_seconds: float, on_progress: Progress
             ) -> Iterator[dict[str, Any]]:
     failed: int | None = None
+    reason = ""
     for number in sorted(set(frames)):
         on_progress(f"{base.series}, {number:,} frames")
         if failed is None:
             found = _measured(output, replace(base, frames=number), timeout_seconds)
         else:
-            found = {"fits": False, "reason": f"not tried, since {failed:,} frames did not fit"}
+            why = reason if "took more" in reason else "did not fit"
+            found = {"fits": False, "reason": f"not tried, since {failed:,} frames {why}"}
         if not found["fits"] and failed is None:
-            failed = number
+            failed, reason = number, found["reason"]
         yield {"frames": number, **found}
 
 
