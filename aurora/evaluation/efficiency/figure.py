@@ -26,10 +26,11 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
               result["slopes"][name]["watching"])
         _line(answering, name, fitting, [point["stages"]["first token"]["seconds"] for point in fitting],
               result["slopes"][name]["first_token"])
-        lost = next((point["frames"] for point in points if not point["fits"]), None)
+        lost, reason = next(((point["frames"], point["reason"]) for point in points if not point["fits"]), (None, ""))
         if lost is not None and fitting:
+            why = "took too long" if "took more" in reason else "does not fit"
             memory.axvline(lost, color=COLOURS[name], linestyle=":", linewidth=1)
-            memory.annotate(f"{name} does not fit", (lost, 0.98), xycoords=("data", "axes fraction"), rotation=90,
+            memory.annotate(f"{name} {why}", (lost, 0.98), xycoords=("data", "axes fraction"), rotation=90,
                             va="top", ha="right", fontsize=7, color=COLOURS[name])
     fits = all(point["fits"] for points in result["series"].values() for point in points)
     if limit is not None and not fits:  # far above all curves it would only flatten them
