@@ -21,7 +21,7 @@ from aurora.inference.video_model import VideoModel, load
 from aurora.serving.answer import Answer
 from aurora.serving.engine import Engine
 
-QUESTION = "Describe the video in detail."  # the tiny model answers it with the most tokens
+QUESTION = "Describe the video in detail, number {number}."  # of the tiny model's answers the longest
 
 
 def main() -> None:

@@ -159,6 +159,10 @@ def test_two_letters_choose_none(letters: list[str], first: str, second: str, be
     assert chosen_option(first.format(letters[0]) + between + second.format(letters[1]), OPTIONS) is None
 
 
+def test_an_article_before_a_sentence_is_no_letter() -> None:
+    assert chosen_option("A Something moves. The answer is (B).", OPTIONS) == 1
+
+
 @unhurried
 @given(st.text(), st.lists(st.text(), max_size=5))
 def test_any_answer_is_read_without_an_error(answer: str, options: list[str]) -> None:
