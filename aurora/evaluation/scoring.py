@@ -149,9 +149,11 @@ def _unwrapped(text: str, inside: Callable[[str], str]) -> str:
 
 
 def _said(text: str, lead: re.Match[str], options: Sequence[str]) -> int | None:
-    """What stands after "the answer is", or a letter right after "option"."""
+    """What stands after "the answer is", or a letter right after "option", where an "A" is no article."""
     if not lead["says"]:
-        return _labelled(text[lead.end():], options, _LED)
+        found = _labelled(text[lead.end():], options, _LED)
+        letter = lead[0].strip().casefold().endswith(("option", "choice", "letter"))
+        return _SEVERAL if found is None and letter and re.match(r"A\s", text[lead.end():]) else found
     found = _named(text[lead.end("says"):].lstrip(), options, _LED)
     return _named(text[lead.end():], options, _LED) if found is None else found
 

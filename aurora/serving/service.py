@@ -5,6 +5,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -41,6 +42,7 @@ class Service:
     """One model with its engine, films and files."""
 
     def __init__(self, model: VideoModel, settings: Settings) -> None:
+        model = copy(model)  # the caller's own keeps reading without the engine
         self.settings, self.model, self.metrics = settings, model, Metrics()
         self.started = int(time.time())
         self.engine = Engine(model.model, model.runner, max_sequences=settings.answering,

@@ -22,7 +22,7 @@ def client(library: VideoModel, tmp_path_factory: pytest.TempPathFactory) -> Ite
     from aurora.serving.app import create_app
     from aurora.serving.settings import Settings
 
-    app = create_app(Settings.of(store=str(tmp_path_factory.mktemp("store"))), library.using())
+    app = create_app(Settings.of(store=str(tmp_path_factory.mktemp("store"))), library)
     with testclient.TestClient(app) as client:
         yield client
 
