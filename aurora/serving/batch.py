@@ -22,9 +22,8 @@ log = logging.getLogger(__name__)
 GRAPH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of sequences for which the step is captured on CUDA; fewer sequences use the next larger graph."""
 
-
-GROUP = 8
-"""Sequences that a fused runner steps in one call."""
+FEW = 8
+"""Sequences up to which a step of their own is always the shortest way."""
 
 TRIES = 3
 
@@ -82,7 +81,7 @@ class Batch:
     def _way(self, x: Tensor, state: State) -> "Way":
         """How so many sequences are stepped in the shortest time, tried out once for every power of two."""
         size = len(x).bit_length()
-        if len(x) <= GROUP:
+        if len(x) <= FEW:
             return WAYS[0]
         if size not in self._ways:
             seconds = [min(_seconds(way, self._runner, x, state) for _ in range(TRIES)) for way in WAYS]
@@ -148,20 +147,13 @@ def step_all(runner: Runner, x: Tensor, state: State) -> tuple[Tensor, State]:
     return runner.step(x, state)
 
 
-def step_groups(runner: Runner, x: Tensor, state: State) -> tuple[Tensor, State]:
-    """The same in several calls."""
-    parts = [runner.step(x[first : first + GROUP], map_state(lambda t: t[:, first : first + GROUP], state))  # noqa: B023
-             for first in range(0, len(x), GROUP)]
-    return torch.cat([hidden for hidden, _ in parts]), join_states([after for _, after in parts])
-
-
 def step_as_row(runner: Runner, x: Tensor, state: State) -> tuple[Tensor, State]:
     """The same as a row of sequences of one position."""
     return runner.prefill(x, torch.arange(len(x) + 1, device=x.device), state)
 
 
 Way = Callable[[Runner, Tensor, State], tuple[Tensor, State]]
-WAYS: tuple[Way, ...] = (step_all, step_groups, step_as_row)
+WAYS: tuple[Way, ...] = (step_all, step_as_row)
 
 
 def _seconds(way: Way, runner: Runner, x: Tensor, state: State) -> float:

@@ -1,4 +1,4 @@
-// Matrix times a few vectors, at the speed of reading the matrix once. Weights are float32, bfloat16, or int8 with one
+// Matrix times some vectors, at the speed of reading the matrix once. Weights are float32, bfloat16, or int8 with one
 // scale per output; vectors and sums are float32.
 //
 // Shape letters: S vectors, K inputs, N outputs.
@@ -63,7 +63,7 @@ INLINE void from_order(float* y, int64_t n) {
     }
 }
 
-constexpr int MOST_VECTORS = 8;
+constexpr int GROUP = 8;  // vectors that are computed together; more of them follow while the weights lie in the cache
 constexpr int64_t AHEAD = 1024;  // bytes that are fetched into the second cache before they are needed
 
 // A matrix [N, K] whose rows lie `stride` elements apart; when transposed, its columns do.
@@ -99,88 +99,106 @@ INLINE void dot_rows(const E* row, int64_t apart, int64_t K, const float* x, int
             }
         }
     }
+    vec* all = &sums[0][0];
+    float* to = &out[0][0];
+    if constexpr (R * S % W == 0)
+        for (int i = 0; i < R * S; i += W) store(to + i, sum_lanes(all + i));
+    else
+        for (int i = 0; i < R * S; ++i) to[i] = sum(all[i]);
+    if (k == K) return;
     for (int r = 0; r < R; ++r)
         for (int s = 0; s < S; ++s) {
             float rest = 0;
             for (int64_t i = k; i < K; ++i) rest += widen(row[r * apart + i]) * x[s * padded + i];
-            out[r][s] = sum(sums[r][s]) + rest;
+            out[r][s] += rest;
         }
 }
 
 template <int S, class E>
-void times_rows_of(const Matrix<E>& w, const float* x, int64_t padded, int64_t first, int64_t end, float* y,
-                   int64_t y_stride) {
+void times_rows_of(const Matrix<E>& w, const float* x, int64_t padded, int64_t groups, int64_t first, int64_t end,
+                   float* y, int64_t y_stride) {
     constexpr int R = S <= 4 ? 4 : 2;
     const int64_t apart = (end - first) / R;
     float out[R][S];
-    for (int64_t n = first; n < first + apart; ++n) {
-        dot_rows<S, R>(w.data + n * w.stride, apart * w.stride, w.K, x, padded, out);
-        for (int r = 0; r < R; ++r)
-            for (int s = 0; s < S; ++s) y[s * y_stride + n + r * apart] = out[r][s];
-    }
-    for (int64_t n = first + apart * R; n < end; ++n) {
-        dot_rows<S, 1>(w.data + n * w.stride, 0, w.K, x, padded, out);
-        for (int s = 0; s < S; ++s) y[s * y_stride + n] = out[0][s];
-    }
+    for (int64_t n = first; n < first + apart; ++n)
+        for (int64_t g = 0; g < groups * S; g += S) {
+            dot_rows<S, R>(w.data + n * w.stride, apart * w.stride, w.K, x + g * padded, padded, out);
+            for (int r = 0; r < R; ++r)
+                for (int s = 0; s < S; ++s) y[(g + s) * y_stride + n + r * apart] = out[r][s];
+        }
+    for (int64_t n = first + apart * R; n < end; ++n)
+        for (int64_t g = 0; g < groups * S; g += S) {
+            dot_rows<S, 1>(w.data + n * w.stride, 0, w.K, x + g * padded, padded, out);
+            for (int s = 0; s < S; ++s) y[(g + s) * y_stride + n] = out[0][s];
+        }
 }
 
-// Many rows are read together, each in one stream: y is read and written once for all of them.
+template <int S>
+constexpr int COLUMNS = S <= 4 ? 8 : 4;
+
+// From used[u] on, many columns of w are read together, each in one stream: y is read and written once for all of them.
 template <int S, class E>
-void times_columns_of(const Matrix<E>& w, const float* x, int64_t padded, const int32_t* used, int64_t count,
-                      int64_t first, int64_t end, float* y, int64_t padded_out) {
-    constexpr int R = S <= 4 ? 8 : 4;
+INLINE void add_columns(const Matrix<E>& w, const float* x, int64_t padded, const int32_t* used, int64_t count,
+                        int64_t u, int64_t first, int64_t end, float* y, int64_t padded_out) {
+    constexpr int R = COLUMNS<S>;
     constexpr int64_t block = LINE<E>, ahead = 32 * 64 / int64_t(sizeof(E));
-    for (int s = 0; s < S; ++s) std::fill(y + s * padded_out + first, y + s * padded_out + end, 0.0f);
-    for (int64_t u = 0; u < count; u += R) {
-        const E *row[R], *next[R];
-        float factor[R][S];
-        for (int r = 0; r < R; ++r) {
-            const int64_t k = used[std::min(u + r, count - 1)];
-            row[r] = w.data + k * w.stride;
-            next[r] = w.data + used[std::min(u + r + R, count - 1)] * w.stride;
-            for (int s = 0; s < S; ++s) factor[r][s] = u + r < count ? x[s * padded + k] : 0.0f;
-        }
-        int64_t n = first;
-        for (; n + block <= end; n += block) {
-            const bool inside = n + ahead < end;
-            const int64_t wanted = inside ? n + ahead : std::min(n + ahead - end + first, end - 1);
-#pragma GCC unroll 4
-            for (int64_t at = n; at < n + block; at += 2 * W) {
-                vec total[S][2];
-#pragma GCC unroll 8
-                for (int s = 0; s < S; ++s)
-                    for (int half = 0; half < 2; ++half) total[s][half] = load(y + s * padded_out + at + half * W);
-#pragma GCC unroll 16
-                for (int r = 0; r < R; ++r) {
-                    // into the second cache: these are more lines than the first has room for
-                    if (at == n) __builtin_prefetch((inside ? row : next)[r] + wanted, 0, 2);
-                    vec value[2];
-                    load_two(row[r] + at, value);
-#pragma GCC unroll 8
-                    for (int s = 0; s < S; ++s)
-                        for (int half = 0; half < 2; ++half) total[s][half] += value[half] * factor[r][s];
-                }
-#pragma GCC unroll 8
-                for (int s = 0; s < S; ++s)
-                    for (int half = 0; half < 2; ++half) store(y + s * padded_out + at + half * W, total[s][half]);
-            }
-        }
-        for (; n + W <= end; n += W)
-            for (int s = 0; s < S; ++s) {
-                vec total = load(y + s * padded_out + n);
-                for (int r = 0; r < R; ++r) total += load_wide(row[r] + n) * factor[r][s];
-                store(y + s * padded_out + n, total);
-            }
-        for (; n < end; ++n)
-            for (int s = 0; s < S; ++s)
-                for (int r = 0; r < R; ++r) y[s * padded_out + n] += widen(row[r][n]) * factor[r][s];
+    const E *row[R], *next[R];
+    float factor[R][S];
+    for (int r = 0; r < R; ++r) {
+        const int64_t k = used[std::min(u + r, count - 1)];
+        row[r] = w.data + k * w.stride;
+        next[r] = w.data + used[std::min(u + r + R, count - 1)] * w.stride;
+        for (int s = 0; s < S; ++s) factor[r][s] = u + r < count ? x[s * padded + k] : 0.0f;
     }
+    int64_t n = first;
+    for (; n + block <= end; n += block) {
+        const bool inside = n + ahead < end;
+        const int64_t wanted = inside ? n + ahead : std::min(n + ahead - end + first, end - 1);
+#pragma GCC unroll 4
+        for (int64_t at = n; at < n + block; at += 2 * W) {
+            vec total[S][2];
+#pragma GCC unroll 8
+            for (int s = 0; s < S; ++s)
+                for (int half = 0; half < 2; ++half) total[s][half] = load(y + s * padded_out + at + half * W);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+                // into the second cache: these are more lines than the first has room for
+                if (at == n) __builtin_prefetch((inside ? row : next)[r] + wanted, 0, 2);
+                vec value[2];
+                load_two(row[r] + at, value);
+#pragma GCC unroll 8
+                for (int s = 0; s < S; ++s)
+                    for (int half = 0; half < 2; ++half) total[s][half] += value[half] * factor[r][s];
+            }
+#pragma GCC unroll 8
+            for (int s = 0; s < S; ++s)
+                for (int half = 0; half < 2; ++half) store(y + s * padded_out + at + half * W, total[s][half]);
+        }
+    }
+    for (; n + W <= end; n += W)
+        for (int s = 0; s < S; ++s) {
+            vec total = load(y + s * padded_out + n);
+            for (int r = 0; r < R; ++r) total += load_wide(row[r] + n) * factor[r][s];
+            store(y + s * padded_out + n, total);
+        }
+    for (; n < end; ++n)
+        for (int s = 0; s < S; ++s)
+            for (int r = 0; r < R; ++r) y[s * padded_out + n] += widen(row[r][n]) * factor[r][s];
+}
+
+template <int S, class E>
+void times_columns_of(const Matrix<E>& w, const float* x, int64_t padded, int64_t groups, const int32_t* used,
+                      int64_t count, int64_t first, int64_t end, float* y, int64_t padded_out) {
+    for (int64_t s = 0; s < groups * S; ++s) std::fill(y + s * padded_out + first, y + s * padded_out + end, 0.0f);
+    for (int64_t u = 0; u < count; u += COLUMNS<S>)
+        for (int64_t g = 0; g < groups * S; g += S)
+            add_columns<S>(w, x + g * padded, padded, used, count, u, first, end, y + g * padded_out, padded_out);
     if constexpr (std::is_same<E, bf16>::value)
-        for (int s = 0; s < S; ++s) from_order(y + s * padded_out + first, end - first);
+        for (int64_t s = 0; s < groups * S; ++s) from_order(y + s * padded_out + first, end - first);
 }
 
 // How many vectors are computed for S of them: x and y must have room for as many.
-INLINE int64_t padded_vectors(int64_t S) { return S <= 1 ? 1 : S <= 4 ? 4 : 8; }
+INLINE int64_t padded_vectors(int64_t S) { return S <= 1 ? 1 : S <= 4 ? 4 : round_up(S, GROUP); }
 
 template <class E>
 INLINE void scale_outputs(const Matrix<E>& w, int64_t S, int64_t first, int64_t end, float* y, int64_t y_stride) {
@@ -202,9 +220,9 @@ void times_rows(const Matrix<E>& w, const float* x, int64_t x_stride, int64_t S,
         x = ordered.data();
         x_stride = w.K;
     }
-    if (S == 1) times_rows_of<1>(w, x, x_stride, first, end, y, y_stride);
-    else if (S <= 4) times_rows_of<4>(w, x, x_stride, first, end, y, y_stride);
-    else times_rows_of<8>(w, x, x_stride, first, end, y, y_stride);
+    if (S == 1) times_rows_of<1>(w, x, x_stride, 1, first, end, y, y_stride);
+    else if (S <= 4) times_rows_of<4>(w, x, x_stride, 1, first, end, y, y_stride);
+    else times_rows_of<GROUP>(w, x, x_stride, (S + GROUP - 1) / GROUP, first, end, y, y_stride);
     scale_outputs(w, S, first, end, y, y_stride);
 }
 
@@ -212,9 +230,9 @@ void times_rows(const Matrix<E>& w, const float* x, int64_t x_stride, int64_t S,
 template <class E>
 void times_columns(const Matrix<E>& w, const float* x, int64_t x_stride, int64_t S, const int32_t* used,
                    int64_t count, int64_t first, int64_t end, float* y, int64_t y_stride) {
-    if (S == 1) times_columns_of<1>(w, x, x_stride, used, count, first, end, y, y_stride);
-    else if (S <= 4) times_columns_of<4>(w, x, x_stride, used, count, first, end, y, y_stride);
-    else times_columns_of<8>(w, x, x_stride, used, count, first, end, y, y_stride);
+    if (S == 1) times_columns_of<1>(w, x, x_stride, 1, used, count, first, end, y, y_stride);
+    else if (S <= 4) times_columns_of<4>(w, x, x_stride, 1, used, count, first, end, y, y_stride);
+    else times_columns_of<GROUP>(w, x, x_stride, (S + GROUP - 1) / GROUP, used, count, first, end, y, y_stride);
     scale_outputs(w, S, first, end, y, y_stride);
 }
 

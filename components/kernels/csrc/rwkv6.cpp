@@ -1,4 +1,4 @@
-// RWKV-6 on a CPU: one position of a few sequences through all layers in one call.
+// RWKV-6 on a CPU: one position of some sequences through all layers in one call.
 //
 // Weights are read once, by threads that meet eight times per layer; everything between the weights is float32.
 // Shape letters: S sequences, L layers, C width, H heads, N head width, F width of the channel mix.
@@ -48,6 +48,16 @@ struct Call {
 INLINE vec sigmoid(vec x) {
     const vec most = splat(88.0f), minus = -x;
     return 1.0f / (1.0f + exp(minus > most ? most : minus));
+}
+
+// To two units in the last place; near 0 by the beginning of the series, where the other form loses its digits.
+INLINE vec tanh(vec x) {
+    const vec bound = splat(44.0f), two = x + x, square = x * x;
+    const vec large = 1.0f - 2.0f / (1.0f + exp(two > 2 * bound ? 2 * bound : two));
+    vec p = splat(-17.0f / 315);
+    p = p * square + 2.0f / 15;
+    p = p * square - 1.0f / 3;
+    return square < splat(0.04f) ? x + x * square * p : large;
 }
 
 // x [n] = f of it, W at a time: the library's functions take them one by one.
@@ -153,8 +163,7 @@ struct Step {
     void mix_ratios(int64_t layer, Own& own, Span columns) const {
         all_columns(small(layer, MAA_W1), C, hidden, own.first, C, columns, mix_hidden, own);
         for (int64_t s = 0; s < call.S; ++s)
-            for (int64_t i = columns.first; i < columns.end; ++i)
-                mix_hidden[s * hidden + i] = std::tanh(mix_hidden[s * hidden + i]);
+            map(mix_hidden + s * hidden + columns.first, columns.end - columns.first, [](vec x) { return tanh(x); });
     }
 
     void mix_five(int64_t layer, Own& own, Span columns) const {
@@ -179,8 +188,35 @@ struct Step {
         }
         all_columns(small(layer, DECAY_W1), C, size.decay_rank, mixed, C, decay_columns, decay_hidden, own);
         for (int64_t s = 0; s < call.S; ++s)
-            for (int64_t i = decay_columns.first; i < decay_columns.end; ++i)
-                decay_hidden[s * size.decay_rank + i] = std::tanh(decay_hidden[s * size.decay_rank + i]);
+            map(decay_hidden + s * size.decay_rank + decay_columns.first, decay_columns.end - decay_columns.first,
+                [](vec x) { return tanh(x); });
+    }
+
+    struct Head {
+        const float *r, *k, *v;
+        const E* bonus;
+        const float *decay, *state;
+        float *after, *y;
+        int64_t N;
+    };
+
+    // B vectors of values from `first` on.
+    template <int B>
+    static INLINE void recur_block(const Head& h, int64_t first) {
+        vec total[B] = {}, value[B];
+#pragma GCC unroll 4
+        for (int b = 0; b < B; ++b) value[b] = load(h.v + first + b * W);
+        for (int64_t i = 0; i < h.N; ++i) {
+            const float own = h.r[i] * widen(h.bonus[i]) * h.k[i];
+#pragma GCC unroll 4
+            for (int b = 0; b < B; ++b) {
+                const vec before = load(h.state + i * h.N + first + b * W);
+                total[b] += h.r[i] * before + own * value[b];
+                store(h.after + i * h.N + first + b * W, h.decay[i] * before + h.k[i] * value[b]);
+            }
+        }
+#pragma GCC unroll 4
+        for (int b = 0; b < B; ++b) store(h.y + first + b * W, total[b]);
     }
 
     // One head of one sequence: the decay, of which `decay` [N] holds what depends on the input, the WKV operator, the
@@ -196,23 +232,10 @@ struct Step {
         const int64_t place = ((layer * call.S + s) * H + head) * N * N;
         const float* state = call.wkv + place;
         float *after = call.wkv_after + place, *y = read + s * C + at;
+        const Head head_of{r, k, v, bonus, decay, state, after, y, N};
         int64_t first = 0;
-        for (; first + 4 * W <= N; first += 4 * W) {
-            vec total[4] = {}, value[4];
-#pragma GCC unroll 4
-            for (int b = 0; b < 4; ++b) value[b] = load(v + first + b * W);
-            for (int64_t i = 0; i < N; ++i) {
-                const float own = r[i] * widen(bonus[i]) * k[i];
-#pragma GCC unroll 4
-                for (int b = 0; b < 4; ++b) {
-                    const vec before = load(state + i * N + first + b * W);
-                    total[b] += r[i] * before + own * value[b];
-                    store(after + i * N + first + b * W, decay[i] * before + k[i] * value[b]);
-                }
-            }
-#pragma GCC unroll 4
-            for (int b = 0; b < 4; ++b) store(y + first + b * W, total[b]);
-        }
+        for (; first + 4 * W <= N; first += 4 * W) recur_block<4>(head_of, first);
+        for (; first + 2 * W <= N; first += 2 * W) recur_block<2>(head_of, first);
         std::fill(y + first, y + N, 0.0f);
         for (int64_t i = 0; i < N; ++i)
             for (int64_t n = first; n < N; ++n) {
@@ -358,7 +381,7 @@ void step(const Sizes& size, const Call& call) {
 
 extern "C" int rwkv6_fields() { return FIELDS; }
 
-// One position of at most 8 sequences. sizes: layers, width, heads, ffn, mix rank, decay rank, whether FFN_VALUE is
+// One position of any number of sequences. sizes: layers, width, heads, ffn, mix rank, decay rank, whether FFN_VALUE is
 // transposed.
 extern "C" void rwkv6_step(const int64_t* sizes, float group_norm_eps, const void* const* pointers,
                            const void* const* ends, const void* x, const void* att_shift, const float* wkv,

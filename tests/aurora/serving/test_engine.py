@@ -12,7 +12,7 @@ from aurora.inference.reading import blank, read_texts
 from aurora.model import AuroraModel
 from aurora.serving import engine as engines
 from aurora.serving.answer import Answer, DeadlineExceeded, Passage, QueueFull
-from aurora.serving.batch import GROUP, WAYS, Batch, Member
+from aurora.serving.batch import FEW, WAYS, Batch, Member
 from aurora.serving.engine import Engine
 
 QUESTIONS = [f"question {number} {'x' * number}" for number in range(20)]
@@ -182,7 +182,7 @@ def test_a_closed_engine_answers_nothing(model: AuroraModel) -> None:
 
 @torch.inference_mode()
 def test_every_way_to_step_is_a_step(model: AuroraModel) -> None:
-    runner, sequences = model.backbone.runner(), 2 * GROUP + 3
+    runner, sequences = model.backbone.runner(), 2 * FEW + 3
     x, state = torch.randn(sequences, 32), model.backbone.init_state(sequences)
     hidden, after = model.backbone.step(x, state)
     for way in WAYS:

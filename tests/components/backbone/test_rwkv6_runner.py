@@ -99,7 +99,7 @@ def test_a_row_equals_the_modules(
 
 @pytest.mark.parametrize(("dtype", "quantized"), KINDS)
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("sequences", [1, 3, 8, 9])
+@pytest.mark.parametrize("sequences", [1, 3, 8, 9, MOST_SEQUENCES + 1])
 @torch.no_grad()
 def test_a_step_equals_the_modules(
     sizes: dict[str, int], dtype: torch.dtype, quantized: str | None, sequences: int
@@ -122,14 +122,14 @@ def test_a_sequence_is_the_same_alone_and_beside_others_on_any_number_of_threads
     dtype: torch.dtype, quantized: str | None
 ) -> None:
     model = build(SIZES[0], dtype, quantized)
-    runner, state, (x, _) = fused(model), remembered(model, 8), row(model, 8)
+    runner, state, (x, _) = fused(model), remembered(model, 20), row(model, 20)
     threads = torch.get_num_threads()
     try:
         found = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             found.append(runner.step(x, state))
-            for number in (0, 5):
+            for number in (0, 5, 19):
                 alone, after = runner.step(x[number:number + 1], select_state(state, [number]))
                 assert torch.equal(alone, found[-1][0][number:number + 1])
                 assert all(torch.equal(after[name], select_state(found[-1][1], [number])[name]) for name in after)
