@@ -32,6 +32,10 @@ def positive(text: str | float) -> float:
     return float(text)
 
 
+CheckpointSeconds: TypeAlias = Annotated[float | None, typer.Option(
+    metavar="S", parser=positive, help="Keep a state every S seconds too, for questions about a moment.")]
+
+
 def require_writable_folder(folder: str | Path) -> None:
     """AuroraError for what cannot be a folder to write into, before any work is done for it."""
     if not str(folder):

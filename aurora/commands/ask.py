@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from aurora.commands._options import Adapter, Device, ModelFolder, Score, split_words
+from aurora.commands._options import Adapter, CheckpointSeconds, Device, ModelFolder, Score, split_words
 from aurora.errors import AuroraError
 
 if TYPE_CHECKING:
@@ -82,6 +82,10 @@ class Films:
         "Ask the films of this folder, which `aurora index build` and `aurora serve` write."))] = None
     film: Annotated[list[str], typer.Option(metavar="NAME", help=(
         "Of these in the store only. May be repeated."))] = field(default_factory=list)
+    checkpoint_seconds: CheckpointSeconds = None
+    at: Annotated[float | None, typer.Option(metavar="SECOND", help=(
+        "Answer as of this second, of what is shown up to it. Without the video that takes --checkpoint-seconds, and "
+        "is as of the last state kept before."))] = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,7 @@ def ask(
       aurora ask clip.mp4 "What is it?" --random-weights --frames 8 dtype=bfloat16
       aurora ask film.mp4 "What happens?" --save film.aurora
       aurora ask film.aurora "And what happens then?"
+      aurora ask film.mp4 "How many balls are there?" --at 12.5
       aurora ask --store films --film holiday "Who is there?"
     """
     from aurora.terminal import Waiting
@@ -157,6 +162,7 @@ def answer_each(
     """Answers the questions about files, a saved film or those of a store; with `chat` as one conversation that goes on
     with standard input, and with `options` by the likeliest of them. Gives the exit status: 1 where one of several
     films cannot be asked."""
+    from aurora.inference.film import Stream
     from aurora.inference.generation import Generation
     from aurora.inference.visuals import check_file
 
@@ -180,14 +186,16 @@ def answer_each(
             continue
         answers: Iterable[Iterable[str]]
         if options:
-            answers = _likeliest(film, questions, options, score)
+            answers = _likeliest(film, questions, options, score, films.at)
         elif chat:
-            answers = (film.ask(question, stream=True, options=generation, remember=True)
+            answers = (film.ask(question, stream=True, at=films.at, options=generation, remember=True)
                        for question in _conversation(questions, waiting))
         else:
-            answers = film.ask_each(questions, generation)
+            answers = film.ask_each(questions, generation, at=films.at)
         for pieces in answers:
             waiting.say("answering")
+            if films.at is not None and isinstance(pieces, Stream):
+                sys.stderr.write(f"as of second {pieces.seconds:g}\n")
             waiting.stream(pieces if len(wanted) < 2 else chain([f"{name}: "], pieces))
         if films.save is not None:
             film.save(films.save)
@@ -201,6 +209,8 @@ def _wanted(films: Films, files: Sequence[str], chat: bool) -> list[str]:
 
     if films.save is not None:
         film_target(films.save)
+    if films.checkpoint_seconds is not None and films.save is None:
+        raise AuroraError("--checkpoint-seconds keeps states in a film that is saved; give --save FILE")
     if films.store is None:
         if films.film:
             raise AuroraError(f"--film {films.film[0]} names a film of a store; give --store FOLDER")
@@ -227,20 +237,24 @@ def _film(model: "VideoModel", files: Sequence[str], films: Films, name: str | N
     if name is not None and films.store is not None:
         return FilmStore(films.store).open(model, name)
     if len(files) == 1 and (is_film(files[0]) or files[0].endswith(SUFFIX)):  # one that is damaged as well
-        if frames.fps is not None or frames.frames is not None or frames.max_frames is not None:
-            raise AuroraError(f"{files[0]} was watched before; --fps, --frames and --max-frames are for videos")
+        if any(option is not None for option in (frames.fps, frames.frames, frames.max_frames,
+                                                 films.checkpoint_seconds)):
+            raise AuroraError(f"{files[0]} was watched before; --fps, --frames, --max-frames and --checkpoint-seconds "
+                              "are for videos")
         return model.open(files[0])
     report = _reporting(model.config.sampling, waiting)
-    if films.save is None:  # as the model was trained, also where that means to read again for every question
+    if films.save is None and films.at is None:
+        # as the model was trained, also where that means to read again for every question
         return model.watch(*files, on_progress=report, prompt=model.config.prompt)
-    return model.watch(*files, on_progress=report)
+    return model.watch(*files, on_progress=report, checkpoint_seconds=films.checkpoint_seconds)
 
 
-def _likeliest(film: "Film", questions: Sequence[str], options: Sequence[str], score: Score) -> Iterator[list[str]]:
+def _likeliest(film: "Film", questions: Sequence[str], options: Sequence[str], score: Score, at: float | None
+               ) -> Iterator[list[str]]:
     from aurora.evaluation.scoring import likeliest
     from aurora.inference.reading import fork
 
-    memory = film.read_all(questions)
+    memory = film.read_all(questions, at)
     for number in range(len(questions)):
         best, values = likeliest(film.model.model, film.model.runner, fork(memory, [number]), options,
                                  per_token=score == "likelihood_per_token")

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from aurora.commands._options import Adapter, Json, ModelFolder, positive, require_writable_folder, split_overrides
+from aurora.commands._options import (
+    Adapter,
+    CheckpointSeconds,
+    Json,
+    ModelFolder,
+    require_writable_folder,
+    split_overrides,
+)
 from aurora.commands._workers import Devices, Jobs, Threads, device_of_each, make_executor, worker_model
 from aurora.commands.ask import Sampled
 from aurora.errors import AuroraError
@@ -39,8 +46,7 @@ def build(
         help="KEY=VALUE of the model's config, such as merge=pool, or executor.KEY=VALUE, see `aurora list`.")],
     model: ModelFolder = None,
     frames: Sampled, adapter: Adapter,
-    checkpoint_seconds: Annotated[float | None, typer.Option(
-        metavar="S", parser=positive, help="Keep a state every S seconds too, for questions about a moment.")] = None,
+    checkpoint_seconds: CheckpointSeconds = None,
     jobs: Jobs = None, devices: Devices = "cpu", threads: Threads = None,
     executor: Annotated[str, typer.Option(metavar="NAME", help="process, serial or ray.")] = "process",
     part: Annotated[str | None, typer.Option(metavar="K/N", help=(

@@ -208,7 +208,9 @@ class Film:
         start = self.now.seconds
         with frames as shots:  # what is known of a file is asked while it is there: it may have been downloaded
             timed = ((start + seconds, frame) for seconds, frame in shots)
-            for _ in self.advance(timed, moments, each=frames.live):
+            # a state is kept at its second, not at the end of the chunk
+            each = frames.live or self.checkpoint_seconds is not None
+            for _ in self.advance(timed, moments, each=each):
                 yield self
             if moments is None:
                 end = frames.end(self.now.last - start if self.now.last >= start else None)
@@ -270,9 +272,10 @@ class Film:
         made = self._stream(question, at, remember, options)
         return made if stream else Answer.of("".join(made), made.seen)
 
-    def ask_each(self, questions: Sequence[str], options: Generation | None = None) -> Iterator[Stream]:
+    def ask_each(self, questions: Sequence[str], options: Generation | None = None, *, at: float | None = None
+                 ) -> Iterator[Stream]:
         """The answers to many questions one after the other, each in pieces; each question by itself."""
-        seen, options = self._seen(None), generation(options)
+        seen, options = self._seen(at), generation(options)
         memory = self._read([(*self.turns, self.turn(question)) for question in questions], seen)
         for number in range(len(questions)):
             yield Stream(stream(self.model.model, self.model.runner, fork(memory, [number]), options), seen)

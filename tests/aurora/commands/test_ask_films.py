@@ -42,6 +42,16 @@ def test_a_film_is_saved_while_it_is_asked_and_answers_without_the_video(run, ma
     assert run(tmp_path / "clip.aurora", "What moves?")[:2] == (0, first)
 
 
+def test_a_moment_is_asked_of_the_video_and_of_the_states_that_were_kept(run, make_video, tmp_path: Path) -> None:
+    video, kept = make_video(tmp_path / "clip.mp4", 40), tmp_path / "clip.aurora"
+    _, as_of_two, err = run(video, "What moves?", "--at", "2", "--fps", "2")
+    assert "as of second 2\n" in err
+    assert run(video, "What moves?", "--save", kept, "--checkpoint-seconds", "1", "--at", "2", "--fps", "2")[1] \
+        == as_of_two != run(kept, "What moves?")[1]
+    video.unlink()
+    assert run(kept, "What moves?", "--at", "2.4")[1:] == (as_of_two, "as of second 2\n")
+
+
 def test_one_film_or_all_of_a_store_are_asked(run, store: Path, model_folder: Path) -> None:
     model = load(model_folder)
     said = {name: FilmStore(store).open(model, name).ask("What moves?", options=Generation(max_new_tokens=12))
@@ -65,7 +75,10 @@ def test_a_film_that_cannot_be_asked_is_named_and_the_others_answer(run, store: 
     (("What?", "--store", "films", "--chat"), "--chat is about one film; choose one with --film: one, trips/two"),
     (("0.mp4", "What?", "--store", "films"), "leave out files and --save"),
     (("0.mp4", "What?", "--film", "one"), "give --store FOLDER"),
-    (("films/one.aurora", "What?", "--fps", "2"), "watched before; --fps, --frames and --max-frames are for videos"),
+    (("films/one.aurora", "What?", "--fps", "2"), "watched before; --fps, --frames, --max-frames"),
+    (("films/one.aurora", "What?", "--at", "0.1"), "was not kept: watch with checkpoint_seconds"),
+    (("0.mp4", "What?", "--at", "-1"), "at -1.0 is not a second of the film"),
+    (("0.mp4", "What?", "--checkpoint-seconds", "2"), "keeps states in a film that is saved; give --save FILE"),
     (("films/one.aurora", "What?", "merge=pool"), "what differs: merge"),
     (("films/one.aurora", "What?", "dtype=bfloat16"), "what differs: weights, dtype"),
     (("0.mp4", "What?", "--save", "films"), "films is a folder; give the name of a file"),
