@@ -194,19 +194,23 @@ def _row(words: list[list[int]], following: list[tuple[int, bool]], bounds: list
                torch.tensor(bounds))
 
 
-def train_language(folder: Path, seed: int, steps: int) -> None:
-    """An RWKV-6 that reads accounts of scenes and answers about them: single frames first, then ever more videos."""
+def train_language(folder: Path, seed: int, steps: int, further: bool) -> None:
+    """An RWKV-6 that reads accounts of scenes and answers about them: single frames first, then ever more videos.
+
+    With `further` it goes on from what stands in the folder, with texts as they are at the end."""
     tokenizer = TOKENIZER.build({"name": "hf", "path": str(folder / "tokenizer")})
     torch.manual_seed(seed)
     model = BACKBONE.build({"name": "rwkv6", **BACKBONE_OPTIONS}, vocab_size=tokenizer.vocab_size)
-    rng = random.Random(seed)
-    done = 0.0
+    if further:
+        model.load_base(str(folder / "rwkv6.safetensors"))
+    rng = random.Random(f"{seed}/further" if further else seed)
+    done = 1.0 if further else 0.0
     data = rows(tokenizer, (document(rng, Ease.at(done)) for _ in count()), 2048)
     print(f"language: {sum(p.numel() for p in model.parameters())} parameters")
 
     def loss(share: float) -> tuple[Tensor, str]:
         nonlocal done
-        done = share
+        done = max(done, share)
         row = next(data)
         with torch.autocast("cpu", torch.bfloat16):
             logits = predicted(model, row).float()
@@ -216,7 +220,7 @@ def train_language(folder: Path, seed: int, steps: int) -> None:
         answer, text = losses[row.answers].mean(), losses[~row.answers & (row.targets != IGNORE)].mean()
         return answer + 0.1 * text, f"answers {answer.item():.3f} text {text.item():.3f} right {right:.2f}"
 
-    optimize(model, loss, steps, peak_lr=3e-3)
+    optimize(model, loss, steps, peak_lr=2e-3 if further else 3e-3)
     save_half(model, folder / "rwkv6.safetensors")
     for (prompt, form), shares in sorted(right_answers(model.float(), tokenizer).items()):
         print(f"  {prompt} {form}: " + ", ".join(f"{family} {share:.0%}" for family, share in shares.items()))
@@ -358,12 +362,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("aurora/assets/blocks"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=4000, help="optimizer steps of each part that is trained")
+    parser.add_argument("--further", action="store_true", help="train the language model of --out further")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if "tokenizer" in arguments.parts:
         make_tokenizer(arguments.out / "tokenizer", arguments.seed)
     if "language" in arguments.parts:
-        train_language(arguments.out, arguments.seed, arguments.steps)
+        train_language(arguments.out, arguments.seed, arguments.steps, arguments.further)
     if "vision" in arguments.parts:
         train_vision(arguments.out, arguments.seed, arguments.steps)
 
