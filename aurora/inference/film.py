@@ -19,7 +19,17 @@ from aurora.inference.generation import Generation, complete, stream
 from aurora.inference.ingest import CHUNKS_AHEAD, FRAMES_AHEAD, Unit, ahead, encode, encoded, prepared, units
 from aurora.inference.reading import Memory, Pieces, blank, fork, read_frames, read_texts, tokenize
 from aurora.inference.snapshot import Medium, Snapshot, Thumbnail, digest_with, with_thumbnail
-from aurora.inference.visuals import Frames, Report, Source, Timed, UnreadableVisual, check_sources, is_image, shown
+from aurora.inference.visuals import (
+    Frames,
+    Report,
+    Source,
+    Timed,
+    UnreadableVisual,
+    check_sources,
+    is_image,
+    is_unchanged,
+    shown,
+)
 from aurora.interfaces import Sampling, Turn
 from aurora.markers import plain_question
 from aurora.terminal import clock
@@ -67,7 +77,6 @@ class Film:
     thumbnails: tuple[Thumbnail, ...] = ()
     checkpoint_seconds: float | None = None
     history: tuple[Snapshot, ...] = ()  # one every `checkpoint_seconds`, for questions about a moment
-    sources: tuple[Source, ...] = ()
     on_progress: Report | None = None
     _whole: tuple[Snapshot, Memory] | None = field(default=None, repr=False)  # with its pending frames read
 
@@ -132,14 +141,19 @@ class Film:
         self._require_reusable("be asked about a moment")
         kept = [seen for seen in self.history if seen.last <= at]
         before = kept[-1] if kept else Snapshot(blank(self.model.runner, 1))
-        if self.sources and all(isinstance(source, str) for source in self.sources):
+        if not any(map(self._changed, self.media)):
             again = replace(self, now=before, history=(), thumbnails=(), on_progress=None, _whole=None)
             for _ in again.advance(self._again(before.frames), [at]):
                 return again.now
         if not kept:
             raise AuroraError(f"what was seen up to second {at:g} was not kept: watch with checkpoint_seconds, or ask "
-                              "where the video can be read again")
+                              "where the file that was watched still is, unchanged")
         return before
+
+    @staticmethod
+    def _changed(medium: Medium) -> bool:
+        """Whether what was watched cannot be read again: it was no file here, or is another one now."""
+        return medium.path is None or not is_unchanged(medium.path, medium.stamp, medium.sha256)
 
     def _again(self, frames: int) -> Iterator[Timed]:
         """The frames after the first ones, read again."""
@@ -148,9 +162,12 @@ class Film:
                 yield one
 
     def _frames(self) -> Iterator[Timed]:
-        for medium, source in zip(self.media, self.sources, strict=True):
+        for medium in self.media:
+            if medium.path is None or self._changed(medium):
+                raise UnreadableVisual(f"{medium.path or medium.name} was changed or removed since it was watched; "
+                                       "watch it again")
             sampling = Sampling(**medium.sampling)
-            for seconds, frame in shown(source, sampling, self.model.reader, self.on_progress):
+            for seconds, frame in shown(medium.path, sampling, self.model.reader, self.on_progress):
                 yield medium.start + seconds, frame
 
     def _read_pending(self, seen: Snapshot) -> Memory:
@@ -166,14 +183,21 @@ class Film:
     # Watching.
 
     def extend(self, *sources: Source, **sampling: Any) -> "Film":
-        """Watches more, behind what was seen; the same options as `VideoModel.watch`."""
-        for _ in self.extending(*sources, **sampling):
-            pass
+        """Watches more, behind what was seen; the same options as `VideoModel.watch`. After an error the film is as it
+        was before."""
+        before = self.now, self.history, self.media, self.thumbnails
+        try:
+            for _ in self.extending(*sources, **sampling):
+                pass
+        except BaseException:
+            self.now, self.history, self.media, self.thumbnails = before
+            raise
         return self
 
     def extending(self, *sources: Source, moments: Sequence[float] | None = None, **sampling: Any) -> Iterator["Film"]:
         """The same step by step: gives this film after every chunk, or once for each of the `moments`, in seconds of
-        the film and ascending: having seen just what is shown up to then. It ends with the last moment."""
+        the film and ascending: having seen just what is shown up to then. It ends with the last moment. After an error
+        the film has what was seen until then."""
         check_sources(sources)
         settings = self.model.sampling(**sampling)
         if moments is not None:
@@ -182,19 +206,21 @@ class Film:
             raise AuroraError("a conversation cannot go on with more to see where the prompt begins with the question")
         for source in sources:
             frames = Frames(source, settings, self.model.reader, self.on_progress)
-            self.media = (*self.media, Medium(frames.name, frames.sampling, self.now.seconds, frames.path))
-            self.sources = (*self.sources, source if frames.path is None else frames.path)
-            if not self.model.reusable:
-                if frames.path is None:
-                    raise AuroraError(f"the prompt {self._prompt_name} reads a video again for every question, which "
-                                      "frames that come one by one do not allow: choose prompt=generic")
-                self._measure(frames, settings)
-                yield self
-                continue
-            yield from self._watch(frames, moments)
+            before = self.now, self.media
+            medium = Medium(frames.name, frames.sampling, self.now.seconds, frames.path, stamp=frames.stamp)
+            self.media = (*self.media, medium)
+            try:
+                yield from self._watch(frames, moments) if self.model.reusable else self._measure(frames, settings)
+            except Exception:
+                if self.now.frames == before[0].frames:
+                    self.now, self.media = before
+                raise
 
-    def _measure(self, frames: Frames, sampling: Sampling) -> None:
+    def _measure(self, frames: Frames, sampling: Sampling) -> Iterator["Film"]:
         """Counts what each question will read of a file. UnreadableVisual for one that cannot be read."""
+        if frames.path is None:
+            raise AuroraError(f"the prompt {self._prompt_name} reads a video again for every question, which frames "
+                              "that come one by one do not allow: choose prompt=generic")
         path, reader, now = str(frames.path), self.model.reader, self.now
         try:
             times = [0.0] if is_image(path) else reader.times(path, sampling)
@@ -203,6 +229,7 @@ class Film:
         last = times[-1] if times else 0.0
         self.now = replace(now, frames=now.frames + len(times), last=now.seconds + last,
                            seconds=now.seconds + frames.end(last))
+        yield self
 
     def _watch(self, frames: Frames, moments: Sequence[float] | None) -> Iterator["Film"]:
         start = self.now.seconds

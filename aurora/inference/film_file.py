@@ -55,7 +55,7 @@ def write_film(film: Saved, path: str | os.PathLike[str]) -> None:
         "format": FORMAT,
         "now": _facts(film.now),
         "history": [_facts(seen) for seen in film.history],
-        "media": [medium._replace(path=None)._asdict() for medium in film.media],
+        "media": [_medium(medium) for medium in film.media],
         "turns": [turn._asdict() for turn in film.turns],
         "thumbnails": [small.seconds for small in film.thumbnails],
     }
@@ -127,6 +127,13 @@ def _not_a_film(path: str | os.PathLike[str], error: Exception) -> AuroraError:
     if isinstance(error, FileNotFoundError) or not Path(path).exists():
         return AuroraError(f"{path} does not exist")
     return AuroraError(f"{path} is not a saved film, or is damaged: {error}")
+
+
+def _medium(medium: Medium) -> dict[str, Any]:
+    """What holds on every machine."""
+    facts = medium._replace(path=None)._asdict()
+    del facts["stamp"]
+    return facts
 
 
 def _facts(seen: Snapshot) -> dict[str, Any]:

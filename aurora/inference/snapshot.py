@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aurora.inference.ingest import Shot
 from aurora.inference.reading import Memory
+from aurora.inference.visuals import Stamp
 
 THUMBNAILS = 24
 """Most pictures that a film keeps to be shown with; of a longer one every second is dropped, again and again."""
@@ -42,6 +43,7 @@ class Medium(NamedTuple):
     start: float  # second of the film at which it begins
     path: str | None = None  # where it can be read again, on this machine
     sha256: str | None = None  # of the file, once it was watched to its end
+    stamp: Stamp | None = None  # of the file at `path` when it was watched
 
 
 class Thumbnail(NamedTuple):

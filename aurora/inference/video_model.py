@@ -82,7 +82,9 @@ class VideoModel(BaseVideoModel):
         if _shapes(saved.now.memory.state, self) != _shapes(wanted, self):
             raise FilmMismatch(f"{path} is a film of another model: its state has other names or shapes")
         film.now, film.history = self._placed(saved.now), tuple(map(self._placed, saved.history))
-        film.media, film.turns, film.thumbnails = saved.media, saved.turns, saved.thumbnails
+        # a file that was made elsewhere never says what is read here
+        film.media = tuple(medium._replace(path=None, stamp=None) for medium in saved.media)
+        film.turns, film.thumbnails = saved.turns, saved.thumbnails
         film.checkpoint_seconds = saved.facts["checkpoint_seconds"]
         return film
 

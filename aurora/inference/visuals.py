@@ -5,8 +5,9 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from aurora.media import media_type
 
 Timed = tuple[float, np.ndarray]
 """Seconds, and the frame [H, W, 3] uint8 that is shown then."""
+Stamp = tuple[int, int, int]
+"""Size, time of the last change in nanoseconds, and inode of a file: as long as they stay, so does what it holds."""
 Source = str | os.PathLike[str] | Iterable[Timed] | Iterable[np.ndarray]
 """A file, its address, that of a stream, or frames: by themselves, one every 1 / fps seconds, or each with its
 second."""
@@ -60,6 +63,10 @@ class Frames:
             path = urlsplit(self._address).path if self._address else os.path.abspath(source)
             self.path, self.name = None if self._address else path, Path(path).name
         self.sampling: dict[str, Any] = {key: value for key, value in asdict(sampling).items() if value is not None}
+        self.stamp: Stamp | None = None
+        if self.path is not None:
+            with suppress(OSError):  # one that is gone is named when it is read
+                self.stamp = file_stamp(self.path)
         self._local = self.path  # the file, also where it was downloaded
         self._open = ExitStack()
         self._hash: Future[str] | None = None
@@ -186,6 +193,26 @@ def check_file(path: str | os.PathLike[str]) -> None:
                                else f"{path} is not a regular file")
     if path.stat().st_size == 0:
         raise UnreadableVisual(f"{path} is empty")
+
+
+def file_stamp(path: str | os.PathLike[str]) -> Stamp:
+    """Of a file, without reading it. OSError."""
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def is_unchanged(path: str, stamp: Stamp | None, sha256: str | None) -> bool:
+    """Whether a file is there and still the one that had this stamp, or has this hash; it is read only where the stamp
+    does not say so, and once."""
+    with suppress(OSError):
+        now = file_stamp(path)
+        return now == stamp or (sha256 is not None and _hash_once(path, now) == sha256)
+    return False
+
+
+@lru_cache(1024)
+def _hash_once(path: str, stamp: Stamp) -> str:
+    return file_hash(path)
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import threading
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,12 +17,13 @@ from safetensors import safe_open
 import aurora
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
+from aurora.inference import visuals
 from aurora.inference.film import Film
 from aurora.inference.film_file import FilmMismatch
 from aurora.inference.generation import Generation
 from aurora.inference.reading import blank, fork, read_frames, read_texts
 from aurora.inference.video_model import VideoModel
-from aurora.inference.visuals import Progress, UnreadableVisual, frames_of
+from aurora.inference.visuals import Progress, UnreadableVisual, file_hash, frames_of
 from aurora.interfaces import Sampling, Turn, VideoReader, Visual
 from aurora.model import AuroraModel
 from aurora.registry import READER
@@ -130,6 +134,74 @@ def test_a_moment_that_was_not_kept_is_refused(watcher: VideoModel, video: Path)
     film = watcher.watch(iter(timed(watcher, video)))
     with pytest.raises(AuroraError, match="second 1 was not kept: watch with checkpoint_seconds"):
         ask(film, at=1.0)
+
+
+def test_a_moment_is_never_answered_from_another_video(watcher: VideoModel, make_video, tmp_path: Path) -> None:
+    first, second = make_video(tmp_path / "a.mp4", 40), make_video(tmp_path / "b.mp4", 40, size=(48, 64))
+    path = Path(shutil.copy(first, tmp_path / "clip.mp4"))
+    film, kept = watcher.watch(path), watcher.watch(path, checkpoint_seconds=2.0)
+    wanted = film.memory(3.2)
+    os.utime(path, ns=(1, 1))  # touched: the same video
+    assert torch.equal(film.memory(3.2).hidden, wanted.hidden)
+    film.save(tmp_path / "film.aurora")
+    longer = watcher.open(tmp_path / "film.aurora").extend(second)
+    for change in (lambda: shutil.copy(second, path), path.unlink):
+        change()
+        for one in (film, longer):
+            for at in (3.2, 7.2):
+                if at < one.now.last:
+                    with pytest.raises(AuroraError, match=f"second {at} was not kept"):
+                        ask(one, at=at)
+        assert kept.ask(QUESTION, at=3.2, options=SHORT).seconds == kept.history[1].seconds
+
+
+def test_a_moment_of_a_long_video_is_read_without_hashing_it_again(watcher: VideoModel, video: Path, tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(shutil.copy(video, tmp_path / "clip.mp4"))
+    film, hashed = watcher.watch(path), []
+    monkeypatch.setattr(visuals, "file_hash", lambda path: hashed.append(path) or file_hash(path))
+    film.memory(1.0)
+    assert hashed == []
+    os.utime(path, ns=(1, 1))
+    film.memory(1.0)
+    film.memory(2.0)
+    assert len(hashed) == 1
+
+
+def test_a_video_that_was_replaced_is_not_read_for_a_question(watcher: VideoModel, make_video, tmp_path: Path) -> None:
+    path = make_video(tmp_path / "clip.mp4", 40)
+    film = watcher.watch(path, prompt="sandwich")
+    make_video(path, 30)
+    with pytest.raises(UnreadableVisual, match=r"clip\.mp4 was changed or removed since it was watched"):
+        ask(film)
+
+
+@pytest.mark.parametrize("prompt", ["generic", "sandwich"])
+def test_a_film_that_cannot_go_on_stays_as_it_was(watcher: VideoModel, video: Path, image: Path, tmp_path: Path,
+                                                  prompt: str) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(video.read_bytes()[:700])
+    film, none = watcher.watch(video, prompt=prompt, checkpoint_seconds=1.0), watcher.blank(prompt=prompt)
+    before, answer = replace(film, _whole=None), ask(film)
+    for more in ([broken], [image, broken]):
+        with pytest.raises(UnreadableVisual):
+            film.extend(*more)
+        assert replace(film, _whole=None) == before and ask(film) == answer
+        with pytest.raises(UnreadableVisual):
+            list(film.fork().extending(broken))
+    with pytest.raises(UnreadableVisual):
+        list(none.extending(broken))
+    assert none.media == () and not none.frames
+
+
+def test_what_was_seen_before_a_source_broke_off_stays_where_it_is_watched_step_by_step(
+    watcher: VideoModel, video: Path
+) -> None:
+    film = watcher.blank()
+    with pytest.raises(UnreadableVisual, match=r"shown at second 0\.5, before"):
+        for _ in film.extending([*timed(watcher, video), (0.5, np.zeros((9, 9, 3), np.uint8))]):
+            pass
+    assert film.frames >= 8 and len(film.media) == 1
 
 
 def test_a_saved_film_is_the_same_to_the_bit_and_goes_on(watcher: VideoModel, video: Path, image: Path, tmp_path: Path
@@ -308,6 +380,8 @@ def test_a_video_is_watched_from_its_address(watcher: VideoModel, video: Path) -
                 watcher.watch(f"http://127.0.0.1:{server.server_port}/none.mp4")
         finally:
             server.shutdown()
+    with pytest.raises(AuroraError, match="second 1 was not kept"):
+        ask(film, at=1.0)
     local = watcher.watch(video)
     assert same(film, local) and film.seconds == local.seconds and film.media[0].path is None
     assert (film.name, film.media[0].sha256) == (video.name, local.media[0].sha256)
