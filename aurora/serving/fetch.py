@@ -113,9 +113,10 @@ def _parse(text: str, base: httpx.URL | None = None) -> httpx.URL:
     """An absolute address. FetchError when it is none."""
     try:
         url = httpx.URL(text) if base is None else base.join(text)
+        host = url.host  # which decodes it
     except (httpx.InvalidURL, ValueError, TypeError) as error:
         raise FetchError(400, "the address of the video is not a URL") from error
-    if not url.host or not url.scheme:
+    if not host or not url.scheme:
         raise FetchError(400, "the address of the video has no scheme or no host")
     if url.userinfo:
         raise FetchError(400, "the address of the video holds a user or password")

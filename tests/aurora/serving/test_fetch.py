@@ -131,7 +131,8 @@ def test_the_server_is_told_the_name_and_asked_for_plain_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("url", ["", "videos.test/film.mp4", "https://", "http://[::1", "https://user@videos.test/",
-                                 "https://user:password@videos.test/film.mp4", "https:///film.mp4", "//videos.test/a"])
+                                 "https://user:password@videos.test/film.mp4", "https:///film.mp4", "//videos.test/a",
+                                 "http://xn--/film.mp4"])
 def test_what_is_no_address_is_a_bad_request(tmp_path, url):
     refused(400, url, HOME, tmp_path)
 
