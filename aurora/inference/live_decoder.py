@@ -97,7 +97,7 @@ def main() -> None:
             decode(request, output)
         except BrokenPipeError:
             os._exit(0)  # whoever watched is gone; closing the file would fail again
-        except (AuroraError, OSError, EOFError) as error:
+        except (AuroraError, OSError, EOFError, av.error.FFmpegError) as error:
             # FFmpeg's own text names the address, with its password
             output.message(event="error", reason=getattr(error, "strerror", None) or str(error))
         else:

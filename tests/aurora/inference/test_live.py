@@ -205,6 +205,20 @@ def test_a_playlist_never_opens_a_file_of_this_machine(tmp_path, entry):
 
 
 @process
+def test_what_ffmpeg_cannot_decode_is_not_a_crash(tmp_path, video):
+    path = tmp_path / "broken.mp4"
+    path.write_bytes(video.read_bytes()[:700])
+    with pytest.raises(AuroraError, match=r"broken\.mp4 cannot be watched: (?!its decoder crashed)"):
+        list(LiveSource(path, idle_seconds=0.2))
+
+    def page(request: BaseHTTPRequestHandler, _: int) -> None:
+        send(request, b"<!doctype html><p>Not a stream</p>", "text/html", length=True)
+
+    with server(page) as address, pytest.raises(AuroraError, match=r"cannot be watched: (?!its decoder crashed)"):
+        list(LiveSource(f"{address}/live.m3u8", stall_seconds=5))
+
+
+@process
 def test_a_playlist_in_a_file_is_not_opened(tmp_path):
     path = tmp_path / "list.m3u8"
     path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4.0,\nfilm.ts\n")
