@@ -26,8 +26,7 @@ def room_for(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        raise AuroraError(f"{path}: no room left on the disk ({error.strerror}); make room and run again: what is "
-                          "done is not done again") from error
+        raise AuroraError(f"{path}: no room left on the disk ({error.strerror}); make room and run again") from error
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ form (a number, a name) into the mapping that it stands for.
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from numbers import Real
 from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
@@ -57,6 +58,12 @@ def kinds_of(part: type[Any]) -> dict[str, Any]:
 def check_kind(where: str, given: Any, kind: Any) -> None:
     """AuroraError unless `given` fits the annotation; a class that is not a plain kind of value is not judged."""
     read_fields(kind, where, given)
+
+
+def require_number(name: str, given: object) -> None:
+    """AuroraError unless an argument is a number, be it one of numpy's."""
+    if not isinstance(given, Real) or isinstance(given, bool):
+        raise AuroraError(f"{name} must be a number, not {given!r}")
 
 
 def read_fields(kind: type[T], where: str, entry: Any) -> T:

@@ -53,7 +53,7 @@ def refuse_override(path: str) -> None:
 
 
 _OVERRIDE = re.compile(r"(?:\+{0,2}(?P<set>[a-z_]+)(?:[.@/][\w.@/]*)?=|~(?P<deleted>[a-z_]+))", re.IGNORECASE)
-_FILE = re.compile(r"\S+\.[a-z]\w{1,3}", re.IGNORECASE)
+_FILE = re.compile(r"\S+\.[a-z]\w{1,3}|https?://\S+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def split_words(words: Sequence[str], *, files: bool = True) -> tuple[list[str], list[str], list[str]]:
     """Videos and images, questions, and overrides. A file is what comes first, if `files` are asked for, what exists,
-    and what is called like one. AuroraError when there is none, and for an empty question."""
+    what is called like one, and an address. AuroraError when there is none, and for an empty question."""
     others, overrides = split_overrides(words)
     found = [word for number, word in enumerate(others)
              if (number == 0 and files) or os.path.exists(word) or _FILE.fullmatch(word)]

@@ -106,9 +106,9 @@ def ask(
     *,
     words: Annotated[list[str], typer.Argument(
         metavar="VIDEO|QUESTION|OVERRIDE", default_factory=list, show_default=False,
-        help="A video or image file, or several that are seen in this order; what to ask, which --chat may leave out; "
-             "and overrides: KEY=VALUE with a key of the config, such as keep_ratio=0.5, sampling.fps=2 or "
-             "merge=pool.")],
+        help="A video or image file, or its address, or several that are seen in this order; what to ask, which --chat "
+             "may leave out; and overrides: KEY=VALUE with a key of the config, such as keep_ratio=0.5, sampling.fps=2 "
+             "or merge=pool.")],
     option: Annotated[list[str], typer.Option(
         metavar="TEXT", default_factory=list, show_default=False,
         help="An option to choose from. Give two or more; they are lettered in this order.")],
@@ -164,12 +164,11 @@ def answer_each(
     films cannot be asked."""
     from aurora.inference.film import Stream
     from aurora.inference.generation import Generation
-    from aurora.inference.visuals import check_file
+    from aurora.inference.visuals import check_sources
 
     generation = Generation(**vars(answer))  # what can be wrong without a model is checked before one is loaded
     films, files = films or Films(), [*files, *frames.more]
-    for file in files:
-        check_file(file)
+    check_sources(files)
     wanted = _wanted(films, files, chat)
     used = load(model, adapter, device, [*overrides, *model.overrides(), *frames.overrides()])
     waiting.say("reading")
@@ -208,7 +207,7 @@ def _wanted(films: Films, files: Sequence[str], chat: bool) -> list[str]:
     from aurora.inference.store import FilmStore
 
     if films.save is not None:
-        film_target(films.save)
+        film_target(films.save, files)
     if films.checkpoint_seconds is not None and films.save is None:
         raise AuroraError("--checkpoint-seconds keeps states in a film that is saved; give --save FILE")
     if films.store is None:
@@ -230,7 +229,8 @@ def _wanted(films: Films, files: Sequence[str], chat: bool) -> list[str]:
 
 def _film(model: "VideoModel", files: Sequence[str], films: Films, name: str | None, frames: Frames,
           waiting: "Waiting") -> "Film":
-    """What the questions are about: a film of a store, a saved one, or what is watched now."""
+    """What the questions are about: a film of a store, a saved one, or what is watched now. What comes from an address
+    is read once, with a prompt that allows it."""
     from aurora.inference.film_file import SUFFIX, is_film
     from aurora.inference.store import FilmStore
 
@@ -243,7 +243,7 @@ def _film(model: "VideoModel", files: Sequence[str], films: Films, name: str | N
                               "are for videos")
         return model.open(files[0])
     report = _reporting(model.config.sampling, waiting)
-    if films.save is None and films.at is None:
+    if films.save is None and films.at is None and not any("://" in file for file in files):
         # as the model was trained, also where that means to read again for every question
         return model.watch(*files, on_progress=report, prompt=model.config.prompt)
     return model.watch(*files, on_progress=report, checkpoint_seconds=films.checkpoint_seconds)

@@ -96,6 +96,7 @@ def watch(
     from aurora.terminal import Waiting
 
     with Waiting("loading") as waiting:
+        from aurora.inference.film_file import film_target
         from aurora.inference.generation import Generation
         from aurora.inference.live import LiveSource
         from aurora.inference.standing import StandingQuestion, begins_with
@@ -107,6 +108,7 @@ def watch(
             raise AuroraError("standard input is either watched (-) or holds questions (--ask-stdin)")
         if keep.save is not None:
             require_writable_folder(keep.save.parent)
+            film_target(keep.save, sources)
         generation = Generation(**vars(answer))
         wanted = begins_with(questions.wanted)
         standing = [StandingQuestion(text, every_seconds=questions.every, wanted=wanted) for text in questions.tell]

@@ -32,6 +32,7 @@ from aurora.inference.visuals import (
 )
 from aurora.interfaces import Sampling, Turn
 from aurora.markers import plain_question
+from aurora.options import require_number
 from aurora.terminal import clock
 from aurora.types import state_bytes
 
@@ -134,7 +135,10 @@ class Film:
         """What was seen up to a second, as exactly as it can be had: from what was kept, or by reading the file again
         from there. AuroraError where neither can be."""
         now = self.now
-        if at is None or at >= now.last:
+        if at is None:
+            return now
+        require_number("at", at)
+        if at >= now.last:
             return now
         if not at >= 0:
             raise AuroraError(f"at {at} is not a second of the film, which begins at 0")
@@ -303,6 +307,8 @@ class Film:
                  ) -> Iterator[Stream]:
         """The answers to many questions one after the other, each in pieces; each question by itself."""
         seen, options = self._seen(at), generation(options)
+        if not questions:
+            return
         memory = self._read([(*self.turns, self.turn(question)) for question in questions], seen)
         for number in range(len(questions)):
             yield Stream(stream(self.model.model, self.model.runner, fork(memory, [number]), options), seen)
@@ -310,6 +316,8 @@ class Film:
     def ask_all(self, questions: Sequence[str], options: Generation | None = None) -> list[Answer]:
         """The answers to many questions, generated side by side."""
         seen, options = self._seen(None), generation(options)
+        if not questions:
+            return []
         memory = self._read([(*self.turns, self.turn(question)) for question in questions], seen)
         return [Answer.of(text, seen) for text in complete(self.model.model, self.model.runner, memory, options)]
 
@@ -368,7 +376,8 @@ class Film:
         return copy(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the film to one file, whole or not at all. AuroraError where there is nothing to save."""
+        """Writes the film to one file, whole or not at all, in place of another film. AuroraError where there is
+        nothing to save, and for a file that is not a film."""
         self._require_reusable("be saved")
         write_film(Saved(self.facts(), self.now, self.history, self.media, self.turns, self.thumbnails), path)
 

@@ -4,10 +4,12 @@ The header's `film` is a JSON object: `identity` of the model, `settings` of wat
 and a SHA-256 over everything, so that a file that was damaged is never answered from.
 """
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,8 +46,8 @@ class Saved(NamedTuple):
 
 
 def write_film(film: Saved, path: str | os.PathLike[str]) -> None:
-    """Writes a film, whole or not at all. AuroraError when the disk is full."""
-    target = film_target(path)
+    """Writes a film, whole or not at all. AuroraError when the disk is full, and as of `film_target`."""
+    target = film_target(path, [medium.path for medium in film.media if medium.path is not None])
     tensors = _tensors("now", film.now)
     for number, seen in enumerate(film.history):
         tensors |= _tensors(f"history.{number}", seen)
@@ -63,15 +65,27 @@ def write_film(film: Saved, path: str | os.PathLike[str]) -> None:
     with room_for(target), replacing(target, folder=False) as place:
         try:
             save_file(tensors, place, metadata={"film": json.dumps(facts)})
-        except SafetensorError as error:  # which hides what the system said
-            raise OSError(28 if "os error 28" in str(error) else 5, str(error), str(target)) from error
+        except SafetensorError as error:  # which hides what the system said, and names a file of its own
+            said = re.search(r"os error (\d+)", str(error))
+            number = int(said[1]) if said else errno.EIO
+            raise OSError(number, os.strerror(number) if said else str(error), str(target)) from error
 
 
-def film_target(path: str | os.PathLike[str]) -> Path:
-    """Where a film is to be written. AuroraError for a folder."""
+def film_target(path: str | os.PathLike[str], sources: Iterable[str | os.PathLike[str]] = ()) -> Path:
+    """Where a film is to be written. AuroraError for a folder, and for what a film must not replace: one of the
+    `sources` of what is saved, or a file that neither is a film nor called like one."""
+    if "\0" in os.fspath(path):
+        raise AuroraError(f"{os.fspath(path)!r} holds a NUL character, which no name of a file does")
     target = Path(path)
     if target.is_dir():
         raise AuroraError(f"{target} is a folder; give the name of a file, such as {target / ('film' + SUFFIX)}")
+    if not target.exists() or (target.is_file() and is_film(target)):
+        return target
+    if any(os.path.exists(source) and target.samefile(source) for source in sources):
+        raise AuroraError(f"{target} is the video itself, which the film would replace; give the name of another file")
+    if not target.is_file() or (target.suffix != SUFFIX and target.stat().st_size):
+        raise AuroraError(f"{target} is there already and is not a film; give the name of another file, such as "
+                          f"{target.with_suffix(SUFFIX)}")
     return target
 
 

@@ -19,6 +19,7 @@ from aurora.inference.models import SHIPPED, saved_model
 from aurora.inference.reading import Memory, blank, join, read_texts
 from aurora.inference.snapshot import Snapshot
 from aurora.inference.visuals import Report, Source
+from aurora.options import require_number
 from aurora.types import State, map_state
 from aurora.weights.adapters import adapter_hash
 from aurora.weights.export import export
@@ -58,8 +59,10 @@ class VideoModel(BaseVideoModel):
                                   stop=stop)
 
     def _begin(self, checkpoint_seconds: float | None, on_progress: Report | None, using: Mapping[str, Any]) -> Film:
-        if checkpoint_seconds is not None and not checkpoint_seconds > 0:
-            raise AuroraError(f"checkpoint_seconds {checkpoint_seconds} must be above 0")
+        if checkpoint_seconds is not None:
+            require_number("checkpoint_seconds", checkpoint_seconds)
+            if not checkpoint_seconds > 0:
+                raise AuroraError(f"checkpoint_seconds {checkpoint_seconds} must be above 0")
         film = self.blank(**using)
         film.checkpoint_seconds, film.on_progress = checkpoint_seconds, on_progress
         return film
@@ -110,11 +113,15 @@ class VideoModel(BaseVideoModel):
         return replace(seen, memory=memory)
 
     def answer_all(self, asked: Sequence[tuple[Film, str]], options: Generation | None = None) -> list[Answer]:
-        """The answers to questions about several films, generated side by side in shared forward passes."""
+        """The answers to questions about several films, generated side by side in shared forward passes. FilmMismatch
+        for a film of another model, AuroraError for one whose prompt begins with the question."""
         if not asked:
             return []
-        memory = join([film.memory() for film, _ in asked])
+        for film, _ in asked:  # the identity takes a hash of all weights
+            if film.model.runner is not self.runner and film.model.identity != self.identity:
+                raise FilmMismatch(f"the film {film.name} is of another model: ask it with film.ask")
         ids = [film.question_ids([*film.turns, film.turn(question)]) for film, question in asked]
+        memory = join([film.memory() for film, _ in asked])
         texts = complete(self.model, self.runner, read_texts(self.runner, memory, ids), generation(options))
         return [Answer.of(text, film.now) for (film, _), text in zip(asked, texts, strict=True)]
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from aurora.errors import AuroraError
+from aurora.options import require_number
 from aurora.steps import StepLoader, rank_and_world
 from aurora.types import PackedBatch, Position
 
@@ -34,6 +35,9 @@ class Sampling:
     stop: float | None = None
 
     def __post_init__(self) -> None:
+        for name, given in vars(self).items():
+            if given is not None:
+                require_number(f"sampling: {name}", given)
         if (self.fps is None) == (self.frames is None):
             raise AuroraError(f"sampling: give exactly one of fps ({self.fps}) and frames ({self.frames})")
         if self.fps is not None and not 0 < self.fps <= 1000:

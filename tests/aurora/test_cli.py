@@ -196,9 +196,9 @@ def test_files_are_told_from_questions(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("one", "two.mp4", "a film.mp4"):
         (tmp_path / name).write_bytes(b"x")
-    words = ["keep_ratio=1", "one", "Why?", "two.mp4", "Is it 3.5 or e.g. 4?", "a film.mp4", "Red."]
-    assert split_words(words) == (["one", "two.mp4", "a film.mp4"], ["Why?", "Is it 3.5 or e.g. 4?", "Red."],
-                                  ["keep_ratio=1"])
+    words = ["keep_ratio=1", "one", "Why?", "two.mp4", "Is it 3.5 or e.g. 4?", "a film.mp4", "https://a/b?c=d", "Red."]
+    assert split_words(words) == (["one", "two.mp4", "a film.mp4", "https://a/b?c=d"],
+                                  ["Why?", "Is it 3.5 or e.g. 4?", "Red."], ["keep_ratio=1"])
 
 
 @pytest.mark.parametrize(("words", "message"), [

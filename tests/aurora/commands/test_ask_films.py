@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -82,13 +85,38 @@ def test_a_film_that_cannot_be_asked_is_named_and_the_others_answer(run, store: 
     (("films/one.aurora", "What?", "merge=pool"), "what differs: merge"),
     (("films/one.aurora", "What?", "dtype=bfloat16"), "what differs: weights, dtype"),
     (("0.mp4", "What?", "--save", "films"), "films is a folder; give the name of a file"),
+    (("0.mp4", "What?", "--save", "./0.mp4"), "0.mp4 is the video itself, which the film would replace"),
+    (("0.mp4", "What?", "--save", "1.mp4"), "1.mp4 is there already and is not a film"),
+    (("http://127.0.0.1:1/0.mp4", "What?"), "http://127.0.0.1:1/0.mp4 cannot be downloaded"),
 ])
 def test_what_cannot_be_asked_is_one_clear_error(
     run, store: Path, words, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    videos = [path.read_bytes() for path in sorted(tmp_path.glob("*.mp4"))]
     status, _, err = run(*words)
     assert status == 2 and message in err
+    assert [path.read_bytes() for path in sorted(tmp_path.glob("*.mp4"))] == videos
+
+
+@pytest.mark.parametrize("place", ["here.aurora", "new.film", "empty"])
+def test_a_film_is_saved_in_place_of_a_film_or_of_nothing(run, store: Path, place: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    for _ in range(2):
+        assert run(tmp_path / "0.mp4", "What?", "--save", tmp_path / place)[0] == 0
+    assert run(tmp_path / place, "What?", "--save", tmp_path / place)[0] == 0
+
+
+def test_a_video_is_asked_by_its_address(run, make_video, tmp_path: Path) -> None:
+    video = make_video(tmp_path / "clip.mp4", 12)
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            answer = run(f"http://127.0.0.1:{server.server_port}/clip.mp4", "What moves?")
+        finally:
+            server.shutdown()
+    assert answer[:2] == run(video, "What moves?", "prompt=generic")[:2] and answer[0] == 0
 
 
 def test_a_store_never_leads_out_of_its_folder(store: Path) -> None:

@@ -151,6 +151,16 @@ def test_what_was_seen_is_saved_when_a_source_breaks(run, model_folder, tmp_path
     assert VideoModel.from_pretrained(model_folder).open(saved).frames == 3
 
 
+def test_the_source_is_never_replaced_by_its_film(run, finished, tmp_path):
+    before = finished.read_bytes()
+    status, _, err = run(finished, "--save", finished)
+    assert status == 2 and "film.mp4 is the video itself, which the film would replace" in err
+    assert finished.read_bytes() == before
+    (tmp_path / "notes.txt").write_text("kept")
+    status, _, err = run(finished, "--save", tmp_path / "notes.txt")
+    assert status == 2 and "notes.txt is there already and is not a film; give the name of another file" in err
+
+
 def broken(source):
     from aurora.errors import AuroraError
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import threading
 from dataclasses import replace
@@ -269,6 +270,22 @@ def test_questions_together_are_answered_as_alone(watcher: VideoModel, video: Pa
         assert "".join(film.ask(QUESTION, stream=True, options=SHORT)) == alone[0]
 
 
+def test_no_questions_have_no_answers(watcher: VideoModel, video: Path) -> None:
+    film = watcher.watch(video)
+    assert film.ask_all([]) == watcher.answer_all([]) == list(film.ask_each([])) == []
+
+
+def test_a_film_of_another_model_is_not_answered_together_with_its_own(watcher: VideoModel, make_model, video: Path
+                                                                       ) -> None:
+    film = watcher.watch(video)
+    other = make_model()
+    with torch.no_grad():
+        next(other.parameters()).add_(0.1)
+    with pytest.raises(FilmMismatch, match=r"clip\.mp4 is of another model"):
+        VideoModel(other, watcher.config).answer_all([(film, QUESTION)])
+    assert VideoModel(watcher.model, watcher.config).answer_all([(film, QUESTION)], SHORT) == [ask(film)]
+
+
 def test_films_together_are_answered_as_alone(watcher: VideoModel, make_video, tmp_path: Path) -> None:
     films = [watcher.watch(make_video(tmp_path / f"{seed}.mp4", 8 + seed, seed=seed)) for seed in range(3)]
     asked = [(film, question) for film in films for question in (QUESTION, "Where to?")]
@@ -356,6 +373,32 @@ def test_a_file_that_was_damaged_anywhere_is_never_answered_from(watcher: VideoM
         except AuroraError:
             continue
         assert same(opened, whole), number  # white space in the header may change without harm
+
+
+def test_a_film_replaces_neither_its_video_nor_another_file(watcher: VideoModel, video: Path, tmp_path: Path) -> None:
+    clip, notes = Path(shutil.copy(video, tmp_path / "clip.mp4")), tmp_path / "notes.txt"
+    notes.write_text("kept")
+    film = watcher.watch(clip)
+    for path, message in ((clip, "is the video itself, which the film would replace"),
+                          (notes, "is there already and is not a film; give the name of another file")):
+        before = path.read_bytes()
+        with pytest.raises(AuroraError, match=message):
+            film.save(path)
+        assert path.read_bytes() == before
+
+
+def test_a_file_that_may_not_grow_so_large_is_named_with_the_systems_reason(watcher: VideoModel, video: Path,
+                                                                            tmp_path: Path) -> None:
+    film, limits = watcher.watch(video), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"^\[Errno 27\] File too large: '.*/film\.aurora'$"):
+            film.save(tmp_path / "film.aurora")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match=r"^\[Errno 2\] No such file or directory: '/proc/film\.aurora'$"):
+        film.save("/proc/film.aurora")
 
 
 def test_a_film_is_as_large_for_a_long_video(watcher: VideoModel, make_video, tmp_path: Path) -> None:
@@ -454,6 +497,13 @@ def test_every_frame_is_reported_with_the_times_of_all(watcher: VideoModel, vide
     (lambda watcher, video: watcher.watch(video).ask(["What?"]), "the question must be str, not list"),
     (lambda watcher, video: watcher.watch(video).ask("What?", options={}), "options must be Generation, not dict"),
     (lambda watcher, video: watcher.watch(video).ask("What?", at=-1.0), "at -1.0 is not a second of the film"),
+    (lambda watcher, video: watcher.watch(video).ask("What?", at="3"), "at must be a number, not '3'"),
+    (lambda watcher, video: watcher.watch(video).ask("What?", at=float("nan")), "at nan is not a second of the film"),
+    (lambda watcher, video: watcher.watch(video, fps="1"), "sampling: fps must be a number, not '1'"),
+    (lambda watcher, video: watcher.watch(video, checkpoint_seconds="60"), "checkpoint_seconds must be a number"),
+    (lambda watcher, video: watcher.watch(video).save("x\0y"), "holds a NUL character"),
+    (lambda watcher, video: watcher.answer_all([(watcher.watch(video, prompt="sandwich"), "What?")]),
+     "cannot be asked from its state"),
     (lambda watcher, video: watcher.watch(video, fps=1.0, frames=2), "exactly one of fps"),
     (lambda watcher, video: watcher.watch(video, merge="tomme"), "Did you mean 'tome'"),
     (lambda watcher, video: watcher.watch(video, keep_ratio=2.0), "keep_ratio"),

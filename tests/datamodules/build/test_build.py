@@ -288,7 +288,7 @@ def test_texts_counted_while_building_are_those_that_training_counts(dataset, tm
 
 def test_a_full_disk_says_so_and_a_later_run_goes_on(dataset, small_disk):
     folder = dataset(200)
-    with pytest.raises(AuroraError, match=r"00000\d\.tar: no room left on the disk.*what is done is not done again"):
+    with pytest.raises(AuroraError, match=r"00000\d\.tar: no room left on the disk.*make room and run again"):
         build(order(folder, samples_per_shard=40), small_disk / "out")
     assert not list((small_disk / "out").glob("*.tmp"))
     subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True, capture_output=True)
