@@ -4,7 +4,7 @@ Besides films the store holds a folder `.index`:
 
     claims            processes claim the film that they watch in it
     begun/ID          a film that is being watched; one that a process left when it died is watched last next time
-    made/ID.json      the size and time of the file that a film was made of, so that it need not be read to skip it
+    made/ID.json      path, size and time of the file that a film was made of, so that it need not be read to skip it
 """
 
 import hashlib
@@ -81,14 +81,22 @@ class WatchTask:
     def facts(self) -> dict[str, Any]:
         """What a film was made of, as far as it is known without reading a file. OSError when one is gone."""
         film = FilmStore(self.store).path(self.name)
-        return {"key": self.key, "video": _stamp(self.video.path), "film": _stamp(film)}
+        return {"key": self.key, "path": self.video.path, "video": _stamp(self.video.path), "film": _stamp(film)}
 
     def result(self) -> Outcome | None:
         """That the film stands, where neither it nor the video has changed since; None where that is not known."""
         with suppress(AuroraError, OSError, KeyError):
             made = read_json(self._made)
-            if {key: made[key] for key in ("key", "video", "film")} == self.facts():
+            if {key: made[key] for key in ("key", "path", "video", "film")} == self.facts():
                 return Outcome(*self.video, "present", "", made["frames"], made["seconds"])
+        return None
+
+    def made_of(self) -> str | None:
+        """The path of the video that the film was made of; None where that is not known."""
+        with suppress(AuroraError, OSError, KeyError):
+            made = read_json(self._made)
+            if made["film"] == _stamp(FilmStore(self.store).path(self.name)):
+                return str(made["path"])
         return None
 
     def note(self, facts: Mapping[str, Any], outcome: Outcome) -> None:
@@ -147,9 +155,9 @@ def watch_video(task: WatchTask) -> Outcome:
         model = task.model.load()
         with _begun(store, name):
             try:
-                facts = {"key": task.key, "video": _stamp(path)}
+                facts = {"key": task.key, "path": path, "video": _stamp(path)}
                 outcome = _watched(task, store, model)
-            except (UnreadableVisual, FileNotFoundError) as error:
+            except (UnreadableVisual, OSError) as error:  # one file that is gone, or that cannot be written
                 return Outcome(name, path, "broken", str(error))
             except (RuntimeError, MemoryError) as error:  # such as a GPU whose memory this one video does not fit into
                 return Outcome(name, path, "broken", f"{type(error).__name__}: {error}")
@@ -206,9 +214,11 @@ def _watched(task: WatchTask, store: FilmStore, model: VideoModel) -> Outcome:
     """The outcome of watching, or of a film that stands. UnreadableVisual."""
     name, path = task.video
     standing = _facts(store, name)
-    if standing is not None and not _is_of(standing, path):
-        return Outcome(name, path, "taken", f"the store has a film of this name, of {standing['name']}")
+    if store.path(name).is_dir():
+        return Outcome(name, path, "taken", f"{store.path(name)} is a folder")
     check_file(path)
+    if standing is not None and not _is_of(standing, path, made_of := task.made_of()):
+        return Outcome(name, path, "taken", f"the store has a film of this name, of {made_of or standing['name']}")
     if standing is not None and _is_current(standing, model, path, task.checkpoint_seconds):
         return Outcome(name, path, "present", "", standing["now"]["frames"], standing["now"]["seconds"])
     began = time.monotonic()
@@ -249,8 +259,10 @@ def _without_suffix(file: str) -> str:
 
 def _part(part: str) -> str:
     """One part of a name as a store takes it."""
-    taken = _REFUSED.sub("_", part)[:_LONGEST].encode()[:_MOST_BYTES].decode(errors="ignore")
-    return taken.strip(" .") or "_"
+    taken = _REFUSED.sub("_", part)[:_LONGEST].encode()[:_MOST_BYTES].decode(errors="ignore").strip(" .")
+    if taken.lower().endswith(SUFFIX):
+        taken = f"{taken[:-len(SUFFIX)]}_{SUFFIX[1:]}"
+    return taken or "_"
 
 
 def _digest(text: str) -> str:
@@ -264,9 +276,11 @@ def _facts(store: FilmStore, name: str) -> dict[str, Any] | None:
     return None
 
 
-def _is_of(facts: Mapping[str, Any], path: str) -> bool:
-    """Whether a film is one of this file alone, however it was watched."""
-    return len(facts["media"]) == 1 and facts["media"][0]["name"] == Path(path).name
+def _is_of(facts: Mapping[str, Any], path: str, made_of: str | None) -> bool:
+    """Whether a film is one of this file alone, however it was watched: it was made of a file that lay there, or of one
+    that holds the same."""
+    media = facts["media"]
+    return len(media) == 1 and (made_of == path or media[0]["sha256"] == file_hash(path))
 
 
 def _is_current(facts: Mapping[str, Any], model: VideoModel, path: str, checkpoint_seconds: float | None) -> bool:

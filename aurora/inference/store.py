@@ -10,8 +10,9 @@ from aurora.inference.film import Film
 from aurora.inference.film_file import SUFFIX, read_facts
 from aurora.inference.video_model import VideoModel
 
-_PART = r"(?![. ])[\w .,()+@~#-]{1,120}(?<![ .])"
+_PART = r"(?![. ])[\w .,()+@~#-]{1,120}(?<![ .])(?<!(?i:\.aurora))"
 _NAME = re.compile(rf"{_PART}(/{_PART})*")
+_MOST_BYTES = 220  # of a part of a name; disks take 255, of which suffixes need some
 
 
 class FilmStore:
@@ -24,15 +25,15 @@ class FilmStore:
 
     def names(self) -> list[str]:
         """Of all films, sorted; a file that is being written is not one of them yet."""
-        found = (path.relative_to(self.folder) for path in self.folder.rglob(f"*{SUFFIX}"))
-        return sorted(path.with_suffix("").as_posix() for path in found
-                      if not any(part.startswith(".") for part in path.parts))
+        found = (path.relative_to(self.folder) for path in self.folder.rglob(f"*{SUFFIX}") if path.is_file())
+        return sorted(filter(_is_name, (path.with_suffix("").as_posix() for path in found)))
 
     def path(self, name: str) -> Path:
         """The file of a name. AuroraError for a name that cannot be one."""
-        if not _NAME.fullmatch(name):
+        if not _is_name(name):
             raise AuroraError(f"{name!r} cannot name a film: letters, digits, spaces and _ . , ( ) + @ ~ # - are "
-                              "possible, with / between folders; no part begins or ends with a dot or a space")
+                              "possible, with / between folders; no part begins or ends with a dot or a space, ends in "
+                              f"{SUFFIX}, or has more than 120 characters or {_MOST_BYTES} bytes")
         return self.folder / f"{name}{SUFFIX}"
 
     def require(self, name: str) -> Path:
@@ -69,3 +70,7 @@ class FilmStore:
             if folder == self.folder or any(folder.iterdir()):
                 return
             folder.rmdir()
+
+
+def _is_name(name: str) -> bool:
+    return bool(_NAME.fullmatch(name)) and all(len(part.encode()) <= _MOST_BYTES for part in name.split("/"))

@@ -62,6 +62,7 @@ def test_two_files_that_differ_in_the_suffix_alone_keep_it() -> None:
 
 
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@example(["x.aurora/a.mp4", "x.mp4", "x.AURORA.mp4", "x.aurora.mp4"])
 @example(["日" * 80 + ".mp4", "日" * 81 + ".mp4"])
 @example(["a" * 140 + ".mp4", "a" * 141 + ".mp4", "..mp4", "a:b.mp4", "a_b.mp4"])
 @given(st.lists(PARTS.map("/".join), unique=True, max_size=6))
@@ -140,6 +141,47 @@ def test_a_film_of_something_else_is_not_replaced(watch: Films, videos: Path, mo
     store.save(other, "a/one")
     assert statuses(watch())["a/one"] == "taken"
     assert store.info("a/one")["id"] == other.id
+
+
+@pytest.mark.slow
+def test_videos_of_two_folders_do_not_replace_each_others_films(videos: Path, model_folder: Path, tmp_path: Path,
+                                                               make_video: Callable[..., Path]) -> None:
+    store = FilmStore(tmp_path / "films")
+    make_video(tmp_path / "others" / "two.mp4", 24, seed=8)
+
+    def build(folder: Path) -> dict[str, Outcome]:
+        found = find_videos(folder, without=store.folder)
+        return {outcome.name: outcome for outcome in build_index(found, store, WorkerModel(str(model_folder), ()),
+                                                                 EXECUTOR.build({"name": "serial"}))}
+
+    (videos / "two.mkv").unlink()
+    build(videos)
+    before = store.info("two")
+    other = build(tmp_path / "others")["two"]
+    assert (other.status, store.info("two")) == ("taken", before)
+    assert other.detail == f"the store has a film of this name, of {videos / 'two.mp4'}"
+    videos.rename(tmp_path / "moved")  # the same videos elsewhere
+    assert {name: outcome.status for name, outcome in build(tmp_path / "moved").items()} == {
+        "a/one": "present", "two": "present"}
+    make_video(tmp_path / "moved" / "two.mp4", 16, seed=8)
+    assert build(tmp_path / "moved")["two"].status == "watched"
+
+
+@pytest.mark.slow
+def test_a_film_that_cannot_be_written_does_not_stop_the_others(watch: Films, videos: Path, tmp_path: Path) -> None:
+    films = tmp_path / "films"
+    films.mkdir()
+    (films / "a").write_text("a file where a folder is needed")
+    (films / "two.mkv.aurora").mkdir()
+    (videos / "two.aurora").mkdir()
+    (videos / "two.mkv").rename(videos / "two.aurora" / "b.mkv")
+    (videos / "c.mkv").write_bytes((videos / "two.mp4").read_bytes())
+    (films / "c.aurora").mkdir()
+    made = watch()
+    names = [outcome.name for outcome in made if outcome.status == "watched"]
+    assert "two" in names and len(names) == 2
+    assert statuses(made)["a/one"] == "broken" and statuses(made)["c"] == "taken"
+    assert FilmStore(films).names() == sorted(names) and set(statuses(watch())) == set(statuses(made))
 
 
 @pytest.mark.slow
