@@ -215,10 +215,12 @@ def train_language(folder: Path, seed: int, steps: int, further: bool) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             logits = predicted(model, row).float()
         losses = F.cross_entropy(logits, row.targets, ignore_index=IGNORE, reduction="none")
-        opening = row.answers & ~row.answers.roll(1)  # the first token of an answer decides it
+        opening = row.answers & ~row.answers.roll(1)  # the first token of an answer
         right = (logits.argmax(-1) == row.targets)[opening].float().mean().item()
         answer, text = losses[row.answers].mean(), losses[~row.answers & (row.targets != IGNORE)].mean()
-        return answer + 0.1 * text, f"answers {answer.item():.3f} text {text.item():.3f} right {right:.2f}"
+        # a caption has as many tokens as many answers, so those that decide are counted once more
+        decided = losses[opening].mean()
+        return answer + decided + 0.1 * text, f"answers {answer.item():.3f} text {text.item():.3f} right {right:.2f}"
 
     optimize(model, loss, steps, peak_lr=2e-3 if further else 3e-3)
     save_half(model, folder / "rwkv6.safetensors")
