@@ -431,7 +431,7 @@ def test_frames_of_several_shapes_are_read_in_order(make_model) -> None:
     model = make_model(vision={"name": "siglip", "image_size": 16, "patch_size": 8, "width": 32, "layers": 3,
                                "heads": 2, "mlp_width": 64, "resize": "keep_aspect"})
     rng = np.random.default_rng(0)
-    frames = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((16, 16, 3), (16, 40, 3), (16, 16, 3))]
+    frames = [(0.0, rng.integers(0, 256, shape, dtype=np.uint8)) for shape in ((16, 16, 3), (16, 40, 3), (16, 16, 3))]
     layout = model.visual_layout(0.5)
     runner = model.backbone.runner()
     together = read_frames(model, runner, blank(runner, 1), frames, layout)
