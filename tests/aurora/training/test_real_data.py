@@ -8,6 +8,7 @@ import pytest
 import aurora
 from aurora.errors import AuroraError
 from aurora.training.module import AuroraModule
+from datamodules.shards.format import ShardSample
 from tools.tiny_shards import write_shards
 from tools.tiny_training import curve, train
 
@@ -63,8 +64,12 @@ def test_a_missing_dataset_is_named_before_anything_starts(tmp_path, capfd, conf
     assert capfd.readouterr().out == "" and not (tmp_path / "run").exists()
 
 
-def test_a_stage_is_trained_with_timestamps(shards, tmp_path, config_for):
-    losses = {}
+def test_a_stage_is_trained_with_timestamps(tmp_path, config_for, sample, video):
+    moving = {"video": "mp4", "conversations": [{"from": "human", "value": "<video>\nWhen?"},
+                                                {"from": "gpt", "value": "At 0:00:04."}]}
+    samples = [*map(sample, range(5)), ShardSample("video", moving, {"mp4": video.read_bytes()})]
+    shards, losses = tmp_path / "data", {}
+    write_shards(samples, shards / "pictures")
     for timestamps in (False, True):
         run = tmp_path / str(timestamps)
         config = config_for(run, shards)
