@@ -6,19 +6,23 @@ import torch
 from torch import nn
 
 from aurora.config import Config, ModelConfig
+from aurora.interfaces import Timestamps
 from aurora.model import AuroraModel
 from aurora.registry import BACKBONE, CONNECTOR, MERGE, PROMPT, SORT, TOKENIZER, VISION, WEIGHTED_SLOTS
 
 
 def build_model(config: ModelConfig, *, empty_backbone: bool = False) -> AuroraModel:
-    """The model that a config describes, with the weights that its initialisation gives.
+    """The model that a config describes, with the weights that its initialisation gives. AuroraError for what cannot be
+    built, and for a prompt with timestamps that the tokenizer cannot give.
 
     Built under `torch.device("meta")` it takes no memory; so does an `empty_backbone`, whose weights are loaded next.
     """
     with ExitStack() as defaults:
         defaults.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(getattr(torch, config.dtype))
-        tokenizer = TOKENIZER.build(config.tokenizer)
+        tokenizer, prompt = TOKENIZER.build(config.tokenizer), PROMPT.build(config.prompt)
+        if prompt.timestamps:
+            Timestamps.of(tokenizer)
         vision = VISION.build(config.vision)
         with torch.device("meta") if empty_backbone else nullcontext():
             backbone = BACKBONE.build(config.backbone, vocab_size=tokenizer.vocab_size)
@@ -30,7 +34,7 @@ def build_model(config: ModelConfig, *, empty_backbone: bool = False) -> AuroraM
         connector=connector,
         backbone=backbone,
         tokenizer=tokenizer,
-        prompt=PROMPT.build(config.prompt),
+        prompt=prompt,
     )
 
 

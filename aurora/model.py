@@ -8,7 +8,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from aurora.interfaces import Backbone, Connector, MergeStrategy, Prompt, Sorter, Tokenizer, VisionEncoder, VisualLayout
+from aurora.interfaces import (
+    Backbone,
+    Connector,
+    MergeStrategy,
+    Prompt,
+    Sorter,
+    Timestamps,
+    Tokenizer,
+    VisionEncoder,
+    VisualLayout,
+)
 from aurora.losses import chunked_cross_entropy
 from aurora.types import Frames, PackedBatch, State, TokenLoss, join_states, map_state, select_state
 
@@ -66,6 +76,21 @@ class AuroraModel(nn.Module):
         tokens: Tensor = self.connector(self.vision(pixels, merge=self.merge, sort=self.sort, keep=keep))
         return tokens
 
-    def visual_layout(self, keep_ratio: float) -> VisualLayout:
-        """How many tokens this model makes of a frame at a keep ratio."""
-        return VisualLayout(self.vision.prepare, self.merge, self.vision.depth, keep_ratio)
+    def encode_frames(self, pixels: Tensor, keep: int, seconds: Sequence[float]) -> Tensor:
+        """[N, 3, h, w], shown at N seconds → [T, D]: all that stands in a row for these frames."""
+        visual = self.encode(pixels, keep)
+        stamps = self._timestamps(self.prompt)
+        if stamps is not None:
+            ids = torch.tensor([stamps.ids(second) for second in seconds], device=pixels.device)
+            text = self.backbone.embed(ids)
+            visual = torch.cat([text, visual.to(text.dtype)], dim=1)
+        return visual.flatten(0, 1)
+
+    def visual_layout(self, keep_ratio: float, prompt: Prompt | None = None) -> VisualLayout:
+        """How many positions a frame takes at a keep ratio, in a prompt other than the model's where one is given.
+        AuroraError for a tokenizer that cannot give the timestamps of the prompt."""
+        stamps = self._timestamps(self.prompt if prompt is None else prompt)
+        return VisualLayout(self.vision.prepare, self.merge, self.vision.depth, keep_ratio, stamps)
+
+    def _timestamps(self, prompt: Prompt) -> Timestamps | None:
+        return Timestamps.of(self.tokenizer) if prompt.timestamps else None

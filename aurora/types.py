@@ -35,6 +35,7 @@ class Frames(NamedTuple):
 
     pixels: Tensor  # [N, 3, h, w] uint8
     positions: Tensor  # [N, M] int64: where in the row; M is the number of tokens to keep per frame
+    timestamp: int = 0  # positions of text in front of each frame that a row is never cut from
 
 
 class PackedBatch(NamedTuple):

@@ -184,10 +184,11 @@ class _Stream(IterableDataset[Built]):
         if self.layout is None:
             raise BadSample("kind", "the model has no vision encoder")
         with bad_sample("video"):
-            images = ((image for _, image in self.reader.read(raw, capped(self.sampling, self.budget.frames)))
-                      if kind == VIDEO else iter([decode_image(raw)]))
-            for image in images:
-                sequence.add_frame(self.layout.prepare(image), self.layout.tokens(*image.shape[:2]))
+            images = (self.reader.read(raw, capped(self.sampling, self.budget.frames)) if kind == VIDEO
+                      else iter([(0.0, decode_image(raw))]))
+            for seconds, image in images:
+                sequence.add_frame(self.layout.prepare(image), self.layout.tokens(*image.shape[:2]),
+                                   self.layout.timestamp(seconds))
 
 
 def _opened(shards: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,8 @@ from .loading.rows import Segment, pack
 class SyntheticModule(DataModule, lightning.LightningDataModule):  # type: ignore[misc]
     """Random rows, for benchmarks: nothing is read from disk.
 
-    A row holds `row_samples` samples: `frames` random frames, then `text_tokens` random tokens to be learned.
+    A row holds `row_samples` samples: `frames` random frames, one a second, then `text_tokens` random tokens to be
+    learned.
     `height` and `width` are those of the frames before preparation.
     """
 
@@ -57,10 +58,10 @@ class SyntheticModule(DataModule, lightning.LightningDataModule):  # type: ignor
     def _segment(self, generator: torch.Generator, learned: bool) -> Segment:
         segment = Segment()
         segment.add_text(torch.randint(self._vocab, (1,), generator=generator).tolist(), False)
-        for _ in range(self._frames):
+        for number in range(self._frames):
             assert self._layout is not None
             shape = (3, *self._layout.prepare.shape(*self._shape))
             pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-            segment.add_frame(pixels, self._layout.tokens(*self._shape))
+            segment.add_frame(pixels, self._layout.tokens(*self._shape), self._layout.timestamp(number))
         segment.add_text(torch.randint(self._vocab, (self._text,), generator=generator).tolist(), learned)
         return segment

@@ -15,7 +15,7 @@ from aurora.interfaces import DataModule, Prompt, Sampling, Tokenizer, VideoRead
 from aurora.mixture import Mixture, read_mixture
 from aurora.options import NonNegativeInt, PositiveFloat, PositiveInt, Share
 from aurora.registry import DATA
-from aurora.types import Frames, PackedBatch, Position
+from aurora.types import PackedBatch, Position
 
 from .inspect.reads import measured
 from .loading.bad_samples import BadSamples
@@ -178,6 +178,7 @@ class WebDatasetModule(DataModule, lightning.LightningDataModule):  # type: igno
 
 def _pinned(batch: PackedBatch) -> PackedBatch:
     """The row in page-locked memory, from which a GPU is filled while it computes."""
-    frames = tuple(Frames(group.pixels.pin_memory(), group.positions.pin_memory()) for group in batch.frames)
+    frames = tuple(group._replace(pixels=group.pixels.pin_memory(), positions=group.positions.pin_memory())
+                   for group in batch.frames)
     return batch._replace(tokens=batch.tokens.pin_memory(), targets=batch.targets.pin_memory(),
                           cu_seqlens=batch.cu_seqlens.pin_memory(), frames=frames)

@@ -351,8 +351,7 @@ class Film:
             return read_texts(runner, fork(memory, [0] * len(pieces)), [piece.trailing for piece in pieces])
         leadings = list(dict.fromkeys(piece.leading for piece in pieces))
         before = read_texts(runner, blank(runner, len(leadings)), leadings)
-        frames = (frame for _, frame in self._frames())
-        memory = read_frames(self.model.model, runner, before, frames, self.model.layout)
+        memory = read_frames(self.model.model, runner, before, self._frames(), self.model.layout)
         places = [leadings.index(piece.leading) for piece in pieces]
         return read_texts(runner, fork(memory, places), [piece.trailing for piece in pieces])
 

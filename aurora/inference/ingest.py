@@ -40,7 +40,7 @@ class Unit(NamedTuple):
     new: tuple[Shot, ...]  # since the unit before
     pending: tuple[Shot, ...]  # frames that wait for the rest of their chunk
     chunk: tuple[Shot, ...] = ()  # frames whose tokens these are
-    tokens: Tensor | None = None  # [N · M, D] of the chunk
+    tokens: Tensor | None = None  # [T, D] of the chunk
     moment: float | None = None  # everything shown up to this second has been given
 
 
@@ -87,10 +87,10 @@ def _together(one: Shot, other: Shot) -> bool:
 
 @torch.inference_mode()
 def encode(model: AuroraModel, shots: Sequence[Shot]) -> Tensor:
-    """[N · M, D]: the tokens of frames of one shape."""
+    """[T, D]: all that stands in a row for frames of one shape."""
     device = next(model.vision.parameters()).device
     pixels = torch.stack([shot.pixels for shot in shots]).to(device, non_blocking=True)
-    return model.encode(pixels, shots[0].keep).flatten(0, 1)
+    return model.encode_frames(pixels, shots[0].keep, [shot.seconds for shot in shots])
 
 
 def encoded(model: AuroraModel, items: Iterable[Unit]) -> Iterator[Unit]:

@@ -94,12 +94,12 @@ def read_texts(runner: Runner, memory: Memory, texts: Sequence[Sequence[int]]) -
 
 @torch.inference_mode()
 def read_frames(
-    model: AuroraModel, runner: Runner, memory: Memory, frames: Iterable[np.ndarray], layout: VisualLayout
+    model: AuroraModel, runner: Runner, memory: Memory, frames: Iterable[tuple[float, np.ndarray]], layout: VisualLayout
 ) -> Memory:
-    """All S sequences read the same frames [H, W, 3] uint8, which are encoded once."""
+    """All S sequences read the same frames (seconds, [H, W, 3] uint8), which are encoded once."""
     device = next(model.vision.parameters()).device
-    for pixels, keep in _chunks(frames, layout):
-        memory = read_tokens(runner, memory, model.encode(pixels.to(device), keep).flatten(0, 1))
+    for pixels, keep, seconds in _chunks(frames, layout):
+        memory = read_tokens(runner, memory, model.encode_frames(pixels.to(device), keep, seconds))
     return memory
 
 
@@ -112,16 +112,20 @@ def read_tokens(runner: Runner, memory: Memory, x: Tensor) -> Memory:
     return memory
 
 
-def _chunks(frames: Iterable[np.ndarray], layout: VisualLayout) -> Iterator[tuple[Tensor, int]]:
-    """([N, 3, h, w] uint8, tokens to keep of each): up to `FRAMES_PER_CHUNK` frames in a row that share a shape."""
+def _chunks(frames: Iterable[tuple[float, np.ndarray]], layout: VisualLayout
+            ) -> Iterator[tuple[Tensor, int, list[float]]]:
+    """([N, 3, h, w] uint8, tokens to keep of each, seconds [N]): up to `FRAMES_PER_CHUNK` frames in a row that share a
+    shape."""
     pending: list[Tensor] = []
+    times: list[float] = []
     keep = 0
-    for frame in frames:
+    for seconds, frame in frames:
         pixels, wanted = layout.prepare(frame), layout.tokens(*frame.shape[:2])
         if pending and (len(pending) == FRAMES_PER_CHUNK or wanted != keep or pixels.shape != pending[0].shape):
-            yield torch.stack(pending), keep
-            pending = []
+            yield torch.stack(pending), keep, times
+            pending, times = [], []
         pending.append(pixels)
+        times.append(seconds)
         keep = wanted
     if pending:
-        yield torch.stack(pending), keep
+        yield torch.stack(pending), keep, times

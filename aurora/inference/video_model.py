@@ -9,7 +9,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from aurora.config import parse_override
+from aurora.config import named_part, parse_override
 from aurora.errors import AuroraError
 from aurora.inference.base_video_model import WATCHED_WITH, BaseVideoModel
 from aurora.inference.film import Answer, Film, generation
@@ -68,11 +68,13 @@ class VideoModel(BaseVideoModel):
         return film
 
     def _shareable(self, using: Mapping[str, Any]) -> Self:
-        """With what is asked for, and a prompt that lets one reading serve every question unless one is asked for."""
+        """With what is asked for, and a prompt that lets one reading serve every question unless one is asked for; with
+        timestamps where the model's own has them."""
         made = self.using(**using)
         if made.reusable or "prompt" in made.chosen:
             return made
-        chosen, made = made.chosen, made.using(prompt=SHAREABLE)
+        stamped = {"timestamps": True} if made.model.prompt.timestamps else {}
+        chosen, made = made.chosen, made.using(prompt={**named_part("prompt", SHAREABLE), **stamped})
         made.chosen = chosen  # not the user's choice
         return made
 

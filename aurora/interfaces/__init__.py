@@ -13,6 +13,7 @@ from aurora.interfaces.model import (
     Prompt,
     Sorter,
     Text,
+    Timestamps,
     Tokenizer,
     Turn,
     VisionEncoder,
@@ -23,5 +24,5 @@ from aurora.interfaces.model import (
 __all__ = [
     "INITIAL_STATE", "Backbone", "Benchmark", "BlockView", "Connector", "DataModule", "Entry", "Executor", "FrameSkip",
     "InitialState", "Item", "Items", "Merge", "MergeStrategy", "Prompt", "Runner", "Sampling", "Sorter", "Source",
-    "Text", "Tokenizer", "Turn", "VideoReader", "VisionEncoder", "Visual", "VisualLayout",
+    "Text", "Timestamps", "Tokenizer", "Turn", "VideoReader", "VisionEncoder", "Visual", "VisualLayout",
 ]

@@ -117,6 +117,36 @@ class VisionEncoder(nn.Module, ABC):
 
 
 @dataclass(frozen=True)
+class Timestamps:
+    """The second of a frame as the text `h:mm:ss`. Each character is tokenized by itself, so that every second takes as
+    many tokens."""
+
+    digits: tuple[tuple[int, ...], ...]  # the ids of 0 to 9
+    colon: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: "Tokenizer") -> "Timestamps":
+        """Those of a tokenizer. AuroraError where its digits are not ten different texts of as many tokens."""
+        digits = tuple(tuple(tokenizer.encode(str(digit))) for digit in range(10))
+        if len({len(ids) for ids in digits}) > 1 or len({*digits}) < 10:
+            raise AuroraError(f"a prompt with timestamps needs a tokenizer whose digits are ten different texts of as "
+                              f"many tokens; those of {type(tokenizer).__name__} are {list(map(list, digits))}")
+        return cls(digits, tuple(tokenizer.encode(":")))
+
+    @property
+    def tokens(self) -> int:
+        """How many each of them takes."""
+        return len(self.ids(0.0))
+
+    def ids(self, seconds: float) -> list[int]:
+        """The ids of a second, rounded down; `9:59:59` stands for all from ten hours on."""
+        # the moments of a video that is read in parts differ by float noise from those of one that is read at once
+        second = min(int(seconds + 1e-3), 35_999)
+        text = f"{second // 3600}:{second // 60 % 60:02}:{second % 60:02}"
+        return [token for sign in text for token in (self.colon if sign == ":" else self.digits[int(sign)])]
+
+
+@dataclass(frozen=True)
 class VisualLayout:
     """How many row positions a frame takes: the only place where a keep ratio becomes a count."""
 
@@ -124,6 +154,7 @@ class VisualLayout:
     merge: MergeStrategy
     depth: int
     keep_ratio: float
+    timestamps: Timestamps | None = None  # in front of every frame
 
     def __post_init__(self) -> None:
         if not 0 < self.keep_ratio <= 1:
@@ -132,6 +163,14 @@ class VisualLayout:
     def tokens(self, height: int, width: int) -> int:
         """Tokens kept of an image of this height and width in pixels, before preparation."""
         return self.merge.keep(self.prepare.patches(height, width), self.depth, self.keep_ratio)
+
+    def timestamp(self, seconds: float) -> list[int]:
+        """The ids of the text in front of a frame; none without timestamps."""
+        return [] if self.timestamps is None else self.timestamps.ids(seconds)
+
+    def positions(self, height: int, width: int) -> int:
+        """Row positions of such an image: those of its timestamp and its tokens."""
+        return len(self.timestamp(0.0)) + self.tokens(height, width)
 
 
 class Connector(nn.Module, ABC):
@@ -190,6 +229,8 @@ class Prompt(ABC):
     """What ends an answer: learned with it, and ends generation."""
     reusable: ClassVar[bool] = False
     """Whether the text before what is seen is the same for every question, so that a video is read once for all."""
+    timestamps: bool = False
+    """Whether the second of every frame stands in front of it, see `Timestamps`. That of an image is 0."""
 
     @abstractmethod
     def layout(self, turns: Sequence[Turn], *, visual: bool) -> list[Text | Visual]:

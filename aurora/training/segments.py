@@ -19,8 +19,8 @@ def segments(row: PackedBatch, most: int | None, device: torch.device) -> list[P
 
 
 def cut(batch: PackedBatch, count: int) -> list[PackedBatch]:
-    """The row in `count` pieces of about the same length. A frame is never cut: a border inside of one moves to its
-    nearer end. Where there is less to cut than pieces, the last ones are blank.
+    """The row in `count` pieces of about the same length. A frame is never cut, nor its timestamp from it: a border
+    inside moves to the nearer end. Where there is less to cut than pieces, the last ones are blank.
 
     Only the last piece closes the step, and samples count in the first. AuroraError for a row that goes on in another.
     """
@@ -37,8 +37,8 @@ def cut(batch: PackedBatch, count: int) -> list[PackedBatch]:
 def _borders(batch: PackedBatch, count: int) -> list[int]:
     """Where pieces start, and the end of the row: at most `count` + 1 different numbers, ascending."""
     length = len(batch.tokens)
-    spans = [span for group in batch.frames
-             for span in zip(group.positions.amin(1).tolist(), (group.positions.amax(1) + 1).tolist(), strict=True)]
+    spans = [(first - group.timestamp, last + 1) for group in batch.frames
+             for first, last in zip(group.positions.amin(1).tolist(), group.positions.amax(1).tolist(), strict=True)]
     found = {0, length}
     for border in (length * number // count for number in range(1, count)):
         around = next((span for span in spans if span[0] < border < span[1]), (border,))
@@ -53,7 +53,8 @@ def _piece(batch: PackedBatch, start: int, stop: int) -> PackedBatch:
         tokens=batch.tokens[start:stop],
         targets=batch.targets[start:stop],
         cu_seqlens=batch.cu_seqlens.new_tensor([0, *inside, stop - start]),
-        frames=tuple(Frames(group.pixels[here], group.positions[here] - start) for group in batch.frames
+        frames=tuple(group._replace(pixels=group.pixels[here], positions=group.positions[here] - start)
+                     for group in batch.frames
                      if (here := (group.positions[:, 0] >= start) & (group.positions[:, 0] < stop)).any()),
         samples=0,
         closes_step=False,

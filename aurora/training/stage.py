@@ -13,7 +13,7 @@ from aurora.assemble import build_model, load_base_weights
 from aurora.config import Config, read_config
 from aurora.errors import AuroraError, suggest
 from aurora.instantiate import check_entries
-from aurora.interfaces import DataModule
+from aurora.interfaces import DataModule, Prompt
 from aurora.model import AuroraModel
 from aurora.recipe import Recipe, TrainerOptions
 from aurora.registry import DATA, PROMPT, READER
@@ -193,14 +193,20 @@ def total_steps(stage: Stage, data: DataModule) -> int:
     return steps if most is None else min(steps, most)
 
 
+def stage_prompt(recipe: Recipe, model: AuroraModel) -> Prompt:
+    """The prompt that a stage is trained with."""
+    return model.prompt if recipe.prompt is None else PROMPT.build(recipe.prompt)
+
+
 def _data(stage: Stage, recipe: Recipe, folder: Path) -> DataModule:
     """What the recipe and other parts know is handed over unless `config.data` says it."""
     model = stage.skeleton
+    prompt = stage_prompt(recipe, model)
     options = {key: value for key, value in stage.config.data.items() if value is not None}
     facts = {
-        "layout": model.visual_layout(recipe.keep_ratio),
+        "layout": model.visual_layout(recipe.keep_ratio, prompt),
         "tokenizer": model.tokenizer,
-        "prompt": model.prompt if recipe.prompt is None else PROMPT.build(recipe.prompt),
+        "prompt": prompt,
         "reader": READER.build(stage.config.model.reader),
         "mixture": recipe.mixture,
         "epochs": recipe.epochs,

@@ -70,8 +70,10 @@ def export(
 def describe_prompt(model: AuroraModel) -> dict[str, Any]:
     """The form of a conversation, with the words {question} and {answer} where those stand."""
     pieces = model.prompt.layout([Turn("{question}", "{answer}")], visual=True)
+    # what stands in front of every frame, each character tokenized by itself
+    visual = {"visual": True, "timestamps": "h:mm:ss"} if model.prompt.timestamps else {"visual": True}
     return {
-        "pieces": [{"text": piece.text, "learned": piece.learned} if isinstance(piece, Text) else {"visual": True}
+        "pieces": [{"text": piece.text, "learned": piece.learned} if isinstance(piece, Text) else visual
                    for piece in pieces],
         "stop": model.prompt.stop,
     }

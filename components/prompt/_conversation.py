@@ -20,8 +20,12 @@ class ConversationPrompt(Prompt):
     """`User: {before}` Visual `\\n{first question}\\n\\nAssistant:`, then ` {answer}\\n\\n`, which alone is learned.
 
     Further turns, and all of a conversation without anything to see, are `User: {question}\\n\\nAssistant:`. Images
-    between which text stands are at their places, each on a line of its own.
+    between which text stands are at their places, each on a line of its own. With `timestamps` the second of every
+    frame stands in front of it.
     """
+
+    def __init__(self, *, timestamps: bool = False) -> None:
+        self.timestamps = timestamps
 
     @abstractmethod
     def before(self, turns: Sequence[Turn]) -> str:

@@ -16,7 +16,9 @@ class GenericPrompt(ConversationPrompt):
 
     reusable = True
 
-    def __init__(self, *, text: str = "Look closely and remember what you see. A question follows.") -> None:
+    def __init__(self, *, text: str = "Look closely and remember what you see. A question follows.",
+                 timestamps: bool = False) -> None:
+        super().__init__(timestamps=timestamps)
         if not text or tidy(text) != text:
             raise AuroraError(f"prompt 'generic': text {text!r} must not be empty, start or end with white space, "
                               "or hold a blank line, which ends an answer")

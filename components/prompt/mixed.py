@@ -16,11 +16,11 @@ class MixedPrompt(Prompt):
     A conversation is always laid out the same way: its questions and answers decide.
     """
 
-    def __init__(self, *, generic_share: float = 0.5) -> None:
+    def __init__(self, *, generic_share: float = 0.5, timestamps: bool = False) -> None:
         if not 0 <= generic_share <= 1:
             raise AuroraError(f"prompt 'mixed': generic_share {generic_share} is outside [0, 1]; 0.5 lays out half of "
                               "the conversations as generic")
-        self.generic_share = generic_share
+        self.generic_share, self.timestamps = generic_share, timestamps
         self.generic, self.sandwich = GenericPrompt(), SandwichPrompt()
 
     def layout(self, turns: Sequence[Turn], *, visual: bool) -> list[Text | Visual]:

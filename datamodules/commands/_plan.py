@@ -18,7 +18,7 @@ from aurora.training.budget import SPARE, Hardware, Reads, cost, memory, overrid
 from aurora.training.checkpoint.run_folder import StageFolder
 from aurora.training.distributed.precision import in_dtype
 from aurora.training.distributed.rendezvous import check_processes
-from aurora.training.stage import Stage, build_data, held_out_recipe, skeleton
+from aurora.training.stage import Stage, build_data, held_out_recipe, skeleton, stage_prompt
 
 from ..build.catalogue import known_datasets, load_dataset
 from ..inspect.reads import ASSUMED, published
@@ -95,7 +95,8 @@ def _from_catalogue(config: Config, name: str, recipe: Recipe, model: AuroraMode
 
     def reads(recipe: Recipe) -> dict[str, Any]:
         entries = {name: load_dataset(name) for name in recipe.mixture.datasets if name in known}
-        found = published(recipe.mixture, entries, model.visual_layout(recipe.keep_ratio), sampling)
+        found = published(recipe.mixture, entries, model.visual_layout(recipe.keep_ratio, stage_prompt(recipe, model)),
+                          sampling)
         once = total(found["datasets"])
         whole = recipe.epochs * -(-once[COUNTED[_unit(config)]] // recipe.global_batch)
         steps = whole if recipe.max_steps is None else min(whole, recipe.max_steps)
@@ -139,7 +140,7 @@ def _training(config: Config, name: str, stage: Mapping[str, Any], machine: Hard
     needed = memory(model, trainer, **given)
     fits = needed.total <= SPARE * machine.memory
     size = model.vision.prepare.size
-    per_frame = model.visual_layout(recipe.keep_ratio).tokens(size, size)
+    per_frame = model.visual_layout(recipe.keep_ratio, stage_prompt(recipe, model)).positions(size, size)
 
     def reads(once: Mapping[str, float], times: float) -> Reads:
         frames, positions = times * once["frames"], times * once["tokens"]

@@ -9,7 +9,7 @@ from aurora.interfaces import Sampling, VisualLayout
 from aurora.mixture import Mixture, take
 
 from ..build.catalogue import Dataset, known_datasets, load_dataset
-from ..plan.corpus import Corpus, blank_tokens
+from ..plan.corpus import Corpus, square_positions
 from ..plan.epoch import EpochPlan
 from ..reader._decode import sample_counts
 from ..shards.format import VIDEO
@@ -70,7 +70,7 @@ def published(
         kind = known.kinds[0] if known else "image"
         frames = {"text": 0, "image": 1, "images": int(ASSUMED["images"]),
                   "video": int(sample_counts(sampling, seconds, seconds * ASSUMED["frames_per_second"])[0])}[kind]
-        tokens = int(ASSUMED["text_tokens"]) + frames * blank_tokens(layout)
+        tokens = int(ASSUMED["text_tokens"]) + frames * square_positions(layout)
         size = known.bytes * visits // known.samples if known and known.bytes and known.samples else None
         video = ASSUMED["video_megapixels_per_second"] * ASSUMED["video_seconds"] * visits if kind == "video" else 0.0
         image = 0.0 if kind == "video" else ASSUMED["image_megapixels"] * frames * visits

@@ -40,14 +40,17 @@ class Segment:
     pixels: list[Tensor] = field(default_factory=list)  # N × [3, h, w] uint8
     places: list[range] = field(default_factory=list)  # N × M positions
     following: int = IGNORE  # the target of the last position, where the sequence goes on in another row
+    timestamp: int = 0  # positions in front of each frame
 
     def add_text(self, ids: Sequence[int], learned: bool) -> None:
         """Appends text."""
         self.tokens += ids
         self.learned += [learned] * len(ids)
 
-    def add_frame(self, pixels: Tensor, tokens: int) -> None:
-        """Appends a frame that takes so many positions."""
+    def add_frame(self, pixels: Tensor, tokens: int, timestamp: Sequence[int] = ()) -> None:
+        """Appends a frame that takes so many positions, behind the ids of its timestamp."""
+        self.timestamp = len(timestamp)
+        self.add_text(timestamp, False)
         self.pixels.append(pixels)
         self.places.append(range(len(self.tokens), len(self.tokens) + tokens))
         self.add_text([0] * tokens, False)
@@ -58,7 +61,7 @@ class Segment:
         return Segment(
             self.tokens[start:stop], self.learned[start:stop], [self.pixels[number] for number in inside],
             [range(self.places[number].start - start, self.places[number].stop - start) for number in inside],
-            self.tokens[stop] if stop < len(self.tokens) and self.learned[stop] else IGNORE)
+            self.tokens[stop] if stop < len(self.tokens) and self.learned[stop] else IGNORE, self.timestamp)
 
 
 class Skipped(NamedTuple):
@@ -82,13 +85,14 @@ def pack(sequences: Sequence[Segment]) -> PackedBatch:
     following = torch.where(learned, tokens, IGNORE)
     targets = torch.cat([following[1:], torch.tensor([IGNORE])])
     targets[torch.from_numpy(bounds[1:]) - 1] = torch.tensor([sequence.following for sequence in sequences])
-    groups: dict[tuple[torch.Size, int], list[tuple[Tensor, Tensor]]] = {}
+    groups: dict[tuple[torch.Size, int, int], list[tuple[Tensor, Tensor]]] = {}
     for start, sequence in zip(bounds.tolist(), sequences, strict=False):
         for pixels, place in zip(sequence.pixels, sequence.places, strict=True):
-            groups.setdefault((pixels.shape, len(place)), []).append(
+            groups.setdefault((pixels.shape, len(place), sequence.timestamp), []).append(
                 (pixels, torch.arange(start + place.start, start + place.stop)))
-    frames = tuple(Frames(torch.stack([pixels for pixels, _ in group]), torch.stack([places for _, places in group]))
-                   for group in groups.values())
+    frames = tuple(Frames(torch.stack([pixels for pixels, _ in group]), torch.stack([places for _, places in group]),
+                          timestamp)
+                   for (_, _, timestamp), group in groups.items())
     return PackedBatch(tokens, targets, torch.from_numpy(bounds), frames, samples=0)
 
 
@@ -172,7 +176,7 @@ class RowBuilder:
         return sequence if part == WHOLE else sequence.cut(*self._bounds(sample, part, seen))
 
     def _bounds(self, sample: int, part: SamplePart, seen: range) -> tuple[int, int]:
-        """Where a part of a sequence begins and ends; the visual tokens of the whole stand at `seen`."""
+        """Where a part of a sequence begins and ends; the frames of the whole stand at `seen`."""
         tokens, frames = int(self.corpus.tokens[sample]), int(self.corpus.frames[sample])
         if not frames:
             here = part.of(tokens)
@@ -191,27 +195,27 @@ class RowBuilder:
         for place in media:
             extension = record.media[place]
             raw = self.files.media(index, number, place, f"{key}.{extension}")
-            planned = self.layout.tokens(*frame_shape(index.media_of(number)[place], self.layout))
-            for image in self._images(raw, record, frames, wanted):
+            shape = frame_shape(index.media_of(number)[place], self.layout)
+            planned, each = self.layout.tokens(*shape), self.layout.positions(*shape)
+            for seconds, image in self._images(raw, record, frames, wanted):
                 tokens = self.layout.tokens(*image.shape[:2])
                 if tokens != planned:
                     raise BadSample("length", f"{key}.{extension}: {tokens} tokens per frame, not {planned}")
                 if not found:
-                    sequence.add_text([0] * tokens * wanted.start, False)
-                sequence.add_frame(self.layout.prepare(image), tokens)
+                    sequence.add_text([0] * each * wanted.start, False)
+                sequence.add_frame(self.layout.prepare(image), tokens, self.layout.timestamp(seconds))
                 found += 1
         if found != len(wanted):
             raise BadSample("length", f"{found} frames, not {len(wanted)}")
-        sequence.add_text([0] * tokens * (frames - wanted.stop), False)
+        sequence.add_text([0] * each * (frames - wanted.stop), False)
 
-    def _images(self, raw: bytes, record: Record, frames: int, wanted: range) -> Iterator[np.ndarray]:
+    def _images(self, raw: bytes, record: Record, frames: int, wanted: range) -> Iterator[tuple[float, np.ndarray]]:
         if record.kind != VIDEO:
-            yield decode_image(raw)
+            yield 0.0, decode_image(raw)
             return
         sampling, before = self._moments(record, frames, wanted)
         with bad_sample("video"):
-            for _, image in islice(self.reader.read(raw, sampling), before, before + len(wanted)):
-                yield image
+            yield from islice(self.reader.read(raw, sampling), before, before + len(wanted))
 
     def _moments(self, record: Record, frames: int, wanted: range) -> tuple[Sampling, int]:
         """What to sample for some of a video's frames, and how many come before them."""
@@ -232,7 +236,7 @@ class RowBuilder:
             if index.samples[number]["kind"] == VIDEO:
                 shapes *= len(part.of(int(self.corpus.frames[sample])))
             for shape in shapes:
-                sequence.add_frame(_grey(self.layout, *shape), self.layout.tokens(*shape))
+                sequence.add_frame(_grey(self.layout, *shape), self.layout.tokens(*shape), self.layout.timestamp(0.0))
         if not sequence.pixels:
             text = len(part.of(text))
         sequence.add_text([0] * (text if part.last or not sequence.pixels else 0), False)

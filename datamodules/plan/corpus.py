@@ -194,13 +194,14 @@ def _load(folder: Path, datasets: tuple[DatasetIndex, ...]) -> Corpus:
 
 
 def _layout_identity(layout: VisualLayout | None) -> Any:
-    """What decides how many tokens any frame takes, as JSON."""
+    """What decides how many positions any frame takes, as JSON."""
     if layout is None:
         return None
     size = layout.prepare.size
     most = layout.prepare.patches(LONGEST * size, size)
-    return [asdict(layout.prepare),
-            [layout.merge.keep(patches, layout.depth, layout.keep_ratio) for patches in range(1, most + 1)]]
+    kept = [layout.merge.keep(patches, layout.depth, layout.keep_ratio) for patches in range(1, most + 1)]
+    stamped = [] if layout.timestamps is None else [layout.timestamps.tokens]
+    return [asdict(layout.prepare), kept, *stamped]
 
 
 def frame_shape(row: np.void, layout: VisualLayout) -> tuple[int, int]:
@@ -214,11 +215,16 @@ def blank_tokens(layout: VisualLayout | None) -> int:
     return 0 if layout is None else layout.tokens(layout.prepare.size, layout.prepare.size)
 
 
+def square_positions(layout: VisualLayout | None) -> int:
+    """Positions of a square frame of a sample."""
+    return 0 if layout is None else layout.positions(layout.prepare.size, layout.prepare.size)
+
+
 class VisualLengths(NamedTuple):
     """What the media of every sample take: 3 × [S] int64."""
 
     frames: np.ndarray
-    each: np.ndarray  # tokens of a frame of the first medium
+    each: np.ndarray  # positions of a frame of the first medium
     tokens: np.ndarray
 
 
@@ -242,8 +248,8 @@ def _visual(index: DatasetIndex, where: slice, layout: VisualLayout | None, samp
         return VisualLengths(*np.zeros((3, len(samples)), np.int64))
     # One number for both sides: whole rows are slow to sort.
     shapes, which = np.unique(media["height"].astype(np.uint64) << 32 | media["width"], return_inverse=True)
-    of_shape = np.array([layout.tokens(int(shape >> 32), int(shape & 0xFFFFFFFF)) if shape >> 32 else
-                         blank_tokens(layout) for shape in shapes.tolist()])
+    of_shape = np.array([layout.positions(int(shape >> 32), int(shape & 0xFFFFFFFF)) if shape >> 32 else
+                         square_positions(layout) for shape in shapes.tolist()])
     each = of_shape[which]
     owner = np.repeat(np.arange(len(samples)), counts)
     played = (samples["kind"][owner] == VIDEO) & (media["height"] > 0)

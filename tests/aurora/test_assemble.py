@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from aurora.assemble import build_model, count_parameters, load_base_weights
 from aurora.config import Config, ModelConfig
@@ -98,3 +100,12 @@ def test_base_weights_that_are_not_there_are_named(config) -> None:
 
 def test_base_weights_of_another_part_are_not_used(config) -> None:
     assert base_weights_of(config, backbone={"other": "/nowhere/other.pth"})["backbone"] == "random"
+
+
+def test_a_prompt_with_timestamps_needs_a_tokenizer_that_can_give_them(make_config, tmp_path) -> None:
+    letters = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate("ab")}, merges=[]))
+    PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="</s>").save_pretrained(tmp_path)
+    tokenizer = {"name": "hf", "path": str(tmp_path)}
+    assert build_model(make_config(tokenizer=tokenizer))
+    with pytest.raises(AuroraError, match="a prompt with timestamps needs a tokenizer"):
+        build_model(make_config(tokenizer=tokenizer, prompt={"name": "generic", "timestamps": True}))

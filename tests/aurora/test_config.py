@@ -5,7 +5,7 @@ import torch
 import yaml
 
 from aurora.assemble import build_model, count_parameters
-from aurora.config import ASSET_FOLDER, CONFIG_FOLDER, Config, ModelConfig, load_config
+from aurora.config import ASSET_FOLDER, CONFIG_FOLDER, Config, ModelConfig, load_config, named_part
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling, Sorter
 from aurora.registry import INJECTED, MODEL_SLOTS, SLOTS
@@ -180,3 +180,11 @@ def test_an_override_of_a_model_that_makes_no_sense_is_one_line(config, override
     with pytest.raises(AuroraError) as error:
         config.override([override])
     assert named in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_prompt_has_timestamps_where_they_are_asked_for_and_says_nothing_of_them_otherwise() -> None:
+    # or runs that have begun could not be resumed, and saved films not be opened
+    assert load_config().tree["prompt"] == {"name": "sandwich"} and "timestamps" not in named_part("prompt", "generic")
+    assert load_config("prompt.timestamps=true").model.prompt == {"name": "sandwich", "timestamps": True}
+    saved = load_config().model.override(["prompt=generic", "prompt.timestamps=true"])
+    assert saved.prompt["name"] == "generic" and saved.prompt["timestamps"]

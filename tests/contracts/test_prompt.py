@@ -73,3 +73,17 @@ def test_what_stands_before_the_visual_tokens_depends_on_the_questions_unless_th
     conversations = [[Turn(f"Question {number}?")] for number in range(20)]
     leading = {tuple(pieces[: pieces.index(Visual())]) for pieces in (layout(name, turns) for turns in conversations)}
     assert (len(leading) == 1) == PROMPT.get(name).reusable
+
+
+@every_prompt
+@pytest.mark.parametrize("visual", [True, False])
+def test_timestamps_stand_in_front_of_frames_and_change_no_piece(name, visual):
+    stamped = PROMPT.build({"name": name, "timestamps": True})
+    assert stamped.timestamps and not PROMPT.build({"name": name}).timestamps
+    assert stamped.layout(TURNS, visual=visual) == layout(name, TURNS, visual)
+
+
+@every_prompt
+def test_timestamps_are_on_or_off(name):
+    with pytest.raises(AuroraError, match="timestamps"):
+        PROMPT.build({"name": name, "timestamps": "h:mm"})

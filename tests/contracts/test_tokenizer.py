@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Fast
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from aurora.interfaces import Tokenizer
+from aurora.interfaces import Timestamps, Tokenizer
 from aurora.registry import TOKENIZER
 
 TEXTS = [
@@ -86,3 +86,12 @@ def test_half_a_character_does_not_spoil_the_rest(tokenizer: Tokenizer) -> None:
 
 def test_every_id_can_be_decoded(tokenizer: Tokenizer) -> None:
     assert isinstance(tokenizer.decode(range(tokenizer.vocab_size)), str)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [
+    (0.0, "0:00:00"), (0.999, "0:00:01"), (0.99, "0:00:00"), (67, "0:01:07"), (3599.5, "0:59:59"), (3600.0, "1:00:00"),
+    (35_999.0, "9:59:59"), (36_000.0, "9:59:59"), (1e9, "9:59:59"),
+])
+def test_every_second_has_as_many_tokens(tokenizer: Tokenizer, seconds: float, text: str) -> None:
+    stamps = Timestamps.of(tokenizer)
+    assert tokenizer.decode(stamps.ids(seconds)) == text and len(stamps.ids(seconds)) == stamps.tokens == 7

@@ -2,6 +2,7 @@
 
 import io
 import subprocess
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from aurora.images import ImagePreparation
-from aurora.interfaces import Tokenizer, VisualLayout
+from aurora.interfaces import Timestamps, Tokenizer, VisualLayout
 from aurora.registry import DATA, MERGE, PROMPT, READER
 from datamodules.inspect.validate import check_shard, tasks
 from datamodules.shards.format import ShardSample
@@ -101,9 +102,15 @@ def layout(**options):
     return VisualLayout(prepare, MERGE.build({"name": "tome"}), depth=2, keep_ratio=0.25)
 
 
+def stamped(visual):
+    """The layout with timestamps."""
+    return replace(visual, timestamps=Timestamps.of(Letters()))
+
+
 def module(root, mixture, **options):
     visual = options.pop("layout", layout())
-    prompt = PROMPT.build({"name": options.pop("prompt", "sandwich")})
+    prompt = PROMPT.build({"name": options.pop("prompt", "sandwich"), "timestamps": options.pop("timestamps", False)})
+    visual = stamped(visual) if prompt.timestamps else visual
     config = {"name": "webdataset", "root": str(root), "mixture": mixture, "row_tokens": 400, "row_frames": 16,
               "global_batch": 12, "fps": 4.0, **options}
     return DATA.build(config, tokenizer=Letters(), prompt=prompt, layout=visual, reader=READER.build({"name": "pyav"}))
@@ -113,6 +120,12 @@ def texts(batch):
     """The text of every sequence of a row, visual positions left out."""
     return [Letters().decode([token for token in batch.tokens[start:stop].tolist() if token])
             for start, stop in pairwise(batch.cu_seqlens.tolist())]
+
+
+def timestamps(batch):
+    """The text in front of every frame of a row, in the order of the row."""
+    places = sorted((int(place[0]), group.timestamp) for group in batch.frames for place in group.positions)
+    return [Letters().decode(batch.tokens[place - size:place].tolist()) for place, size in places]
 
 
 def answers(batch):

@@ -24,8 +24,9 @@ def build(make, shards):
         config = {"name": "streaming", "root": str(root), "row_tokens": 400, "row_frames": 16, "rows_per_step": 6,
                   "fps": 4.0, "shuffle": 5, **options}
         facts = {"max_steps": config.pop("max_steps", 4), "mixture": mixture or {"mixed": 1, "text": 2}}
+        facts.setdefault("layout", config.pop("layout", make.layout()))
         return DATA.build(config, tokenizer=make.Letters(), prompt=PROMPT.build({"name": "sandwich"}),
-                          layout=make.layout(), reader=READER.build({"name": "pyav"}), seed=3, **facts)
+                          reader=READER.build({"name": "pyav"}), seed=3, **facts)
 
     return build
 
@@ -98,3 +99,10 @@ def test_rows_that_do_not_divide_by_the_ranks_are_refused(build, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(AuroraError, match="rows_per_step 6 does not divide by 4 ranks"):
         next(chain.from_iterable(build().train_dataloader()))
+
+
+def test_frames_stand_behind_their_timestamps(make, build):
+    module = build(layout=make.stamped(make.layout()), mixture={"mixed": 1}, max_bad_rate=0.0)
+    rows = list(chain.from_iterable(module.train_dataloader()))
+    assert {stamp for row in rows for stamp in make.timestamps(row)} == {"0:00:00"}
+    assert all(len(row.tokens) <= 400 for row in rows)

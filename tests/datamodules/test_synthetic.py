@@ -11,7 +11,8 @@ from aurora.types import IGNORE
 def module(make, **options):
     config = {"name": "synthetic", "global_batch": 6, "steps": 3, "row_samples": 2, "frames": 2, "height": 48,
               "width": 64, "text_tokens": 5, **options}
-    return DATA.build(config, tokenizer=make.Letters(), layout=make.layout(), prompt=None, reader=None)
+    layout = config.pop("layout", make.layout())
+    return DATA.build(config, tokenizer=make.Letters(), layout=layout, prompt=None, reader=None)
 
 
 def test_rows_have_the_shape_that_was_asked_for(make):
@@ -36,3 +37,8 @@ def test_ranks_without_a_row_are_given_placeholders(make, monkeypatch):
 def test_a_batch_that_does_not_divide_into_rows_is_refused(make):
     with pytest.raises(AuroraError, match="multiple"):
         module(make, global_batch=5)
+
+
+def test_frames_stand_behind_their_timestamps(make):
+    row = next(chain.from_iterable(module(make, layout=make.stamped(make.layout())).train_dataloader()))
+    assert len(row.tokens) == 2 * (1 + 2 * (7 + 4) + 5) and make.timestamps(row) == ["0:00:00", "0:00:01"] * 2

@@ -7,7 +7,8 @@ import torch
 
 from aurora.errors import AuroraError
 from aurora.types import IGNORE
-from datamodules.plan.corpus import DatasetCounts
+from datamodules.plan.corpus import DatasetCounts, _layout_identity
+from datamodules.plan.lengths import counter
 from datamodules.shards.format import ShardSample
 from datamodules.shards.writing import shard_path
 from tools.tiny_shards import write_shards
@@ -308,3 +309,47 @@ def test_options_outside_their_range_are_refused(make, shards, options, message)
 def test_a_mixture_that_cannot_be_read_is_refused(make, shards, mixture, message):
     with pytest.raises(AuroraError, match=message):
         make.module(shards, mixture).setup()
+
+
+# ---- timestamps
+
+
+def test_a_frame_with_a_timestamp_takes_as_many_more_positions_in_plan_and_row(make, shards):
+    plain, stamped = (make.module(shards, {"mixed": 1}, timestamps=on, max_bad_rate=0.0) for on in (False, True))
+    assert (stamped.corpus.tokens - plain.corpus.tokens).tolist() == (7 * plain.corpus.frames).tolist()
+    rows = list(chain.from_iterable(stamped.train_dataloader()))  # a row that is not as long as planned is bad
+    assert sum(row.samples for row in rows) == 40 and all(len(row.tokens) <= 400 for row in rows)
+    assert sum(len(row.tokens) for row in rows) == stamped.corpus.tokens.sum()
+    for row in rows:
+        assert all(group.timestamp == 7 for group in row.frames)
+        assert set(make.timestamps(row)) <= {"0:00:00"} and (row.targets[row.tokens == 0] == IGNORE).all()
+
+
+@pytest.mark.parametrize(("record", "seconds"), [
+    ({"video": "mp4"}, [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28]),
+    ({"video": "mp4", "range": [12.5, 17.0]}, [12, 14, 16]),
+    ({"image": ["0.jpg", "1.png"]}, [0, 0]),
+])
+def test_a_timestamp_is_the_second_in_the_file_of_a_video_and_0_for_images(make, tmp_path, record, seconds):
+    tags = "<video>" if "video" in record else "Is <image> or <image> larger?"
+    media = {"mp4": make.video(30, rate=1), "0.jpg": make.picture(1), "1.png": make.picture(2, 30, 20, "PNG")}
+    shown = {name: media[name] for name in ([record["video"]] if "video" in record else record["image"])}
+    write_shards([ShardSample("one", {"conversations": make.talk(1, tags), **record}, shown)], tmp_path / "d")
+    module = make.module(tmp_path, {"d": 1}, timestamps=True, fps=0.5, max_bad_rate=0.0)
+    row, = chain.from_iterable(module.train_dataloader())
+    assert make.timestamps(row) == [f"0:00:{second:02}" for second in seconds]
+
+
+def test_timestamps_leave_what_was_counted_and_measured_without_them_as_it_is(make, shards):
+    plain, stamped = (make.module(shards, {"mixed": 1}, timestamps=on) for on in (False, True))
+    counted = [counter(module._prompt, make.Letters()) for module in (plain, stamped)]
+    assert counted[0] == counted[1] and plain.corpus.identity != stamped.corpus.identity
+    assert len(_layout_identity(make.layout())) == 2
+
+
+def test_a_sample_without_its_frames_keeps_the_length_that_timestamps_give_it(make, shards):
+    module = make.module(shards, {"mixed": 1}, timestamps=True, max_bad_rate=1.0)
+    module._reader.read = lambda source, sampling: iter(())
+    rows = list(chain.from_iterable(module.train_dataloader()))
+    assert sum(row.samples for row in rows) == 30
+    assert sum(len(row.tokens) for row in rows) == module.corpus.tokens.sum()

@@ -91,7 +91,11 @@ def test_one_pass_decodes_each_moment_of_a_video_once(generic, online, stream, t
     assert len(counting.decoded) == 2 * 12  # two frames a second, of both videos
 
 
-def test_answers_are_those_of_a_model_that_saw_nothing_later(generic, online, stream, tmp_path) -> None:
+@pytest.mark.parametrize("timestamps", [False, True])
+def test_answers_are_those_of_a_model_that_saw_nothing_later(make_model, make_config, stream, tmp_path, timestamps
+                                                             ) -> None:
+    prompt = {"prompt": {"name": "generic", "timestamps": timestamps}}
+    generic, online = make_model(**prompt), make_config(**prompt)
     run(generic, online, stream, tmp_path)
     made, watcher = answers(tmp_path), VideoModel(generic, online)
     for item in read_items(tmp_path)[1]:

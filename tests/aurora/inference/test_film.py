@@ -8,6 +8,7 @@ import threading
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,10 @@ from aurora.inference.video_model import VideoModel
 from aurora.inference.visuals import Progress, UnreadableVisual, file_hash, frames_of
 from aurora.interfaces import Sampling, Turn, VideoReader, Visual
 from aurora.model import AuroraModel
-from aurora.registry import READER
-from aurora.types import Frames
+from aurora.registry import DATA, READER
+from aurora.types import IGNORE, Frames
+from datamodules.shards.format import ShardSample
+from tools.tiny_shards import write_shards
 
 SHORT = Generation(max_new_tokens=12)
 QUESTION = "What moves?"
@@ -97,6 +100,77 @@ def test_a_film_is_the_row_that_training_would_pack(watcher: VideoModel, video: 
         row = model.embed_row(torch.tensor(tokens), [Frames(pixels, torch.tensor(positions).view(len(frames), kept))])
         hidden, _ = model.backbone.prefill(row, torch.tensor([0, len(tokens)]))
     torch.testing.assert_close(film.read_all([QUESTION]).hidden, hidden, rtol=1e-4, atol=1e-4)
+
+
+STAMPED = {"name": "generic", "timestamps": True}
+
+
+@pytest.mark.parametrize("prompt", ["sandwich", "generic"])
+@pytest.mark.parametrize("cut", [{}, {"start": 1.3, "stop": 4.0}], ids=["whole", "range"])
+@pytest.mark.parametrize("timestamps", [False, True])
+def test_a_film_is_the_row_of_its_shard(
+    watcher: VideoModel, video: Path, tmp_path: Path, prompt: str, cut: dict, timestamps: bool
+) -> None:
+    part = {"name": prompt, "timestamps": timestamps}
+    film = watcher.watch(video, prompt=part, **cut)
+    model = film.model.model
+    record = {"video": "mp4", "conversations": [{"from": "human", "value": f"<video>\n{QUESTION}"},
+                                                {"from": "gpt", "value": "It."}]}
+    if cut:
+        record["range"] = [*cut.values()]
+    write_shards([ShardSample("one", record, {"mp4": video.read_bytes()})], tmp_path / "d")
+    data = DATA.build({"name": "webdataset", "root": str(tmp_path), "mixture": {"d": 1}, "row_tokens": 2000,
+                       "row_frames": 99, "global_batch": 1, "fps": 2.0}, tokenizer=model.tokenizer,
+                      prompt=model.prompt, layout=model.visual_layout(0.5), reader=watcher.reader)
+    row, = chain.from_iterable(data.train_dataloader())
+    asked = int((row.targets != IGNORE).nonzero()[0]) + 1
+    with torch.inference_mode():
+        x = model.embed_row(row.tokens, row.frames)[:asked]
+        hidden, _ = model.backbone.prefill(x, torch.tensor([0, asked]))
+    torch.testing.assert_close(film.read_all([QUESTION]).hidden, hidden, rtol=1e-4, atol=1e-4)
+    stamps = re.findall(r"\d:\d\d:\d\d", model.tokenizer.decode(row.tokens[row.tokens > 0].tolist()))
+    seconds = [int(cut.get("start", 0) + number / 2) for number in range(film.frames)]
+    assert stamps == ([f"0:00:0{second}" for second in seconds] if timestamps else [])
+
+
+def test_a_film_with_timestamps_is_the_same_to_the_bit_however_it_is_watched_and_kept(
+    watcher: VideoModel, video: Path, tmp_path: Path
+) -> None:
+    frames, whole = timed(watcher, video), watcher.watch(video, prompt=STAMPED, checkpoint_seconds=1.0)
+    in_parts = watcher.blank(prompt=STAMPED)
+    for first, last in ((0, 1), (1, 3), (3, 9), (9, 10)):
+        in_parts.extend([(seconds - frames[first][0], frame) for seconds, frame in frames[first:last]])
+        ask(in_parts)
+    assert same(in_parts, whole) and in_parts.id == whole.id
+    assert not same(watcher.watch(video), whole) and watcher.watch(video).id != whole.id
+    assert torch.equal(whole.memory(2.2).hidden, watcher.watch(frames[:5], prompt=STAMPED).memory().hidden)
+    watcher.watch(frames[:5], prompt=STAMPED).save(tmp_path / "film.aurora")  # with frames that wait for a chunk
+    opened = watcher.open(tmp_path / "film.aurora")
+    other = opened.fork().extend([(seconds - opened.seconds, frame) for seconds, frame in frames[5:]])
+    assert same(other, whole) and ask(other) == ask(whole)
+    for use in ({"prompt": "generic"}, {"prompt": {"name": "generic", "timestamps": False}}):
+        with pytest.raises(FilmMismatch, match="what differs: prompt"):
+            watcher.open(tmp_path / "film.aurora", **use)
+
+
+def test_the_same_frames_at_other_seconds_are_another_film_where_a_prompt_has_timestamps(watcher: VideoModel) -> None:
+    frames = [np.full((32, 32, 3), shade, np.uint8) for shade in (10, 90, 170)]
+    slow, fast = ([(number * every, frame) for number, frame in enumerate(frames)] for every in (61.0, 7.0))
+    assert same(watcher.watch(slow), watcher.watch(fast))
+    assert not same(watcher.watch(slow, prompt=STAMPED), watcher.watch(fast, prompt=STAMPED))
+
+
+def test_a_frame_that_is_skipped_has_no_timestamp(watcher: VideoModel) -> None:
+    still, moved = np.full((32, 32, 3), 90, np.uint8), np.full((32, 32, 3), 200, np.uint8)
+    film = watcher.watch([still, still, moved], fps=1.0, prompt=STAMPED, skip="unchanged")
+    assert film.now.skipped == 1
+    assert same(film, watcher.watch([(0.0, still), (2.0, moved)], prompt=STAMPED, skip="unchanged"))
+
+
+def test_a_model_whose_own_prompt_has_timestamps_keeps_them_in_the_prompt_that_shares(make_model, make_config) -> None:
+    own = {"prompt": {"name": "sandwich", "timestamps": True}}
+    film = VideoModel(make_model(**own), make_config(**own)).blank()
+    assert film.model.reusable and film.model.model.prompt.timestamps and "prompt" not in film.model.chosen
 
 
 def test_however_frames_arrive_the_film_is_the_same_to_the_bit(watcher: VideoModel, video: Path) -> None:
@@ -555,7 +629,7 @@ def test_frames_of_several_shapes_are_read_in_order(make_model) -> None:
     model = make_model(vision={"name": "siglip", "image_size": 16, "patch_size": 8, "width": 32, "layers": 3,
                                "heads": 2, "mlp_width": 64, "resize": "keep_aspect"})
     rng = np.random.default_rng(0)
-    frames = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((16, 16, 3), (16, 40, 3), (16, 16, 3))]
+    frames = [(0.0, rng.integers(0, 256, shape, dtype=np.uint8)) for shape in ((16, 16, 3), (16, 40, 3), (16, 16, 3))]
     layout = model.visual_layout(0.5)
     runner = model.backbone.runner()
     together = read_frames(model, runner, blank(runner, 1), frames, layout)

@@ -2,10 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+import aurora
 from aurora.errors import AuroraError
 from aurora.training.module import AuroraModule
+from datamodules.shards.format import ShardSample
 from tools.tiny_shards import write_shards
 from tools.tiny_training import curve, train
 
@@ -59,3 +62,21 @@ def test_a_missing_dataset_is_named_before_anything_starts(tmp_path, capfd, conf
     with pytest.raises(AuroraError, match=f"below data.root {tmp_path}: pictures;"):
         train(config_for(tmp_path / "run", tmp_path))
     assert capfd.readouterr().out == "" and not (tmp_path / "run").exists()
+
+
+def test_a_stage_is_trained_with_timestamps(tmp_path, config_for, sample, video):
+    moving = {"video": "mp4", "conversations": [{"from": "human", "value": "<video>\nWhen?"},
+                                                {"from": "gpt", "value": "At 0:00:04."}]}
+    samples = [*map(sample, range(5)), ShardSample("video", moving, {"mp4": video.read_bytes()})]
+    shards, losses = tmp_path / "data", {}
+    write_shards(samples, shards / "pictures")
+    for timestamps in (False, True):
+        run = tmp_path / str(timestamps)
+        config = config_for(run, shards)
+        config["prompt"] = {"name": "generic", "timestamps": timestamps}
+        config["stages"]["first"]["max_steps"] = 2
+        train(config)
+        losses[timestamps] = curve(run, "first")
+        film = aurora.load(run / "first" / "model").watch([np.zeros((16, 16, 3), np.uint8)] * 3)
+        assert film.model.model.prompt.timestamps is timestamps and film.ask("What is it?") is not None
+    assert losses[True] != losses[False] and len(losses[True]) == 2

@@ -7,8 +7,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from aurora.registry import BACKBONE
 from aurora.training.segments import cut, segments, with_equal_frames
-from aurora.types import IGNORE
-from tools.tiny_training import MadeRows, long_row, tiny_config, tiny_model
+from aurora.types import IGNORE, Frames
+from tools.tiny_training import KEEP, MadeRows, long_row, tiny_config, tiny_model
 
 RECURRENT = [name for name in BACKBONE.known() if name not in ("hf", "transformer")]
 
@@ -27,6 +27,17 @@ def test_pieces_hold_every_position_and_every_frame_once(count):
             assert piece.tokens[group.positions].sum() == 0
     assert [piece.closes_step for piece in pieces] == [False] * (count - 1) + [True]
     assert sum(piece.samples for piece in pieces) == 2
+
+
+@pytest.mark.parametrize("count", range(2, 30))
+def test_a_frame_is_never_cut_from_the_timestamp_in_front_of_it(count):
+    row = long_row()
+    pixels, behind = row.frames[0].pixels, 3
+    positions = 9 + torch.arange(4)[:, None] * (behind + KEEP) + behind + torch.arange(KEEP)
+    frames = (Frames(pixels, positions, behind),)
+    found = [group for piece in cut(row._replace(frames=frames), count) for group in piece.frames]
+    assert sum(len(group.pixels) for group in found) == 4
+    assert all(group.timestamp == behind and int(group.positions.min()) >= behind for group in found)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])

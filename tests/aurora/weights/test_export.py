@@ -242,3 +242,10 @@ def test_what_is_no_model_is_named(run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "missing"):
         assert "is not a model folder" in run("export", tmp_path / folder, tmp_path / "out")[2]
+
+
+def test_the_prompt_says_that_timestamps_stand_in_front_of_frames(exported, make_model, make_config, tmp_path) -> None:
+    stamped = {"prompt": {"name": "generic", "timestamps": True}}
+    save_model(make_model(**stamped), make_config(**stamped), tmp_path / "stamped")
+    prompt = json.loads((exported(source=tmp_path / "stamped") / "prompt.json").read_text())
+    assert {"visual": True, "timestamps": "h:mm:ss"} in prompt["pieces"]

@@ -193,3 +193,18 @@ def test_every_row_has_room_for_the_whole_text_of_a_video():
     assert count(195, 95, 10, VIDEO) == 0  # no frame beside the text
     assert [count(tokens, tokens, 0, TEXT) for tokens in (96, 97, 192, 193)] == [1, 2, 2, 3]
     assert [list(SamplePart(number, 3).of(7)) for number in range(3)] == [[0, 1, 2], [3, 4], [5, 6]]
+
+
+@pytest.mark.parametrize("sampling", [{"fps": 10.0}, {"fps": None, "frames": 25}], ids=str)
+def test_rows_are_never_cut_between_a_timestamp_and_its_frame(make, long, model, sampling):
+    options = {"timestamps": True, "max_bad_rate": 0.0, **sampling}
+    whole, = chain.from_iterable(long(slice(0, 1), row_tokens=2000, row_frames=99, **options).train_dataloader())
+    parts = list(chain.from_iterable(long(slice(0, 1), row_tokens=100, **options).train_dataloader()))
+    assert len(parts) > 4 and all(len(part.tokens) <= 100 for part in parts)
+    joined = torch.cat([part.tokens[:part.cu_seqlens[1]] for part in parts])
+    assert torch.equal(joined, whole.tokens[:whole.cu_seqlens[1]])
+    stamps = make.timestamps(whole)
+    assert [stamp for part in parts for stamp in make.timestamps(part)] == stamps
+    assert stamps[:10] == ["0:00:00"] * 10 and stamps[-1] == "0:00:02"
+    total = sum(loss.total for loss in losses(model, parts))
+    torch.testing.assert_close(total, model(whole).total, rtol=1e-5, atol=0)
