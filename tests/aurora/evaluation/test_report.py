@@ -104,6 +104,8 @@ def test_without_its_predictions_a_result_has_no_interval_and_says_why(tmp_path)
     (made(tmp_path / "out", "1100") / "predictions.jsonl").unlink()
     one = row(tmp_path / "out")
     assert one.interval is None and dict(one.depends)["no interval"] == "no predictions.jsonl beside it"
+    write_items(made(tmp_path / "items", "1100"), [Item("0", "0.mp4", "Which?", "red")], {"limit": 1})
+    assert "items.jsonl beside it is of another run" in dict(row(tmp_path / "items").depends)["no interval"]
     edited(made(tmp_path / "other", "1100"), keep_ratio=0.7)
     assert "is of another run" in dict(row(tmp_path / "other").depends)["no interval"]
 
