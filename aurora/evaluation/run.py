@@ -74,8 +74,8 @@ def evaluate(
     """The result, which is also written to `output` beside the predictions; a stopped run goes on where it was.
 
     `limit` asks that many questions only, spread over all of them; the answers to others that are there are kept.
-    `parallel` questions about a video are read together. With a `shard` this process asks about its part of the videos; the result is None until the others have
-    done theirs.
+    `parallel` questions about a video are read together. With a `shard` this process asks about its part of the
+    videos; the result is None until the others have done theirs.
     """
     protocol, shard, output = protocol or Protocol(), shard or Shard(), Path(output)
     everything = BENCHMARK.build(benchmark).items(Path(folder))

@@ -137,7 +137,7 @@ def test_items_of_another_run_are_not_merged(model, config, data, tmp_path) -> N
         run(model, config, data, tmp_path, shard=Shard(rank, 2))
     about, items = read_items(tmp_path)
     write_items(tmp_path, items[:3], {**about, "questions": "others"})
-    with pytest.raises(AuroraError, match="to other questions than items.jsonl holds"):
+    with pytest.raises(AuroraError, match=r"to other questions than items\.jsonl holds"):
         merge(tmp_path)
 
 

@@ -196,7 +196,7 @@ def test_the_config_of_a_training_is_checked_before_any_job(tmp_path: Path) -> N
                         (["stages.vision.peak_lr=-1,1"], "peak_lr"), (["eval.keep_ratio=0.1,2"], "keep_ratio is 2")):
         with pytest.raises(AuroraError, match=f"no job can run with .*{said}"):
             check(plan_of("seed=0,1", *words, **options), tmp_path / "out")
-    with pytest.raises(AuroraError, match="no stage named 'vison'.*Did you mean 'vision'"):
+    with pytest.raises(AuroraError, match=r"no stage named 'vison'.*Did you mean 'vision'"):
         check(plan_of("seed=0,1", stage="vison", **options), tmp_path / "out")
 
 
