@@ -269,6 +269,21 @@ def named_part(slot: str, name: str) -> dict[str, Any]:
     return {key: value for key, value in _yaml_of(slot, name).items() if value != "???"}
 
 
+def part_by_option(slot: str, name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The entry of a part that an option of a command names, with `SLOT.KEY=VALUE` applied, and the other overrides."""
+    entry, others = named_part(slot, name), []
+    for text in overrides:
+        override = parse_override(text)
+        root, _, key = override.key_or_group.partition(".")
+        if root == slot and key:
+            entry[key] = override.value()
+        elif root == slot:
+            raise AuroraError(f"{text!r}: the {slot} is named with --{slot} {override.value()}")
+        else:
+            others.append(text)
+    return entry, others
+
+
 def parse_override(text: str) -> Override:
     """A `key=value` of Hydra's. AuroraError for anything else."""
     try:

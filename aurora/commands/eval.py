@@ -71,6 +71,7 @@ def eval(
     if processes.merge:
         return _show(_merged(output), json_output)
     with Waiting("loading"):
+        from aurora.config import part_by_option
         from aurora.evaluation.run import RESULT_FILE, Protocol, evaluate
         from aurora.inference.models import model_folder, saved_model
         from aurora.registry import BENCHMARK
@@ -79,7 +80,7 @@ def eval(
 
         if data is None:
             raise AuroraError("--data FOLDER is needed: where the benchmark's annotations and videos are")
-        chosen, overrides = _benchmark(benchmark, overrides)
+        chosen, overrides = part_by_option("benchmark", benchmark, overrides)
         shard = _shard(processes.shard, os.environ)
         protocol = Protocol(score=asked.score, max_new_tokens=asked.max_new_tokens)
         found = BENCHMARK.build(chosen).items(data)  # before a model is loaded
@@ -114,23 +115,6 @@ def _merged(output: Path | None) -> dict[str, Any]:
     if output is None:
         raise AuroraError("--merge needs --output FOLDER, where the processes wrote their predictions")
     return merge(output)
-
-
-def _benchmark(name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The benchmark with the options of its yaml and of benchmark.KEY=VALUE, and the overrides for the model."""
-    from aurora.config import named_part, parse_override
-
-    entry, others = named_part("benchmark", name), []
-    for text in overrides:
-        override = parse_override(text)
-        slot, _, key = override.key_or_group.partition(".")
-        if slot == "benchmark" and key:
-            entry[key] = override.value()
-        elif slot == "benchmark":
-            raise AuroraError(f"{text!r}: the benchmark is named with --benchmark {override.value()}")
-        else:
-            others.append(text)
-    return entry, others
 
 
 def _shard(given: str | None, environment: Mapping[str, str]) -> "Shard":

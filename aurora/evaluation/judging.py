@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from aurora.errors import AuroraError, suggest
 from aurora.evaluation.judge_client import Endpoint, JudgeClient, Unanswered, VerdictCache
-from aurora.evaluation.predictions import PREDICTIONS_FILE, read_items, read_predictions
+from aurora.evaluation.predictions import ITEMS_FILE, PREDICTIONS_FILE, of_other_items, read_items, read_predictions
 from aurora.evaluation.run import RESULT_FILE
 from aurora.evaluation.statistics import bootstrap_mean
 from aurora.evaluation.verdicts import KINDS, messages, prompt_hash, read_verdict, said
@@ -83,7 +83,7 @@ def _run(output: Path) -> tuple[dict[str, Any], str, list[Item], dict[str, str |
     if not (output / RESULT_FILE).is_file():
         raise AuroraError(f"{output} holds no {RESULT_FILE}; give the --output of an `aurora eval` that has ended")
     result = read_json(output / RESULT_FILE)
-    _, items = read_items(output)
+    about, items = read_items(output)
     settings, lines = read_predictions(output / PREDICTIONS_FILE)
     made = {one.id: one.answer if one.failure is None else None for one in lines}
     kind, name = result.get("judge_needed"), settings.get("benchmark", {}).get("name")
@@ -91,6 +91,9 @@ def _run(output: Path) -> tuple[dict[str, Any], str, list[Item], dict[str, str |
         raise AuroraError(f"{output}: {name} needs no judge; its score is in {RESULT_FILE}")
     if kind not in KINDS:
         raise AuroraError(f"{output}: {name} is judged by {kind!r}, which is not known.{suggest(str(kind), KINDS)}")
+    if of_other_items(about, result):
+        raise AuroraError(f"{output / ITEMS_FILE} holds other items than {RESULT_FILE} is about; run `aurora eval` to "
+                          "its end first")
     changed = [key for key in settings if settings[key] != result.get(key)]
     waiting = [item.id for item in items if item.id not in made]
     if changed or waiting:

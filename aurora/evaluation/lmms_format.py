@@ -106,7 +106,7 @@ def read_samples(path: Path) -> list[Sample]:
     """The answers of a `*_samples_TASK.jsonl`. AuroraError that names the line that is something else."""
     found = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() also cuts at U+2028, which answers may hold
     except (OSError, UnicodeDecodeError) as error:
         raise AuroraError(f"{path} cannot be read: {error}") from error
     for number, text in enumerate(filter(str.strip, lines), 1):

@@ -50,7 +50,8 @@ class Prediction:
 
 
 class PredictionFile:
-    """The predictions of one process: the first line says how they were made, and no other run may add to it."""
+    """The predictions of one process: the first line says how they were made, and no other run may add to it, or to
+    the folder of a whole run."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, restart: bool = False) -> None:
         self.path = path
@@ -58,11 +59,14 @@ class PredictionFile:
         begun = _line({"settings": settings})
         raw = b"" if restart or not path.exists() else path.read_bytes()
         whole = raw[: raw.rfind(b"\n") + 1]  # a killed run may have left half a line
-        if whole:
-            made_with, found = read_predictions(path)
+        merged = path.with_name(PREDICTIONS_FILE)
+        if whole or (merged.exists() and not path.exists() and not restart):
+            before = path if whole else merged
+            made_with, found = read_predictions(before)
             if changed := differences(made_with, json.loads(begun)["settings"]):
-                raise AuroraError(f"{path} was made with other settings ({'; '.join(changed)}); choose another output "
-                                  "folder, or start again with --restart")
+                raise AuroraError(f"{before} was made with other settings ({'; '.join(changed)}); choose another "
+                                  "output folder, or start again with --restart")
+        if whole:
             # What failed is tried again: the missing file may be there now.
             self.done = {prediction.id: prediction for prediction in found if prediction.failure is None}
         if not whole or len(whole) < len(raw):
@@ -139,6 +143,11 @@ def read_items(folder: Path) -> tuple[dict[str, Any], list[Item]]:
         raise AuroraError(f"{folder} holds no {ITEMS_FILE}; give the output folder of `aurora eval`") from error
     except (KeyError, TypeError, ValueError) as error:
         raise AuroraError(f"{path} is not what `aurora eval` wrote ({error})") from error
+
+
+def of_other_items(about: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
+    """Whether the first line of `read_items` belongs to other items than a result, or the settings of predictions."""
+    return any(about[key] != result[key] for key in ("questions", "limit") if key in about and key in result)
 
 
 def digest(items: Iterable[Item]) -> str:

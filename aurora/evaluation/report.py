@@ -171,7 +171,8 @@ def _families(result: Result, paper: Mapping[str, float]) -> Iterator[Family]:
     for name, row in families.items():
         share, chance = row.get("accuracy"), row.get("chance")
         # Wilson's where right and wrong were counted: of few questions, resamples may all be alike
-        interval = Interval(100 * row["low"], 100 * row["high"]) if "low" in row else result.interval(name)
+        interval = Interval(100 * row["low"], 100 * row["high"]) if {"low", "high"} <= row.keys() \
+            else result.interval(name)
         yield Family(name, row.get("n"), None if share is None else 100 * share, interval,
                      None if chance is None else 100 * chance, paper.get(name))
 

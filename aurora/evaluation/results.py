@@ -4,12 +4,15 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AllowInfNan, Strict, StrictInt, StrictStr, TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
 
 from aurora.config import differences, named_part
 from aurora.errors import AuroraError
 from aurora.evaluation.judging import judged_outcomes, read_verdicts
-from aurora.evaluation.predictions import PREDICTIONS_FILE, read_items, read_predictions
+from aurora.evaluation.predictions import ITEMS_FILE, PREDICTIONS_FILE, of_other_items, read_items, read_predictions
 from aurora.evaluation.run import RESULT_FILE
 from aurora.evaluation.statistics import Comparison, Interval, bootstrap_mean, compare, mcnemar
 from aurora.evaluation.summary import wilson
@@ -18,9 +21,67 @@ from aurora.interfaces import Benchmark, Item
 from aurora.registry import BENCHMARK
 
 _PLACES = ("annotations", "videos")  # options that say where something is, not what is asked
-_FORM: Mapping[str, type | tuple[type, ...]] = {
-    "benchmark": dict, "metric": str, "score": (int, float, type(None)), "n": int, "families": dict, "scorer": str,
-    "versions": dict, "hardware": dict, "sampling": (dict, type(None))}
+_Number = Annotated[float, Strict(), AllowInfNan(False)]
+
+
+class _Benchmark(TypedDict):
+    name: StrictStr
+
+
+class _Family(TypedDict, total=False):
+    n: StrictInt | None
+    accuracy: _Number | None
+    chance: _Number | None
+    low: _Number
+    high: _Number
+
+
+class _Sampling(TypedDict, total=False):
+    fps: _Number | None
+    frames: StrictInt | None
+    max_frames: StrictInt | None
+
+
+class _Judge(TypedDict, total=False):
+    served: list[StrictStr]
+    parameters: dict[str, Any] | None
+
+
+class _Compat(TypedDict, total=False):
+    score: _Number | None
+
+
+class _Captions(TypedDict, total=False):
+    intervals: dict[str, tuple[_Number, _Number]]
+
+
+class _Facts(TypedDict):
+    """What is read of a result; it may hold more."""
+
+    benchmark: _Benchmark
+    metric: StrictStr
+    scorer: StrictStr
+    score: _Number | None
+    n: StrictInt
+    families: dict[str, _Family]
+    versions: dict[str, Any]
+    hardware: dict[str, Any]
+    sampling: NotRequired[_Sampling | None]
+    sort: NotRequired[dict[str, Any] | None]
+    seeds: NotRequired[dict[str, Any] | None]
+    judge: NotRequired[_Judge | None]
+    lmms_compat: NotRequired[_Compat | None]
+    captions: NotRequired[_Captions]
+    not_scored: NotRequired[StrictStr]
+    limit: NotRequired[StrictInt | None]
+    missing_videos: NotRequired[list[StrictStr]]
+    failed: NotRequired[StrictInt]
+    unparsed: NotRequired[StrictInt]
+    empty: NotRequired[StrictInt]
+    unjudged: NotRequired[StrictInt]
+
+
+_FACTS = TypeAdapter(_Facts)
 
 
 @dataclass(frozen=True)
@@ -105,12 +166,13 @@ def read_result(path: str | Path) -> Result:
     if not file.is_file():
         raise AuroraError(f"{path} holds no {RESULT_FILE}; give the --output of `aurora eval`, or its {RESULT_FILE}")
     facts = read_json(file)
-    for key, kind in _FORM.items():
-        if not isinstance(facts.get(key), kind) or isinstance(facts.get(key), bool):
-            raise AuroraError(f"{file} is not a result of `aurora eval`: {key!r} is {str(facts.get(key))[:80]!r}")
-    if not isinstance(facts["benchmark"].get("name"), str) or \
-            not all(isinstance(row, dict) for row in facts["families"].values()):
-        raise AuroraError(f"{file} is not a result of `aurora eval`: its benchmark has no name, or a family no scores")
+    try:
+        _FACTS.validate_python(facts)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        key = ".".join(map(str, wrong["loc"]))
+        why = "is missing" if wrong["type"] == "missing" else f"is {str(wrong['input'])[:80]!r}"
+        raise AuroraError(f"{file} is not a result of `aurora eval`: {key!r} {why}") from error
     return _with_answers(Result(file, facts))
 
 
@@ -121,9 +183,11 @@ def _with_answers(result: Result) -> Result:
             raise AuroraError(f"no {PREDICTIONS_FILE} beside it")
         if result.benchmark is None:
             raise AuroraError(f"the benchmark {result.name!r} cannot be built here")
-        _, items = read_items(folder)
+        about, items = read_items(folder)
         settings, made = read_predictions(folder / PREDICTIONS_FILE)
         answers = {one.id: one.answer if one.failure is None else None for one in made}
+        if of_other_items(about, result.facts):
+            raise AuroraError(f"the {ITEMS_FILE} beside it is of another run")
         changed = any(settings[key] != result.facts.get(key) for key in settings)
         if changed or any(item.id not in answers for item in items):
             raise AuroraError(f"the {PREDICTIONS_FILE} beside it is of another run")

@@ -15,6 +15,7 @@ from aurora.evaluation.predictions import (
     PredictionFile,
     Shard,
     digest,
+    of_other_items,
     read_items,
     read_shards,
     write_items,
@@ -72,9 +73,9 @@ def evaluate(
 ) -> dict[str, Any] | None:
     """The result, which is also written to `output` beside the predictions; a stopped run goes on where it was.
 
-    `limit` asks that many questions only, spread over all of them; `parallel` questions about a video are read
-    together. With a `shard` this process asks about its part of the videos; the result is None until the others have
-    done theirs.
+    `limit` asks that many questions only, spread over all of them; the answers to others that are there are kept.
+    `parallel` questions about a video are read together. With a `shard` this process asks about its part of the
+    videos; the result is None until the others have done theirs.
     """
     protocol, shard, output = protocol or Protocol(), shard or Shard(), Path(output)
     everything = BENCHMARK.build(benchmark).items(Path(folder))
@@ -82,8 +83,10 @@ def evaluate(
     watcher = VideoModel(model, config)
     settings = _settings(watcher, benchmark, everything.items, protocol, model_hash)
     device = next(model.parameters()).device
-    write_items(output, chosen, {"missing_videos": everything.missing, "limit": limit, **facts(device)})
+    # first, since it refuses the folder of another run, whose items must stay
     file = PredictionFile(output / shard.file, settings, restart=restart)
+    write_items(output, chosen, {"missing_videos": everything.missing, "limit": limit,
+                                 "questions": settings["questions"], **facts(device)})
     waiting, every = [], 0
     for part, groups in _parts(chosen, parallel, shard):
         every += sum(map(len, groups))
@@ -130,11 +133,16 @@ def _merged_if_complete(output: Path, world: int) -> dict[str, Any] | None:
 def _finish(output: Path, settings: dict[str, Any], made: Mapping[str, Prediction]) -> dict[str, Any]:
     """Writes predictions in the order of the items, and the result: both are the same however they came about."""
     about, items = read_items(output)
+    if of_other_items(about, settings):
+        raise AuroraError(f"{output}: the predictions are to other questions than items.jsonl holds; start again with "
+                          "--restart")
     predictions = [made[item.id] for item in items]
     failed = [(item, one.failure) for item, one in zip(items, predictions, strict=True) if one.failure is not None]
     if len(failed) == len(items):
         raise AuroraError(f"no video could be read, so there is no result; the first reason: {failed[0][1]}")
-    write_predictions(output / PREDICTIONS_FILE, settings, predictions)
+    asked = {item.id for item in items}
+    others = [one for id, one in made.items() if id not in asked]  # of a run with another limit
+    write_predictions(output / PREDICTIONS_FILE, settings, [*predictions, *others])
     result = {**_scores(settings["benchmark"], items, predictions),
               "failed": sum(not item.control for item, _ in failed),
               "failures": [{"id": item.id, "video": item.video, "control": item.control, "reason": reason}

@@ -16,6 +16,7 @@ from aurora.errors import AuroraError
 from aurora.evaluation.efficiency.point import BASELINES, OURS, Point, says_out_of_memory
 from aurora.evaluation.record import facts
 from aurora.files import read_json, replacing, write_json
+from aurora.weights.model_folder import model_hash
 
 RESULT_FILE = "efficiency.json"
 POINTS_FOLDER = "points"
@@ -34,13 +35,16 @@ Progress = Callable[[str], None]
 def measure_all(output: Path, base: Point, frames: Sequence[int], baselines: Sequence[str], *,
                 timeout_seconds: float, stream_seconds: float | None = None, on_progress: Progress = lambda text: None
                 ) -> dict[str, Any]:
-    """The result, which is also written to `output`; points that are there already are not measured again.
+    """The result, which is also written to `output`; points that are there already are not measured again, unless they
+    took too long and may take longer now.
 
     AuroraError for options that are wrong. Once a series does not fit at a number of frames, larger ones are not tried.
     """
     output.mkdir(parents=True, exist_ok=True)
     if not base.video:
         base = replace(base, video=str(write_clip(output / "clip.mp4")))
+    if base.model is not None:
+        base = replace(base, model_hash=model_hash(base.model))
     live = None
     if stream_seconds is not None:
         on_progress("live video")
@@ -76,17 +80,19 @@ def _measured(output: Path, point: Point, timeout_seconds: float) -> dict[str, A
     what = "live" if point.stream_seconds is not None else f"{point.frames:05}"
     path = output / POINTS_FOLDER / f"{point.series.replace(' ', '-')}-{what}.json"
     described = json.loads(json.dumps(asdict(point)))
-    if path.is_file() and _holds(known := read_json(path), described):
+    if path.is_file() and _holds(known := read_json(path), described, timeout_seconds):
         return dict(known["found"])
     found = run_point(point, timeout_seconds)
     with replacing(path, folder=False) as file:
-        write_json(file, {"point": described, "found": found})
+        write_json(file, {"point": described, "timeout_seconds": timeout_seconds, "found": found})
     return found
 
 
-def _holds(known: Found, described: Found) -> bool:
+def _holds(known: Found, described: Found, timeout_seconds: float) -> bool:
     """Whether an earlier run measured the same; what fits does so whatever the limit was."""
     before, found = known.get("point", {}), known.get("found", {})
+    if "took more" in found.get("reason", "") and known.get("timeout_seconds", 0) < timeout_seconds:
+        return False
     return before == described or (bool(found.get("fits")) and before | {"limit_bytes": None}
                                    == {**described, "limit_bytes": None})
 

@@ -25,6 +25,7 @@ class Point:
     frames: int
     video: str  # read again and again until there are so many frames
     model: str | None = None  # a folder; None: the config of `overrides` with random weights
+    model_hash: str | None = None  # of the folder, whose files may be replaced
     overrides: list[str] = field(default_factory=list)
     baseline: dict[str, Any] = field(default_factory=dict)  # options of the backbone `transformer`
     baseline_tokens: int = 256  # of a frame

@@ -18,8 +18,12 @@ from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from aurora.config import part_by_option
+from aurora.errors import AuroraError
+from aurora.evaluation.predictions import PREDICTIONS_FILE, digest, read_predictions
 from aurora.evaluation.sweep.plan import RESULT_FILE, Job, Plan
 from aurora.files import read_json, replacing, write_json
+from aurora.registry import BENCHMARK
 
 JOB_FILE = "job.json"
 LOG_FILE = "log.txt"
@@ -38,17 +42,48 @@ def main(config: DictConfig) -> None:
 
 
 def run(job: Job, output: Path) -> None:
-    """Trains, if that is asked for, and evaluates, unless that was done before; a job that was killed goes on."""
+    """Trains, if that is asked for, and evaluates, unless that was done before; a job that was killed goes on.
+
+    What was answered by another model, or to other questions, than there are now is discarded.
+    """
     folder = job.folder(output)
-    if (folder / RESULT_FILE).is_file() and read_json(folder / JOB_FILE).get("failure") is None:
+    if _is_done(folder) and not _is_stale(job, output):
         return
     folder.mkdir(parents=True, exist_ok=True)
     began = time.time()
     _write(folder, job, failure="it was ended before it was done", seconds=None)
     trained = job.trained(output)
     failure = None if trained is None else _train(job, output, trained)
-    failure = failure or _command(["eval", *job.eval_words(output)], folder / LOG_FILE)
+    if failure is None:
+        if _is_stale(job, output):
+            for name in (RESULT_FILE, PREDICTIONS_FILE):  # predictions last: they say that a job is stale
+                (folder / name).unlink(missing_ok=True)
+        failure = _command(["eval", *job.eval_words(output)], folder / LOG_FILE)
     _write(folder, job, failure=failure, seconds=time.time() - began)
+
+
+def _is_done(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in (RESULT_FILE, JOB_FILE)) and \
+        read_json(folder / JOB_FILE).get("failure") is None
+
+
+def _is_stale(job: Job, output: Path) -> bool:
+    """Whether the model or the questions have changed since the job's first answer."""
+    path = job.folder(output) / PREDICTIONS_FILE
+    if not path.is_file():
+        return False
+    from aurora.inference.models import model_folder  # torch takes seconds, which a job without answers does not need
+    from aurora.weights.model_folder import model_hash
+
+    what = job.evaluated(output)
+    try:
+        made_with, _ = read_predictions(path)
+        chosen, _ = part_by_option("benchmark", what.benchmark, what.overrides)
+        now = {"model": model_hash(model_folder(what.model)),
+               "questions": digest(BENCHMARK.build(chosen).items(Path(what.data)).items)}
+    except AuroraError:  # what is gone, such as a trained model, has no other score
+        return False
+    return any(made_with.get(key) != value for key, value in now.items())
 
 
 def _train(job: Job, output: Path, trained: Path) -> str | None:

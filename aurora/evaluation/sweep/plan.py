@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.override_parser.types import Override
 
@@ -68,6 +68,15 @@ class Plan:
         return cls(**read_json(folder / PLAN_FILE))
 
 
+class Evaluated(NamedTuple):
+    """What a job gives to `aurora eval`."""
+
+    benchmark: str
+    data: str
+    model: str | None  # None: the one that the command finds
+    overrides: list[str]
+
+
 @dataclass(frozen=True)
 class Job:
     """One point of the grid: a value for every axis."""
@@ -92,17 +101,22 @@ class Job:
         """The arguments of `aurora train`."""
         return [*self._training(), f"run={self.trained(output)}"]
 
-    def eval_words(self, output: Path) -> list[str]:
-        """The arguments of `aurora eval`."""
+    def evaluated(self, output: Path) -> Evaluated:
+        """What `aurora eval` is given; the model may be one that is still to be trained."""
         plan, trained = self.plan, self.trained(output)
         given = {"benchmark": plan.benchmark, "data": plan.data, "model": plan.model} | {
             key: _plain(value) for key, value in self.values.items() if key in ("benchmark", "data", "model")}
         model = given["model"] if trained is None else str(trained / plan.stage / "model")
-        words = ["--benchmark", str(given["benchmark"]), "--data", str(given["data"]), "--output",
-                 str(self.folder(output)), "--device", plan.device]
-        for option, value in (("--model", model), ("--threads", plan.threads), ("--limit", plan.limit)):
+        return Evaluated(str(given["benchmark"]), str(given["data"]), model, self._evaluating())
+
+    def eval_words(self, output: Path) -> list[str]:
+        """The arguments of `aurora eval`."""
+        plan, what = self.plan, self.evaluated(output)
+        words = ["--benchmark", what.benchmark, "--data", what.data, "--output", str(self.folder(output)),
+                 "--device", plan.device]
+        for option, value in (("--model", what.model), ("--threads", plan.threads), ("--limit", plan.limit)):
             words += [] if value is None else [option, str(value)]
-        return [*words, *plan.options, *self._evaluating()]
+        return [*words, *plan.options, *what.overrides]
 
     def _training(self) -> list[str]:
         return [word for word in self._overrides() if not word.startswith(EVAL_PREFIX)]

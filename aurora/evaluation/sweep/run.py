@@ -8,15 +8,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 
-from aurora.config import CONFIG_FILE
+from aurora.assemble import build_model
+from aurora.config import CONFIG_FILE, load_config, part_by_option, read_config
 from aurora.curve import read_metrics
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, suggest
 from aurora.evaluation.record import facts
 from aurora.evaluation.sweep.job import AXIS, JOB_FILE
 from aurora.evaluation.sweep.plan import JOBS_FOLDER, RESULT_FILE, Job, Plan, repeats
 from aurora.files import read_json, replacing, write_json
+from aurora.inference.models import model_folder
+from aurora.registry import BENCHMARK, READER, SKIP
 
 SWEEP_FILE = "sweep.json"
 STANDARD_ERROR = 2  # where Hydra says which job it launches: standard output is for results
@@ -38,13 +42,53 @@ class Spread(NamedTuple):
 
 
 def run_sweep(plan: Plan, output: Path, hydra: Sequence[str]) -> int:
-    """Runs the jobs that are not done yet, with the launcher that `hydra` chooses; the status of Hydra's process."""
+    """Runs the jobs that are not done yet, with the launcher that `hydra` chooses; the status of Hydra's process.
+
+    AuroraError before any job runs for a value that none could run with.
+    """
+    check(plan, output)
     plan.write(output)
     axes = [f"{AXIS}{number}={values}" for number, values in enumerate(plan.axes.values())]
     own = [f"+output='{output.resolve()}'", f"hydra.sweep.dir='{output.resolve() / 'hydra'}'",
            "hydra.sweep.subdir=${hydra.job.num}", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
     command = [sys.executable, "-m", "aurora.evaluation.sweep.job", "--multirun", *own, *hydra, *axes]
     return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=STANDARD_ERROR, check=False).returncode
+
+
+def check(plan: Plan, output: Path) -> None:
+    """AuroraError for an option or a value that jobs could not run with. Every value of an axis is tried with the first
+    ones of the others: all are points of the grid."""
+    grid = plan.values()
+    first = {key: values[0] for key, values in grid.items()}
+    default = None
+    if not plan.train and plan.model is None and "model" not in plan.axes:
+        default = str(model_folder(None))
+    points = [first, *({**first, key: value} for key, values in grid.items() for value in values[1:])]
+    for values in points:
+        try:
+            _check_job(Job(plan, values), output, default)
+        except AuroraError as error:
+            named = ", ".join(f"{key}={value}" for key, value in values.items())
+            raise AuroraError(f"no job can run with {named}: {error}") from error
+
+
+def _check_job(job: Job, output: Path, default: str | None) -> None:
+    what = job.evaluated(output)
+    chosen, overrides = part_by_option("benchmark", what.benchmark, what.overrides)
+    BENCHMARK.build(chosen)
+    if not Path(what.data).is_dir():
+        raise AuroraError(f"{what.data} is not a folder")
+    if job.plan.train:
+        trained = load_config(*job.train_words(output))
+        if job.plan.stage not in trained.stages:
+            raise AuroraError(f"no stage named {job.plan.stage!r}.{suggest(job.plan.stage, list(trained.stages))}")
+        config = trained.model.override(overrides)
+    else:
+        config = read_config(what.model or str(default)).override(overrides)
+    with torch.device("meta"):
+        build_model(config)
+    SKIP.build(config.skip)
+    READER.build(config.reader)
 
 
 def gather(output: Path, *, repeated: Sequence[str] = ()) -> dict[str, Any]:
@@ -78,9 +122,12 @@ def _jobs(plan: Plan, output: Path) -> Iterator[dict[str, Any]]:
         result = read_json(path.with_name(RESULT_FILE)) if path.with_name(RESULT_FILE).is_file() else {}
         trained = job.trained(output)
         score, why = _score(result, path.parent)
+        failure = described["failure"] or (why if score is None else None)
+        if failure and any(value not in grid[key] for key, value in job.values.items()):
+            continue  # a value that is no longer asked for, such as a typo
         yield {"values": described["values"], "folder": path.parent.relative_to(output).as_posix(), "score": score,
                "metric": result.get("metric"), "families": _families(result),
-               "failure": described["failure"] or (why if score is None else None), "seconds": described["seconds"],
+               "failure": failure, "seconds": described["seconds"],
                "gpu_hours": None if trained is None else training_hours(trained)}
 
 

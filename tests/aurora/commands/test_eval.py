@@ -8,7 +8,8 @@ import pytest
 
 from aurora.cli import main
 from aurora.commands._options import Device
-from aurora.commands.eval import _benchmark, _own_device, _shard
+from aurora.commands.eval import _own_device, _shard
+from aurora.config import part_by_option
 from aurora.errors import AuroraError
 
 
@@ -24,17 +25,19 @@ def data(video: Path, tmp_path: Path) -> Path:
 
 
 def test_overrides_of_the_benchmark_are_told_from_those_of_the_model() -> None:
-    chosen, others = _benchmark("mvbench", ["benchmark.subtasks=paper17", "keep_ratio=0.5", "sampling.fps=2"])
+    chosen, others = part_by_option("benchmark", "mvbench", ["benchmark.subtasks=paper17", "keep_ratio=0.5",
+                                                             "sampling.fps=2"])
     assert chosen == {"name": "mvbench", "subtasks": "paper17", "annotations": None, "videos": None}
     assert others == ["keep_ratio=0.5", "sampling.fps=2"]
-    assert _benchmark("mvbench", ["benchmark.subtasks=[action_count]"])[0]["subtasks"] == ["action_count"]
+    chosen, _ = part_by_option("benchmark", "mvbench", ["benchmark.subtasks=[action_count]"])
+    assert chosen["subtasks"] == ["action_count"]
 
 
 def test_the_benchmark_is_named_by_its_option() -> None:
     with pytest.raises(AuroraError, match="--benchmark mlvu"):
-        _benchmark("blocks", ["benchmark=mlvu"])
+        part_by_option("benchmark", "blocks", ["benchmark=mlvu"])
     with pytest.raises(AuroraError, match=r"no benchmark named 'mvbensch'.*Did you mean 'mvbench'"):
-        _benchmark("mvbensch", [])
+        part_by_option("benchmark", "mvbensch", [])
 
 
 def test_torchruns_processes_need_no_option() -> None:

@@ -122,6 +122,16 @@ def files(run: Path) -> tuple[bytes, ...]:
     return tuple((run / name).read_bytes() for name in ("result.json", "verdicts.jsonl"))
 
 
+@pytest.mark.parametrize(("key", "value"), [("questions", "others"), ("limit", 3)])
+def test_items_of_another_run_are_not_judged(key, value, run) -> None:
+    about, items = read_items(run)
+    write_items(run, items[:3], {**about, key: value})
+    before = (run / "result.json").read_bytes()
+    with pytest.raises(AuroraError, match=r"holds other items than result\.json"):
+        judge(run, Endpoint("http://127.0.0.1:9/v1", MODEL, {}))
+    assert (run / "result.json").read_bytes() == before
+
+
 # ---- what is judged ------------------------------------------------------------------------------------------------
 
 

@@ -50,6 +50,14 @@ def test_what_is_exported_is_read_back(output: Path, tmp_path: Path) -> None:
     assert read == [Prediction(item.id, f"answer {item.id}") for item in ITEMS]
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0c", "\r\n"])
+def test_an_answer_with_any_mark_of_a_new_line_is_read_back(mark: str, output: Path, tmp_path: Path) -> None:
+    said = [Prediction(item.id, f"one{mark}two") for item in ITEMS]
+    write_predictions(output / "predictions.jsonl", {"benchmark": {"name": "llava"}}, said)
+    _, samples = export(output, tmp_path / "logs", task="toy")
+    assert matched(read_samples(samples), ITEMS, samples) == said
+
+
 def test_questions_are_matched_by_their_text_and_equal_ones_by_their_order(tmp_path: Path) -> None:
     path = write(tmp_path / "s.jsonl", sample(2, "Is it?", ["second"]), sample(0, "Is  it?\n", "first"),
                  sample(1, "Was it?", [["other"]]))

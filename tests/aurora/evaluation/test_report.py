@@ -104,6 +104,8 @@ def test_without_its_predictions_a_result_has_no_interval_and_says_why(tmp_path)
     (made(tmp_path / "out", "1100") / "predictions.jsonl").unlink()
     one = row(tmp_path / "out")
     assert one.interval is None and dict(one.depends)["no interval"] == "no predictions.jsonl beside it"
+    write_items(made(tmp_path / "items", "1100"), [Item("0", "0.mp4", "Which?", "red")], {"limit": 1})
+    assert "items.jsonl beside it is of another run" in dict(row(tmp_path / "items").depends)["no interval"]
     edited(made(tmp_path / "other", "1100"), keep_ratio=0.7)
     assert "is of another run" in dict(row(tmp_path / "other").depends)["no interval"]
 
@@ -195,12 +197,20 @@ def test_the_command_writes_both_pages(tmp_path, capsys) -> None:
     (None, "holds no result.json; give the --output of `aurora eval`"),
     ("{", "cannot be read as JSON"),
     ("[]", "does not hold a JSON object"),
-    ("{}", "is not a result of `aurora eval`: 'benchmark' is 'None'"),
+    ("{}", "is not a result of `aurora eval`: 'benchmark' is missing"),
     ('{"accuracy": 1, "benchmark": "mvbench"}', "is not a result of `aurora eval`: 'benchmark' is 'mvbench'"),
     ({"score": "high"}, "'score' is 'high'"),
-    ({"families": {"a": 1}}, "a family no scores"),
-    ({"benchmark": {}}, "its benchmark has no name"),
+    ({"families": {"a": 1}}, "'families.a' is '1'"),
+    ({"families": {"a": {"low": "x"}, "b": {}}}, "'families.a.low' is 'x'"),
+    ({"benchmark": {}}, "'benchmark.name' is missing"),
     ({"n": True}, "'n' is 'True'"),
+    ({"sort": "size"}, "'sort' is 'size'"),
+    ({"lmms_compat": 12.5}, "'lmms_compat' is '12.5'"),
+    ({"captions": None}, "'captions' is 'None'"),
+    ({"captions": {"intervals": {"cider": [1]}}}, "'captions.intervals.cider"),
+    ({"missing_videos": 3}, "'missing_videos' is '3'"),
+    ({"sampling": {"fps": "x"}}, "'sampling.fps' is 'x'"),
+    ({"judge": {"served": 3}}, "'judge.served' is '3'"),
 ])
 def test_a_file_of_something_else_is_one_clear_error(text, message, tmp_path, capsys) -> None:
     output = made(tmp_path / "out", "1100")
@@ -213,3 +223,18 @@ def test_a_file_of_something_else_is_one_clear_error(text, message, tmp_path, ca
     assert main(["report", str(output), "--output", str(tmp_path / "page")]) == 2
     shown = capsys.readouterr().err
     assert message in shown and shown.count("\n") == 1 and not list(tmp_path.glob("page*"))
+
+
+def test_a_result_without_a_score_is_not_one(tmp_path) -> None:
+    path = made(tmp_path / "out", "1100") / "result.json"
+    facts = json.loads(path.read_text())
+    del facts["score"]
+    path.write_text(json.dumps(facts))
+    with pytest.raises(AuroraError, match=r"out/result\.json is not a result of `aurora eval`: 'score' is missing"):
+        read_result(path)
+
+
+def test_half_an_interval_of_a_family_is_none(tmp_path) -> None:
+    families = {"count": {"n": 2, "accuracy": 0.5, "low": 0.1}, "order": {"n": 2, "accuracy": 0.5}}
+    edited(made(tmp_path / "out", "1100"), families=families)
+    assert [family.score for family in row(tmp_path / "out").families] == [50.0, 50.0]

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
-from aurora.evaluation.predictions import Shard, read_items
+from aurora.evaluation.predictions import Shard, read_items, write_items
 from aurora.evaluation.run import Protocol, evaluate, merge
 from aurora.evaluation.scoring import score_options
 from aurora.evaluation.summary import render
@@ -106,6 +106,39 @@ def test_predictions_made_otherwise_are_not_added_to(model, config, data, tmp_pa
     with pytest.raises(AuroraError, match=r"keep_ratio was 0.5, is 0.25"):
         run(model, replace(config, keep_ratio=0.25), data, tmp_path)
     run(model, replace(config, keep_ratio=0.25), data, tmp_path, restart=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("shard", [Shard(), Shard(0, 2)])
+def test_a_run_that_is_refused_leaves_the_folder_as_it_was(model, config, data, tmp_path, shard) -> None:
+    run(model, config, data, tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(AuroraError, match="other settings"):
+        run(model, replace(config, keep_ratio=0.25), data, tmp_path, limit=1, shard=shard)
+    assert contents(tmp_path) == before
+
+
+def test_a_limit_keeps_the_answers_to_other_questions(model, config, data, tmp_path) -> None:
+    whole = run(model, config, data, tmp_path)
+    before = contents(tmp_path)
+    assert run(model, config, data, tmp_path, limit=1)["n"] == 1
+    assert {line["id"] for line in lines(tmp_path)} == {item.id for item in BENCHMARK.build({"name": "blocks"}).items(
+        data).items}
+    done: list[int] = []
+    assert run(model, config, data, tmp_path, on_progress=lambda now, _: done.append(now)) == whole
+    assert done == [] and contents(tmp_path) == before
+
+
+def test_items_of_another_run_are_not_merged(model, config, data, tmp_path) -> None:
+    for rank in range(2):
+        run(model, config, data, tmp_path, shard=Shard(rank, 2))
+    about, items = read_items(tmp_path)
+    write_items(tmp_path, items[:3], {**about, "questions": "others"})
+    with pytest.raises(AuroraError, match=r"to other questions than items\.jsonl holds"):
+        merge(tmp_path)
 
 
 def test_a_file_of_something_else_is_not_overwritten(model, config, data, tmp_path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aurora.errors import AuroraError
 from aurora.evaluation.efficiency.__main__ import measure
-from aurora.evaluation.efficiency.curve import run_point, write_clip
+from aurora.evaluation.efficiency.curve import measure_all, run_point, write_clip
 from aurora.evaluation.efficiency.point import OURS, STAGES, Point
 
 SDPA, EAGER = "transformer sdpa", "transformer eager"
@@ -45,6 +47,30 @@ def test_options_of_the_baseline_are_its_own(point: Point) -> None:
     assert measure(wide)["memory_bytes"] == 2 * measure(replace(wide, baseline={}))["memory_bytes"]
     with pytest.raises(AuroraError, match="no option 'layer'"):
         measure(replace(wide, baseline={"layer": 4}))
+
+
+@pytest.mark.process
+def test_a_point_that_took_too_long_is_measured_again_with_more_time(point: Point, tmp_path: Path) -> None:
+    def first(timeout: float) -> dict[str, Any]:
+        return measure_all(tmp_path, point, [1], [], timeout_seconds=timeout)["series"][OURS][0]
+
+    assert "took more than 0.1 s" in first(0.1)["reason"]
+    assert first(120)["fits"]
+    assert first(0.1)["fits"]  # what is known stays
+
+
+@pytest.mark.process
+def test_a_model_that_was_changed_in_its_folder_is_measured_again(point: Point, tmp_path: Path) -> None:
+    folder = shutil.copytree(str(point.model), tmp_path / "model")
+
+    def tokens() -> int:
+        point_here = replace(point, model=str(folder))
+        return measure_all(tmp_path, point_here, [1], [], timeout_seconds=120)["series"][OURS][0]["tokens_per_frame"]
+
+    assert tokens() == 8
+    path = folder / "config.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("keep_ratio: 0.5", "keep_ratio: 0.25"), encoding="utf-8")
+    assert tokens() == 4
 
 
 @pytest.mark.slow

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from aurora.errors import AuroraError
 from aurora.evaluation.sweep import job as jobs
 from aurora.evaluation.sweep.figures import draw, tables
 from aurora.evaluation.sweep.plan import Job, Plan, make_plan
-from aurora.evaluation.sweep.run import gather, holding, training_hours
+from aurora.evaluation.sweep.run import check, gather, holding, training_hours
 
 SCORES = {"0.1": 60.0, "0.2": 80.0, "0.5": 100.0}
 
@@ -116,6 +117,95 @@ def test_jobs_that_are_done_are_not_run_again_and_failed_ones_are(tmp_path: Path
     run_all(plan, tmp_path, points)
     assert [words[-1] for words in commands.run] == ["keep_ratio=0.2"]
     assert all(job["failure"] is None for job in gather(tmp_path)["jobs"])
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path, model_folder: Path, make_video: Callable[..., Path]) -> dict[str, str]:
+    """A model and a question of its own."""
+    shutil.copytree(model_folder, tmp_path / "model")
+    make_video(tmp_path / "data/clip.mp4", 8)
+    ask(tmp_path / "data", 1)
+    return {"model": str(tmp_path / "model"), "data": str(tmp_path / "data")}
+
+
+def ask(data: Path, questions: int) -> None:
+    lines = [{"id": str(number), "video": "clip.mp4", "family": "colour", "question": "Which?",
+              "options": ["red", "blue"], "answer": 0} for number in range(questions)]
+    (data / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def test_a_job_whose_model_or_questions_have_changed_is_run_again(
+    tmp_path: Path, evaluated: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: list[list[str]] = []
+
+    def here(words: list[str], log: Path) -> str | None:  # in this process, which is faster
+        run.append(words)
+        return str(status) if (status := main(words)) else None
+
+    monkeypatch.setattr(jobs, "_command", here)
+    plan = plan_of("keep_ratio=0.5,1", **evaluated)
+    path = Job(plan, {"keep_ratio": "0.5"}).folder(tmp_path / "out") / "result.json"
+
+    def result() -> dict[str, Any]:
+        run_all(plan, tmp_path / "out", [{"keep_ratio": "0.5"}])
+        assert gather(tmp_path / "out")["jobs"][0]["failure"] is None
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    first = result()
+    assert result() == first and len(run) == 1
+    with (tmp_path / "model/config.yaml").open("a", encoding="utf-8") as file:
+        file.write("# another model\n")
+    second = result()
+    assert second["model"] != first["model"] and len(run) == 2
+    ask(tmp_path / "data", 2)
+    assert result()["n"] == 2 and len(run) == 3
+
+
+def test_a_job_without_its_description_is_run_again(tmp_path: Path, commands: Commands) -> None:
+    plan, points = plan_of("keep_ratio=0.1,0.2"), [{"keep_ratio": "0.1"}]
+    run_all(plan, tmp_path, points)
+    (Job(plan, points[0]).folder(tmp_path) / "job.json").unlink()
+    run_all(plan, tmp_path, points)
+    assert gather(tmp_path)["jobs"][0]["score"] == 60.0
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["sort=size,sizes"], r"with sort=sizes: no sort named 'sizes'.*Did you mean 'size'"),
+    (["merge.foo=1,2"], "with merge.foo=1: merge 'tome' has no option 'foo'"),
+    (["keep_ratio=0.5,2"], "with keep_ratio=2: keep_ratio is 2"),
+    (["sort=size,raster", "keep_ratio=3"], "with sort=size: keep_ratio is 3"),
+    (["model=nofolder,other"], "with model=nofolder: nofolder is not a model folder"),
+    (["benchmark=blocks,block"], r"with benchmark=block: no benchmark named 'block'"),
+    (["benchmark.leters=true,false"], r"has no option 'leters'"),
+    (["data=gone,blocks"], "with data=gone: gone is not a folder"),
+    (["skip=none,all"], "no skip named 'all'"),
+])
+def test_a_value_that_no_job_can_run_with_is_said_before_any_job(
+    words: list[str], said: str, tmp_path: Path, evaluated: dict[str, str]
+) -> None:
+    with pytest.raises(AuroraError, match=f"no job can run {said}" if said.startswith("with") else said):
+        check(plan_of(*words, **evaluated), tmp_path / "out")
+    check(plan_of("keep_ratio=0.1,0.5", "sort=size,raster", **evaluated), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_config_of_a_training_is_checked_before_any_job(tmp_path: Path) -> None:
+    options = {"data": str(tmp_path), "train": True}
+    for words, said in ((["experiment=blocks,block"], "experiment=block: .*block"),
+                        (["stages.vision.peak_lr=-1,1"], "peak_lr"), (["eval.keep_ratio=0.1,2"], "keep_ratio is 2")):
+        with pytest.raises(AuroraError, match=f"no job can run with .*{said}"):
+            check(plan_of("seed=0,1", *words, **options), tmp_path / "out")
+    with pytest.raises(AuroraError, match=r"no stage named 'vison'.*Did you mean 'vision'"):
+        check(plan_of("seed=0,1", stage="vison", **options), tmp_path / "out")
+
+
+def test_a_value_that_failed_and_is_no_longer_asked_for_is_forgotten(tmp_path: Path, commands: Commands) -> None:
+    commands.failing = "sort=sizes"
+    run_all(plan_of("sort=size,sizes"), tmp_path, [{"sort": "size"}, {"sort": "sizes"}])
+    assert len(gather(tmp_path)["jobs"]) == 2
+    run_all(plan_of("sort=raster,random"), tmp_path, [{"sort": "raster"}])
+    assert [job["values"]["sort"] for job in gather(tmp_path)["jobs"]] == ["raster", "size"]
 
 
 def test_a_job_that_was_killed_is_told_from_one_that_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
