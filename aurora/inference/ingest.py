@@ -4,6 +4,7 @@ takes as long as its slowest part.
 Shape letters: N frames, M tokens kept per frame, D backbone width.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from queue import Empty, Full, Queue
@@ -31,6 +32,7 @@ class Shot(NamedTuple):
     pixels: Tensor  # [3, h, w] uint8
     keep: int  # M
     skipped: bool  # it shows nothing new, so it is not read
+    sha256: str = ""  # of the pixels; made where frames are decoded, since whoever reads them has more to do
 
 
 class Unit(NamedTuple):
@@ -52,7 +54,8 @@ def prepared(
         pixels = layout.prepare(frame)
         skipped = reference is not None and skip.skips(pixels, reference)
         reference = reference if skipped else pixels
-        yield Shot(seconds, pixels, layout.tokens(*frame.shape[:2]), skipped)
+        digest = hashlib.sha256(pixels.contiguous().numpy().data).hexdigest()
+        yield Shot(seconds, pixels, layout.tokens(*frame.shape[:2]), skipped, digest)
 
 
 def units(shots: Iterable[Shot], pending: Sequence[Shot], moments: Sequence[float] = (), *, each: bool = False
