@@ -95,7 +95,7 @@ async def start_watching(service: Service, name: str, given: Any, upload: Upload
 
 def require_still(service: Service, name: str) -> None:
     """ApiError 409 for a film that is being watched, or could not be."""
-    watch = service.films.watches.get(name)
+    watch = service.films.watching(name)
     if watch is not None and watch.status == "failed":
         raise ApiError(409, f"the film could not be watched: {watch.error.detail if watch.error else watch.status}")
     if watch is not None:

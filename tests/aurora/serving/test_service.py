@@ -212,6 +212,64 @@ def test_frames_are_sent_to_a_live_film(server: Served, library: VideoModel, vid
     assert broken.status_code == 422
 
 
+def test_a_live_film_that_is_deleted_does_not_come_back(server: Served, library: VideoModel, video: Path) -> None:
+    made = server.client.post("/v1/films", json={"live": True, "name": "gone"}).json()
+    picture = library.watch(video, frames=1).thumbnails[0].jpeg
+    server.client.post("/v1/films/gone/frame", content=picture).raise_for_status()
+    assert server.client.delete(f"/v1/films/{made['id']}").status_code == 200
+    for _ in range(10):
+        time.sleep(0.1)
+        assert server.client.get("/v1/films/gone").status_code == 404
+        assert not (server.store / "gone.aurora").exists()
+
+
+def test_a_name_is_not_the_id_of_another_film(server: Served, film_id: str, library: VideoModel, video: Path) -> None:
+    refused = server.client.post("/v1/films", json={"live": True, "name": film_id})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "name")
+    library.watch(video, frames=1).save(server.store / f"{film_id}.aurora")  # nor does a store's file take its place
+    assert server.client.get(f"/v1/films/{film_id}").json()["name"] == "the clip"
+    (server.store / f"{film_id}.aurora").unlink()
+
+
+def test_a_film_whose_name_has_folders_is_reached_by_it(server: Served, video: Path) -> None:
+    made = server.watch(video, name="trips/sea/day 1")
+    for name in ("trips/sea/day 1", "trips%2Fsea%2Fday%201"):
+        at = f"/v1/films/{name}"
+        assert server.client.get(at).json()["id"] == made["id"]
+        assert server.ask(name, QUESTION, max_tokens=2)["frames"] == made["frames"]
+        for end in ("thumbnails", "state", "events", "patches"):
+            assert server.client.get(f"{at}/{end}").status_code == 200, end
+        assert server.client.post(f"{at}/fork", json={}).status_code == 201
+    large = b"x" * (1 << 16)
+    assert server.client.post("/v1/films/trips/sea/day 1/extend", files={"file": large}).status_code == 422
+    assert server.client.get("/v1/films/", follow_redirects=True).json()["object"] == "list"
+    assert server.client.delete("/v1/films/trips/sea/day 1").json()["id"] == made["id"]
+
+
+def test_an_answer_about_a_moment_says_how_much_was_seen(server: Served, make_video: Any, library: VideoModel,
+                                                         tmp_path: Path) -> None:
+    video = make_video(tmp_path / "a.mp4", 80)
+    server.watch(video, name="kept", fps="4", checkpoint_seconds="3")
+    film = library.watch(video, fps=4.0, checkpoint_seconds=3.0)
+    film.sources = ()  # as in the service, where the video is not kept
+    for at in (3.5, 1e6):
+        expected, asked = film.ask(QUESTION, at=at), server.ask("kept", QUESTION, at=at, max_tokens=2)
+        assert (asked["frames"], asked["seconds"]) == (expected.frames, expected.seconds)
+
+
+def test_a_keep_ratio_that_cannot_be_reached_is_refused(server: Served, video: Path) -> None:
+    with video.open("rb") as file:
+        refused = server.client.post("/v1/films", files={"file": file}, data={"keep_ratio": "1e-300"})
+    assert refused.status_code == 400 and "cannot merge" in refused.json()["error"]["message"]
+
+
+def test_a_video_that_is_read_thinly_says_so(server: Served, make_video: Any, tmp_path: Path) -> None:
+    video = make_video(tmp_path / "a.mp4", 80)
+    assert server.watch(video, name="thin", fps="4", max_frames="5")["warnings"] == [
+        "the video is longer than 5 frames at 4 a second: one was read every 2 s; a larger max_frames reads more"]
+    assert server.watch(video, name="whole", fps="4", max_frames="500")["warnings"] == []
+
+
 def test_files_are_kept_under_ids_of_the_server(client: OpenAI, server: Served) -> None:
     first = client.files.create(file=("../../etc/passwd", b"first"), purpose="user_data")
     second = client.files.create(file=("b", b"second"), purpose="vision")
