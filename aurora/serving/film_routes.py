@@ -21,7 +21,15 @@ from aurora.interfaces import Turn
 from aurora.serving.answer import Answer
 from aurora.serving.errors import ApiError, api_error, error_body
 from aurora.serving.files import blocks
-from aurora.serving.film_uploads import NewFilm, WatchOptions, copy_upload, read_body, require_still, start_watching
+from aurora.serving.film_uploads import (
+    NewFilm,
+    WatchOptions,
+    copy_upload,
+    read_body,
+    require_sound,
+    require_still,
+    start_watching,
+)
 from aurora.serving.films import id_of
 from aurora.serving.openai import Served, event, usage
 from aurora.serving.service import Service, while_connected
@@ -94,6 +102,7 @@ async def import_film(service: Served, file: Annotated[UploadFile, File()], name
     try:
         await asyncio.to_thread(copy_upload, file, path, service.settings.memory_bytes)
         film = await asyncio.to_thread(service.model.open, path)
+        await asyncio.to_thread(require_sound, film)
     except FilmMismatch as error:
         raise ApiError(409, str(error).replace(str(path), "the file")) from error
     except ApiError:

@@ -11,17 +11,22 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import av
 import httpx
 import pytest
+import torch
 from openai import OpenAI
 from PIL import Image
 
+from aurora.inference.film_file import read_film, write_film
 from aurora.inference.generation import Generation
+from aurora.inference.reading import Memory
 from aurora.inference.video_model import VideoModel
+from aurora.interfaces import Turn
 
 from .conftest import TOKEN, Served
 
@@ -268,6 +273,51 @@ def test_a_video_that_is_read_thinly_says_so(server: Served, make_video: Any, tm
     assert server.watch(video, name="thin", fps="4", max_frames="5")["warnings"] == [
         "the video is longer than 5 frames at 4 a second: one was read every 2 s; a larger max_frames reads more"]
     assert server.watch(video, name="whole", fps="4", max_frames="500")["warnings"] == []
+
+
+def test_a_film_that_was_made_up_is_not_imported(server: Served, library: VideoModel, video: Path, tmp_path: Path
+                                                 ) -> None:
+    path = tmp_path / "film.aurora"
+    library.watch(video, fps=3.0, checkpoint_seconds=1.0).save(path)
+    saved = read_film(path)
+    now, (medium,), (small, *_) = saved.now, saved.media, saved.thumbnails
+    assert now.pending and now.memory.hidden is not None and saved.history
+    (name, state), (shot, *rest) = next(iter(now.memory.state.items())), now.pending
+
+    def seen(**changes: Any) -> dict[str, Any]:
+        return {"now": replace(now, **changes)}
+
+    def stated(tensor: torch.Tensor) -> Memory:
+        return now.memory._replace(state={**now.memory.state, name: tensor})
+
+    def shown(**changes: Any) -> dict[str, Any]:
+        return seen(pending=(shot._replace(**changes), *rest))
+
+    without = [{"facts": {key: value for key, value in saved.facts.items() if key != gone}}
+               for gone in ("identity", "settings", "state_bytes")]
+    for wrong in (
+        *without, {"facts": {**saved.facts, "chosen": ["keep_ratio"],
+                             "settings": {**saved.facts["settings"], "keep_ratio": "a"}}},
+        {"media": (medium._replace(name=5),)}, {"media": (medium._replace(sampling={"fps": "x"}),)},
+        {"turns": (Turn(5, "x"),)}, {"turns": (Turn("q", None), Turn("r", "s"))},
+        seen(seconds=float("nan")), seen(seconds=float("inf")), seen(seconds="<script>"), seen(frames="x"),
+        seen(frames=-5), seen(memory=stated(torch.full_like(state, torch.nan))), seen(memory=stated(state.double())),
+        seen(memory=stated(state[..., :1])), seen(memory=now.memory._replace(hidden=torch.zeros(1, 3))),
+        seen(memory=now.memory._replace(hidden=None)), shown(pixels=shot.pixels[:, :-1]), shown(keep=10**9),
+        shown(pixels=shot.pixels.float()), shown(keep=0),
+        {"history": (replace(saved.history[0], memory=stated(state[..., :1])),)},
+        {"thumbnails": (small._replace(jpeg=b"no picture"),)}, {"thumbnails": (small._replace(seconds="<x>"),)},
+    ):
+        write_film(saved._replace(**wrong), path)
+        answer = server.client.post("/v1/films/import", files={"file": ("x", path.read_bytes())}, data={"name": "odd"})
+        assert answer.status_code in (409, 422), (wrong, answer.text)
+        assert server.client.get("/v1/films/odd").status_code == 404
+    half = saved._replace(media=(medium._replace(name="\ud800.mp4"),), turns=(Turn("\ud800?", "x"),))
+    write_film(half, path)  # as names of files may be
+    answer = server.client.post("/v1/films/import", files={"file": ("x", path.read_bytes())}, data={"name": "half"})
+    assert answer.status_code == 201 and answer.json()["media"] == ["?.mp4"]
+    assert server.client.get("/v1/films").status_code == 200
+    server.ask("half", QUESTION, max_tokens=2)
 
 
 def test_files_are_kept_under_ids_of_the_server(client: OpenAI, server: Served) -> None:
