@@ -74,4 +74,4 @@ def _invalid(error: RequestValidationError) -> ApiError:
         return ApiError(400, f"{place} is not supported by this server", param=place, code="unsupported_field")
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is not valid JSON")
-    return ApiError(400, f"{place}: {first['msg'].removeprefix('Value error, ')}", param=place or None)
+    return ApiError(400, f"{place or 'the body'}: {first['msg'].removeprefix('Value error, ')}", param=place or None)

@@ -358,6 +358,10 @@ def test_what_is_not_supported_is_refused_by_name(server: Served) -> None:
     assert status(model="gpt")[0] == 404
     assert server.client.post("/v1/chat/completions", content=b"{", headers={"Content-Type": "application/json"}
                               ).status_code == 400
+    bodyless = server.client.post("/v1/chat/completions").json()["error"]["message"]
+    assert bodyless == "the body: Field required"
+    kept = server.client.post("/v1/files", files={"file": b"x"}, data={"expires_after[seconds]": "3600"})
+    assert (kept.status_code, kept.json()["error"]["param"]) == (400, "expires_after[seconds]")
     assert server.client.get("/v1/nothing").json()["error"]["code"] == "not_found"
     assert server.client.get("/v1/chat/completions").status_code == 405
 
@@ -376,6 +380,15 @@ def test_what_is_no_video_is_said(server: Served, raw: bytes) -> None:
     answer = server.client.post("/v1/chat/completions", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "unreadable_media")
     assert str(server.store) not in answer.text
+
+
+def test_a_broken_image_is_said_in_words(server: Served) -> None:
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(buffer, "png")
+    data = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()[:1000]).decode()}"
+    body = {"model": "aurora", "messages": message({"type": "image_url", "image_url": {"url": data}})}
+    answer = server.client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 422 and "('image'" not in answer.text, answer.text
 
 
 def test_a_broken_video_fails_and_says_so(server: Served, video: Path, tmp_path: Path) -> None:
