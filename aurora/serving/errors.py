@@ -13,9 +13,9 @@ from aurora.inference.visuals import UnreadableVisual
 from aurora.serving.answer import DeadlineExceeded, QueueFull
 
 _CODES = {
-    400: "invalid_request", 401: "invalid_token", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 409: "conflict",
-    413: "too_large", 422: "unreadable_media", 429: "queue_full", 500: "internal_error", 503: "shutting_down",
-    504: "deadline_exceeded", 507: "disk_full",
+    400: "invalid_request", 401: "invalid_token", 403: "forbidden", 404: "not_found", 405: "method_not_allowed",
+    409: "conflict", 413: "too_large", 422: "unreadable_media", 429: "queue_full", 500: "internal_error",
+    503: "shutting_down", 504: "deadline_exceeded", 507: "disk_full",
 }
 _STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (UnreadableVisual, 422), (DeadlineExceeded, 504), (QueueFull, 429), (AuroraError, 400),

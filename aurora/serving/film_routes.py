@@ -35,6 +35,7 @@ from aurora.serving.openai import Served, event, usage
 from aurora.serving.service import Service, while_connected
 from aurora.serving.watching import Live
 
+
 class _FilmName(PathConvertor):
     regex = ".+"  # a name may have folders in it
 

@@ -132,13 +132,13 @@ def require_sound(film: Film) -> None:
         for shot in seen.pending:
             size = shot.pixels.shape[1:]
             if model.layout.prepare.shape(*size) != size or shot.keep != model.layout.tokens(*size):
-                raise AuroraError(f"the film holds a frame of {size[1]}×{size[0]} pixels with {shot.keep} tokens, which "
-                                  "the model does not make")
+                raise AuroraError(f"the film holds a frame of {size[1]}×{size[0]} pixels with {shot.keep} tokens, as "
+                                  "the model makes none")
     for small in film.thumbnails:
         try:
             decode_image(small.jpeg, formats=("JPEG",))
         except BadSample as error:
-            raise AuroraError(f"a picture of the film is not readable: {error.detail}") from error
+            raise AuroraError("a picture of the film is not a readable JPEG") from error
     film.question_ids([*film.turns, film.turn("?")])
 
 

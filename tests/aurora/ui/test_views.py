@@ -15,7 +15,8 @@ FILM: dict[str, Any] = {
 
 @pytest.mark.parametrize("shown", [
     views.film(FILM, 58), views.film(FILM | {"status": "watching", "progress": 0.5}, None),
-    views.film(FILM | {"status": "failed", "error": EVIL}, None), views.film(FILM | {"warnings": [EVIL]}, 1), views.problem(EVIL), views.busy(EVIL),
+    views.film(FILM | {"status": "failed", "error": EVIL}, None),
+    views.film(FILM | {"warnings": [EVIL]}, 1), views.problem(EVIL), views.busy(EVIL),
     views.timeline([{"seconds": 0.0, "url": EVIL}]),
     views.exchange({"question": EVIL, "answer": EVIL, "state": "done", "took": EVIL}),
     views.exchange({"question": EVIL, "answer": "", "state": "failed", "error": EVIL}), views.no_figure(EVIL),
