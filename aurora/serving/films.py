@@ -242,6 +242,8 @@ class Films:
                 del self.watches[watch.name]
                 self.jobs.joinpath(f"{id_of(watch.name)}.json").unlink(missing_ok=True)  # of what failed before it
                 self.keep(watch.name, watch.film)
+                if len(watch.film.turns) > len(self.facts(watch.name)["turns"]):  # said while it was being saved
+                    loop.run_in_executor(None, self.save, watch.film, watch.name)
             elif watch.status == "failed" and watch.error is not None:
                 file.unlink(missing_ok=True)
                 self.note_job(watch.name, {**watch.job, "error": watch.error.detail, "status": watch.error.status_code})
