@@ -83,7 +83,7 @@ class BaseVideoModel:
     def using(self, **changes: Any) -> Self:
         """The same weights with another merge, sort, prompt or skip (a name, or a mapping with options) or keep ratio.
 
-        AuroraError for another key, part or value.
+        AuroraError for another key, part or value, and for a keep ratio that the merge cannot reach.
         """
         changes = {key: value for key, value in changes.items() if value is not None}
         for key in changes:
@@ -99,6 +99,10 @@ class BaseVideoModel:
         made.model = copy(self.model)
         for key in named.keys() & {"merge", "sort", "prompt"}:
             setattr(made.model, key, _PARTS[key].build(made.config.part(key)))
+        if named.keys() & {"merge", "keep_ratio"}:
+            layout = made.layout
+            patches = layout.prepare.patches(layout.prepare.size, layout.prepare.size)
+            layout.merge.schedule(patches, layout.depth, layout.merge.keep(patches, layout.depth, layout.keep_ratio))
         made.chosen = self.chosen | changes.keys()
         return made
 

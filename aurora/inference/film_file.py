@@ -10,10 +10,12 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from annotated_types import Ge
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,11 +25,51 @@ from aurora.files import replacing, room_for
 from aurora.inference.ingest import Shot
 from aurora.inference.reading import Memory
 from aurora.inference.snapshot import Medium, Snapshot, Thumbnail
-from aurora.interfaces import Turn
+from aurora.interfaces import Sampling, Turn
+from aurora.options import NonNegativeInt, PositiveFloat, check_kind
 
 FORMAT = 1
 SUFFIX = ".aurora"
 _HEADER_ERRORS = (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """How the header describes a Snapshot."""
+
+    frames: NonNegativeInt
+    skipped: NonNegativeInt
+    last: float
+    seconds: Annotated[float, Ge(0)]
+    digest: str
+    pending: Sequence[tuple[float, NonNegativeInt]]
+
+
+@dataclass(frozen=True)
+class _Medium:
+    """How the header describes a Medium."""
+
+    name: str
+    sampling: Sampling
+    start: Annotated[float, Ge(0)]
+    path: None
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """How the header describes a Turn."""
+
+    question: str
+    answer: str | None
+    places: Sequence[NonNegativeInt]
+
+
+_KINDS: Mapping[str, Any] = {
+    "id": str, "name": str, "identity": Mapping[str, Any], "settings": Mapping[str, Any], "chosen": Sequence[str],
+    "checkpoint_seconds": PositiveFloat | None, "state_bytes": NonNegativeInt, "sha256": str, "now": _Seen,
+    "history": Sequence[_Seen], "media": Sequence[_Medium], "turns": Sequence[_Turn], "thumbnails": Sequence[float],
+}
 
 
 class FilmMismatch(AuroraError):
@@ -93,7 +135,7 @@ def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What the header of a film's file says. AuroraError when it is something else."""
     try:
         with safe_open(path, framework="pt") as file:
-            return _header(file, path)
+            return _checked(_header(file, path), path)
     except _HEADER_ERRORS as error:
         if isinstance(error, AuroraError):
             raise
@@ -104,16 +146,17 @@ def read_film(path: str | os.PathLike[str]) -> Saved:
     """All that a file holds. AuroraError when it is damaged or something else."""
     try:
         with safe_open(path, framework="pt") as file:
-            facts = _header(file, path)
+            written = _header(file, path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        if facts["sha256"] != _checksum(facts, tensors):
+        if written["sha256"] != _checksum(written, tensors):
             raise AuroraError(f"{path} is damaged: its contents are not those that were saved")
+        facts = _checked(written, path)
         return Saved(
             facts, _snapshot("now", facts["now"], tensors),
             tuple(_snapshot(f"history.{number}", each, tensors) for number, each in enumerate(facts["history"])),
             tuple(Medium(**medium) for medium in facts["media"]),
             tuple(Turn(turn["question"], turn["answer"], tuple(turn["places"])) for turn in facts["turns"]),
-            tuple(Thumbnail(seconds, tensors[f"thumbnail.{number}"].numpy().tobytes())
+            tuple(Thumbnail(seconds, _uint8(tensors[f"thumbnail.{number}"], 1).numpy().tobytes())
                   for number, seconds in enumerate(facts["thumbnails"])))
     except _HEADER_ERRORS as error:
         if isinstance(error, AuroraError):
@@ -135,6 +178,25 @@ def _header(file: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
     if facts["format"] != FORMAT:
         raise FilmMismatch(f"{path} is a film of format {facts['format']}; this Aurora reads format {FORMAT}")
     return facts
+
+
+def _checked(written: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a header says, with everything of the kind that it should be; halves of characters, which names of files
+    may hold, become question marks. AuroraError."""
+    text = json.dumps(written, ensure_ascii=False, allow_nan=False)
+    facts: dict[str, Any] = json.loads(text.encode(errors="replace"))
+    for key, kind in _KINDS.items():
+        try:
+            check_kind(key, facts[key], kind)
+        except AuroraError as error:
+            raise AuroraError(f"{path} is not a saved film, or is damaged: {error}") from error
+    return facts
+
+
+def _uint8(tensor: Tensor, dimensions: int) -> Tensor:
+    if tensor.dtype != torch.uint8 or tensor.ndim != dimensions:
+        raise ValueError(f"a picture is {tensor.dtype} of shape {tuple(tensor.shape)}")
+    return tensor
 
 
 def _not_a_film(path: str | os.PathLike[str], error: Exception) -> AuroraError:
@@ -169,9 +231,10 @@ def _tensors(prefix: str, seen: Snapshot) -> dict[str, Tensor]:
 def _snapshot(prefix: str, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Snapshot:
     own = {name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}
     state = {name.removeprefix("state."): tensor for name, tensor in own.items() if name.startswith("state.")}
-    pending = tuple(Shot(seconds, own[f"pending.{number}"], keep, skipped=False)
+    pending = tuple(Shot(seconds, _uint8(own[f"pending.{number}"], 3), keep, skipped=False)
                     for number, (seconds, keep) in enumerate(facts["pending"]))
-    return Snapshot(Memory(own.get("hidden"), state), pending, own.get("reference"), facts["frames"], facts["skipped"],
+    reference = _uint8(own["reference"], 3) if "reference" in own else None
+    return Snapshot(Memory(own.get("hidden"), state), pending, reference, facts["frames"], facts["skipped"],
                     facts["last"], facts["seconds"], facts["digest"])
 
 

@@ -19,6 +19,8 @@ from aurora.interfaces import Runner, Tokenizer
 from aurora.model import AuroraModel
 from aurora.options import PositiveInt, check_kind
 
+COLDEST = 1e-6
+"""What lower temperatures are taken as: logits divided by less overflow, and only ties are drawn differently."""
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -43,7 +45,7 @@ class Generation:
 def filter_logits(logits: Tensor, options: Sequence[Generation]) -> Tensor:
     """[S, V] → [S, V] float32: each row divided by its temperature, with tokens outside its top_k and top_p at -inf."""
     wide, vocab = logits.float(), logits.shape[-1]
-    wide = wide / wide.new_tensor([one.temperature for one in options]).unsqueeze(-1)
+    wide = wide / wide.new_tensor([max(one.temperature, COLDEST) for one in options]).unsqueeze(-1)
     if all(one.top_k is None and one.top_p == 1 for one in options):
         return wide
     ordered, order = wide.sort(dim=-1, descending=True, stable=True)
@@ -60,12 +62,14 @@ def filter_logits(logits: Tensor, options: Sequence[Generation]) -> Tensor:
 
 def next_tokens(logits: Tensor, options: Sequence[Generation], generators: Sequence[torch.Generator]) -> Tensor:
     """[S, V] → [S] int64; each sequence has its own options and draws from its own generator, so that company changes
-    nothing."""
+    nothing. ArithmeticError, before anything is drawn, for logits that are not numbers."""
     tokens = logits.argmax(dim=-1)
     drawing = [row for row, one in enumerate(options) if one.temperature > 0]
     if drawing:
         chosen = logits if len(drawing) == len(options) else logits[drawing]
         probabilities = filter_logits(chosen, [options[row] for row in drawing]).softmax(dim=-1).cpu()
+        if probabilities[:, 0].isnan().any():  # one that is not a number makes all of its row so
+            raise ArithmeticError("the logits of a sequence are not numbers")
         drawn = [torch.multinomial(shares, 1, generator=generators[row])
                  for row, shares in zip(drawing, probabilities, strict=True)]
         tokens[drawing] = torch.cat(drawn).to(tokens.device)

@@ -15,9 +15,12 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
+from aurora.errors import AuroraError
+from aurora.files import claimed
 from aurora.inference.video_model import VideoModel
 from aurora.serving import decode, file_routes, film_routes, openai, patch_routes, responses
 from aurora.serving.errors import add_error_handlers
+from aurora.serving.films import SERVICE
 from aurora.serving.listening import LISTENING, address, listen
 from aurora.serving.middleware import Gate
 from aurora.serving.service import ClientLeft, Service, service_of
@@ -51,7 +54,7 @@ def create_app(settings: Settings, model: VideoModel) -> FastAPI:
     add_error_handlers(app)
     app.add_exception_handler(ClientLeft, _nobody)
     app.add_middleware(Gate, settings=settings, metrics=service.metrics)
-    for routes in (openai, responses, file_routes, film_routes, patch_routes):
+    for routes in (openai, responses, file_routes, patch_routes, film_routes):  # a film's name may be a path
         app.include_router(routes.router)
     app.get("/health")(health)
     app.get("/ready")(ready)
@@ -104,11 +107,15 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: Settings, model: VideoModel) -> int:
-    """Serves until SIGTERM or ^C; gives the exit status. AuroraError for an address that cannot be listened on."""
+    """Serves until SIGTERM or ^C; gives the exit status. AuroraError for an address that cannot be listened on, and for
+    a store that another server serves."""
     set_up_logs()
     listening = listen(settings.host, settings.port)
-    server = Server(create_app(settings, model), settings)
-    server.run(sockets=[listening])
+    with claimed(settings.folder / SERVICE / "lock", "the store") as ours:
+        if not ours:
+            raise AuroraError(f"another server serves the store {settings.store}; give this one a --store of its own")
+        server = Server(create_app(settings, model), settings)
+        server.run(sockets=[listening])
     return 0 if server.started else 1
 
 

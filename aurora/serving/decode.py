@@ -124,7 +124,7 @@ def _decode(sending: Connection, files: Sequence[str], sampling: Sampling, reade
         _tell(sending, error="decoding needs more memory than a video may")
     except (AuroraError, BadSample, OSError) as error:
         # a path on this machine is nobody's business
-        text = str(error)
+        text = error.detail if isinstance(error, BadSample) else str(error)
         for number, file in enumerate(files, 1):
             text = text.replace(file, f"file {number}").replace(Path(file).name, f"file {number}")
         _tell(sending, error=text[:_SAFE_TO_REPEAT])

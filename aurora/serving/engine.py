@@ -202,9 +202,19 @@ class Engine:
         return self.runner.backbone.embed(torch.tensor(list(chain.from_iterable(ids)), device=self._device))
 
     def _sample(self, answers: Sequence[Answer], logits: Tensor) -> None:
-        """Gives each answer its next token; those that end leave the batch."""
+        """Gives each answer its next token; those that end leave the batch, as does one that has none."""
         options, generators = [one.options for one in answers], [one.generator for one in answers]
-        for answer, token in zip(answers, next_tokens(logits, options, generators).tolist(), strict=True):
+        try:
+            tokens = next_tokens(logits, options, generators).tolist()
+        except ArithmeticError as error:
+            if len(answers) > 1:
+                for row, answer in enumerate(answers):
+                    self._sample([answer], logits[row : row + 1])
+                return
+            self._active.remove(answers[0])
+            self._end(answers[0], error=error)
+            return
+        for answer, token in zip(answers, tokens, strict=True):
             answer.token = token
             answer.tokens += 1
             piece = answer.text.push(token)

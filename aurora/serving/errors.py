@@ -13,9 +13,9 @@ from aurora.inference.visuals import UnreadableVisual
 from aurora.serving.answer import DeadlineExceeded, QueueFull
 
 _CODES = {
-    400: "invalid_request", 401: "invalid_token", 404: "not_found", 405: "method_not_allowed", 409: "conflict",
-    413: "too_large", 422: "unreadable_media", 429: "queue_full", 500: "internal_error", 503: "shutting_down",
-    504: "deadline_exceeded", 507: "disk_full",
+    400: "invalid_request", 401: "invalid_token", 403: "forbidden", 404: "not_found", 405: "method_not_allowed",
+    409: "conflict", 413: "too_large", 422: "unreadable_media", 429: "queue_full", 500: "internal_error",
+    503: "shutting_down", 504: "deadline_exceeded", 507: "disk_full",
 }
 _STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (UnreadableVisual, 422), (DeadlineExceeded, 504), (QueueFull, 429), (AuroraError, 400),
@@ -74,4 +74,4 @@ def _invalid(error: RequestValidationError) -> ApiError:
         return ApiError(400, f"{place} is not supported by this server", param=place, code="unsupported_field")
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is not valid JSON")
-    return ApiError(400, f"{place}: {first['msg'].removeprefix('Value error, ')}", param=place or None)
+    return ApiError(400, f"{place or 'the body'}: {first['msg'].removeprefix('Value error, ')}", param=place or None)

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Form, Query, UploadFile
+from fastapi import APIRouter, Form, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 
 from aurora.serving.errors import ApiError
@@ -14,9 +14,11 @@ router = APIRouter(prefix="/v1/files")
 
 
 @router.post("")
-async def upload(file: UploadFile, service: Served, purpose: Annotated[str, Form(max_length=64)] = "user_data"
-                 ) -> dict[str, Any]:
-    """Keeps a file under an id that the server makes; its name is only a label."""
+async def upload(request: Request, file: UploadFile, service: Served,
+                 purpose: Annotated[str, Form(max_length=64)] = "user_data") -> dict[str, Any]:
+    """Keeps a file under an id that the server makes; its name is only a label. It never expires."""
+    for field in (await request.form()).keys() - {"file", "purpose"}:
+        raise ApiError(400, f"{field} is not supported by this server", param=field, code="unsupported_field")
     kept = await asyncio.to_thread(service.files.add, file.file, file.filename or "", purpose,
                                    service.settings.upload_bytes)
     return kept.shown()

@@ -9,22 +9,38 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from aurora.errors import AuroraError, BadSample
 from aurora.files import remove
 from aurora.images import READABLE, decode_image
 from aurora.inference.film import Film
 from aurora.inference.film_file import SUFFIX, FilmMismatch
+from aurora.inference.snapshot import Snapshot
 from aurora.interfaces import Turn
 from aurora.serving.answer import Answer
 from aurora.serving.errors import ApiError, api_error, error_body
 from aurora.serving.files import blocks
-from aurora.serving.film_uploads import NewFilm, WatchOptions, copy_upload, read_body, require_still, start_watching
+from aurora.serving.film_uploads import (
+    NewFilm,
+    WatchOptions,
+    copy_upload,
+    read_body,
+    require_sound,
+    require_still,
+    start_watching,
+)
 from aurora.serving.films import id_of
 from aurora.serving.openai import Served, event, usage
 from aurora.serving.service import Service, while_connected
 from aurora.serving.watching import Live
 
+
+class _FilmName(PathConvertor):
+    regex = ".+"  # a name may have folders in it
+
+
+register_url_convertor("film", _FilmName())
 router = APIRouter(prefix="/v1/films")
 FRAME_BYTES = 32 << 20
 USING = ("keep_ratio", "merge", "sort", "skip", "prompt")
@@ -87,6 +103,7 @@ async def import_film(service: Served, file: Annotated[UploadFile, File()], name
     try:
         await asyncio.to_thread(copy_upload, file, path, service.settings.memory_bytes)
         film = await asyncio.to_thread(service.model.open, path)
+        await asyncio.to_thread(require_sound, film)
     except FilmMismatch as error:
         raise ApiError(409, str(error).replace(str(path), "the file")) from error
     except ApiError:
@@ -99,15 +116,7 @@ async def import_film(service: Served, file: Annotated[UploadFile, File()], name
         return await _keep(service, film, free)
 
 
-@router.get("/{film}")
-async def get_film(film: str, service: Served) -> dict[str, Any]:
-    """What is known of a film, how far it was watched, and the conversation that it remembers."""
-    name = service.films.find(film)
-    told = service.films.shown(name)
-    return told if told["status"] == "damaged" else {**told, "turns": service.films.turns(name)}
-
-
-@router.get("/{film}/events")
+@router.get("/{film:film}/events")
 async def follow(film: str, service: Served) -> StreamingResponse:
     """The same as server-sent events, until the film is ready or failed."""
     name = service.films.find(film)
@@ -130,7 +139,7 @@ async def follow(film: str, service: Served) -> StreamingResponse:
     return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
-@router.post("/{film}/ask", response_model=None)
+@router.post("/{film:film}/ask", response_model=None)
 async def ask(film: str, body: Question, request: Request, service: Served) -> dict[str, Any] | StreamingResponse:
     """Answers a question about what was seen so far, or up to the second `at`; with `remember` the exchange becomes
     part of the film's conversation."""
@@ -141,7 +150,7 @@ async def ask(film: str, body: Question, request: Request, service: Served) -> d
     return await while_connected(request, asking.whole())
 
 
-@router.post("/{film}/fork", status_code=201)
+@router.post("/{film:film}/fork", status_code=201)
 async def fork(film: str, body: Name, service: Served) -> dict[str, Any]:
     """A second film that goes on from what was seen."""
     source = service.films.find(film)
@@ -150,7 +159,7 @@ async def fork(film: str, body: Name, service: Served) -> dict[str, Any]:
         return await _keep(service, forked, name)
 
 
-@router.post("/{film}/extend", status_code=202)
+@router.post("/{film:film}/extend", status_code=202)
 async def extend(film: str, request: Request, service: Served) -> dict[str, Any]:
     """Watches another video behind what was seen."""
     name = service.films.find(film)
@@ -160,7 +169,7 @@ async def extend(film: str, request: Request, service: Served) -> dict[str, Any]
                         extends=service.films.facts(name)["id"])
 
 
-@router.post("/{film}/frame")
+@router.post("/{film:film}/frame")
 async def frame(film: str, request: Request, service: Served,
                 seconds: Annotated[float | None, Query(ge=0, le=1e9)] = None) -> dict[str, Any]:
     """Adds one image to a film, which becomes live: shown at a second of the live part, by default now."""
@@ -174,7 +183,7 @@ async def frame(film: str, request: Request, service: Served,
         pixels = await asyncio.to_thread(decode_image, picture, formats=READABLE)
     except BadSample as error:
         raise ApiError(422, f"the body is not a readable image: {error.detail}") from error
-    watch = service.films.watches.get(name)
+    watch = service.films.watching(name)
     if not isinstance(watch, Live):
         require_still(service, name)
         opened = await service.films.open(name)
@@ -186,11 +195,11 @@ async def frame(film: str, request: Request, service: Served,
     return service.films.shown(name)
 
 
-@router.get("/{film}/state")
+@router.get("/{film:film}/state")
 async def export_film(film: str, service: Served) -> StreamingResponse:
     """The film as one file, which `import`, `aurora ask` and `model.open` read."""
     name = service.films.find(film)
-    if name in service.films.watches:
+    if service.films.watching(name) is not None:
         path = service.folder() / "film"
         seen = (await service.films.open(name)).fork()
         await asyncio.to_thread(seen.save, path)
@@ -203,27 +212,37 @@ async def export_film(film: str, service: Served) -> StreamingResponse:
     return StreamingResponse(blocks(file), media_type="application/octet-stream", headers=headers)
 
 
-@router.get("/{film}/thumbnails")
+@router.get("/{film:film}/thumbnails")
 async def thumbnails(film: str, service: Served) -> dict[str, Any]:
     """Small pictures of what was seen, spread evenly, as data URLs with their seconds."""
     seen = await service.films.open(service.films.find(film))
     return {"object": "list", "data": [{"seconds": small.seconds, "url": small.url} for small in seen.thumbnails]}
 
 
-@router.delete("/{film}")
+# Behind the others, of which a film's name would swallow the ends.
+
+
+@router.get("/{film:film}")
+async def get_film(film: str, service: Served) -> dict[str, Any]:
+    """What is known of a film, how far it was watched, and the conversation that it remembers."""
+    name = service.films.find(film)
+    told = service.films.shown(name)
+    return told if told["status"] == "damaged" else {**told, "turns": service.films.turns(name)}
+
+
+@router.delete("/{film:film}")
 async def delete(film: str, service: Served) -> dict[str, Any]:
     """Deletes a film; watching it ends."""
     name = service.films.find(film)
-    service.films.remove(name)
+    await service.films.remove(name)
     return {"id": id_of(name), "object": "film", "deleted": True}
 
 
 class Asking:
     """One question to a film and its answer."""
 
-    def __init__(self, service: Service, name: str, body: Question, answer: Answer, seen: tuple[int, float]) -> None:
-        self.service, self.name, self.body, self.answer = service, name, body, answer
-        self.frames, self.seconds = seen
+    def __init__(self, service: Service, name: str, body: Question, answer: Answer, seen: Snapshot) -> None:
+        self.service, self.name, self.body, self.answer, self.seen = service, name, body, answer, seen
 
     async def whole(self) -> dict[str, Any]:
         """The answer in one piece."""
@@ -245,16 +264,12 @@ class Asking:
         yield event(self._end(), "done")
 
     def _end(self) -> dict[str, Any]:
-        return {"finish_reason": self.answer.finish_reason, "frames": self.frames, "seconds": self.seconds,
-                "usage": usage(self.answer)}
+        return {"finish_reason": self.answer.finish_reason, "frames": self.seen.frames,
+                "seconds": self.seen.seconds, "usage": usage(self.answer)}
 
     async def _remember(self, text: str) -> None:
-        if not self.body.remember:
-            return
-        film = await self.service.films.open(self.name)
-        film.turns = (*film.turns, film.turn(self.body.question)._replace(answer=text))
-        if self.name not in self.service.films.watches:  # those are saved when they are watched
-            await asyncio.to_thread(self.service.films.save, film, self.name)
+        if self.body.remember:
+            await self.service.films.remember(self.name, self.body.question, text)
 
 
 async def _keep(service: Service, film: Film, name: str) -> dict[str, Any]:
@@ -267,6 +282,9 @@ async def _begin(service: Service, name: str, body: Question) -> Asking:
     film = await service.films.open(name)
     options = service.generation(max_tokens=body.max_tokens, temperature=body.temperature, top_p=body.top_p,
                                  top_k=body.top_k, seed=body.seed, stop=body.stop)
-    seen = (film.frames, film.seconds) if body.at is None else (film.frames, min(body.at, film.seconds))
+    seen, at = film.now, body.at
     turns: list[Turn] = [*film.turns, film.turn(body.question)]
-    return Asking(service, name, body, await service.ask(film, turns, options, at=body.at), seen)
+    answer = await service.ask(film, turns, options, at=at)
+    if at is not None and at < seen.last:  # then the last state that was kept before it
+        seen = max((kept for kept in film.history if kept.last <= at), key=lambda kept: kept.last, default=seen)
+    return Asking(service, name, body, answer, seen)

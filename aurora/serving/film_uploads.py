@@ -10,14 +10,17 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile as Upload
 
-from aurora.errors import AuroraError
+from aurora.errors import AuroraError, BadSample
 from aurora.files import remove, room_for
+from aurora.images import decode_image
+from aurora.inference.film import Film
 from aurora.inference.visuals import UnreadableVisual
 from aurora.media import media_type
 from aurora.serving.errors import ApiError
 from aurora.serving.films import id_of
 from aurora.serving.messages import limited_sampling
 from aurora.serving.service import Service
+from aurora.types import State
 
 
 class WatchOptions(BaseModel):
@@ -95,7 +98,7 @@ async def start_watching(service: Service, name: str, given: Any, upload: Upload
 
 def require_still(service: Service, name: str) -> None:
     """ApiError 409 for a film that is being watched, or could not be."""
-    watch = service.films.watches.get(name)
+    watch = service.films.watching(name)
     if watch is not None and watch.status == "failed":
         raise ApiError(409, f"the film could not be watched: {watch.error.detail if watch.error else watch.status}")
     if watch is not None:
@@ -107,6 +110,36 @@ def _require_media(path: Path) -> None:
         media_type(path)
     except AuroraError as error:
         raise UnreadableVisual(str(error).replace(repr(str(path)), "the file")) from error
+
+
+def require_sound(film: Film) -> None:
+    """AuroraError for a film from elsewhere, whose file may hold anything, that its model cannot read on from or that
+    cannot be shown."""
+    model, backbone = film.model, film.model.model.backbone
+    grows, state = not backbone.constant_state, backbone.init_state(1)  # in the third dimension
+
+    def kinds(of: State) -> dict[str, Any]:
+        return {name: (t.dtype, *t.shape[:2], *t.shape[2 + grows :]) for name, t in of.items()}
+
+    for seen in (film.now, *film.history):
+        hidden = seen.memory.hidden
+        if kinds(seen.memory.state) != kinds(state) or not all(
+                t.isfinite().all() for name, t in seen.memory.state.items() if state[name].isfinite().all()):
+            raise AuroraError("the film's state has other names, kinds or shapes than the model's, or is not finite")
+        if (hidden is None and seen.frames) or (hidden is not None and not (
+                hidden.is_floating_point() and hidden.shape == (1, backbone.hidden_size) and hidden.isfinite().all())):
+            raise AuroraError("the film's hidden state is not one of the model")
+        for shot in seen.pending:
+            size = shot.pixels.shape[1:]
+            if model.layout.prepare.shape(*size) != size or shot.keep != model.layout.tokens(*size):
+                raise AuroraError(f"the film holds a frame of {size[1]}×{size[0]} pixels with {shot.keep} tokens, as "
+                                  "the model makes none")
+    for small in film.thumbnails:
+        try:
+            decode_image(small.jpeg, formats=("JPEG",))
+        except BadSample as error:
+            raise AuroraError("a picture of the film is not a readable JPEG") from error
+    film.question_ids([*film.turns, film.turn("?")])
 
 
 def copy_upload(upload: Any, path: Path, most: int) -> None:

@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 SERVICE = ".service"
 """What the server keeps in the store besides films; stores do not list what begins with a dot."""
+Version = tuple[int, int, int]
+"""Of a film's file: another program may replace it at any time."""
+_ID = re.compile(r"film_[0-9a-f]{24}")
 _LABEL = re.compile(r"[^A-Za-z0-9]+")
 
 
@@ -49,9 +52,11 @@ class Films:
         self.watcher = Watcher(model, settings)
         self.watches: dict[str, Watch] = {}  # by name: films that are watched, and those that could not be
         self.memory = FilmMemory(settings.memory_bytes)
-        self._facts: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
+        self._facts: dict[str, tuple[Version, dict[str, Any]]] = {}
+        self._versions: dict[str, Version | None] = {}  # of the file that what is known of a film came from
         self._named: set[str] = set()
         self._saving = threading.Lock()
+        self._remembering = asyncio.Lock()
 
     # What there is.
 
@@ -64,14 +69,22 @@ class Films:
 
     def find(self, film_id: str) -> str:
         """The name of a film by its id or name. ApiError 404."""
-        for name in self.names():
-            if film_id in (name, id_of(name)):
+        names = self.names()
+        for name in names:
+            if film_id == id_of(name):
                 return name
+        if film_id in names:
+            return film_id
         raise ApiError(404, f"there is no film {film_id[:100]!r}")
+
+    def watching(self, name: str) -> Watch | None:
+        """Who watches a film. None for one that is saved, also after more of it could not be watched."""
+        watch = self.watches.get(name)
+        return None if watch is not None and watch.error is not None and self.store.path(name).exists() else watch
 
     def shown(self, name: str) -> dict[str, Any]:
         """What clients are told of a film."""
-        watch = self.watches.get(name)
+        watch = self.watching(name)
         told: dict[str, Any] = {"id": id_of(name), "object": "film", "name": name, "model": f"film:{name}"}
         if watch is not None:
             film = watch.film
@@ -87,15 +100,18 @@ class Films:
             return told | {"status": "damaged", "error": str(error).replace(str(self.settings.folder), "STORE")}
         wrong = differences(facts["identity"], self.model.identity, [*self.model.identity])
         reason = f"it is a film of another model; what differs: {', '.join(wrong)}" if wrong else None
+        failed = self.watches[name].error if name in self.watches else None
+        warnings = [] if failed is None else [f"it could not be extended, and is as it was: {failed.detail}"]
         return told | {"status": "other_model" if wrong else "ready", "frames": facts["now"]["frames"],
                        "seconds": facts["now"]["seconds"], "progress": 1.0, "error": reason,
+                       "warnings": [*warnings, *_thinned(facts)],
                        "state_bytes": facts["state_bytes"], "digest": facts["id"], "settings": facts["settings"],
                        "media": [medium["name"] for medium in facts["media"]],
                        "sha256": [medium["sha256"] for medium in facts["media"]]}
 
     def turns(self, name: str) -> list[dict[str, str | None]]:
         """The questions and answers that a film remembers."""
-        watch = self.watches.get(name)
+        watch = self.watching(name)
         if watch is not None:
             turns = () if watch.film is None else watch.film.turns
             return [{"question": turn.question, "answer": turn.answer} for turn in turns]
@@ -103,25 +119,37 @@ class Films:
 
     def facts(self, name: str) -> dict[str, Any]:
         """What the header of a saved film says; read again only when the file was replaced."""
-        stat = self.store.require(name).stat()
-        version = stat.st_mtime_ns, stat.st_size
+        version = _version(self.store.require(name))
         if self._facts.get(name, (None,))[0] != version:
             self._facts[name] = version, self.store.info(name)
         return self._facts[name][1]
 
     async def open(self, name: str) -> Film:
         """A film to be asked: as far as it was seen. ApiError 409 while nothing was, or when it is another model's."""
-        watch = self.watches.get(name)
+        watch = self.watching(name)
         if watch is not None:
             if watch.error is not None:
                 raise ApiError(409, f"the film could not be watched: {watch.error.detail}")
             if watch.film is None or not watch.film.frames:
                 raise ApiError(409, "nothing of the film was seen yet; ask again in a moment")
             return watch.film
-        try:
-            return await self.memory.load(f"film:{name}", lambda: self.store.open(self.model, name))
-        except FilmMismatch as error:
-            raise ApiError(409, str(error).replace(str(self.settings.folder), "STORE")) from error
+        return await self._saved(name)
+
+    async def _saved(self, name: str) -> Film:
+        """A film as it stands in the store now: read again where its file was replaced."""
+        version = _version(self.store.require(name))
+        if version != self._versions.get(name):
+            self.memory.drop(f"film:{name}")
+            self._versions[name] = version
+        film = self.memory.get(f"film:{name}")
+        if film is None:
+            try:
+                film = await asyncio.to_thread(self.store.open, self.model, name)
+            except FilmMismatch as error:
+                raise ApiError(409, str(error).replace(str(self.settings.folder), "STORE")) from error
+            if self._versions.get(name) == version:
+                self.memory.put(f"film:{name}", film)
+        return film
 
     # What changes.
 
@@ -129,25 +157,51 @@ class Films:
     def naming(self, chosen: str | None, label: str | None) -> Iterator[str]:
         """A name that nobody else is given meanwhile: the one that a client chose, else one that the server makes of a
         label. ApiError 409 when it is taken."""
+        if chosen is not None and _ID.fullmatch(chosen):
+            raise ApiError(400, f"the name {chosen!r} looks like the id of another film", param="name")
         word = _LABEL.sub("-", Path(label or "film").stem).strip("-")[:60] or "film"
         name = chosen or f"{word}-{secrets.token_hex(6)}"
         self.store.path(name)
         if name in self._named or name in self.names():
             raise ApiError(409, f"there is a film {name!r} already", param="name")
         self._named.add(name)
+        self._versions.pop(name, None)
         try:
             yield name
         finally:
             self._named.discard(name)
 
     def save(self, film: Film, name: str) -> None:
-        """Writes a film; returns when it is on the disk."""
+        """Writes a film; returns when it is on the disk. ApiError 409 where its file is not the one that the film came
+        from: what another program has made of it is not overwritten."""
+        path = self.store.path(name)
         with self._saving:
+            if self._versions.get(name) != (_version(path) if path.exists() else None):
+                raise ApiError(409, f"the film {name!r} was replaced or removed by another program meanwhile")
             self.store.save(film, name)
+            self._versions[name] = _version(path)
 
     def keep(self, name: str, film: Film) -> None:
         """A film that was saved is asked from memory from now on."""
         self.memory.put(f"film:{name}", film)
+
+    async def remember(self, name: str, question: str, answer: str) -> None:
+        """Makes an exchange part of a film's conversation; returns when it is on the disk, also of a film that is
+        being watched."""
+        async with self._remembering:
+            watch, film = self.watching(name), await self.open(name)
+            turn = film.turn(question)._replace(answer=answer)
+            film.turns = (*film.turns, turn)
+            if isinstance(watch, Live):
+                await asyncio.to_thread(watch.save)
+            elif watch is not None and not self.store.path(name).exists():
+                self.note_job(name, {**watch.job, "turns": [one._asdict() for one in film.turns]})
+            else:
+                if watch is not None:  # what it extends
+                    film = await self._saved(name)
+                    film.turns = (*film.turns, turn)
+                await asyncio.to_thread(self.save, film, name)
+                self.keep(name, film)
 
     def start_job(self, name: str, job: Mapping[str, Any], file: Path, film: Film | None) -> None:
         """Writes down what is to be watched, so that a restart goes on with it, and watches it. QueueFull."""
@@ -164,19 +218,21 @@ class Films:
         job_id = id_of(name)
 
         def finish(film: Film) -> None:
+            if job["extends"] is not None and self.facts(name)["id"] != job["extends"]:
+                raise ApiError(409, "the film was replaced while this was watched")
             self.save(film, name)
             self.jobs.joinpath(f"{job_id}.json").unlink(missing_ok=True)
             file.unlink(missing_ok=True)
             self.metrics.films_watched.inc()
 
         watch = self.watcher.start(name, [file], Sampling(**job["sampling"]), finish, film=film, using=job["using"],
-                                   checkpoint_seconds=job["checkpoint_seconds"])
-        watch.sha256 = job.get("sha256")
+                                   checkpoint_seconds=job["checkpoint_seconds"], turns=job.get("turns", ()))
+        watch.sha256, watch.job = job.get("sha256"), job
         self.watches[name] = watch
-        self._when_done(watch, job, file)
+        self._when_done(watch, file)
         return watch
 
-    def _when_done(self, watch: Watch, job: Mapping[str, Any], file: Path) -> None:
+    def _when_done(self, watch: Watch, file: Path) -> None:
         loop = asyncio.get_running_loop()
 
         def ended() -> None:
@@ -184,10 +240,13 @@ class Films:
                 return
             if watch.status == "ready" and watch.film is not None:
                 del self.watches[watch.name]
+                self.jobs.joinpath(f"{id_of(watch.name)}.json").unlink(missing_ok=True)  # of what failed before it
                 self.keep(watch.name, watch.film)
+                if len(watch.film.turns) > len(self.facts(watch.name)["turns"]):  # said while it was being saved
+                    loop.run_in_executor(None, self.save, watch.film, watch.name)
             elif watch.status == "failed" and watch.error is not None:
                 file.unlink(missing_ok=True)
-                self.note_job(watch.name, {**job, "error": watch.error.detail, "status": watch.error.status_code})
+                self.note_job(watch.name, {**watch.job, "error": watch.error.detail, "status": watch.error.status_code})
 
         watch.done.add_done_callback(lambda _: loop.is_closed() or loop.call_soon_threadsafe(ended))
 
@@ -216,7 +275,10 @@ class Films:
 
     def _resume(self, name: str, job: Mapping[str, Any], file: Path) -> None:
         try:
-            film = None if job["extends"] is None else self.store.open(self.model, name)
+            film = None
+            if job["extends"] is not None:
+                self._versions[name] = _version(self.store.require(name))
+                film = self.store.open(self.model, name)
             self.watch(name, job, file, film)
         except AuroraError as error:
             log.warning("%s is not watched on: %s", name, error)
@@ -230,28 +292,36 @@ class Films:
         """Begins to read the frames that a client sends."""
         watch = Live(name, film, lambda grown: self.save(grown, name))
         self.watches[name] = watch
-        self._when_done(watch, {"extends": None}, self.jobs / f"{id_of(name)}.0")
+        self._when_done(watch, self.jobs / f"{id_of(name)}.0")
         watch.start()
         return watch
 
-    def remove(self, name: str) -> None:
+    async def remove(self, name: str) -> None:
         """Deletes a film and what is left of its watching."""
         watch = self.watches.pop(name, None)
         if watch is not None:
-            watch.stop()
+            watch.discard()
         for suffix in (".json", ".0"):
             self.jobs.joinpath(f"{id_of(name)}{suffix}").unlink(missing_ok=True)
         self.memory.drop(f"film:{name}")
-        if name in self.store.names():
-            self.store.remove(name)
+        await asyncio.to_thread(self._remove, name)
+
+    def _remove(self, name: str) -> None:
+        with self._saving:
+            if self.store.path(name).exists():
+                self.store.remove(name)
 
     async def every_second(self) -> None:
         """Saves films that grow."""
         while True:
             await asyncio.sleep(1.0)
             for watch in [*self.watches.values()]:
-                if isinstance(watch, Live):
+                if not isinstance(watch, Live):
+                    continue
+                try:
                     await asyncio.to_thread(watch.save_if_due)
+                except Exception as error:  # of one film; it is tried again when it has grown
+                    log.warning("the live film %s is not saved: %s", watch.name, error)
 
     def close(self) -> None:
         """Ends what is being watched, and saves it where it is live."""
@@ -266,6 +336,22 @@ class Films:
 def id_of(name: str) -> str:
     """The id that the server makes of a film's name."""
     return f"film_{hashlib.sha256(name.encode()).hexdigest()[:24]}"
+
+
+def _version(path: Path) -> Version:
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def _thinned(facts: Mapping[str, Any]) -> list[str]:
+    """How far apart the frames are where `max_frames` left some out."""
+    frames, seconds = facts["now"]["frames"], facts["now"]["seconds"]
+    sampling = facts["media"][0]["sampling"] if len(facts["media"]) == 1 else {}
+    fps, most = sampling.get("fps"), sampling.get("max_frames")
+    if fps is None or frames != most or seconds * fps <= most + 1:
+        return []
+    return [f"the video is longer than {most} frames at {fps:g} a second: one was read every {seconds / frames:.3g} s; "
+            "a larger max_frames reads more"]
 
 
 def _progress(watch: Watch) -> float | None:

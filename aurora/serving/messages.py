@@ -143,6 +143,8 @@ def _media(part: Mapping[str, Any], kind: str, place: str) -> list[Medium]:
         return [Medium(file_id=file_id)]
     if isinstance(data := found.get("data"), str):
         return [_of_url(data, place) if data.startswith("data:") else Medium(_decoded(data, place))]
+    if isinstance(data := found.get("file_data"), str) and not data.startswith(("data:", "https:")):
+        return [Medium(_decoded(data, place))]
     for key in ("url", "image_url", "video_url", "file_data", "file_url"):
         if isinstance(url := found.get(key), str):
             return [_of_url(url, place)]
@@ -161,6 +163,6 @@ def _of_url(url: Any, place: str) -> Medium:
 
 def _decoded(text: str, place: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)  # some wrap its lines
     except (binascii.Error, ValueError) as error:
         raise ApiError(400, f"{place}: the data is not valid base64", param=place) from error

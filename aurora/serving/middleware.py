@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 from fastapi.responses import JSONResponse
@@ -15,7 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from aurora.serving.errors import ApiError, api_error, error_body
 from aurora.serving.metrics import Metrics
-from aurora.serving.settings import Settings
+from aurora.serving.settings import LOCAL, Settings
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -25,14 +26,17 @@ Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = ("/health", "/ready")
 """Paths that need no token: whoever restarts the server has none."""
-UPLOADS = re.compile(r"/v1/(files|films(/import|/[^/]+/extend)?)")
+UPLOADS = re.compile(r"/v1/(files|films(/import|/.+/extend)?)")
 """Paths whose forms may be as large as an upload: they go to the disk as they come."""
 
 log = structlog.get_logger("aurora.serving")
 
 
 class Gate:
-    """Lets a request in when its token is right and its body is not too large; logs and counts it without its text."""
+    """Lets a request in when its token is right and its body is not too large; logs and counts it without its text.
+
+    Without a token this machine is served, and not what pages of other sites make a browser on it send.
+    """
 
     def __init__(self, app: Asgi, settings: Settings, metrics: Metrics) -> None:
         self.app, self.settings, self.metrics = app, settings, metrics
@@ -74,18 +78,40 @@ class Gate:
                      seconds=round(seconds, 4), client=(scope.get("client") or ("",))[0])
 
     def _check_token(self, path: str, headers: dict[bytes, bytes]) -> None:
-        if self.settings.token is None or path in OPEN:
+        if path in OPEN:
+            return
+        if self.settings.token is None:
+            self._check_site(headers)
             return
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
         right = hmac.compare_digest(given.strip(), self.settings.token.encode())
         if kind.lower() != b"bearer" or not right:
             raise ApiError(401, "the token is missing or wrong; send it as `Authorization: Bearer TOKEN`")
 
+    def _check_site(self, headers: dict[bytes, bytes]) -> None:
+        host = _hostname(b"//" + headers.get(b"host", b""))
+        if host not in LOCAL:  # a name of another site may lead here
+            raise ApiError(403, f"a server without a token is not reached as {host[:100]!r}; set one with --token or "
+                                "AURORA_TOKEN")
+        origin = headers.get(b"origin")  # of browsers alone
+        foreign = headers.get(b"sec-fetch-site") == b"cross-site" and headers.get(b"sec-fetch-mode") != b"navigate"
+        if foreign or (origin is not None and _hostname(origin) not in LOCAL):
+            raise ApiError(403, "this was sent by a page of another site, which a server without a token refuses; set "
+                                "one with --token or AURORA_TOKEN")
+
     def _limit(self, scope: Scope, headers: dict[bytes, bytes]) -> int:
         is_form = headers.get(b"content-type", b"").startswith(b"multipart/form-data")
         if is_form and UPLOADS.fullmatch(scope["path"]):
             return self.settings.upload_bytes + (1 << 16)  # what multipart writes around it
         return self.settings.body_bytes
+
+
+def _hostname(address: bytes) -> str:
+    """The host of an address; empty where it has none."""
+    try:
+        return urlsplit(address.decode("latin-1")).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _is_json(path: str, headers: dict[bytes, bytes]) -> bool:

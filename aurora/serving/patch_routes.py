@@ -17,7 +17,7 @@ from aurora.serving.openai import Served
 router = APIRouter(prefix="/v1")
 
 
-@router.get("/films/{film}/patches")
+@router.get("/films/{film:path}/patches")
 async def patches(
     film: str, service: Served, second: Annotated[float, Query(ge=0, le=1e9)] = 0.0,
     depth: Annotated[int | None, Query(ge=0)] = None, keep_ratio: Annotated[float | None, Query(gt=0, le=1)] = None,

@@ -17,7 +17,7 @@ from aurora.errors import AuroraError
 from aurora.inference.film import Film
 from aurora.inference.video_model import VideoModel
 from aurora.inference.visuals import file_hash
-from aurora.interfaces import Sampling
+from aurora.interfaces import Sampling, Turn
 from aurora.serving.answer import QueueFull
 from aurora.serving.decode import DecodeLimits, frames
 from aurora.serving.errors import ApiError, api_error
@@ -48,6 +48,7 @@ class Watch:
         self.sha256: str | None = None  # of the video, if it is an uploaded file
         self.began = 0  # frames that had been seen before
         self.users = 0  # requests that wait for it
+        self.job: Mapping[str, Any] = {}  # what a restart needs to watch it again
         self.done: Future[Film] = Future()
         self._stop = threading.Event()
 
@@ -58,6 +59,10 @@ class Watch:
 
     def stop(self) -> None:
         """Ends it after the chunk that is being read."""
+        self._stop.set()
+
+    def discard(self) -> None:
+        """The same, and nothing of it is saved."""
         self._stop.set()
 
     def run(self, films: Iterator[Film], finish: Callable[[Film], None], status: str = "watching") -> None:
@@ -104,6 +109,7 @@ class Watcher:
     def start(
         self, name: str, files: Sequence[Path], sampling: Sampling, finish: Callable[[Film], None], *,
         film: Film | None = None, using: Mapping[str, Any] | None = None, checkpoint_seconds: float | None = None,
+        turns: Sequence[Mapping[str, Any]] = (),
     ) -> Watch:
         """Watches files, behind what a `film` has seen where there is one. QueueFull when too many wait."""
         if len(self._running) >= self.settings.watching + self.settings.max_watching:
@@ -111,6 +117,8 @@ class Watcher:
         watch = Watch(name)
         watch.film, watch.began = film, 0 if film is None else film.frames
         films = self._films(watch, files, sampling, film, using or {}, checkpoint_seconds)
+        if turns:
+            films = _with_turns(films, [Turn(**{**turn, "places": tuple(turn["places"])}) for turn in turns])
         self._running.add(watch)
         watch.done.add_done_callback(lambda _: self._running.discard(watch))
         self._pool.submit(watch.run, films, finish)
@@ -144,6 +152,15 @@ class Watcher:
         for watch in [*self._running]:
             watch.stop()
         self._pool.shutdown(wait=True, cancel_futures=False)
+
+
+def _with_turns(films: Iterator[Film], turns: Sequence[Turn]) -> Iterator[Film]:
+    """A film that grows, with what was said about it before a kill."""
+    with closing(films):  # type: ignore[type-var]
+        for number, film in enumerate(films):
+            if number == 0:
+                film.turns = (*turns, *film.turns)
+            yield film
 
 
 class Uploaded:
@@ -214,14 +231,16 @@ class Feed:
 
 
 class Live(Watch):
-    """A film that grows by the frames that a client sends. `save` is called at its end, and by `save_if_due`."""
+    """A film that grows by the frames that a client sends, and is saved at its end, by `save`, and by `save_if_due`."""
 
     def __init__(self, name: str, film: Film, save: Callable[[Film], None]) -> None:
         super().__init__(name)
         self.feed, self.film, self.began = Feed(), film, film.frames
         self._save, self._saved_frames, self._saved_at = save, film.frames, time.monotonic()
-        self._thread = threading.Thread(target=self.run, args=(film.extending(self.feed, fps=1.0), save, "live"),
-                                        daemon=True, name=f"live-{name}")
+        self._saving = threading.Lock()
+        self._thread = threading.Thread(
+            target=self.run, args=(film.extending(self.feed, fps=1.0), lambda _: self.save(), "live"), daemon=True,
+            name=f"live-{name}")
 
     def start(self) -> None:
         """Begins to read."""
@@ -231,6 +250,11 @@ class Live(Watch):
         """Ends it after the frames that wait."""
         self.feed.end()
 
+    def discard(self) -> None:
+        """Ends it without saving it."""
+        super().discard()
+        self.feed.end()
+
     def join(self) -> None:
         """Returns when it is saved."""
         self._thread.join()
@@ -238,8 +262,14 @@ class Live(Watch):
     def save_if_due(self) -> None:
         """Saves what was seen since the last time, if that is some seconds ago."""
         film = self.film
-        if film is None or film.frames == self._saved_frames or time.monotonic() - self._saved_at < SAVE_SECONDS:
-            return
-        film = film.fork()  # which stays as it is while the film grows
-        self._save(film)
-        self._saved_frames, self._saved_at = film.frames, time.monotonic()
+        if film is not None and film.frames != self._saved_frames and time.monotonic() - self._saved_at >= SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Saves it as it is now."""
+        with self._saving:
+            if self.film is None or self._stop.is_set():
+                return
+            film = self.film.fork()  # which stays as it is while the film grows
+            self._save(film)
+            self._saved_frames, self._saved_at = film.frames, time.monotonic()

@@ -36,7 +36,7 @@ def create_app(client: Client, settings: Mapping[str, Any], *, token: str | None
     if local:  # another site's name may not lead here
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
 
-    @app.get("/films/{film}.aurora")
+    @app.get("/films/{film:path}.aurora")
     async def save(film: str) -> Response:
         """A film as a file."""
         try:

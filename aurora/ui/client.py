@@ -12,6 +12,8 @@ import httpx
 from aurora.errors import AuroraError
 
 _NAME = re.compile(r"[^\w .,()+@~#-]+")
+PURPOSE = "aurora_ui"
+"""What files are uploaded for by a page: it deletes no others."""
 TIMEOUT = httpx.Timeout(30.0, read=300.0)
 
 
@@ -59,12 +61,12 @@ class Client:
     async def upload(self, path: Path, name: str) -> str:
         """The id of a file that the service keeps."""
         with path.open("rb") as file:
-            kept = await self._json("POST", "/v1/files", files={"file": (name, file)}, data={"purpose": "user_data"})
+            kept = await self._json("POST", "/v1/files", files={"file": (name, file)}, data={"purpose": PURPOSE})
         return str(kept["id"])
 
-    async def uploaded(self) -> list[dict[str, Any]]:
-        """The files that the service keeps, the newest first."""
-        kept: list[dict[str, Any]] = (await self._json("GET", "/v1/files"))["data"]
+    async def uploaded(self, **only: Any) -> list[dict[str, Any]]:
+        """The files that the service keeps, the newest first; `only` those of a purpose."""
+        kept: list[dict[str, Any]] = (await self._json("GET", "/v1/files", params=only))["data"]
         return kept
 
     async def watch(self, path: Path, **options: Any) -> dict[str, Any]:
@@ -114,11 +116,13 @@ class Client:
             return await self._json("POST", "/v1/films/import", files={"file": (name, file)})
 
     async def delete(self, film: str) -> None:
-        """Deletes a film, or stops watching it; its video too, unless another film is of it."""
-        video = await self.video_of(await self.film(film))
+        """Deletes a film, or stops watching it; its video too, if a page uploaded it and no other film is of it."""
+        shown = (await self.film(film)).get("sha256", [])
         await self._json("DELETE", f"/v1/films/{film}")
-        if video is not None and not any(video["sha256"] in other.get("sha256", []) for other in await self.films()):
-            await self.forget(video["id"])
+        still = {sha256 for other in await self.films() for sha256 in other.get("sha256", [])}
+        for video in await self.uploaded(purpose=PURPOSE):
+            if video["sha256"] in shown and video["sha256"] not in still:
+                await self.forget(video["id"])
 
     async def forget(self, file_id: str) -> None:
         """Deletes an uploaded file."""

@@ -77,7 +77,8 @@ def film(told: Mapping[str, Any], tokens: int | None) -> str:
         return f'<div class="card" aria-busy="true">{state}{progress(told)}{known}</div>'
     if told["error"]:
         return f'<div class="problem" role="alert">{state}{escape(sentence(str(told["error"])))}</div>'
-    return f'<div class="card">{state}{facts(told, tokens)}{save(told)}</div>'
+    warnings = "".join(f'<p class="note">{escape(sentence(text))}</p>' for text in told.get("warnings", ()))
+    return f'<div class="card">{state}{warnings}{facts(told, tokens)}{save(told)}</div>'
 
 
 def progress(told: Mapping[str, Any]) -> str:

@@ -85,6 +85,20 @@ def test_temperature_divides_the_logits() -> None:
     torch.testing.assert_close(filter_logits(logits, [Generation(temperature=0.5)]), logits * 2)
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-9])
+@pytest.mark.parametrize("limits", [{}, {"top_k": 3, "top_p": 0.9}])
+def test_a_temperature_near_zero_takes_the_likeliest_token(temperature: float, limits: dict) -> None:
+    logits = torch.tensor([[-80.0, 3.0, 300.0, 2.0]])
+    assert next_tokens(logits, [Generation(temperature=temperature, **limits)], [generator()]).tolist() == [2]
+
+
+def test_logits_that_are_not_numbers_are_an_error_before_anything_is_drawn() -> None:
+    logits, drawn = torch.tensor([[0.0, 1.0], [float("nan"), 1.0]]), generator()
+    with pytest.raises(ArithmeticError, match="not numbers"):
+        next_tokens(logits, [Generation(temperature=1.0)] * 2, [drawn, generator()])
+    assert torch.equal(drawn.get_state(), generator().get_state())
+
+
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     logits = torch.tensor([0.1, 0.6, 0.3]).log().expand(4000, -1)
     one = generator()

@@ -167,6 +167,24 @@ def test_an_error_in_a_pass_reaches_who_asked_and_the_next_one_is_answered(
     assert asyncio.run(whole(engine)) == alone(model, "a question", OPTIONS[1])
 
 
+def test_an_answer_that_has_no_next_token_ends_alone(model: AuroraModel, start: Callable[..., Engine]) -> None:
+    engine = start(model)
+    options = [Generation(max_new_tokens=12, temperature=1.0, seed=seed) for seed in range(4)]
+
+    async def together() -> list[str | BaseException]:
+        fine = blank(engine.runner, 1)
+        broken = fine._replace(state={name: torch.full_like(tensor, torch.nan) for name, tensor in fine.state.items()})
+        with engine._changed:  # all are there before the first pass
+            asked = [engine.ask(broken if number == 1 else fine, model.tokenizer.encode(QUESTIONS[number]), one)
+                     for number, one in enumerate(options)]
+        return await asyncio.gather(*(answer.whole() for answer in asked), return_exceptions=True)
+
+    made = asyncio.run(together())
+    assert isinstance(made.pop(1), ArithmeticError)
+    assert made == [alone(model, QUESTIONS[number], options[number]) for number in (0, 2, 3)]
+    assert engine.answering == 0
+
+
 async def whole(engine: Engine) -> str:
     return await ask(engine, options=OPTIONS[1]).whole()
 

@@ -33,6 +33,9 @@ def user(*parts: dict[str, object]) -> list[dict[str, object]]:
     ({"type": "file", "file": {"file_id": "file-1"}}, [Medium(file_id="file-1")]),
     ({"type": "file", "file": {"file_data": DATA, "filename": "../a.mp4"}}, [Medium(RAW)]),
     ({"type": "input_file", "file_id": "file-1"}, [Medium(file_id="file-1")]),
+    ({"type": "file", "file": {"file_data": BASE64, "filename": "a.mp4"}}, [Medium(RAW)]),
+    ({"type": "input_file", "file_data": "\r\n".join(BASE64)}, [Medium(RAW)]),
+    ({"type": "video_url", "video_url": {"url": "data:video/mp4;base64," + "\n".join(BASE64)}}, [Medium(RAW)]),
     ({"type": "video", "video": [DATA, DATA]}, [Medium(RAW), Medium(RAW)]),
 ])
 def test_every_form_of_a_video_is_read(part: dict[str, object], media: list[Medium]) -> None:

@@ -23,7 +23,7 @@ def client(library: VideoModel, tmp_path_factory: pytest.TempPathFactory) -> Ite
     from aurora.serving.settings import Settings
 
     app = create_app(Settings.of(store=str(tmp_path_factory.mktemp("store"))), library)
-    with testclient.TestClient(app) as client:
+    with testclient.TestClient(app, base_url="http://127.0.0.1") as client:
         yield client
 
 
@@ -93,6 +93,26 @@ def test_what_cannot_be_drawn_is_said(client: Any, kept: dict[str, Any], options
                                       ) -> None:
     answer = client.get(f"/v1/films/{kept['id']}/patches", params=options)
     assert answer.status_code == status and said in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("headers", [
+    {"Host": "evil.example"}, {"Host": "evil.example:8000"}, {"Host": "127.0.0.1.evil.example"}, {"Host": "[::1"},
+    {"Origin": "https://evil.example"}, {"Origin": "null"}, {"Origin": ""},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+])
+def test_pages_of_other_sites_are_not_served_without_a_token(client: Any, headers: dict[str, str]) -> None:
+    for method, path in (("GET", "/v1/films"), ("POST", "/v1/films"), ("GET", "/metrics")):
+        answer = client.request(method, path, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+    assert client.get("/health", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("headers", [
+    {"Host": "localhost:8000"}, {"Host": "LOCALHOST"}, {"Host": "[::1]:8000"}, {"Origin": "http://localhost:3000"},
+    {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"},
+])
+def test_this_machine_is_served_without_a_token(client: Any, headers: dict[str, str]) -> None:
+    assert client.get("/v1/films", headers=headers).status_code == 200
 
 
 def test_the_settings_say_what_may_be_chosen(client: Any, kept: dict[str, Any], library: VideoModel) -> None:

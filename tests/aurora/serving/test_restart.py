@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,67 @@ def test_films_and_files_survive_a_kill(
     server.start()
     assert server.client.get(f"/v1/films/{live['id']}").json()["frames"] == 1
     assert server.end(signal.SIGINT) in (0, 130)
+
+
+def test_a_film_stays_as_it_was_when_it_cannot_be_extended(
+    serve: Callable[..., Served], make_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    video = make_video(tmp_path / "a.mp4", 24)
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(video.read_bytes()[:700])
+    server = serve(tmp_path)
+    film = server.watch(video, name="clip")
+    answer = server.ask(film["id"], QUESTION, max_tokens=12)["answer"]
+
+    def unharmed() -> None:
+        told = server.client.get("/v1/films/clip").json()
+        assert (told["status"], told["digest"], told["media"]) == ("ready", film["digest"], film["media"])
+        assert told["error"] is None and "could not be extended" in told["warnings"][0]
+        assert server.ask("clip", QUESTION, max_tokens=12)["answer"] == answer
+
+    with broken.open("rb") as file:
+        assert server.client.post("/v1/films/clip/extend", files={"file": file}).status_code == 202
+    assert server.follow("clip")["status"] == "ready"
+    unharmed()
+    server.end(signal.SIGKILL)
+    server.start()
+    unharmed()
+    with video.open("rb") as file:
+        assert server.client.post("/v1/films/clip/extend", files={"file": file}).status_code == 202
+    told = server.follow("clip")
+    assert (told["status"], told["warnings"], told["frames"]) == ("ready", [], 2 * film["frames"])
+    assert server.end() == 0
+
+
+def test_what_is_remembered_of_a_film_that_is_being_watched_survives_a_kill(
+    serve: Callable[..., Served], make_video: Callable[..., Path], library: VideoModel, tmp_path: Path
+) -> None:
+    video = make_video(tmp_path / "a.mp4", 400)
+    server = serve(tmp_path)
+    server.watch(video, name="longer")
+    server.client.post("/v1/films", json={"live": True, "name": "live"}).raise_for_status()
+    picture = library.watch(video, frames=1).thumbnails[0].jpeg
+    server.client.post("/v1/films/live/frame", content=picture).raise_for_status()
+    for address, name in (("/v1/films", "new"), ("/v1/films/longer/extend", None)):
+        with video.open("rb") as file:
+            data = {"fps": "30", **({"name": name} if name else {})}
+            server.client.post(address, files={"file": file}, data=data).raise_for_status()
+    names = ("new", "longer", "live")
+    deadline = time.monotonic() + 60
+    while not server.client.get("/v1/films/new").json()["frames"] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for name in names:
+        server.ask(name, f"Is {name} remembered?", max_tokens=1, remember=True)
+    statuses = [server.client.get(f"/v1/films/{name}").json()["status"] for name in names]
+    server.end(signal.SIGKILL)
+    assert statuses == ["watching", "watching", "live"], "else this shows nothing"
+    server.start()
+    for name in names:
+        told = server.follow(name)
+        assert told["status"] == "ready"
+        assert [turn["question"] for turn in told["turns"]] == [f"Is {name} remembered?"]
+    assert server.client.get("/v1/films/new").json()["frames"] > 100
+    assert server.end() == 0
 
 
 def test_streams_are_finished_before_the_server_ends(serve: Callable[..., Served], video: Path, tmp_path: Path) -> None:

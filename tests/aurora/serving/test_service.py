@@ -11,17 +11,22 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import av
 import httpx
 import pytest
+import torch
 from openai import OpenAI
 from PIL import Image
 
+from aurora.inference.film_file import read_film, write_film
 from aurora.inference.generation import Generation
+from aurora.inference.reading import Memory
 from aurora.inference.video_model import VideoModel
+from aurora.interfaces import Turn
 
 from .conftest import TOKEN, Served
 
@@ -212,6 +217,109 @@ def test_frames_are_sent_to_a_live_film(server: Served, library: VideoModel, vid
     assert broken.status_code == 422
 
 
+def test_a_live_film_that_is_deleted_does_not_come_back(server: Served, library: VideoModel, video: Path) -> None:
+    made = server.client.post("/v1/films", json={"live": True, "name": "gone"}).json()
+    picture = library.watch(video, frames=1).thumbnails[0].jpeg
+    server.client.post("/v1/films/gone/frame", content=picture).raise_for_status()
+    assert server.client.delete(f"/v1/films/{made['id']}").status_code == 200
+    for _ in range(10):
+        time.sleep(0.1)
+        assert server.client.get("/v1/films/gone").status_code == 404
+        assert not (server.store / "gone.aurora").exists()
+
+
+def test_a_name_is_not_the_id_of_another_film(server: Served, film_id: str, library: VideoModel, video: Path) -> None:
+    refused = server.client.post("/v1/films", json={"live": True, "name": film_id})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "name")
+    library.watch(video, frames=1).save(server.store / f"{film_id}.aurora")  # nor does a store's file take its place
+    assert server.client.get(f"/v1/films/{film_id}").json()["name"] == "the clip"
+    (server.store / f"{film_id}.aurora").unlink()
+
+
+def test_a_film_whose_name_has_folders_is_reached_by_it(server: Served, video: Path) -> None:
+    made = server.watch(video, name="trips/sea/day 1")
+    for name in ("trips/sea/day 1", "trips%2Fsea%2Fday%201"):
+        at = f"/v1/films/{name}"
+        assert server.client.get(at).json()["id"] == made["id"]
+        assert server.ask(name, QUESTION, max_tokens=2)["frames"] == made["frames"]
+        for end in ("thumbnails", "state", "events", "patches"):
+            assert server.client.get(f"{at}/{end}").status_code == 200, end
+        assert server.client.post(f"{at}/fork", json={}).status_code == 201
+    large = b"x" * (1 << 16)
+    assert server.client.post("/v1/films/trips/sea/day 1/extend", files={"file": large}).status_code == 422
+    assert server.client.get("/v1/films/", follow_redirects=True).json()["object"] == "list"
+    assert server.client.delete("/v1/films/trips/sea/day 1").json()["id"] == made["id"]
+
+
+def test_an_answer_about_a_moment_says_how_much_was_seen(server: Served, make_video: Any, library: VideoModel,
+                                                         tmp_path: Path) -> None:
+    video = make_video(tmp_path / "a.mp4", 80)
+    server.watch(video, name="kept", fps="4", checkpoint_seconds="3")
+    film = library.watch(video, fps=4.0, checkpoint_seconds=3.0)
+    film.sources = ()  # as in the service, where the video is not kept
+    for at in (3.5, 1e6):
+        expected, asked = film.ask(QUESTION, at=at), server.ask("kept", QUESTION, at=at, max_tokens=2)
+        assert (asked["frames"], asked["seconds"]) == (expected.frames, expected.seconds)
+
+
+def test_a_keep_ratio_that_cannot_be_reached_is_refused(server: Served, video: Path) -> None:
+    with video.open("rb") as file:
+        refused = server.client.post("/v1/films", files={"file": file}, data={"keep_ratio": "1e-300"})
+    assert refused.status_code == 400 and "cannot merge" in refused.json()["error"]["message"]
+
+
+def test_a_video_that_is_read_thinly_says_so(server: Served, make_video: Any, tmp_path: Path) -> None:
+    video = make_video(tmp_path / "a.mp4", 80)
+    assert server.watch(video, name="thin", fps="4", max_frames="5")["warnings"] == [
+        "the video is longer than 5 frames at 4 a second: one was read every 2 s; a larger max_frames reads more"]
+    assert server.watch(video, name="whole", fps="4", max_frames="500")["warnings"] == []
+
+
+def test_a_film_that_was_made_up_is_not_imported(server: Served, library: VideoModel, video: Path, tmp_path: Path
+                                                 ) -> None:
+    path = tmp_path / "film.aurora"
+    library.watch(video, fps=3.0, checkpoint_seconds=1.0).save(path)
+    saved = read_film(path)
+    now, (medium,), (small, *_) = saved.now, saved.media, saved.thumbnails
+    assert now.pending and now.memory.hidden is not None and saved.history
+    (name, state), (shot, *rest) = next(iter(now.memory.state.items())), now.pending
+
+    def seen(**changes: Any) -> dict[str, Any]:
+        return {"now": replace(now, **changes)}
+
+    def stated(tensor: torch.Tensor) -> Memory:
+        return now.memory._replace(state={**now.memory.state, name: tensor})
+
+    def shown(**changes: Any) -> dict[str, Any]:
+        return seen(pending=(shot._replace(**changes), *rest))
+
+    without = [{"facts": {key: value for key, value in saved.facts.items() if key != gone}}
+               for gone in ("identity", "settings", "state_bytes")]
+    for wrong in (
+        *without, {"facts": {**saved.facts, "chosen": ["keep_ratio"],
+                             "settings": {**saved.facts["settings"], "keep_ratio": "a"}}},
+        {"media": (medium._replace(name=5),)}, {"media": (medium._replace(sampling={"fps": "x"}),)},
+        {"turns": (Turn(5, "x"),)}, {"turns": (Turn("q", None), Turn("r", "s"))},
+        seen(seconds=float("nan")), seen(seconds=float("inf")), seen(seconds="<script>"), seen(frames="x"),
+        seen(frames=-5), seen(memory=stated(torch.full_like(state, torch.nan))), seen(memory=stated(state.double())),
+        seen(memory=stated(state[..., :1])), seen(memory=now.memory._replace(hidden=torch.zeros(1, 3))),
+        seen(memory=now.memory._replace(hidden=None)), shown(pixels=shot.pixels[:, :-1]), shown(keep=10**9),
+        shown(pixels=shot.pixels.float()), shown(keep=0),
+        {"history": (replace(saved.history[0], memory=stated(state[..., :1])),)},
+        {"thumbnails": (small._replace(jpeg=b"no picture"),)}, {"thumbnails": (small._replace(seconds="<x>"),)},
+    ):
+        write_film(saved._replace(**wrong), path)
+        answer = server.client.post("/v1/films/import", files={"file": ("x", path.read_bytes())}, data={"name": "odd"})
+        assert answer.status_code in (409, 422), (wrong, answer.text)
+        assert server.client.get("/v1/films/odd").status_code == 404
+    half = saved._replace(media=(medium._replace(name="\ud800.mp4"),), turns=(Turn("\ud800?", "x"),))
+    write_film(half, path)  # as names of files may be
+    answer = server.client.post("/v1/films/import", files={"file": ("x", path.read_bytes())}, data={"name": "half"})
+    assert answer.status_code == 201 and answer.json()["media"] == ["?.mp4"]
+    assert server.client.get("/v1/films").status_code == 200
+    server.ask("half", QUESTION, max_tokens=2)
+
+
 def test_files_are_kept_under_ids_of_the_server(client: OpenAI, server: Served) -> None:
     first = client.files.create(file=("../../etc/passwd", b"first"), purpose="user_data")
     second = client.files.create(file=("b", b"second"), purpose="vision")
@@ -250,6 +358,10 @@ def test_what_is_not_supported_is_refused_by_name(server: Served) -> None:
     assert status(model="gpt")[0] == 404
     assert server.client.post("/v1/chat/completions", content=b"{", headers={"Content-Type": "application/json"}
                               ).status_code == 400
+    bodyless = server.client.post("/v1/chat/completions").json()["error"]["message"]
+    assert bodyless == "the body: Field required"
+    kept = server.client.post("/v1/files", files={"file": b"x"}, data={"expires_after[seconds]": "3600"})
+    assert (kept.status_code, kept.json()["error"]["param"]) == (400, "expires_after[seconds]")
     assert server.client.get("/v1/nothing").json()["error"]["code"] == "not_found"
     assert server.client.get("/v1/chat/completions").status_code == 405
 
@@ -268,6 +380,15 @@ def test_what_is_no_video_is_said(server: Served, raw: bytes) -> None:
     answer = server.client.post("/v1/chat/completions", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "unreadable_media")
     assert str(server.store) not in answer.text
+
+
+def test_a_broken_image_is_said_in_words(server: Served) -> None:
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(buffer, "png")
+    data = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()[:1000]).decode()}"
+    body = {"model": "aurora", "messages": message({"type": "image_url", "image_url": {"url": data}})}
+    answer = server.client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 422 and "('image'" not in answer.text, answer.text
 
 
 def test_a_broken_video_fails_and_says_so(server: Served, video: Path, tmp_path: Path) -> None:

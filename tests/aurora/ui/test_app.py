@@ -8,12 +8,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from aurora.cli import main
 from aurora.ui.client import Client, ServiceError, settings_of
 
-from .conftest import ROOT
+from .conftest import ROOT, TOKEN, Service
 
 pytest.importorskip("gradio")
 
@@ -65,6 +66,36 @@ def test_a_refusal_says_what_the_service_said(url: str) -> None:
         await client.close()
 
     asyncio.run(tried())
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_deleted_film_takes_no_file_of_other_clients_along(service: Service, no_films: None, clip: Path) -> None:
+    def files() -> list[str]:
+        return [file["id"] for file in service.client.get("/v1/files").json()["data"]]
+
+    async def tried() -> None:
+        client = Client(service.url, TOKEN)
+        with clip.open("rb") as file:
+            others = service.client.post("/v1/files", files={"file": file}).json()["id"]
+        first, second = await client.watch(clip), await client.watch(clip)
+        for film in (first, second):
+            service.client.get(f"/v1/films/{film['id']}/events")  # ends when it is ready
+        await client.delete(first["id"])
+        assert len(files()) == 3, "the other film is of it"
+        await client.delete(second["id"])
+        assert files() == [others]
+        await client.close()
+
+    asyncio.run(tried())
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_film_whose_name_has_folders_is_saved_by_its_name(service: Service, served: str, no_films: None) -> None:
+    service.client.post("/v1/films", json={"live": True, "name": "trips/sea"}).raise_for_status()
+    state = service.client.get("/v1/films/trips/sea/state").content
+    assert httpx.get(f"{served}/films/trips/sea.aurora").content == state
 
 
 def test_an_error_in_a_stream_ends_it_and_odd_line_ends_are_text(url: str) -> None:

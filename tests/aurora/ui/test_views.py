@@ -15,7 +15,8 @@ FILM: dict[str, Any] = {
 
 @pytest.mark.parametrize("shown", [
     views.film(FILM, 58), views.film(FILM | {"status": "watching", "progress": 0.5}, None),
-    views.film(FILM | {"status": "failed", "error": EVIL}, None), views.problem(EVIL), views.busy(EVIL),
+    views.film(FILM | {"status": "failed", "error": EVIL}, None),
+    views.film(FILM | {"warnings": [EVIL]}, 1), views.problem(EVIL), views.busy(EVIL),
     views.timeline([{"seconds": 0.0, "url": EVIL}]),
     views.exchange({"question": EVIL, "answer": EVIL, "state": "done", "took": EVIL}),
     views.exchange({"question": EVIL, "answer": "", "state": "failed", "error": EVIL}), views.no_figure(EVIL),
@@ -28,6 +29,11 @@ def test_a_film_tells_what_was_read_and_what_is_kept() -> None:
     shown = views.film(FILM, 58)
     for part in ("1,200 frames, 1:01", "69,600 (58 a frame)", "13.4 MB", "keep ratio 0.1, tome, size"):
         assert part in shown
+
+
+def test_a_film_that_is_ready_tells_what_else_is_to_be_known() -> None:
+    shown = views.film(FILM | {"warnings": ["one was read every 3 s"]}, 58)
+    assert "One was read every 3 s." in shown and "1,200 frames" in shown
 
 
 def test_how_far_a_film_was_watched_is_a_progress_bar() -> None:
