@@ -65,6 +65,8 @@ class Films:
         stored = self.store.names()
         for gone in self._facts.keys() - stored:
             del self._facts[gone]
+        for gone in self._versions.keys() - stored:
+            self._versions.pop(gone, None)
         return sorted({*stored, *self.watches})
 
     def find(self, film_id: str) -> str:
