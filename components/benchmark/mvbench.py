@@ -67,6 +67,9 @@ class Mvbench(ChoiceBenchmark):
         for number, row in enumerate((row for file in files for row in rows(file)), 1):
             yield _item(row, task, number, videos)
 
+    def tasks(self) -> Sequence[str]:
+        return self.subtasks
+
     def compat(self, item: Item, answer: str) -> bool:
         return lone_letter(answer) == LETTERS[item.right or 0]
 

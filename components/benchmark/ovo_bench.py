@@ -119,6 +119,9 @@ class OvoBench(ChoiceBenchmark):
         groups = [_TASKS[task] for task in families]
         return {task: 1 / (len(set(groups)) * groups.count(_TASKS[task])) for task in families}
 
+    def tasks(self) -> Sequence[str]:
+        return tuple(_TASKS)
+
     def groups(self, families: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         return {"groups": _group_means({task: row["accuracy"] for task, row in families.items()})}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from aurora.errors import AuroraError
@@ -83,10 +85,55 @@ def test_mlvu_test_reads_lmms_evals_table(made, write) -> None:
 
 
 @of("mlvu")
+@pytest.mark.parametrize("above", ["", "MLVU_Test/"])
+def test_mlvu_test_reads_its_makers_ground_truth(made, write, above) -> None:
+    asked = {"video": "test_sports_1.mp4", "duration": 9.5, "question": "Who wins?",
+             "candidates": ["He", "She", "It", "We", "All", "None"], "question_type": "sportsQA",
+             "question_id": "SQA_0"}
+    write.json(made.folder / f"{above}test_multi_choice_tasks.json", [asked])
+    with pytest.raises(AuroraError, match=r"_tasks.json, entry 1: .*test-ground-truth/test_mcq_gt.json"):
+        made.items(split="test")
+    write.json(made.folder / f"{above}test-ground-truth" / "test_mcq_gt.json", [{**asked, "answer": "We"}])
+    write.file(made.folder / f"{above}video" / "test_sports_1.mp4")
+    item = made.items(split="test")["sportsQA/1"]
+    assert item.prompt == "Who wins?\n(A) He\n(B) She\n(C) It\n(D) We\n(E) All\n(F) None"
+    assert (item.right, item.video) == (3, f"{above}video/test_sports_1.mp4")
+    assert made.missing(split="test") == ()
+
+
+@of("mlvu")
 def test_an_unknown_task_of_mlvu_is_named(made, write) -> None:
     write.json(made.folder / "json" / "2_needle.json", [{"question_type": "sportsQA", "question": "?"}])
     with pytest.raises(AuroraError, match=r"2_needle.json, entry 1: the task 'sportsQA' is not one of dev"):
         made.items()
+
+
+@of("mlvu")
+@pytest.mark.parametrize("content", [None, b"[]", b""])
+def test_mlvu_without_a_task_has_no_score(made, content) -> None:
+    answers = {item.id: item.answer for item in made.items().values()}
+    assert made.score(answers)["score"] == 100.0
+    file = made.folder / "json" / "4_count.json"
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    result = made.score({item.id: item.answer for item in made.items().values()})
+    assert (result["score"], result["missing_tasks"]) == (None, ["count"]) and "count" in result["not_scored"]
+
+
+@of("mvbench")
+def test_mvbench_without_a_task_has_no_score(made, write) -> None:
+    assert made.score({})["score"] == 0.0
+    write.json(made.folder / "json" / "action_count.json", [])
+    assert (made.score({})["score"], made.score({})["missing_tasks"]) == (None, ["action_count"])
+
+
+@of("ovo_bench")
+def test_ovo_bench_without_a_task_has_no_score(made, write) -> None:
+    records = json.loads((made.folder / "ovo_bench_new.json").read_text())
+    write.json(made.folder / "ovo_bench_new.json", [one for one in records if one["task"] in ("EPM", "ASI", "HLD")])
+    result = made.score({"7": "B", "ASI": "A", "HLD": "A"})
+    assert result["score"] is None and len(result["missing_tasks"]) == 9 and result["groups"] == {"backward": 1.0}
 
 
 @of("video_mme")
@@ -136,7 +183,7 @@ def test_timescope_scores_by_length(made) -> None:
 @of("ovo_bench")
 def test_ovo_bench_asks_when_the_video_has_run_to_its_moment(made) -> None:
     items = made.items()
-    assert {id: item.at for id, item in items.items()} == {
+    assert {id: item.at for id, item in items.items() if id[0].isdigit()} == {
         "7": 12.5, "8": 3, "9/0": 2, "9/1": 4, "10/0": 2, "10/1": 6, "11/0": 3, "11/1": 5}
     assert {item.start for item in items.values()} == {0.0}
     assert items["7"].prompt == (
@@ -158,7 +205,7 @@ def test_a_window_shows_the_last_seconds_only(made) -> None:
 @of("ovo_bench")
 def test_ovo_bench_scores_the_mean_of_three_means(made) -> None:
     answers = {"7": "B", "8": "A. STOP", "9/0": "1", "9/1": "1", "10/0": "No.", "10/1": "Yes", "11/0": "Yes",
-               "11/1": "Yes"}
+               "11/1": "Yes", **dict.fromkeys(("ASI", "HLD", "ACR", "ATR", "STU", "FPD", "OJR"), "A")}
     result = made.score(answers)
     assert result["groups"] == {"backward": 1.0, "realtime": 1.0, "forward": pytest.approx((0.5 + 1 + 0.5) / 3)}
     assert result["score"] == pytest.approx(100 * (1 + 1 + 2 / 3) / 3)
