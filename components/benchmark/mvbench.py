@@ -87,11 +87,13 @@ def _chosen(subtasks: str | Sequence[str]) -> list[str]:
         return list(_VIDEOS)
     if subtasks == "paper17":
         return [task for task in _VIDEOS if task not in _NOT_IN_THE_PAPER]
-    names = list(subtasks)
-    for name in names:
+    for name in subtasks:
+        if name in ("all", "paper17"):
+            raise AuroraError(f"benchmark 'mvbench': {name!r} stands for several subtasks; write subtasks={name}, "
+                              "without a list")
         if name not in _VIDEOS:
-            raise AuroraError(f"benchmark 'mvbench': no subtask {name!r}.{suggest(name, ['all', 'paper17', *_VIDEOS])}")
-    return names
+            raise AuroraError(f"benchmark 'mvbench': no subtask {name!r}.{suggest(name, _VIDEOS)}")
+    return list(subtasks)
 
 
 def _item(row: Row, task: str, number: int, videos: Videos) -> Item:

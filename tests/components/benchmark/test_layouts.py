@@ -61,8 +61,12 @@ def test_mvbench_takes_the_first_of_two_equal_options(made) -> None:
 @of("mvbench")
 def test_mvbench_has_the_papers_17_tasks(made) -> None:
     assert len(made.build(subtasks="all").subtasks) == 20 and len(made.build(subtasks="paper17").subtasks) == 17
-    with pytest.raises(AuroraError, match=r"action_cuont.*Did you mean 'action_count'"):
-        made.build(subtasks=["action_cuont"])
+    for subtasks, message in ((["action_cuont"], r"action_cuont.*Did you mean 'action_count'"),
+                              (["paper17"], r"write subtasks=paper17, without a list"),
+                              ("action_count", r"must be 'all' or 'paper17' or a list, each a string"),
+                              (5, r"must be 'all' or 'paper17' or a list"), ([5], r"subtasks\[0\] is 5")):
+        with pytest.raises(AuroraError, match=message):
+            made.build(subtasks=subtasks)
 
 
 @of("mlvu")
@@ -232,6 +236,57 @@ def test_streaming_bench_reads_the_hubs_table(made, write) -> None:
          "time_stamp": "00:00:09", "answer": "B", "options": "['A. One.', 'B. Two, or \"so\".', 'C. 3', 'D. 4']"}])
     (item,) = made.items().values()
     assert (item.at, item.answer, item.video) == (9.0, 'Two, or "so".', "real/sample_348/video.mp4")
+
+
+@of("ovo_bench")
+@pytest.mark.parametrize(("place", "wrong", "message"), [
+    ((0, "gt"), 0.9, "entry 1: 'gt' must be a whole number, not 0.9"), ((0, "gt"), 2, "'gt' is 2, but there are 2"),
+    ((2, "test_info", 1, "count"), 2.9, "entry 3, test_info 2: 'count' must be a whole number, not 2.9"),
+    ((3, "test_info", 0, "type"), 7, "entry 4, test_info 1: 'type' is 7, but there are 2"),
+    ((0, "realtime"), float("inf"), "entry 1: 'realtime' must be a number"),
+    ((0, "video"), "x" * 300 + ".mp4", "entry 1: the video 'xxx.*cannot be looked for")])
+def test_a_number_that_stands_for_nothing_is_named(made, write, place, wrong, message) -> None:
+    records = within = json.loads((made.folder / "ovo_bench_new.json").read_text())
+    for key in place[:-1]:
+        within = within[key]
+    within[place[-1]] = wrong
+    write.json(made.folder / "ovo_bench_new.json", records)
+    with pytest.raises(AuroraError, match=f"ovo_bench_new.json, {message}" if message.startswith("entry") else message):
+        made.items()
+
+
+@of("longvideobench")
+def test_longvideobench_takes_no_fraction_for_an_option(made, write) -> None:
+    record = json.loads((made.folder / "lvb_val.json").read_text())[0]
+    write.json(made.folder / "lvb_val.json", [{**record, "correct_choice": 3.7}])
+    with pytest.raises(AuroraError, match=r"entry 1: 'correct_choice' must be a whole number, not 3\.7"):
+        made.items()
+
+
+@of("lvbench")
+def test_lvbench_names_a_question_type_that_is_none(made, write) -> None:
+    record = json.loads((made.folder / "video_info.meta.jsonl").read_text())
+    record["qa"][0]["question_type"] = 3
+    write.lines(made.folder / "video_info.meta.jsonl", [record])
+    with pytest.raises(AuroraError, match=r"line 1, qa 1: 'question_type' must be a list of 1 or more texts, not 3"):
+        made.items()
+
+
+@of("timescope")
+@pytest.mark.parametrize("length", [float("inf"), float("nan"), -1.0])
+def test_timescope_names_a_length_that_is_none(made, write, length) -> None:
+    write.parquet(made.folder / "data" / "test-00000-of-00001.parquet", [
+        {"id": "0", "video": "60_0.mp4", "input": "?\nA. a\nB. b", "answer": "B", "type": "QA", "length": length}])
+    with pytest.raises(AuroraError, match=r"row 1: 'length' must be a number that is not negative"):
+        made.items()
+
+
+@of("activitynet_qa")
+@pytest.mark.parametrize("kind", ["²", "9", "9" * 5000, 4.5, [], None])
+def test_a_type_that_activitynet_qa_does_not_know_is_no_family(made, write, kind) -> None:
+    write.json(made.folder / "test_a.json", [{"answer": "yes", "type": kind, "question_id": id}
+                                             for id in ("v_2_1", "v_1QIUV7WYKXg_3")])
+    assert {item.family for item in made.items().values()} == {"all"}
 
 
 @of("moviechat")
