@@ -28,12 +28,14 @@ from aurora.inference.film import Film
 from aurora.inference.generation import Generation, complete
 from aurora.inference.reading import Memory, fork
 from aurora.inference.video_model import VideoModel
-from aurora.inference.visuals import UnreadableVisual
+from aurora.inference.visuals import UnreadableVisual, as_file
 from aurora.interfaces import Item
 from aurora.model import AuroraModel
 from aurora.registry import BENCHMARK
 
 RESULT_FILE = "result.json"
+PICTURES_FPS = 3
+"""Pictures a second of a video that is a folder of them, as TVQA's are."""
 DEFAULT_BENCHMARK: Mapping[str, Any] = {"name": "blocks"}
 Score = Literal["text", "likelihood", "likelihood_per_token"]
 Progress = Callable[[int, int], None]
@@ -198,6 +200,11 @@ def _predict(model: VideoModel, folder: Path, part: Part, groups: Sequence[Seque
 
 def _films(model: VideoModel, path: Path, part: Part, moments: Sequence[float | None]) -> Iterator[Film]:
     """For each moment, which ascend, the film of what may be seen then: one that grows, where that can be."""
+    with as_file(path, fps=PICTURES_FPS) as file:
+        yield from _films_of_file(model, file, part, moments)
+
+
+def _films_of_file(model: VideoModel, path: Path, part: Part, moments: Sequence[float | None]) -> Iterator[Film]:
     prompt = model.config.prompt
     online = [at for at in dict.fromkeys(moments) if at is not None]
     growing: Iterator[Film] = iter(())

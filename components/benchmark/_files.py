@@ -162,11 +162,15 @@ def whole(path: Path) -> Row:
 
 
 class Videos:
-    """Finds the videos of a folder, whatever their extension: below `given`, or the known folders in their order."""
+    """Finds the videos of a folder, whatever their extension: below `given`, or the known folders in their order.
 
-    def __init__(self, folder: Path, given: str | None, *known: str) -> None:
+    In the places `pictures` a video is a folder of pictures.
+    """
+
+    def __init__(self, folder: Path, given: str | None, *known: str, pictures: Sequence[str] = ()) -> None:
         self.folder = folder
         self.places = (given,) if given is not None else known
+        self.pictures = (given,) if given is not None and pictures else pictures
 
     def find(self, row: Row, *names: str) -> str:
         """The path in the folder of the first of these names that is there; the first one looked for where none is."""
@@ -176,6 +180,7 @@ class Videos:
                 raise row.error(f"the video {name!r} must be a path inside of the folder")
         tried = [PurePosixPath(place, form).as_posix() for place in self.places for name in names
                  for form in _forms(name)]
+        tried += [PurePosixPath(place, name).as_posix() for place in self.pictures for name in names]
         try:
             return next((path for path in tried if (self.folder / path).exists()), tried[0])
         except (OSError, ValueError) as error:  # a name that is too long

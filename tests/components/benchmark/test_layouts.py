@@ -54,6 +54,21 @@ def test_mvbench_shows_the_part_of_a_video_that_was_not_cut(made, write) -> None
 
 
 @of("mvbench")
+def test_mvbench_finds_tvqas_folders_of_pictures(made, write) -> None:
+    task = {"subtasks": ["episodic_reasoning"]}
+    write.json(made.folder / "json" / "episodic_reasoning.json", [
+        {"video": "castle_s01e03_seg02_clip_11", "question": "Who?", "candidates": ["He", "She"], "answer": "She",
+         "start": 2.5, "end": 7.0, "fps": 3}])
+    assert len(made.missing(**task)) == 1
+    write.file(made.folder / "video/tvqa/frames_fps3_hq/castle_s01e03_seg02_clip_11/00001.jpg")
+    item = made.items(**task)["episodic_reasoning/1"]
+    assert (item.video, item.start, item.stop) == ("video/tvqa/frames_fps3_hq/castle_s01e03_seg02_clip_11", 2.5, 7.0)
+    assert made.missing(**task) == ()
+    write.file(made.folder / "video/tvqa/video_fps3_hq_segment/castle_s01e03_seg02_clip_11.mp4")
+    assert made.items(**task)["episodic_reasoning/1"].stop is None
+
+
+@of("mvbench")
 def test_mvbench_takes_the_first_of_two_equal_options(made) -> None:
     assert made.items()["action_count/2"].right == 0
 
