@@ -162,7 +162,8 @@ def _counts(facts: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
         missing = facts.get(f"missing_{what}")
         if isinstance(missing, list) and missing:
             yield f"{what} missing", len(missing)
-    for name, count in (("failed", facts.get("failed", 0)), ("named no option", facts.get("unparsed", 0)),
+    for name, count in (("asked behind the end of the video", len(facts.get("behind_end", ()))),
+                        ("failed", facts.get("failed", 0)), ("named no option", facts.get("unparsed", 0)),
                         ("empty", facts.get("empty", 0)), ("unjudged", facts.get("unjudged", 0))):
         if count:
             yield name, count
