@@ -62,7 +62,7 @@ class Row(NamedTuple):
             raise self.error(f"{key!r} must be a whole number, not {self.fields.get(key)!r}")
         return int(number)
 
-    def index(self, key: str, options: Sequence[str]) -> int:
+    def option_number(self, key: str, options: Sequence[str]) -> int:
         """The index of an option."""
         index = self.whole_number(key)
         if index >= len(options):

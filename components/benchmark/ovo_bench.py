@@ -82,7 +82,7 @@ class OvoBench(ChoiceBenchmark):
             raise row.error(f"the task {task!r} is not one of {', '.join(_TASKS)}")
         if _TASKS[task] != "forward":
             options = row.texts("options", least=2)
-            right = row.index("gt", options)
+            right = row.option_number("gt", options)
             listed = "; ".join(f"{LETTERS[n]}. {option}" for n, option in enumerate(options)) + ";"
             yield self._item(id, video, task, _CHOICE.format(question=row.text("question"), options=listed), options,
                              right, row.seconds("realtime"))
@@ -95,7 +95,7 @@ class OvoBench(ChoiceBenchmark):
             else:
                 prompt = _STEP.format(step=test.text("step")) if task == "SSR" else \
                     _ENOUGH.format(question=row.text("question"))
-                right = test.index("type", ("No", "Yes"))
+                right = test.option_number("type", ("No", "Yes"))
                 yield self._item(f"{id}/{number}", video, task, prompt, ("Yes", "No"), 1 - right, at)
 
     def _item(self, id: str, video: str, task: str, prompt: str, options: tuple[str, ...], right: int | None, at: float,
