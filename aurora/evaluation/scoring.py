@@ -91,7 +91,7 @@ _FIRST = re.compile(rf"{_BRACKETED}|{_MARKED}|(?P<bare>[A-Z])(?=[!,;]?[ \t]*(?:\
 # after "Answer:" a letter needs no mark, unless it may be the article of what follows
 _LED = re.compile(rf"{_BRACKETED}|{_MARKED}|(?P<bare>[A-Za-z])(?=\s*(?:$|\n|[,;!](?=\s|$)|[-–—]\s)"
                   rf"|\s+(?:because|since|as)\b|{_COPULA}|{_VERDICT})")
-_NOUN = (r"(?:(?:(?:the|my)\s+)?(?:(?:best|correct|right|final|most\s+\w+)\s+)*(?:answer|option|choice|letter)\b"
+_NOUN = (r"(?:(?:(?:the|my)\s+)?(?:(?:best|correct|right|final|most\s+\w+)\s+)*(?:answer|ans|option|choice|letter)\b"
          r"|(?:正确|最佳)?答案|选择?项?|정답|답|答え|正解)")
 _SAYS = r"\s*(?:(?:is|would\s+be|should\s+be)\b\s*[:=]?|[:=]|[-–—](?=\s)|\n|[是为은は])"
 _LEAD = re.compile(rf"(?:^|(?<=[.!?:,{{\n]))\s*(?:(?:so|thus|hence|therefore|and)\b,?\s*)?{_NOUN}(?P<says>{_SAYS})?\s*"
