@@ -77,6 +77,7 @@ _QUOTES = "\"'“”‘’«»"
 _EDGES = _QUOTES + "*_~`$.,;!…{} \t\r\n"
 _WIDE_SIGNS = str.maketrans({"。": ". ", "、": ", ", "，": ", ", "：": ": ", "；": "; ", "！": "! "})
 _END_TOKENS = re.compile(r"<\|[^<|>]*\|>|</\w+>|<(?:eos|end_of_turn)>")  # what a tokenizer left: <|im_end|>, </s>
+_COPULA = re.compile(r"(?<![A-Za-z])([A-Za-z][)\]⟩]?)\s?(?:입니다|です)")  # "is", behind what it is said of
 _COMMAND = re.compile(r"\\(?:boxed|fbox|text\w*|math\w+)\s*\{([^{}]*)\}|<(\w+)>([^<>]*)</\2>")
 # a letter alone between signs of emphasis or quotes is as good as one in brackets: **b**, "b", \boxed{b} become ⟨b⟩
 _WRAPPED = re.compile(rf"(?<!\w)[*_~`${_QUOTES}]+\s*([A-Za-z])\s*[*_~`${_QUOTES}]+(?!\w)")
@@ -84,13 +85,12 @@ _EMPHASIS = re.compile(rf"[*$~`]|(?<!\w)[_{_QUOTES}]+|[_{_QUOTES}]+(?!\w)|^[ \t]
 
 _BRACKETED = r"[(\[{<⟨]+\s*(?P<bracketed>[A-Za-z])\s*[)\]}>⟩]+[.):]?"
 _MARKED = r"(?P<marked>[A-Za-z])(?:\s?[.:](?=\s|$)|\s?\)|(?<=[A-Z])\s[-–—](?=\s))"
-_COPULA = "입니다|です"
 _VERDICT = r"\s+(?:is|would be)\s+(?:the\s+)?(?:correct|right|best|answer)\b"
 _FIRST = re.compile(rf"{_BRACKETED}|{_MARKED}|(?P<bare>[A-Z])(?=[!,;]?[ \t]*(?:\n|$)|{_VERDICT})"
                     r"|(?P<all>[b-z])[!,;]?$")  # "a" is also an article that was cut off
 # after "Answer:" a letter needs no mark, unless it may be the article of what follows
 _LED = re.compile(rf"{_BRACKETED}|{_MARKED}|(?P<bare>[A-Za-z])(?=\s*(?:$|\n|[,;!](?=\s|$)|[-–—]\s)"
-                  rf"|\s+(?:because|since|as)\b|{_COPULA}|{_VERDICT})")
+                  rf"|\s+(?:because|since|as)\b|{_VERDICT})")
 _NOUN = (r"(?:(?:(?:the|my)\s+)?(?:(?:best|correct|right|final|most\s+\w+)\s+)*(?:answer|ans|option|choice|letter)\b"
          r"|(?:正确|最佳)?答案|选择?项?|정답|답|答え|正解)")
 _SAYS = r"\s*(?:(?:is|would\s+be|should\s+be)\b\s*[:=]?|[:=]|[-–—](?=\s)|\n|[是为은は])"
@@ -100,7 +100,7 @@ _CHOOSES = r"(?:it\s+is|it['’]s|i\s+(?:choose|pick|select))\b"
 _OPENING = re.compile(rf"^(?P<says>{_CHOOSES})(?!\s+(?-i:a)\W*$)\s*(?:{_NOUN}\s*)?", re.IGNORECASE)
 _TRAILING = re.compile(r"[\s,]*[(\[](?:(?:option|answer)\s+)?[A-Za-z][)\]][\s.]*$", re.IGNORECASE)
 # what names another option behind the first letter: right after it, or anywhere
-_END = r"(?=\s*(?:$|[\n,;/&|.:!?)\]⟩+=]|[-–—]\s|" + _COPULA + "))"
+_END = r"(?=\s*(?:$|[\n,;/&|.:!?)\]⟩+=]|[-–—]\s))"
 _JOINED = r"\b(?:and|or|nor)\b"
 _NEXT = re.compile(rf"[\s,;/&|.:!)\]⟩+-]*(?:{_JOINED}[\s(\[]*)?([A-Z])(?:{_END}|(?=\s+{_JOINED}|{_VERDICT}))")
 _LATER = re.compile(r"(?<!\w)[(\[{<⟨]\s*([A-Za-z])\s*[)\]}>⟩]|(?<![\w(\[{<⟨])([A-Za-z])(?:\)|:(?=\s))"
@@ -156,7 +156,8 @@ def _plain(text: str) -> str:
     """The text without thoughts and typography; a letter that this set apart stands in brackets."""
     text = _unwrapped(said(text),
                       lambda inner: f"⟨{inner.strip()}⟩" if re.fullmatch(r"\s*[A-Za-z]\s*", inner) else inner)
-    return _EMPHASIS.sub("", _WRAPPED.sub(r"⟨\1⟩", _END_TOKENS.sub("\n", text))).strip()
+    text = _WRAPPED.sub(r"⟨\1⟩", _END_TOKENS.sub("\n", text))
+    return _COPULA.sub(r"\1", _EMPHASIS.sub("", text)).strip()
 
 
 def _unwrapped(text: str, inside: Callable[[str], str]) -> str:
