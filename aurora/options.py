@@ -163,12 +163,15 @@ def _expanded(kind: Any, given: Any) -> tuple[Any, Any]:
         kind = get_args(kind)[0]
     if get_origin(kind) in (Union, UnionType):
         wanted = Mapping if isinstance(given, Mapping) else Sequence
-        kind = next((one for one in get_args(kind) if is_dataclass(one) or issubclass(get_origin(one) or int, wanted)),
-                    kind)
+        kind = next((one for one in get_args(kind) if is_dataclass(one) or _is_a(get_origin(one), wanted)), kind)
     try:
         return kind, getattr(kind, "expand", lambda same: same)(given)
     except FieldError:  # it is what is wrong
         return kind, given
+
+
+def _is_a(origin: Any, wanted: type) -> bool:
+    return isinstance(origin, type) and issubclass(origin, wanted)  # that of a Literal is no class
 
 
 def _below(kind: Any, key: str | int) -> Any:

@@ -183,7 +183,7 @@ class JudgeClient:
         held = _json(response)
         error = held.get("error") if isinstance(held, dict) else None
         given = error.get("message") if isinstance(error, dict) else error
-        text = " ".join(str(given or response.text).split())[:_SHOWN] or "no message"
+        text = " ".join(_encodable(given or response.text).split())[:_SHOWN] or "no message"
         return text.replace(self.endpoint.key, "[key]") if self.endpoint.key else text
 
     def _stop(self, problem: str) -> AuroraError:
@@ -207,19 +207,26 @@ def _completion(response: httpx.Response) -> tuple[Completion, str]:
     """What the first choice of a response says, and what is wrong with it."""
     held = response.json()
     choice = held["choices"][0]
-    text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
-    reason = f"it refused: {str(refusal)[:_SHOWN]}" if refusal else ""
+    content, refusal = choice["message"].get("content"), choice["message"].get("refusal")
+    reason = f"it refused: {_encodable(refusal)[:_SHOWN]}" if refusal else ""
     if choice.get("finish_reason") == "length":
         reason = "its answer was cut off at the most tokens; max_tokens=N allows more"
     elif choice.get("finish_reason") == "content_filter":
         reason = "a content filter held its answer back"
-    return Completion(text if isinstance(text, str) else "", str(held.get("model") or "")), reason
+    parts = content if isinstance(content, list) else [{"text": content}]
+    text = "".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
+    return Completion(_encodable(text), _encodable(held.get("model") or "")), reason
+
+
+def _encodable(value: object) -> str:
+    """As text that can be stored: JSON may hold half a surrogate pair."""
+    return str(value).encode(errors="replace").decode()
 
 
 def _json(response: httpx.Response) -> Any:
     try:
         return response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -47,6 +47,7 @@ class Prediction:
     answer: str
     failure: str | None = None
     log_probs: Sequence[float] | None = None  # of the options, where likelihood chose among them
+    behind_end: float | None = None  # seconds between the end of the video and the moment it was asked about
 
 
 class PredictionFile:

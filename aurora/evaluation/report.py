@@ -116,8 +116,9 @@ def _row(result: Result, notes: list[str]) -> Row:
         numbers.append(notes.index(text) + 1)
     compat = facts.get("lmms_compat") or {}
     reason = "to be judged" if facts.get("judge_needed") and "judge" not in facts else "none"
+    interval = None if facts["score"] is None else result.interval()
     return Row(result.name, _options(result), facts["metric"], facts["n"], facts["score"],
-               facts.get("not_scored", reason), result.interval(), compat.get("score"), paper.get("score"),
+               facts.get("not_scored", reason), interval, compat.get("score"), paper.get("score"),
                paper.get("where", ""), numbers, _differs(result, paper), paper.get("others", {}), list(_counts(facts)),
                list(_families(result, paper.get("families", {}))), list(_depends(result)), str(result.path))
 
@@ -147,8 +148,9 @@ def _differs(result: Result, paper: Mapping[str, Any]) -> list[str]:
         found.append(f"{frames(sampling)} instead of {frames(paper['sampling'])}")
     if facts.get("limit") is not None:
         found.append(f"only {facts['n']} questions")
-    if facts.get("missing_videos"):
-        found.append(f"{len(facts['missing_videos'])} videos missing")
+    for what in ("videos", "tasks"):
+        if facts.get(f"missing_{what}"):
+            found.append(f"{len(facts[f'missing_{what}'])} {what} missing")
     order = facts.get("sort")
     if isinstance(order, Mapping) and (order.get("name") != "size" or order.get("order", "ascending") != "ascending"):
         found.append(f"order {_part(order)} instead of size, ascending")
@@ -156,8 +158,11 @@ def _differs(result: Result, paper: Mapping[str, Any]) -> list[str]:
 
 
 def _counts(facts: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    missing = facts.get("missing_videos")
-    for name, count in (("videos missing", len(missing) if isinstance(missing, list) else 0),
+    for what in ("videos", "tasks"):
+        missing = facts.get(f"missing_{what}")
+        if isinstance(missing, list) and missing:
+            yield f"{what} missing", len(missing)
+    for name, count in (("asked behind the end of the video", len(facts.get("behind_end", ()))),
                         ("failed", facts.get("failed", 0)), ("named no option", facts.get("unparsed", 0)),
                         ("empty", facts.get("empty", 0)), ("unjudged", facts.get("unjudged", 0))):
         if count:

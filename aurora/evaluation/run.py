@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,12 +29,14 @@ from aurora.inference.film import Film
 from aurora.inference.generation import Generation, complete
 from aurora.inference.reading import Memory, fork
 from aurora.inference.video_model import VideoModel
-from aurora.inference.visuals import UnreadableVisual
+from aurora.inference.visuals import UnreadableVisual, as_file
 from aurora.interfaces import Item
 from aurora.model import AuroraModel
 from aurora.registry import BENCHMARK
 
 RESULT_FILE = "result.json"
+PICTURES_FPS = 3
+"""Pictures a second of a video that is a folder of them, as TVQA's are."""
 DEFAULT_BENCHMARK: Mapping[str, Any] = {"name": "blocks"}
 Score = Literal["text", "likelihood", "likelihood_per_token"]
 Progress = Callable[[int, int], None]
@@ -147,10 +149,18 @@ def _finish(output: Path, settings: dict[str, Any], made: Mapping[str, Predictio
               "failed": sum(not item.control for item, _ in failed),
               "failures": [{"id": item.id, "video": item.video, "control": item.control, "reason": reason}
                            for item, reason in failed],
+              **_late(items, predictions),
               **about, **settings}
     with replacing(output / RESULT_FILE, folder=False) as file:
         write_json(file, result)
     return result
+
+
+def _late(items: Sequence[Item], predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """The items that were asked about a moment behind the end of their video, where there are such."""
+    late = [{"id": item.id, "video": item.video, "at": item.at, "seconds": one.behind_end}
+            for item, one in zip(items, predictions, strict=True) if one.behind_end is not None]
+    return {"behind_end": late} if late else {}
 
 
 def _scores(benchmark: Mapping[str, Any], items: Sequence[Item], predictions: Sequence[Prediction]) -> dict[str, Any]:
@@ -200,12 +210,26 @@ def _predict(model: VideoModel, folder: Path, part: Part, groups: Sequence[Seque
             memory = None if failure else next(films).read_all([item.prompt for item in group])
         except UnreadableVisual as error:
             memory, failure = None, str(error)
-        yield [Prediction(item.id, "", failure) for item in group] if memory is None \
-            else _answers(model, memory, group, protocol)
+        if memory is None:
+            yield [Prediction(item.id, "", failure) for item in group]
+        else:
+            late = _behind_end(model, folder / part.video, group[0].at)
+            yield [replace(made, behind_end=late) for made in _answers(model, memory, group, protocol)]
+
+
+def _behind_end(model: VideoModel, path: Path, at: float | None) -> float | None:
+    """Seconds from the end of a video to a moment behind it; None for one within a second, which rounding explains."""
+    end = None if at is None or not path.is_file() else model.reader.duration(str(path))
+    return round(at - end, 3) if at is not None and end is not None and at - end > 1 else None
 
 
 def _films(model: VideoModel, path: Path, part: Part, moments: Sequence[float | None]) -> Iterator[Film]:
     """For each moment, which ascend, the film of what may be seen then: one that grows, where that can be."""
+    with as_file(path, fps=PICTURES_FPS) as file:
+        yield from _films_of_file(model, file, part, moments)
+
+
+def _films_of_file(model: VideoModel, path: Path, part: Part, moments: Sequence[float | None]) -> Iterator[Film]:
     prompt = model.config.prompt
     online = [at for at in dict.fromkeys(moments) if at is not None]
     growing: Iterator[Film] = iter(())

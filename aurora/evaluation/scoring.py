@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from aurora.evaluation.verdicts import said
 from aurora.inference.reading import Memory, fork
 from aurora.interfaces import Runner, Text, Turn
 from aurora.model import AuroraModel
@@ -73,7 +74,10 @@ def _as_answer(model: AuroraModel, option: str) -> str:
 _SEVERAL = -1  # options are named, but not a single one of those that there are
 
 _QUOTES = "\"'“”‘’«»"
-_EDGES = _QUOTES + "*_~`$.,;!… \t\r\n"
+_EDGES = _QUOTES + "*_~`$.,;!…{} \t\r\n"
+_WIDE_SIGNS = str.maketrans({"。": ". ", "、": ", ", "，": ", ", "：": ": ", "；": "; ", "！": "! "})
+_END_TOKENS = re.compile(r"<\|[^<|>]*\|>|</\w+>|<(?:eos|end_of_turn)>")  # what a tokenizer left: <|im_end|>, </s>
+_COPULA = re.compile(r"(?<![A-Za-z])([A-Za-z][)\]⟩]?)\s?(?:입니다|です)")  # "is", behind what it is said of
 _COMMAND = re.compile(r"\\(?:boxed|fbox|text\w*|math\w+)\s*\{([^{}]*)\}|<(\w+)>([^<>]*)</\2>")
 # a letter alone between signs of emphasis or quotes is as good as one in brackets: **b**, "b", \boxed{b} become ⟨b⟩
 _WRAPPED = re.compile(rf"(?<!\w)[*_~`${_QUOTES}]+\s*([A-Za-z])\s*[*_~`${_QUOTES}]+(?!\w)")
@@ -82,31 +86,44 @@ _EMPHASIS = re.compile(rf"[*$~`]|(?<!\w)[_{_QUOTES}]+|[_{_QUOTES}]+(?!\w)|^[ \t]
 _BRACKETED = r"[(\[{<⟨]+\s*(?P<bracketed>[A-Za-z])\s*[)\]}>⟩]+[.):]?"
 _MARKED = r"(?P<marked>[A-Za-z])(?:\s?[.:](?=\s|$)|\s?\)|(?<=[A-Z])\s[-–—](?=\s))"
 _VERDICT = r"\s+(?:is|would be)\s+(?:the\s+)?(?:correct|right|best|answer)\b"
-_FIRST = re.compile(rf"{_BRACKETED}|{_MARKED}|(?P<bare>[A-Z])(?=[!,;]?[ \t]*(?:\n|$)|{_VERDICT})")
+_FIRST = re.compile(rf"{_BRACKETED}|{_MARKED}|(?P<bare>[A-Z])(?=[!,;]?[ \t]*(?:\n|$)|{_VERDICT})"
+                    r"|(?P<all>[b-z])[!,;]?$")  # "a" is also an article that was cut off
 # after "Answer:" a letter needs no mark, unless it may be the article of what follows
 _LED = re.compile(rf"{_BRACKETED}|{_MARKED}|(?P<bare>[A-Za-z])(?=\s*(?:$|\n|[,;!](?=\s|$)|[-–—]\s)"
                   rf"|\s+(?:because|since|as)\b|{_VERDICT})")
-_NOUN = r"(?:(?:the|my)\s+)?(?:(?:best|correct|right|final|most\s+\w+)\s+)*(?:answer|option|choice|letter)\b"
-_SAYS = r"\s*(?:(?:is|would\s+be|should\s+be)\b\s*[:=]?|[:=]|[-–—](?=\s)|\n)"
-_LEAD = re.compile(rf"(?:^|(?<=[.!?:,\n]))\s*(?:(?:so|thus|hence|therefore|and)\b,?\s*)?{_NOUN}(?P<says>{_SAYS})?\s*"
+_NOUN = (r"(?:(?:(?:the|my)\s+)?(?:(?:best|correct|right|final|most\s+\w+)\s+)*(?:answer|ans|option|choice|letter)\b"
+         r"|(?:正确|最佳)?答案|选择?项?|정답|답|答え|正解)")
+_SAYS = r"\s*(?:(?:is|would\s+be|should\s+be)\b\s*[:=]?|[:=]|[-–—](?=\s)|\n|[是为은は])"
+_LEAD = re.compile(rf"(?:^|(?<=[.!?:,{{\n]))\s*(?:(?:so|thus|hence|therefore|and)\b,?\s*)?{_NOUN}(?P<says>{_SAYS})?\s*"
                    rf"(?:{_NOUN}(?:{_SAYS})?\s*)?", re.IGNORECASE)
-_TRAILING = re.compile(r"[\s,]*[(\[][A-Za-z][)\]][\s.]*$")
+_CHOOSES = r"(?:it\s+is|it['’]s|i\s+(?:choose|pick|select))\b"
+_OPENING = re.compile(rf"^(?P<says>{_CHOOSES})(?!\s+(?-i:a)\W*$)\s*(?:{_NOUN}\s*)?", re.IGNORECASE)
+_TRAILING = re.compile(r"[\s,]*[(\[](?:(?:option|answer)\s+)?[A-Za-z][)\]][\s.]*$", re.IGNORECASE)
 # what names another option behind the first letter: right after it, or anywhere
 _END = r"(?=\s*(?:$|[\n,;/&|.:!?)\]⟩+=]|[-–—]\s))"
 _JOINED = r"\b(?:and|or|nor)\b"
 _NEXT = re.compile(rf"[\s,;/&|.:!)\]⟩+-]*(?:{_JOINED}[\s(\[]*)?([A-Z])(?:{_END}|(?=\s+{_JOINED}|{_VERDICT}))")
 _LATER = re.compile(r"(?<!\w)[(\[{<⟨]\s*([A-Za-z])\s*[)\]}>⟩]|(?<![\w(\[{<⟨])([A-Za-z])(?:\)|:(?=\s))"
                     rf"|^\s*([A-Z]){_END}|{_JOINED}\s+([B-HJ-Z])(?!\w)|[.,;/!?]\s*([A-Z])\W*$|\b([A-Z])(?={_VERDICT})"
-                    rf"|(?i:{_NOUN}(?:{_SAYS})?\s*([a-z])){_END}|(?i:{_NOUN}{_SAYS})\s*([B-HJ-Z])(?!\w)", re.MULTILINE)
+                    rf"|(?i:{_NOUN}(?:{_SAYS})?\s*([a-z])){_END}|(?i:{_NOUN}{_SAYS})\s*([B-HJ-Z])(?!\w)"
+                    rf"|(?i:{_CHOOSES})\s+([A-Z]){_END}", re.MULTILINE)
+# what takes the letter before it back: "is wrong", "cannot be right", "no."
+_SMALL = (r"(?:(?:an?|the|which|is|was|be|would|could|can|must|seems|looks|appears|to|also|clearly|definitely|probably|"
+          r"option|answer|choice)\s+)*")
+_ENDS = r"(?=\s*(?:$|[\n.,;:!?)])|\s+(?:answer|option|choice|one|because|since|as)\b)"
+_REJECTED = re.compile(rf"\W*(?:(?:is|was)(?:\s+not|n['’]t)\b|{_SMALL}(?:wrong|incorrect|false|untrue|no){_ENDS}"
+                       rf"|{_SMALL}(?:not|never|cannot|\w+n['’]t)\s+{_SMALL}(?:correct|right|true|best|it){_ENDS})",
+                       re.IGNORECASE)
 _STRAY = re.compile(rf"[B-HJ-Z](?![\w'’])|[AI](?=\s*[^\w\s'’]|\s+{_JOINED})")
 
 
 def chosen_option(answer: str, options: Sequence[str]) -> int | None:
     """The index of the option that an answer names, by its whole text or by its letter; None when it names none,
-    several, or one that does not exist.
+    several, or one that does not exist. What the model thought aloud does not count.
 
     An option's whole text wins over a letter: "A. Smith" is that option wherever it stands. Letters are read as people
-    write them, at the beginning or after "the answer is": "(b)", "**B**", "B. blue", "B" and a line end.
+    write them, at the beginning or after "the answer is": "(b)", "**B**", "B. blue", "B" and a line end; not where they
+    are taken back, as in "(B) is wrong".
     """
     whole = _same(answer, options)
     if whole is not None:
@@ -114,8 +131,9 @@ def chosen_option(answer: str, options: Sequence[str]) -> int | None:
     text = _plain(answer)
     found = _named(text, options, _FIRST)
     if found is None:
-        said = {_said(text, lead, options) for lead in _LEAD.finditer(text)} - {None}
-        found = said.pop() if len(said) == 1 else None
+        leads = [*_OPENING.finditer(text), *_LEAD.finditer(text)]
+        named = {_led(text, lead, options) for lead in leads} - {None}
+        found = named.pop() if len(named) == 1 else None
     return None if found == _SEVERAL else found
 
 
@@ -135,20 +153,22 @@ def _bare(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """The text without typography; a letter that it set apart stands in brackets."""
-    text = _unwrapped(text, lambda inner: f"⟨{inner.strip()}⟩" if re.fullmatch(r"\s*[A-Za-z]\s*", inner) else inner)
-    return _EMPHASIS.sub("", _WRAPPED.sub(r"⟨\1⟩", text)).strip()
+    """The text without thoughts and typography; a letter that this set apart stands in brackets."""
+    text = _unwrapped(said(text),
+                      lambda inner: f"⟨{inner.strip()}⟩" if re.fullmatch(r"\s*[A-Za-z]\s*", inner) else inner)
+    text = _WRAPPED.sub(r"⟨\1⟩", _END_TOKENS.sub("\n", text))
+    return _COPULA.sub(r"\1", _EMPHASIS.sub("", text)).strip()
 
 
 def _unwrapped(text: str, inside: Callable[[str], str]) -> str:
     r"""Without \boxed{…} and <answer>…</answer>, whose contents `inside` rewrites."""
-    text, before = unicodedata.normalize("NFKC", text), ""
+    text, before = unicodedata.normalize("NFKC", text.translate(_WIDE_SIGNS)), ""
     while text != before:
         text, before = _COMMAND.sub(lambda match: inside(match[1] or match[3] or ""), text), text
     return text
 
 
-def _said(text: str, lead: re.Match[str], options: Sequence[str]) -> int | None:
+def _led(text: str, lead: re.Match[str], options: Sequence[str]) -> int | None:
     """What stands after "the answer is", or a letter right after "option", where an "A" is no article."""
     if not lead["says"]:
         found = _labelled(text[lead.end():], options, _LED)
@@ -181,6 +201,8 @@ def _labelled(text: str, options: Sequence[str], labels: re.Pattern[str]) -> int
     own, rest = options[index].strip(), rest.lstrip()
     if rest.casefold().startswith(own.casefold()):
         rest = rest[len(own):]
+    if _REJECTED.match(rest):
+        return _SEVERAL
     following = _NEXT.match(rest)
     named = {following[1]} if following else set()
     named |= {name.upper() for found in _LATER.finditer(rest) for name in found.groups()
@@ -194,7 +216,10 @@ _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 _BEGINS = re.compile(r"(?:(?:the\s+)?answer(?:\s+is)?\s*[:,]?\s*)?(yes|no)\b(?!-)", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![\w.,-])\d+(?![\w]|[.,]\d)")
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-_NUMBER_WORD = re.compile(rf"(?<![\w-])(?:{'|'.join(_WORDS)})(?![\w-])", re.IGNORECASE)
+_NUMBER_WORD = re.compile(rf"(?<![\w-])(?<!no )(?:{'|'.join(_WORDS)})(?![\w-])", re.IGNORECASE)
+_OTHER_NUMBER = re.compile(r"\d|\b(?:(?:thir|four|fif|six|seven|eigh|nine)teen"
+                           r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty"
+                           r"|dozen|hundred|thousand|million|half|third|quarter)s?\b", re.IGNORECASE)
 
 
 def said_yes(answer: str) -> bool | None:
@@ -211,6 +236,6 @@ def said_number(answer: str) -> int | None:
     text = _plain(answer)
     found = {int(digits) for digits in _NUMBER.findall(text)}
     found |= {_WORDS.index(word.lower()) for word in _NUMBER_WORD.findall(text)}
-    # part of a fraction, a range or a name, or below 0
-    others = re.search(r"\d", _NUMBER.sub("", text)) or re.search(r"(?<!\w)[-−–]\d", answer)
+    # above twelve in words, part of a fraction, a range or a name, or below 0
+    others = _OTHER_NUMBER.search(_NUMBER.sub("", text)) or re.search(r"(?<!\w)[-−–]\d", said(answer))
     return found.pop() if len(found) == 1 and not others else None

@@ -127,6 +127,10 @@ def render(result: Row) -> RenderableType:
                              "mean:", [f"{one['id']} ({one['question']}): {one['reason']}" for one in unjudged]))
     if missing := result.get("missing_videos"):
         parts.append(Text(f"{len(missing)} videos are missing: {_some(missing)}", style="red"))
+    if late := result.get("behind_end"):
+        parts.append(_listed(f"{len(late)} questions were asked about a moment behind the end of their video:",
+                             [f"{one['id']} ({one['video']}): second {one['at']:g}, {one['seconds']:.1f} behind"
+                              for one in late]))
     if failures := result.get("failures"):
         parts.append(_listed(f"{len(failures)} questions could not be asked and count as wrong:",
                              [f"{one['id']} ({one['video']}): {one['reason']}" for one in failures]))

@@ -42,8 +42,15 @@ def prompt_hash(kind: str) -> str:
 
 # Whatever the notation (JSON, a Python dict, YAML, emphasis, escaped quotes): a key, a sign, a value.
 _SIGNS = r"[\\\"'“”‘’`*\s]*"
-_PRED = re.compile(rf"(?<![\w-])pred(?:iction)?(?!\w){_SIGNS}[:=]{_SIGNS}(yes|no|true|false)(?![\w-])"
-                   rf"(?!{_SIGNS}(?:or\b|[/|]))", re.IGNORECASE)
+_QUOTE = r"\\?[\"'“”‘’]"
+# a value in quotes ends with them, another one with a sign: "no way" and "yes and no" are none
+_VALUE = (rf"[`*\s]*(?P<quote>{_QUOTE})?\s*(?P<said>yes|no|true|false)"
+          rf"(?(quote)\s*[.!]?\s*{_QUOTE}|[`*]*(?=\s*(?:[,;.)}}\]\n]|$|score)|\s+[-–—(]))"
+          rf"(?!\s*(?:,\s*)?(?:{_QUOTE})?(?:yes|no|or|and)\b|\s*[/|])")
+_PRED = re.compile(rf"(?<![\w-])pred(?!\w){_SIGNS}[:=]{_VALUE}", re.IGNORECASE)
+# in prose, or beside the right answer, a prediction is the answer that was judged
+_PREDICTION = re.compile(rf"{_QUOTE}prediction{_QUOTE}\s*:{_VALUE}", re.IGNORECASE)
+_ANSWER = re.compile(rf"answer{_SIGNS}[:=]", re.IGNORECASE)
 _SCORE = re.compile(rf"(?<![\w-])score(?!\w){_SIGNS}[:=]{_SIGNS}(-?\d+(?:\.\d+)?)(?![\w.]*\d)", re.IGNORECASE)
 _ALONE = re.compile(r"[\W_]*(yes|no)[\W_]*", re.IGNORECASE)
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
@@ -59,7 +66,9 @@ def read_verdict(text: str) -> Verdict | None:
     """The verdict that stands in a judge's answer; None where there is none, or several that contradict each other."""
     text = said(text)
     alone = _ALONE.fullmatch(text)
-    found = {alone[1].lower()} if alone else {match[1].lower() for match in _PRED.finditer(text)}
+    found = {alone[1].lower()} if alone else {match["said"].lower() for match in _PRED.finditer(text)}
+    if not found and not _ANSWER.search(text):
+        found = {match["said"].lower() for match in _PREDICTION.finditer(text)}
     decided = {word in ("yes", "true") for word in found}
     if len(decided) != 1:
         return None

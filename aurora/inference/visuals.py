@@ -5,14 +5,16 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import av
 import numpy as np
 
 from aurora.errors import AuroraError
@@ -120,6 +122,40 @@ def download(address: str, folder: Path) -> str:
         reason = str(error.__cause__ or error)  # of a missing file fsspec says nothing but its address
         raise UnreadableVisual(f"{address} cannot be downloaded: {reason}") from error
     return str(target)
+
+
+@contextmanager
+def as_file(path: str | os.PathLike[str], *, fps: int) -> Iterator[Path]:
+    """The path of a video; of a folder of numbered JPEGs a video file of so many a second, for as long as it is used.
+    UnreadableVisual for a folder without any."""
+    if not Path(path).is_dir():
+        yield Path(path)
+        return
+    pictures = sorted((file for file in Path(path).glob("*.jpg") if file.stem.isdecimal()),
+                      key=lambda file: int(file.stem))
+    if not pictures:
+        raise UnreadableVisual(f"{path} is a folder without numbered pictures, such as 00001.jpg")
+    with TemporaryDirectory() as place:
+        target = Path(place) / f"{Path(path).name}.mp4"
+        try:
+            _join(pictures, target, fps)
+        except (AuroraError, OSError) as error:
+            raise UnreadableVisual(f"the pictures in {path} cannot be read: {error}") from error
+        yield target
+
+
+def _join(pictures: Sequence[Path], target: Path, fps: int) -> None:
+    """Writes JPEGs into a container as they are: nothing is encoded again."""
+    height, width, _ = read_image(pictures[0]).shape
+    tick, first = Fraction(1, fps), int(pictures[0].stem)
+    with av.open(str(target), "w", format="mp4") as container:
+        stream = container.add_mux_stream("mjpeg", rate=fps, width=width, height=height)
+        stream.time_base = tick
+        for picture in pictures:
+            packet = av.Packet(picture.read_bytes())
+            packet.stream, packet.time_base, packet.duration, packet.is_keyframe = stream, tick, 1, True
+            packet.pts = packet.dts = int(picture.stem) - first
+            container.mux(packet)
 
 
 def is_image(path: str | os.PathLike[str]) -> bool:

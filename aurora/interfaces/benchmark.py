@@ -12,7 +12,7 @@ class Item:
     """One question about one video, as a benchmark asks it. All of it can be written as JSON."""
 
     id: str  # unique in the benchmark
-    video: str  # a path in the benchmark's folder
+    video: str  # a path in the benchmark's folder; that of a folder of numbered JPEGs stands for 3 of them a second
     prompt: str  # the text that the model is given
     answer: str  # what an answer is compared with; of a choice, the text of the right option
     options: tuple[str, ...] = ()  # texts of a choice, in the order of their letters

@@ -26,7 +26,20 @@ class ChoiceBenchmark(Benchmark):
             # there, what could not be asked is an empty answer
             return self._compat(items, [answers[item.id] or "" for item in items])
         found = accuracy(items, answers, self.judged)
-        return {"metric": self._metric(), "score": self._mean(found), **found, **self.groups(found["families"])}
+        scores = {"metric": self._metric(), "score": self._mean(found), **found, **self.groups(found["families"])}
+        if missing := [task for task in self.tasks() if task not in found["families"]]:
+            scores |= {"score": None, "missing_tasks": missing,
+                       "not_scored": f"no mean, for nothing was asked of {', '.join(missing)}"}
+        return scores
+
+    def outcomes(self, items: Sequence[Item], answers: Mapping[str, str | None]) -> dict[str, float]:
+        return {item.id: float(bool(answers[item.id] is not None and self.judged(item, answers[item.id] or "")))
+                for item in items if not item.control}
+
+    def tasks(self) -> Sequence[str]:
+        """The families whose mean is the score, which is none without all of them; empty where questions are counted.
+        """
+        return ()
 
     def weights(self, families: Sequence[str]) -> Mapping[str, float] | None:
         return None if self.mean_of == "questions" else dict.fromkeys(families, 1 / len(families))

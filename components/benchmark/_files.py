@@ -55,6 +55,20 @@ class Row(NamedTuple):
             raise self.error(f"{key!r} must be a number that is not negative, not {value!r}")
         return number
 
+    def whole_number(self, key: str) -> int:
+        """A whole number that is not below 0."""
+        number = self.number(key)
+        if number != int(number):
+            raise self.error(f"{key!r} must be a whole number, not {self.fields.get(key)!r}")
+        return int(number)
+
+    def option_number(self, key: str, options: Sequence[str]) -> int:
+        """The index of an option."""
+        index = self.whole_number(key)
+        if index >= len(options):
+            raise self.error(f"{key!r} is {index}, but there are {len(options)} options")
+        return index
+
     def seconds(self, key: str) -> float:
         """Seconds: a number, or a clock such as 00:03:10."""
         value = self.fields.get(key)
@@ -114,8 +128,13 @@ def annotations(folder: Path, given: str | None, *known: str) -> list[Path]:
     """
     if not folder.is_dir():
         raise AuroraError(f"{folder} is not a folder")
+    if given is not None and (not given.strip("./") or PurePosixPath(given).is_absolute() or ".." in Path(given).parts):
+        raise AuroraError(f"benchmark.annotations {given!r} must name files inside of the folder {folder}")
     for name in (given,) if given is not None else known:
-        found = sorted(path for path in folder.glob(name) if path.is_file())
+        try:
+            found = sorted(path for path in folder.glob(name) if path.is_file())
+        except (ValueError, OSError) as error:
+            raise AuroraError(f"benchmark.annotations {name!r} cannot be looked for in {folder}: {error}") from error
         if found:
             return found
     wanted = given if given is not None else " or ".join(known)
@@ -143,11 +162,15 @@ def whole(path: Path) -> Row:
 
 
 class Videos:
-    """Finds the videos of a folder, whatever their extension: below `given`, or the known folders in their order."""
+    """Finds the videos of a folder, whatever their extension: below `given`, or the known folders in their order.
 
-    def __init__(self, folder: Path, given: str | None, *known: str) -> None:
+    In the places `pictures` a video is a folder of pictures.
+    """
+
+    def __init__(self, folder: Path, given: str | None, *known: str, pictures: Sequence[str] = ()) -> None:
         self.folder = folder
         self.places = (given,) if given is not None else known
+        self.pictures = (given,) if given is not None and pictures else pictures
 
     def find(self, row: Row, *names: str) -> str:
         """The path in the folder of the first of these names that is there; the first one looked for where none is."""
@@ -157,7 +180,12 @@ class Videos:
                 raise row.error(f"the video {name!r} must be a path inside of the folder")
         tried = [PurePosixPath(place, form).as_posix() for place in self.places for name in names
                  for form in _forms(name)]
-        return next((path for path in tried if (self.folder / path).exists()), tried[0])
+        tried += [PurePosixPath(place, name).as_posix() for place in self.pictures for name in names]
+        try:
+            return next((path for path in tried if (self.folder / path).exists()), tried[0])
+        except (OSError, ValueError) as error:  # a name that is too long
+            raise row.error(f"the video {names[0][:80]!r} cannot be looked for: {error.__class__.__name__}, "
+                            f"{getattr(error, 'strerror', None) or error}") from error
 
 
 def _forms(name: str) -> list[str]:

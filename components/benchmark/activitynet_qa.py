@@ -9,7 +9,8 @@ from aurora.registry import BENCHMARK
 from ._files import Row, Videos, annotations, collect, rows
 from ._judged import JudgedBenchmark
 
-_KINDS = ("motion", "spatial relation", "temporal relation", "yes/no", "color", "object", "location", "number", "other")
+_KINDS = {str(number): kind for number, kind in enumerate((
+    "motion", "spatial relation", "temporal relation", "yes/no", "color", "object", "location", "number", "other"))}
 
 
 @BENCHMARK.register
@@ -39,8 +40,7 @@ class ActivitynetQa(JudgedBenchmark):
 
 def _item(row: Row, answered: Row, videos: Videos) -> Item:
     question, name = row.text("question"), row.text("video_name")
-    kind = answered.fields.get("type", row.fields.get("type"))
-    family = _KINDS[int(kind)] if str(kind).isdigit() and int(kind) < len(_KINDS) else "all"
+    family = _KINDS.get(str(answered.fields.get("type", row.fields.get("type"))), "all")
     return Item(row.text("question_id"), videos.find(row, f"v_{name}", name),
                 f"{question.capitalize()}? Answer the question using a single word or phrase.", answered.text("answer"),
                 family=family, max_new_tokens=64, extra={"question": question})

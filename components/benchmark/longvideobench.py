@@ -58,9 +58,7 @@ def _item(row: Row, videos: Videos) -> Item:
         options = row.texts("candidates", least=2)
     else:
         options = tuple(row.text(f"option{n}") for n in range(5) if row.fields.get(f"option{n}", _NONE) != _NONE)
-    right = int(row.number("correct_choice"))
-    if right >= len(options):
-        raise row.error(f"'correct_choice' is {right}, but there are {len(options)} options")
+    right = row.option_number("correct_choice", options)
     question = "\n".join([row.text("question"), *(f"{LETTERS[n]}. {option}" for n, option in enumerate(options))])
     group = row.fields.get("duration_group")
     if isinstance(group, bool) or not isinstance(group, (int, float, str)):

@@ -46,6 +46,7 @@ def _items(row: Row, videos: Videos) -> Iterator[Item]:
         options = options or tuple(LETTERS[:4])
         right = asked.letter("answer", options)
         kinds = asked.fields.get("question_type") or "all"
+        family = kinds if isinstance(kinds, str) else " + ".join(asked.texts("question_type"))
         yield Item(asked.text("uid" if "uid" in asked.fields else "id"), video,
                    f"{question}\nAnswer the question with the option letter", options[right], options, right,
-                   kinds if isinstance(kinds, str) else " + ".join(map(str, kinds)), max_new_tokens=16)
+                   family, max_new_tokens=16)

@@ -35,6 +35,8 @@ _VIDEOS = {
     "state_change": ("perception/videos",),
     "unexpected_action": ("FunQA_test/test",),
 }
+_PICTURES = {"episodic_reasoning": ("tvqa/frames_fps3_hq",)}
+"""Where a task's videos are folders of pictures, 3 a second, as the makers publish them."""
 _NOT_IN_THE_PAPER = ("action_antonym", "episodic_reasoning", "fine_grained_pose")
 _CUT = "_segment"
 
@@ -62,10 +64,14 @@ class Mvbench(ChoiceBenchmark):
         files = annotations(folder, given, f"json/{task}.json", f"{task}.json", f"{task}/*.parquet",
                             f"data/{task}/*.parquet", f"{task}.parquet", f"{task}.jsonl")
         above = ("video/", "", "video/data0613/", "data0613/")
-        places = [f"{folders}{place}" for place in _VIDEOS[task] for folders in above]
-        videos = Videos(folder, self.videos, *places, f"video/{task}", "video", ".")
+        places, pictures = ([f"{folders}{place}" for place in where.get(task, ()) for folders in above]
+                            for where in (_VIDEOS, _PICTURES))
+        videos = Videos(folder, self.videos, *places, f"video/{task}", "video", ".", pictures=pictures)
         for number, row in enumerate((row for file in files for row in rows(file)), 1):
             yield _item(row, task, number, videos)
+
+    def tasks(self) -> Sequence[str]:
+        return self.subtasks
 
     def compat(self, item: Item, answer: str) -> bool:
         return lone_letter(answer) == LETTERS[item.right or 0]
@@ -84,11 +90,13 @@ def _chosen(subtasks: str | Sequence[str]) -> list[str]:
         return list(_VIDEOS)
     if subtasks == "paper17":
         return [task for task in _VIDEOS if task not in _NOT_IN_THE_PAPER]
-    names = list(subtasks)
-    for name in names:
+    for name in subtasks:
+        if name in ("all", "paper17"):
+            raise AuroraError(f"benchmark 'mvbench': {name!r} stands for several subtasks; write subtasks={name}, "
+                              "without a list")
         if name not in _VIDEOS:
-            raise AuroraError(f"benchmark 'mvbench': no subtask {name!r}.{suggest(name, ['all', 'paper17', *_VIDEOS])}")
-    return names
+            raise AuroraError(f"benchmark 'mvbench': no subtask {name!r}.{suggest(name, _VIDEOS)}")
+    return list(subtasks)
 
 
 def _item(row: Row, task: str, number: int, videos: Videos) -> Item:

@@ -82,9 +82,7 @@ class OvoBench(ChoiceBenchmark):
             raise row.error(f"the task {task!r} is not one of {', '.join(_TASKS)}")
         if _TASKS[task] != "forward":
             options = row.texts("options", least=2)
-            right = int(row.number("gt"))
-            if right >= len(options):
-                raise row.error(f"'gt' is {right}, but there are {len(options)} options")
+            right = row.option_number("gt", options)
             listed = "; ".join(f"{LETTERS[n]}. {option}" for n, option in enumerate(options)) + ";"
             yield self._item(id, video, task, _CHOICE.format(question=row.text("question"), options=listed), options,
                              right, row.seconds("realtime"))
@@ -92,13 +90,13 @@ class OvoBench(ChoiceBenchmark):
         for number, test in enumerate(row.rows("test_info")):
             at = test.seconds("realtime")
             if task == "REC":
-                prompt, counted = _COUNT.format(activity=row.text("activity")), str(int(test.number("count")))
+                prompt, counted = _COUNT.format(activity=row.text("activity")), str(test.whole_number("count"))
                 yield self._item(f"{id}/{number}", video, task, prompt, (), None, at, counted)
             else:
                 prompt = _STEP.format(step=test.text("step")) if task == "SSR" else \
                     _ENOUGH.format(question=row.text("question"))
-                no = int(test.number("type") == 0)
-                yield self._item(f"{id}/{number}", video, task, prompt, ("Yes", "No"), no, at)
+                right = test.option_number("type", ("No", "Yes"))
+                yield self._item(f"{id}/{number}", video, task, prompt, ("Yes", "No"), 1 - right, at)
 
     def _item(self, id: str, video: str, task: str, prompt: str, options: tuple[str, ...], right: int | None, at: float,
               answer: str | None = None) -> Item:
@@ -118,6 +116,9 @@ class OvoBench(ChoiceBenchmark):
     def weights(self, families: Sequence[str]) -> Mapping[str, float] | None:
         groups = [_TASKS[task] for task in families]
         return {task: 1 / (len(set(groups)) * groups.count(_TASKS[task])) for task in families}
+
+    def tasks(self) -> Sequence[str]:
+        return tuple(_TASKS)
 
     def groups(self, families: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         return {"groups": _group_means({task: row["accuracy"] for task, row in families.items()})}

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -70,6 +70,8 @@ def test_what_fits_passes(given: Any, kind: Any) -> None:
         ([], Annotated[list[str], MinLen(1)], "it must be a list, each a string not empty"),
         ([1], tuple[float, float], "x is [1]; it must be a list of 2, each a number"),
         ({"vison": 1}, Mapping[Literal["vision"], int], "x has no key 'vison'. Did you mean 'vision'?"),
+        ("some", Literal["all"] | Sequence[str], "x is 'some'; it must be 'all' or a list, each a string"),
+        ([5], Literal["all"] | Sequence[str], "x[0] is 5; it must be a string"),
         ("floar", Literal["exact", "floor"], "x 'floar' is unknown. Did you mean 'floor'? Known: exact, floor"),
     ],
 )

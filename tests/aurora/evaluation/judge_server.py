@@ -87,6 +87,12 @@ class Handler(BaseHTTPRequestHandler):
             self.say(None, refusal="I cannot help with that.")
         elif behaviour == "length":
             self.say("{'pred': ", finish="length")
+        elif behaviour == "parts":
+            self.say([{"type": "text", "text": decide(body)[:9]}, {"type": "text", "text": decide(body)[9:]}])
+        elif behaviour == "half a character":
+            self.say("\ud83d " + decide(body))
+        elif behaviour == "too deep":
+            self.send(200, b"[" * 100_000)
         elif behaviour == "empty":
             self.say("")
         elif status.isdigit():
@@ -94,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.say(behaviour or decide(body))
 
-    def say(self, text: str | None, refusal: str | None = None, finish: str = "stop") -> None:
+    def say(self, text: Any, refusal: str | None = None, finish: str = "stop") -> None:
         message = {"role": "assistant", "content": text, **({"refusal": refusal} if refusal else {})}
         self.reply(200, {"object": "chat.completion", "model": f"{MODEL}-0613",
                          "choices": [{"index": 0, "message": message, "finish_reason": finish}]})

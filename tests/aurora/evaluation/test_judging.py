@@ -189,6 +189,13 @@ def test_what_may_pass_is_asked_again(failure, serve, run) -> None:
     assert (result["score"], result["unjudged"]) == (62.5, 0) and verdicts(run) == RIGHT
 
 
+@pytest.mark.parametrize("form", ["parts", "half a character"])
+def test_a_verdict_in_parts_or_beside_half_a_character_is_read_and_kept(form, serve, run) -> None:
+    server = serve(f"*{form}")
+    assert judge(run, server.endpoint())["score"] == 62.5 and verdicts(run) == RIGHT
+    assert judge(run, server.endpoint())["score"] == 62.5 and len(server.seen()) == 8
+
+
 def test_a_judge_that_hangs_is_asked_again_after_the_timeout(serve, run) -> None:
     assert judge(run, serve("hang").endpoint(timeout=1.5))["score"] == 62.5
 
@@ -217,6 +224,7 @@ def test_a_wait_of_an_hour_ends_the_command(serve, run) -> None:
     (["cut"] * 2, "the connection broke off (RemoteProtocolError)"),
     (["no json"] * 2, "its response is not JSON"),
     (["no choices"] * 2, 'its response holds no message: {"object": "chat.completion", "choices": []}'),
+    (["too deep"] * 2, "its response is not JSON"),
     (["empty"] * 3, "it said nothing"),
     (["refuse"] * 3, "it refused: I cannot help with that."),
     (["length"] * 3, "its answer was cut off at the most tokens; max_tokens=N allows more"),

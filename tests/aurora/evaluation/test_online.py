@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -15,10 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from aurora.config import ModelConfig
 from aurora.evaluation.predictions import read_items
+from aurora.evaluation.report import rows
+from aurora.evaluation.results import read_result
 from aurora.evaluation.run import Protocol, evaluate
+from aurora.evaluation.summary import render
 from aurora.inference.generation import Generation
 from aurora.inference.video_model import VideoModel
 from aurora.interfaces import Sampling
@@ -89,6 +94,18 @@ def test_one_pass_decodes_each_moment_of_a_video_once(generic, online, stream, t
     assert result["one_pass"] and result["failed"] == 0
     assert set(counting.decoded.values()) == {1}
     assert len(counting.decoded) == 2 * 12  # two frames a second, of both videos
+
+
+@pytest.mark.parametrize("prompt", ["generic", "sandwich"])
+def test_moments_behind_the_end_of_a_video_are_counted(prompt, make_model, make_config, stream, tmp_path) -> None:
+    parts = {"prompt": {"name": prompt}}
+    result = run(make_model(**parts), make_config(**parts), stream, tmp_path)
+    late = [{"id": f"{name}0", "video": f"src_videos/{name}.mp4", "at": 9, "seconds": 3.0} for name in ("a", "b")]
+    assert (result["behind_end"], result["failed"]) == (late, 0)
+    assert dict(rows([read_result(tmp_path)])[0][0].counts)["asked behind the end of the video"] == 2
+    console = Console(file=io.StringIO(), width=200)
+    console.print(render(result))
+    assert "a0 (src_videos/a.mp4): second 9, 3.0 behind" in console.file.getvalue()
 
 
 @pytest.mark.parametrize("timestamps", [False, True])

@@ -70,15 +70,24 @@ def test_a_row_shows_the_score_its_interval_and_what_it_depended_on(tmp_path) ->
 def test_the_papers_numbers_stand_beside_with_its_contradictions(tmp_path) -> None:
     output = made(tmp_path / "out", "1100110011", name="mlvu", sampling={"fps": None, "frames": 48})
     (one,), notes = rows([read_result(output)])
-    assert (one.paper, one.where, one.differs, one.others) == (52.7, "Table B5", [], {"Video-XL-2": 74.9})
+    assert (one.paper, one.where, one.differs, one.others) == (
+        52.7, "Table B5", ["5 tasks missing"], {"Video-XL-2": 74.9})
     assert {family.name: family.paper for family in one.families} == {"order": 33.2, "count": 42.9}
     assert "ego (54.8) and order (29.4)" in notes[one.notes[0] - 1]
+
+
+def test_a_mean_over_some_of_the_tasks_is_no_score(tmp_path) -> None:
+    one = row(made(tmp_path / "out", "1100110011", name="mlvu"))
+    assert (one.score, one.interval) == (None, None) and ("tasks missing", 5) in one.counts
+    assert one.missing_score == ("no mean, for nothing was asked of plotQA, needle, ego, anomaly_reco, "
+                                 "topic_reasoning")
+    assert {family.name: family.score for family in one.families} == {"order": 60.0, "count": 60.0}
 
 
 def test_what_is_not_as_in_the_paper_is_said(tmp_path) -> None:
     output = made(tmp_path / "out", "110011001-", name="mlvu", about={"limit": 10}, sort={"name": "random", "seed": 4})
     assert row(output).differs == ["1 frame a second instead of 48 frames", "only 10 questions", "1 videos missing",
-                                   "order random, seed 4 instead of size, ascending"]
+                                   "5 tasks missing", "order random, seed 4 instead of size, ascending"]
 
 
 @pytest.mark.parametrize(("options", "paper"), [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from aurora.config import ModelConfig
@@ -19,7 +20,8 @@ from aurora.evaluation.scoring import score_options
 from aurora.evaluation.summary import render
 from aurora.inference.generation import Generation
 from aurora.inference.video_model import VideoModel
-from aurora.interfaces import Item
+from aurora.inference.visuals import as_file
+from aurora.interfaces import Item, Sampling
 from aurora.model import AuroraModel
 from aurora.registry import BENCHMARK
 
@@ -69,6 +71,30 @@ def test_predictions_are_what_a_film_of_the_video_answers_alone(model, config, d
     for line in lines(tmp_path):
         film = watcher.watch(data / items[line["id"]].video, prompt=config.prompt)
         assert line["answer"] == film.ask(items[line["id"]].prompt, options=GENERATION).strip()
+
+
+def test_a_folder_of_pictures_is_shown_as_three_a_second(model, config, tmp_path) -> None:
+    clip = tmp_path / "data" / "video/tvqa/frames_fps3_hq/clip"
+    clip.mkdir(parents=True)
+    for number in range(1, 22):
+        Image.new("RGB", (48, 32), (12 * number, 40, 90)).save(clip / f"{number:05d}.jpg", quality=95)
+    (tmp_path / "data" / "json").mkdir()
+    asked = {"question": "Who?", "candidates": ["He", "She"], "answer": "She", "start": 2.0, "end": 5.0}
+    (tmp_path / "data" / "json" / "episodic_reasoning.json").write_text(json.dumps(
+        [{**asked, "video": name} for name in ("clip", "none", "empty")]))
+    (clip.parent / "empty").mkdir()
+    benchmark = {"name": "mvbench", "subtasks": ["episodic_reasoning"]}
+    result = run(model, config, tmp_path / "data", tmp_path / "out", benchmark=benchmark)
+    assert [one["video"].split("/")[-1] for one in result["failures"]] == ["none.mp4", "empty"]
+    assert "without numbered pictures" in result["failures"][1]["reason"] and len(result["missing_videos"]) == 1
+    with as_file(clip, fps=3) as file:
+        film = VideoModel(model, config).watch(file, start=2.0, stop=5.0, prompt=config.prompt)
+        frames = dict(film.model.reader.read(str(file), Sampling(fps=1.0, start=2.0, stop=5.0)))
+        prompt = read_items(tmp_path / "out")[1][0].prompt
+        assert film.frames == 6 and lines(tmp_path / "out")[0]["answer"] == film.ask(prompt, options=GENERATION).strip()
+    assert not file.exists()
+    reds = {second: round(frame[..., 0].mean() / 12) for second, frame in frames.items()}
+    assert reds == {2.0: 7, 3.0: 10, 4.0: 13}  # the first picture is at second 0
 
 
 def test_a_result_says_how_it_was_made(model, config, data, tmp_path) -> None:

@@ -23,7 +23,7 @@ DECORATIONS = (
     "{})", "{}.", "{}:", "{}!", "**{}.**", "**{})**", "({}).", r"\boxed{{{}}}", r"$\boxed{{{}}}$",
     r"\boxed{{\text{{{}}}}}", r"$\boxed{{\textbf{{({})}}}}$", "<answer>{}</answer>", "# {}", "- {}", "> **{}**",
     "（{}）", "option {}", "Option {}", "Option ({})", "choice {}", "Choice: {}", "Answer: {}", "answer: {}",
-    "ANSWER: {}", "Answer {}", "Answer = {}", "Answer – {}", "Answer:\n{}", "Answer\n{}", "**Answer:** {}",
+    "ANSWER: {}", "Ans: {}", "Answer {}", "Answer = {}", "Answer – {}", "Answer:\n{}", "Answer\n{}", "**Answer:** {}",
     "**Answer: {}**", "### Answer\n{}", "The answer is {}", "The answer is {}.", "the answer is: {}",
     "The answer is **{}**.",
     "The answer is ({}).", "The answer is option {}.", "The correct answer is {}", "The correct option is {}.",
@@ -32,6 +32,11 @@ DECORATIONS = (
     "Answer: ({}), because it is", "The answer is {} because I saw it", "{} is correct.", "{} is the correct answer.",
     "({}) is right", "{}\n", "\n\n{}", " {} ", "{}\n\nIt can be seen in the video.", "Answer: {}\nIt can be seen.",
     "Something moves. The answer is ({}).", "Something moves.\n\nAnswer: {}", "Something moves, so the answer is: {}",
+    "<think>A or C? It is (D).</think>\n\n{}", "<think>The answer is A.</think>Answer: {}", "{}<|im_end|>",
+    "{}</s>", "({})<|endoftext|>\n", "{}</answer>", '{{"answer": "{}"}}', "{{'answer': '{}'}}",
+    '```json\n{{"answer": "{}"}}\n```',
+    "{}。", "{}、", "答案：{}", "正确答案是{}", "选{}", "정답은 {}", "정답은 {}입니다.", "答えは{}です。", "It is {}.",
+    "It's ({}).", "I choose {}.", "I pick option {}.",
 )
 # with the option's text behind or before the letter
 WITH_TEXT = ("({}) {text}", "{} {text}", "{}. {text}", "{}) {text}", "{}){text}", "{}: {text}", "{} - {text}",
@@ -39,7 +44,8 @@ WITH_TEXT = ("({}) {text}", "{} {text}", "{}. {text}", "{}) {text}", "{}){text}"
              "**({}) {text}**", "({}) **{text}**", "({}): {text}.", "({}) {text}, as can be seen (s).",
              "The answer is ({}) {text}", "Answer: {}. {text}", "Option {}: {text}", "{text} ({})",
              "The answer is {text} ({}).", "{text}", "The answer is {text}", "Answer: {text}.", "**{text}**",
-             '"{text}"', "{text}!")
+             '"{text}"', "{text}!", "{}：{text}", "{text} (option {})", "<think>(A)?</think>{}. {text}",
+             "{text}<|im_end|>", "It is ({}) {text}.", '{{"answer": "{text}"}}', "答案：{}。{text}")
 TEXTS = ("red", "The person(s) leave", "Vitamin C", "Answering the phone", "Option trading",
          "He (Bob) waits: one (1) hour", "a man", "A man and a dog", "plan B", "It is the best answer",
          "Type (B) blood", "8:30", "a)", "U.S.A.", "No, neither or both")
@@ -50,10 +56,20 @@ def test_a_letter_is_read_as_people_write_it(form: str) -> None:
     assert [chosen_option(form.format(letter), OPTIONS) for letter in "ABCD"] == [0, 1, 2, 3]
 
 
+ALONE = ("{}", "- {}", "# {}", "{}!", "{}、", "{}<|im_end|>", "{}</s>", "{}</answer>",
+         "<think>A or C? It is (D).</think>\n\n{}", "It is {}.", "I choose {}.")
+"""Where a small "a" may be an article of which the rest was cut off."""
+
+
 @pytest.mark.parametrize("form", [form for form in DECORATIONS if form.strip() not in {
-    "{}", "- {}", "# {}", "{}!", "{} is correct.", "{} is the correct answer.", "{}\n\nIt can be seen in the video."}])
+    *ALONE, "{} is correct.", "{} is the correct answer.", "{}\n\nIt can be seen in the video."}])
 def test_a_small_letter_is_read_where_something_says_that_it_is_one(form: str) -> None:
     assert [chosen_option(form.format(letter), OPTIONS) for letter in "abcd"] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("form", ALONE)
+def test_a_small_letter_alone_is_read_unless_it_may_be_an_article(form: str) -> None:
+    assert [chosen_option(form.format(letter), OPTIONS) for letter in "abcd"] == [None, 1, 2, 3]
 
 
 @pytest.mark.parametrize("form", WITH_TEXT)
@@ -95,6 +111,15 @@ def test_a_letter_with_its_text_is_read(form: str, text: str) -> None:
         ("２", ("1", "2"), 1),
         ("The man looks at (A). Answer: B", OPTIONS, 1),
         ("The answer is not clear. The answer is B", OPTIONS, 1),
+        ("It is a ball.", OPTIONS, 0),
+        ("(B) no", ("yes", "no"), 1),
+        ("(B) is wrong", ("is right", "is wrong"), 1),
+        ("(B) Cannot be opened", ("Open", "Cannot be opened any more"), 1),
+        ("(B) Not blue but red", OPTIONS, 1),
+        ("(B) No ball is red", OPTIONS, 1),
+        ("(B) red, which is not blue", OPTIONS, 1),
+        ("b", ("x", "y"), 1),
+        ("d\n", OPTIONS, 3),
     ],
 )
 def test_the_whole_text_of_an_option_wins(answer: str, options: tuple[str, ...], chosen: int | None) -> None:
@@ -103,14 +128,21 @@ def test_the_whole_text_of_an_option_wins(answer: str, options: tuple[str, ...],
 
 @pytest.mark.parametrize(
     "answer",
-    ["", "   ", "*", "A man opens the door.", "The man picks up a cup", "reddish", "red ball", "ball", "dog", "b",
-     "(E) none", "Z", "I think it is (B)", "(AB)", "AB", "A, because it is red", "A person answers: no", "Because",
-     "I don't know", "Answer: I don't know", "The answer is a man", "Answer: a small ball",
+    ["", "   ", "*", "A man opens the door.", "The man picks up a cup", "reddish", "red ball", "ball", "dog", "a", "e",
+     "i", "ab", "(E) none", "Z", "I think it is (B)", "(AB)", "AB", "A, because it is red", "A person answers: no", 
+     "Because", "I don't know", "Answer: I don't know", "The answer is a man", "Answer: a small ball",
      "I don't think the answer is B.", "Not B", "Options", "The options are unclear", "i.e. red ones",
      "(A) or (B)", "A) or B)", "A or B", "A and B", "A, B", "A/B", "A & B", "both A and B", "A. B. C. D.", "A B C D",
      "A\nB\nC\nD", "(A)(B)", "(A) red (B) blue", "A. x\nB. y", "a) x b) y", "(A) or (E)", "**A** or **B**",
      "Answer: A or B", "Answer: A, B", "The answer is (A) and (C).", "The answer is A. The answer is B.",
-     "Answer: A\nAnswer: B", "Option A, option B", r"\boxed{A} or \boxed{B}", "(A) is wrong, (B) is right"],
+     "Answer: A\nAnswer: B", "Option A, option B", r"\boxed{A} or \boxed{B}", "(A) is wrong, (B) is right",
+     "(B) is wrong", "B) is incorrect.", "B. is wrong", "**B** is wrong", "The answer (B) is wrong.",
+     "(B) cannot be right", "B) not correct", "(B) no", "(B) no.", "B. red is wrong", "(B) isn't right", "(B) is false",
+     "(B) is not the answer", "(B) is clearly wrong, since it rolls", "Option (B) would be wrong.",
+     "(B) is the wrong one", "(B): incorrect", "(B), which is wrong", "<think>B</think>", "<think>The answer is B.",
+     "B</s>A", '{"answer": "E"}', '{"answer": "A or B"}', "It is not B.",
+     "It is a", "It is a man", "It is A man", "I choose a man", "I choose not B", "答案：A、B",
+     "选", "(A). It is B.", "A\nI choose B"],
 )
 def test_what_names_no_single_option_is_not_read_as_one(answer: str) -> None:
     assert chosen_option(answer, OPTIONS) is None
@@ -143,7 +175,8 @@ def test_a_decorated_letter_chooses_its_option(options: list[str], form: str, da
     index = data.draw(st.integers(0, len(options) - 1))
     answer = form.format("ABCDEFGH"[index])
     # "B" is also the option "B."
-    assume(not any(option.casefold().strip(".") in answer.casefold() for option in options))
+    said = " ".join(answer.casefold().split())
+    assume(not any(option.casefold().strip(".") in said for option in options))
     assert chosen_option(answer, options) == index
 
 
@@ -155,7 +188,8 @@ ENDING = [form for form in INLINE if not form.rstrip(".").endswith(("right", "co
 @given(st.permutations("ABCD"), st.sampled_from(ENDING), st.sampled_from(INLINE),
        st.sampled_from([" ", ", ", " or ", " and ", "/", " / ", "\n", ". ", "; ", " nor "]))
 def test_two_letters_choose_none(letters: list[str], first: str, second: str, between: str) -> None:
-    assume((letters[0], first, between) != ("A", "{}", " "))  # "A cat moves. The answer is (B).": an article
+    # "A cat moves. The answer is (B).", "Answer: A cat moves. The answer is (B).": an article
+    assume(letters[0] != "A" or not first.endswith("{}") or between != " ")
     assert chosen_option(first.format(letters[0]) + between + second.format(letters[1]), OPTIONS) is None
 
 
@@ -168,6 +202,16 @@ def test_an_article_before_a_sentence_is_no_letter() -> None:
 def test_any_answer_is_read_without_an_error(answer: str, options: list[str]) -> None:
     chosen = chosen_option(answer, options)
     assert chosen is None or 0 <= chosen < len(options)
+
+
+@pytest.mark.parametrize("form", ["({})", "{})", "{}.", "**{}**", "The answer ({})", "Option ({})", "({}) {text}",
+                                  "{}: {text}"])
+@pytest.mark.parametrize("denial", ["is wrong", "is incorrect.", "is not right", "isn't the answer",
+                                    "cannot be correct", "was clearly wrong", "is not it, I think",
+                                    "is the wrong answer"])
+def test_an_option_that_is_taken_back_is_not_chosen(form: str, denial: str) -> None:
+    for index, letter in enumerate("ABCD"):
+        assert chosen_option(f"{form.format(letter, text=OPTIONS[index])} {denial}", OPTIONS) is None
 
 
 def test_every_label_is_read_as_its_option() -> None:

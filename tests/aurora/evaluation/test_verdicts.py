@@ -37,6 +37,10 @@ YES4, NO1 = (True, 4.0), (False, 1.0)
     ("{'pred': 'yes', 'score': 'high'}", (True, None)),
     ("{'pred': 'yes', 'score': 4, 'score': 2}", (True, None)),
     ("yes", (True, None)),
+    ("pred: **yes**, score: 4", YES4),
+    ("pred: no (another colour)\nscore: 1", NO1),
+    ("pred: yes score: 4", YES4),
+    ("{'pred': 'Yes.', 'score': 4}", YES4),
     ("**No.**", (False, None)),
 ])
 def test_a_verdict_is_read_in_every_notation(text, verdict) -> None:
@@ -48,7 +52,11 @@ def test_a_verdict_is_read_in_every_notation(text, verdict) -> None:
     "{'pred': 'yes' or 'no', 'score': 0}", "{'pred': 'yes/no', 'score': 4}", "{'pred': ", "yes and no", "nothing",
     "{'pred': 'yes', 'score': 4}, or rather {'pred': 'no', 'score': 1}", "Yes, I can evaluate this. Which video is it?",
     "No problem! Please give me the pair.", "{'pred': 'nobody', 'score': 0}", "<think>{'pred': 'yes', 'score': 4}",
-    "{'expred': 'yes'}", "Ja.",
+    "{'expred': 'yes'}", "Ja.", "{'pred': 'yes and no'}", "{'pred': 'no way'}", "{'pred': 'no, yes'}", "pred: no, yes",
+    "{'pred': 'yes, no', 'score': 3}", "pred: no way", "pred: yes and no", "{'pred': 'no', 'yes'}",
+    "Correct Answer: no\nPrediction: no\nThe prediction matches the answer. Score: 5",
+    "Prediction: yes\nCorrect answer: no\nThey do not match.",
+    '{"correct answer": "no", "prediction": "no", "score": 5}',
 ])
 def test_what_is_no_verdict_is_not_taken_for_one(text) -> None:
     assert read_verdict(text) is None

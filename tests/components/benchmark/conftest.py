@@ -104,6 +104,11 @@ def mlvu(folder: Path) -> None:
     put_json(folder / "json" / "2_needle.json", [
         {"video": "needle_32.mp4", "duration": 467.98, "question": "What does the hand pick up?",
          "candidates": ["1", "2", "3", "4"], "answer": "3", "question_type": "findNeedle"}])
+    for number, task in enumerate(("ego", "count", "order", "anomaly_reco", "topic_reasoning"), 3):
+        put_json(folder / "json" / f"{number}_{task}.json", [
+            {"video": "a.mp4", "duration": 9.5, "question": "Which?", "candidates": ["Yes", "No"], "answer": "No",
+             "question_type": task}])
+        put(folder / "video" / f"{number}_{task}" / "a.mp4")
     put_json(folder / "json" / "9_summary.json", [{"video": "217.mp4", "question": "Summarise.", "answer": "It is"}])
     put(folder / "video" / "1_plotQA" / "movie101_66.mp4")
     put(folder / "video" / "2_needle" / "needle_32.mp4")
@@ -152,7 +157,9 @@ def ovo_bench(folder: Path) -> None:
         {"id": 10, "task": "SSR", "video": "b.mp4", "test_info": [
             {"realtime": 2, "step": "Cut the bun.", "type": 0}, {"realtime": 6, "step": "Cut the bun.", "type": 1}]},
         {"id": 11, "task": "CRR", "video": "b.mp4", "question": "Why did he stop?", "answer": "It rained.",
-         "ask_time": 1, "clue_time": 5, "test_info": [{"realtime": 3, "type": 0}, {"realtime": 5, "type": 1}]}])
+         "ask_time": 1, "clue_time": 5, "test_info": [{"realtime": 3, "type": 0}, {"realtime": 5, "type": 1}]},
+        *({"id": task, "task": task, "video": "b.mp4", "realtime": 4, "question": "Which?", "answer": "red",
+           "options": ["red", "blue"], "gt": 0} for task in ("ASI", "HLD", "ACR", "ATR", "STU", "FPD", "OJR"))])
     put(folder / "src_videos" / "Ego4D" / "a.mp4")
     put(folder / "src_videos" / "b.mp4")
 

@@ -78,6 +78,13 @@ def test_an_empty_folder_is_told_what_is_looked_for(every, tmp_path) -> None:
         BENCHMARK.build({"name": every}).items(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("pattern", ["", ".", "/abs/*", "../*.json", "**x", "a\0b", "x" * 300])
+def test_annotations_are_looked_for_inside_of_the_folder_only(every, pattern, tmp_path) -> None:
+    if every != "blocks":  # its questions have one place
+        with pytest.raises(AuroraError, match="annotations"):
+            BENCHMARK.build({"name": every, "annotations": pattern}).items(tmp_path)
+
+
 def test_a_record_that_makes_no_sense_is_named(of_every) -> None:
     """Every annotation file in turn is broken in every text and list that it holds."""
     whole = of_every.folder.with_name("whole")

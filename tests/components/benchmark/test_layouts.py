@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from aurora.errors import AuroraError
@@ -52,6 +54,21 @@ def test_mvbench_shows_the_part_of_a_video_that_was_not_cut(made, write) -> None
 
 
 @of("mvbench")
+def test_mvbench_finds_tvqas_folders_of_pictures(made, write) -> None:
+    task = {"subtasks": ["episodic_reasoning"]}
+    write.json(made.folder / "json" / "episodic_reasoning.json", [
+        {"video": "castle_s01e03_seg02_clip_11", "question": "Who?", "candidates": ["He", "She"], "answer": "She",
+         "start": 2.5, "end": 7.0, "fps": 3}])
+    assert len(made.missing(**task)) == 1
+    write.file(made.folder / "video/tvqa/frames_fps3_hq/castle_s01e03_seg02_clip_11/00001.jpg")
+    item = made.items(**task)["episodic_reasoning/1"]
+    assert (item.video, item.start, item.stop) == ("video/tvqa/frames_fps3_hq/castle_s01e03_seg02_clip_11", 2.5, 7.0)
+    assert made.missing(**task) == ()
+    write.file(made.folder / "video/tvqa/video_fps3_hq_segment/castle_s01e03_seg02_clip_11.mp4")
+    assert made.items(**task)["episodic_reasoning/1"].stop is None
+
+
+@of("mvbench")
 def test_mvbench_takes_the_first_of_two_equal_options(made) -> None:
     assert made.items()["action_count/2"].right == 0
 
@@ -59,8 +76,12 @@ def test_mvbench_takes_the_first_of_two_equal_options(made) -> None:
 @of("mvbench")
 def test_mvbench_has_the_papers_17_tasks(made) -> None:
     assert len(made.build(subtasks="all").subtasks) == 20 and len(made.build(subtasks="paper17").subtasks) == 17
-    with pytest.raises(AuroraError, match=r"action_cuont.*Did you mean 'action_count'"):
-        made.build(subtasks=["action_cuont"])
+    for subtasks, message in ((["action_cuont"], r"action_cuont.*Did you mean 'action_count'"),
+                              (["paper17"], r"write subtasks=paper17, without a list"),
+                              ("action_count", r"must be 'all' or 'paper17' or a list, each a string"),
+                              (5, r"must be 'all' or 'paper17' or a list"), ([5], r"subtasks\[0\] is 5")):
+        with pytest.raises(AuroraError, match=message):
+            made.build(subtasks=subtasks)
 
 
 @of("mlvu")
@@ -83,10 +104,55 @@ def test_mlvu_test_reads_lmms_evals_table(made, write) -> None:
 
 
 @of("mlvu")
+@pytest.mark.parametrize("above", ["", "MLVU_Test/"])
+def test_mlvu_test_reads_its_makers_ground_truth(made, write, above) -> None:
+    asked = {"video": "test_sports_1.mp4", "duration": 9.5, "question": "Who wins?",
+             "candidates": ["He", "She", "It", "We", "All", "None"], "question_type": "sportsQA",
+             "question_id": "SQA_0"}
+    write.json(made.folder / f"{above}test_multi_choice_tasks.json", [asked])
+    with pytest.raises(AuroraError, match=r"_tasks.json, entry 1: .*test-ground-truth/test_mcq_gt.json"):
+        made.items(split="test")
+    write.json(made.folder / f"{above}test-ground-truth" / "test_mcq_gt.json", [{**asked, "answer": "We"}])
+    write.file(made.folder / f"{above}video" / "test_sports_1.mp4")
+    item = made.items(split="test")["sportsQA/1"]
+    assert item.prompt == "Who wins?\n(A) He\n(B) She\n(C) It\n(D) We\n(E) All\n(F) None"
+    assert (item.right, item.video) == (3, f"{above}video/test_sports_1.mp4")
+    assert made.missing(split="test") == ()
+
+
+@of("mlvu")
 def test_an_unknown_task_of_mlvu_is_named(made, write) -> None:
     write.json(made.folder / "json" / "2_needle.json", [{"question_type": "sportsQA", "question": "?"}])
     with pytest.raises(AuroraError, match=r"2_needle.json, entry 1: the task 'sportsQA' is not one of dev"):
         made.items()
+
+
+@of("mlvu")
+@pytest.mark.parametrize("content", [None, b"[]", b""])
+def test_mlvu_without_a_task_has_no_score(made, content) -> None:
+    answers = {item.id: item.answer for item in made.items().values()}
+    assert made.score(answers)["score"] == 100.0
+    file = made.folder / "json" / "4_count.json"
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    result = made.score({item.id: item.answer for item in made.items().values()})
+    assert (result["score"], result["missing_tasks"]) == (None, ["count"]) and "count" in result["not_scored"]
+
+
+@of("mvbench")
+def test_mvbench_without_a_task_has_no_score(made, write) -> None:
+    assert made.score({})["score"] == 0.0
+    write.json(made.folder / "json" / "action_count.json", [])
+    assert (made.score({})["score"], made.score({})["missing_tasks"]) == (None, ["action_count"])
+
+
+@of("ovo_bench")
+def test_ovo_bench_without_a_task_has_no_score(made, write) -> None:
+    records = json.loads((made.folder / "ovo_bench_new.json").read_text())
+    write.json(made.folder / "ovo_bench_new.json", [one for one in records if one["task"] in ("EPM", "ASI", "HLD")])
+    result = made.score({"7": "B", "ASI": "A", "HLD": "A"})
+    assert result["score"] is None and len(result["missing_tasks"]) == 9 and result["groups"] == {"backward": 1.0}
 
 
 @of("video_mme")
@@ -136,7 +202,7 @@ def test_timescope_scores_by_length(made) -> None:
 @of("ovo_bench")
 def test_ovo_bench_asks_when_the_video_has_run_to_its_moment(made) -> None:
     items = made.items()
-    assert {id: item.at for id, item in items.items()} == {
+    assert {id: item.at for id, item in items.items() if id[0].isdigit()} == {
         "7": 12.5, "8": 3, "9/0": 2, "9/1": 4, "10/0": 2, "10/1": 6, "11/0": 3, "11/1": 5}
     assert {item.start for item in items.values()} == {0.0}
     assert items["7"].prompt == (
@@ -158,7 +224,7 @@ def test_a_window_shows_the_last_seconds_only(made) -> None:
 @of("ovo_bench")
 def test_ovo_bench_scores_the_mean_of_three_means(made) -> None:
     answers = {"7": "B", "8": "A. STOP", "9/0": "1", "9/1": "1", "10/0": "No.", "10/1": "Yes", "11/0": "Yes",
-               "11/1": "Yes"}
+               "11/1": "Yes", **dict.fromkeys(("ASI", "HLD", "ACR", "ATR", "STU", "FPD", "OJR"), "A")}
     result = made.score(answers)
     assert result["groups"] == {"backward": 1.0, "realtime": 1.0, "forward": pytest.approx((0.5 + 1 + 0.5) / 3)}
     assert result["score"] == pytest.approx(100 * (1 + 1 + 2 / 3) / 3)
@@ -185,6 +251,57 @@ def test_streaming_bench_reads_the_hubs_table(made, write) -> None:
          "time_stamp": "00:00:09", "answer": "B", "options": "['A. One.', 'B. Two, or \"so\".', 'C. 3', 'D. 4']"}])
     (item,) = made.items().values()
     assert (item.at, item.answer, item.video) == (9.0, 'Two, or "so".', "real/sample_348/video.mp4")
+
+
+@of("ovo_bench")
+@pytest.mark.parametrize(("place", "wrong", "message"), [
+    ((0, "gt"), 0.9, "entry 1: 'gt' must be a whole number, not 0.9"), ((0, "gt"), 2, "'gt' is 2, but there are 2"),
+    ((2, "test_info", 1, "count"), 2.9, "entry 3, test_info 2: 'count' must be a whole number, not 2.9"),
+    ((3, "test_info", 0, "type"), 7, "entry 4, test_info 1: 'type' is 7, but there are 2"),
+    ((0, "realtime"), float("inf"), "entry 1: 'realtime' must be a number"),
+    ((0, "video"), "x" * 300 + ".mp4", "entry 1: the video 'xxx.*cannot be looked for")])
+def test_a_number_that_stands_for_nothing_is_named(made, write, place, wrong, message) -> None:
+    records = within = json.loads((made.folder / "ovo_bench_new.json").read_text())
+    for key in place[:-1]:
+        within = within[key]
+    within[place[-1]] = wrong
+    write.json(made.folder / "ovo_bench_new.json", records)
+    with pytest.raises(AuroraError, match=f"ovo_bench_new.json, {message}" if message.startswith("entry") else message):
+        made.items()
+
+
+@of("longvideobench")
+def test_longvideobench_takes_no_fraction_for_an_option(made, write) -> None:
+    record = json.loads((made.folder / "lvb_val.json").read_text())[0]
+    write.json(made.folder / "lvb_val.json", [{**record, "correct_choice": 3.7}])
+    with pytest.raises(AuroraError, match=r"entry 1: 'correct_choice' must be a whole number, not 3\.7"):
+        made.items()
+
+
+@of("lvbench")
+def test_lvbench_names_a_question_type_that_is_none(made, write) -> None:
+    record = json.loads((made.folder / "video_info.meta.jsonl").read_text())
+    record["qa"][0]["question_type"] = 3
+    write.lines(made.folder / "video_info.meta.jsonl", [record])
+    with pytest.raises(AuroraError, match=r"line 1, qa 1: 'question_type' must be a list of 1 or more texts, not 3"):
+        made.items()
+
+
+@of("timescope")
+@pytest.mark.parametrize("length", [float("inf"), float("nan"), -1.0])
+def test_timescope_names_a_length_that_is_none(made, write, length) -> None:
+    write.parquet(made.folder / "data" / "test-00000-of-00001.parquet", [
+        {"id": "0", "video": "60_0.mp4", "input": "?\nA. a\nB. b", "answer": "B", "type": "QA", "length": length}])
+    with pytest.raises(AuroraError, match=r"row 1: 'length' must be a number that is not negative"):
+        made.items()
+
+
+@of("activitynet_qa")
+@pytest.mark.parametrize("kind", ["²", "9", "9" * 5000, 4.5, [], None])
+def test_a_type_that_activitynet_qa_does_not_know_is_no_family(made, write, kind) -> None:
+    write.json(made.folder / "test_a.json", [{"answer": "yes", "type": kind, "question_id": id}
+                                             for id in ("v_2_1", "v_1QIUV7WYKXg_3")])
+    assert {item.family for item in made.items().values()} == {"all"}
 
 
 @of("moviechat")

@@ -20,6 +20,8 @@ RIGHT = [
     "Option (B)", "My answer is B", "So the answer is B.", "The correct option is B: a blue ball.",
     "B\nIt is blue and round.", "The answer is B, because it is blue.", "B is correct.", "Best option: (B)",
     "The answer is: B", "Answer:\nB", "Ｂ", "（B）",
+    "<think>A or C?</think>\n\nB", "B<|im_end|>", "B</s>", "b", '{"answer": "B"}', "B。", "B、", "B：a blue ball",
+    "答案：B", "정답은 B", "It is B.", "I choose B.", "A blue ball (option B)",
 ]
 WRONG = [
     # nothing at all, and what is not an answer
@@ -40,6 +42,9 @@ WRONG = [
     "E", "(E)", "E.", "The answer is F", "Z",
     # the other options
     "C", "(C)", "D", "C. Green", "red", "A dog", "A. red", "The answer is A.", "Not B, but C",
+    # taken back
+    "(B) is wrong", "B) is incorrect.", "B. is wrong", "**B** is wrong", "The answer (B) is wrong.",
+    "(B) cannot be right", "B) not correct", "(B) no", "B. a blue ball is wrong",
     # other scripts
     "Б", "В", "Ответ: В", "β", "Β", "ب", "ב", "答案", "乙", "Ⓑ or Ⓒ", "二", "정답", "🅱", "𝐁 or 𝐂", "選項",
 ]
@@ -60,7 +65,8 @@ def test_what_names_no_or_another_option_is_not_right(answer) -> None:
 
 
 YES = ["Yes", "yes", "YES.", "Yes, they do.", "Yes, the step is done.", "**Yes**", "“Yes”", "The answer is yes.",
-       "Answer: Yes", "\\boxed{Yes}", "Yes\n", "yes!"]
+       "Answer: Yes", "\\boxed{Yes}", "Yes\n", "yes!",
+       "<think>no</think>Yes", "Yes<|im_end|>", '{"answer": "Yes"}']
 NO = ["No", "no.", "No, not yet.", "\"No\"", "The answer is no", "Answer: No.", "NO", "No\nIt is another step."]
 NEITHER = ["", "Y", "N", "Yes and no", "Yes or no?", "No, or yes", "Not yet", "None", "Nobody", "Nope", "No-one",
            "Yesterday",
@@ -75,10 +81,12 @@ def test_yes_and_no_stand_at_the_beginning_and_alone(answer, said) -> None:
 
 
 NUMBERS = [("3", 3), ("3.", 3), ("three", 3), ("Three times", 3), ("3 times", 3), ("They jump 3 times in total.", 3),
-           ("**3**", 3), ("The count is 12.", 12), ("0", 0), ("zero", 0), ("\\boxed{3}", 3), ("3 (three)", 3)]
+           ("**3**", 3), ("The count is 12.", 12), ("0", 0), ("zero", 0), ("\\boxed{3}", 3), ("3 (three)", 3),
+           ("<think>2 or -2?</think>3", 3), ("3<|im_end|>", 3)]
 NO_NUMBER = ["", "between 1 and 2", "1-2", "1 or 2", "one or two", "3.5", "1,000", "-3", "v2", "2nd", "3/4", "1 2",
              "many",
-             "none", "several times", "half", "H2O", "once", "3x", "I cannot count."]
+             "none", "several times", "half", "H2O", "once", "3x", "I cannot count.",
+             "one hundred", "twenty one", "twenty-one", "No one", "two dozen", "one and a half", "nineteen"]
 
 
 @pytest.mark.parametrize(("answer", "said"), [*NUMBERS, *((one, None) for one in NO_NUMBER)])
@@ -88,7 +96,7 @@ def test_a_count_is_one_whole_number(answer, said) -> None:
 
 def test_an_empty_answer_is_wrong_and_stays_in_the_denominator() -> None:
     """lmms-eval leaves the empty ones out, and calls one right answer of three 100 %."""
-    benchmark = BENCHMARK.build({"name": "mvbench"})
+    benchmark = BENCHMARK.build({"name": "mvbench", "subtasks": ["action_count"]})
     items = [Item(str(n), "v.mp4", "Which?", "red", ("red", "blue"), 0, "action_count") for n in range(3)]
     answers = {"0": "(A)", "1": "", "2": None}
     strict, public = (benchmark.score(items, answers, scorer) for scorer in ("strict", "lmms_compat"))
