@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from itertools import count, pairwise, product
+from itertools import count, pairwise, product, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,16 +40,25 @@ from datamodules.blocks.conversations import (
 )
 from datamodules.blocks.families import FAMILIES, drawn_family
 from datamodules.blocks.render import draw
-from datamodules.blocks.scenes import AXES, BANDS, SHAPES, Look, Scene, SceneMaker, of_split
+from datamodules.blocks.scenes import AXES, BANDS, SHAPES, Look, Scene, SceneMaker, Thing, of_split
 
 VISION_OPTIONS = {"image_size": 96, "patch_size": 12, "width": 128, "layers": 6, "heads": 4, "mlp_width": 384}
 BACKBONE_OPTIONS = {"hidden_size": 128, "layers": 4, "head_size": 32}
 VOCABULARY = 640
 COLUMNS = "abcdefgh"
+EVENT_LAYERS = 2
+"""After so many layers it is told what each thing has just done; the others are left to gather that."""
 
 
-Sight = list[str]
-"""What is read in place of visual tokens: the words of one string are read at once, as one position."""
+class Glance(NamedTuple):
+    """What is read in place of one visual token."""
+
+    words: str  # read at once, as one position
+    event: str | None = None  # a word for what has become of it since the frame before, to be predicted from there
+
+
+Sight = list[Glance]
+"""What is read in place of visual tokens."""
 
 
 class Ease(NamedTuple):
@@ -109,17 +118,30 @@ def rearranged(maker: SceneMaker, scene: Scene) -> Scene:
     return replace(scene, things=tuple(things))
 
 
+def event(thing: Thing, scene: Scene, time: float) -> str | None:
+    """What a thing has done in the second before; None where that cannot be known."""
+    before = time - 1
+    if before < 0 or (thing.visible(before) and thing not in scene.seen(before)):
+        return None
+    if not thing.visible(before):
+        return " appears"
+    if thing.color_at(time) != thing.color_at(before):
+        return " turns"
+    return f" {thing.direction}" if thing.moves else " rests"
+
+
 def look(rng: random.Random, scene: Scene, time: float) -> Sight:
     """A frame as merged tokens tell it: things before what is behind them, in any order, some more than once."""
     *things, behind = glances(scene, time)
-    reported = [words for words in things for _ in range(rng.choice((1, 1, 2)))]
+    events = [event(thing, scene, time) for thing in scene.seen(time)]
+    reported = [Glance(*told) for told in zip_longest(things, events) for _ in range(rng.choice((1, 1, 2)))]
     rng.shuffle(reported)
-    return [*reported, *[behind] * rng.randint(1, 4)]
+    return [*reported, *[Glance(behind)] * rng.randint(1, 4)]
 
 
 def watched(rng: random.Random, scene: Scene) -> Sight:
     """A whole video at one frame a second."""
-    return [words for second in range(int(scene.duration)) for words in look(rng, scene, float(second))]
+    return [glance for second in range(int(scene.duration)) for glance in look(rng, scene, float(second))]
 
 
 def document(rng: random.Random, ease: Ease) -> list[Text | Sight]:
@@ -135,8 +157,8 @@ def laid_out(prompt: str, sight: Sight, turns: Sequence[Turn]) -> list[Text | Si
 def make_tokenizer(folder: Path, seed: int) -> None:
     """A byte-level BPE of the words of Blocks world: any text can be encoded, its own text is short."""
     rng = random.Random(seed)
-    texts = ["".join(piece.text if isinstance(piece, Text) else "".join(piece) for piece in document(rng, Ease()))
-             for _ in range(4000)]
+    texts = ["".join(piece.text if isinstance(piece, Text) else "".join(glance.words for glance in piece)
+                     for piece in document(rng, Ease())) for _ in range(4000)]
     tokenizer = Tokenizer(models.BPE())
     # words, digits and signs, with the space before them; an option's letter is one token
     words = Regex(r" ?\([A-Z]\)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+")
@@ -159,6 +181,7 @@ class Row(NamedTuple):
     words: Tensor  # [T, W], -1 where there are fewer
     targets: Tensor  # [T]
     answers: Tensor  # [T] whether the target belongs to an answer
+    events: Tensor  # [T] whether the target is what becomes of a thing
     cu_seqlens: Tensor  # [S + 1]
 
 
@@ -167,6 +190,7 @@ def rows(tokenizer: Any, documents: Iterable[list[Text | Sight]], length: int) -
     encode = lru_cache(4096)(tokenizer.encode)
     words: list[list[int]] = []
     following: list[tuple[int, bool]] = []  # of each position itself; shifted by one they are the targets
+    events: dict[int, int] = {}  # token by position
     bounds = [0]
     for document in documents:
         for piece in document:
@@ -175,34 +199,44 @@ def rows(tokenizer: Any, documents: Iterable[list[Text | Sight]], length: int) -
                 words += [[token] for token in ids]
                 following += [(token, piece.learned) for token in ids]
             else:
-                words += [encode(at_once) for at_once in piece]
+                events |= {place: encode(glance.event)[0] for place, glance in enumerate(piece, len(words))
+                           if glance.event is not None}
+                words += [encode(glance.words) for glance in piece]
                 following += [(IGNORE, False)] * len(piece)
         following[bounds[-1]] = (IGNORE, False)
         bounds.append(len(words))
         if len(words) >= length:
-            yield _row(words, following, bounds)
-            words, following, bounds = [], [], [0]
+            yield _row(words, following, events, bounds)
+            words, following, events, bounds = [], [], {}, [0]
     if words:
-        yield _row(words, following, bounds)
+        yield _row(words, following, events, bounds)
 
 
-def _row(words: list[list[int]], following: list[tuple[int, bool]], bounds: list[int]) -> Row:
+def _row(words: list[list[int]], following: list[tuple[int, bool]], events: dict[int, int], bounds: list[int]) -> Row:
     shifted = [*following[1:], (IGNORE, False)]
+    happens = torch.tensor([position in events for position in range(len(words))])
+    for position, token in events.items():
+        shifted[position] = (token, False)
     width = max(map(len, words))
     return Row(torch.tensor([ids + [-1] * (width - len(ids)) for ids in words]),
                torch.tensor([token for token, _ in shifted]), torch.tensor([learned for _, learned in shifted]),
-               torch.tensor(bounds))
+               happens, torch.tensor(bounds))
 
 
 def train_language(folder: Path, seed: int, steps: int, further: bool) -> None:
     """An RWKV-6 that reads accounts of scenes and answers about them: single frames first, then ever more videos.
 
-    With `further` it goes on from what stands in the folder, with texts as they are at the end."""
+    From halfway up it is also to tell what each thing has done since the frame before: movers are told from resters at
+    once, where answers alone teach it late or not at all. With `further` it goes on from what stands in the folder,
+    with texts as they are at the end."""
     tokenizer = TOKENIZER.build({"name": "hf", "path": str(folder / "tokenizer")})
     torch.manual_seed(seed)
     model = BACKBONE.build({"name": "rwkv6", **BACKBONE_OPTIONS}, vocab_size=tokenizer.vocab_size)
     if further:
         model.load_base(str(folder / "rwkv6.safetensors"))
+    head = nn.Sequential(nn.LayerNorm(model.hidden_size), nn.Linear(model.hidden_size, tokenizer.vocab_size))
+    inner: list[Tensor] = []
+    hook = model.blocks[EVENT_LAYERS - 1].register_forward_hook(lambda module, given, made: inner.append(made[0]))
     rng = random.Random(f"{seed}/further" if further else seed)
     done = 1.0 if further else 0.0
     data = rows(tokenizer, (document(rng, Ease.at(done)) for _ in count()), 2048)
@@ -214,15 +248,19 @@ def train_language(folder: Path, seed: int, steps: int, further: bool) -> None:
         row = next(data)
         with torch.autocast("cpu", torch.bfloat16):
             logits = predicted(model, row).float()
+            told = head(inner.pop()[row.events]).float()
         losses = F.cross_entropy(logits, row.targets, ignore_index=IGNORE, reduction="none")
         opening = row.answers & ~row.answers.roll(1)  # the first token of an answer
         right = (logits.argmax(-1) == row.targets)[opening].float().mean().item()
-        answer, text = losses[row.answers].mean(), losses[~row.answers & (row.targets != IGNORE)].mean()
+        answer, text = losses[row.answers].mean(), losses[~row.answers & ~row.events & (row.targets != IGNORE)].mean()
+        events = F.cross_entropy(told, row.targets[row.events], reduction="sum") / max(1, len(told))
         # a caption has as many tokens as many answers, so those that decide are counted once more
         decided = losses[opening].mean()
-        return answer + decided + 0.1 * text, f"answers {answer.item():.3f} text {text.item():.3f} right {right:.2f}"
+        return (answer + decided + 0.1 * text + 0.3 * events,
+                f"answers {answer.item():.3f} text {text.item():.3f} events {events.item():.3f} right {right:.2f}")
 
-    optimize(model, loss, steps, peak_lr=2e-3 if further else 3e-3)
+    optimize(nn.ModuleDict({"model": model, "head": head}), loss, steps, peak_lr=2e-3 if further else 3e-3)
+    hook.remove()
     save_half(model, folder / "rwkv6.safetensors")
     for (prompt, form), shares in sorted(right_answers(model.float(), tokenizer).items()):
         print(f"  {prompt} {form}: " + ", ".join(f"{family} {share:.0%}" for family, share in shares.items()))
