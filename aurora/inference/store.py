@@ -1,5 +1,6 @@
 """A folder of saved films, by name: what `aurora index` writes, `aurora ask --store` reads and the service keeps."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,12 @@ class FilmStore:
 
     def names(self) -> list[str]:
         """Of all films, sorted; a file that is being written is not one of them yet."""
-        found = (path.relative_to(self.folder) for path in self.folder.rglob(f"*{SUFFIX}") if path.is_file())
-        return sorted(filter(_is_name, (path.with_suffix("").as_posix() for path in found)))
+        found = []
+        for folder, folders, files in os.walk(self.folder):  # which passes over folders that vanish meanwhile
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inside = Path(folder).relative_to(self.folder)
+            found += [(inside / name).with_suffix("").as_posix() for name in files if name.endswith(SUFFIX)]
+        return sorted(filter(_is_name, found))
 
     def path(self, name: str) -> Path:
         """The file of a name. AuroraError for a name that cannot be one."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -275,3 +277,27 @@ def test_a_broken_video_makes_the_status_of_the_build_1(videos: Path, model_fold
     assert "broken: " in capsys.readouterr().out
     assert main(command) == 1
     assert "0 watched (0:00 of video, 0 frames), 3 stood already, 1 failed" in capsys.readouterr().out
+
+
+def test_films_are_listed_while_folders_beside_them_come_and_go(tmp_path: Path) -> None:
+    (tmp_path / "trips").mkdir()
+    (tmp_path / "trips" / "one.aurora").write_bytes(b"")
+    (tmp_path / "folder.aurora").mkdir()
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.is_set():
+            for name in (".service", "trips"):
+                with tempfile.TemporaryDirectory(dir=tmp_path / name) as folder:
+                    Path(folder, "deep", "deeper").mkdir(parents=True)
+
+    (tmp_path / ".service").mkdir()
+    workers = [threading.Thread(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    try:
+        assert all(FilmStore(tmp_path).names() == ["trips/one"] for _ in range(3000))
+    finally:
+        ended.set()
+        for worker in workers:
+            worker.join()
