@@ -24,7 +24,7 @@ from .families import FAMILIES, Question, drawn_family
 from .render import encode, picture
 from .scenes import Scene, SceneMaker, Split, of_split
 
-SAMPLES = {"pretrain": 3000, "vision": 2000, "language_image": 1500, "language_video": 6000}
+SAMPLES = {"pretrain": 4000, "vision": 6000, "language_image": 2000, "language_video": 8000}
 """Samples per dataset at scale 1."""
 QUESTIONS = 24
 """Held-out questions per family and split at scale 1."""
