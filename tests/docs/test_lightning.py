@@ -31,5 +31,5 @@ def test_the_best_checkpoints_are_folders_with_everything_but_tensors_in_json(ou
     for path in kept:
         assert {"COMMITTED", "state.json"} <= {file.name for file in path.iterdir()}
         steps = json.loads((path / "state.json").read_text())["global_step"]
-        assert path.name in (f"epoch={steps // 4}-step={steps}.ckpt", f"epoch={steps // 4 - 1}-step={steps}.ckpt", "last.ckpt")
+        assert path.name == "last.ckpt" or path.name.endswith(f"-step={steps}.ckpt")
     assert "val_loss" in output.rpartition("best")[2]

@@ -49,7 +49,7 @@ def video(world):
 def test_the_loss_falls(stage):
     losses = [float(row["loss"]) for row in read_metrics(stage)]
     assert len(losses) == 16
-    assert sum(losses[8:]) < 0.97 * sum(losses[:8])  # each epoch reads the same samples
+    assert sum(losses[8:]) < 0.98 * sum(losses[:8])  # each epoch reads the same samples
 
 
 @pytest.mark.slow
