@@ -21,7 +21,7 @@ from aurora.inference.video_model import VideoModel, load
 from aurora.serving.answer import Answer
 from aurora.serving.engine import Engine
 
-QUESTION = "Describe the video in detail, number {number}."  # of the tiny model's answers the longest
+QUESTION = "Describe the video in detail."  # of the tiny model's answers the longest
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ async def compare(model: VideoModel, engine: Engine, given: argparse.Namespace) 
     """Prints both."""
     films = [model.watch(frames(24, seed), fps=1.0) for seed in range(given.films)]
     memories = [film.memory() for film in films]
-    jobs = [(memories[number % len(films)], question_ids(films[0], number)) for number in range(given.questions)]
+    jobs = [(memories[number % len(films)], question_ids(films[0])) for number in range(given.questions)]
     options = Generation(max_new_tokens=given.tokens)
     rates: dict[str, list[float]] = {"one at a time": [], f"{given.questions} at a time": []}
     texts: dict[str, list[str]] = {}
@@ -112,8 +112,8 @@ async def first_tokens(model: VideoModel, engine: Engine, film: Film, given: arg
 async def first_token(engine: Engine, film: Film, times: int) -> list[float]:
     """Seconds to the first text of an answer, so many times."""
     found = []
-    for number in range(times):
-        ids = question_ids(film, number)
+    for _ in range(times):
+        ids = question_ids(film)
         began = time.perf_counter()
         await engine.ask(film.memory(), ids, Generation(max_new_tokens=1)).whole()
         found.append(time.perf_counter() - began)
@@ -121,9 +121,9 @@ async def first_token(engine: Engine, film: Film, times: int) -> list[float]:
     return found
 
 
-def question_ids(film: Film, number: int) -> list[int]:
+def question_ids(film: Film) -> list[int]:
     """What is read after the film."""
-    return film.question_ids([film.turn(QUESTION.format(number=number))])
+    return film.question_ids([film.turn(QUESTION)])
 
 
 def frames(number: int, seed: int) -> list[np.ndarray]:
