@@ -42,6 +42,7 @@ class Server:
         self.log, self.store = folder / "log", folder / "store"
         self.arguments = [sys.executable, "-m", "aurora", "serve", "--store", str(self.store), "--port", "0",
                           "--max-upload-mb", "2", "--video-url", "example.org",
+                          "dtype=float32",  # in which an answer does not depend on what else is in the pass
                           *(() if model is None else ("--model", model))]
         self.start()
 
