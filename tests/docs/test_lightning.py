@@ -28,8 +28,9 @@ def test_a_trainer_of_ones_own_resumes_at_the_step_where_it_stopped(output: str)
 def test_the_best_checkpoints_are_folders_with_everything_but_tensors_in_json(output: str, folder: Path) -> None:
     kept = sorted(folder.glob("runs/mine/best/*.ckpt"))
     assert len(kept) == 3 and kept[2].name == "last.ckpt"
+    assert json.loads((kept[2] / "state.json").read_text())["global_step"] == 12
     for path in kept:
         assert {"COMMITTED", "state.json"} <= {file.name for file in path.iterdir()}
         steps = json.loads((path / "state.json").read_text())["global_step"]
-        assert path.name == "last.ckpt" or path.name.endswith(f"-step={steps}.ckpt")
+        assert path.name in ("last.ckpt", f"epoch=0-step={steps}.ckpt") and steps in (4, 8, 12)
     assert "val_loss" in output.rpartition("best")[2]

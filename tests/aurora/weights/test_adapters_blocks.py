@@ -26,7 +26,7 @@ def world(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=[("lora", 3e-3), ("state", 1.0)], ids=["lora", "state"])
+@pytest.fixture(scope="module", params=[("lora", 3e-3), ("state", 3.0)], ids=["lora", "state"])
 def stage(request, world, tmp_path_factory):
     """The folder of a stage that learned an adapter of this kind alone, in two epochs of eight steps."""
     kind, rate = request.param
@@ -49,7 +49,7 @@ def video(world):
 def test_the_loss_falls(stage):
     losses = [float(row["loss"]) for row in read_metrics(stage)]
     assert len(losses) == 16
-    assert sum(losses[8:]) < 0.98 * sum(losses[:8])  # each epoch reads the same samples
+    assert sum(losses[8:]) < 0.97 * sum(losses[:8])  # each epoch reads the same samples
 
 
 @pytest.mark.slow
