@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import re
+import string
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -48,6 +50,10 @@ VOCABULARY = 640
 COLUMNS = "abcdefgh"
 EVENT_LAYERS = 2
 """After so many layers it is told what each thing has just done; the others are left to gather that."""
+OPTION_LAYERS = 3
+"""After so many layers it is told which option is right; the last is left to find its letter."""
+OPTION = re.compile(r"\(?(?P<letter>[A-Z])(\)|\.) (?P<text>.+)\n")
+"""A line of a question that is an option, in either form."""
 
 
 class Glance(NamedTuple):
@@ -159,6 +165,7 @@ def make_tokenizer(folder: Path, seed: int) -> None:
     rng = random.Random(seed)
     texts = ["".join(piece.text if isinstance(piece, Text) else "".join(glance.words for glance in piece)
                      for piece in document(rng, Ease())) for _ in range(4000)]
+    texts += [f" {letter}" for letter in string.ascii_uppercase]  # an answer of one token each
     tokenizer = Tokenizer(models.BPE())
     # words, digits and signs, with the space before them; an option's letter is one token
     words = Regex(r" ?\([A-Z]\)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+")
@@ -181,62 +188,83 @@ class Row(NamedTuple):
     words: Tensor  # [T, W], -1 where there are fewer
     targets: Tensor  # [T]
     answers: Tensor  # [T] whether the target belongs to an answer
-    events: Tensor  # [T] whether the target is what becomes of a thing
+    events: Tensor  # [T] the token for what has become of a thing, IGNORE where none is read
+    options: Tensor  # [T] at the end of an option whether it is right, IGNORE elsewhere
     cu_seqlens: Tensor  # [S + 1]
+
+
+class Place(NamedTuple):
+    """One position of a row."""
+
+    words: list[int]  # read there
+    token: int = IGNORE  # to be predicted before it
+    answer: bool = False  # whether that is part of an answer
+    event: int = IGNORE
+    right: int = IGNORE
 
 
 def rows(tokenizer: Any, documents: Iterable[list[Text | Sight]], length: int) -> Iterator[Row]:
     """Packed rows of at least so many positions each, but for the last one."""
     encode = lru_cache(4096)(tokenizer.encode)
-    words: list[list[int]] = []
-    following: list[tuple[int, bool]] = []  # of each position itself; shifted by one they are the targets
-    events: dict[int, int] = {}  # token by position
+    places: list[Place] = []
     bounds = [0]
     for document in documents:
+        answers = [piece.text.strip() for piece in document if isinstance(piece, Text) and piece.learned]
         for piece in document:
-            if isinstance(piece, Text):
-                ids = encode(piece.text)
-                words += [[token] for token in ids]
-                following += [(token, piece.learned) for token in ids]
+            if not isinstance(piece, Text):
+                places += [Place(encode(glance.words), event=IGNORE if glance.event is None else encode(glance.event)[0])
+                           for glance in piece]
+            elif piece.learned:
+                places += [Place([token], token, answer=True) for token in encode(piece.text)]
+                del answers[0]
             else:
-                events |= {place: encode(glance.event)[0] for place, glance in enumerate(piece, len(words))
-                           if glance.event is not None}
-                words += [encode(glance.words) for glance in piece]
-                following += [(IGNORE, False)] * len(piece)
-        following[bounds[-1]] = (IGNORE, False)
-        bounds.append(len(words))
-        if len(words) >= length:
-            yield _row(words, following, events, bounds)
-            words, following, events, bounds = [], [], {}, [0]
-    if words:
-        yield _row(words, following, events, bounds)
+                for line in piece.text.splitlines(keepends=True):  # no token has parts of two lines
+                    places += [Place([token], token) for token in encode(line)]
+                    option = OPTION.fullmatch(line)
+                    if option:  # before the line's end
+                        places[-2] = places[-2]._replace(right=int(answers[0] in option.group("letter", "text")))
+        places[bounds[-1]] = places[bounds[-1]]._replace(token=IGNORE, answer=False)
+        bounds.append(len(places))
+        if len(places) >= length:
+            yield _row(places, bounds)
+            places, bounds = [], [0]
+    if places:
+        yield _row(places, bounds)
 
 
-def _row(words: list[list[int]], following: list[tuple[int, bool]], events: dict[int, int], bounds: list[int]) -> Row:
-    shifted = [*following[1:], (IGNORE, False)]
-    happens = torch.tensor([position in events for position in range(len(words))])
-    for position, token in events.items():
-        shifted[position] = (token, False)
-    width = max(map(len, words))
-    return Row(torch.tensor([ids + [-1] * (width - len(ids)) for ids in words]),
-               torch.tensor([token for token, _ in shifted]), torch.tensor([learned for _, learned in shifted]),
-               happens, torch.tensor(bounds))
+def _row(places: list[Place], bounds: list[int]) -> Row:
+    following = [*places[1:], Place([])]
+    width = max(len(place.words) for place in places)
+    return Row(torch.tensor([place.words + [-1] * (width - len(place.words)) for place in places]),
+               torch.tensor([place.token for place in following]), torch.tensor([place.answer for place in following]),
+               torch.tensor([place.event for place in places]), torch.tensor([place.right for place in places]),
+               torch.tensor(bounds))
 
 
-def train_language(folder: Path, seed: int, steps: int, further: bool) -> None:
+def train_language(folder: Path, seed: int, steps: int, *, further: bool, precision: str) -> None:
     """An RWKV-6 that reads accounts of scenes and answers about them: single frames first, then ever more videos.
 
     From halfway up it is also to tell what each thing has done since the frame before: movers are told from resters at
-    once, where answers alone teach it late or not at all. With `further` it goes on from what stands in the folder,
-    with texts as they are at the end."""
+    once, where answers alone teach it late or not at all. One layer on it is to tell at each option whether it is the
+    right one, which a letter asks for. With `further` it goes on from what stands in the folder, with texts as they
+    are at the end."""
     tokenizer = TOKENIZER.build({"name": "hf", "path": str(folder / "tokenizer")})
     torch.manual_seed(seed)
     model = BACKBONE.build({"name": "rwkv6", **BACKBONE_OPTIONS}, vocab_size=tokenizer.vocab_size)
     if further:
         model.load_base(str(folder / "rwkv6.safetensors"))
-    head = nn.Sequential(nn.LayerNorm(model.hidden_size), nn.Linear(model.hidden_size, tokenizer.vocab_size))
-    inner: list[Tensor] = []
-    hook = model.blocks[EVENT_LAYERS - 1].register_forward_hook(lambda module, given, made: inner.append(made[0]))
+    heads = {layers: nn.Sequential(nn.LayerNorm(model.hidden_size), nn.Linear(model.hidden_size, classes))
+             for layers, classes in ((EVENT_LAYERS, tokenizer.vocab_size), (OPTION_LAYERS, 2))}
+    inner: dict[int, Tensor] = {}
+    hooks = [model.blocks[layers - 1].register_forward_hook(
+        lambda module, given, made, layers=layers: inner.update({layers: made[0]})) for layers in heads]
+
+    def told(layers: int, targets: Tensor) -> Tensor:
+        """The loss of what is told after so many layers."""
+        asked = targets != IGNORE
+        logits = heads[layers](inner.pop(layers)[asked]).float()
+        return F.cross_entropy(logits, targets[asked], reduction="sum") / max(1, len(logits))
+
     rng = random.Random(f"{seed}/further" if further else seed)
     done = 1.0 if further else 0.0
     data = rows(tokenizer, (document(rng, Ease.at(done)) for _ in count()), 2048)
@@ -246,21 +274,22 @@ def train_language(folder: Path, seed: int, steps: int, further: bool) -> None:
         nonlocal done
         done = max(done, share)
         row = next(data)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
             logits = predicted(model, row).float()
-            told = head(inner.pop()[row.events]).float()
+            events, options = told(EVENT_LAYERS, row.events), told(OPTION_LAYERS, row.options)
         losses = F.cross_entropy(logits, row.targets, ignore_index=IGNORE, reduction="none")
         opening = row.answers & ~row.answers.roll(1)  # the first token of an answer
         right = (logits.argmax(-1) == row.targets)[opening].float().mean().item()
-        answer, text = losses[row.answers].mean(), losses[~row.answers & ~row.events & (row.targets != IGNORE)].mean()
-        events = F.cross_entropy(told, row.targets[row.events], reduction="sum") / max(1, len(told))
+        answer, text = losses[row.answers].mean(), losses[~row.answers & (row.targets != IGNORE)].mean()
         # a caption has as many tokens as many answers, so those that decide are counted once more
         decided = losses[opening].mean()
-        return (answer + decided + 0.1 * text + 0.3 * events,
-                f"answers {answer.item():.3f} text {text.item():.3f} events {events.item():.3f} right {right:.2f}")
+        return (answer + decided + 0.1 * text + 0.3 * events + 0.5 * options,
+                f"answers {answer.item():.3f} text {text.item():.3f} events {events.item():.3f} "
+                f"options {options.item():.3f} right {right:.2f}")
 
-    optimize(nn.ModuleDict({"model": model, "head": head}), loss, steps, peak_lr=2e-3 if further else 3e-3)
-    hook.remove()
+    optimize(nn.ModuleList([model, *heads.values()]), loss, steps, peak_lr=2e-3 if further else 3e-3)
+    for hook in hooks:
+        hook.remove()
     save_half(model, folder / "rwkv6.safetensors")
     for (prompt, form), shares in sorted(right_answers(model.float(), tokenizer).items()):
         print(f"  {prompt} {form}: " + ", ".join(f"{family} {share:.0%}" for family, share in shares.items()))
@@ -403,12 +432,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=4000, help="optimizer steps of each part that is trained")
     parser.add_argument("--further", action="store_true", help="train the language model of --out further")
+    parser.add_argument("--precision", choices=("bf16-mixed", "32-true"), default="32-true",
+                        help="of the language model; bfloat16 is faster where the processor multiplies it faster")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if "tokenizer" in arguments.parts:
         make_tokenizer(arguments.out / "tokenizer", arguments.seed)
     if "language" in arguments.parts:
-        train_language(arguments.out, arguments.seed, arguments.steps, arguments.further)
+        train_language(arguments.out, arguments.seed, arguments.steps, further=arguments.further,
+                       precision=arguments.precision)
     if "vision" in arguments.parts:
         train_vision(arguments.out, arguments.seed, arguments.steps)
 

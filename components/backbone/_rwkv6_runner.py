@@ -5,6 +5,7 @@ Shape letters: T packed positions, S sequences, D width, H heads, K head width, 
 
 import ctypes
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from aurora.types import State
 from aurora.weights.io import large_pages
 
 from ..kernels._native import address, library, missing
-from ..kernels.linear import Int8Linear, project
+from ..kernels.linear import Int8Linear, has_tiles, project
 from ..kernels.rwkv6_mix import mix_five, norm_gate, norm_shift
 from ..kernels.wkv6 import wkv6
 from ._layers import Linear
@@ -23,6 +24,8 @@ from ._linear_rnn import Row
 
 MOST_SEQUENCES = 64
 """How many sequences one call steps: with more, the modules' matrix products are faster."""
+SMALL_WIDTH = 256
+"""The weights of so narrow a model lie in the cache of a core."""
 
 SMALL = (
     "ln1.weight", "ln1.bias", "ln2.weight", "ln2.bias", "att.time_maa_x", "att.time_maa_w", "att.time_maa_k",
@@ -33,6 +36,8 @@ SMALL = (
 MATRICES = (
     "att.receptance", "att.key", "att.value", "att.gate", "att.output", "ffn.key", "ffn.receptance", "ffn.value",
 )
+STEPS = torch.arange(MOST_SEQUENCES + 1, device="cpu")  # this may be imported where another device is the default
+"""The bounds of sequences of one position each."""
 DTYPES = (torch.float32, torch.bfloat16)
 PLAIN: set[type[nn.Module]] = {Linear, Int8Linear, nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.ModuleList}
 """Modules that compute what the kernels do."""
@@ -51,7 +56,8 @@ class FusedRunner(Runner):
         self._sizes = (ctypes.c_int64 * len(sizes))(*sizes)
         self._eps = first.att.ln_x.eps
         self._is_int8 = isinstance(first.att.key, Int8Linear)
-        self._step = library("rwkv6").rwkv6_step
+        self.most_positions = _most_positions(self.width, self.dtype, is_int8=self._is_int8)
+        self._read = library("rwkv6").rwkv6_read
         for block in model.blocks:
             _transpose(block.ffn.value)
         table = []
@@ -77,37 +83,45 @@ class FusedRunner(Runner):
     ) -> tuple[Tensor, State | None]:
         if x.dtype is not self.dtype or torch.is_autocast_enabled("cpu"):
             return super().read(x, cu_seqlens, state, return_state=return_state)
-        self._check()
-        if state is None and self.backbone.initial_state is not None:
+        if state is None:
             state = self.backbone.init_state(len(cu_seqlens) - 1)
+        if len(x) <= self.most_positions and self.fuses(x, len(cu_seqlens) - 1, state) and _whole(cu_seqlens):
+            hidden, after = self._fused(x, cu_seqlens, state)
+            return hidden, after if return_state else None
+        self._check()
         return _read(self.backbone, x, Row.of(cu_seqlens, x.device, return_state), state)
 
     @torch.no_grad()
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        if not self.fuses_step(x, state):
-            return super().step(x, state)
-        self._check()
-        given = {name: tensor.contiguous() for name, tensor in state.items()}
-        after = {name: torch.empty_like(tensor) for name, tensor in given.items()}
-        x, hidden = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
-        names = ("att_shift", "wkv", "ffn_shift")
-        tensors = (x, *(given[name] for name in names), hidden, *(after[name] for name in names))
-        self._step(
-            self._sizes, self._eps, self._pointers, self._ends, *map(address, tensors), len(x),
-            x.dtype is torch.bfloat16, self._is_int8, torch.get_num_threads(),
-        )
-        return hidden, after
+        if len(x) <= MOST_SEQUENCES and self.fuses(x, len(x), state):
+            return self._fused(x, STEPS[: len(x) + 1], state)
+        return super().step(x, state)
 
-    def fuses_step(self, x: Tensor, state: State) -> bool:
-        """Whether these sequences are stepped by one call; the modules step others."""
+    def fuses(self, x: Tensor, sequences: int, state: State) -> bool:
+        """Whether one call can read the positions x [T, D] of so many sequences. In it nothing depends on what else is
+        read, and nothing else of the interpreter waits for it."""
         return (
-            1 <= len(x) <= MOST_SEQUENCES and x.shape[1] == self.width
+            len(x) >= 1 and x.shape[1] == self.width
             and state["att_shift"].dtype is state["ffn_shift"].dtype is x.dtype is self.dtype
             and state["wkv"].dtype is torch.float32
             and all(tensor.device.type == "cpu" for tensor in (x, *state.values()))
-            and state["att_shift"].shape == state["ffn_shift"].shape == (self._sizes[0], len(x), self.width)
-            and state["wkv"].shape[:3] == (self._sizes[0], len(x), self.heads)
+            and state["att_shift"].shape == state["ffn_shift"].shape == (self._sizes[0], sequences, self.width)
+            and state["wkv"].shape[:3] == (self._sizes[0], sequences, self.heads)
         )
+
+    def _fused(self, x: Tensor, cu_seqlens: Tensor, state: State) -> tuple[Tensor, State]:
+        self._check()
+        given = {name: tensor.contiguous() for name, tensor in state.items()}
+        after = {name: torch.empty_like(tensor) for name, tensor in given.items()}
+        x, bounds = x.contiguous(), cu_seqlens.contiguous()
+        hidden = torch.empty_like(x, memory_format=torch.contiguous_format)
+        names = ("att_shift", "wkv", "ffn_shift")
+        tensors = (x, *(given[name] for name in names), hidden, *(after[name] for name in names), bounds)
+        self._read(
+            self._sizes, self._eps, self._pointers, self._ends, *map(address, tensors), len(bounds) - 1,
+            x.dtype is torch.bfloat16, self._is_int8, torch.get_num_threads(),
+        )
+        return hidden, after
 
     def _check(self) -> None:
         """RuntimeError unless every module and tensor is still what and where it was."""
@@ -192,6 +206,21 @@ def _time_mix(
     )
     gated = norm_gate(y.flatten(-2), project(g, att.gate), _pair(att.ln_x), att.heads, att.ln_x.eps)
     return project(gated, att.output), after
+
+
+def _most_positions(width: int, dtype: torch.dtype, *, is_int8: bool) -> int:
+    """Up to how many positions one call reads them sooner than a library's matrix products, as measured with widths of
+    128 and 768 on a processor without a tile unit; with one the limit of wide models is set by caution."""
+    if has_tiles():
+        return 128 if width <= SMALL_WIDTH else 16
+    narrow = is_int8 or dtype is torch.bfloat16
+    return (1024 if narrow else 128) if width <= SMALL_WIDTH else (128 if narrow else 32)
+
+
+def _whole(cu_seqlens: Tensor) -> bool:
+    """Whether these are bounds as the kernel takes them, of sequences that are not empty."""
+    return (cu_seqlens.dtype is torch.int64 and cu_seqlens.device.type == "cpu"
+            and all(start < end for start, end in pairwise(cu_seqlens.tolist())))
 
 
 def _pair(norm: Any) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctyp
 FUNCTIONS: dict[str, dict[str, str]] = {
     "attention": {"attention": "pppp pp llll ii"},
     "linear": {"gemv": "pppp lll iiii", "linear": "ppppp lll lll iiiii"},
-    "rwkv6": {"rwkv6_step": "pfpp pppp pppp liii"},
+    "rwkv6": {"rwkv6_read": "pfpp pppp pppp p liii"},
     "rwkv6_mix": {"rwkv6_norm_shift": "ppp pp ppl pl ppp lfii", "rwkv6_mix_five": "pppl ppp lii",
                   "rwkv6_norm_gate": "ppppp lll fii"},
     "vision": {"gelu_tanh": "p lii", "merge_means": "p pppp p llll ii", "mean_direction": "p lll p llll ii"},

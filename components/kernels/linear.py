@@ -80,7 +80,7 @@ def _few(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _many(x: Tensor, weight: Tensor, scale: Tensor | None, activation: int) -> Tensor | None:
-    if not _tiles():
+    if not has_tiles():
         return None
     x, out = x.contiguous(), x.new_empty(len(x), len(weight))
     transposed = not weight.is_contiguous()
@@ -93,7 +93,7 @@ def _many(x: Tensor, weight: Tensor, scale: Tensor | None, activation: int) -> T
 
 
 @cache
-def _tiles() -> bool:
+def has_tiles() -> bool:
     """Whether this process may use the tile unit (AMX)."""
     return bool(library("linear").linear_supported())
 

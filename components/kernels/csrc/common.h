@@ -105,6 +105,12 @@ INLINE vec sum_lanes(vec* x) {
     return x[0];
 }
 
+// Room for n floats at the start of a line of the cache: a vector across two of them is read twice.
+INLINE float* room(std::vector<float>& held, int64_t n) {
+    held.resize(n + 16);
+    return (float*)(((uintptr_t)held.data() + 63) / 64 * 64);
+}
+
 INLINE float sum(vec x) {
     float lanes[W];
     store(lanes, x);

@@ -77,7 +77,11 @@ struct Matrix {
 // R rows, `apart` elements from each other, times S vectors of `padded` floats in the order of load_two: out[r][s]
 template <int S, int R, class E>
 INLINE void dot_rows(const E* row, int64_t apart, int64_t K, const float* x, int64_t padded, float (*out)[S]) {
-    vec sums[R][S] = {};
+    vec sums[R][S];  // in registers: set one by one, and never pointed at
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int s = 0; s < S; ++s) sums[r][s] = splat(0.0f);
     int64_t k = 0;
     constexpr int64_t line = LINE<E>;
     for (; k + line <= K; k += line) {
@@ -99,12 +103,15 @@ INLINE void dot_rows(const E* row, int64_t apart, int64_t K, const float* x, int
             }
         }
     }
-    vec* all = &sums[0][0];
     float* to = &out[0][0];
-    if constexpr (R * S % W == 0)
+    if constexpr (R * S % W == 0) {
+        vec all[R * S];
+#pragma GCC unroll 16
+        for (int i = 0; i < R * S; ++i) all[i] = sums[i / S][i % S];
+#pragma GCC unroll 4
         for (int i = 0; i < R * S; i += W) store(to + i, sum_lanes(all + i));
-    else
-        for (int i = 0; i < R * S; ++i) to[i] = sum(all[i]);
+    } else
+        for (int i = 0; i < R * S; ++i) to[i] = sum(sums[i / S][i % S]);
     if (k == K) return;
     for (int r = 0; r < R; ++r)
         for (int s = 0; s < S; ++s) {
@@ -215,9 +222,9 @@ void times_rows(const Matrix<E>& w, const float* x, int64_t x_stride, int64_t S,
     static thread_local std::vector<float> ordered;
     if constexpr (std::is_same<E, bf16>::value) {
         const int64_t rows = padded_vectors(S);
-        ordered.resize(rows * w.K);
-        for (int64_t s = 0; s < rows; ++s) to_order(x + s * x_stride, ordered.data() + s * w.K, w.K);
-        x = ordered.data();
+        float* to = room(ordered, rows * w.K);
+        for (int64_t s = 0; s < rows; ++s) to_order(x + s * x_stride, to + s * w.K, w.K);
+        x = to;
         x_stride = w.K;
     }
     if (S == 1) times_rows_of<1>(w, x, x_stride, 1, first, end, y, y_stride);

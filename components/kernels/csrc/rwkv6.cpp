@@ -1,7 +1,10 @@
-// RWKV-6 on a CPU: one position of some sequences through all layers in one call.
+// RWKV-6 on a CPU: some positions of some sequences through all layers in one call.
 //
-// Weights are read once, by threads that meet eight times per layer; everything between the weights is float32.
-// Shape letters: S sequences, L layers, C width, H heads, N head width, F width of the channel mix.
+// Weights are read once per block of rows, by threads that meet eight times per layer; everything between the weights is
+// float32. What comes out at a position does not depend on what other sequences read, nor on where a sequence is cut
+// into calls: every sum is taken in the same order.
+// Shape letters: S sequences, T positions of all of them, B rows of a block, L layers, C width, H heads, N head width,
+// F width of the channel mix.
 
 #include <omp.h>
 
@@ -15,6 +18,7 @@ using namespace aurora;
 
 constexpr float LAYER_NORM_EPS = 1e-5f, LARGEST_W = 10.0f;
 constexpr int PARTS = 32;  // of the hidden units of a channel mix
+constexpr int64_t BLOCK = 64;  // rows that go through all layers together
 
 // What a layer points to, in the order in which its pointers are given; matrices may be int8, the rest is of type E.
 enum Field {
@@ -36,13 +40,16 @@ struct Sizes {
 struct Call {
     const void* const* pointers;  // [L][FIELDS]
     const void* const* ends;      // weight and bias [C] of the norms that enter and leave the model
-    const void *x;                                                 // [S, C]
+    const void *x;                                                 // [T, C]
+    const int64_t* bounds;                                         // [S + 1]: where in x each sequence starts
     const void *att_shift, *ffn_shift;                             // [L, S, C]
     const float* wkv;                                              // [L, S, H, N, N]: key, value
-    void *hidden, *att_shift_after, *ffn_shift_after;
+    void *hidden, *att_shift_after, *ffn_shift_after;              // hidden [T, C]
     float* wkv_after;
     int64_t S;
     int threads;
+
+    int64_t T() const { return bounds[S]; }
 };
 
 INLINE vec sigmoid(vec x) {
@@ -95,13 +102,11 @@ INLINE Span share(int64_t n, int64_t unit, int thread, int threads) {
     return {std::min(n, units * thread / threads * unit), std::min(n, units * (thread + 1) / threads * unit)};
 }
 
-// Floats of all threads and of each thread: rows of vectors, zeroed.
+// Floats of all threads and of each thread: rows of vectors. What is in those behind the last one matters to no other.
 class Floats {
   public:
     float* rows(int64_t count, int64_t width) {
-        auto& piece = pieces_[used_++];
-        piece.assign(count * width, 0.0f);
-        return piece.data();
+        return room(pieces_[used_++], count * width);
     }
     void reset() { used_ = 0; }
 
@@ -110,14 +115,24 @@ class Floats {
     int used_ = 0;
 };
 
+// Where a row of x stands.
+struct Place {
+    int64_t sequence;
+    bool first, last;  // of its sequence
+};
+
 template <class E, class M>
-struct Step {
+struct Reading {
     const Sizes& size;
     const Call& call;
     const int64_t C = size.width, F = size.ffn, H = size.heads, N = C / H, hidden = 5 * size.mix_rank;
-    const int64_t S = padded_vectors(call.S);
-    // of all threads, [S][...]
+    // the rows of this block, in number and padded, and how many blocks there were before
+    int64_t B = 0, S = 0, block = 0;
+    std::vector<Place> places;
+    // of all threads, [B][...]
     float *x, *mix_hidden, *mixed, *decay_hidden, *projected, *read, *inner, *gate, *partial;
+    // [2][L][2][C]: what the two shifts of a layer remember of a sequence that goes on in the next block
+    float* carried;
 
     const E* small(int64_t layer, int field) const { return (const E*)call.pointers[layer * FIELDS + field]; }
     Matrix<M> matrix(int64_t layer, int field) const {
@@ -134,17 +149,38 @@ struct Step {
         std::vector<int32_t> used;
     };
 
-    // normal = layer norm of x, before = what the state remembers; the state remembers normal from now on
-    void look_back(const E* weight, const E* bias, const E* shift, E* after, Own& own, Span columns) const {
-        for (int64_t s = 0; s < call.S; ++s) {
-            layer_norm(x + s * C, weight, bias, own.normal + s * C, C);
-            read_row(own.before + s * C, shift + s * C, C);
-            write_row(after + s * C + columns.first, own.normal + s * C + columns.first, columns.end - columns.first);
+    // normal = layer norm of x, before = that of the position before, rounded as the state keeps it, which remembers
+    // the last one from now on; `which` of the two shifts it is
+    void look_back(int64_t layer, int which, const E* weight, const E* bias, const void* shift, void* after, Own& own,
+                   Span columns) const {
+        for (int64_t i = 0; i < B; ++i) layer_norm(x + i * C, weight, bias, own.normal + i * C, C);
+        const int64_t at = layer * call.S, to = columns.end - columns.first;
+        const auto carry = [&](int64_t turn) { return carried + ((turn % 2 * size.layers + layer) * 2 + which) * C; };
+        for (int64_t i = 0; i < B; ++i) {
+            const Place& place = places[i];
+            float *normal = own.normal + i * C, *before = own.before + i * C;
+            if (place.first)
+                read_row(before, (const E*)shift + (at + place.sequence) * C, C);
+            else if (i == 0)
+                std::copy(carry(block + 1), carry(block + 1) + C, before);
+            else
+                for (int64_t c = 0; c < C; ++c) before[c] = rounded(own.normal[(i - 1) * C + c]);
+            if (place.last)
+                write_row((E*)after + (at + place.sequence) * C + columns.first, normal + columns.first, to);
+            else if (i == B - 1)
+                for (int64_t c = columns.first; c < columns.end; ++c) carry(block)[c] = rounded(normal[c]);
         }
     }
 
+    static INLINE float rounded(float value) {
+        if constexpr (std::is_same<E, float>::value) return value;
+        E narrow;
+        write_row(&narrow, &value, 1);
+        return widen(narrow);
+    }
+
     void interpolate(const Own& own, const E* ratio, float* to) const {
-        for (int64_t s = 0; s < call.S; ++s) {
+        for (int64_t s = 0; s < B; ++s) {
             const float *a = own.normal + s * C, *b = own.before + s * C;
             float* out = to + s * C;
 #pragma omp simd
@@ -156,13 +192,13 @@ struct Step {
                      Own& own) const {
         own.used.resize(K);
         std::iota(own.used.begin(), own.used.end(), 0);
-        times_columns(Matrix<E>{w, nullptr, outputs, K, outputs}, from, stride, call.S, own.used.data(), K,
+        times_columns(Matrix<E>{w, nullptr, outputs, K, outputs}, from, stride, B, own.used.data(), K,
                       columns.first, columns.end, to, outputs);
     }
 
     void mix_ratios(int64_t layer, Own& own, Span columns) const {
         all_columns(small(layer, MAA_W1), C, hidden, own.first, C, columns, mix_hidden, own);
-        for (int64_t s = 0; s < call.S; ++s)
+        for (int64_t s = 0; s < B; ++s)
             map(mix_hidden + s * hidden + columns.first, columns.end - columns.first, [](vec x) { return tanh(x); });
     }
 
@@ -170,7 +206,7 @@ struct Step {
         for (int i = 0; i < 5; ++i) {
             const E *w = small(layer, MAA_W2) + i * size.mix_rank * C, *constant = small(layer, MAA_W + i);
             all_columns(w, size.mix_rank, C, mix_hidden + i * size.mix_rank, hidden, columns, own.out, own);
-            for (int64_t s = 0; s < call.S; ++s) {
+            for (int64_t s = 0; s < B; ++s) {
                 const float *a = own.normal + s * C, *b = own.before + s * C, *ratio = own.out + s * C;
                 float* to = mixed + (i * S + s) * C;
 #pragma omp simd
@@ -183,11 +219,11 @@ struct Step {
     void project(int64_t layer, Own& own, Span rows, Span decay_columns) const {
         constexpr struct { int field, input; } ORDER[4] = {{RECEPTANCE, 3}, {KEY, 1}, {VALUE, 2}, {GATE, 4}};
         for (int i = 0; i < 4; ++i) {
-            times_rows(matrix(layer, ORDER[i].field), mixed + ORDER[i].input * S * C, C, call.S, rows.first, rows.end,
+            times_rows(matrix(layer, ORDER[i].field), mixed + ORDER[i].input * S * C, C, B, rows.first, rows.end,
                        projected + i * S * C, C);
         }
         all_columns(small(layer, DECAY_W1), C, size.decay_rank, mixed, C, decay_columns, decay_hidden, own);
-        for (int64_t s = 0; s < call.S; ++s)
+        for (int64_t s = 0; s < B; ++s)
             map(decay_hidden + s * size.decay_rank + decay_columns.first, decay_columns.end - decay_columns.first,
                 [](vec x) { return tanh(x); });
     }
@@ -200,26 +236,26 @@ struct Step {
         int64_t N;
     };
 
-    // B vectors of values from `first` on.
-    template <int B>
+    // V vectors of values from `first` on.
+    template <int V>
     static INLINE void recur_block(const Head& h, int64_t first) {
-        vec total[B] = {}, value[B];
+        vec total[V] = {}, value[V];
 #pragma GCC unroll 4
-        for (int b = 0; b < B; ++b) value[b] = load(h.v + first + b * W);
+        for (int b = 0; b < V; ++b) value[b] = load(h.v + first + b * W);
         for (int64_t i = 0; i < h.N; ++i) {
             const float own = h.r[i] * widen(h.bonus[i]) * h.k[i];
 #pragma GCC unroll 4
-            for (int b = 0; b < B; ++b) {
+            for (int b = 0; b < V; ++b) {
                 const vec before = load(h.state + i * h.N + first + b * W);
                 total[b] += h.r[i] * before + own * value[b];
                 store(h.after + i * h.N + first + b * W, h.decay[i] * before + h.k[i] * value[b]);
             }
         }
 #pragma GCC unroll 4
-        for (int b = 0; b < B; ++b) store(h.y + first + b * W, total[b]);
+        for (int b = 0; b < V; ++b) store(h.y + first + b * W, total[b]);
     }
 
-    // One head of one sequence: the decay, of which `decay` [N] holds what depends on the input, the WKV operator, the
+    // One head at one row: the decay, of which `decay` [N] holds what depends on the input, the WKV operator, the
     // norm and the gate.
     void recur(int64_t layer, int64_t s, int64_t head, float* decay) const {
         const int64_t at = head * N;
@@ -229,9 +265,9 @@ struct Step {
 
         const E* bonus = small(layer, BONUS) + at;
         const float *r = projected + s * C + at, *k = r + S * C, *v = k + S * C, *g = v + S * C;
-        const int64_t place = ((layer * call.S + s) * H + head) * N * N;
-        const float* state = call.wkv + place;
+        const int64_t place = ((layer * call.S + places[s].sequence) * H + head) * N * N;
         float *after = call.wkv_after + place, *y = read + s * C + at;
+        const float* state = places[s].first ? call.wkv + place : after;
         const Head head_of{r, k, v, bonus, decay, state, after, y, N};
         int64_t first = 0;
         for (; first + 4 * W <= N; first += 4 * W) recur_block<4>(head_of, first);
@@ -260,9 +296,9 @@ struct Step {
     }
 
     void channel_inner(int64_t layer, const Own& own, Span inner_rows, Span rows) const {
-        times_rows(matrix(layer, FFN_KEY), own.first, C, call.S, inner_rows.first, inner_rows.end, inner, F);
-        times_rows(matrix(layer, FFN_RECEPTANCE), own.second, C, call.S, rows.first, rows.end, gate, C);
-        for (int64_t s = 0; s < call.S; ++s) {
+        times_rows(matrix(layer, FFN_KEY), own.first, C, B, inner_rows.first, inner_rows.end, inner, F);
+        times_rows(matrix(layer, FFN_RECEPTANCE), own.second, C, B, rows.first, rows.end, gate, C);
+        for (int64_t s = 0; s < B; ++s) {
             for (int64_t i = s * F + inner_rows.first; i < s * F + inner_rows.end; ++i)
                 inner[i] = inner[i] < 0 ? 0 : inner[i] * inner[i];
             map(gate + s * C + rows.first, rows.end - rows.first, [](vec x) { return sigmoid(x); });
@@ -284,33 +320,31 @@ struct Step {
                     own.used[count] = int32_t(i);
                     count += any_used(i);
                 }
-                times_columns(w, inner, F, call.S, own.used.data(), count, 0, C, partial + part * S * C, C);
+                times_columns(w, inner, F, B, own.used.data(), count, 0, C, partial + part * S * C, C);
             }
 #pragma omp barrier
-            for (int64_t s = 0; s < call.S; ++s)
+            for (int64_t s = 0; s < B; ++s)
                 for (int64_t i = s * C + columns.first; i < s * C + columns.end; ++i) own.out[i] = 0;
             for (int part = 0; part < PARTS; ++part)
-                for (int64_t s = 0; s < call.S; ++s)
+                for (int64_t s = 0; s < B; ++s)
                     for (int64_t i = s * C + columns.first; i < s * C + columns.end; ++i)
                         own.out[i] += partial[part * S * C + i];
         } else {
-            times_rows(w, inner, F, call.S, columns.first, columns.end, own.out, C);
+            times_rows(w, inner, F, B, columns.first, columns.end, own.out, C);
         }
-        for (int64_t s = 0; s < call.S; ++s)
+        for (int64_t s = 0; s < B; ++s)
             for (int64_t i = s * C + columns.first; i < s * C + columns.end; ++i) x[i] += gate[i] * own.out[i];
     }
 
     bool any_used(int64_t i) const {
-        for (int64_t s = 0; s < call.S; ++s)
+        for (int64_t s = 0; s < B; ++s)
             if (!(inner[s * F + i] == 0)) return true;  // a NaN is none
         return false;
     }
 
     void layer(int64_t l, Own& own, int thread, int threads) const {
-        const int64_t shifts = l * call.S * C;
         const Span columns = share(C, 32, thread, threads);
-        look_back(small(l, LN1_WEIGHT), small(l, LN1_BIAS), (const E*)call.att_shift + shifts,
-                  (E*)call.att_shift_after + shifts, own, columns);
+        look_back(l, 0, small(l, LN1_WEIGHT), small(l, LN1_BIAS), call.att_shift, call.att_shift_after, own, columns);
         interpolate(own, small(l, MAA_X), own.first);
         mix_ratios(l, own, share(hidden, W, thread, threads));
 #pragma omp barrier
@@ -321,15 +355,14 @@ struct Step {
         const Span heads = share(H, 1, thread, threads);
         all_columns(small(l, DECAY_W2), size.decay_rank, C, decay_hidden, size.decay_rank,
                     {heads.first * N, heads.end * N}, own.out, own);
-        for (int64_t s = 0; s < call.S; ++s)
-            for (int64_t head = heads.first; head < heads.end; ++head) recur(l, s, head, own.out + s * C + head * N);
+        for (int64_t head = heads.first; head < heads.end; ++head)
+            for (int64_t s = 0; s < B; ++s) recur(l, s, head, own.out + s * C + head * N);
 #pragma omp barrier
-        times_rows(matrix(l, OUTPUT), read, C, call.S, columns.first, columns.end, own.out, C);
-        for (int64_t s = 0; s < call.S; ++s)
+        times_rows(matrix(l, OUTPUT), read, C, B, columns.first, columns.end, own.out, C);
+        for (int64_t s = 0; s < B; ++s)
             for (int64_t i = s * C + columns.first; i < s * C + columns.end; ++i) x[i] += own.out[i];
 #pragma omp barrier
-        look_back(small(l, LN2_WEIGHT), small(l, LN2_BIAS), (const E*)call.ffn_shift + shifts,
-                  (E*)call.ffn_shift_after + shifts, own, columns);
+        look_back(l, 1, small(l, LN2_WEIGHT), small(l, LN2_BIAS), call.ffn_shift, call.ffn_shift_after, own, columns);
         interpolate(own, small(l, FFN_MAA_K), own.first);
         interpolate(own, small(l, FFN_MAA_R), own.second);
         channel_inner(l, own, share(F, 4, thread, threads), columns);
@@ -340,58 +373,81 @@ struct Step {
 
     void run() {
         static thread_local Floats shared, private_floats;
+        const int64_t most = padded_vectors(std::min(BLOCK, call.T()));
         shared.reset();
-        x = shared.rows(S, C);
-        mix_hidden = shared.rows(S, hidden);
-        mixed = shared.rows(5 * S, C);
-        decay_hidden = shared.rows(S, size.decay_rank);
-        projected = shared.rows(4 * S, C);
-        read = shared.rows(S, C);
-        inner = shared.rows(S, F);
-        gate = shared.rows(S, C);
-        partial = shared.rows(PARTS * S, C);
+        x = shared.rows(most, C);
+        mix_hidden = shared.rows(most, hidden);
+        mixed = shared.rows(5 * most, C);
+        decay_hidden = shared.rows(most, size.decay_rank);
+        projected = shared.rows(4 * most, C);
+        read = shared.rows(most, C);
+        inner = shared.rows(most, F);
+        gate = shared.rows(most, C);
+        partial = shared.rows(PARTS * most, C);
+        carried = shared.rows(4 * size.layers, C);
         const E* const* ends = (const E* const*)call.ends;
-        for (int64_t s = 0; s < call.S; ++s) {
-            std::vector<float> given(C);
-            read_row(given.data(), (const E*)call.x + s * C, C);
-            layer_norm(given.data(), ends[0], ends[1], x + s * C, C);
-        }
 #pragma omp parallel num_threads(call.threads)
         {
             const FlushSubnormals flush;
+            const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
             private_floats.reset();
-            Own own{private_floats.rows(S, C), private_floats.rows(S, C), private_floats.rows(S, C),
-                    private_floats.rows(S, C), private_floats.rows(S, C), {}};
-            for (int64_t l = 0; l < size.layers; ++l) layer(l, own, omp_get_thread_num(), omp_get_num_threads());
+            Own own{private_floats.rows(most, C), private_floats.rows(most, C), private_floats.rows(most, C),
+                    private_floats.rows(most, C), private_floats.rows(most, C), {}};
+            float* given = private_floats.rows(1, C);
+            for (int64_t start = 0; start < call.T(); start += BLOCK) {
+#pragma omp barrier
+#pragma omp single
+                enter(start);
+                const Span own_rows = share(B, 1, thread, threads);
+                for (int64_t i = own_rows.first; i < own_rows.end; ++i) {
+                    read_row(given, (const E*)call.x + (start + i) * C, C);
+                    layer_norm(given, ends[0], ends[1], x + i * C, C);
+                }
+#pragma omp barrier
+                for (int64_t l = 0; l < size.layers; ++l) layer(l, own, thread, threads);
+                for (int64_t i = own_rows.first; i < own_rows.end; ++i) {
+                    layer_norm(x + i * C, ends[2], ends[3], given, C);
+                    write_row((E*)call.hidden + (start + i) * C, given, C);
+                }
+            }
         }
-        std::vector<float> out(C);
-        for (int64_t s = 0; s < call.S; ++s) {
-            layer_norm(x + s * C, ends[2], ends[3], out.data(), C);
-            write_row((E*)call.hidden + s * C, out.data(), C);
+    }
+
+    // The rows from `start` on are the block now.
+    void enter(int64_t start) {
+        block = start / BLOCK;
+        B = std::min(BLOCK, call.T() - start);
+        S = padded_vectors(B);
+        int64_t sequence = std::upper_bound(call.bounds, call.bounds + call.S + 1, start) - call.bounds - 1;
+        places.clear();
+        for (int64_t row = start; row < start + B; ++row) {
+            while (row == call.bounds[sequence + 1]) ++sequence;
+            places.push_back({sequence, row == call.bounds[sequence], row + 1 == call.bounds[sequence + 1]});
         }
     }
 };
 
 template <class E, class M>
-void step(const Sizes& size, const Call& call) {
-    Step<E, M>{size, call}.run();
+void read(const Sizes& size, const Call& call) {
+    Reading<E, M>{size, call}.run();
 }
 
 }  // namespace
 
 extern "C" int rwkv6_fields() { return FIELDS; }
 
-// One position of any number of sequences. sizes: layers, width, heads, ffn, mix rank, decay rank, whether FFN_VALUE is
-// transposed.
-extern "C" void rwkv6_step(const int64_t* sizes, float group_norm_eps, const void* const* pointers,
+// The positions of any number of sequences, each of which has one or more. sizes: layers, width, heads, ffn, mix rank,
+// decay rank, whether FFN_VALUE is transposed.
+extern "C" void rwkv6_read(const int64_t* sizes, float group_norm_eps, const void* const* pointers,
                            const void* const* ends, const void* x, const void* att_shift, const float* wkv,
                            const void* ffn_shift, void* hidden, void* att_shift_after, float* wkv_after,
-                           void* ffn_shift_after, int64_t sequences, int is_bf16, int is_int8, int threads) {
+                           void* ffn_shift_after, const int64_t* bounds, int64_t sequences, int is_bf16, int is_int8,
+                           int threads) {
     const Sizes size{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], group_norm_eps};
-    const Call call{pointers, ends, x, att_shift, ffn_shift, wkv, hidden, att_shift_after, ffn_shift_after, wkv_after,
-                    sequences, threads};
+    const Call call{pointers, ends, x, bounds, att_shift, ffn_shift, wkv, hidden, att_shift_after, ffn_shift_after,
+                    wkv_after, sequences, threads};
     if (is_bf16)
-        is_int8 ? step<bf16, int8_t>(size, call) : step<bf16, bf16>(size, call);
+        is_int8 ? read<bf16, int8_t>(size, call) : read<bf16, bf16>(size, call);
     else
-        is_int8 ? step<float, int8_t>(size, call) : step<float, float>(size, call);
+        is_int8 ? read<float, int8_t>(size, call) : read<float, float>(size, call);
 }

@@ -14,6 +14,7 @@ from aurora.errors import AuroraError
 from aurora.interfaces import Runner
 from aurora.registry import BACKBONE
 from aurora.types import State, map_state, select_state
+from components.backbone import _rwkv6_runner
 from components.backbone._rwkv6_runner import MOST_SEQUENCES, FusedRunner
 from components.kernels.linear import Int8Linear
 
@@ -81,11 +82,15 @@ def fused(model: Any) -> FusedRunner:
 
 @pytest.mark.parametrize(("dtype", "quantized"), KINDS)
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("lengths", [(1,), (3, 1, 40), (70,)])
+@pytest.mark.parametrize("lengths", [(1,), (3, 1, 40), (70,), (63, 1, 130)])
+@pytest.mark.parametrize("most", [0, 1000])
 @torch.no_grad()
 def test_a_row_equals_the_modules(
-    sizes: dict[str, int], dtype: torch.dtype, quantized: str | None, lengths: tuple[int, ...]
+    sizes: dict[str, int], dtype: torch.dtype, quantized: str | None, lengths: tuple[int, ...], most: int,
+    monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In one call, and with more positions than that takes."""
+    monkeypatch.setattr(_rwkv6_runner, "_most_positions", lambda *given, **named: most)
     model = build(sizes, dtype, quantized)
     twin, state, (x, bounds) = in_float64(model), remembered(model, len(lengths)), row(model, *lengths)
     hidden, after = fused(model).read(x, bounds, state)
@@ -108,7 +113,7 @@ def test_a_step_equals_the_modules(
     twin, state, (x, _) = in_float64(model), remembered(model, sequences), row(model, sequences)
     before, runner = {name: tensor.clone() for name, tensor in state.items()}, fused(model)
     hidden, after = runner.step(x, state)
-    assert runner.fuses_step(x, state) == (sequences <= MOST_SEQUENCES)
+    assert runner.fuses(x, sequences, state)
     expected, end = twin.step(x.double(), wide(state))
     assert_close(hidden, expected)
     for name in end:
@@ -136,6 +141,49 @@ def test_a_sequence_is_the_same_alone_and_beside_others_on_any_number_of_threads
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(hidden, found[0][0]) for hidden, _ in found)
+
+
+@pytest.mark.parametrize(("dtype", "quantized"), KINDS)
+@pytest.mark.parametrize("sizes", SIZES)
+@torch.no_grad()
+def test_what_is_read_depends_neither_on_where_it_is_cut_nor_on_what_is_read_beside_it(
+    sizes: dict[str, int], dtype: torch.dtype, quantized: str | None
+) -> None:
+    """Bit for bit: in one call of two blocks, cut anywhere, or a position at a time, on any number of threads."""
+    model = build(sizes, dtype, quantized)
+    runner, state, (x, _) = fused(model), remembered(model, 1), row(model, 100)
+    whole, after = runner.read(x, torch.tensor([0, 100]), state)
+    for cuts in ((1,), (37, 64), (63, 65, 99)):
+        pieces, now = [], state
+        for part in torch.tensor_split(x, cuts):
+            hidden, now = runner.read(part, torch.tensor([0, len(part)]), now)
+            pieces.append(hidden)
+        assert torch.equal(torch.cat(pieces), whole)
+        assert all(torch.equal(now[name], after[name]) for name in after)
+    now = state
+    for position in range(100):
+        hidden, now = runner.step(x[position:position + 1], now)
+        assert torch.equal(hidden[0], whole[position])
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            beside = torch.cat([x[:7], x, x[50:63]])
+            hidden, ends = runner.read(beside, torch.tensor([0, 7, 107, 120]), select_state(state, [0, 0, 0]))
+            assert torch.equal(hidden[7:107], whole) and torch.equal(hidden[:7], whole[:7])
+            assert all(torch.equal(select_state(ends, [1])[name], after[name]) for name in after)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@torch.no_grad()
+def test_bounds_of_another_type_and_rows_without_states_are_read_too() -> None:
+    model = build(SIZES[0], torch.float32)
+    runner, (x, bounds) = fused(model), row(model, 5, 9)
+    expected, _ = runner.read(x, bounds)
+    hidden, after = runner.read(x, bounds.int(), return_state=False)
+    assert_close(hidden, expected.double())
+    assert after is None
 
 
 @torch.no_grad()
