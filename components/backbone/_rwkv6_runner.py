@@ -214,7 +214,7 @@ def _most_positions(width: int, dtype: torch.dtype, *, is_int8: bool) -> int:
     if has_tiles():
         return 128 if width <= SMALL_WIDTH else 16
     narrow = is_int8 or dtype is torch.bfloat16
-    return (1024 if narrow else 128) if width <= SMALL_WIDTH else (128 if narrow else 32)
+    return (2048 if narrow else 128) if width <= SMALL_WIDTH else (128 if narrow else 32)
 
 
 def _whole(cu_seqlens: Tensor) -> bool:
