@@ -12,12 +12,16 @@ from torch import Tensor, nn
 
 from aurora.types import State
 
-from ..kernels.linear import project
+from ..kernels.linear import FEW, project
 from ._layers import Linear, orthogonal
 from ._linear_rnn import LinearRNN, Span
 
 # 1e-5 · 8²: the authors divide what is normalised by 8, whatever the head size
 GROUP_NORM_EPS = 64e-5
+NARROW = 256
+"""The weights of a model of so small a width lie in the cache of a core."""
+FEW_OF_NARROW = 64
+"""So many positions of it are given logits that do not depend on each other."""
 
 
 class Block(nn.Module):
@@ -72,7 +76,7 @@ class RWKV(LinearRNN):
         self.reset_parameters()
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return project(hidden, self.head)
+        return project(hidden, self.head, few=FEW_OF_NARROW if self.hidden_size <= NARROW else FEW)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

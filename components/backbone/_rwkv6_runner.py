@@ -4,6 +4,7 @@ Shape letters: T packed positions, S sequences, D width, H heads, K head width, 
 """
 
 import ctypes
+import sys
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -21,11 +22,10 @@ from ..kernels.rwkv6_mix import mix_five, norm_gate, norm_shift
 from ..kernels.wkv6 import wkv6
 from ._layers import Linear
 from ._linear_rnn import Row
+from ._rwkv import NARROW
 
 MOST_SEQUENCES = 64
 """How many sequences one call steps: with more, the modules' matrix products are faster."""
-SMALL_WIDTH = 256
-"""The weights of so narrow a model lie in the cache of a core."""
 
 SMALL = (
     "ln1.weight", "ln1.bias", "ln2.weight", "ln2.bias", "att.time_maa_x", "att.time_maa_w", "att.time_maa_k",
@@ -209,12 +209,14 @@ def _time_mix(
 
 
 def _most_positions(width: int, dtype: torch.dtype, *, is_int8: bool) -> int:
-    """Up to how many positions one call reads them sooner than a library's matrix products, as measured with widths of
-    128 and 768 on a processor without a tile unit; with one the limit of wide models is set by caution."""
+    """Up to how many positions one call reads them, by what was measured with a width of 768 on a processor without a
+    tile unit; with one, by caution. Narrow models are always read so: that is faster in bfloat16 and with few
+    positions, and nothing ever depends on what else is read."""
+    if width <= NARROW:
+        return sys.maxsize
     if has_tiles():
-        return 128 if width <= SMALL_WIDTH else 16
-    narrow = is_int8 or dtype is torch.bfloat16
-    return (2048 if narrow else 128) if width <= SMALL_WIDTH else (128 if narrow else 32)
+        return 16
+    return 128 if is_int8 or dtype is torch.bfloat16 else 32
 
 
 def _whole(cu_seqlens: Tensor) -> bool:

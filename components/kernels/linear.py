@@ -24,24 +24,27 @@ ROWS_AT_ONCE = 64
 """So many outputs are widened to float32 at a time."""
 
 
-def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, scale: Tensor | None = None, *, activation: str | None = None, few: int = FEW
+) -> Tensor:
     """[..., N]: x [..., K] times weight [N, K] transposed, through the activation: none or "squared_relu".
 
-    The weight has the type of x, or is int8 with one scale per output: float32 [N].
+    The weight has the type of x, or is int8 with one scale per output: float32 [N]. Up to `few` positions are computed
+    one by one to the last bit, so that none depends on how many there are.
     """
     rows = x.reshape(-1, x.shape[-1])
     if _serves(rows, weight, scale):
-        out = _few(rows, weight, scale) if len(rows) <= FEW else _many(rows, weight, scale, ACTIVATIONS[activation])
+        out = _few(rows, weight, scale) if len(rows) <= few else _many(rows, weight, scale, ACTIVATIONS[activation])
         if out is not None:
-            return (_activate(out, activation) if len(rows) <= FEW else out).view(*x.shape[:-1], -1)
+            return (_activate(out, activation) if len(rows) <= few else out).view(*x.shape[:-1], -1)
     if scale is None:
         return _activate(dense(x, weight), activation)
     return linear_reference(x, weight, scale, activation=activation)
 
 
-def project(x: Tensor, module: Any, *, activation: str | None = None) -> Tensor:
+def project(x: Tensor, module: Any, *, activation: str | None = None, few: int = FEW) -> Tensor:
     """[..., N]: x through a linear layer without bias, whose weight may be int8."""
-    return linear(x, module.weight, getattr(module, "scale", None), activation=activation)
+    return linear(x, module.weight, getattr(module, "scale", None), activation=activation, few=few)
 
 
 def linear_reference(

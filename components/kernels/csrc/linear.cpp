@@ -421,8 +421,9 @@ using namespace aurora;
 template <class E, class WE>
 void few(const E* x, const Matrix<WE>& w, E* y, int64_t S, bool transposed, int threads) {
     const int64_t vectors = padded_vectors(S);
-    std::vector<float> wide(vectors * w.K), out(vectors * w.N);
-    read_row(wide.data(), x, S * w.K);
+    std::vector<float> inputs, outputs;
+    float *wide = room(inputs, vectors * w.K), *out = room(outputs, vectors * w.N);
+    read_row(wide, x, S * w.K);
     std::vector<int32_t> all(transposed ? w.K : 0);
     std::iota(all.begin(), all.end(), 0);
 #pragma omp parallel num_threads(threads)
@@ -432,16 +433,16 @@ void few(const E* x, const Matrix<WE>& w, E* y, int64_t S, bool transposed, int 
         const int64_t first = std::min(w.N, units * thread / count * unit);
         const int64_t end = std::min(w.N, units * (thread + 1) / count * unit);
         if (transposed)
-            times_columns(w, wide.data(), w.K, S, all.data(), w.K, first, end, out.data(), w.N);
+            times_columns(w, wide, w.K, S, all.data(), w.K, first, end, out, w.N);
         else
-            times_rows(w, wide.data(), w.K, S, first, end, out.data(), w.N);
-        for (int64_t s = 0; s < S; ++s) write_row(y + s * w.N + first, out.data() + s * w.N + first, end - first);
+            times_rows(w, wide, w.K, S, first, end, out, w.N);
+        for (int64_t s = 0; s < S; ++s) write_row(y + s * w.N + first, out + s * w.N + first, end - first);
     }
 }
 
 }  // namespace
 
-// The same for at most 8 positions, on any processor.
+// The same for a few positions, on any processor.
 extern "C" void gemv(const void* x, const void* w, const float* scale, void* y, int64_t S, int64_t N, int64_t K,
                      int is_bf16, int is_int8, int transposed, int threads) {
     const int64_t stride = transposed ? N : K;

@@ -137,6 +137,7 @@ def test_a_sequence_is_the_same_alone_and_beside_others_on_any_number_of_threads
             for number in (0, 5, 19):
                 alone, after = runner.step(x[number:number + 1], select_state(state, [number]))
                 assert torch.equal(alone, found[-1][0][number:number + 1])
+                assert torch.equal(model.logits(alone)[0], model.logits(found[-1][0])[number])
                 assert all(torch.equal(after[name], select_state(found[-1][1], [number])[name]) for name in after)
     finally:
         torch.set_num_threads(threads)
@@ -168,8 +169,8 @@ def test_what_is_read_depends_neither_on_where_it_is_cut_nor_on_what_is_read_bes
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            beside = torch.cat([x[:7], x, x[50:63]])
-            hidden, ends = runner.read(beside, torch.tensor([0, 7, 107, 120]), select_state(state, [0, 0, 0]))
+            beside = torch.cat([x[:7], x, x[50:80]])
+            hidden, ends = runner.read(beside, torch.tensor([0, 7, 107, 137]), select_state(state, [0, 0, 0]))
             assert torch.equal(hidden[7:107], whole) and torch.equal(hidden[:7], whole[:7])
             assert all(torch.equal(select_state(ends, [1])[name], after[name]) for name in after)
     finally:
