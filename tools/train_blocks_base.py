@@ -51,7 +51,10 @@ COLUMNS = "abcdefgh"
 EVENT_LAYERS = 2
 """After so many layers it is told what each thing has just done; the others are left to gather that."""
 OPTION_LAYERS = 3
-"""After so many layers it is told which option is right; the last is left to find its letter."""
+"""After so many layers it is told at the end of each option whether that is right, and which one; the last is left to
+answer with its letter."""
+LETTERS = string.ascii_uppercase
+WRONG = len(LETTERS)
 OPTION = re.compile(r"\(?(?P<letter>[A-Z])(\)|\.) (?P<text>.+)\n")
 """A line of a question that is an option, in either form."""
 
@@ -165,7 +168,7 @@ def make_tokenizer(folder: Path, seed: int) -> None:
     rng = random.Random(seed)
     texts = ["".join(piece.text if isinstance(piece, Text) else "".join(glance.words for glance in piece)
                      for piece in document(rng, Ease())) for _ in range(4000)]
-    texts += [f" {letter}" for letter in string.ascii_uppercase]  # an answer of one token each
+    texts += [f" {letter}" for letter in LETTERS]  # an answer of one token each
     tokenizer = Tokenizer(models.BPE())
     # words, digits and signs, with the space before them; an option's letter is one token
     words = Regex(r" ?\([A-Z]\)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+")
@@ -189,7 +192,7 @@ class Row(NamedTuple):
     targets: Tensor  # [T]
     answers: Tensor  # [T] whether the target belongs to an answer
     events: Tensor  # [T] the token for what has become of a thing, IGNORE where none is read
-    options: Tensor  # [T] at the end of an option whether it is right, IGNORE elsewhere
+    options: Tensor  # [T] at the end of an option its number if it is right, else WRONG; IGNORE elsewhere
     cu_seqlens: Tensor  # [S + 1]
 
 
@@ -200,7 +203,7 @@ class Place(NamedTuple):
     token: int = IGNORE  # to be predicted before it
     answer: bool = False  # whether that is part of an answer
     event: int = IGNORE
-    right: int = IGNORE
+    option: int = IGNORE
 
 
 def rows(tokenizer: Any, documents: Iterable[list[Text | Sight]], length: int) -> Iterator[Row]:
@@ -212,7 +215,7 @@ def rows(tokenizer: Any, documents: Iterable[list[Text | Sight]], length: int) -
         answers = [piece.text.strip() for piece in document if isinstance(piece, Text) and piece.learned]
         for piece in document:
             if not isinstance(piece, Text):
-                places += [Place(encode(glance.words), event=IGNORE if glance.event is None else encode(glance.event)[0])
+                places += [Place(encode(glance.words), event=encode(glance.event)[0] if glance.event else IGNORE)
                            for glance in piece]
             elif piece.learned:
                 places += [Place([token], token, answer=True) for token in encode(piece.text)]
@@ -221,8 +224,10 @@ def rows(tokenizer: Any, documents: Iterable[list[Text | Sight]], length: int) -
                 for line in piece.text.splitlines(keepends=True):  # no token has parts of two lines
                     places += [Place([token], token) for token in encode(line)]
                     option = OPTION.fullmatch(line)
-                    if option:  # before the line's end
-                        places[-2] = places[-2]._replace(right=int(answers[0] in option.group("letter", "text")))
+                    if option:  # it ends before the line does
+                        is_right = answers[0] in option.group("letter", "text")
+                        number = LETTERS.index(option["letter"]) if is_right else WRONG
+                        places[-2] = places[-2]._replace(option=number)
         places[bounds[-1]] = places[bounds[-1]]._replace(token=IGNORE, answer=False)
         bounds.append(len(places))
         if len(places) >= length:
@@ -237,7 +242,7 @@ def _row(places: list[Place], bounds: list[int]) -> Row:
     width = max(len(place.words) for place in places)
     return Row(torch.tensor([place.words + [-1] * (width - len(place.words)) for place in places]),
                torch.tensor([place.token for place in following]), torch.tensor([place.answer for place in following]),
-               torch.tensor([place.event for place in places]), torch.tensor([place.right for place in places]),
+               torch.tensor([place.event for place in places]), torch.tensor([place.option for place in places]),
                torch.tensor(bounds))
 
 
@@ -245,8 +250,8 @@ def train_language(folder: Path, seed: int, steps: int, *, further: bool, precis
     """An RWKV-6 that reads accounts of scenes and answers about them: single frames first, then ever more videos.
 
     From halfway up it is also to tell what each thing has done since the frame before: movers are told from resters at
-    once, where answers alone teach it late or not at all. One layer on it is to tell at each option whether it is the
-    right one, which a letter asks for. With `further` it goes on from what stands in the folder, with texts as they
+    once, where answers alone teach it late or not at all. One layer on it is to tell at the end of each option whether
+    that is the right one, and its letter. With `further` it goes on from what stands in the folder, with texts as they
     are at the end."""
     tokenizer = TOKENIZER.build({"name": "hf", "path": str(folder / "tokenizer")})
     torch.manual_seed(seed)
@@ -254,7 +259,7 @@ def train_language(folder: Path, seed: int, steps: int, *, further: bool, precis
     if further:
         model.load_base(str(folder / "rwkv6.safetensors"))
     heads = {layers: nn.Sequential(nn.LayerNorm(model.hidden_size), nn.Linear(model.hidden_size, classes))
-             for layers, classes in ((EVENT_LAYERS, tokenizer.vocab_size), (OPTION_LAYERS, 2))}
+             for layers, classes in ((EVENT_LAYERS, tokenizer.vocab_size), (OPTION_LAYERS, WRONG + 1))}
     inner: dict[int, Tensor] = {}
     hooks = [model.blocks[layers - 1].register_forward_hook(
         lambda module, given, made, layers=layers: inner.update({layers: made[0]})) for layers in heads]
