@@ -246,18 +246,18 @@ def _row(places: list[Place], bounds: list[int]) -> Row:
                torch.tensor(bounds))
 
 
-def train_language(folder: Path, seed: int, steps: int, *, further: bool, precision: str) -> None:
+def train_language(folder: Path, seed: int, steps: int, *, further: Path | None, precision: str) -> None:
     """An RWKV-6 that reads accounts of scenes and answers about them: single frames first, then ever more videos.
 
     From halfway up it is also to tell what each thing has done since the frame before: movers are told from resters at
     once, where answers alone teach it late or not at all. One layer on it is to tell at the end of each option whether
-    that is the right one, and its letter. With `further` it goes on from what stands in the folder, with texts as they
+    that is the right one, and its letter. With `further` it goes on from the model of that folder, with texts as they
     are at the end."""
     tokenizer = TOKENIZER.build({"name": "hf", "path": str(folder / "tokenizer")})
     torch.manual_seed(seed)
     model = BACKBONE.build({"name": "rwkv6", **BACKBONE_OPTIONS}, vocab_size=tokenizer.vocab_size)
-    if further:
-        model.load_base(str(folder / "rwkv6.safetensors"))
+    if further is not None:
+        take_over(further, model, tokenizer)
     heads = {layers: nn.Sequential(nn.LayerNorm(model.hidden_size), nn.Linear(model.hidden_size, classes))
              for layers, classes in ((EVENT_LAYERS, tokenizer.vocab_size), (OPTION_LAYERS, WRONG + 1))}
     inner: dict[int, Tensor] = {}
@@ -270,8 +270,8 @@ def train_language(folder: Path, seed: int, steps: int, *, further: bool, precis
         logits = heads[layers](inner.pop(layers)[asked]).float()
         return F.cross_entropy(logits, targets[asked], reduction="sum") / max(1, len(logits))
 
-    rng = random.Random(f"{seed}/further" if further else seed)
-    done = 1.0 if further else 0.0
+    rng = random.Random(seed if further is None else f"{seed}/further")
+    done = 0.0 if further is None else 1.0
     data = rows(tokenizer, (document(rng, Ease.at(done)) for _ in count()), 2048)
     print(f"language: {sum(p.numel() for p in model.parameters())} parameters")
 
@@ -292,12 +292,28 @@ def train_language(folder: Path, seed: int, steps: int, *, further: bool, precis
                 f"answers {answer.item():.3f} text {text.item():.3f} events {events.item():.3f} "
                 f"options {options.item():.3f} right {right:.2f}")
 
-    optimize(nn.ModuleList([model, *heads.values()]), loss, steps, peak_lr=2e-3 if further else 3e-3)
+    optimize(nn.ModuleList([model, *heads.values()]), loss, steps, peak_lr=3e-3 if further is None else 2e-3)
     for hook in hooks:
         hook.remove()
     save_half(model, folder / "rwkv6.safetensors")
     for (prompt, form), shares in sorted(right_answers(model.float(), tokenizer).items()):
         print(f"  {prompt} {form}: " + ", ".join(f"{family} {share:.0%}" for family, share in shares.items()))
+
+
+@torch.no_grad()
+def take_over(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Fills `model` with the weights of a folder, whose tokenizer may be another one: a token that it lacks begins as
+    the mean of those that it reads instead."""
+    theirs = TOKENIZER.build({"name": "hf", "path": str(folder / "tokenizer")})
+    source = BACKBONE.build({"name": "rwkv6", **BACKBONE_OPTIONS}, vocab_size=theirs.vocab_size)
+    source.load_base(str(folder / "rwkv6.safetensors"))
+    weights = source.state_dict()
+    pieces = [theirs.encode(tokenizer.decode([token])) for token in range(tokenizer.vocab_size)]
+    for name in ("emb.weight", "head.weight"):
+        own = model.state_dict()[name]
+        weights[name] = torch.stack([weights[name][ids].mean(0) if ids else own[token]
+                                     for token, ids in enumerate(pieces)])
+    model.load_state_dict(weights)
 
 
 def predicted(model: Any, row: Row) -> Tensor:
@@ -436,7 +452,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("aurora/assets/blocks"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=4000, help="optimizer steps of each part that is trained")
-    parser.add_argument("--further", action="store_true", help="train the language model of --out further")
+    parser.add_argument("--further", type=Path, metavar="FOLDER",
+                        help="train the language model of this folder further, such as that of --out")
     parser.add_argument("--precision", choices=("bf16-mixed", "32-true"), default="32-true",
                         help="of the language model; bfloat16 is faster where the processor multiplies it faster")
     arguments = parser.parse_args()
