@@ -75,13 +75,20 @@ def _overlap(items: Sequence[Item], answers: Answers) -> dict[str, Any]:
 
 
 def squad_scores(pairs: Sequence[tuple[str, str]]) -> dict[str, float | None]:
-    """Exact match and word F1 of (answer, truth) pairs, in [0, 1]; case, punctuation and articles do not count."""
+    """Exact match and word F1 of (answer, truth) pairs, in [0, 1]; case, punctuation and articles do not count.
+
+    An empty answer is 0: SQuAD's normalisation leaves nothing of the truth "a" either.
+    """
     if not pairs:
         return {"exact_match": None, "token_f1": None}
-    scores = squad([{"id": str(number), "prediction_text": answer} for number, (answer, _) in enumerate(pairs)],
+    said = [pair for pair in pairs if pair[0].strip()]
+    if not said:
+        return {"exact_match": 0.0, "token_f1": 0.0}
+    scores = squad([{"id": str(number), "prediction_text": answer} for number, (answer, _) in enumerate(said)],
                    [{"id": str(number), "answers": {"answer_start": [0], "text": [truth]}}
-                    for number, (_, truth) in enumerate(pairs)])
-    return {"exact_match": float(scores["exact_match"]) / 100, "token_f1": float(scores["f1"]) / 100}
+                    for number, (_, truth) in enumerate(said)])
+    share = len(said) / len(pairs) / 100
+    return {"exact_match": float(scores["exact_match"]) * share, "token_f1": float(scores["f1"]) * share}
 
 
 def corpus_bleu(pairs: Sequence[tuple[str, str]], *, words: int) -> float | None:

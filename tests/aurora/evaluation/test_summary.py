@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from aurora.evaluation.summary import squad_scores, wilson
+from aurora.evaluation.summary import squad_scores, text_overlap, wilson
+from aurora.interfaces import Item
 
 
 # Values of statsmodels' proportion_confint(method="wilson")
@@ -31,3 +32,11 @@ def test_case_punctuation_and_articles_do_not_matter_to_a_match() -> None:
 )
 def test_word_overlap_is_scored_by_its_f1(answer: str, truth: str, score: float) -> None:
     assert squad_scores([(answer, truth)])["token_f1"] == pytest.approx(score)
+
+
+@pytest.mark.parametrize("answer", [None, "", " \n"])
+def test_a_failed_or_empty_answer_is_no_article(answer: str | None) -> None:
+    items = [Item("1", "v.mp4", "Which word?", "a"), Item("2", "v.mp4", "Which word?", "an")]
+    nothing, half = (text_overlap(items, {"1": answer, "2": said}) for said in (answer, "an"))
+    assert (nothing["exact_match"], nothing["token_f1"], nothing["bleu_1"]) == (0, 0, 0)
+    assert (half["exact_match"], half["token_f1"]) == (0.5, 0.5)
