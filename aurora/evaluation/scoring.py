@@ -138,13 +138,13 @@ def chosen_option(answer: str, options: Sequence[str]) -> int | None:
 
 
 def _same(text: str, options: Sequence[str]) -> int | None:
-    """The one option whose whole text this is, if need be but for case, white space, quotes, emphasis and a closing
-    mark."""
+    """The first option whose whole text this is, if need be but for case, white space, quotes, emphasis and a closing
+    mark; None where options of other texts are it too."""
     for form in (str.strip, _bare):
         wanted = form(text)
         found = [index for index, option in enumerate(options) if wanted and form(option) == wanted]
         if found:
-            return found[0] if len(found) == 1 else None
+            return found[0] if len({options[index].strip() for index in found}) == 1 else None
     return None
 
 

@@ -36,9 +36,10 @@ def wilson(right: int, asked: int, z: float = 1.959963984540054) -> tuple[float,
 
 
 def names_right_option(item: Item, answer: str) -> bool | None:
-    """Whether an answer names the right option, as `chosen_option` reads it; None when it names none."""
+    """Whether an answer names the right option, as `chosen_option` reads it, or one of the same text; None when it
+    names none."""
     chosen = chosen_option(answer, item.options)
-    return None if chosen is None else chosen == item.right
+    return None if chosen is None else item.options[chosen].strip() == item.options[item.right or 0].strip()
 
 
 def accuracy(items: Sequence[Item], answers: Answers, judged: Judged = names_right_option) -> dict[str, Any]:

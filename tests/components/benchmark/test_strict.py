@@ -64,6 +64,14 @@ def test_what_names_no_or_another_option_is_not_right(answer) -> None:
     assert not names_right_option(CHOICE, answer)
 
 
+@pytest.mark.parametrize(("answer", "right"), [
+    ("cat", True), ("Cat.", True), ("(A)", True), ("A", True), ("(C)", True), ("(C) cat", True), ("C. cat", True),
+    ("(B)", False), ("dog", False), ("The answer is C.", True), ("(A) or (B)", None)])
+def test_any_option_of_the_right_text_is_right(answer, right) -> None:
+    """MVBench has questions with two equal options."""
+    assert names_right_option(Item("1", "v.mp4", "Which?", "cat", ("cat", "dog", "cat"), 0), answer) is right
+
+
 YES = ["Yes", "yes", "YES.", "Yes, they do.", "Yes, the step is done.", "**Yes**", "“Yes”", "The answer is yes.",
        "Answer: Yes", "\\boxed{Yes}", "Yes\n", "yes!",
        "<think>no</think>Yes", "Yes<|im_end|>", '{"answer": "Yes"}']
