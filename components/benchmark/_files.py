@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from aurora.errors import AuroraError
+from aurora.evaluation.prompts import MAX_OPTIONS
 from aurora.interfaces import Item, Items
 from aurora.records import FAULT, items, records
 
@@ -33,6 +34,13 @@ class Row(NamedTuple):
         if not isinstance(value, str) or not value.strip():
             raise self.error(f"{key!r} must be a text that is not empty, not {value!r}")
         return value
+
+    def options(self, key: str) -> tuple[str, ...]:
+        """The texts of a choice: two or more, and no more than there are letters."""
+        found = self.texts(key, least=2)
+        if len(found) > MAX_OPTIONS:
+            raise self.error(f"{key!r} has {len(found)} texts, but a choice has at most {MAX_OPTIONS}, one per letter")
+        return found
 
     def texts(self, key: str, least: int = 1) -> tuple[str, ...]:
         """A list of texts; in a table also one that is written as a list in its cell."""

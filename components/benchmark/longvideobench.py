@@ -55,7 +55,7 @@ def drawn_letter(id: str, letters: str) -> str:
 
 def _item(row: Row, videos: Videos) -> Item:
     if "candidates" in row.fields:
-        options = row.texts("candidates", least=2)
+        options = row.options("candidates")
     else:
         options = tuple(row.text(f"option{n}") for n in range(5) if row.fields.get(f"option{n}", _NONE) != _NONE)
     right = row.option_number("correct_choice", options)

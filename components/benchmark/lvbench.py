@@ -41,7 +41,7 @@ def _items(row: Row, videos: Videos) -> Iterator[Item]:
         question = asked.text("question")
         options = lettered(question)
         if not options and asked.fields.get("options"):
-            options = asked.texts("options", least=2)
+            options = asked.options("options")
             question = f"{question}\n{with_letters(options)}"
         options = options or tuple(LETTERS[:4])
         right = asked.letter("answer", options)

@@ -62,7 +62,7 @@ class Mlvu(ChoiceBenchmark):
         question = row.text("question")
         options = lettered(question)
         if not options and "candidates" in row.fields:
-            options = row.texts("candidates", least=2)
+            options = row.options("candidates")
             question = f"{question}\n{with_letters(options)}"
         options = options or tuple(LETTERS[:4])
         if self.split == "test" and "answer" not in row.fields:

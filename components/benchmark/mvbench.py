@@ -100,7 +100,7 @@ def _chosen(subtasks: str | Sequence[str]) -> list[str]:
 
 
 def _item(row: Row, task: str, number: int, videos: Videos) -> Item:
-    options = row.texts("candidates", least=2)
+    options = row.options("candidates")
     right = row.option("answer", options)
     prompt = f"Question:{row.text('question')}\nOption:\n{with_letters(options)}\nOnly give the best option.\n"
     video = videos.find(row, row.text("video"))

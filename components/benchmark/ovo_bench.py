@@ -81,7 +81,7 @@ class OvoBench(ChoiceBenchmark):
         if task not in _TASKS:
             raise row.error(f"the task {task!r} is not one of {', '.join(_TASKS)}")
         if _TASKS[task] != "forward":
-            options = row.texts("options", least=2)
+            options = row.options("options")
             right = row.option_number("gt", options)
             listed = "; ".join(f"{LETTERS[n]}. {option}" for n, option in enumerate(options)) + ";"
             yield self._item(id, video, task, _CHOICE.format(question=row.text("question"), options=listed), options,

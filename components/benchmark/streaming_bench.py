@@ -55,7 +55,7 @@ class StreamingBench(ChoiceBenchmark):
                     yield self._item(asked, f"{name}/{number}", video)
 
     def _item(self, row: Row, id: str, video: str) -> Item:
-        options = tuple(without_label(option) for option in row.texts("options", least=2))
+        options = tuple(without_label(option) for option in row.options("options"))
         right, at = row.letter("answer", options), row.seconds("time_stamp")
         listed = "\n".join(f"{LETTERS[n]}. {option}" for n, option in enumerate(options))
         prompt = f"{_BEFORE}\n\nQuestion: {row.text('question')}\n\nOptions:\n{listed}\n\nThe best option is:"

@@ -35,7 +35,7 @@ class VideoMme(ChoiceBenchmark):
 
 
 def _item(row: Row, videos: Videos) -> Item:
-    options = tuple(map(without_label, row.texts("options", least=2)))
+    options = tuple(map(without_label, row.options("options")))
     right = row.letter("answer", options)
     prompt = "\n".join([_BEFORE, row.text("question"), *row.texts("options"), "\n" + _AFTER])
     return Item(row.text("question_id"), videos.find(row, row.text("videoID")), prompt, options[right], options, right,

@@ -395,3 +395,16 @@ def test_blocks_asks_for_the_option_or_for_its_letter(made) -> None:
             assert f"\nA. {first}\n" in lettered.prompt and lettered.prompt.endswith("given choices directly.")
         else:
             assert lettered == item
+
+
+@pytest.mark.parametrize(("made", "file", "key"), [
+    ("mvbench", "json/action_count.json", "candidates"), ("mlvu", "json/1_plotQA.json", "candidates"),
+    ("longvideobench", "lvb_val.json", "candidates"), ("ovo_bench", "ovo_bench_new.json", "options"),
+    ("streaming_bench", "questions_real.json", "options")], indirect=["made"])
+def test_a_choice_of_more_options_than_letters_is_named(made, file, key, write) -> None:
+    records = json.loads((made.folder / file).read_text())
+    record = records[0]["questions"][0] if "questions" in records[0] else records[0]
+    record[key] = [*map(str, range(1, 27)), *record[key]]
+    write.json(made.folder / file, records)
+    with pytest.raises(AuroraError, match=rf"{file}, entry 1.*: '{key}' has \d+ texts, but a choice has at most 26"):
+        made.items()
