@@ -13,7 +13,10 @@ from aurora.interfaces import Item, Items
 from aurora.records import FAULT, items, records
 
 EXTENSIONS = (".mp4", ".MP4", ".mkv", ".webm", ".avi", ".mov")
-_LABEL = re.compile(r"^[ \t]*\(?([A-Z])[).:][ \t]*(.*?)[ \t]*$", re.MULTILINE)
+_ON_LINES = r"^[ \t]*\(?([{letters}])[).:][ \t]*(.*?)[ \t]*$"
+_IN_A_ROW = r"(?<!\S)\(([{letters}])\)[ \t]*(.*?)[ \t]*(?=\s\([{letters}]\)|$)"
+_LABELS = [re.compile(form.replace("{letters}", letters), re.MULTILINE)
+           for form in (_ON_LINES, _IN_A_ROW) for letters in ("A-Z", "a-z")]
 
 
 class Row(NamedTuple):
@@ -217,13 +220,14 @@ def collect(folder: Path, made: Iterable[Item]) -> Items:
 
 
 def lettered(text: str) -> tuple[str, ...]:
-    """The options that stand in a question on lines of their own, such as "(A) red" or "B. blue"; none where their
-    letters do not run from A."""
-    found = [(match[1], match[2]) for match in _LABEL.finditer(text)]
-    for first in range(len(found) - 1, -1, -1):
-        letters = "".join(letter for letter, _ in found[first:])
-        if len(letters) > 1 and "ABCDEFGHIJKLMNOPQRSTUVWXYZ".startswith(letters):
-            return tuple(option for _, option in found[first:])
+    """The options that stand in a question on lines of their own, such as "(A) red" or "b. blue", or in a row, as in
+    "(A) red (B) blue"; none where their letters do not run from A."""
+    for label in _LABELS:
+        found = label.findall(text)
+        for first in range(len(found) - 1, -1, -1):
+            letters = "".join(letter for letter, _ in found[first:]).upper()
+            if len(letters) > 1 and "ABCDEFGHIJKLMNOPQRSTUVWXYZ".startswith(letters):
+                return tuple(option for _, option in found[first:])
     return ()
 
 

@@ -1,9 +1,11 @@
 """Any JSON in LLaVA's form, with videos: each question against its reference answer."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aurora.evaluation.scoring import chosen_option
 from aurora.evaluation.summary import accuracy, text_overlap
 from aurora.interfaces import Benchmark, Item, Items
 from aurora.markers import plain_question
@@ -20,8 +22,9 @@ _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
 class Llava(Benchmark):
     """Records of {"id", "video", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}, …]}.
 
-    Every question is asked by itself. One whose options stand in it on lettered lines, and whose answer is a letter or
-    an option, is a choice; the others are open and scored by exact match, word F1 and BLEU.
+    Every question is asked by itself. One whose options stand in it with letters, on lines of their own or as
+    "(A) red (B) blue", and whose answer names one of them, is a choice; the others are open and scored by exact match,
+    word F1 and BLEU.
     """
 
     def __init__(self, *, annotations: str = "*.json*", videos: str | None = None,
@@ -46,7 +49,7 @@ class Llava(Benchmark):
             asked, answered = _said(turns[place], _ASKS), _said(turns[place + 1], _ANSWERS)
             question = plain_question(asked, 1).strip()
             options = lettered(question)
-            right = _right(answered, options)
+            right = _right(turns[place + 1], answered, options)
             yield Item(id if len(turns) < 4 else f"{id}/{place // 2 + 1}", video, question,
                        answered if right is None else options[right], options if right is not None else (), right,
                        str(row.fields.get("family", row.fields.get("data_source", "all"))),
@@ -69,10 +72,27 @@ def _said(turn: Row, by: Sequence[str]) -> str:
     return turn.text("value" if "value" in turn.fields else "content")
 
 
-def _right(answer: str, options: Sequence[str]) -> int | None:
-    """The option that a reference answer is, by its letter or its text."""
+def _right(turn: Row, answer: str, options: Sequence[str]) -> int | None:
+    """The option that a reference answer is, by its letter or its text; None for an open answer.
+
+    AuroraError for a letter that no option has, or that is followed by another text than its option's.
+    """
+    if not options:
+        return None
     plain = answer.strip().strip("().").strip()
     if plain in options:
         return list(options).index(plain)
-    letter = plain[:1] if len(plain) == 1 or plain[1:2] in (".", ")", ":") else ""
-    return LETTERS.index(letter) if letter and letter in LETTERS[:len(options)] else None
+    named = re.fullmatch(r"\(?([A-Za-z])(?:[).:]+\s*(.*))?", answer.strip(), re.DOTALL)
+    if named is None:
+        return chosen_option(answer, options)
+    index = LETTERS.index(named[1].upper())
+    if index >= len(options):
+        raise turn.error(f"the answer {answer!r} names no option; there are {len(options)}")
+    text, option = _words(named[2] or ""), _words(options[index])
+    if text and text[:len(option)] != option:
+        raise turn.error(f"the answer {answer!r} names option {LETTERS[index]}, which is {options[index]!r}")
+    return index
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())

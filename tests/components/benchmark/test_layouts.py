@@ -375,6 +375,32 @@ def test_llava_names_the_turn_that_is_wrong(made, write) -> None:
         made.items()
 
 
+def one_turn(question: str, answer: str) -> list[dict[str, object]]:
+    return [{"video": "clips/a.mp4", "conversations": [
+        {"from": "human", "value": question}, {"from": "gpt", "value": answer}]}]
+
+
+@of("llava")
+@pytest.mark.parametrize("form", ["A. {}\nB. {}", "(a) {}\n(b) {}", "a) {}\nb) {}", "Of (A) {} (B) {}",
+                                  "(a) {} (b) {}"])
+@pytest.mark.parametrize("answer", ["b", "B", "(b)", "B.", "b. blue", "B.blue", "(B) Blue, as the sky", "Blue.",
+                                    "The answer is B."])
+def test_llava_reads_letters_and_references_as_people_write_them(made, write, form, answer) -> None:
+    write.json(made.folder / "qa.json", one_turn("Which?\n" + form.format("red", "blue"), answer))
+    (item,) = made.items().values()
+    assert (item.options, item.right, item.answer) == (("red", "blue"), 1, "blue")
+
+
+@of("llava")
+@pytest.mark.parametrize(("answer", "message"), [
+    ("A. green", "the answer 'A. green' names option A, which is 'red'"), ("(a) blue", "names option A, which is"),
+    ("C", "names no option; there are 2"), ("c) green", "names no option; there are 2")])
+def test_llava_names_a_reference_that_contradicts_its_options(made, write, answer, message) -> None:
+    write.json(made.folder / "qa.json", one_turn("Which?\nA. red\nB. blue", answer))
+    with pytest.raises(AuroraError, match=rf"qa.json, entry 1, conversations 2: .*{message}"):
+        made.items()
+
+
 @of("blocks")
 def test_blocks_asks_choices_about_a_wrong_video_too(made) -> None:
     items = made.items()
