@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -242,9 +243,18 @@ def _films_of_file(model: VideoModel, path: Path, part: Part, moments: Sequence[
             grown = None if at is None else next(growing, None)
             # a frame that is shown at the moment belongs to it
             stop = part.stop if at is None else max(at, part.start) + 1e-3
-            film = grown or model.watch(path, start=part.start, stop=stop, prompt=prompt)
+            film = grown or model.watch(path, start=_start(model, path, part, at), stop=stop, prompt=prompt)
             seen = at
         yield film
+
+
+def _start(model: VideoModel, path: Path, part: Part, at: float | None) -> float:
+    """Where what is shown begins: of a moment behind the end of the video, as long before its end."""
+    end = None
+    if at is not None and part.start > 0:
+        with suppress(AuroraError, OSError):  # a video that cannot be read is named when it is watched
+            end = model.reader.duration(str(path))
+    return part.start if at is None or end is None else max(0.0, part.start - max(0.0, at - end))
 
 
 def one_pass(model: VideoModel, start: float = 0.0) -> bool:
