@@ -78,7 +78,7 @@ class FamilyAccuracy(L.Callback):
         if not self.items:
             raise AuroraError(f"benchmark {given['name']!r} asks no multiple choice in {data}, and nothing else is "
                               "scored while training")
-        if missing := [item.video for item in self.items if not (self.folder / item.video).is_file()]:
+        if missing := [item.video for item in self.items if not (self.folder / item.video).exists()]:
             raise AuroraError(f"{len({*missing})} videos are missing below {data}, such as {missing[0]}")
         self.families = sorted({item.family for item in self.items})
 

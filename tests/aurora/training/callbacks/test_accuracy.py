@@ -122,6 +122,14 @@ def test_any_benchmark_with_choices_can_be_asked(questions, tmp_path) -> None:
     assert found(tmp_path)[4] == pytest.approx(sum(halves) / 2)
 
 
+def test_a_video_may_be_a_folder_of_pictures(tmp_path) -> None:
+    record = {"video": "castle", "question": "Who?", "candidates": ["He", "She"], "answer": "She", "start": 0, "end": 2}
+    (tmp_path / "episodic_reasoning.json").write_text(json.dumps([record]))
+    (tmp_path / "video/tvqa/frames_fps3_hq/castle").mkdir(parents=True)
+    callback = FamilyAccuracy(data=str(tmp_path), benchmark={"name": "mvbench", "subtasks": ["episodic_reasoning"]})
+    assert [item.video for item in callback.items] == ["video/tvqa/frames_fps3_hq/castle"]
+
+
 @pytest.mark.process
 @pytest.mark.slow
 def test_two_processes_share_the_videos_and_agree(questions, tmp_path) -> None:
