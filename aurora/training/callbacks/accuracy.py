@@ -56,8 +56,8 @@ class FamilyAccuracy(L.Callback):
     """After each validation, the accuracy on a sample of a benchmark's choices: `val_accuracy` of all of them, and
     `val_accuracy_FAMILY`.
 
-    It is what `aurora eval` gives for the model as it would be saved, by the benchmark's first scorer. The processes
-    share the videos. Each holds a second copy of the whole model meanwhile.
+    It is what `aurora eval` gives for the model as it would be saved, by the benchmark's first scorer and with the
+    weights of its families. The processes share the videos. Each holds a second copy of the whole model meanwhile.
     """
 
     needs_validation = True
@@ -99,9 +99,11 @@ class FamilyAccuracy(L.Callback):
         means = GroupMeans(len(self.families)).to(pl_module.device)
         means.update(torch.tensor(values, dtype=torch.float32, device=pl_module.device),
                      torch.tensor(groups, dtype=torch.long, device=pl_module.device))
-        each, whole_mean = means.compute()
+        each, mean = means.compute()
+        if weights := self.part.weights(self.families):
+            mean = each @ each.new_tensor([weights[family] for family in self.families])
         found = dict(zip((f"{_NAME}_{family}" for family in self.families), each.cpu().unbind(), strict=True))
-        pl_module.log_dict({_NAME: whole_mean.cpu(), **found}, on_step=False, on_epoch=True, batch_size=1)
+        pl_module.log_dict({_NAME: mean.cpu(), **found}, on_step=False, on_epoch=True, batch_size=1)
 
     def _outcomes(self, watcher: VideoModel, module: AuroraModule) -> Iterator[tuple[Item, float]]:
         """The items of this process, and whether each was answered rightly; what cannot be read was not."""

@@ -122,6 +122,22 @@ def test_any_benchmark_with_choices_can_be_asked(questions, tmp_path) -> None:
     assert found(tmp_path)[4] == pytest.approx(sum(halves) / 2)
 
 
+def test_families_weigh_what_they_weigh_in_the_benchmark(questions, tmp_path) -> None:
+    """MVBench's score is the mean of its tasks, of which one has three questions here and the other one."""
+    tasks = {"action_count": [0, 1, 2], "object_shuffle": [3]}
+    for task, clips in tasks.items():
+        (questions / f"{task}.json").write_text(json.dumps([
+            {"video": f"{clip}.mp4", "question": "Which?", "candidates": ["yes", "no"],
+             "answer": ("yes", "no")[clip % 2]} for clip in clips]))
+    benchmark = {"name": "mvbench", "subtasks": list(tasks), "videos": "."}
+    train(config_of(tmp_path, questions, benchmark=benchmark))
+    model, config = load_model(tmp_path / "second" / "model")
+    result = evaluate(model, config, questions, output=tmp_path / "eval", benchmark=benchmark,
+                      protocol=Protocol(score="likelihood"))
+    assert result["score"] != pytest.approx(100 * result["accuracy"])
+    assert found(tmp_path)[4] == pytest.approx(result["score"] / 100)
+
+
 def test_a_video_may_be_a_folder_of_pictures(tmp_path) -> None:
     record = {"video": "castle", "question": "Who?", "candidates": ["He", "She"], "answer": "She", "start": 0, "end": 2}
     (tmp_path / "episodic_reasoning.json").write_text(json.dumps([record]))
