@@ -1,13 +1,17 @@
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from aurora.commands._options import Device, Json, Overrides, positive, require_writable_folder
 from aurora.errors import AuroraError
+
+if TYPE_CHECKING:
+    from aurora.config import ModelConfig
+    from aurora.evaluation.results import Result
 
 FRAMES = "1,4,16,64,256,512,1024,4096,16384"
 
@@ -31,8 +35,9 @@ class Live:
 
     live_seconds: Annotated[float, typer.Option(metavar="S", min=0, help=(
         "How long a live video is played to find the highest frame rate that keeps up; 0 leaves it out."))] = 10.0
-    result: Annotated[list[Path] | None, typer.Option(metavar="FILE", help=(
-        "A result.json of `aurora eval`, whose score stands in the row of the live video. May be repeated."))] = None
+    result: Annotated[list[Path] | None, typer.Option(metavar="RESULT", help=(
+        "An output of `aurora eval`, the folder or its result.json, whose score stands in the row of the live video. "
+        "May be repeated."))] = None
 
 
 def efficiency(
@@ -66,12 +71,13 @@ def efficiency(
     from aurora.terminal import Waiting, write_json
 
     require_writable_folder(output)
-    numbers, scores = _numbers(frames), _scores(live.result or ())
-    with Waiting("loading") as waiting:
+    numbers = _numbers(frames)
+    with Waiting("loading"):
         from aurora.evaluation.efficiency.curve import free_bytes, live_row, measure_all
         from aurora.evaluation.efficiency.figure import draw
         from aurora.evaluation.efficiency.point import BASELINES, OURS, Point
         from aurora.evaluation.efficiency.stages import config_of
+        from aurora.evaluation.results import read_result
         from aurora.inference.models import use
 
         if video is not None and not video.is_file():
@@ -83,7 +89,12 @@ def efficiency(
             threads=device.threads, baseline=_options(baseline.baseline_option or ()),
             baseline_tokens=baseline.baseline_tokens,
             limit_bytes=free_bytes(device.device) if memory is None else int(memory * 1e9))
-        config_of(base)
+        config = config_of(base)
+        results = [read_result(path) for path in live.result or ()]
+        scores = _scores(results)
+        about = [_measured(model, config), *_made_otherwise(results, model, config)]
+    sys.stderr.write("".join(f"{line}\n" for line in about))
+    with Waiting("measuring") as waiting:
         result = measure_all(output, base, numbers, list(BASELINES) if baseline.baseline != "none" else [],
                              timeout_seconds=timeout, stream_seconds=live.live_seconds or None,
                              on_progress=waiting.say)
@@ -112,21 +123,41 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
     return {override.key_or_group: override.value() for override in map(parse_override, given)}
 
 
-def _scores(files: Sequence[Path]) -> dict[str, float]:
-    """The score of every result, by the name of its benchmark."""
-    from aurora.files import read_json
+def _measured(model: Path | None, config: "ModelConfig") -> str:
+    """What will be measured, in words."""
+    import torch
 
-    found: dict[str, float] = {}
-    for file in files:
-        if not file.is_file():
-            raise AuroraError(f"--result {file} is not a file; give the result.json of `aurora eval`")
-        result = read_json(file)
-        benchmark, score = result.get("benchmark"), result.get("score")
-        name = benchmark.get("name") if isinstance(benchmark, Mapping) else benchmark
-        if not isinstance(name, str) or not isinstance(score, (int, float)):
-            raise AuroraError(f"--result {file} holds no score of a benchmark; give the result.json of `aurora eval`")
-        found[name] = float(score)
-    return found
+    from aurora.assemble import build_model, count_parameters
+
+    with torch.device("meta"):
+        parameters = sum(count_parameters(build_model(config)).values())
+    source = "no --model: the config's model is measured, with random weights where base_weights names none" \
+        if model is None else f"measuring {model}"
+    return f"{source}: {config.vision['name']}, {config.backbone['name']}, {parameters:,} parameters"
+
+
+def _scores(results: "Sequence[Result]") -> dict[str, float]:
+    """The score of every result, by the name of its benchmark, and its folder where others have that name."""
+    names = [result.name for result in results]
+    if without := [result.path for result in results if result.facts["score"] is None]:
+        raise AuroraError(f"--result {without[0]} holds no score yet")
+    return {result.name if names.count(result.name) == 1 else f"{result.name} ({result.path.parent})":
+            float(result.facts["score"]) for result in results}
+
+
+def _made_otherwise(results: "Sequence[Result]", model: Path | None, config: "ModelConfig") -> Iterator[str]:
+    """A line for every result of a model or settings other than those that are measured."""
+    from aurora.config import differences
+    from aurora.weights.model_folder import model_hash
+
+    if not results:
+        return
+    used = ("keep_ratio", "prompt", "merge", "sort", "skip", "reader", "dtype", "quantize")
+    measured = {"model": None if model is None else model_hash(model), **{key: config.tree[key] for key in used}}
+    for result in results:
+        known = {key: result.facts[key] for key in measured if key in result.facts}
+        if changed := differences(known, {key: measured[key] for key in known}):
+            yield f"{result.path} was made with other settings than are measured here: {'; '.join(changed)}"
 
 
 def _show(result: Mapping[str, Any], live: Mapping[str, Any] | None) -> None:
@@ -141,9 +172,10 @@ def _show(result: Mapping[str, Any], live: Mapping[str, Any] | None) -> None:
             shown.add_row("" if number else name, f"{point['frames']:,}", *row)
     console.print(shown)
     for name, slopes in result["slopes"].items():
-        console.print(f"{name}: slopes over frames: " + ", ".join(
-            f"{what.replace('_', ' ')} {slope:.2f}" for what, slope in slopes.items()
-            if slope is not None and what != "bytes_per_frame"))
+        known = [f"{what.replace('_', ' ')} {slope:.2f}" for what, slope in slopes.items()
+                 if slope is not None and what != "bytes_per_frame"]
+        if known:
+            console.print(f"{name}: slopes over frames: {', '.join(known)}")
     for line in _sentences(result):
         console.print(line)
     if live is not None:

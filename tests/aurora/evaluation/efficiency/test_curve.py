@@ -96,16 +96,45 @@ def test_the_same_result_draws_the_same_figures(measure: Callable[..., dict[str,
     assert (tmp_path / "efficiency.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
+def scored(folder: Path, **changes: Any) -> str:
+    """The folder of a result."""
+    folder.mkdir()
+    result = {"benchmark": {"name": "ovo_bench"}, "metric": "accuracy, %", "scorer": "strict", "score": 61.5, "n": 2,
+              "families": {}, "versions": {}, "hardware": {}, **changes}
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    return str(folder)
+
+
 def test_the_command_shows_points_ratios_and_the_live_row(tmp_path: Path, machine: Machine, model_folder: Path,
                                                          capsys: pytest.CaptureFixture[str]) -> None:
-    score = tmp_path / "result.json"
-    score.write_text(json.dumps({"benchmark": {"name": "ovo_bench"}, "score": 61.5}), encoding="utf-8")
     machine.limit = 600
     assert main(["efficiency", "--model", str(model_folder), "--output", str(tmp_path / "out"), "--frames", "512,1024",
-                 "--result", str(score)]) == 0
-    shown = capsys.readouterr().out
+                 "--result", f"{scored(tmp_path / 'ovo')}/result.json"]) == 0
+    shown, told = capsys.readouterr()
     assert "CUDA out of memory" in shown and "at least" in shown and "ovo_bench" in shown and "61.5" in shown
+    assert "aurora: slopes over frames" in shown and "transformer sdpa: slopes" not in shown  # of one point
     assert json.loads((tmp_path / "out/efficiency.json").read_text())["live"]["max_fps"] == 12.5
+    assert f"measuring {model_folder}: " in told and "other settings" not in told
+
+
+def test_every_result_has_a_column_and_those_of_other_settings_are_named(
+        tmp_path: Path, machine: Machine, model_folder: Path, video: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same, other = scored(tmp_path / "a", keep_ratio=0.5), scored(tmp_path / "b", keep_ratio=0.1, score=40)
+    assert main(["efficiency", "--model", str(model_folder), "--output", str(tmp_path / "out"), "--frames", "1",
+                 "--video", str(video), "--result", same, "--result", other, "--json"]) == 0
+    shown, told = capsys.readouterr()
+    assert json.loads(shown)["live_row"]["accuracy"] == {f"ovo_bench ({same})": 61.5, f"ovo_bench ({other})": 40.0}
+    assert f"{other}/result.json was made with other settings than are measured here: keep_ratio was 0.1" in told
+    assert f"{same}/result.json" not in told
+
+
+def test_what_is_measured_is_said_before_it_begins(tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    monkeypatch.setattr(curve, "run_point", lambda *_: said.append(capsys.readouterr().err) or {"fits": False,
+                                                                                               "reason": "no room"})
+    main(["efficiency", "--output", str(tmp_path), "--frames", "1", "--video", str(video)])
+    assert "no --model" in said[0] and "random weights" in said[0] and "parameters" in said[0]
 
 
 @pytest.mark.parametrize(("options", "said"), [
@@ -113,7 +142,7 @@ def test_the_command_shows_points_ratios_and_the_live_row(tmp_path: Path, machin
     (["--video", "gone.mp4"], "gone.mp4 is not a file"),
     (["--device", "nowhere"], "cannot be used"),
     (["keep_raito=1"], "keep_raito"),
-    (["--result", "gone.json"], "--result gone.json is not a file"),
+    (["--result", "gone.json"], "gone.json holds no result.json"),
 ])
 def test_what_is_wrong_is_said_before_anything_is_measured(options: list[str], said: str, tmp_path: Path,
                                                            machine: Machine, model_folder: Path,
