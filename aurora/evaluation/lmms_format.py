@@ -18,11 +18,12 @@ from aurora.evaluation.predictions import (
     write_predictions,
 )
 from aurora.evaluation.record import versions
-from aurora.files import read_json, replace_file, replacing, write_json
+from aurora.files import read_json, replace_file
 from aurora.interfaces import Item
 
 MODEL = "auroralong"
 RESULT_FILE = "result.json"
+_FAILURE = "aurora_failure"
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,12 @@ class Sample:
     context: str
     answer: str
     target: str
+    failure: str | None = None  # why it could not be asked, where Aurora wrote the file
 
 
 def export(output: Path, folder: Path, *, task: str) -> tuple[Path, Path]:
-    """The files of results and samples that lmms-eval would have written of what `aurora eval` left in `output`.
+    """The files of results and samples that lmms-eval would have written of what `aurora eval` left in `output`; those
+    of other results that are there stay.
 
     AuroraError where `output` holds no result.
     """
@@ -49,21 +52,33 @@ def export(output: Path, folder: Path, *, task: str) -> tuple[Path, Path]:
         raise AuroraError(f"{output / PREDICTIONS_FILE} holds no prediction of {waiting[0]!r}; run `aurora eval` to "
                           "its end first")
     lines = [_line(number, item, answers[item.id]) for number, item in enumerate(items) if not item.control]
-    # the second of the result, so that the same result is exported to the same files
-    date = datetime.fromtimestamp(int(path.stat().st_mtime), timezone.utc).strftime("%Y%m%d_%H%M%S")
-    target = folder / MODEL
-    target.mkdir(parents=True, exist_ok=True)
-    results, samples = target / f"{date}_results.json", target / f"{date}_samples_{task}.jsonl"
-    replace_file(samples, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-    with replacing(results, folder=False) as partial:
-        write_json(partial, _results(result, task, lines))
+    (folder / MODEL).mkdir(parents=True, exist_ok=True)
+    written = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    about = json.dumps(_results(result, task, lines), indent=2, ensure_ascii=False) + "\n"
+    return _write(folder / MODEL, int(path.stat().st_mtime), {f"samples_{task}.jsonl": written, "results.json": about})
+
+
+def _write(folder: Path, second: int, texts: Mapping[str, str]) -> tuple[Path, Path]:
+    """Writes the texts under their names and the second of the result, so that the same result is exported to the same
+    files; a later second where others have this one."""
+    while True:
+        date = datetime.fromtimestamp(second, timezone.utc).strftime("%Y%m%d_%H%M%S")
+        files = {folder / f"{date}_{name}": text.encode() for name, text in texts.items()}
+        if all(not file.exists() or file.read_bytes() == content for file, content in files.items()):
+            break
+        second += 1
+    for file, content in files.items():
+        replace_file(file, content)
+    samples, results = files
     return results, samples
 
 
 def _line(number: int, item: Item, prediction: Prediction) -> dict[str, Any]:
-    """As lmms-eval writes it where a filter changed nothing: without `resps`."""
+    """As lmms-eval writes it where a filter changed nothing: without `resps`. It has no failures, so that one is an
+    empty answer there."""
+    failed = {} if prediction.failure is None else {_FAILURE: prediction.failure}
     return {"doc_id": number, "target": item.answer, "filtered_resps": prediction.answer, "token_counts": [None],
-            "doc_hash": _hash(asdict(item)), "input": item.prompt}
+            "doc_hash": _hash(asdict(item)), "input": item.prompt, **failed}
 
 
 def _results(result: Mapping[str, Any], task: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -113,7 +128,7 @@ def read_samples(path: Path) -> list[Sample]:
         try:
             line = json.loads(text)
             found.append(Sample(int(line["doc_id"]), str(line["input"]), _text(line["filtered_resps"]),
-                                str(line["target"])))
+                                str(line["target"]), line.get(_FAILURE)))
         except (KeyError, TypeError, ValueError) as error:
             raise AuroraError(f"{path}, line {number}: not a sample of lmms-eval ({error!r}); write it with "
                               "--log_samples") from error
@@ -133,7 +148,8 @@ def matched(samples: Sequence[Sample], items: Sequence[Item], path: Path) -> lis
         if not same:
             raise AuroraError(f"{path} has no answer to {item.prompt!r} ({item.id}): it is of another task, of another "
                               "prompt, or was run with --limit")
-        found.append(Prediction(item.id, same.pop(0).answer))
+        sample = same.pop(0)
+        found.append(Prediction(item.id, sample.answer, sample.failure))
     if left := sum(map(len, waiting.values())):
         raise AuroraError(f"{path} has {left} answers to questions that are not among the {len(items)} items")
     return found

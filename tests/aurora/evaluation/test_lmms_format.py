@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,28 @@ def test_importing_again_ends_the_same_and_into_another_run_is_refused(asked: Pa
     with pytest.raises(AuroraError, match="of another run; choose another --output"):
         import_samples(samples, asked, asked)
     assert {path.name: path.read_bytes() for path in asked.iterdir()} == before
+
+
+def test_what_failed_is_a_failure_again(asked: Path, tmp_path: Path) -> None:
+    settings = json.loads((asked / "predictions-0-of-1.jsonl").read_text().splitlines()[0])["settings"]
+    made = [Prediction("plotQA/0", "A"), Prediction("plotQA/1", "", "no such file"), Prediction("plotQA/2", "")]
+    write_predictions(asked / "predictions-0-of-1.jsonl", settings, made)
+    ours = merge(asked)
+    _, samples = export(asked, tmp_path / "logs", task="mlvu_dev")
+    theirs = import_samples(samples, asked, tmp_path / "theirs")
+    assert theirs["failed"] == 1 and theirs["failures"] == ours["failures"]
+    assert theirs["unparsed"] == ours["unparsed"] == 1
+
+
+def test_results_of_the_same_second_are_exported_beside_each_other(output: Path, tmp_path: Path) -> None:
+    first = export(output, tmp_path / "logs", task="toy")
+    before = [path.read_bytes() for path in first]
+    stamp = (output / "result.json").stat()
+    (output / "result.json").write_text(json.dumps({"score": 60.0, "metric": "accuracy", "model": "def"}))
+    os.utime(output / "result.json", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    second = export(output, tmp_path / "logs", task="toy")
+    assert export(output, tmp_path / "logs", task="toy") == second  # the same result, the same files
+    assert len({*first, *second}) == 4 and [path.read_bytes() for path in first] == before
 
 
 def test_a_run_that_was_begun_again_is_not_exported(output: Path, tmp_path: Path) -> None:
