@@ -1,5 +1,6 @@
 """`aurora ask`: the answer goes to standard output as it is made, everything else to stderr."""
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -170,13 +171,14 @@ def answer_each(
     films, files = films or Films(), [*files, *frames.more]
     check_sources(files)
     wanted = _wanted(films, files, chat)
+    _check_saved(films, files, frames, overrides)
     used = load(model, adapter, device, [*overrides, *model.overrides(), *frames.overrides()])
     waiting.say("reading")
     names: Sequence[str | None] = wanted or [None]
     status = 0
     for name in names:
         try:
-            film = _film(used, files, films, name, frames, waiting)
+            film = _film(used, files, films, name, waiting)
         except AuroraError as error:
             if len(names) == 1:
                 raise
@@ -227,20 +229,37 @@ def _wanted(films: Films, files: Sequence[str], chat: bool) -> list[str]:
     return names
 
 
-def _film(model: "VideoModel", files: Sequence[str], films: Films, name: str | None, frames: Frames,
-          waiting: "Waiting") -> "Film":
+def _check_saved(films: Films, files: Sequence[str], frames: Frames, overrides: Sequence[str]) -> None:
+    """AuroraError for a saved film beside other files, and for options of watching where nothing is watched."""
+    saved = [str(films.store)] if films.store is not None else [file for file in files if is_saved(file)]
+    if not saved:
+        return
+    if len(files) > 1:
+        other = next((file for file in files if file != saved[0]), saved[0])
+        raise AuroraError(f"{saved[0]} is a saved film, which is asked alone, without {other}; in Python, film.extend "
+                          "watches more behind it")
+    sampled = any(re.match(r"[+~]*sampling\b", override) for override in overrides)
+    if sampled or any(option is not None for option in (frames.fps, frames.frames, frames.max_frames,
+                                                        films.checkpoint_seconds)):
+        raise AuroraError(f"{saved[0]} was watched before; --fps, --frames, --max-frames, --checkpoint-seconds and "
+                          "sampling are for videos")
+
+
+def is_saved(file: str) -> bool:
+    """Whether a file is a saved film, or called like one: one that is damaged as well."""
+    from aurora.inference.film_file import SUFFIX, is_film
+
+    return file.endswith(SUFFIX) or is_film(file)
+
+
+def _film(model: "VideoModel", files: Sequence[str], films: Films, name: str | None, waiting: "Waiting") -> "Film":
     """What the questions are about: a film of a store, a saved one, or what is watched now. What comes from an address
     is read once, with a prompt that allows it."""
-    from aurora.inference.film_file import SUFFIX, is_film
     from aurora.inference.store import FilmStore
 
     if name is not None and films.store is not None:
         return FilmStore(films.store).open(model, name)
-    if len(files) == 1 and (is_film(files[0]) or files[0].endswith(SUFFIX)):  # one that is damaged as well
-        if any(option is not None for option in (frames.fps, frames.frames, frames.max_frames,
-                                                 films.checkpoint_seconds)):
-            raise AuroraError(f"{files[0]} was watched before; --fps, --frames, --max-frames and --checkpoint-seconds "
-                              "are for videos")
+    if is_saved(files[0]):
         return model.open(files[0])
     report = _reporting(model.config.sampling, waiting)
     if films.save is None and films.at is None and not any("://" in file for file in files):

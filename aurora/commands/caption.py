@@ -3,7 +3,7 @@ from typing import Annotated
 import typer
 
 from aurora.commands._options import Adapter, Device, split_words
-from aurora.commands.ask import Answer, Frames, Model, answer_each
+from aurora.commands.ask import Answer, Frames, Model, answer_each, is_saved
 from aurora.errors import AuroraError
 
 
@@ -11,7 +11,8 @@ def caption(
     *,
     words: Annotated[list[str], typer.Argument(
         metavar="VIDEO|OVERRIDE", default_factory=list, show_default=False,
-        help="A video or image file, or several that are seen in this order, and overrides such as keep_ratio=0.5.")],
+        help="A video or image file, or several that are seen in this order, or a saved film; and overrides such as "
+             "keep_ratio=0.5.")],
     question: Annotated[str | None, typer.Option(
         metavar="TEXT", help="The request. Default: one that training used.")] = None,
     frames: Frames, model: Model, adapter: Adapter, answer: Answer, device: Device,
@@ -34,5 +35,5 @@ def caption(
         files, others, overrides = split_words(words)
         if others:
             raise AuroraError(f"{others[0]!r} is neither a file nor an override; --question takes another request")
-        default = CAPTION_IMAGE if is_image(files[0]) else CAPTION_VIDEO
+        default = CAPTION_VIDEO if is_saved(files[0]) or not is_image(files[0]) else CAPTION_IMAGE
         answer_each([question or default], files, overrides, waiting, frames, model, adapter, answer, device)

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -112,6 +112,7 @@ def watch(
         generation = Generation(**vars(answer))
         wanted = begins_with(questions.wanted)
         standing = [StandingQuestion(text, every_seconds=questions.every, wanted=wanted) for text in questions.tell]
+        _refuse_animation(sources[0])
         LiveSource(sources[0]).close()  # what can be wrong without a model is checked before one is loaded
         if stream.keep_ratio is not None:
             overrides = [*overrides, f"keep_ratio={stream.keep_ratio}"]
@@ -127,6 +128,17 @@ def watch(
             follow(used.watching(source), source, standing, keep, output,
                    Asking(generation, output) if questions.ask_stdin else None)
         return 128 + ended_by[0] if ended_by and ended_by[0] == signal.SIGTERM else 0
+
+
+def _refuse_animation(source: str) -> None:
+    """AuroraError for an animated picture, which is read as a whole."""
+    from aurora.media import PICTURES, media_type
+
+    found = None
+    with suppress(AuroraError):  # of what is still being written nothing is known yet
+        found = media_type(Path(source)) if os.path.isfile(source) else None
+    if found is not None and found.moving and found.extension in PICTURES:
+        raise AuroraError(f"{source} is an animated picture; aurora ask {source} \"QUESTION\" reads its frames")
 
 
 def follow(films: "Iterator[Film]", source: "LiveSource", standing: "Sequence[StandingQuestion]", keep: Keep,

@@ -79,6 +79,10 @@ def test_a_film_that_cannot_be_asked_is_named_and_the_others_answer(run, store: 
     (("0.mp4", "What?", "--store", "films"), "leave out files and --save"),
     (("0.mp4", "What?", "--film", "one"), "give --store FOLDER"),
     (("films/one.aurora", "What?", "--fps", "2"), "watched before; --fps, --frames, --max-frames"),
+    (("What?", "--store", "films", "--film", "one", "--fps", "5"), "films was watched before; --fps"),
+    (("films/one.aurora", "What?", "sampling.fps=5"), "watched before; --fps"),
+    (("films/one.aurora", "0.mp4", "What?"), "films/one.aurora is a saved film, which is asked alone, without 0.mp4"),
+    (("0.mp4", "What?", "--with", "films/one.aurora"), "films/one.aurora is a saved film, which is asked alone"),
     (("films/one.aurora", "What?", "--at", "0.1"), "was not kept: watch with checkpoint_seconds"),
     (("0.mp4", "What?", "--at", "-1"), "at -1.0 is not a second of the film"),
     (("0.mp4", "What?", "--checkpoint-seconds", "2"), "keeps states in a film that is saved; give --save FILE"),
@@ -97,6 +101,13 @@ def test_what_cannot_be_asked_is_one_clear_error(
     status, _, err = run(*words)
     assert status == 2 and message in err
     assert [path.read_bytes() for path in sorted(tmp_path.glob("*.mp4"))] == videos
+
+
+def test_a_saved_film_is_described(run, store: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--model", str(model_folder), *SHORT)
+    assert main(["caption", str(store / "one.aurora"), "--question", "What moves?", *options]) == 0
+    assert capsys.readouterr().out == run("What moves?", "--store", store, "--film", "one")[1]
+    assert main(["caption", str(store / "one.aurora"), *options]) == 0
 
 
 @pytest.mark.parametrize("place", ["here.aurora", "new.film", "empty"])

@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from aurora.cli import main
 from aurora.inference.video_model import VideoModel
@@ -159,6 +160,13 @@ def test_the_source_is_never_replaced_by_its_film(run, finished, tmp_path):
     (tmp_path / "notes.txt").write_text("kept")
     status, _, err = run(finished, "--save", tmp_path / "notes.txt")
     assert status == 2 and "notes.txt is there already and is not a film; give the name of another file" in err
+
+
+def test_an_animation_is_for_ask(run, tmp_path):
+    first, second = (Image.new("RGB", (48, 32), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
+    status, _, err = run(tmp_path / "a.gif")
+    assert status == 2 and "a.gif is an animated picture; aurora ask" in err
 
 
 def broken(source):
