@@ -8,6 +8,7 @@ from fastapi.responses import StreamingResponse
 
 from aurora.serving.errors import ApiError
 from aurora.serving.files import blocks
+from aurora.serving.film_uploads import require_single
 from aurora.serving.openai import Served
 
 router = APIRouter(prefix="/v1/files")
@@ -17,7 +18,9 @@ router = APIRouter(prefix="/v1/files")
 async def upload(request: Request, file: UploadFile, service: Served,
                  purpose: Annotated[str, Form(max_length=64)] = "user_data") -> dict[str, Any]:
     """Keeps a file under an id that the server makes; its name is only a label. It never expires."""
-    for field in (await request.form()).keys() - {"file", "purpose"}:
+    form = await request.form()
+    require_single(form)
+    for field in form.keys() - {"file", "purpose"}:
         raise ApiError(400, f"{field} is not supported by this server", param=field, code="unsupported_field")
     kept = await asyncio.to_thread(service.files.add, file.file, file.filename or "", purpose,
                                    service.settings.upload_bytes)

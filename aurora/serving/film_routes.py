@@ -26,6 +26,7 @@ from aurora.serving.film_uploads import (
     WatchOptions,
     copy_upload,
     read_body,
+    require_single,
     require_sound,
     require_still,
     start_watching,
@@ -95,9 +96,10 @@ async def create(request: Request, service: Served) -> dict[str, Any]:
 
 
 @router.post("/import", status_code=201)
-async def import_film(service: Served, file: Annotated[UploadFile, File()], name: Annotated[str | None, Form()] = None
-                      ) -> dict[str, Any]:
+async def import_film(request: Request, service: Served, file: Annotated[UploadFile, File()],
+                      name: Annotated[str | None, Form()] = None) -> dict[str, Any]:
     """Keeps an exported film under a name that is free. 409 when it is another model's, 422 when it is damaged."""
+    require_single(await request.form())
     folder = service.folder()
     path = folder / f"film{SUFFIX}"
     try:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import FormData
 from starlette.datastructures import UploadFile as Upload
 
 from aurora.errors import AuroraError, BadSample
@@ -58,6 +59,7 @@ async def read_body(request: Request, kind: Any) -> tuple[Any, Upload | None]:
             raise ApiError(400, f"the body is not valid JSON: {error}") from error
     else:
         form = await request.form(max_files=1, max_fields=32)
+        require_single(form)
         given = {key: value for key, value in form.items() if isinstance(value, str)}
         upload = next((value for key, value in form.items() if key == "file" and isinstance(value, Upload)), None)
     try:
@@ -68,6 +70,14 @@ async def read_body(request: Request, kind: Any) -> tuple[Any, Upload | None]:
     if sources + bool(getattr(read, "live", False)) != 1:
         raise ApiError(400, "give one of: a `file` in a form, file_id, video_url, or live where a film begins")
     return read, upload
+
+
+def require_single(form: FormData) -> None:
+    """ApiError 400 for a field that a form holds twice, as two files are, of which only the last would be read."""
+    for field in form:
+        if len(form.getlist(field)) > 1:
+            raise ApiError(400, f"the form holds {field} {len(form.getlist(field))} times; send each by itself",
+                           param=field)
 
 
 async def start_watching(service: Service, name: str, given: Any, upload: Upload | None, **job: Any) -> dict[str, Any]:

@@ -1,0 +1,60 @@
+"""Films of a service in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurora.inference.film import Film
+from aurora.inference.video_model import VideoModel
+from aurora.serving.errors import ApiError
+from aurora.serving.film_routes import router
+from aurora.serving.films import Films
+from aurora.serving.metrics import Metrics
+from aurora.serving.settings import Settings
+
+testclient = pytest.importorskip("starlette.testclient")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def client(library: VideoModel, store: Path) -> Iterator[Any]:
+    from aurora.serving.app import create_app
+
+    app = create_app(Settings.of(store=str(store)), library)
+    with testclient.TestClient(app, base_url="http://127.0.0.1") as client:
+        yield client
+
+
+@pytest.fixture
+def clip(library: VideoModel, video: Path) -> Film:
+    return library.watch(video)
+
+
+def param(answer: Any) -> tuple[int, str | None]:
+    return answer.status_code, answer.json()["error"]["param"]
+
+
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_form_holds_one_file(client: Any, clip: Film, tmp_path: Path) -> None:
+    clip.save(tmp_path / "film.aurora")
+    state = (tmp_path / "film.aurora").read_bytes()
+    for path in ("/v1/files", "/v1/films/import"):
+        twice = client.post(path, files=[("file", ("a", state)), ("file", ("b", state))])
+        assert param(twice) == (400, "file"), path
+    assert client.get("/v1/files").json()["data"] == []
+    assert client.post("/v1/films", files=[("file", b"a"), ("file", b"b")]).status_code == 400
