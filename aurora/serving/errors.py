@@ -69,7 +69,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
 def _invalid(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]
+                    if part not in ("body", "query", "path")).removeprefix(".")
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"{place} is not supported by this server", param=place, code="unsupported_field")
     if first["type"] == "json_invalid":

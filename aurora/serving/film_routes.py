@@ -32,7 +32,7 @@ from aurora.serving.film_uploads import (
     start_watching,
 )
 from aurora.serving.films import id_of
-from aurora.serving.openai import Served, event, usage
+from aurora.serving.openai import Served, Stop, event, usage
 from aurora.serving.service import Service, while_connected
 from aurora.serving.watching import Live
 
@@ -61,7 +61,7 @@ class Question(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=1)] | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: Stop | None = None
 
 
 class Name(BaseModel):

@@ -16,6 +16,16 @@ _DATA = re.compile(r"data:[\w.+/-]*(;[\w=.+-]+)*(?P<base64>;base64),", re.IGNORE
 _TEXTS = ("text", "input_text", "output_text")
 _MEDIA = ("image_url", "video_url", "input_image", "input_video", "file", "input_file", "video")
 _BEFORE = ("system", "developer")
+_ROLES = (*_BEFORE, "user", "assistant")
+_SOURCES = ("file_id", "data", "file_data", "url", "image_url", "video_url", "file_url")
+_SAMPLING = ("fps", "nframes", "num_frames", "max_frames")
+# What clients send back of answers, and what changes no answer.
+_IGNORED = ("id", "index", "annotations", "cache_control", "prompt_cache_breakpoint")
+_OF_MESSAGES = ("role", "content", "type", "name", "status", "phase", "refusal", "reasoning", "reasoning_content",
+                *_IGNORED)
+_OF_TEXTS = ("type", "text", "logprobs", *_IGNORED)
+_OF_MEDIA = ("type", "detail", "filename", "format", "uuid", *_SOURCES, *_IGNORED)
+_NEUTRAL: Mapping[str, Any] = {"tool_calls": [], "function_call": None, "audio": None}
 
 
 class Medium(NamedTuple):
@@ -34,17 +44,27 @@ class Conversation:
     media: tuple[Medium, ...]
 
 
-def read_messages(messages: Sequence[Mapping[str, Any]], settings: Settings) -> Conversation:
-    """The conversation of a list of messages. What the system says stands before the first question. ApiError 400 for
-    what is not supported, 413 for too many media."""
-    before: list[str] = []
+def read_messages(messages: Sequence[Mapping[str, Any]], settings: Settings, *, where: str = "messages",
+                  system: str | None = None, skipped: Sequence[str] = ()) -> Conversation:
+    """The conversation of a list of messages, which stands in the field `where`; items of a type that is `skipped` are
+    left out. What the system says stands before the first question. ApiError 400 for what is not supported, 413 for
+    too many media."""
+    before = [system] if system else []
     turns: list[Turn] = []
     media: list[Medium] = []
     for number, message in enumerate(messages):
-        where, role = f"messages[{number}]", message.get("role")
-        text, shown = read_content(message.get("content"), where)
+        place, role, kind = f"{where}[{number}]", message.get("role"), message.get("type") or "message"
+        if kind in skipped:
+            continue
+        if kind != "message":
+            raise ApiError(400, f"{place}: an item of the type {kind!r} is not supported; messages are", param=place)
+        if role not in _ROLES:
+            raise ApiError(400, f"{place}: the role {role!r} is not supported; {', '.join(_ROLES)} are", param=place)
+        _refuse_others({key: value for key, value in message.items()
+                        if key not in _NEUTRAL or value not in (None, _NEUTRAL[key])}, _OF_MESSAGES, place)
+        text, shown = read_content(message.get("content"), place)
         if shown and role != "user":
-            raise ApiError(400, f"{where}: media may stand in messages of the role user only", param=where)
+            raise ApiError(400, f"{place}: media may stand in messages of the role user only", param=place)
         media += shown
         if role in _BEFORE:
             before.append(text)
@@ -53,16 +73,13 @@ def read_messages(messages: Sequence[Mapping[str, Any]], settings: Settings) -> 
                 turns[-1] = Turn(f"{turns[-1].question}\n{text}")
             else:
                 turns.append(Turn(text))
-        elif role == "assistant":
-            if not turns or turns[-1].answer is not None:
-                raise ApiError(400, f"{where}: an answer of the assistant follows a message of the user", param=where)
-            turns[-1] = turns[-1]._replace(answer=text)
+        elif not turns or turns[-1].answer is not None:
+            raise ApiError(400, f"{place}: an answer of the assistant follows a message of the user", param=place)
         else:
-            raise ApiError(400, f"{where}: the role {role!r} is not supported; system, developer, user and assistant "
-                                "are", param=where)
+            turns[-1] = turns[-1]._replace(answer=text)
     if len(media) > settings.parts:
         raise ApiError(413, f"{len(media)} videos and images are more than {settings.parts}")
-    return Conversation(_complete(turns, before, len(media)), tuple(media))
+    return Conversation(_complete(turns, before, len(media), where), tuple(media))
 
 
 def read_content(content: Any, where: str) -> tuple[str, list[Medium]]:
@@ -76,6 +93,7 @@ def read_content(content: Any, where: str) -> tuple[str, list[Medium]]:
     for number, part in enumerate(content):
         kind, place = part.get("type"), f"{where}.content[{number}]"
         if kind in _TEXTS and isinstance(part.get("text"), str):
+            _refuse_others(part, _OF_TEXTS, place)
             texts.append(part["text"])
         elif kind in _MEDIA:
             media += _media(part, str(kind), place)
@@ -120,11 +138,11 @@ def limited_sampling(own: Sampling, settings: Settings, *, fps: float | None = N
                                                                    settings.max_frames))
 
 
-def _complete(turns: Sequence[Turn], before: Sequence[str], media: int) -> tuple[Turn, ...]:
+def _complete(turns: Sequence[Turn], before: Sequence[str], media: int, where: str) -> tuple[Turn, ...]:
     if not turns or turns[-1].answer is not None:
-        raise ApiError(400, "the last message must be one of the user", param="messages")
+        raise ApiError(400, "the last message must be one of the user", param=where)
     if not turns[-1].question.strip():
-        raise ApiError(400, "the question is empty", param="messages")
+        raise ApiError(400, "the question is empty", param=where)
     first = turns[0]._replace(question=plain_question(turns[0].question, media))
     system = "\n".join(text for text in before if text.strip())
     if system:
@@ -136,19 +154,31 @@ def _media(part: Mapping[str, Any], kind: str, place: str) -> list[Medium]:
     """The media of one part: of a list of frames as many as it has."""
     inside = part.get(kind)
     inside = inside if isinstance(inside, dict) else {} if inside is None else {"url": inside}
-    if isinstance(inside.get("url"), list):
-        return [_of_url(url, place) for url in inside["url"]]
-    found = {**part, **inside}
-    if isinstance(file_id := found.get("file_id"), str):
-        return [Medium(file_id=file_id)]
-    if isinstance(data := found.get("data"), str):
-        return [_of_url(data, place) if data.startswith("data:") else Medium(_decoded(data, place))]
-    if isinstance(data := found.get("file_data"), str) and not data.startswith(("data:", "https:")):
-        return [Medium(_decoded(data, place))]
-    for key in ("url", "image_url", "video_url", "file_data", "file_url"):
-        if isinstance(url := found.get(key), str):
-            return [_of_url(url, place)]
-    raise ApiError(400, f"{place}: the part holds no url, data or file_id", param=place)
+    _refuse_others(part, (kind, *_OF_MEDIA), place)
+    _refuse_others(inside, _OF_MEDIA, f"{place}.{kind}")
+    found = {**{key: value for key, value in part.items() if key != kind}, **inside}
+    given = [key for key in _SOURCES if found.get(key) not in (None, "", [])]
+    if len(given) > 1:
+        raise ApiError(400, f"{place}: the part holds {' and '.join(given)}, of which one is read", param=place)
+    source = found[given[0]] if given else None
+    if isinstance(source, list):
+        return [_of_url(url, place) for url in source]
+    if not isinstance(source, str):
+        raise ApiError(400, f"{place}: the part holds no url, data or file_id", param=place)
+    if given[0] == "file_id":
+        return [Medium(file_id=source)]
+    if given[0] in ("data", "file_data") and not source.startswith(("data:", "https:")):
+        return [Medium(_decoded(source, place))]
+    return [_of_url(source, place)]
+
+
+def _refuse_others(given: Mapping[str, Any], known: Sequence[str], place: str) -> None:
+    """ApiError 400 for a field that is not known."""
+    for field in given:
+        if field not in known:
+            instead = '; media_io_kwargs chooses frames, as in {"video": {"fps": 2}}' if field in _SAMPLING else ""
+            raise ApiError(400, f"{place}.{field} is not supported by this server{instead}", param=f"{place}.{field}",
+                           code="unsupported_field")
 
 
 def _of_url(url: Any, place: str) -> Medium:

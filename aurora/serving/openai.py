@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt
 
 from aurora.serving.answer import Answer
 from aurora.serving.errors import ApiError, api_error, error_body
@@ -18,6 +18,9 @@ from aurora.serving.service import Service, service_of, while_connected
 
 router = APIRouter(prefix="/v1")
 Served = Annotated[Service, Depends(service_of)]
+# not `str | list[str]`, of whose errors the place names a branch and not the field alone
+Stop = Annotated[list[str], BeforeValidator(lambda given: [given] if isinstance(given, str) else given,
+                                            json_schema_input_type=str | list[str])]
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "n": (1,), "logprobs": (False,), "top_logprobs": (0,), "tools": ([],), "functions": ([],),
@@ -76,7 +79,7 @@ class ChatRequest(Fields):
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
-    stop: str | list[str] | None = None
+    stop: Stop | None = None
     # refused unless neutral
     n: Any = None
     logprobs: Any = None

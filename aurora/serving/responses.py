@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
-from pydantic import Field, StrictInt
+from pydantic import BeforeValidator, Field, StrictInt
 
 from aurora.serving.answer import Answer
 from aurora.serving.errors import api_error
@@ -25,12 +25,16 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "top_logprobs": (0,), "prompt": (), "max_tool_calls": (),
 }
 """Fields that are refused unless they ask for what happens anyway."""
+Input = Annotated[
+    list[dict[str, Any]], Field(min_length=1, max_length=2048),
+    BeforeValidator(lambda given: [{"role": "user", "content": given}] if isinstance(given, str) else given,
+                    json_schema_input_type=str | list[dict[str, Any]])]
 
 
 class ResponseRequest(Fields):
     """The body of `/v1/responses`."""
 
-    input: str | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=2048)]
+    input: Input
     instructions: str | None = None
     max_output_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     # refused unless neutral
@@ -64,10 +68,8 @@ async def respond(body: ResponseRequest, request: Request, service: Served) -> d
 
 async def begin(body: ResponseRequest, service: Service) -> Answer:
     """The answer that is being made to a request."""
-    given = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
-    messages = [{"role": "system", "content": body.instructions}] if body.instructions else []
-    messages += [message for message in given if message.get("type") != "reasoning"]
-    said = await asyncio.to_thread(read_messages, messages, service.settings)
+    said = await asyncio.to_thread(read_messages, body.input, service.settings, where="input",
+                                   system=body.instructions, skipped=("reasoning",))
     sampling = read_sampling(body.media_io_kwargs, service.model.config.sampling, service.settings)
     options = service.generation(max_tokens=body.max_output_tokens, temperature=body.temperature, top_p=body.top_p,
                                  top_k=body.top_k, seed=body.seed, stop=None)

@@ -150,9 +150,9 @@ class Service:
             yield piece
 
     def generation(self, *, max_tokens: int | None, temperature: float | None, top_p: float | None,
-                   top_k: int | None = None, seed: int | None, stop: str | Sequence[str] | None) -> Generation:
+                   top_k: int | None = None, seed: int | None, stop: Sequence[str] | None) -> Generation:
         """How an answer is drawn: greedily unless a temperature is given, and never longer than the server allows."""
-        stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+        stops = tuple(stop or ())
         if len(stops) > 16 or sum(map(len, stops)) > 4096:
             raise ApiError(400, "at most 16 stop strings are taken, of 4096 characters together", param="stop")
         default = Generation()

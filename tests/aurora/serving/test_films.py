@@ -58,3 +58,19 @@ def test_a_form_holds_one_file(client: Any, clip: Film, tmp_path: Path) -> None:
         assert param(twice) == (400, "file"), path
     assert client.get("/v1/files").json()["data"] == []
     assert client.post("/v1/films", files=[("file", b"a"), ("file", b"b")]).status_code == 400
+
+
+@pytest.mark.parametrize(("path", "body", "named"), [
+    ("chat/completions", {"messages": [{"role": "user", "content": "a"}], "stop": ["a", 3]}, "stop[1]"),
+    ("chat/completions", {"messages": [{"role": "user", "content": "a"}], "stop": 3}, "stop"),
+    ("chat/completions", {"messages": ["a"]}, "messages[0]"),
+    ("chat/completions", {"messages": [{"role": "user", "contentt": "a"}]}, "messages[0].contentt"),
+    ("responses", {"input": []}, "input"), ("responses", {"input": 3}, "input"),
+    ("responses", {"input": " "}, "input"),
+    ("responses", {"input": [{"role": "tool"}], "instructions": "a"}, "input[0]"),
+    ("responses", {"input": [{"type": "reasoning"}, {"type": "function_call", "name": "a"}]}, "input[1]"),
+])
+def test_a_wrong_field_is_named_as_it_was_sent(client: Any, path: str, body: dict[str, Any], named: str) -> None:
+    answer = client.post(f"/v1/{path}", json={"model": "aurora", **body})
+    assert param(answer) == (400, named), answer.text
+    assert "None" not in answer.json()["error"]["message"]

@@ -4,6 +4,8 @@ import base64
 import math
 
 import pytest
+from openai.types.chat import ChatCompletionMessage
+from openai.types.responses import ResponseOutputMessage, ResponseOutputText
 
 from aurora.errors import AuroraError
 from aurora.interfaces import Sampling, Turn
@@ -69,11 +71,39 @@ def test_messages_are_turns_and_the_system_speaks_first() -> None:
     (user({"type": "input_audio", "input_audio": {}}), "'input_audio' is not supported"),
     (user({"type": "video_url", "video_url": {}}), "holds no url"),
     ([{"role": "system", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}], "role user only"),
+    (user({"type": "video", "video": []}, ASK), "holds no url"),
+    (user({"type": "video_url", "video_url": {"url": []}}, ASK), "holds no url"),
+    (user({"type": "video_url", "video_url": {"url": DATA}, "file_id": "file-1"}, ASK), "file_id and url, of"),
+    ([{"type": "function_call", "name": "a"}], "type 'function_call' is not supported"),
 ])
 def test_other_messages_are_refused(messages: list[dict[str, object]], named: str) -> None:
     with pytest.raises(ApiError, match=named) as raised:
         read_messages(messages, SETTINGS)
     assert raised.value.status_code == 400
+
+
+@pytest.mark.parametrize(("messages", "field"), [
+    (user({"type": "video_url", "video_url": {"url": DATA, "fps": 5}}, ASK), "[0].content[0].video_url.fps"),
+    (user({"type": "video", "video": DATA, "nframes": 2}, ASK), "[0].content[0].nframes"),
+    (user({**ASK, "texxt": "a"}), "[0].content[0].texxt"),
+    ([{"role": "user", "content": "a", "contentt": "b"}], "[0].contentt"),
+    ([{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]}],
+     "[1].tool_calls"),
+])
+def test_unknown_fields_are_refused_by_their_place(messages: list[dict[str, object]], field: str) -> None:
+    with pytest.raises(ApiError, match="media_io_kwargs" if "video" in str(messages) else "not supported") as raised:
+        read_messages(messages, SETTINGS)
+    assert (raised.value.status_code, raised.value.param) == (400, f"messages{field}")
+
+
+def test_what_clients_send_back_of_answers_is_taken() -> None:
+    answer = ChatCompletionMessage(role="assistant", content="Yes.", tool_calls=[]).model_dump()
+    text = ResponseOutputText(type="output_text", text="No.", annotations=[], logprobs=[])
+    output = ResponseOutputMessage(id="msg_1", type="message", role="assistant", status="completed", content=[text])
+    said = read_messages([
+        {"role": "user", "name": "me", "content": [{**ASK, "cache_control": {"type": "ephemeral"}}]}, answer,
+        {"role": "user", "content": "Two?"}, output.model_dump(), {"role": "user", "content": "Three?"}], SETTINGS)
+    assert said.turns == (Turn("What is it?", "Yes."), Turn("Two?", "No."), Turn("Three?"))
 
 
 def test_too_many_media_are_too_large() -> None:
