@@ -44,6 +44,7 @@ class Answer(Member):
         super().__init__(memory)
         self.prompt_tokens = len(ids)
         self.tokens = 0  # made so far
+        self.warnings: list[str] = []  # of what it is about
         self.finish_reason: Literal["stop", "length"] | None = None
         self.cancelled = False
         # of the engine's thread

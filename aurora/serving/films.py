@@ -11,7 +11,7 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -104,9 +104,11 @@ class Films:
         reason = f"it is a film of another model; what differs: {', '.join(wrong)}" if wrong else None
         failed = self.watches[name].error if name in self.watches else None
         warnings = [] if failed is None else [f"it could not be extended, and is as it was: {failed.detail}"]
-        return told | {"status": "other_model" if wrong else "ready", "frames": facts["now"]["frames"],
-                       "seconds": facts["now"]["seconds"], "progress": 1.0, "error": reason,
-                       "warnings": [*warnings, *_thinned(facts)],
+        frames, seconds = facts["now"]["frames"], facts["now"]["seconds"]
+        few = thinned(frames, seconds, [medium["sampling"] for medium in facts["media"]])
+        return told | {"status": "other_model" if wrong else "ready", "frames": frames,
+                       "seconds": seconds, "progress": 1.0, "error": reason,
+                       "warnings": [*warnings, *(f"{text}; a larger max_frames reads more" for text in few)],
                        "state_bytes": facts["state_bytes"], "digest": facts["id"], "settings": facts["settings"],
                        "media": [medium["name"] for medium in facts["media"]],
                        "sha256": [medium["sha256"] for medium in facts["media"]]}
@@ -345,15 +347,13 @@ def _version(path: Path) -> Version:
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def _thinned(facts: Mapping[str, Any]) -> list[str]:
-    """How far apart the frames are where `max_frames` left some out."""
-    frames, seconds = facts["now"]["frames"], facts["now"]["seconds"]
-    sampling = facts["media"][0]["sampling"] if len(facts["media"]) == 1 else {}
+def thinned(frames: int, seconds: float, samplings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How far apart the frames of a film are where `max_frames` left some out of its video."""
+    sampling = samplings[0] if len(samplings) == 1 else {}
     fps, most = sampling.get("fps"), sampling.get("max_frames")
     if fps is None or frames != most or seconds * fps <= most + 1:
         return []
-    return [f"the video is longer than {most} frames at {fps:g} a second: one was read every {seconds / frames:.3g} s; "
-            "a larger max_frames reads more"]
+    return [f"the video is longer than {most} frames at {fps:g} a second: one was read every {seconds / frames:.3g} s"]
 
 
 def _progress(watch: Watch) -> float | None:

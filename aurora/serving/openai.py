@@ -153,7 +153,8 @@ class Completion:
         text = "".join([piece async for piece in service.pieces(answer)])
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
-        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": usage(answer)}
+        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": usage(answer),
+                **warnings(answer)}
 
     async def events(self, answer: Answer, service: Service) -> AsyncIterator[str]:
         """The chunks of a stream as server-sent events."""
@@ -164,14 +165,15 @@ class Completion:
         except Exception as error:
             yield event(error_body(api_error(error)))
             return
-        yield self._chunk({}, answer.finish_reason)
+        yield self._chunk({}, answer.finish_reason, warnings(answer))
         if self._usage_wanted:
             yield event({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage(answer)})
         yield "data: [DONE]\n\n"
 
-    def _chunk(self, delta: Mapping[str, Any], finish_reason: str | None = None) -> str:
+    def _chunk(self, delta: Mapping[str, Any], finish_reason: str | None = None,
+               more: Mapping[str, Any] | None = None) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        told = {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+        told = {**self._head, "object": "chat.completion.chunk", "choices": [choice], **(more or {})}
         return event({**told, "usage": None} if self._usage_wanted else told)
 
 
@@ -179,6 +181,11 @@ def usage(answer: Answer) -> dict[str, int]:
     """Tokens of the question and of the answer; those of a film were read once, before."""
     return {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.tokens,
             "total_tokens": answer.prompt_tokens + answer.tokens}
+
+
+def warnings(answer: Answer) -> dict[str, list[str]]:
+    """`warnings` about what was read of the video, where there are any."""
+    return {"warnings": answer.warnings} if answer.warnings else {}
 
 
 def event(told: Mapping[str, Any], name: str | None = None) -> str:

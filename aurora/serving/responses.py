@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, StrictInt
 from aurora.serving.answer import Answer
 from aurora.serving.errors import api_error
 from aurora.serving.messages import read_messages, read_sampling
-from aurora.serving.openai import Fields, Served, event
+from aurora.serving.openai import Fields, Served, event, warnings
 from aurora.serving.service import Service, while_connected
 
 router = APIRouter(prefix="/v1")
@@ -127,7 +127,7 @@ class Response:
         cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
         output = [] if text is None else [self._message(status, [_part(text)])]
         return {**self._head, "status": status, "error": None, "incomplete_details": cut, "output": output,
-                "usage": None if answer is None else _usage(answer)}
+                "usage": None if answer is None else _usage(answer), **({} if answer is None else warnings(answer))}
 
     def _message(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self._item, "type": "message", "role": "assistant", "status": status, "content": content}

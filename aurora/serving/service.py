@@ -22,7 +22,7 @@ from aurora.serving.answer import Answer
 from aurora.serving.engine import Engine
 from aurora.serving.errors import ApiError
 from aurora.serving.files import UploadedFiles
-from aurora.serving.films import SERVICE, Films
+from aurora.serving.films import SERVICE, Films, thinned
 from aurora.serving.messages import Medium
 from aurora.serving.metrics import Metrics
 from aurora.serving.patches import Figures
@@ -138,7 +138,9 @@ class Service:
                                 f"{self.settings.text_characters} are taken")
         memory = await asyncio.to_thread(film.memory, at)
         ids = await asyncio.to_thread(film.question_ids, turns)
-        return self.engine.ask(memory, ids, options, seconds=self.settings.deadline_seconds)
+        answer = self.engine.ask(memory, ids, options, seconds=self.settings.deadline_seconds)
+        answer.warnings = thinned(film.frames, film.seconds, [medium.sampling for medium in film.media])
+        return answer
 
     async def pieces(self, answer: Answer) -> AsyncIterator[str]:
         """The text of an answer as it is made; its first piece is timed."""

@@ -74,3 +74,16 @@ def test_a_wrong_field_is_named_as_it_was_sent(client: Any, path: str, body: dic
     answer = client.post(f"/v1/{path}", json={"model": "aurora", **body})
     assert param(answer) == (400, named), answer.text
     assert "None" not in answer.json()["error"]["message"]
+
+
+def test_an_answer_says_that_a_video_was_read_thinly(client: Any, store: Path, library: VideoModel, clip: Film,
+                                                     make_video: Callable[..., Path], tmp_path: Path) -> None:
+    library.watch(make_video(tmp_path / "a.mp4", 80), fps=4.0, max_frames=5).save(store / "thin.aurora")
+    clip.save(store / "whole.aurora")
+    said = ["the video is longer than 5 frames at 4 a second: one was read every 2 s"]
+    for path, given in (("chat/completions", {"messages": [{"role": "user", "content": "What?"}], "max_tokens": 1}),
+                        ("responses", {"input": "What?", "max_output_tokens": 1})):
+        body = {"model": "film:thin", **given}
+        assert client.post(f"/v1/{path}", json=body).json()["warnings"] == said
+        assert client.post(f"/v1/{path}", json={**body, "stream": True}).text.count(f'"{said[0]}"') == 1
+        assert "warnings" not in client.post(f"/v1/{path}", json={**body, "model": "film:whole"}).json()
