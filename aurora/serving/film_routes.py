@@ -31,7 +31,7 @@ from aurora.serving.film_uploads import (
     require_still,
     start_watching,
 )
-from aurora.serving.films import id_of
+from aurora.serving.films import ROUTES, id_of
 from aurora.serving.openai import Served, Stop, event, usage
 from aurora.serving.service import Service, while_connected
 from aurora.serving.watching import Live
@@ -41,7 +41,12 @@ class _FilmName(PathConvertor):
     regex = ".+"  # a name may have folders in it
 
 
+class _WholeName(PathConvertor):
+    regex = rf"(?!.+/(?:{'|'.join(ROUTES)})$).+"  # else another method of a route would be a film that does not exist
+
+
 register_url_convertor("film", _FilmName())
+register_url_convertor("whole_film", _WholeName())
 router = APIRouter(prefix="/v1/films")
 FRAME_BYTES = 32 << 20
 USING = ("keep_ratio", "merge", "sort", "skip", "prompt")
@@ -221,10 +226,7 @@ async def thumbnails(film: str, service: Served) -> dict[str, Any]:
     return {"object": "list", "data": [{"seconds": small.seconds, "url": small.url} for small in seen.thumbnails]}
 
 
-# Behind the others, of which a film's name would swallow the ends.
-
-
-@router.get("/{film:film}")
+@router.get("/{film:whole_film}")
 async def get_film(film: str, service: Served) -> dict[str, Any]:
     """What is known of a film, how far it was watched, and the conversation that it remembers."""
     name = service.films.find(film)
@@ -232,7 +234,7 @@ async def get_film(film: str, service: Served) -> dict[str, Any]:
     return told if told["status"] == "damaged" else {**told, "turns": service.films.turns(name)}
 
 
-@router.delete("/{film:film}")
+@router.delete("/{film:whole_film}")
 async def delete(film: str, service: Served) -> dict[str, Any]:
     """Deletes a film; watching it ends."""
     name = service.films.find(film)

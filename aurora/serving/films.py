@@ -35,6 +35,8 @@ SERVICE = ".service"
 """What the server keeps in the store besides films; stores do not list what begins with a dot."""
 Version = tuple[int, int, int]
 """Of a film's file: another program may replace it at any time."""
+ROUTES = ("ask", "events", "extend", "fork", "frame", "patches", "state", "thumbnails")
+"""What follows a film's name in the address of what is done with it; no folder holds a film that is called so."""
 _ID = re.compile(r"film_[0-9a-f]{24}")
 _LABEL = re.compile(r"[^A-Za-z0-9]+")
 
@@ -163,6 +165,9 @@ class Films:
         label. ApiError 409 when it is taken."""
         if chosen is not None and _ID.fullmatch(chosen):
             raise ApiError(400, f"the name {chosen!r} looks like the id of another film", param="name")
+        if chosen is not None and "/" in chosen and chosen.rpartition("/")[2] in ROUTES:
+            raise ApiError(400, f"the name {chosen!r} ends like the address of a route: {', '.join(ROUTES)}",
+                           param="name")
         word = _LABEL.sub("-", Path(label or "film").stem).strip("-")[:60] or "film"
         name = chosen or f"{word}-{secrets.token_hex(6)}"
         self.store.path(name)

@@ -15,7 +15,7 @@ from aurora.inference.film import Film
 from aurora.inference.video_model import VideoModel
 from aurora.serving.errors import ApiError
 from aurora.serving.film_routes import router
-from aurora.serving.films import Films
+from aurora.serving.films import ROUTES, Films, id_of
 from aurora.serving.metrics import Metrics
 from aurora.serving.settings import Settings
 
@@ -48,6 +48,31 @@ def param(answer: Any) -> tuple[int, str | None]:
 
 def full(*_: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_every_route_of_a_film_is_known() -> None:
+    ends = {route.path.rpartition("}/")[2] for route in router.routes if "}/" in route.path}
+    assert {*ends, "patches"} == {*ROUTES}
+
+
+def test_a_film_that_is_named_like_a_route_is_reached_by_its_id(client: Any, store: Path, clip: Film) -> None:
+    for name in ("a/b", "a/b/state", "ask"):
+        clip.save(store / f"{name}.aurora")
+        assert client.get(f"/v1/films/{id_of(name)}").json()["name"] == name
+        assert client.get(f"/v1/films/{id_of(name)}/thumbnails").status_code == 200
+    assert client.get("/v1/films/ask").json()["name"] == "ask"
+    for end in ROUTES:
+        body = {"live": True, "name": f"new/{end}"}
+        assert param(client.post("/v1/films", json=body)) == (400, "name")
+    assert client.post("/v1/films/a/b/fork", json={"name": "state"}).status_code == 201
+
+
+@pytest.mark.parametrize(("method", "end"), [
+    ("GET", "ask"), ("DELETE", "ask"), ("POST", "events"), ("DELETE", "events"), ("GET", "frame"), ("PUT", "state"),
+    ("DELETE", "patches")])
+def test_a_route_of_a_film_has_its_own_methods(client: Any, method: str, end: str) -> None:
+    answer = client.request(method, f"/v1/films/x/{end}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
 
 
 def test_a_form_holds_one_file(client: Any, clip: Film, tmp_path: Path) -> None:
