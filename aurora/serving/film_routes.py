@@ -2,7 +2,7 @@
 the film's id or its name."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from aurora.files import remove
 from aurora.images import READABLE, decode_image
 from aurora.inference.film import Film
 from aurora.inference.film_file import SUFFIX, FilmMismatch
-from aurora.inference.snapshot import Snapshot
+from aurora.inference.snapshot import Medium, Snapshot
 from aurora.interfaces import Turn
 from aurora.serving.answer import Answer
 from aurora.serving.errors import ApiError, api_error, error_body
@@ -245,8 +245,10 @@ async def delete(film: str, service: Served) -> dict[str, Any]:
 class Asking:
     """One question to a film and its answer."""
 
-    def __init__(self, service: Service, name: str, body: Question, answer: Answer, seen: Snapshot) -> None:
-        self.service, self.name, self.body, self.answer, self.seen = service, name, body, answer, seen
+    def __init__(self, service: Service, name: str, body: Question, answer: Answer, seen: Snapshot,
+                 media: Sequence[Medium]) -> None:
+        self.service, self.name, self.body, self.answer = service, name, body, answer
+        self.seen, self.media = seen, media
 
     async def whole(self) -> dict[str, Any]:
         """The answer in one piece."""
@@ -273,7 +275,8 @@ class Asking:
 
     async def _remember(self, text: str) -> None:
         if self.body.remember:
-            await self.service.films.remember(self.name, self.body.question, text)
+            # also when the client leaves meanwhile: what is on the disk and what is in memory stay the same
+            await asyncio.shield(self.service.films.remember(self.name, self.body.question, text, self.media))
 
 
 async def _keep(service: Service, film: Film, name: str) -> dict[str, Any]:
@@ -286,9 +289,9 @@ async def _begin(service: Service, name: str, body: Question) -> Asking:
     film = await service.films.open(name)
     options = service.generation(max_tokens=body.max_tokens, temperature=body.temperature, top_p=body.top_p,
                                  top_k=body.top_k, seed=body.seed, stop=body.stop)
-    seen, at = film.now, body.at
+    seen, media, at = film.now, film.media, body.at
     turns: list[Turn] = [*film.turns, film.turn(body.question)]
     answer = await service.ask(film, turns, options, at=at)
     if at is not None and at < seen.last:  # then the last state that was kept before it
         seen = max((kept for kept in film.history if kept.last <= at), key=lambda kept: kept.last, default=seen)
-    return Asking(service, name, body, answer, seen)
+    return Asking(service, name, body, answer, seen, media)

@@ -20,6 +20,7 @@ from aurora.errors import AuroraError
 from aurora.files import replace_file
 from aurora.inference.film import Film
 from aurora.inference.film_file import FilmMismatch, differences
+from aurora.inference.snapshot import Medium
 from aurora.inference.store import FilmStore
 from aurora.inference.video_model import VideoModel
 from aurora.interfaces import Sampling
@@ -194,23 +195,31 @@ class Films:
         """A film that was saved is asked from memory from now on."""
         self.memory.put(f"film:{name}", film)
 
-    async def remember(self, name: str, question: str, answer: str) -> None:
-        """Makes an exchange part of a film's conversation; returns when it is on the disk, also of a film that is
-        being watched."""
+    async def remember(self, name: str, question: str, answer: str, shown: Sequence[Medium]) -> None:
+        """Makes an exchange about what was shown part of a film's conversation; returns when it is on the disk, also
+        of a film that is being watched. After an error the conversation is as it was; ApiError 409 where the film is
+        another one meanwhile."""
         async with self._remembering:
             watch, film = self.watching(name), await self.open(name)
-            turn = film.turn(question)._replace(answer=answer)
-            film.turns = (*film.turns, turn)
-            if isinstance(watch, Live):
-                await asyncio.to_thread(watch.save)
-            elif watch is not None and not self.store.path(name).exists():
-                self.note_job(name, {**watch.job, "turns": [one._asdict() for one in film.turns]})
-            else:
-                if watch is not None:  # what it extends
-                    film = await self._saved(name)
-                    film.turns = (*film.turns, turn)
-                await asyncio.to_thread(self.save, film, name)
-                self.keep(name, film)
+            if not _begins_with(film.media, shown):
+                raise ApiError(409, "the film was replaced while the question was answered")
+            turn, before = film.turn(question)._replace(answer=answer), film.turns
+            if watch is not None:
+                film.turns = (*before, turn)
+            try:
+                if isinstance(watch, Live):
+                    await asyncio.to_thread(watch.save)
+                elif watch is not None and not self.store.path(name).exists():
+                    self.note_job(name, {**watch.job, "turns": [one._asdict() for one in film.turns]})
+                else:
+                    # a fork: others ask the film while it is saved, and it stays where that fails
+                    saved = (film if watch is None else await self._saved(name)).fork()
+                    saved.turns = (*saved.turns, turn)
+                    await asyncio.to_thread(self.save, saved, name)
+                    self.keep(name, saved)
+            except Exception:
+                film.turns = before
+                raise
 
     def start_job(self, name: str, job: Mapping[str, Any], file: Path, film: Film | None) -> None:
         """Writes down what is to be watched, so that a restart goes on with it, and watches it. QueueFull."""
@@ -350,6 +359,15 @@ def id_of(name: str) -> str:
 def _version(path: Path) -> Version:
     stat = path.stat()
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def _begins_with(media: Sequence[Medium], before: Sequence[Medium]) -> bool:
+    """Whether a film is one that was asked before, or that one watched further: by its first videos, whose hashes are
+    known once they were watched to their end."""
+    return len(media) >= len(before) and all(
+        (now.name, now.start) == (then.name, then.start)
+        and (None in (now.sha256, then.sha256) or now.sha256 == then.sha256)
+        for now, then in zip(media, before, strict=False))
 
 
 def thinned(frames: int, seconds: float, samplings: Sequence[Mapping[str, Any]]) -> list[str]:

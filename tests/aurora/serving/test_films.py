@@ -50,6 +50,50 @@ def full(*_: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def test_what_could_not_be_kept_is_not_remembered(client: Any, store: Path, clip: Film, monkeypatch: pytest.MonkeyPatch
+                                                  ) -> None:
+    clip.save(store / "kept.aurora")
+    question = {"question": "What is it?", "max_tokens": 8}
+    before = client.post("/v1/films/kept/ask", json=question).json()
+    with monkeypatch.context() as patched:
+        patched.setattr("aurora.inference.store.FilmStore.save", full)
+        assert client.post("/v1/films/kept/ask", json={**question, "remember": True}).status_code == 507
+    assert client.get("/v1/films/kept").json()["turns"] == []
+    assert client.post("/v1/films/kept/ask", json=question).json() == before
+    assert client.post("/v1/films/kept/ask", json={**question, "remember": True}).status_code == 200
+    assert len(client.get("/v1/films/kept").json()["turns"]) == 1
+
+
+def test_a_live_film_forgets_what_could_not_be_kept(client: Any, clip: Film, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.post("/v1/films", json={"live": True, "name": "live"}).raise_for_status()
+    client.post("/v1/films/live/frame", content=clip.thumbnails[0].jpeg).raise_for_status()
+    with monkeypatch.context() as patched:
+        patched.setattr("aurora.inference.store.FilmStore.save", full)
+        asked = client.post("/v1/films/live/ask", json={"question": "What?", "max_tokens": 1, "remember": True})
+    assert asked.status_code == 507 and client.get("/v1/films/live").json()["turns"] == []
+    client.delete("/v1/films/live").raise_for_status()
+
+
+def test_an_exchange_is_remembered_by_the_film_that_was_asked(
+        library: VideoModel, make_video: Callable[..., Path], tmp_path: Path) -> None:
+    asked, other = (library.watch(make_video(tmp_path / f"{seed}.mp4", 24, seed=seed)) for seed in (1, 2))
+    films = Films(library, Settings.of(store=str(tmp_path / "store")), Metrics())
+    path = films.store.path("clip")
+
+    def turns() -> list[str]:
+        return [turn.question for turn in library.open(path).turns]
+
+    other.save(path)
+    with pytest.raises(ApiError, match="replaced while the question was answered") as raised:
+        asyncio.run(films.remember("clip", "One?", "Yes.", asked.media))
+    assert (raised.value.status_code, turns()) == (409, [])
+    longer = asked.fork()
+    longer.extend(tmp_path / "2.mp4")
+    longer.save(path)
+    asyncio.run(films.remember("clip", "Two?", "Yes.", asked.media))
+    assert turns() == ["Two?"]
+
+
 def test_every_route_of_a_film_is_known() -> None:
     ends = {route.path.rpartition("}/")[2] for route in router.routes if "}/" in route.path}
     assert {*ends, "patches"} == {*ROUTES}
