@@ -87,6 +87,10 @@ async def list_films(service: Served) -> dict[str, Any]:
 async def create(request: Request, service: Served) -> dict[str, Any]:
     """Begins to watch a video, uploaded as `file` of a form or named by a file id or url; with `live` an empty film."""
     given, upload = await read_body(request, NewFilm)
+    for field in ("fps", "frames", "max_frames"):
+        if given.live and getattr(given, field) is not None:
+            raise ApiError(400, f"{field} chooses frames of a video; of a live film all that are sent are read",
+                           param=field)
     using = {key: value for key in USING if (value := getattr(given, key)) is not None}
     if not service.model.using(**using).reusable and "prompt" in using:
         raise ApiError(400, f"the prompt {given.prompt!r} begins with the question; a film is watched before it is "
@@ -193,7 +197,7 @@ async def frame(film: str, request: Request, service: Served,
     watch = service.films.watching(name)
     if not isinstance(watch, Live):
         require_still(service, name)
-        opened = await service.films.open(name)
+        opened = await service.films.saved(name)
         require_still(service, name)
         watch = service.films.live(name, opened.fork())
     number = watch.feed.put(pixels, seconds)

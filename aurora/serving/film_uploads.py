@@ -95,7 +95,7 @@ async def start_watching(service: Service, name: str, given: Any, upload: Upload
         else:
             path = await service.fetch(given.video_url, folder)
         await asyncio.to_thread(_require_media, path)
-        film = None if job["extends"] is None else (await films.open(name)).fork()
+        film = None if job["extends"] is None else (await films.saved(name)).fork()
         require_still(service, name)
         path.replace(place)
         films.start_job(name, {"sampling": asdict(sampling), **job}, place, film)

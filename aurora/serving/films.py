@@ -109,8 +109,8 @@ class Films:
         warnings = [] if failed is None else [f"it could not be extended, and is as it was: {failed.detail}"]
         frames, seconds = facts["now"]["frames"], facts["now"]["seconds"]
         few = thinned(frames, seconds, [medium["sampling"] for medium in facts["media"]])
-        return told | {"status": "other_model" if wrong else "ready", "frames": frames,
-                       "seconds": seconds, "progress": 1.0, "error": reason,
+        return told | {"status": "other_model" if wrong else "ready" if frames else "waiting", "frames": frames,
+                       "seconds": seconds, "progress": 1.0 if frames else 0.0, "error": reason,
                        "warnings": [*warnings, *(f"{text}; a larger max_frames reads more" for text in few)],
                        "state_bytes": facts["state_bytes"], "digest": facts["id"], "settings": facts["settings"],
                        "media": [medium["name"] for medium in facts["media"]],
@@ -134,15 +134,14 @@ class Films:
     async def open(self, name: str) -> Film:
         """A film to be asked: as far as it was seen. ApiError 409 while nothing was, or when it is another model's."""
         watch = self.watching(name)
-        if watch is not None:
-            if watch.error is not None:
-                raise ApiError(409, f"the film could not be watched: {watch.error.detail}")
-            if watch.film is None or not watch.film.frames:
-                raise ApiError(409, "nothing of the film was seen yet; ask again in a moment")
-            return watch.film
-        return await self._saved(name)
+        if watch is not None and watch.error is not None:
+            raise ApiError(409, f"the film could not be watched: {watch.error.detail}")
+        film = await self.saved(name) if watch is None else watch.film
+        if film is None or not film.frames:
+            raise ApiError(409, "nothing of the film was seen yet; ask again once something was")
+        return film
 
-    async def _saved(self, name: str) -> Film:
+    async def saved(self, name: str) -> Film:
         """A film as it stands in the store now: read again where its file was replaced."""
         version = _version(self.store.require(name))
         if version != self._versions.get(name):
@@ -213,7 +212,7 @@ class Films:
                     self.note_job(name, {**watch.job, "turns": [one._asdict() for one in film.turns]})
                 else:
                     # a fork: others ask the film while it is saved, and it stays where that fails
-                    saved = (film if watch is None else await self._saved(name)).fork()
+                    saved = (film if watch is None else await self.saved(name)).fork()
                     saved.turns = (*saved.turns, turn)
                     await asyncio.to_thread(self.save, saved, name)
                     self.keep(name, saved)

@@ -119,6 +119,24 @@ def test_a_route_of_a_film_has_its_own_methods(client: Any, method: str, end: st
     assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
 
 
+def test_a_film_that_has_seen_nothing_waits(client: Any, clip: Film) -> None:
+    made = client.post("/v1/films", json={"live": True, "name": "empty"}).json()
+    assert (made["status"], made["frames"], made["progress"]) == ("waiting", 0, 0.0)
+    asked = client.post("/v1/films/empty/ask", json={"question": "What?"})
+    assert asked.status_code == 409 and "nothing of the film was seen yet" in asked.json()["error"]["message"]
+    assert "film:empty" not in [model["id"] for model in client.get("/v1/models").json()["data"]]
+    with open(os.devnull, "rb") as nothing:
+        assert client.post("/v1/films/empty/extend", files={"file": nothing}).status_code == 422
+    client.post("/v1/films/empty/frame", content=clip.thumbnails[0].jpeg).raise_for_status()
+    assert client.get("/v1/films/empty").json()["status"] == "live"
+    client.delete("/v1/films/empty").raise_for_status()
+
+
+def test_a_live_film_takes_no_sampling(client: Any) -> None:
+    for field in ("fps", "frames", "max_frames"):
+        assert param(client.post("/v1/films", json={"live": True, field: 2})) == (400, field)
+
+
 def test_a_form_holds_one_file(client: Any, clip: Film, tmp_path: Path) -> None:
     clip.save(tmp_path / "film.aurora")
     state = (tmp_path / "film.aurora").read_bytes()
