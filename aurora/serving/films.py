@@ -58,7 +58,7 @@ class Films:
         self._facts: dict[str, tuple[Version, dict[str, Any]]] = {}
         self._versions: dict[str, Version | None] = {}  # of the file that what is known of a film came from
         self._named: set[str] = set()
-        self._saving = threading.Lock()
+        self._saving = threading.RLock()
         self._remembering = asyncio.Lock()
 
     # What there is.
@@ -190,6 +190,13 @@ class Films:
             self.store.save(film, name)
             self._versions[name] = _version(path)
 
+    def _save_over(self, version: Version | None, film: Film, name: str) -> None:
+        """Writes a film where its file is still of that version: one that was watched further meanwhile stays."""
+        with self._saving:
+            if self._versions.get(name) != version:
+                raise ApiError(409, "the film was watched further while the question was answered; ask again")
+            self.save(film, name)
+
     def keep(self, name: str, film: Film) -> None:
         """A film that was saved is asked from memory from now on."""
         self.memory.put(f"film:{name}", film)
@@ -214,7 +221,7 @@ class Films:
                     # a fork: others ask the film while it is saved, and it stays where that fails
                     saved = (film if watch is None else await self.saved(name)).fork()
                     saved.turns = (*saved.turns, turn)
-                    await asyncio.to_thread(self.save, saved, name)
+                    await asyncio.to_thread(self._save_over, self._versions.get(name), saved, name)
                     self.keep(name, saved)
             except Exception:
                 film.turns = before

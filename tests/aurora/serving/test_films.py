@@ -94,6 +94,26 @@ def test_an_exchange_is_remembered_by_the_film_that_was_asked(
     assert turns() == ["Two?"]
 
 
+def test_a_film_that_was_watched_further_meanwhile_is_not_overwritten(
+        library: VideoModel, make_video: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of an extension is saved after the film was opened to be remembered, and before that is saved."""
+    film = library.watch(make_video(tmp_path / "1.mp4", 24, seed=1))
+    films = Films(library, Settings.of(store=str(tmp_path / "store")), Metrics())
+    film.save(films.store.path("clip"))
+    longer = film.fork()
+    longer.extend(make_video(tmp_path / "2.mp4", 24, seed=2))
+    save = films._save_over
+
+    def late(*given: Any) -> None:
+        films.save(longer, "clip")
+        save(*given)
+
+    monkeypatch.setattr(films, "_save_over", late)
+    with pytest.raises(ApiError, match="watched further"):
+        asyncio.run(films.remember("clip", "One?", "Yes.", film.media))
+    assert library.open(films.store.path("clip")).frames == longer.frames > film.frames
+
+
 def test_every_route_of_a_film_is_known() -> None:
     ends = {route.path.rpartition("}/")[2] for route in router.routes if "}/" in route.path}
     assert {*ends, "patches"} == {*ROUTES}
