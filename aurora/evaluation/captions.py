@@ -36,7 +36,7 @@ class CaptionScores:
     rouge_l: float
     cider: float
     tokenizer: str  # what made it: "java" or "python"
-    intervals: Mapping[str, Interval]  # by metric
+    intervals: Mapping[str, Interval | None]  # by metric
     items: Mapping[str, Mapping[str, float]]  # by id, then metric: BLEU and METEOR of one caption alone
 
 
@@ -143,7 +143,7 @@ def _bleu_of(sums: Floats, n: int) -> Floats:
 # ---- METEOR -------------------------------------------------------------------------------------------------------
 
 
-def _meteor(answers: Texts, references: Texts, resamples: int, seed: int) -> tuple[float, list[float], Interval]:
+def _meteor(answers: Texts, references: Texts, resamples: int, seed: int) -> tuple[float, list[float], Interval | None]:
     """METEOR of the corpus, of each caption, and the corpus' interval.
 
     The program makes statistics of each caption and a score of their sums, so that resamples cost a line each.

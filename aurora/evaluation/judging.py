@@ -11,7 +11,7 @@ from aurora.errors import AuroraError, suggest
 from aurora.evaluation.judge_client import Endpoint, JudgeClient, Unanswered, VerdictCache
 from aurora.evaluation.predictions import ITEMS_FILE, PREDICTIONS_FILE, of_other_items, read_items, read_predictions
 from aurora.evaluation.run import RESULT_FILE
-from aurora.evaluation.statistics import bootstrap_mean
+from aurora.evaluation.statistics import score_interval
 from aurora.evaluation.verdicts import KINDS, messages, prompt_hash, read_verdict, said
 from aurora.files import read_json, replace_file, replacing, write_json
 from aurora.interfaces import Item
@@ -201,13 +201,11 @@ def _summary(items: Sequence[Item], found: Mapping[str, Outcome]) -> dict[str, A
 
 
 def _interval(items: Sequence[Item], found: Mapping[str, Outcome], kind: str) -> list[float] | None:
-    """The bootstrap's 95 % interval of the score in percent; questions about one video are drawn together."""
+    """Of the score in percent."""
     counted = [item for item in items if item.id in found]
-    if not counted:
-        return None
-    bounds = bootstrap_mean([found[item.id].right for item in counted], clusters=[item.video for item in counted],
-                            groups=[item.family for item in counted] if kind == "vdc" else None)
-    return [100 * bound for bound in bounds]
+    interval = score_interval([found[item.id].right for item in counted], clusters=[item.video for item in counted],
+                              groups=[item.family for item in counted] if kind == "vdc" else None)
+    return None if interval is None else list(interval.percent)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -18,7 +18,7 @@ from aurora.evaluation.results import (
     pairs,
     setting_differences,
 )
-from aurora.evaluation.statistics import RESAMPLES, Comparison, Interval
+from aurora.evaluation.statistics import FEWEST, RESAMPLES, Comparison, Interval
 from aurora.files import replace_file
 
 _FOLDER = Path(__file__).parent
@@ -99,7 +99,7 @@ def _page(results: Sequence[Result], *, compare: bool) -> dict[str, Any]:
         first, second = results
         versus = Versus(str(first.path), str(second.path), setting_differences(first, second),
                         other_frames(first, second), compared(first, second))
-    return {"rows": made, "notes": notes, "versus": versus, "resamples": RESAMPLES,
+    return {"rows": made, "notes": notes, "versus": versus, "resamples": RESAMPLES, "fewest": FEWEST,
             "apart": [f"Rows {first} and {second} are not comparable: {'; '.join(reasons)}."
                       for first, second, reasons in pairs(results)]}
 
@@ -175,10 +175,7 @@ def _families(result: Result, paper: Mapping[str, float]) -> Iterator[Family]:
         return
     for name, row in families.items():
         share, chance = row.get("accuracy"), row.get("chance")
-        # Wilson's where right and wrong were counted: of few questions, resamples may all be alike
-        interval = Interval(100 * row["low"], 100 * row["high"]) if {"low", "high"} <= row.keys() \
-            else result.interval(name)
-        yield Family(name, row.get("n"), None if share is None else 100 * share, interval,
+        yield Family(name, row.get("n"), None if share is None else 100 * share, result.interval(name),
                      None if chance is None else 100 * chance, paper.get(name))
 
 
@@ -240,8 +237,8 @@ def _number(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _between(interval: Interval | None) -> str:
-    return "–" if interval is None else f"{interval.low:.1f} – {interval.high:.1f}"
+def _between(interval: Interval | None, form: str = "%.1f") -> str:
+    return "–" if interval is None else f"{form} – {form}" % interval
 
 
 def _p(value: float | None) -> str:

@@ -1,6 +1,6 @@
 """Results of evaluations, read back: what was scored, how sure a score is, and what may be compared with what."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,7 @@ from aurora.errors import AuroraError
 from aurora.evaluation.judging import judged_outcomes, read_verdicts
 from aurora.evaluation.predictions import ITEMS_FILE, PREDICTIONS_FILE, of_other_items, read_items, read_predictions
 from aurora.evaluation.run import RESULT_FILE
-from aurora.evaluation.statistics import Comparison, Interval, bootstrap_mean, compare, mcnemar
-from aurora.evaluation.summary import wilson
+from aurora.evaluation.statistics import Comparison, Interval, compare, score_interval
 from aurora.files import read_json
 from aurora.interfaces import Benchmark, Item
 from aurora.registry import BENCHMARK
@@ -32,8 +31,6 @@ class _Family(TypedDict, total=False):
     n: StrictInt | None
     accuracy: _Number | None
     chance: _Number | None
-    low: _Number
-    high: _Number
 
 
 class _Sampling(TypedDict, total=False):
@@ -52,7 +49,7 @@ class _Compat(TypedDict, total=False):
 
 
 class _Captions(TypedDict, total=False):
-    intervals: dict[str, tuple[_Number, _Number]]
+    intervals: dict[str, tuple[_Number, _Number] | None]
 
 
 class _Facts(TypedDict):
@@ -127,36 +124,19 @@ class Result:
         return [item for item in self.items if item.id in self.outcomes]
 
     def interval(self, family: str | None = None) -> Interval | None:
-        """The 95 % interval of the score, or of a family's mean, in percent: by the bootstrap over videos.
-
-        Where all items are right, or all wrong, all resamples are alike: Wilson's then.
-        """
+        """The 95 % interval of the score, or of a family's mean, in percent; captions have theirs in the result."""
         if family is None and (stored := self.facts.get("captions", {}).get("intervals")):
-            main = getattr(self.benchmark, "main", "")
-            return Interval(*(100 * bound for bound in stored[main])) if main in stored else None
+            bounds = stored.get(getattr(self.benchmark, "main", ""))
+            return None if bounds is None else Interval(*bounds).percent
         items = [item for item in self.scored if family in (None, item.family)]
-        if not items:
-            return None
-        if len(shares := {self.outcomes[item.id] for item in items}) == 1 and shares <= {0, 1}:
-            low, high = wilson(len(items) if 1 in shares else 0, len(items))
-            return Interval(100 * low, 100 * high)
-        low, high = bootstrap_mean([self._weighted(item, family) for item in items],
-                                   clusters=[item.video for item in items],
-                                   groups=self._groups(items) if family is None else None)
-        return Interval(100 * low, 100 * high)
+        weights = self.weights(items) if family is None else None
+        found = score_interval([self.outcomes[item.id] for item in items], clusters=[item.video for item in items],
+                               groups=None if weights is None else [item.family for item in items], weights=weights)
+        return None if found is None else found.percent
 
-    def _weights(self, families: Sequence[str]) -> Mapping[str, float] | None:
-        return None if self.benchmark is None else self.benchmark.weights(families)
-
-    def _groups(self, items: Sequence[Item]) -> list[Hashable] | None:
-        weighted = self._weights(_families(items))
-        return None if weighted is None else [item.family for item in items]
-
-    def _weighted(self, item: Item, family: str | None = None) -> float:
-        """What an item adds to the mean of the families' means, where these do not all weigh the same."""
-        families = _families(self.scored)
-        weights = None if family is not None else self._weights(families)
-        return self.outcomes[item.id] * (1 if weights is None else weights[item.family] * len(families))
+    def weights(self, items: Sequence[Item]) -> Mapping[str, float] | None:
+        """Of the families of these items; None where every item counts alike."""
+        return None if self.benchmark is None or not items else self.benchmark.weights(_families(items))
 
 
 def read_result(path: str | Path) -> Result:
@@ -264,15 +244,10 @@ def compared(first: Result, second: Result) -> dict[str, Comparison]:
 
 
 def _compared(first: Result, second: Result, items: Sequence[Item], family: str | None) -> Comparison:
-    one, two = ({item.id: result._weighted(item, family) for item in items} for result in (first, second))
-    groups = None if family is not None else first._groups(items)
-    found = compare(one, two, clusters={item.id: item.video for item in items},
-                    groups=None if groups is None else dict(zip([item.id for item in items], groups, strict=True)))
-    pairs = [(first.outcomes[item.id], second.outcomes[item.id]) for item in items]
-    if found.mcnemar is None and all(value in (0, 1) for pair in pairs for value in pair):  # weighted, and yet binary
-        lost, won = sum(a > b for a, b in pairs), sum(b > a for a, b in pairs)
-        found = found._replace(mcnemar=mcnemar(lost, won), only_first=lost, only_second=won)
-    return found
+    one, two = ({item.id: result.outcomes[item.id] for item in items} for result in (first, second))
+    weights = first.weights(items) if family is None else None
+    return compare(one, two, clusters={item.id: item.video for item in items}, weights=weights,
+                   groups=None if weights is None else {item.id: item.family for item in items})
 
 
 def _between(one: object, two: object) -> str:

@@ -1,6 +1,5 @@
 """From answers to numbers and their table: accuracy by family, against chance and against wrong videos."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -12,6 +11,7 @@ from rich.text import Text
 from torchmetrics.functional.text import bleu_score, squad
 
 from aurora.evaluation.scoring import chosen_option
+from aurora.evaluation.statistics import score_interval
 from aurora.interfaces import Item
 from aurora.terminal import table
 
@@ -22,17 +22,6 @@ Answers = Mapping[str, str | None]
 Judged = Callable[[Item, str], bool | None]
 """Whether an answer to an item is right; None when it says nothing that could be."""
 Row = Mapping[str, Any]
-
-
-def wilson(right: int, asked: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson 1927); (0, 1) when nothing was asked."""
-    if asked == 0:
-        return 0.0, 1.0
-    share = right / asked
-    centre = share + z * z / (2 * asked)
-    spread = z * math.sqrt(share * (1 - share) / asked + z * z / (4 * asked * asked))
-    scale = 1 + z * z / asked
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def names_right_option(item: Item, answer: str) -> bool | None:
@@ -57,7 +46,7 @@ def accuracy(items: Sequence[Item], answers: Answers, judged: Judged = names_rig
 def _accuracy(items: Sequence[Item], verdicts: Mapping[str, bool | None]) -> dict[str, Any]:
     own = [item for item in items if not item.control]
     right = [verdicts[item.id] is True for item in own]
-    low, high = wilson(sum(right), len(right))
+    low, high = score_interval(right, clusters=[item.video for item in own]) or (None, None)
     return {"n": len(own), "accuracy": _mean(right), "low": low, "high": high,
             "chance": _mean([1 / len(item.options) for item in own if item.options]),
             "wrong_video_accuracy": _mean([verdicts[item.id] is True for item in items if item.control])}
@@ -173,7 +162,8 @@ def _share(key: str) -> Callable[[Row], str]:
 
 
 _CHOICE: Mapping[str, Callable[[Row], str]] = {
-    "accuracy": _share("accuracy"), "95 % interval": lambda row: f"{100 * row['low']:.1f} – {100 * row['high']:.1f}",
+    "accuracy": _share("accuracy"), "95 % interval": lambda row: "–" if row["low"] is None else
+        f"{100 * row['low']:.1f} – {100 * row['high']:.1f}",
     "chance": _share("chance"), "wrong video": _share("wrong_video_accuracy"),
 }
 _JUDGED: Mapping[str, Callable[[Row], str]] = {

@@ -162,7 +162,7 @@ def _results(results: Sequence[Mapping[str, Any]]) -> str:
         return "None were measured on these weights."
     rows = []
     for result in results:
-        rows += [(name, str(row["n"]), _percent(row["accuracy"]), f"{_percent(row['low'])} – {_percent(row['high'])}",
+        rows += [(name, str(row["n"]), _percent(row["accuracy"]), _between(row["low"], row["high"]),
                   _percent(row["wrong_video_accuracy"]), _percent(row["chance"]))
                  for name, row in {**result.get("families", {}), "all": result}.items() if row.get("n")]
     columns = ("questions", "n", "accuracy", "95 % interval", "on a wrong video", "chance")
@@ -173,6 +173,10 @@ def _results(results: Sequence[Mapping[str, Any]]) -> str:
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
+
+
+def _between(low: float | None, high: float | None) -> str:
+    return "–" if low is None else f"{_percent(low)} – {_percent(high)}"
 
 
 def _percent(share: float | None) -> str:

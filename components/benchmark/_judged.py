@@ -36,7 +36,7 @@ class CaptionBenchmark(Benchmark):
         except AuroraError as error:  # without pycocoevalcap: the captions are there, and can be scored later
             return {**about, "not_scored": str(error)}
         metrics = {name: value for name, value in vars(scores).items() if name not in ("items", "intervals")}
-        intervals = {name: list(interval) for name, interval in scores.intervals.items()}
+        intervals = {name: interval and list(interval) for name, interval in scores.intervals.items()}
         return {**about, "score": 100 * metrics[self.main], "captions": {**metrics, "intervals": intervals}}
 
     def outcomes(self, items: Sequence[Item], answers: Mapping[str, str | None]) -> dict[str, float]:

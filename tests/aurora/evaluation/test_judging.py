@@ -21,6 +21,7 @@ from aurora.errors import AuroraError
 from aurora.evaluation.judge_client import Endpoint
 from aurora.evaluation.judging import judge, read_verdicts
 from aurora.evaluation.predictions import Prediction, read_items, write_items, write_predictions
+from aurora.evaluation.results import read_result
 from aurora.evaluation.run import merge
 from aurora.registry import BENCHMARK
 
@@ -81,13 +82,13 @@ def finished(output: Path, benchmark: Mapping[str, Any], folder: Path, answers: 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Eight questions of ActivityNet-QA about two videos, five of them answered rightly."""
+    """Eight questions of ActivityNet-QA about eight videos, five of them answered rightly."""
     return activitynet(tmp_path / "run", tmp_path / "data", dict(enumerate(ANSWERS)))
 
 
 def activitynet(output: Path, folder: Path, answers: Mapping[int, str | None]) -> Path:
     folder.mkdir(exist_ok=True)
-    asked = [{"video_name": f"{number % 2}", "question": f"what is the color of hat {number}",
+    asked = [{"video_name": f"{number}", "question": f"what is the color of hat {number}",
               "question_id": f"q{number}"} for number in answers]
     (folder / "test_q.json").write_text(json.dumps(asked))
     (folder / "test_a.json").write_text(json.dumps([
@@ -144,6 +145,7 @@ def test_answers_are_judged_and_the_result_says_by_whom(serve, run) -> None:
     assert (result["score"], result["n"], result["judged"], result["unjudged"], result["mean_score"]) == (
         62.5, 8, 8, 0, (5 * 5 + 3) / 8)
     assert result["interval"][0] < 62.5 < result["interval"][1]
+    assert tuple(result["interval"]) == read_result(run).interval()
     assert {name: row["accuracy"] for name, row in result["families"].items()} == {"color": 0.25, "object": 1.0}
     assert result["judge"]["model"] == MODEL and result["judge"]["served"] == ["judge-1-0613"]
     assert result["judge"]["parameters"] == {"temperature": 0, "max_tokens": 64}

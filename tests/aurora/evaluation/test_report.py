@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from aurora.cli import main
 from aurora.errors import AuroraError
@@ -12,6 +14,7 @@ from aurora.evaluation.predictions import Prediction, write_items, write_predict
 from aurora.evaluation.report import rows, write_report
 from aurora.evaluation.results import compared, pairs, read_result
 from aurora.evaluation.run import merge
+from aurora.evaluation.summary import render
 from aurora.interfaces import Item
 from aurora.registry import BENCHMARK
 
@@ -22,9 +25,9 @@ SETTINGS = {"model": "0123456789abcdef", "keep_ratio": 0.1,
 
 def made(output: Path, right: str, *, name: str = "blocks", about: dict[str, Any] | None = None, **changes: Any
          ) -> Path:
-    """Results of choices about five videos: "1" in `right` is a correct answer, "0" a wrong one, "-" a failure; the
+    """Results of choices about eight videos: "1" in `right` is a correct answer, "0" a wrong one, "-" a failure; the
     first half are of one family, the rest of another."""
-    items = [Item(str(number), f"{number % 5}.mp4", "Which?", "red", ("red", "blue"), 0,
+    items = [Item(str(number), f"{number % 8}.mp4", "Which?", "red", ("red", "blue"), 0,
                   ("order", "count")[number * 2 // len(right)]) for number in range(len(right))]
     write_items(output, items, {"missing_videos": ["x.mp4"] if "-" in right else [], "limit": None,
                                 "versions": {"torch": "2"}, "hardware": {"cpu": "Zen", "cores": 2}, **(about or {})})
@@ -54,6 +57,18 @@ def test_when_all_are_right_or_all_wrong_the_interval_is_not_a_point(tmp_path) -
     for right, low, high in (("1" * 8, 67.6, 100), ("0" * 8, 0, 32.4)):
         interval = row(made(tmp_path / right, right)).interval
         assert interval.low == pytest.approx(low, abs=0.05) and interval.high == pytest.approx(high, abs=0.05)
+
+
+def test_the_result_its_table_and_the_report_have_one_interval(tmp_path) -> None:
+    output = made(tmp_path / "out", "110110111010")
+    facts = json.loads((output / "result.json").read_text())
+    one = row(output)
+    assert tuple(one.interval) == pytest.approx((100 * facts["low"], 100 * facts["high"]))
+    assert [family.interval and pytest.approx(tuple(family.interval)) for family in one.families] == [
+        (100 * family["low"], 100 * family["high"]) for family in facts["families"].values()]
+    text = io.StringIO()
+    Console(width=120, file=text).print(render(facts))
+    assert text.getvalue().count(f"{one.interval.low:.1f} – {one.interval.high:.1f}") == 1
 
 
 def test_a_row_shows_the_score_its_interval_and_what_it_depended_on(tmp_path) -> None:
@@ -165,7 +180,8 @@ def test_two_runs_are_compared_item_by_item(tmp_path) -> None:
     assert list(found) == ["all", "count", "order"]
     whole = found["all"]
     assert (whole.n, whole.only_first, whole.only_second) == (10, 0, 3)
-    assert whole.difference == pytest.approx(0.3) and whole.low <= 0.3 <= whole.high and whole.mcnemar == 0.25
+    assert whole.difference == pytest.approx(0.3) and whole.interval.low <= 0.3 <= whole.interval.high
+    assert whole.mcnemar == whole.p == 0.25
     html, markdown = write_report([first, second], tmp_path / "page", compare=True)
     assert "They differ in: keep_ratio was 0.1, is 0.5." in html.read_text()
     assert "| all | 10 | 40.0 | 70.0 | +30.0 |" in markdown.read_text()
@@ -210,7 +226,7 @@ def test_the_command_writes_both_pages(tmp_path, capsys) -> None:
     ('{"accuracy": 1, "benchmark": "mvbench"}', "is not a result of `aurora eval`: 'benchmark' is 'mvbench'"),
     ({"score": "high"}, "'score' is 'high'"),
     ({"families": {"a": 1}}, "'families.a' is '1'"),
-    ({"families": {"a": {"low": "x"}, "b": {}}}, "'families.a.low' is 'x'"),
+    ({"families": {"a": {"chance": "x"}, "b": {}}}, "'families.a.chance' is 'x'"),
     ({"benchmark": {}}, "'benchmark.name' is missing"),
     ({"n": True}, "'n' is 'True'"),
     ({"sort": "size"}, "'sort' is 'size'"),
@@ -241,9 +257,3 @@ def test_a_result_without_a_score_is_not_one(tmp_path) -> None:
     path.write_text(json.dumps(facts))
     with pytest.raises(AuroraError, match=r"out/result\.json is not a result of `aurora eval`: 'score' is missing"):
         read_result(path)
-
-
-def test_half_an_interval_of_a_family_is_none(tmp_path) -> None:
-    families = {"count": {"n": 2, "accuracy": 0.5, "low": 0.1}, "order": {"n": 2, "accuracy": 0.5}}
-    edited(made(tmp_path / "out", "1100"), families=families)
-    assert [family.score for family in row(tmp_path / "out").families] == [50.0, 50.0]

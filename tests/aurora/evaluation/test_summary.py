@@ -2,21 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from aurora.evaluation.summary import squad_scores, text_overlap, wilson
+from aurora.evaluation.summary import squad_scores, text_overlap
 from aurora.interfaces import Item
 
 
-# Values of statsmodels' proportion_confint(method="wilson")
-@pytest.mark.parametrize(
-    ("right", "asked", "low", "high"),
-    [(5, 10, 0.236593, 0.763407), (0, 10, 0.0, 0.277533), (10, 10, 0.722467, 1.0), (81, 263, 0.255289, 0.366210)],
-)
-def test_the_interval_is_wilsons(right: int, asked: int, low: float, high: float) -> None:
-    assert wilson(right, asked) == pytest.approx((low, high), abs=1e-6)
-
-
 def test_nothing_asked_says_nothing() -> None:
-    assert wilson(0, 0) == (0.0, 1.0)
     assert squad_scores([]) == {"exact_match": None, "token_f1": None}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,19 @@ from aurora.evaluation.report import rows, write_report
 from aurora.evaluation.results import compared, read_result
 from aurora.evaluation.run import merge
 from aurora.files import read_json, write_json
+from aurora.interfaces import Item
 
 SETTINGS: Mapping[str, Any] = {"model": "abc", "keep_ratio": 0.1, "sampling": {"fps": 1.0, "frames": None},
                                "questions": "digest"}
 
 
-def evaluated(of_every: Any, output: Path, *, wrong: int = 0) -> Path:
-    """The output of an evaluation in which all answers are right but for the first so many."""
+def evaluated(of_every: Any, output: Path, *, wrong: int = 0, copies: int = 6) -> Path:
+    """The output of an evaluation in which all answers are right but for the first so many; every item is asked of so
+    many videos."""
     subtasks = {"subtasks": ["action_count", "action_sequence"]} if of_every.name == "mvbench" else {}
     benchmark = {"name": of_every.name, **subtasks}
-    items = of_every.build().items(of_every.folder).items
+    items = [_copy(item, number) for number in range(copies)
+             for item in of_every.build().items(of_every.folder).items]
     write_items(output, items, {"missing_videos": [], "limit": None, **facts()})
     lines = [Prediction(item.id, "" if number < wrong else item.answer) for number, item in enumerate(items)]
     for rank in range(2):
@@ -44,6 +47,13 @@ def evaluated(of_every: Any, output: Path, *, wrong: int = 0) -> Path:
     return output
 
 
+def _copy(item: Item, number: int) -> Item:
+    """Of another video, whose captions, if it has any, are others too: CIDEr does not count what all videos share."""
+    captions = {"answer": f"{item.answer} {number}", "extra": {
+        "references": [f"{text} {number}" for text in item.extra["references"]]}} if "references" in item.extra else {}
+    return replace(item, id=f"{number}/{item.id}", video=f"{number}/{item.video}", **captions)
+
+
 def test_it_has_a_row_whose_interval_is_about_its_score(of_every, tmp_path) -> None:
     result = read_result(evaluated(of_every, tmp_path / "out", wrong=1))
     assert result.problem is None
@@ -54,6 +64,15 @@ def test_it_has_a_row_whose_interval_is_about_its_score(of_every, tmp_path) -> N
     assert shown >= {"model", "frames", "keep ratio", "scorer", "seeds", "versions", "hardware"}
     html, markdown = write_report([result], tmp_path / "page")
     assert of_every.name in html.read_text() and f"| {of_every.name}" in markdown.read_text()
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_all_right_or_all_wrong_is_no_interval_of_a_point(right, of_every, tmp_path) -> None:
+    result = read_result(evaluated(of_every, tmp_path / "out", wrong=0 if right else 10**6))
+    interval = result.interval()
+    assert interval is None or interval.high - interval.low > 5
+    if "judge" in result.facts:
+        assert result.facts["interval"] == pytest.approx(interval)
 
 
 def test_what_its_items_add_makes_its_score(of_every, tmp_path) -> None:
@@ -73,6 +92,6 @@ def test_what_its_items_add_makes_its_score(of_every, tmp_path) -> None:
 def test_two_of_its_runs_are_compared_item_by_item(of_every, tmp_path) -> None:
     worse, better = (read_result(evaluated(of_every, tmp_path / str(wrong), wrong=wrong)) for wrong in (1, 0))
     whole = compared(worse, better)["all"]
-    assert whole.n == len(worse.scored) and (whole.difference > 0 or whole.n == 1)  # one caption alone has no CIDEr
-    if whole.only_second is not None and whole.n > 1:
+    assert whole.n == len(worse.scored) and whole.difference > 0
+    if whole.only_second is not None:
         assert (whole.only_first, whole.only_second) == (0, 1)
