@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from aurora.errors import AuroraError, suggest
 from aurora.evaluation.judge_client import Endpoint, JudgeClient, Unanswered, VerdictCache
-from aurora.evaluation.predictions import ITEMS_FILE, PREDICTIONS_FILE, of_other_items, read_items, read_predictions
+from aurora.evaluation.predictions import read_answers
 from aurora.evaluation.run import RESULT_FILE
 from aurora.evaluation.statistics import score_interval
 from aurora.evaluation.verdicts import KINDS, messages, prompt_hash, read_verdict, said
@@ -83,23 +83,13 @@ def _run(output: Path) -> tuple[dict[str, Any], str, list[Item], dict[str, str |
     if not (output / RESULT_FILE).is_file():
         raise AuroraError(f"{output} holds no {RESULT_FILE}; give the --output of an `aurora eval` that has ended")
     result = read_json(output / RESULT_FILE)
-    about, items = read_items(output)
-    settings, lines = read_predictions(output / PREDICTIONS_FILE)
-    made = {one.id: one.answer if one.failure is None else None for one in lines}
-    kind, name = result.get("judge_needed"), settings.get("benchmark", {}).get("name")
+    kind, name = result.get("judge_needed"), result.get("benchmark", {}).get("name")
     if kind is None:
         raise AuroraError(f"{output}: {name} needs no judge; its score is in {RESULT_FILE}")
     if kind not in KINDS:
         raise AuroraError(f"{output}: {name} is judged by {kind!r}, which is not known.{suggest(str(kind), KINDS)}")
-    if of_other_items(about, result):
-        raise AuroraError(f"{output / ITEMS_FILE} holds other items than {RESULT_FILE} is about; run `aurora eval` to "
-                          "its end first")
-    changed = [key for key in settings if settings[key] != result.get(key)]
-    waiting = [item.id for item in items if item.id not in made]
-    if changed or waiting:
-        what = f"no prediction of {waiting[0]!r}" if waiting else f"another {changed[0]} than {RESULT_FILE}"
-        raise AuroraError(f"{output / PREDICTIONS_FILE} holds {what}; run `aurora eval` to its end first")
-    return result, str(kind), [item for item in items if not item.control], made
+    items, answers = read_answers(output, result)
+    return result, str(kind), [item for item in items if not item.control], answers
 
 
 def _questions(item: Item, answer: str | None, kind: str) -> Iterator[tuple[Judged, Mapping[str, str] | None]]:

@@ -146,13 +146,36 @@ def read_items(folder: Path) -> tuple[dict[str, Any], list[Item]]:
         raise AuroraError(f"{path} is not what `aurora eval` wrote ({error})") from error
 
 
+def read_answers(folder: Path, result: Mapping[str, Any]) -> tuple[list[Item], dict[str, str | None]]:
+    """The items of a result and the answers that made it, by id; None for what could not be asked.
+
+    AuroraError where the files are of another run, or were written to since the result.
+    """
+    about, items = read_items(folder)
+    settings, lines = read_predictions(folder / PREDICTIONS_FILE)
+    made = {one.id: one for one in lines}
+    changed = [key for key in settings if settings[key] != result.get(key)]
+    waiting = [item.id for item in items if item.id not in made]
+    if of_other_items(about, result):
+        problem = f"{ITEMS_FILE} holds other items than the result"
+    elif changed:
+        problem = f"{PREDICTIONS_FILE} holds another {changed[0]} than the result"
+    elif waiting:
+        problem = f"{PREDICTIONS_FILE} holds no prediction of {waiting[0]!r}"
+    elif result.get("predictions") not in (None, digest(made[item.id] for item in items)):
+        problem = "the predictions are newer than the result"
+    else:
+        return items, {id: one.answer if one.failure is None else None for id, one in made.items()}
+    raise AuroraError(f"{folder}: {problem}; run `aurora eval` to its end first")
+
+
 def of_other_items(about: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
     """Whether the first line of `read_items` belongs to other items than a result, or the settings of predictions."""
     return any(about[key] != result[key] for key in ("questions", "limit") if key in about and key in result)
 
 
-def digest(items: Iterable[Item]) -> str:
-    """SHA-256 over all that is asked."""
+def digest(items: Iterable[Item | Prediction]) -> str:
+    """SHA-256 over all that is asked, or answered."""
     lines = hashlib.sha256()
     for item in items:
         lines.update(_line(asdict(item)).encode())

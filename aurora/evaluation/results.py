@@ -12,7 +12,7 @@ from typing_extensions import NotRequired, TypedDict
 from aurora.config import differences, named_part
 from aurora.errors import AuroraError
 from aurora.evaluation.judging import judged_outcomes, read_verdicts
-from aurora.evaluation.predictions import ITEMS_FILE, PREDICTIONS_FILE, of_other_items, read_items, read_predictions
+from aurora.evaluation.predictions import PREDICTIONS_FILE, read_answers
 from aurora.evaluation.run import RESULT_FILE
 from aurora.evaluation.statistics import Comparison, Interval, compare, score_interval
 from aurora.files import read_json
@@ -163,14 +163,7 @@ def _with_answers(result: Result) -> Result:
             raise AuroraError(f"no {PREDICTIONS_FILE} beside it")
         if result.benchmark is None:
             raise AuroraError(f"the benchmark {result.name!r} cannot be built here")
-        about, items = read_items(folder)
-        settings, made = read_predictions(folder / PREDICTIONS_FILE)
-        answers = {one.id: one.answer if one.failure is None else None for one in made}
-        if of_other_items(about, result.facts):
-            raise AuroraError(f"the {ITEMS_FILE} beside it is of another run")
-        changed = any(settings[key] != result.facts.get(key) for key in settings)
-        if changed or any(item.id not in answers for item in items):
-            raise AuroraError(f"the {PREDICTIONS_FILE} beside it is of another run")
+        items, answers = read_answers(folder, result.facts)
         if "judge" in result.facts:
             read_verdicts(folder)
         elif result.facts.get("judge_needed") is not None:

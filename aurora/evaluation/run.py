@@ -151,7 +151,7 @@ def _finish(output: Path, settings: dict[str, Any], made: Mapping[str, Predictio
               "failures": [{"id": item.id, "video": item.video, "control": item.control, "reason": reason}
                            for item, reason in failed],
               **_late(items, predictions),
-              **about, **settings}
+              **about, **settings, "predictions": digest(predictions)}
     with replacing(output / RESULT_FILE, folder=False) as file:
         write_json(file, result)
     return result

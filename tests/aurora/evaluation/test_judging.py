@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +129,16 @@ def test_items_of_another_run_are_not_judged(key, value, run) -> None:
     about, items = read_items(run)
     write_items(run, items[:3], {**about, key: value})
     before = (run / "result.json").read_bytes()
-    with pytest.raises(AuroraError, match=r"holds other items than result\.json"):
+    with pytest.raises(AuroraError, match=r"items\.jsonl holds other items than the result"):
         judge(run, Endpoint("http://127.0.0.1:9/v1", MODEL, {}))
     assert (run / "result.json").read_bytes() == before
+
+
+def test_answers_that_are_newer_than_the_result_are_not_judged(run) -> None:
+    with (run / "predictions.jsonl").open("a") as file:
+        file.write(json.dumps(asdict(Prediction("q0", "red"))) + "\n")
+    with pytest.raises(AuroraError, match="the predictions are newer than the result; run `aurora eval` to its end"):
+        judge(run, Endpoint("http://127.0.0.1:9/v1", MODEL, {}))
 
 
 # ---- what is judged ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,18 @@ def test_without_its_predictions_a_result_has_no_interval_and_says_why(tmp_path)
     one = row(tmp_path / "out")
     assert one.interval is None and dict(one.depends)["no interval"] == "no predictions.jsonl beside it"
     write_items(made(tmp_path / "items", "1100"), [Item("0", "0.mp4", "Which?", "red")], {"limit": 1})
-    assert "items.jsonl beside it is of another run" in dict(row(tmp_path / "items").depends)["no interval"]
+    assert "items.jsonl holds other items than the result" in dict(row(tmp_path / "items").depends)["no interval"]
     edited(made(tmp_path / "other", "1100"), keep_ratio=0.7)
-    assert "is of another run" in dict(row(tmp_path / "other").depends)["no interval"]
+    assert "holds another keep_ratio than the result" in dict(row(tmp_path / "other").depends)["no interval"]
+
+
+def test_answers_that_are_newer_than_the_score_make_no_interval(tmp_path) -> None:
+    output = made(tmp_path / "out", "11001100--")
+    with (output / "predictions.jsonl").open("a") as file:  # of a run that was killed while it asked again what failed
+        file.write(json.dumps(asdict(Prediction("9", "red"))) + "\n")
+    one = row(output)
+    assert one.score == 40.0 and one.interval is None
+    assert "the predictions are newer than the result" in dict(one.depends)["no interval"]
 
 
 def test_what_is_not_judged_yet_says_so(tmp_path) -> None:
