@@ -193,6 +193,8 @@ def _depends(result: Result) -> Iterator[tuple[str, str]]:
     yield "scorer", str(facts["scorer"])
     if isinstance(protocol := facts.get("protocol"), Mapping):
         yield "answers", _part({key: value for key, value in protocol.items() if value is not None})
+    if facts.get("parallel") is not None:
+        yield "questions in a pass", f"up to {facts['parallel']}"
     if isinstance(judge := facts.get("judge"), Mapping):
         served = ", ".join(name for name in judge.get("served", ()) if name != judge.get("model"))
         yield "judge", f"{judge.get('model')}{f' ({served})' if served else ''} at {judge.get('base_url')}"

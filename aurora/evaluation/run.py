@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from aurora.config import ModelConfig
+from aurora.config import ModelConfig, differences
 from aurora.errors import AuroraError
 from aurora.evaluation.predictions import (
+    ITEMS_FILE,
     PREDICTIONS_FILE,
     Prediction,
     PredictionFile,
@@ -25,7 +26,7 @@ from aurora.evaluation.predictions import (
 from aurora.evaluation.questions import spread
 from aurora.evaluation.record import facts
 from aurora.evaluation.scoring import likeliest
-from aurora.files import replacing, write_json
+from aurora.files import read_json, replacing, write_json
 from aurora.inference.film import Film
 from aurora.inference.generation import Generation, complete
 from aurora.inference.reading import Memory, fork
@@ -86,9 +87,11 @@ def evaluate(
     watcher = VideoModel(model, config)
     settings = _settings(watcher, benchmark, everything.items, protocol, model_hash)
     device = next(model.parameters()).device
+    if shard.world > 1 and not restart:
+        _refuse_other_limit(output, limit)
     # first, since it refuses the folder of another run, whose items must stay
     file = PredictionFile(output / shard.file, settings, restart=restart)
-    write_items(output, chosen, {"missing_videos": everything.missing, "limit": limit,
+    write_items(output, chosen, {"missing_videos": everything.missing, "limit": limit, "parallel": parallel,
                                  "questions": settings["questions"], **facts(device)})
     waiting, every = [], 0
     for part, groups in _parts(chosen, parallel, shard):
@@ -131,6 +134,19 @@ def _merged_if_complete(output: Path, world: int) -> dict[str, Any] | None:
     _, items = read_items(output)
     predictions = read_shards(output, world).predictions
     return merge(output, world) if all(item.id in predictions for item in items) else None
+
+
+def _refuse_other_limit(output: Path, limit: int | None) -> None:
+    """AuroraError where other processes have begun to ask another number of questions, and the result of theirs is not
+    written yet: the last of them would say which are scored."""
+    if not (output / ITEMS_FILE).is_file():
+        return
+    about, _ = read_items(output)
+    result = output / RESULT_FILE
+    done = result.is_file() and not of_other_items(about, read_json(result))
+    if not done and (changed := differences({"limit": about.get("limit")}, {"limit": limit})):
+        raise AuroraError(f"{output / ITEMS_FILE} was made with other settings ({'; '.join(changed)}); give every "
+                          "process the same --limit, choose another output folder, or start again with --restart")
 
 
 def _finish(output: Path, settings: dict[str, Any], made: Mapping[str, Prediction]) -> dict[str, Any]:

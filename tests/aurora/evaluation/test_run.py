@@ -214,6 +214,7 @@ def test_a_limit_is_spread_over_the_file(model, config, data, tmp_path) -> None:
 
 def test_how_many_are_read_together_changes_nothing(model, config, data, tmp_path) -> None:
     results = [run(model, config, data, tmp_path / str(parallel), parallel=parallel) for parallel in (1, 32)]
+    assert [result.pop("parallel") for result in results] == [1, 32]  # which it may change with another model
     assert results[0] == results[1]
 
 
@@ -307,6 +308,17 @@ def test_more_processes_than_videos_leave_some_with_nothing_to_do(model, config,
     run(model, config, data, tmp_path / "one")
     results = [run(model, config, data, tmp_path / "five", shard=Shard(rank, 5)) for rank in range(5)]
     assert results[4] is not None and same_files(tmp_path / "one", tmp_path / "five")
+
+
+def test_processes_with_another_limit_are_refused_until_the_result_is_there(model, config, data, tmp_path) -> None:
+    run(model, config, data, tmp_path, shard=Shard(0, 2), limit=6)
+    before = contents(tmp_path)
+    with pytest.raises(AuroraError, match=r"items\.jsonl was made with other settings \(limit was 6, is 2\)"):
+        run(model, config, data, tmp_path, shard=Shard(1, 2), limit=2)
+    assert contents(tmp_path) == before
+    whole = run(model, config, data, tmp_path, shard=Shard(1, 2), limit=6)
+    assert whole is not None and whole["limit"] == 6
+    assert [run(model, config, data, tmp_path, shard=Shard(rank, 2), limit=2)["limit"] for rank in range(2)] == [2, 2]
 
 
 def test_merging_says_which_process_has_written_nothing(model, config, data, tmp_path) -> None:
