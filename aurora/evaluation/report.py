@@ -38,6 +38,17 @@ class Family(NamedTuple):
     paper: float | None
 
 
+class Open(NamedTuple):
+    """How much the answers to open questions share with the right ones, in percent."""
+
+    name: str
+    n: int
+    exact_match: float | None
+    token_f1: float | None
+    bleu_1: float | None
+    bleu_4: float | None
+
+
 class Row(NamedTuple):
     """A result as the page shows it."""
 
@@ -56,6 +67,7 @@ class Row(NamedTuple):
     others: Mapping[str, object]
     counts: list[tuple[str, int]]  # what is not as it should be, and how often
     families: list[Family]
+    open: list[Open]  # by family, and of all
     depends: list[tuple[str, str]]
     path: str
 
@@ -117,10 +129,11 @@ def _row(result: Result, notes: list[str]) -> Row:
     compat = facts.get("lmms_compat") or {}
     reason = "to be judged" if facts.get("judge_needed") and "judge" not in facts else "none"
     interval = None if facts["score"] is None else result.interval()
-    return Row(result.name, _options(result), facts["metric"], facts["n"], facts["score"],
+    return Row(result.name, _options(result), facts["metric"], result.questions, facts["score"],
                facts.get("not_scored", reason), interval, compat.get("score"), paper.get("score"),
                paper.get("where", ""), numbers, _differs(result, paper), paper.get("others", {}), list(_counts(facts)),
-               list(_families(result, paper.get("families", {}))), list(_depends(result)), str(result.path))
+               list(_families(result, paper.get("families", {}))), list(_open(facts)), list(_depends(result)),
+               str(result.path))
 
 
 def _published(result: Result) -> Mapping[str, Any]:
@@ -147,7 +160,7 @@ def _differs(result: Result, paper: Mapping[str, Any]) -> list[str]:
     if "sampling" in paper and wanted != paper["sampling"]:
         found.append(f"{frames(sampling)} instead of {frames(paper['sampling'])}")
     if facts.get("limit") is not None:
-        found.append(f"only {facts['n']} questions")
+        found.append(f"only {result.questions} questions")
     for what in ("videos", "tasks"):
         if facts.get(f"missing_{what}"):
             found.append(f"{len(facts[f'missing_{what}'])} {what} missing")
@@ -179,6 +192,13 @@ def _families(result: Result, paper: Mapping[str, float]) -> Iterator[Family]:
                      None if chance is None else 100 * chance, paper.get(name))
 
 
+def _open(facts: Mapping[str, Any]) -> Iterator[Open]:
+    found = facts.get("open", {})
+    for name, row in {**found.get("families", {}), "all": found}.items() if found.get("n") else ():
+        shares = (row.get(key) for key in Open._fields[2:])
+        yield Open(name, row["n"], *(None if share is None else 100 * share for share in shares))
+
+
 def _depends(result: Result) -> Iterator[tuple[str, str]]:
     """Everything that a result depended on, as name and value."""
     facts = result.facts
@@ -202,7 +222,7 @@ def _depends(result: Result) -> Iterator[tuple[str, str]]:
         yield "judge's parameters", _part(judge.get("parameters") or {}) or "none"
     yield "seeds", _part({**_seeds(facts), "bootstrap": 0})
     limit = "" if facts.get("limit") is None else f", limit {facts['limit']}"
-    yield "questions", f"{facts['n']}{limit}, of {_short(facts.get('questions'))}"
+    yield "questions", f"{result.questions}{limit}, of {_short(facts.get('questions'))}"
     yield "versions", _part({name: _short(value) if name == "revision" else value
                              for name, value in facts["versions"].items()})
     yield "hardware", describe(facts["hardware"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AllowInfNan, Strict, StrictInt, StrictStr, TypeAdapter, ValidationError
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import NotRequired, Required, TypedDict
 
 from aurora.config import differences, named_part
 from aurora.errors import AuroraError
@@ -52,6 +52,18 @@ class _Captions(TypedDict, total=False):
     intervals: dict[str, tuple[_Number, _Number] | None]
 
 
+class _Open(TypedDict, total=False):
+    n: Required[StrictInt]
+    exact_match: _Number | None
+    token_f1: _Number | None
+    bleu_1: _Number | None
+    bleu_4: _Number | None
+
+
+class _OpenQuestions(_Open):
+    families: NotRequired[dict[str, _Open]]
+
+
 class _Facts(TypedDict):
     """What is read of a result; it may hold more."""
 
@@ -69,6 +81,7 @@ class _Facts(TypedDict):
     judge: NotRequired[_Judge | None]
     lmms_compat: NotRequired[_Compat | None]
     captions: NotRequired[_Captions]
+    open: NotRequired[_OpenQuestions]
     not_scored: NotRequired[StrictStr]
     limit: NotRequired[StrictInt | None]
     missing_videos: NotRequired[list[StrictStr]]
@@ -100,6 +113,11 @@ class Result:
     def options(self) -> dict[str, Any]:
         """Those of the benchmark that decide what is asked."""
         return {key: value for key, value in self.facts["benchmark"].items() if key not in (*_PLACES, "name")}
+
+    @property
+    def questions(self) -> int:
+        """How many were asked: those of the score, and open ones beside choices."""
+        return int(self.facts["n"]) + int(self.facts.get("open", {}).get("n", 0))
 
     @cached_property
     def benchmark(self) -> Benchmark | None:
@@ -250,7 +268,7 @@ def _between(one: object, two: object) -> str:
 def _items(result: Result) -> str:
     options = ", ".join(f"{key} {value}" for key, value in result.options.items())
     limit = result.facts.get("limit")
-    return f"{options or result.name}{'' if limit is None else f', limit {limit}'}, {result.facts['n']} questions"
+    return f"{options or result.name}{'' if limit is None else f', limit {limit}'}, {result.questions} questions"
 
 
 def _judge(facts: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -146,8 +146,8 @@ def _headlines(result: Row) -> list[str]:
     scorer = f"judged by {result['judge']['model']}" if "judge" in result else result.get("scorer", "strict")
     for name, row in ((scorer, result), ("lmms_compat", result.get("lmms_compat"))):
         if row is not None and "metric" in row:
-            score = row.get("not_scored", "to be given by `aurora judge`") if row["score"] is None \
-                else f"{row['score']:.2f}"
+            missing = "to be given by `aurora judge`" if result.get("judge_needed") else "none"
+            score = row.get("not_scored", missing) if row["score"] is None else f"{row['score']:.2f}"
             lines.append(f"{row['metric']}: {score} ({name})")
     return lines
 

@@ -1,10 +1,11 @@
-"""What benchmarks share whose answers are open: judged by a language model, or compared with captions."""
+"""What benchmarks share whose answers are open: judged by a language model, or compared with a text or captions."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from aurora.errors import AuroraError
+from aurora.evaluation.summary import accuracy, text_overlap
 from aurora.interfaces import Benchmark, Item
 
 _NAMES = {"bleu_1": "BLEU-1", "cider": "CIDEr"}
@@ -20,6 +21,20 @@ class JudgedBenchmark(Benchmark):
         return {"metric": "judged accuracy, %", "score": None, "n": len(items),
                 "empty": sum(answer == "" for answer in answers.values()),
                 "families": {name: {"n": families[name]} for name in sorted(families)}}
+
+
+class MixedBenchmark(Benchmark):
+    """Choices are scored by accuracy, and open questions apart by what their answers share with the right ones; the
+    latter make the score, as word F1, where there are no choices."""
+
+    def score(self, items: Sequence[Item], answers: Mapping[str, str | None], scorer: str) -> dict[str, Any]:
+        choices = accuracy([item for item in items if item.options], answers)
+        opens = text_overlap([item for item in items if not item.options], answers)
+        share, metric = (choices["accuracy"], "accuracy, %") if choices["n"] else (opens["token_f1"], "word F1, %")
+        return {"metric": metric, "score": None if share is None else 100 * share, **choices, "open": opens}
+
+    def outcomes(self, items: Sequence[Item], answers: Mapping[str, str | None]) -> dict[str, float]:
+        return super().outcomes([item for item in items if item.options] or items, answers)
 
 
 class CaptionBenchmark(Benchmark):

@@ -1,21 +1,20 @@
 """Blocks world, and your own questions in its format."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from aurora.evaluation.questions import Question, read_questions, wrong_videos
-from aurora.evaluation.summary import accuracy, text_overlap
-from aurora.interfaces import Benchmark, Item, Items
+from aurora.interfaces import Item, Items
 from aurora.options import PositiveInt
 from aurora.registry import BENCHMARK
 
 from ._files import collect
+from ._judged import MixedBenchmark
 
 
 @BENCHMARK.register
-class Blocks(Benchmark):
+class Blocks(MixedBenchmark):
     """A `questions.jsonl` with options or open answers a line each; choices are asked of a wrong video too.
 
     A line is {"id", "video", "family", "question", "options", "answer": index of the right option}, or has no options
@@ -42,10 +41,3 @@ class Blocks(Benchmark):
         others = wrong_videos(questions, self.seed) if self.wrong_videos else {}
         yield from (replace(item, id=f"{item.id} (wrong video)", video=others[item.id], control=True,
                             extra={"control_of": item.id}) for item in own if item.id in others)
-
-    def score(self, items: Sequence[Item], answers: Mapping[str, str | None], scorer: str) -> dict[str, Any]:
-        choices = accuracy([item for item in items if item.options], answers)
-        opens = [item for item in items if not item.options]
-        share = choices["accuracy"]
-        return {"metric": "accuracy, %", "score": None if share is None else 100 * share, **choices,
-                "open": text_overlap(opens, answers)}

@@ -1,25 +1,24 @@
 """Any JSON in LLaVA's form, with videos: each question against its reference answer."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from aurora.evaluation.scoring import chosen_option
-from aurora.evaluation.summary import accuracy, text_overlap
-from aurora.interfaces import Benchmark, Item, Items
+from aurora.interfaces import Item, Items
 from aurora.markers import plain_question
 from aurora.options import PositiveInt
 from aurora.registry import BENCHMARK
 
 from ._choice import LETTERS
 from ._files import Row, Videos, annotations, collect, lettered, rows
+from ._judged import MixedBenchmark
 
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
 
 
 @BENCHMARK.register
-class Llava(Benchmark):
+class Llava(MixedBenchmark):
     """Records of {"id", "video", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}, …]}.
 
     Every question is asked by itself. One whose options stand in it with letters, on lines of their own or as
@@ -54,15 +53,6 @@ class Llava(Benchmark):
                        answered if right is None else options[right], options if right is not None else (), right,
                        str(row.fields.get("family", row.fields.get("data_source", "all"))),
                        max_new_tokens=self.max_new_tokens)
-
-    def score(self, items: Sequence[Item], answers: Mapping[str, str | None], scorer: str) -> dict[str, Any]:
-        choices = accuracy([item for item in items if item.options], answers)
-        opens = text_overlap([item for item in items if not item.options], answers)
-        share, metric = (choices["accuracy"], "accuracy, %") if choices["n"] else (opens["token_f1"], "word F1, %")
-        return {"metric": metric, "score": None if share is None else 100 * share, **choices, "open": opens}
-
-    def outcomes(self, items: Sequence[Item], answers: Mapping[str, str | None]) -> dict[str, float]:
-        return super().outcomes([item for item in items if item.options] or items, answers)
 
 
 def _said(turn: Row, by: Sequence[str]) -> str:

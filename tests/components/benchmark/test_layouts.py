@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from aurora.errors import AuroraError
+from aurora.evaluation.summary import render
 
 
 def of(name: str):
@@ -409,6 +412,19 @@ def test_blocks_asks_choices_about_a_wrong_video_too(made) -> None:
         "1 (wrong video)": ("b.mp4", True), "2 (wrong video)": ("a.mp4", True)}
     assert (items["1"].max_new_tokens, items["3"].max_new_tokens) == (16, 128)
     assert made.items(wrong_videos=False).keys() == {"1", "2", "3"}
+
+
+@of("blocks")
+def test_blocks_without_choices_is_scored_by_word_f1(made, write) -> None:
+    choices = made.score({"1": "blue", "2": "blue", "3": "A ball", "1 (wrong video)": "", "2 (wrong video)": ""})
+    assert (choices["metric"], choices["score"], choices["open"]["n"]) == ("accuracy, %", 50.0, 1)
+    write.lines(made.folder / "questions.jsonl", [
+        {"id": "3", "video": "a.mp4", "question": "What happens?", "answer": "A ball rolls away."}])
+    opens = made.score({"3": "A ball"})
+    assert (opens["metric"], opens["score"]) == ("word F1, %", pytest.approx(50.0))
+    text = io.StringIO()
+    Console(width=120, file=text).print(render({"scorer": "strict", "judge_needed": None, **opens}))
+    assert "word F1, %: 50.00 (strict)" in text.getvalue() and "judge" not in text.getvalue()
 
 
 @of("blocks")

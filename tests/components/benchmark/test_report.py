@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aurora.evaluation.judging import Judged, judged_scores
-from aurora.evaluation.predictions import Prediction, write_items, write_predictions
+from aurora.evaluation.predictions import Prediction, read_items, write_items, write_predictions
 from aurora.evaluation.record import facts
 from aurora.evaluation.report import rows, write_report
 from aurora.evaluation.results import compared, read_result
@@ -64,6 +64,28 @@ def test_it_has_a_row_whose_interval_is_about_its_score(of_every, tmp_path) -> N
     assert shown >= {"model", "frames", "keep ratio", "scorer", "seeds", "versions", "hardware"}
     html, markdown = write_report([result], tmp_path / "page")
     assert of_every.name in html.read_text() and f"| {of_every.name}" in markdown.read_text()
+
+
+def test_every_question_is_counted_and_open_ones_are_shown(of_every, tmp_path) -> None:
+    output = evaluated(of_every, tmp_path / "out", wrong=1)
+    (row,), _ = rows([read_result(output)])
+    _, items = read_items(output)
+    opens = [item for item in items if not item.options] if of_every.name in ("blocks", "llava") else []
+    assert row.questions == sum(not item.control for item in items)
+    assert [(one.name, one.n) for one in row.open] == ([("all", len(opens))] if opens else [])
+    for page in write_report([read_result(output)], tmp_path / "page"):
+        assert ("open questions" in page.read_text()) is bool(opens)
+
+
+def test_a_result_of_open_questions_has_a_score_and_an_interval(tmp_path) -> None:
+    items = [Item(str(n), f"{n}.mp4", "What?", "a ball rolls", family="ab"[n % 2]) for n in range(12)]
+    write_items(tmp_path, items, {"missing_videos": [], "limit": None, **facts()})
+    write_predictions(tmp_path / "predictions-0-of-1.jsonl", {**SETTINGS, "benchmark": {"name": "blocks"}},
+                      [Prediction(item.id, "a ball" if n % 3 else "") for n, item in enumerate(items)])
+    merge(tmp_path)
+    (row,), _ = rows([read_result(tmp_path)])
+    assert (row.metric, row.questions, [one.name for one in row.open]) == ("word F1, %", 12, ["a", "b", "all"])
+    assert row.interval is not None and row.interval.low < row.score == row.open[-1].token_f1 < row.interval.high
 
 
 @pytest.mark.parametrize("right", [True, False])
