@@ -83,7 +83,9 @@ class Row(NamedTuple):
     def seconds(self, key: str) -> float:
         """Seconds: a number, or a clock such as 00:03:10."""
         value = self.fields.get(key)
-        if isinstance(value, str) and re.fullmatch(r"\d+(:\d{1,2}){1,2}", value.strip()):
+        if isinstance(value, str) and ":" in value:
+            if not re.fullmatch(r"\d+(:[0-5]?\d){1,2}", value.strip()):
+                raise self.error(f"{key!r} must be seconds or a clock such as 00:03:10, not {value!r}")
             return float(sum(int(part) * 60**place for place, part in enumerate(reversed(value.strip().split(":")))))
         return self.number(key)
 

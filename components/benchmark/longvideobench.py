@@ -57,7 +57,10 @@ def _item(row: Row, videos: Videos) -> Item:
     if "candidates" in row.fields:
         options = row.options("candidates")
     else:
-        options = tuple(row.text(f"option{n}") for n in range(5) if row.fields.get(f"option{n}", _NONE) != _NONE)
+        given = [n for n in range(5) if row.fields.get(f"option{n}", _NONE) != _NONE]
+        if given != list(range(len(given))):  # the letters behind it would be those of other options
+            raise row.error(f"there is no 'option{min(set(range(5)) - set(given))}', but an 'option{given[-1]}'")
+        options = tuple(row.text(f"option{n}") for n in given)
     right = row.option_number("correct_choice", options)
     question = "\n".join([row.text("question"), *(f"{LETTERS[n]}. {option}" for n, option in enumerate(options))])
     group = row.fields.get("duration_group")

@@ -274,6 +274,30 @@ def test_a_number_that_stands_for_nothing_is_named(made, write, place, wrong, me
 
 
 @of("longvideobench")
+def test_longvideobench_names_a_record_with_a_gap_between_its_options(made, write) -> None:
+    (made.folder / "lvb_val.json").unlink()
+    write.parquet(made.folder / "validation-00000-of-00001.parquet", [
+        {"id": "b_1", "video_path": "b.mp4", "question": "Who?", "option0": "she", "option1": "N/A", "option2": "he",
+         "option3": "N/A", "correct_choice": 1, "duration_group": 15, "question_category": "S2E"}])
+    with pytest.raises(AuroraError, match=r"parquet, .* 1: there is no 'option1', but an 'option2'"):
+        made.items()
+
+
+@of("streaming_bench")
+@pytest.mark.parametrize(("clock", "at"), [("75:59", 4559.0), ("1:02:03", 3723.0), ("00:75:99", None), ("00:60", None),
+                                           ("1:00:00:00", None), (":30", None)])
+def test_a_clock_has_sixty_minutes_and_seconds(made, write, clock, at) -> None:
+    record = json.loads((made.folder / "questions_real.json").read_text())[0]
+    record["questions"][0]["time_stamp"] = clock
+    write.json(made.folder / "questions_real.json", [record])
+    if at is not None:
+        assert next(iter(made.items().values())).at == at
+    else:
+        with pytest.raises(AuroraError, match=f"'time_stamp' must be seconds or a clock .*, not '{clock}'"):
+            made.items()
+
+
+@of("longvideobench")
 def test_longvideobench_takes_no_fraction_for_an_option(made, write) -> None:
     record = json.loads((made.folder / "lvb_val.json").read_text())[0]
     write.json(made.folder / "lvb_val.json", [{**record, "correct_choice": 3.7}])
