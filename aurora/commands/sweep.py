@@ -106,7 +106,9 @@ def _show(result: Mapping[str, Any]) -> None:
     for curve in result["curves"]:
         held = ", ".join(f"{100 * float(share):g} % of the peak from keep ratio {ratio:g}"
                          for share, ratio in curve["holds"].items() if ratio is not None)
-        console.print(f"{label_of(curve['values']) or 'score'}: {held or 'the largest ratio is far below the peak'}")
+        none = "the largest ratio is far below the peak" if any(point["mean"] > 0 for point in curve["points"]) else \
+            "every score is 0"
+        console.print(f"{label_of(curve['values']) or 'score'}: {held or none}")
     done = sum(job["score"] is not None for job in result["jobs"])
     console.print(f"{done} of {len(result['jobs'])} jobs have a score")
     for job in result["jobs"]:

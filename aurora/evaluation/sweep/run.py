@@ -135,7 +135,9 @@ def _score(result: Mapping[str, Any], folder: Path) -> tuple[float | None, str]:
     """The headline of a result; else why there is none."""
     if isinstance(result.get("score"), (int, float)):
         return float(result["score"]), ""
-    return None, f"it has no score yet: `aurora judge {folder}` gives it, then run `aurora sweep --gather`"
+    if result.get("judge_needed") and "judge" not in result:
+        return None, f"it has no score yet: `aurora judge {folder}` gives it, then run `aurora sweep --gather`"
+    return None, str(result.get("not_scored", "it has no score"))
 
 
 def _families(result: Mapping[str, Any]) -> dict[str, float]:
@@ -191,9 +193,12 @@ def curves(jobs: Sequence[Mapping[str, Any]], over: Sequence[str]) -> list[dict[
 
 
 def holding(points: Sequence[Mapping[str, Any]], share: float) -> float | None:
-    """The least keep ratio from which on every larger one scores at least this share of the peak."""
+    """The least keep ratio from which on every larger one scores at least this share of the peak; None of a peak of 0.
+    """
     peak = max(point["mean"] for point in points)
     held = None
+    if peak <= 0:
+        return held
     for point in sorted(points, key=lambda point: -point["keep_ratio"]):
         if point["mean"] < share * peak - math.ulp(peak):
             break

@@ -237,6 +237,16 @@ def test_what_holds_a_share_of_the_peak_holds_it_for_all_larger_ratios() -> None
     assert holding(points, 0.9) == 0.5 and holding(points, 0.7) == 0.1
 
 
+def test_of_scores_that_are_all_0_no_ratio_holds_a_share(tmp_path: Path, commands: Commands,
+                                                        monkeypatch: pytest.MonkeyPatch,
+                                                        capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(f"{__name__}.SCORES", dict.fromkeys(SCORES, 0.0))
+    run_all(plan_of("keep_ratio=0.1,0.2,0.5"), tmp_path, [{"keep_ratio": ratio} for ratio in SCORES])
+    assert gather(tmp_path)["curves"][0]["holds"] == {"0.9": None, "0.8": None}
+    assert main(["sweep", "--output", str(tmp_path), "--gather"]) == 0
+    assert "score: every score is 0" in capsys.readouterr().out
+
+
 def test_jobs_stand_in_the_order_in_which_their_values_were_given(tmp_path: Path, commands: Commands) -> None:
     plan = plan_of("sort=size,raster,random", "keep_ratio=0.5,0.1", "benchmark=blocks")
     grid = [(sort, ratio) for sort in ("size", "raster", "random") for ratio in ("0.5", "0.1")]
@@ -266,10 +276,18 @@ def test_a_judged_score_counts_once_there_is_one(tmp_path: Path, commands: Comma
     plan = plan_of("keep_ratio=0.1,0.2")
     run_all(plan, tmp_path, [{"keep_ratio": "0.1"}])
     folder = Job(plan, {"keep_ratio": "0.1"}).folder(tmp_path)
-    (folder / "result.json").write_text('{"score": null}', encoding="utf-8")
+    (folder / "result.json").write_text('{"score": null, "judge_needed": "yes_no"}', encoding="utf-8")
     assert "aurora judge" in gather(tmp_path)["jobs"][0]["failure"]
     (folder / "result.json").write_text('{"score": 43.5}', encoding="utf-8")  # `aurora judge` writes there
     assert gather(tmp_path)["jobs"][0]["score"] == 43.5
+
+
+def test_a_job_without_a_score_says_why(tmp_path: Path, commands: Commands) -> None:
+    run_all(plan_of("keep_ratio=0.1,0.2"), tmp_path, [{"keep_ratio": "0.1"}])
+    path = Job(plan_of("keep_ratio=0.1,0.2"), {"keep_ratio": "0.1"}).folder(tmp_path) / "result.json"
+    result = {"score": None, "judge_needed": None, "not_scored": "no mean, for nothing was asked of ego"}
+    path.write_text(json.dumps(result), encoding="utf-8")
+    assert gather(tmp_path)["jobs"][0]["failure"] == "no mean, for nothing was asked of ego"
 
 
 def test_another_sweep_does_not_write_into_the_folder(tmp_path: Path) -> None:
