@@ -11,11 +11,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from aurora.evaluation.record import describe
 from aurora.evaluation.results import (
     Result,
+    apart,
     compared,
     default_options,
     frames,
     other_frames,
-    pairs,
     setting_differences,
 )
 from aurora.evaluation.statistics import FEWEST, RESAMPLES, Comparison, Interval
@@ -112,8 +112,14 @@ def _page(results: Sequence[Result], *, compare: bool) -> dict[str, Any]:
         versus = Versus(str(first.path), str(second.path), setting_differences(first, second),
                         other_frames(first, second), compared(first, second))
     return {"rows": made, "notes": notes, "versus": versus, "resamples": RESAMPLES, "fewest": FEWEST,
-            "apart": [f"Rows {first} and {second} are not comparable: {'; '.join(reasons)}."
-                      for first, second, reasons in pairs(results)]}
+            "apart": [f"Rows {_listed(found.rows)} are not comparable: {'; '.join(found.reasons)}."
+                      for found in apart(results)]}
+
+
+def _listed(rows: Sequence[Sequence[int]]) -> str:
+    """Such as "1, (2, 5) and 3", where 2 and 5 are comparable."""
+    *others, last = [f"({', '.join(map(str, same))})" if len(same) > 1 else str(same[0]) for same in rows]
+    return f"{', '.join(others)} and {last}"
 
 
 # ---- a row ---------------------------------------------------------------------------------------------------------

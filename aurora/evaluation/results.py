@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AllowInfNan, Strict, StrictInt, StrictStr, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, Required, TypedDict
@@ -290,11 +291,28 @@ def default_options(name: str) -> Mapping[str, Any]:
         return {}
 
 
-def pairs(results: Sequence[Result]) -> Iterator[tuple[int, int, list[str]]]:
-    """The places of two results of one benchmark, from 1, that do not stand for the same thing, and why not."""
-    for second, result in enumerate(results):
-        for first, other in enumerate(results[:second]):
-            if other.name == result.name:
-                reasons = obstacles(other, result) + [why for why in [other_frames(other, result)] if why]
-                if reasons:
-                    yield first + 1, second + 1, reasons
+class Apart(NamedTuple):
+    """Results of one benchmark that do not all stand for the same thing."""
+
+    rows: list[list[int]]  # their places, from 1; those in a list stand for the same
+    reasons: list[str]
+
+
+def apart(results: Sequence[Result]) -> Iterator[Apart]:
+    """For each benchmark, which of its results do not stand for the same thing, and why not."""
+    alike: dict[str, list[list[int]]] = {}
+    for place, result in enumerate(results):
+        groups = alike.setdefault(result.name, [])
+        same = next((group for group in groups if not _reasons(results[group[0]], result)), None)
+        groups.append([place]) if same is None else same.append(place)
+    for groups in alike.values():
+        firsts = [results[group[0]] for group in groups]
+        reasons = [why for two in combinations(firsts, 2) for why in _reasons(*two)]
+        if len(groups) > 2:  # without what every two of them have instead
+            reasons = [why.partition(" (")[0] for why in reasons]
+        if reasons:
+            yield Apart([[place + 1 for place in group] for group in groups], list(dict.fromkeys(reasons)))
+
+
+def _reasons(first: Result, second: Result) -> list[str]:
+    return obstacles(first, second) + [why for why in [other_frames(first, second)] if why]

@@ -13,7 +13,7 @@ from aurora.cli import main
 from aurora.errors import AuroraError
 from aurora.evaluation.predictions import Prediction, write_items, write_predictions
 from aurora.evaluation.report import rows, write_report
-from aurora.evaluation.results import compared, pairs, read_result
+from aurora.evaluation.results import apart, compared, read_result
 from aurora.evaluation.run import merge
 from aurora.evaluation.summary import render
 from aurora.interfaces import Item
@@ -167,16 +167,24 @@ def test_the_page_holds_what_names_say_without_letting_them_act(tmp_path) -> Non
 ])
 def test_rows_that_stand_for_different_things_are_named(changes, reason, tmp_path) -> None:
     results = [read_result(made(tmp_path / "one", "1100")), read_result(made(tmp_path / "two", "1100", **changes))]
-    assert [(first, second) for first, second, _ in pairs(results)] == [(1, 2)]
+    assert [found.rows for found in apart(results)] == [[[1], [2]]]
     for page in write_report(results, tmp_path / "page"):
         assert f"Rows 1 and 2 are not comparable: {reason}" in page.read_text().replace("&#34;", '"')
+
+
+def test_many_rows_of_one_benchmark_are_named_once(tmp_path) -> None:
+    settings = [{"questions": str(number % 6), "sampling": {"fps": 1.0 + (number == 3)}} for number in range(7)]
+    results = [read_result(made(tmp_path / str(number), "1100", **changes)) for number, changes in enumerate(settings)]
+    for page in write_report(results, tmp_path / "page"):
+        assert page.read_text().count("not comparable") == 1
+        assert "Rows (1, 7), 2, 3, 4, 5 and 6 are not comparable: other items; other frames." in page.read_text()
 
 
 def test_another_scorer_or_judge_is_named(tmp_path) -> None:
     one = read_result(made(tmp_path / "one", "1100"))
     two = read_result(edited(made(tmp_path / "two", "1100"), scorer="lmms_compat",
                              judge={"model": "gpt", "prompt": "abc"}))
-    ((_, _, reasons),) = pairs([one, two])
+    ((_, reasons),) = apart([one, two])
     assert [reason.partition(" (")[0] for reason in reasons] == ["another scorer", "another judge"]
 
 
