@@ -111,7 +111,7 @@ def import_samples(samples: Path, asked: Path, output: Path) -> dict[str, Any]:
         if read_predictions(path)[0] != used:
             raise AuroraError(f"{path} is of another run; choose another --output")
     # the machine and the frames of the run that says what was asked are not those of these answers
-    write_items(output, items, {**about, "missing_videos": [], "versions": versions(),
+    write_items(output, items, {**about, "missing_videos": [], "parallel": None, "versions": versions(),
                                 "hardware": {"device": "not recorded"}})
     write_predictions(output / "predictions-0-of-1.jsonl", used, answers)
     return merge(output, 1)

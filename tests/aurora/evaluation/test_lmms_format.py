@@ -104,6 +104,7 @@ def test_what_is_imported_is_scored_and_reported_beside_our_own(asked: Path, tmp
     theirs, ours = read_result(tmp_path / "theirs"), read_result(asked)
     assert compared(ours, theirs)["all"].difference == pytest.approx(2 / 3)
     assert [one.partition(" ")[0] for one in setting_differences(ours, theirs)] == ["model"]
+    assert result["parallel"] is None  # theirs is not recorded
     _, page = write_report([ours, theirs], tmp_path / "page", compare=True)
     assert "unknown frames" in page.read_text() and f"lmms-eval: {samples.name}" in page.read_text()
 
