@@ -6,10 +6,12 @@ Shape letters: S sequences, D backbone width, N frames, M tokens kept per frame.
 import hashlib
 import html
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Literal, overload
 
 from aurora.errors import AuroraError
@@ -145,10 +147,12 @@ class Film:
         self._require_reusable("be asked about a moment")
         kept = [seen for seen in self.history if seen.last <= at]
         before = kept[-1] if kept else Snapshot(blank(self.model.runner, 1))
-        if not any(map(self._changed, self.media)):
+        shown_by_then = [medium for medium in self.media if medium.start <= at]
+        if not any(map(self._changed, shown_by_then)):
             again = replace(self, now=before, history=(), thumbnails=(), on_progress=None, _whole=None)
-            for _ in again.advance(self._again(before.frames), [at]):
-                return again.now
+            for _ in again.advance(islice(self._frames(at), before.frames, None), [at]):
+                break
+            return again._until(at)
         if not kept:
             raise AuroraError(f"what was seen up to second {at:g} was not kept: watch with checkpoint_seconds, or ask "
                               "where the file that was watched still is, unchanged")
@@ -159,19 +163,19 @@ class Film:
         """Whether what was watched cannot be read again: it was no file here, or is another one now."""
         return medium.path is None or not is_unchanged(medium.path, medium.stamp, medium.sha256)
 
-    def _again(self, frames: int) -> Iterator[Timed]:
-        """The frames after the first ones, read again."""
-        for number, one in enumerate(self._frames()):
-            if number >= frames:
-                yield one
-
-    def _frames(self) -> Iterator[Timed]:
-        for medium in self.media:
+    def _frames(self, at: float = math.inf) -> Iterator[Timed]:
+        """The frames of the media that begin by second `at`, read again as far as each was watched."""
+        media = self.media
+        for medium, end in zip(media, [*(medium.start for medium in media[1:]), math.inf], strict=False):
+            if medium.start > at:
+                return
             if medium.path is None or self._changed(medium):
                 raise UnreadableVisual(f"{medium.path or medium.name} was changed or removed since it was watched; "
                                        "watch it again")
             sampling = Sampling(**medium.sampling)
             for seconds, frame in shown(medium.path, sampling, self.model.reader, self.on_progress):
+                if medium.start + seconds > end:  # watching ended before the file, and went on with the next one
+                    break
                 yield medium.start + seconds, frame
 
     def _read_pending(self, seen: Snapshot) -> Memory:
@@ -201,24 +205,43 @@ class Film:
     def extending(self, *sources: Source, moments: Sequence[float] | None = None, **sampling: Any) -> Iterator["Film"]:
         """The same step by step: gives this film after every chunk, or once for each of the `moments`, in seconds of
         the film and ascending: having seen just what is shown up to then. It ends with the last moment. After an error
-        the film has what was seen until then."""
+        the film has what was seen until then. AuroraError for a moment that lies before what was seen."""
         check_sources(sources)
-        settings = self.model.sampling(**sampling)
+        settings, left = self.model.sampling(**sampling), None
         if moments is not None:
             self._require_reusable("stop at moments")
+            left = self._ahead(moments)
         if self.turns and not self.model.reusable:
             raise AuroraError("a conversation cannot go on with more to see where the prompt begins with the question")
-        for source in sources:
+        for number, source in enumerate(sources, 1):
+            if left == []:
+                return
             frames = Frames(source, settings, self.model.reader, self.on_progress)
             before = self.now, self.media
             medium = Medium(frames.name, frames.sampling, self.now.seconds, frames.path, stamp=frames.stamp)
             self.media = (*self.media, medium)
             try:
-                yield from self._watch(frames, moments) if self.model.reusable else self._measure(frames, settings)
+                if self.model.reusable:
+                    left = yield from self._watch(frames, left, last=number == len(sources))
+                else:
+                    yield from self._measure(frames, settings)
             except Exception:
                 if self.now.frames == before[0].frames:
                     self.now, self.media = before
                 raise
+
+    def _ahead(self, moments: Sequence[float]) -> list[float]:
+        """The moments as numbers, ascending. AuroraError for one that cannot be stopped at any more."""
+        for moment in moments:
+            require_number("a moment", moment)
+            if not math.isfinite(moment) or (self.frames and moment < self.seconds):
+                raise AuroraError(f"moment {moment} is not a second of what is still to be watched, which begins at "
+                                  f"second {self.seconds:g}")
+        return sorted(map(float, moments))
+
+    def _until(self, second: float) -> Snapshot:
+        """What is seen now, up to a second by which nothing more is shown."""
+        return replace(self.now, seconds=max(self.now.seconds, second))
 
     def _measure(self, frames: Frames, sampling: Sampling) -> Iterator["Film"]:
         """Counts what each question will read of a file. UnreadableVisual for one that cannot be read."""
@@ -232,26 +255,38 @@ class Film:
             raise UnreadableVisual(str(error)) from error
         last = times[-1] if times else 0.0
         self.now = replace(now, frames=now.frames + len(times), last=now.seconds + last,
-                           seconds=now.seconds + frames.end(last))
+                           seconds=now.seconds + max(last, frames.end(last)))
         yield self
 
-    def _watch(self, frames: Frames, moments: Sequence[float] | None) -> Iterator["Film"]:
+    def _watch(self, frames: Frames, moments: list[float] | None, *, last: bool
+               ) -> Generator["Film", None, list[float] | None]:
+        """This film after every chunk, or at each of the moments that a source lasts to: the last one lasts to all.
+        Returns those that are left."""
         start = self.now.seconds
         with frames as shots:  # what is known of a file is asked while it is there: it may have been downloaded
             timed = ((start + seconds, frame) for seconds, frame in shots)
             # a state is kept at its second, not at the end of the chunk
             each = frames.live or self.checkpoint_seconds is not None
             for _ in self.advance(timed, moments, each=each):
+                moments = moments and moments[1:]
                 yield self
-            if moments is None:
-                end = frames.end(self.now.last - start if self.now.last >= start else None)
-                self.now = replace(self.now, seconds=max(self.now.seconds, start + end))
+            end = math.inf
+            if moments is None or (moments and not last):
+                end = start + frames.end(self.now.last - start if self.now.last >= start else None)
+            while moments and moments[0] < end:
+                self.now = self._until(moments.pop(0))
+                yield self
+            if moments != []:
+                self.now = self._until(end)
                 self.media = (*self.media[:-1], self.media[-1]._replace(sha256=frames.sha256()))
+            if moments is None:
                 yield self
+            return moments
 
     def advance(self, frames: Iterable[Timed], moments: Sequence[float] | None = None, *,
                 each: bool = False) -> Iterator[None]:
-        """Reads frames (seconds of the film, [H, W, 3] uint8) behind what was seen."""
+        """Reads frames (seconds of the film, [H, W, 3] uint8) behind what was seen; gives every unit, or each of the
+        ascending moments that a frame is shown after."""
         model, now = self.model, self.now
         if now.memory.hidden is None:
             now = replace(now, memory=read_texts(model.runner, now.memory, [self._tokenized([Turn("?")]).leading]))

@@ -60,9 +60,10 @@ def prepared(
 
 def units(shots: Iterable[Shot], pending: Sequence[Shot], moments: Sequence[float] = (), *, each: bool = False
           ) -> Iterator[Unit]:
-    """The frames in units that end where a chunk is full and at every moment; with `each`, a unit per frame."""
+    """The frames in units that end where a chunk is full, and at every moment in front of a frame; with `each`, a unit
+    per frame."""
     new: list[Shot] = []
-    waiting, ahead = list(pending), sorted(moments)
+    waiting, ahead = list(pending), list(moments)
     for shot in shots:
         while ahead and shot.seconds > ahead[0]:
             yield Unit(tuple(new), tuple(waiting), moment=ahead.pop(0))
@@ -80,8 +81,6 @@ def units(shots: Iterable[Shot], pending: Sequence[Shot], moments: Sequence[floa
             yield Unit(tuple(new), tuple(waiting))
             new = []
     yield Unit(tuple(new), tuple(waiting))
-    for moment in ahead:
-        yield Unit((), tuple(waiting), moment=moment)
 
 
 def _together(one: Shot, other: Shot) -> bool:

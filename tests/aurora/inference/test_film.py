@@ -559,6 +559,55 @@ def test_every_frame_is_reported_with_the_times_of_all(watcher: VideoModel, vide
     assert reports == [("picture.png", 1, []), *(("clip.mp4", number, times) for number in (1, 2, 3))]
 
 
+def test_a_moment_is_read_again_from_what_was_watched_and_not_from_the_rest_of_its_file(
+    watcher: VideoModel, make_video, tmp_path: Path
+) -> None:
+    first, second = (make_video(tmp_path / f"{seed}.mp4", 40, seed=seed) for seed in (1, 2))
+
+    def begun() -> Film:
+        *_, film = watcher.watching(first, moments=[2.0])
+        return film
+
+    left = watcher.blank()
+    for _ in left.extending(first):
+        break
+    for film, other in ((begun(), begun()), (left, left.fork())):
+        film.extend(second)
+        *_, there = other.extending(second, moments=[4.4])
+        assert film._seen(4.4).digest == there.now.digest and film._seen(4.4).frames == there.frames
+        assert torch.equal(film.memory(4.4).hidden, there.memory().hidden)
+
+
+def test_a_moment_needs_only_the_videos_that_were_shown_by_then(watcher: VideoModel, make_video, video: Path,
+                                                                tmp_path: Path) -> None:
+    film = watcher.watch(video)
+    wanted = film.memory(2.2).hidden
+    film.extend([np.zeros((32, 48, 3), np.uint8)] * 3)
+    assert torch.equal(film.memory(2.2).hidden, wanted)
+    behind = film._seen(4.9)  # the last frame of the video
+    assert (behind.digest, behind.frames, behind.seconds) == (watcher.watch(video).now.digest, 10, 4.9)
+    with pytest.raises(AuroraError, match="second 5 was not kept"):
+        ask(film, at=5.0)
+
+
+def test_moments_of_several_videos_are_given_once_each_in_seconds_of_the_film(watcher: VideoModel, make_video,
+                                                                              video: Path, tmp_path: Path) -> None:
+    second = make_video(tmp_path / "second.mp4", 40, seed=3)
+    frames = [*timed(watcher, video), *((5.0 + seconds, frame) for seconds, frame in timed(watcher, second))]
+    moments = [1.0, 4.9, 5.0, 7.2, 30.0]
+    growing = watcher.watching(video, second, moments=moments)
+    names = []
+    for moment, film in zip(moments, growing, strict=True):
+        until = watcher.watch([one for one in frames if one[0] <= moment])
+        assert (film.seconds, film.frames, film.now.digest) == (moment, until.frames, until.now.digest)
+        names.append(film.name)
+    assert names == ["clip.mp4"] * 2 + ["clip.mp4 + second.mp4"] * 3
+    film = watcher.watch(video)
+    assert [(one.seconds, one.frames) for one in film.extending(second, moments=[7.2])] == [(7.2, 15)]
+    with pytest.raises(AuroraError, match=r"moment 1\.0 is not a second of what is still to be watched.* second 7\.2"):
+        list(film.extending(second, moments=[1.0, 8.0]))
+
+
 @pytest.mark.parametrize(("use", "message"), [
     (lambda watcher, video: watcher.watch(3), "watched must be a path or frames, not int"),
     (lambda watcher, video: watcher.watch([np.zeros((2, 2, 3))]), r"frame 0 must be .* not float64 \(2, 2, 3\)"),
@@ -566,6 +615,8 @@ def test_every_frame_is_reported_with_the_times_of_all(watcher: VideoModel, vide
     (lambda watcher, video: watcher.watch([(1.0, np.zeros((9, 9, 3), np.uint8)), (0.5, np.zeros((9, 9, 3), np.uint8))]),
      "frame 1 is shown at second 0.5, before"),
     (lambda watcher, video: watcher.watch([]), "holds no frame"),
+    (lambda watcher, video: list(watcher.watching(video, moments=[float("nan")])), "moment nan is not a second"),
+    (lambda watcher, video: list(watcher.watching(video, moments=["1"])), "a moment must be a number, not '1'"),
     (lambda watcher, video: watcher.watch(video).ask(" "), "the question is empty"),
     (lambda watcher, video: watcher.watch(video).ask("What \udce9?"), "the question 'What .*' is not text"),
     (lambda watcher, video: watcher.watch(video).ask(["What?"]), "the question must be str, not list"),
