@@ -1,6 +1,7 @@
 """What a film needs of its model: its parts, how videos are watched, and what identifies it."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import cached_property
@@ -78,7 +79,8 @@ class BaseVideoModel:
         if fps is None and frames is None:
             fps, frames = own.fps, own.frames
             max_frames = own.max_frames if max_frames is None else max_frames
-        return Sampling(fps=fps, frames=frames, max_frames=max_frames, start=start, stop=stop)
+        return Sampling(fps=fps, frames=frames, max_frames=max_frames, start=start,
+                        stop=None if stop == math.inf else stop)
 
     def using(self, **changes: Any) -> Self:
         """The same weights with another merge, sort, prompt or skip (a name, or a mapping with options) or keep ratio.

@@ -206,7 +206,7 @@ class Film:
         """The same step by step: gives this film after every chunk, or once for each of the `moments`, in seconds of
         the film and ascending: having seen just what is shown up to then. It ends with the last moment. After an error
         the film has what was seen until then. AuroraError for a moment that lies before what was seen."""
-        check_sources(sources)
+        check_sources(sources, sampling)
         settings, left = self.model.sampling(**sampling), None
         if moments is not None:
             self._require_reusable("stop at moments")
@@ -344,7 +344,7 @@ class Film:
         seen, options = self._seen(at), generation(options)
         if not questions:
             return
-        memory = self._read([(*self.turns, self.turn(question)) for question in questions], seen)
+        memory = self._read(self._conversations(questions), seen)
         for number in range(len(questions)):
             yield Stream(stream(self.model.model, self.model.runner, fork(memory, [number]), options), seen)
 
@@ -353,7 +353,7 @@ class Film:
         seen, options = self._seen(None), generation(options)
         if not questions:
             return []
-        memory = self._read([(*self.turns, self.turn(question)) for question in questions], seen)
+        memory = self._read(self._conversations(questions), seen)
         return [Answer.of(text, seen) for text in complete(self.model.model, self.model.runner, memory, options)]
 
     def _stream(self, question: str, at: float | None, remember: bool, options: Generation | None) -> Stream:
@@ -376,6 +376,12 @@ class Film:
         if not question.strip():
             raise AuroraError("the question is empty")
         return Turn(plain_question(question, len(self.media)))
+
+    def _conversations(self, questions: Sequence[str]) -> list[tuple[Turn, ...]]:
+        """What was said so far and then each of the questions."""
+        if isinstance(questions, str):
+            raise AuroraError(f"give a list of questions, not a single one: [{questions!r}]")
+        return [(*self.turns, self.turn(question)) for question in questions]
 
     def _read(self, conversations: Sequence[Sequence[Turn]], seen: Snapshot) -> Memory:
         """The memory [S] after each of S conversations about what was seen."""

@@ -104,9 +104,13 @@ def write_film(film: Saved, path: str | os.PathLike[str]) -> None:
         "thumbnails": [small.seconds for small in film.thumbnails],
     }
     facts["sha256"] = _checksum(facts, tensors)
+    try:
+        header = json.dumps(facts, allow_nan=False)
+    except ValueError as error:
+        raise AuroraError(f"{target} would be a film that cannot be opened, so it is not written: {error}") from error
     with room_for(target), replacing(target, folder=False) as place:
         try:
-            save_file(tensors, place, metadata={"film": json.dumps(facts)})
+            save_file(tensors, place, metadata={"film": header})
         except SafetensorError as error:  # which hides what the system said, and names a file of its own
             said = re.search(r"os error (\d+)", str(error))
             number = int(said[1]) if said else errno.EIO

@@ -59,9 +59,11 @@ def fork(memory: Memory, sequences: Sequence[int]) -> Memory:
 
 
 def join(memories: Sequence[Memory]) -> Memory:
-    """The memories of several calls side by side; all of them have read something."""
-    return Memory(torch.cat([memory.last_hidden() for memory in memories]),
-                  join_states([memory.state for memory in memories]))
+    """The memories of several calls side by side; of those that have read nothing the hidden is 0."""
+    read = [memory.hidden for memory in memories if memory.hidden is not None]
+    hidden = [read[0].new_zeros(memory.sequences, read[0].shape[1]) if memory.hidden is None else memory.hidden
+              for memory in memories if read]
+    return Memory(torch.cat(hidden) if read else None, join_states([memory.state for memory in memories]))
 
 
 def tokenize(tokenizer: Tokenizer, pieces: Sequence[Text | Visual]) -> Pieces:

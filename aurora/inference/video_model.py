@@ -1,5 +1,6 @@
 """A model that is ready to watch: `aurora.load()` gives one, `watch` makes a film of what it sees."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -61,8 +62,8 @@ class VideoModel(BaseVideoModel):
     def _begin(self, checkpoint_seconds: float | None, on_progress: Report | None, using: Mapping[str, Any]) -> Film:
         if checkpoint_seconds is not None:
             require_number("checkpoint_seconds", checkpoint_seconds)
-            if not checkpoint_seconds > 0:
-                raise AuroraError(f"checkpoint_seconds {checkpoint_seconds} must be above 0")
+            if not 0 < checkpoint_seconds < math.inf:
+                raise AuroraError(f"checkpoint_seconds {checkpoint_seconds} must be above 0 and finite")
         film = self.blank(**using)
         film.checkpoint_seconds, film.on_progress = checkpoint_seconds, on_progress
         return film
@@ -119,6 +120,9 @@ class VideoModel(BaseVideoModel):
         for a film of another model, AuroraError for one whose prompt begins with the question."""
         if not asked:
             return []
+        for one in asked:
+            if not (isinstance(one, Sequence) and len(one) == 2 and isinstance(one[0], Film)):
+                raise AuroraError(f"give a list of (film, question), of which {one!r} is none")
         for film, _ in asked:  # the identity takes a hash of all weights
             if film.model.runner is not self.runner and film.model.identity != self.identity:
                 raise FilmMismatch(f"the film {film.name} is of another model: ask it with film.ask")
@@ -152,8 +156,12 @@ class VideoModel(BaseVideoModel):
         with TemporaryDirectory() as place:
             self.save_pretrained(Path(place) / "model", name=repo_id.rpartition("/")[2], **card)
             api = HfApi(token=token)
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=Path(place) / "model").commit_url)
+            try:
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                return str(api.upload_folder(repo_id=repo_id, folder_path=Path(place) / "model").commit_url)
+            except Exception as error:  # of whichever HTTP library the hub's client takes, too
+                reason = str(error).partition("\n")[0] or type(error).__name__
+                raise AuroraError(f"{repo_id!r} cannot be uploaded to the Hugging Face hub: {reason}") from error
 
 
 def load(source: str | Path | None = None, *overrides: str, device: str = "cpu", threads: int | None = None,

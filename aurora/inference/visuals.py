@@ -1,9 +1,10 @@
 """From what is to be watched to frames with their seconds: videos are streamed by the reader, images are one frame."""
 
 import hashlib
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -23,6 +25,7 @@ from aurora.images import read_image
 from aurora.inference.live import LiveSource
 from aurora.interfaces import Sampling, VideoReader
 from aurora.media import media_type
+from aurora.options import require_number
 
 Timed = tuple[float, np.ndarray]
 """Seconds, and the frame [H, W, 3] uint8 that is shown then."""
@@ -58,6 +61,8 @@ class Frames:
         self._address = source if isinstance(source, str) and "://" in source else None
         if self._address is not None and not _names_a_file(self._address):
             source = LiveSource(self._address, fps=sampling.fps or 1.0)
+        if not _chooses_frames(source):
+            sampling = Sampling(fps=sampling.fps or 1.0)
         self._source, self._reader, self._report, self._sampling = source, reader, report, sampling
         self.live: bool = getattr(source, "live", False)  # each frame is read as it comes
         self.path, self.name = None, str(getattr(source, "name", "frames"))
@@ -104,6 +109,13 @@ class Frames:
         return last + (0.0 if self._sampling.fps is None or self.live else 1 / self._sampling.fps)
 
 
+def _chooses_frames(source: Source) -> bool:
+    """Whether frames of a source are chosen: of a file, or by whoever decoded one and says how long it lasts."""
+    if isinstance(source, str) and "://" in source:
+        return _names_a_file(source)
+    return isinstance(source, (str, os.PathLike)) or hasattr(source, "lasting")
+
+
 def _names_a_file(address: str) -> bool:
     """Whether an address is that of a whole file, by its ending; others are streams."""
     return Path(urlsplit(address).path).suffix.lower() in _FILES
@@ -118,7 +130,7 @@ def download(address: str, folder: Path) -> str:
     try:
         with fsspec.open(address, "rb") as remote, room_for(target), target.open("wb") as local:
             shutil.copyfileobj(remote, local, 1 << 20)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # every file system of fsspec has errors of its own, as for credentials
         reason = str(error.__cause__ or error)  # of a missing file fsspec says nothing but its address
         raise UnreadableVisual(f"{address} cannot be downloaded: {reason}") from error
     return str(target)
@@ -191,11 +203,14 @@ def _shown(source: Source, sampling: Sampling, reader: VideoReader) -> Iterator[
     before = -1.0
     for number, one in enumerate(source):
         seconds, frame = one if isinstance(one, tuple) else (number / (sampling.fps or 1.0), one)
+        require_number(f"the second of frame {number}", seconds)
         if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
                 and frame.size):
             raise AuroraError(f"frame {number} must be an array [H, W, 3] of uint8, not "
                               f"{getattr(frame, 'dtype', type(frame).__name__)} {getattr(frame, 'shape', '')}")
-        if not seconds >= max(before, 0.0):
+        if not math.isfinite(seconds):
+            raise AuroraError(f"frame {number} is shown at second {seconds}, which is none")
+        if seconds < max(before, 0.0):
             raise AuroraError(f"frame {number} is shown at second {seconds}, before the one in front of it ({before})")
         before = float(seconds)
         yield before, frame
@@ -208,15 +223,18 @@ def frames_of(sources: Sequence[str | Path], sampling: Sampling, reader: VideoRe
             yield frame
 
 
-def check_sources(sources: Sequence[Source]) -> None:
-    """AuroraError for what is not a source, UnreadableVisual for a file that is missing or empty."""
+def check_sources(sources: Sequence[Source], sampling: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """AuroraError for what is not a source, and for options of sampling that a source does not have; UnreadableVisual
+    for a file that is missing or empty."""
+    chosen = [name for name in ("frames", "max_frames", "start", "stop") if sampling.get(name)]
     for source in sources:
-        if isinstance(source, str) and "://" in source:
-            continue
-        if isinstance(source, (str, os.PathLike)):
+        if isinstance(source, (str, os.PathLike)) and not (isinstance(source, str) and "://" in source):
             check_file(source)
         elif not isinstance(source, Iterable):
             raise AuroraError(f"what is watched must be a path or frames, not {type(source).__name__}")
+        elif chosen and not _chooses_frames(source):
+            raise AuroraError(f"{chosen[0]}={sampling[chosen[0]]} is for files: frames from Python, and those of a "
+                              "stream, are watched as they come")
 
 
 def check_file(path: str | os.PathLike[str]) -> None:

@@ -608,15 +608,69 @@ def test_moments_of_several_videos_are_given_once_each_in_seconds_of_the_film(wa
         list(film.extending(second, moments=[1.0, 8.0]))
 
 
+def test_a_film_that_could_not_be_opened_is_not_written_over_another(watcher: VideoModel, video: Path, tmp_path: Path
+                                                                     ) -> None:
+    film = watcher.watch(video)
+    film.save(tmp_path / "film.aurora")
+    film.now = replace(film.now, seconds=float("inf"))
+    with pytest.raises(AuroraError, match=r"film\.aurora would be a film that cannot be opened"):
+        film.save(tmp_path / "film.aurora")
+    assert watcher.open(tmp_path / "film.aurora").seconds == 5.0
+    watcher.watch(video, stop=float("inf")).save(tmp_path / "film.aurora")
+    assert watcher.open(tmp_path / "film.aurora").frames == 10
+
+
+def test_frames_from_python_are_described_by_their_rate_alone(make_model, make_config) -> None:
+    film = VideoModel(make_model(), make_config(sampling={"frames": 2})).watch(np.zeros((5, 32, 32, 3), np.uint8))
+    assert film.frames == 5 and film.media[0].sampling == {"fps": 1.0, "start": 0.0}
+
+
+def test_a_film_that_has_seen_nothing_is_answered_beside_others(watcher: VideoModel, video: Path) -> None:
+    film, none = watcher.watch(video), watcher.watch()
+    for asked in ([(film, QUESTION), (none, "Hello?")], [(none, "Hello?"), (none, QUESTION)]):
+        assert watcher.answer_all(asked, SHORT) == [ask(one, question) for one, question in asked]
+
+
+def test_a_hub_or_store_that_cannot_be_reached_is_named(watcher: VideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoCredentials(Exception):
+        """Of a client that has errors of its own."""
+
+    def refuse(*_, **__):
+        raise NoCredentials("Unable to locate credentials")
+
+    monkeypatch.setattr("fsspec.open", refuse)
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
+    with pytest.raises(UnreadableVisual, match=r"s3://bucket/a\.mp4 cannot be downloaded: Unable to locate"):
+        watcher.watch("s3://bucket/a.mp4")
+    with pytest.raises(AuroraError, match="'me/x' cannot be uploaded to the Hugging Face hub: Unable to locate"):
+        watcher.push_to_hub("me/x")
+
+
+FRAMES = np.zeros((5, 32, 32, 3), np.uint8)
+
+
 @pytest.mark.parametrize(("use", "message"), [
     (lambda watcher, video: watcher.watch(3), "watched must be a path or frames, not int"),
     (lambda watcher, video: watcher.watch([np.zeros((2, 2, 3))]), r"frame 0 must be .* not float64 \(2, 2, 3\)"),
     (lambda watcher, video: watcher.watch([np.zeros((2, 2), np.uint8)]), "frame 0 must be an array"),
     (lambda watcher, video: watcher.watch([(1.0, np.zeros((9, 9, 3), np.uint8)), (0.5, np.zeros((9, 9, 3), np.uint8))]),
      "frame 1 is shown at second 0.5, before"),
+    (lambda watcher, video: watcher.watch([("1", FRAMES[0])]), "the second of frame 0 must be a number, not '1'"),
+    (lambda watcher, video: watcher.watch([(float("inf"), FRAMES[0])]), "frame 0 is shown at second inf"),
+    (lambda watcher, video: watcher.watch([(float("nan"), FRAMES[0])]), "frame 0 is shown at second nan"),
     (lambda watcher, video: watcher.watch([]), "holds no frame"),
+    (lambda watcher, video: watcher.watch(FRAMES, frames=4), "frames=4 is for files"),
+    (lambda watcher, video: watcher.watch(video, FRAMES, max_frames=4), "max_frames=4 is for files"),
+    (lambda watcher, video: watcher.watch(FRAMES, start=1.0), r"start=1\.0 is for files"),
+    (lambda watcher, video: watcher.watch(FRAMES, stop=1.0), r"stop=1\.0 is for files"),
+    (lambda watcher, video: watcher.watch("rtsp://127.0.0.1:1/live", frames=4), "frames=4 is for files"),
+    (lambda watcher, video: watcher.watch(video).ask_all("Hi?"), r"give a list of questions, .*\['Hi\?'\]"),
+    (lambda watcher, video: list(watcher.watch(video).ask_each("Hi?")), "give a list of questions"),
+    (lambda watcher, video: watcher.answer_all("Hi?"), r"give a list of \(film, question\), of which 'H' is none"),
+    (lambda watcher, video: watcher.answer_all((watcher.watch(video), "Hi?")), r"give a list of \(film, question\)"),
     (lambda watcher, video: list(watcher.watching(video, moments=[float("nan")])), "moment nan is not a second"),
     (lambda watcher, video: list(watcher.watching(video, moments=["1"])), "a moment must be a number, not '1'"),
+    (lambda watcher, video: watcher.watch(video, checkpoint_seconds=float("inf")), "must be above 0 and finite"),
     (lambda watcher, video: watcher.watch(video).ask(" "), "the question is empty"),
     (lambda watcher, video: watcher.watch(video).ask("What \udce9?"), "the question 'What .*' is not text"),
     (lambda watcher, video: watcher.watch(video).ask(["What?"]), "the question must be str, not list"),
