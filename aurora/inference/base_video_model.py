@@ -42,6 +42,15 @@ class BaseVideoModel:
         self.prefill: Callable[[Memory, Tensor], Memory] = lambda memory, x: read_tokens(self.runner, memory, x)
         """Reads tokens [T, D] of a film behind its memory [1]; a service puts its own in place of it."""
 
+    def __copy__(self) -> Self:
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
+
+    def __reduce__(self) -> str:
+        raise AuroraError("a model is neither pickled nor copied deeply: write it with `model.save_pretrained`, and "
+                          "read that with `aurora.load`")
+
     @property
     def layout(self) -> VisualLayout:
         """How many tokens a frame takes."""

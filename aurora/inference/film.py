@@ -9,7 +9,6 @@ import json
 import math
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal, overload
@@ -413,7 +412,15 @@ class Film:
 
     def fork(self) -> "Film":
         """A second film that goes on from here; what one is asked or shown the other does not know."""
-        return copy(self)
+        return replace(self)
+
+    __copy__ = fork
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Film":
+        return self.fork()  # what a film holds is never written into
+
+    def __reduce__(self) -> str:
+        raise AuroraError("a film is not pickled: write it to a file with `film.save` and read that with `model.open`")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the film to one file, whole or not at all, in place of another film. AuroraError where there is

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import re
 import resource
 import shutil
@@ -623,6 +625,17 @@ def test_a_film_that_could_not_be_opened_is_not_written_over_another(watcher: Vi
 def test_frames_from_python_are_described_by_their_rate_alone(make_model, make_config) -> None:
     film = VideoModel(make_model(), make_config(sampling={"frames": 2})).watch(np.zeros((5, 32, 32, 3), np.uint8))
     assert film.frames == 5 and film.media[0].sampling == {"fps": 1.0, "start": 0.0}
+
+
+def test_a_film_is_copied_as_a_fork_and_not_pickled(watcher: VideoModel, video: Path) -> None:
+    film = watcher.watch(video)
+    for copied in (copy.copy(film), copy.deepcopy(film)):
+        assert same(copied, film) and copied.extend(video).frames == 20 and film.frames == 10
+    with pytest.raises(AuroraError, match=r"write it to a file with `film\.save`"):
+        pickle.dumps(film)
+    for use in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(AuroraError, match=r"write it with `model\.save_pretrained`"):
+            use(watcher)
 
 
 def test_a_film_that_has_seen_nothing_is_answered_beside_others(watcher: VideoModel, video: Path) -> None:
