@@ -26,7 +26,8 @@ UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass(frozen=True)
 class Generation:
-    """How an answer is drawn. `temperature` 0 takes the likeliest token; the prompt's stop always ends an answer."""
+    """How an answer is drawn. `temperature` 0 takes the likeliest token; the prompt's stop always ends an answer, and
+    so does any of `stop` in what is shown of it, which begins without white space."""
 
     max_new_tokens: PositiveInt = 256
     temperature: Annotated[float, Ge(0)] = 0.0
@@ -77,12 +78,14 @@ def next_tokens(logits: Tensor, options: Sequence[Generation], generators: Seque
 
 
 class TextStream:
-    """Turns ids into text as they come, holding back what may still change or may become a stop string."""
+    """Turns ids into text as they come, holding back what may still change or may become a stop string. `stops` end it
+    anywhere, `shown_stops` only behind the white space at its beginning, which is shown to nobody."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], shown_stops: Sequence[str] = ()) -> None:
         self.stopped = False
         self._tokenizer = tokenizer
-        self._stops = tuple(stops)
+        self._stops, self._shown_stops = tuple(stops), tuple(shown_stops)
+        self._begun = False  # something other than white space was passed on
         self._ids: list[int] = []
         self._start = 0  # decoding begins one settled piece early: some tokenizers drop a text's first space
         self._settled = 0
@@ -114,15 +117,19 @@ class TextStream:
 
     def _pass_on(self, new: str) -> str:
         self._held += new
-        found = [place for place in map(self._held.find, self._stops) if place >= 0]
+        begin = 0 if self._begun else len(self._held) - len(self._held.lstrip())
+        stops = [*((stop, 0) for stop in self._stops), *((stop, begin) for stop in self._shown_stops)]
+        found = [place for stop, first in stops if (place := self._held.find(stop, first)) >= 0]
         if found:
             self._held = self._held[: min(found)]
             self.stopped = True
             return self._release()
         # what may become a stop string is held back
         cut = next((place for place in range(len(self._held))
-                    if any(stop.startswith(self._held[place:]) for stop in self._stops)), len(self._held))
+                    if any(place >= first and stop.startswith(self._held[place:]) for stop, first in stops)),
+                   len(self._held))
         shown, self._held = self._held[:cut], self._held[cut:]
+        self._begun = self._begun or shown.strip() != ""
         return shown
 
     def _release(self) -> str:
@@ -153,7 +160,7 @@ def complete(model: AuroraModel, runner: Runner, memory: Memory, options: Genera
 @torch.inference_mode()
 def _pieces(model: AuroraModel, runner: Runner, memory: Memory, options: Generation) -> Iterator[tuple[int, str]]:
     """(number of a sequence, text that follows in its answer)."""
-    texts = [TextStream(model.tokenizer, (model.prompt.stop, *options.stop)) for _ in range(memory.sequences)]
+    texts = [TextStream(model.tokenizer, (model.prompt.stop,), options.stop) for _ in range(memory.sequences)]
     generators = [torch.Generator().manual_seed(options.seed) for _ in texts]
     active = list(range(memory.sequences))
     steps = Steps(runner, memory)

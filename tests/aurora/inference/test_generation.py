@@ -15,8 +15,8 @@ BYTES = TOKENIZER.build({"name": "bytes"})
 WORLD = TOKENIZER.build({"name": "rwkv_world"})
 
 
-def reported(ids: list[int], stops: tuple[str, ...] = (), tokenizer=BYTES) -> list[str]:
-    text = TextStream(tokenizer, stops)
+def reported(ids: list[int], stops: tuple[str, ...] = (), tokenizer=BYTES, shown: tuple[str, ...] = ()) -> list[str]:
+    text = TextStream(tokenizer, stops, shown)
     pieces = []
     for token in ids:
         pieces.append(text.push(token))
@@ -46,6 +46,26 @@ def test_bytes_that_are_no_text_come_out_as_one_decoding_would_give_them(raw: by
 @given(text=st.text("ab\n", max_size=16), stop=st.text("ab\n", min_size=1, max_size=4))
 def test_nothing_of_a_stop_string_is_ever_shown(text: str, stop: str) -> None:
     assert "".join(reported(BYTES.encode(text), (stop,))) == text.split(stop)[0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text("ab \n", max_size=16), stop=st.text("ab \n", min_size=1, max_size=3))
+def test_a_stop_string_of_the_user_is_not_matched_against_white_space_that_is_never_shown(text: str, stop: str) -> None:
+    assert "".join(reported(BYTES.encode(text), shown=(stop,))).lstrip() == text.lstrip().split(stop)[0]
+
+
+def test_the_stop_of_the_prompt_ends_an_answer_that_has_not_begun() -> None:
+    assert "".join(reported(BYTES.encode("\n\nwhite square"), ("\n\n",), shown=(" ",))) == ""
+
+
+def test_an_answer_stops_behind_the_white_space_that_it_begins_with(model: AuroraModel) -> None:
+    runner, logits = model.backbone.runner(), model.backbone.logits
+    memory = read_texts(runner, blank(runner, 1), [model.tokenizer.encode("What is it?")])
+    ids = iter(model.tokenizer.encode(" white square"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.backbone, "logits", lambda hidden: torch.zeros_like(logits(hidden)).index_fill_(
+            -1, torch.tensor([next(ids)]), 1.0))
+        assert complete(model, runner, memory, Generation(stop=(" ",))) == ["white"]
 
 
 def test_a_character_is_shown_once_it_is_whole() -> None:
