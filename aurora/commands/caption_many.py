@@ -134,7 +134,7 @@ def _report(done: "Sequence[Outcome]", output: Path, json_output: bool) -> None:
         write_json([outcome._asdict() for outcome in done])
         return
     counts = Counter(outcome.status for outcome in done)
-    failures = [(outcome.name, *one) for outcome in done for one in outcome.failures.items()]
+    failures = [(outcome.name, *one) for outcome in done for one in outcome.failures]
     sys.stdout.write(f"{output}: {counts['written']} files written, {counts['present']} were there, {counts['broken']} "
                      f"broken; {sum(one.answers for one in done):,} answers about "
                      f"{clock(sum(one.seconds for one in done))} of video, {len(failures):,} failed\n")

@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
     name: str
     status: Literal["written", "present", "busy", "broken"]
     answers: int = 0
-    failures: Mapping[str, str] = {}  # why, by video
+    failures: Sequence[tuple[str, str]] = ()  # the video of a row without an answer, and why
     seconds: float = 0.0  # of video
     elapsed: float = 0.0
     detail: str = ""
@@ -85,10 +85,11 @@ class CaptionTask:
 
     def result(self) -> Outcome | None:
         """What was written before, of the same input; None where it has to be done."""
-        with suppress(AuroraError, OSError, KeyError):
+        with suppress(AuroraError, OSError, KeyError, ValueError):
             kept = read_json(self.done)
+            failures = [(video, why) for video, why in kept["failures"]]
             if kept["input"] == self.shard.digest() and self.path.stat().st_size == kept["bytes"]:
-                return Outcome(self.name, "present", kept["answers"], kept["failures"], kept["seconds"])
+                return Outcome(self.name, "present", kept["answers"], failures, kept["seconds"])
         return None
 
 
@@ -136,7 +137,7 @@ def caption_shard(task: CaptionTask) -> Outcome:
         task.done.unlink(missing_ok=True)  # it tells of the file that is replaced now
         with room_for(task.path), replacing(task.path, folder=False) as place:
             WRITERS[task.request.format](rows, place)
-        failures = {row["video"]: row["failure"] for row in rows if row["failure"] is not None}
+        failures = [(row["video"], row["failure"]) for row in rows if row["failure"] is not None]
         kept = {"input": digest, "bytes": task.path.stat().st_size, "answers": len(rows) - len(failures),
                 "failures": failures, "seconds": sum(row["seconds"] for row in rows)}
         replace_file(task.done, json.dumps(kept).encode())

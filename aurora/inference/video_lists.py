@@ -57,7 +57,7 @@ def input_shards(inputs: Sequence[str], *, videos_per_file: int, column: str = "
             listed[str(path)] = [Entry(video.name, str(Path(video.path).relative_to(path.resolve())), video.path)
                                  for video in find_videos(path, without=without)]
         elif path.suffix.lower() in LISTS:
-            listed[str(path)] = list(_listed(path, column))
+            listed[str(path)] = _told_apart(_listed(path, column))
         elif path.suffix.lower().lstrip(".") in (*VIDEOS, "mov", "m4v", "mpeg"):
             listed.setdefault("videos", []).append(Entry(path.stem, str(path), str(path.resolve())))
         else:
@@ -132,8 +132,8 @@ def _expanded(inputs: Iterable[str]) -> Iterator[Path]:
                 yield path
 
 
-def _listed(path: Path, column: str) -> Iterator[Entry]:
-    """The entries of a list; its paths are relative to its folder."""
+def _listed(path: Path, column: str) -> Iterator[tuple[Entry, bool]]:
+    """The entries of a list, and whether each has an id of its own; its paths are relative to its folder."""
     if path.suffix.lower() == ".txt":
         lines = path.read_text(encoding="utf-8").splitlines()
         rows: Iterable[tuple[str, Mapping[str, Any]]] = (
@@ -142,9 +142,20 @@ def _listed(path: Path, column: str) -> Iterator[Entry]:
         rows = records(path)
     try:
         for where, record in rows:
-            yield _of_record(path, where, record, column)
+            yield _of_record(path, where, record, column), "id" in record
     except RecordsBroken as error:
-        yield Entry(f"{path.stem}: end", str(path), failure=str(error))
+        yield Entry(f"{path.stem}: end", str(path), failure=str(error)), True
+
+
+def _told_apart(entries: Iterable[tuple[Entry, bool]]) -> list[Entry]:
+    """The entries; where several without an id of their own are about one video, their ids are numbered."""
+    made = list(entries)
+    counts, numbers = Counter(entry.id for entry, named in made if not named), Counter[str]()
+    for place, (entry, named) in enumerate(made):
+        if not named and counts[entry.id] > 1:
+            numbers[entry.id] += 1
+            made[place] = entry._replace(id=f"{entry.id}#{numbers[entry.id]}"), named
+    return [entry for entry, _ in made]
 
 
 def _of_record(path: Path, where: str, record: Mapping[str, Any], column: str) -> Entry:

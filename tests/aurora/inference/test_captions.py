@@ -102,6 +102,19 @@ def test_a_list_may_bring_questions_ids_and_ranges(run: Run, videos: Path, model
 
 
 @pytest.mark.slow
+def test_lines_about_one_video_are_counted_and_named_one_by_one(run: Run, videos: Path, tmp_path: Path) -> None:
+    (videos / "1.mp4").write_bytes(b"")
+    listed = videos / "clips.jsonl"
+    listed.write_text("".join(json.dumps(one) + "\n" for one in (
+        {"video": "0.mp4"}, {"video": "1.mp4", "question": "Who?"}, {"video": "1.mp4", "question": "Where?"},
+        {"video": "1.mp4", "id": "mine"}, {"video": "1.mp4", "id": "mine"}, {"video": "0.mp4", "range": [2, 1]})))
+    for made in (run(listed)[0], run(listed)[0]):  # as it was written, and as it is read again
+        assert (made.answers, len(made.failures)) == (1, 5)
+    assert [row["id"] for row in rows(tmp_path / "out" / "clips.jsonl")] == [
+        "0.mp4#1", "1.mp4#1", "1.mp4#2", "mine", "mine", "0.mp4#2"]
+
+
+@pytest.mark.slow
 def test_the_videos_of_a_tar_are_answered_in_its_order(run: Run, videos: Path, tmp_path: Path) -> None:
     clips = [path.read_bytes() for path in sorted(videos.iterdir())]
     tar = write_tar(tmp_path / "s" / "000.tar", {
@@ -159,7 +172,7 @@ def test_another_request_does_not_mix_with_what_is_there(run: Run, videos: Path,
 def test_failures_are_tried_again_when_asked_or_when_the_video_was_mended(run: Run, videos: Path) -> None:
     good = (videos / "1.mp4").read_bytes()
     (videos / "1.mp4").write_bytes(b"")
-    assert run(videos)[0].failures == {"1.mp4": "1.mp4 is empty"}
+    assert run(videos)[0].failures == [("1.mp4", "1.mp4 is empty")]
     again = run(videos)[0]
     assert again.status == "present" and again.failed
     assert run(videos, retry=True)[0].status == "written"
@@ -252,7 +265,8 @@ def test_ray_writes_the_same_files_though_a_process_is_killed(
     assert process.returncode == 1, err.decode()[-3000:]
     told = json.loads(out)
     # the process may have ended a file before it was killed
-    assert {one["status"] for one in told} <= {"written", "present"} and list(told[1]["failures"]) == ["01.mp4"]
+    assert {one["status"] for one in told} <= {"written", "present"}
+    assert [video for video, _ in told[1]["failures"]] == ["01.mp4"]
     for number in range(12):
         tables = [pq.read_table(tmp_path / folder / f"videos-{number:05}.parquet").to_pylist()
                   for folder in ("one", "ray")]
