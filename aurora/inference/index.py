@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -114,19 +115,29 @@ class WatchTask:
 
 def find_videos(folder: str | Path, *, without: str | Path) -> list[FoundVideo]:
     """Every file below a folder that is a video, or is called like one, with a name for its film; none of what begins
-    with a dot or lies below `without`. AuroraError where there is none."""
+    with a dot or lies below `without`. Links are followed, and a folder that several ways lead to is read once.
+    AuroraError where there is no video."""
     root, left_out = Path(folder), Path(without).resolve()
     if not root.is_dir():
         raise AuroraError(f"{folder} {'is not a folder' if root.exists() else 'does not exist'}; give the folder that "
                           "holds the videos")
     found: list[Path] = []
-    for place, folders, files in os.walk(root):
+    read: set[str] = set()
+    tops = [root]
+    for place, folders, files in chain.from_iterable(map(os.walk, tops)):  # which grow meanwhile
+        if (real := os.path.realpath(place)) in read:
+            folders.clear()
+            continue
+        read.add(real)
         folders[:] = sorted(name for name in folders if name[0] != "." and Path(place, name).resolve() != left_out)
+        # behind everything else, so that a folder has the name of its own place where it is below `folder` too
+        tops += [Path(place, name) for name in folders if os.path.islink(os.path.join(place, name))]
         found += [Path(place, name) for name in sorted(files) if name[0] != "." and _is_video(Path(place, name))]
     if not found:
         raise AuroraError(f"{folder} holds no video file")
     names = film_names([path.relative_to(root).as_posix() for path in found])
-    return sorted(FoundVideo(name, str(path.resolve())) for name, path in zip(names, found, strict=True))
+    return sorted(FoundVideo(name, str(root.resolve() / path.relative_to(root)))
+                  for name, path in zip(names, found, strict=True))
 
 
 def film_names(files: Sequence[str]) -> list[str]:
@@ -168,7 +179,9 @@ def watch_video(task: WatchTask) -> Outcome:
 
 def build_index(videos: Sequence[FoundVideo], store: FilmStore, model: WorkerModel, executor: Executor, *,
                 checkpoint_seconds: float | None = None) -> Iterator[Outcome]:
-    """What becomes of every video, as it comes."""
+    """What becomes of every video, as it comes. A film that stands keeps its name, though another file may have come
+    or gone since that differs in the suffix alone."""
+    videos = _under_standing_names(videos, store, model)
     key = hashlib.sha256(f"{model.digest()} {checkpoint_seconds} {VERSION}".encode()).hexdigest()
     died = set(_left_over(store, [video.name for video in videos]))
     tasks = []
@@ -179,6 +192,20 @@ def build_index(videos: Sequence[FoundVideo], store: FilmStore, model: WorkerMod
         else:
             yield standing
     yield from _survived(tasks, store, lambda some: run_claimed(lambda more: executor.run(watch_video, more), some))
+
+
+def _under_standing_names(videos: Sequence[FoundVideo], store: FilmStore, model: WorkerModel) -> list[FoundVideo]:
+    """The videos, each with the name that the store has a film of it under: with the suffix or without."""
+    def stands(video: FoundVideo) -> bool:
+        return WatchTask(video, str(store.folder), model).made_of() == video.path
+
+    used, named = {video.name for video in videos}, []
+    for video in videos:
+        stem, suffix = os.path.splitext(video.name)
+        own = Path(video.path).suffix
+        other = video._replace(name=stem if suffix == own else video.name + own)
+        named.append(other if other.name not in used and stands(other) and not stands(video) else video)
+    return named
 
 
 def _survived(tasks: Sequence[WatchTask], store: FilmStore, run: Callable[[Sequence[WatchTask]], Iterator[Outcome]]
@@ -243,6 +270,8 @@ def _stamp(path: str | Path) -> list[int]:
 
 
 def _is_video(path: Path) -> bool:
+    if path.suffix.lower() in _NAMED_AS_VIDEO and path.is_symlink() and not path.exists():
+        return True  # a broken one, which is named
     if path.suffix.lower() == SUFFIX or not path.is_file():
         return False
     if path.suffix.lower() in _NAMED_AS_VIDEO:

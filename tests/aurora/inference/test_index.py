@@ -18,6 +18,7 @@ from aurora.cli import main
 from aurora.errors import AuroraError
 from aurora.inference.index import INDEX, Outcome, build_index, film_names, find_videos
 from aurora.inference.store import FilmStore
+from aurora.inference.video_lists import input_shards
 from aurora.inference.video_model import load
 from aurora.inference.workers import WorkerModel
 from aurora.registry import EXECUTOR
@@ -84,6 +85,35 @@ def test_what_is_a_video_is_decided_by_its_content_or_its_name(videos: Path) -> 
     (videos / "films" / "old.mp4").write_bytes(b"nothing")
     found = find_videos(videos, without=videos / "films")
     assert [video.name for video in found] == ["a/one", "broken", "two", "two.mkv"]
+
+
+def test_links_to_folders_are_followed_once_and_links_to_nothing_are_named(watch: Films, videos: Path, tmp_path: Path,
+                                                                            make_video: Callable[..., Path]) -> None:
+    make_video(tmp_path / "other" / "deep" / "three.mp4", 24, seed=5)
+    (tmp_path / "other" / "back").symlink_to(videos)
+    (videos / "0").symlink_to(videos / "a")
+    (videos / "a" / "loop").symlink_to(videos)
+    (videos / "a" / "other").symlink_to(tmp_path / "other")
+    (videos / "four.mp4").symlink_to(tmp_path / "other" / "deep" / "three.mp4")
+    (videos / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    (videos / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    made = {outcome.name: outcome for outcome in watch()}
+    assert statuses(list(made.values())) == {"a/one": "watched", "two.mp4": "watched", "two.mkv": "watched",
+                                             "a/other/deep/three": "watched", "four": "watched", "gone": "broken"}
+    assert str(videos / "gone.mp4") in made["gone"].detail
+    assert len(input_shards([str(videos)], videos_per_file=9, without=tmp_path / "out")[0].entries) == 6
+
+
+def test_a_film_keeps_its_name_when_a_file_comes_or_goes_that_differs_in_the_suffix_alone(
+    watch: Films, videos: Path, tmp_path: Path
+) -> None:
+    (videos / "two.mkv").rename(tmp_path / "two.mkv")
+    assert statuses(watch()) == {"a/one": "watched", "two": "watched"}
+    (tmp_path / "two.mkv").rename(videos / "two.mkv")
+    assert statuses(watch()) == {"a/one": "present", "two": "present", "two.mkv": "watched"}
+    (videos / "two.mp4").unlink()
+    assert statuses(watch()) == {"a/one": "present", "two.mkv": "present"}
+    assert FilmStore(tmp_path / "films").names() == ["a/one", "two", "two.mkv"]
 
 
 def test_a_folder_without_a_video_is_refused(tmp_path: Path) -> None:
