@@ -42,7 +42,8 @@ class VideoModel(BaseVideoModel):
               max_frames: int | None = None, checkpoint_seconds: float | None = None,
               on_progress: Report | None = None, start: float = 0.0, stop: float | None = None, **using: Any) -> Film:
         """The film of videos, images or frames, one after the other. `checkpoint_seconds` keeps a state every so many
-        seconds for questions about a moment; `using` are changes as `using` takes them.
+        seconds for questions about a moment; `using` are changes as `using` takes them. `frames`, `max_frames`, `start`
+        and `stop` are for files: frames from Python and those of a stream are watched as they come.
 
         A model whose own prompt begins with the question watches with the prompt `generic`, unless it is told to.
         UnreadableVisual for what cannot be read.
