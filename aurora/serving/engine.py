@@ -79,7 +79,7 @@ class Engine:
         many wait; DeadlineExceeded comes after so many `seconds`."""
         if not ids:
             raise ValueError("a question has at least one token")
-        text = TextStream(self.model.tokenizer, (self.model.prompt.stop, *options.stop))
+        text = TextStream(self.model.tokenizer, (self.model.prompt.stop,), options.stop)
         answer = Answer(memory, ids, options, text, seconds)
         with self._changed:
             if self._closed:

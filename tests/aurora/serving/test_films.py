@@ -114,6 +114,14 @@ def test_a_film_that_was_watched_further_meanwhile_is_not_overwritten(
     assert library.open(films.store.path("clip")).frames == longer.frames > film.frames
 
 
+def test_a_stop_string_is_matched_in_what_is_shown(client: Any, store: Path, clip: Film) -> None:
+    clip.save(store / "stopped.aurora")
+    question = {"question": "Describe the video in detail.", "max_tokens": 16}
+    whole = client.post("/v1/films/stopped/ask", json=question).json()["answer"]
+    first = client.post("/v1/films/stopped/ask", json={**question, "stop": [" "]}).json()["answer"]
+    assert first and first == whole.split(" ")[0]
+
+
 def test_every_route_of_a_film_is_known() -> None:
     ends = {route.path.rpartition("}/")[2] for route in router.routes if "}/" in route.path}
     assert {*ends, "patches"} == {*ROUTES}
