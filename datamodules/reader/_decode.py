@@ -24,10 +24,10 @@ _FAR = 256
 
 
 class ReadPlan(NamedTuple):
-    """What is shown at every moment, and how to get it."""
+    """What is shown at every moment, and how to get it: in arrays, because lists of a long video take megabytes."""
 
-    ticks: list[int]  # the frame of a moment is the last one that begins by then ...
-    floors: list[int]  # ... and where it begins before that, it was not decoded
+    ticks: np.ndarray  # [N] int64: the frame of a moment is the last one that begins by then ...
+    floors: np.ndarray  # [N] int64: ... and where it begins before that, it was not decoded
     runs: list[range]  # packets that are decoded one after the other; the first needs nothing from before it
     whole: np.ndarray | None  # [P] bool: others may go when no frame refers to them; none: nothing may go
 
@@ -92,7 +92,7 @@ def plan_read(packets: Packets, times: list[float]) -> ReadPlan:
     wanted, first = shown_at(packets, times), int(packets.starts[packets.shown].min())
     if not packets.whole:
         ticks = first + np.floor((np.array(times) + _slack(packets)) / packets.tick).astype(np.int64)
-        return ReadPlan(ticks.tolist(), [first] * len(times), [range(len(packets.starts))], None)
+        return ReadPlan(ticks, np.full(len(times), first), [range(len(packets.starts))], None)
     # From the last keyframe before each wanted packet, or from the beginning, which is always right.
     keys = np.concatenate([[0], np.flatnonzero(packets.keys)])
     at = np.searchsorted(keys, wanted, side="right") - 1
@@ -106,8 +106,8 @@ def plan_read(packets: Packets, times: list[float]) -> ReadPlan:
     if packets.codec == "h264":  # wanted packets and their neighbours
         whole = np.zeros(len(packets.starts), bool)
         whole[np.clip(wanted + np.array([[-1], [0], [1]]), 0, len(whole) - 1)] = True
-    return ReadPlan(packets.starts[wanted].tolist(), np.minimum(floors, packets.starts[wanted]).tolist(),
-                _joined(begins, ends), whole)
+    ticks = packets.starts[wanted]
+    return ReadPlan(ticks, np.minimum(floors, ticks), _joined(begins, ends), whole)
 
 
 def _joined(begins: np.ndarray, ends: np.ndarray) -> list[range]:
@@ -151,7 +151,7 @@ def _frames_at(
     with open_video(source, threads=threads) as (container, stream, decoder):
         frames = _shown(_decoded(container, stream, decoder, packets, wanted, deadline, seek=seek), packets)
         current, following = next(frames, None), None
-        for time, tick, floor in zip(times, wanted.ticks, wanted.floors, strict=True):
+        for time, tick, floor in zip(times, map(int, wanted.ticks), map(int, wanted.floors), strict=True):
             # The frame that begins at the tick ends the search, because the one after it may be far away.
             while current is not None and current.tick != tick:
                 following = following or next(frames, None)
@@ -175,15 +175,16 @@ class _Shown(NamedTuple):
 
 def _shown(decoded: Iterator[Any], packets: Packets) -> Iterator[_Shown]:
     """Decoded frames in the order in which they are shown."""
-    ordered = np.sort(packets.starts[packets.shown]).tolist()
-    damaged, tick = False, ordered[0]
+    ordered = np.sort(packets.starts[packets.shown])
+    first = tick = int(ordered[0])
+    damaged = False
     for number, frame in enumerate(decoded):
         damaged = frame.is_corrupt or (damaged and not frame.key_frame)
         if packets.counted:
-            tick = ordered[min(number, len(ordered) - 1)]
+            tick = int(ordered[min(number, len(ordered) - 1)])
         elif frame.pts is not None:
             tick = frame.pts
-        if tick >= ordered[0]:
+        if tick >= first:
             yield _Shown(tick, frame, damaged)
 
 
