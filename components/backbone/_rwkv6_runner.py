@@ -85,7 +85,7 @@ class FusedRunner(Runner):
             return super().read(x, cu_seqlens, state, return_state=return_state)
         if state is None:
             state = self.backbone.init_state(len(cu_seqlens) - 1)
-        if len(x) <= self.most_positions and self.fuses(x, len(cu_seqlens) - 1, state) and _whole(cu_seqlens):
+        if len(x) <= self.most_positions and self.fuses(x, len(cu_seqlens) - 1, state) and _bounds(cu_seqlens, x):
             hidden, after = self._fused(x, cu_seqlens, state)
             return hidden, after if return_state else None
         self._check()
@@ -219,10 +219,12 @@ def _most_positions(width: int, dtype: torch.dtype, *, is_int8: bool) -> int:
     return 128 if is_int8 or dtype is torch.bfloat16 else 32
 
 
-def _whole(cu_seqlens: Tensor) -> bool:
-    """Whether these are bounds as the kernel takes them, of sequences that are not empty."""
-    return (cu_seqlens.dtype is torch.int64 and cu_seqlens.device.type == "cpu"
-            and all(start < end for start, end in pairwise(cu_seqlens.tolist())))
+def _bounds(cu_seqlens: Tensor, x: Tensor) -> bool:
+    """Whether these are bounds as the kernel takes them: of sequences that are not empty and make up all of x."""
+    if cu_seqlens.dtype is not torch.int64 or cu_seqlens.device.type != "cpu":
+        return False
+    bounds = cu_seqlens.tolist()
+    return bounds[0] == 0 and bounds[-1] == len(x) and all(start < end for start, end in pairwise(bounds))
 
 
 def _pair(norm: Any) -> tuple[Tensor, Tensor]:
