@@ -83,9 +83,10 @@ class FusedRunner(Runner):
     ) -> tuple[Tensor, State | None]:
         if x.dtype is not self.dtype or torch.is_autocast_enabled("cpu"):
             return super().read(x, cu_seqlens, state, return_state=return_state)
+        _check_bounds(cu_seqlens, len(x))
         if state is None:
             state = self.backbone.init_state(len(cu_seqlens) - 1)
-        if len(x) <= self.most_positions and self.fuses(x, len(cu_seqlens) - 1, state) and _bounds(cu_seqlens, x):
+        if len(x) <= self.most_positions and self.fuses(x, len(cu_seqlens) - 1, state):
             hidden, after = self._fused(x, cu_seqlens, state)
             return hidden, after if return_state else None
         self._check()
@@ -113,7 +114,7 @@ class FusedRunner(Runner):
         self._check()
         given = {name: tensor.contiguous() for name, tensor in state.items()}
         after = {name: torch.empty_like(tensor) for name, tensor in given.items()}
-        x, bounds = x.contiguous(), cu_seqlens.contiguous()
+        x, bounds = x.contiguous(), cu_seqlens.to("cpu", torch.int64).contiguous()
         hidden = torch.empty_like(x, memory_format=torch.contiguous_format)
         names = ("att_shift", "wkv", "ffn_shift")
         tensors = (x, *(given[name] for name in names), hidden, *(after[name] for name in names), bounds)
@@ -219,12 +220,12 @@ def _most_positions(width: int, dtype: torch.dtype, *, is_int8: bool) -> int:
     return 128 if is_int8 or dtype is torch.bfloat16 else 32
 
 
-def _bounds(cu_seqlens: Tensor, x: Tensor) -> bool:
-    """Whether these are bounds as the kernel takes them: of sequences that are not empty and make up all of x."""
-    if cu_seqlens.dtype is not torch.int64 or cu_seqlens.device.type != "cpu":
-        return False
+def _check_bounds(cu_seqlens: Tensor, positions: int) -> None:
+    """ValueError unless sequences that are not empty make up all positions: kernels would read behind the end."""
     bounds = cu_seqlens.tolist()
-    return bounds[0] == 0 and bounds[-1] == len(x) and all(start < end for start, end in pairwise(bounds))
+    if bounds[0] != 0 or bounds[-1] != positions or any(start >= end for start, end in pairwise(bounds)):
+        raise ValueError(f"cu_seqlens {bounds} are not the bounds of sequences, none of them empty, that make up "
+                         f"{positions} positions")
 
 
 def _pair(norm: Any) -> tuple[Tensor, Tensor]:

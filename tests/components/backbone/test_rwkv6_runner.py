@@ -187,6 +187,13 @@ def test_bounds_of_another_type_and_rows_without_states_are_read_too() -> None:
     assert after is None
 
 
+@pytest.mark.parametrize("bounds", [[0, 9], [0, 3], [1, 6], [0, 3, 3, 6], [0, 4, 2, 6]])
+def test_bounds_that_do_not_make_up_the_row_are_refused(bounds: list[int]) -> None:
+    model = build(SIZES[0], torch.float32)
+    with pytest.raises(ValueError, match="make up 6 positions"):
+        fused(model).read(row(model, 6)[0], torch.tensor(bounds))
+
+
 @torch.no_grad()
 def test_likelihood_does_not_drift_over_two_thousand_tokens() -> None:
     model = build(SIZES[0], torch.float32)
