@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,5 +33,7 @@ def test_the_best_checkpoints_are_folders_with_everything_but_tensors_in_json(ou
     for path in kept:
         assert {"COMMITTED", "state.json"} <= {file.name for file in path.iterdir()}
         steps = json.loads((path / "state.json").read_text())["global_step"]
-        assert path.name in ("last.ckpt", f"epoch=0-step={steps}.ckpt") and steps in (4, 8, 12)
+        # how many steps an epoch has depends on how the tokenizer packs rows
+        assert path.name == "last.ckpt" or re.fullmatch(rf"epoch=[01]-step={steps}\.ckpt", path.name)
+        assert steps in (4, 8, 12)
     assert "val_loss" in output.rpartition("best")[2]

@@ -45,7 +45,8 @@ def test_the_first_visit_leads_from_the_example_to_an_answer(open_page: OpenPage
     assert page.evaluate("document.activeElement.closest('#question') !== null")
     page.keyboard.press("Enter")
     film = shipped.watch(views.EXAMPLE)
-    assert answer(page, views.QUESTIONS[0]) == film.ask(views.QUESTIONS[0]) == "3"
+    assert answer(page, views.QUESTIONS[0]) == film.ask(views.QUESTIONS[0])
+    assert film.ask(views.QUESTIONS[0]).rstrip(".") == "3"
 
 
 def test_a_video_is_uploaded_watched_and_shown_with_its_frames_tokens_and_memory(
