@@ -36,9 +36,12 @@ def score_interval(outcomes: Sequence[float], *, clusters: Sequence[Hashable], g
                    weights: Mapping[Any, float] | None = None) -> Interval | None:
     """The 95 % interval of the mean of outcomes [N] from 0 to 1, or of the weighted mean of groups' means.
 
-    It is bootstrapped. Where all outcomes are 0, or all are 1, resamples are alike: Wilson's then, of as many
+    Wilson's where outcomes are 0 or 1 and independent, since resamples of few say too little of a share near 0 or 1;
+    else it is bootstrapped. Where all are 0, or all are 1, resamples are alike: Wilson's then too, of as many
     independent outcomes as clusters of these weights are worth (Kish's effective sample size).
     """
+    if groups is None and set(outcomes) == {0, 1} and len(set(clusters)) == len(outcomes):
+        return Interval(*wilson(sum(outcomes), len(outcomes)))
     if set(outcomes) in ({0}, {1}):
         of_clusters = _clustered(_shares(len(outcomes), groups, weights)[:, None], clusters)
         worth = 1 / float((of_clusters**2).sum())

@@ -67,6 +67,12 @@ def test_resamples_that_are_all_alike_are_no_interval() -> None:
     assert score_interval([1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0], clusters=range(7), groups=range(7)) is None
 
 
+def test_a_share_of_independent_questions_has_wilsons_interval() -> None:
+    assert score_interval([1.0] * 23 + [0.0], clusters=range(24)) == pytest.approx(wilson(23, 24))
+    together = score_interval([1.0] * 23 + [0.0], clusters=[n // 2 for n in range(24)])
+    assert together is not None and together != pytest.approx(wilson(23, 24))
+
+
 def test_all_right_is_wilsons_interval_of_as_many_videos() -> None:
     assert score_interval([1.0] * 30, clusters=[n // 3 for n in range(30)]) == pytest.approx(wilson(10, 10))
     assert score_interval([0.0] * 10, clusters=range(10)) == pytest.approx(wilson(0, 10))
