@@ -1,6 +1,6 @@
 """Measures what a film saves: memory over length, the second question, loading in place of watching, and overlap.
 
-    python -m tools.bench_films [--model FOLDER] [--frames 4096] [--long 16384] [--width 320]
+    python -m tools.bench_films [--model FOLDER] [--frames 4096] [--long 16384] [--width 320] [dtype=bfloat16]
 
 Every film is watched in a process of its own, and so is its memory measured. Ratios are what counts: the machine may be
 busy, so each is taken inside of one run.
@@ -42,9 +42,10 @@ def main() -> None:
     parser.add_argument("--short", type=int, default=512)
     parser.add_argument("--width", type=int, default=320, help="pixels of the video's long side")
     parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", help="such as dtype=bfloat16")
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(child(options.child, options.model)))
+        print(json.dumps(child(options.child, options)))
         return
     with tempfile.TemporaryDirectory() as folder:
         for line in report(options, Path(folder)):
@@ -56,11 +57,11 @@ def report(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     peaks = {}
     for frames in (options.short, options.long):
         video = write_video(folder / f"{frames}.mp4", frames, options.width)
-        peaks[frames] = run_child(str(video), options.model)["peak_bytes"]
+        peaks[frames] = run_child(str(video), options)["peak_bytes"]
         yield f"{frames:,} frames: peak memory {peaks[frames] / 1e6:.1f} MB"
     yield (f"memory of {options.long:,} frames is {peaks[options.long] / peaks[options.short]:.3f} × that of "
            f"{options.short:,}")
-    model, video = aurora.load(options.model), write_video(folder / "film.mp4", options.frames, options.width)
+    model, video = load(options), write_video(folder / "film.mp4", options.frames, options.width)
     yield from questions(model, video, folder)
     yield from overlap(model, video, min(512, options.frames))
     yield from skipping(model, folder, min(512, options.frames), options.width)
@@ -135,16 +136,22 @@ def timed(work: Callable[[], object], runs: int = 5) -> float:
     return statistics.median(once() for _ in range(runs))
 
 
-def run_child(video: str, model: str | None) -> dict[str, Any]:
+def load(options: argparse.Namespace) -> VideoModel:
+    """The model that is measured."""
+    return aurora.load(options.model, *options.overrides)
+
+
+def run_child(video: str, options: argparse.Namespace) -> dict[str, Any]:
     """The result of watching in a process of its own."""
-    command = [sys.executable, "-m", "tools.bench_films", "--child", video, *(["--model", model] if model else [])]
+    command = [sys.executable, "-m", "tools.bench_films", "--child", video, *options.overrides,
+               *(["--model", options.model] if options.model else [])]
     result: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return result
 
 
-def child(video: str, model: str | None) -> dict[str, Any]:
+def child(video: str, options: argparse.Namespace) -> dict[str, Any]:
     """Watches every frame of a video."""
-    film = aurora.load(model).watch(video, fps=float(RATE))
+    film = load(options).watch(video, fps=float(RATE))
     return {"frames": film.frames, "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 
 
