@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerFast
 
 from aurora.interfaces import Text, Turn
 from aurora.registry import BACKBONE, MERGE, PROMPT, SORT, TOKENIZER, VISION
+from aurora.training.muon import Muon
 from aurora.types import IGNORE
 from datamodules.blocks.build import heldout_question
 from datamodules.blocks.conversations import (
@@ -422,7 +423,7 @@ def optimize(model: nn.Module, loss: Callable[[float], tuple[Tensor, str]], step
     inside = [p for name, p in model.named_parameters() if p.ndim == 2 and "blocks." in name and "time_" not in name]
     chosen = {id(parameter) for parameter in inside}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
-    optimizers = [torch.optim.Muon(inside, lr=peak_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+    optimizers = [Muon(inside, lr=peak_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
                   torch.optim.AdamW(rest, lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.01)]
     shown = time.monotonic()
     for step in range(steps):

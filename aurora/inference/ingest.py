@@ -6,7 +6,7 @@ Shape letters: N frames, M tokens kept per frame, D backbone width.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import Any, NamedTuple, TypeVar
@@ -95,6 +95,32 @@ def encode(model: AuroraModel, shots: Sequence[Shot]) -> Tensor:
     return model.encode_frames(pixels, shots[0].keep, [shot.seconds for shot in shots])
 
 
+class Shares(NamedTuple):
+    """CPU threads of stages that run at the same time. Each with all of them would wait for the others' most of the
+    time: watching took 1.5 times as long."""
+
+    decoder: int
+    encoder: int
+    backbone: int
+
+    @classmethod
+    def of(cls, threads: int) -> "Shares":
+        """Where there are so many in all: one decodes, and the others are halved."""
+        left = max(2, threads - 1)
+        return cls(1, (left + 1) // 2, left // 2)
+
+
+@contextmanager
+def with_threads(count: int) -> Iterator[None]:
+    """The calling thread computes with so many threads."""
+    before = torch.get_num_threads()  # in a new thread this must come first: it sets the number when called first
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def encoded(model: AuroraModel, items: Iterable[Unit]) -> Iterator[Unit]:
     """The units with the tokens of their chunks. On a GPU they are computed in a stream of their own."""
     device = next(model.vision.parameters()).device
@@ -111,8 +137,9 @@ def encoded(model: AuroraModel, items: Iterable[Unit]) -> Iterator[Unit]:
             yield unit._replace(tokens=tokens)
 
 
-def ahead(items: Iterator[T], size: int) -> Iterator[T]:
-    """The same items, fetched in a thread of its own, up to `size` of them in advance; its errors are raised here.
+def ahead(items: Iterator[T], size: int, threads: int) -> Iterator[T]:
+    """The same items, fetched in a thread of its own, up to `size` of them in advance; its errors are raised here. It
+    computes with so many `threads` of the CPU.
 
     The thread ends when the iterator is closed.
     """
@@ -128,8 +155,9 @@ def ahead(items: Iterator[T], size: int) -> Iterator[T]:
 
     def fetch() -> None:
         try:
-            if all(map(put, items)):
-                put(end)
+            with with_threads(threads):
+                if all(map(put, items)):
+                    put(end)
         except BaseException as error:  # raised again where the items are taken
             put(end, error)
         finally:
@@ -149,6 +177,7 @@ def ahead(items: Iterator[T], size: int) -> Iterator[T]:
     finally:
         closed.set()
         thread.join()
+        torch.set_num_threads(torch.get_num_threads())  # what threads to come begin with, which the other one changed
 
 
 def _get(fetched: "Queue[tuple[Any, BaseException | None]]", thread: Thread) -> tuple[Any, BaseException | None]:

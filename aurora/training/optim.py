@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, AdamW, Muon, Optimizer, SparseAdam
+from torch.optim import LBFGS, AdamW, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from aurora.errors import AuroraError
@@ -20,6 +20,7 @@ from aurora.recipe import Recipe, Spike
 from aurora.registry import WEIGHTED_SLOTS
 from aurora.training.checkpoint.state import trained_parameters
 from aurora.training.distributed.collectives import local
+from aurora.training.muon import Muon
 from aurora.weights.adapters import let_adapters_learn, lr_scale
 
 # ---- parameters ------------------------------------------------------------------------------------------------
@@ -86,7 +87,7 @@ def build_optimizer(stage: str, model: AuroraModel, recipe: Recipe, *, fused: bo
     if "betas" in inspect.signature(kind).parameters:
         options.setdefault("betas", recipe.betas)
     where = f"{where}: {kind.__name__}"
-    if issubclass(kind, Muon):
+    if issubclass(kind, torch.optim.Muon):
         return construct(where, _MuonAdamW, groups, tables(model), recipe, fused=fused, **options)
     optimizer: Optimizer = construct(where, kind, groups, lr=recipe.peak_lr, **options)
     return optimizer

@@ -1,8 +1,8 @@
 """What a vision transformer that merges tokens computes: softmax attention of whole frames, and what stands between its
 matrix products.
 
-On a CPU, where no gradient is wanted, each is one pass in C++; else it is done by torch. Shape letters: N frames, M
-tokens before a merge, G after it, r = M - G merged, H heads, K head width, W width.
+On a CPU, where no gradient is wanted, each is one pass in C++; else it is done by torch. Shape letters: N frames, P
+patches, M tokens before a merge, G after it, r = M - G merged, A even and B odd tokens, H heads, K head width, W width.
 """
 
 import ctypes
@@ -10,6 +10,8 @@ import ctypes
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from aurora.types import VisualTokens
 
 from .._rows import add_to, take
 from ._dense import dense, onednn
@@ -100,3 +102,56 @@ def mean_direction(keys: Tensor) -> Tensor:
         keys.dtype == torch.bfloat16, torch.get_num_threads(),
     )
     return out
+
+
+def match_pairs(scores: Tensor, remove: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[N, A, B] float32, how alike even and odd tokens are → the merge of the `remove` even ones that are most like an
+    odd one into that one: survivors [N, G], which are the other even tokens and then the odd ones, each in their order,
+    sources [N, r], and the survivors that those go into [N, r]."""
+    frames, even, odd = scores.shape
+    rest = even - remove
+    if not (serves("vision", scores) and scores.is_contiguous() and scores.dtype == torch.float32):
+        best, partner = scores.max(-1)  # [N, A]
+        ranked = best.argsort(dim=-1, descending=True, stable=True)
+        chosen, others = ranked[:, :remove], ranked[:, remove:].sort(-1).values
+        odd_places = torch.arange(1, 2 * odd, 2, device=scores.device).expand(frames, -1)
+        return torch.cat((others * 2, odd_places), dim=1), chosen * 2, partner.gather(1, chosen) + rest
+    survivors, sources, into = (torch.empty(frames, count, dtype=torch.int64) for count in (rest + odd, remove, remove))
+    library("vision").match_pairs(
+        *map(address, (scores, survivors, sources, into)), frames, even, odd, remove, torch.get_num_threads())
+    return survivors, sources, into
+
+
+def merge_owners(size: Tensor, owner: Tensor, survivors: Tensor, sources: Tensor, into: Tensor
+                 ) -> tuple[Tensor, Tensor]:
+    """Sizes [N, M] and the tokens [N, P] that patches went into → sizes added up [N, G], owners followed [N, P]; the
+    merge is that of `merge_means`. IndexError where that names a token that does not exist."""
+    (frames, tokens), kept = size.shape, survivors.shape[1]
+    if not (serves("vision", size) and size.dtype == torch.float32):
+        column = size.unsqueeze(-1)
+        merged = add_to(take(column, survivors), into, take(column, sources)).squeeze(-1)
+        places = torch.arange(kept, device=size.device).expand_as(survivors)
+        target = torch.empty(frames, tokens, dtype=torch.int64, device=size.device)
+        return merged, target.scatter(1, survivors, places).scatter(1, sources, into).gather(1, owner)
+    merged, followed = size.new_empty(frames, kept), torch.empty(owner.shape, dtype=torch.int64)
+    given = [x.contiguous() for x in (size, owner, survivors, sources, into)]
+    if not library("vision").merge_owners(
+            *map(address, (*given, merged, followed)), frames, tokens, kept, owner.shape[1]):
+        raise IndexError(f"a merge of {tokens} tokens into {kept} names one that does not exist")
+    return merged, followed
+
+
+def reorder(tokens: VisualTokens, order: Tensor) -> VisualTokens:
+    """The tokens read in `order` [N, M], a permutation of each frame's. IndexError (on a GPU torch's) for others."""
+    features, size, owner = tokens
+    frames, count, width = features.shape
+    if not (serves("vision", features) and size.dtype == torch.float32):
+        places = torch.arange(count, device=order.device).expand_as(order)
+        place = torch.empty_like(order).scatter(1, order, places)
+        return VisualTokens(take(features, order), size.gather(1, order), place.gather(1, owner))
+    given = [x.contiguous() for x in (features, size, owner, order)]
+    ordered = VisualTokens(torch.empty_like(given[0]), torch.empty_like(given[1]), torch.empty_like(given[2]))
+    if not library("vision").reorder(
+            *map(address, (*given, *ordered)), frames, count, owner.shape[1], width * features.element_size()):
+        raise IndexError(f"an order of {count} tokens names one that does not exist")
+    return ordered

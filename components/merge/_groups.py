@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from aurora.interfaces import BlockView, Merge
+from aurora.types import VisualTokens
 
 from .._rows import add_to, take
-from ..kernels.vision import mean_direction, merge_means
+from ..kernels.vision import mean_direction, merge_means, merge_owners
 
 Reduce = Literal["sum", "mean", "amax"]
 
@@ -65,3 +66,7 @@ class Absorption(Merge):
 
     def features(self, x: Tensor, size: Tensor) -> Tensor:
         return merge_means(x, size, self.survivors, self.sources, self.into)
+
+    def apply(self, tokens: VisualTokens) -> VisualTokens:
+        size, owner = merge_owners(tokens.size, tokens.owner, self.survivors, self.sources, self.into)
+        return VisualTokens(self.features(tokens.features, tokens.size), size, owner)

@@ -1,17 +1,17 @@
 """Token merging (ToMe, arXiv 2210.09461, section 3): the most similar tokens become one, block by block.
 
-Shape letters: N frames, M tokens, K key width, A and B tokens at even and odd places, r tokens removed.
+Tokens at even places go into tokens at odd places.
 """
 
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from aurora.errors import AuroraError
 from aurora.interfaces import BlockView, Merge, MergeStrategy
 from aurora.registry import MERGE
 
+from ..kernels.vision import match_pairs
 from ._groups import Absorption, similarity, similarity_metric
 from ._schedule import exact, floor, floor_to, half
 
@@ -47,18 +47,5 @@ class TokenMerging(MergeStrategy):
         tokens = view.keys.shape[2]
         if remove > half(tokens):
             raise AuroraError(f"merge 'tome': a block of {tokens} tokens can remove {half(tokens)}, not {remove}")
-        return matching(similarity_metric(view), remove)
-
-
-def matching(metric: Tensor, remove: int) -> Absorption:
-    """[N, M, K] of length one → the merge of the `remove` best A→B pairs; several A may go into one B."""
-    even, odd = metric[:, ::2], metric[:, 1::2]
-    best, partner = similarity(even, odd).max(-1)  # [N, A]
-    ranked = best.argsort(dim=-1, descending=True, stable=True)
-    sources, rest = ranked[:, :remove], ranked[:, remove:].sort(-1).values
-    odd_places = torch.arange(1, metric.shape[1], 2, device=metric.device).expand(metric.shape[0], -1)
-    return Absorption(
-        survivors=torch.cat((rest * 2, odd_places), dim=1),
-        sources=sources * 2,
-        into=partner.gather(1, sources) + rest.shape[1],
-    )
+        metric = similarity_metric(view)
+        return Absorption(*match_pairs(similarity(metric[:, ::2], metric[:, 1::2]), remove))

@@ -22,8 +22,7 @@ from aurora.weights.io import SAFETENSORS, SINGLE_FILE
 from aurora.weights.layouts import count_layers
 from aurora.weights.loading import write_tensors
 
-from .._rows import take
-from ..kernels.vision import affine, attention, gelu_tanh
+from ..kernels.vision import affine, attention, gelu_tanh, reorder
 from ._layouts_siglip import FAMILY, TRANSFORMERS, tower_config
 
 EPS = 1e-6  # of SigLIP's layer norms
@@ -102,17 +101,6 @@ def fresh(features: Tensor) -> VisualTokens:
     size = torch.ones(frames, patches, device=features.device)
     owner = torch.arange(patches, device=features.device).expand(frames, -1)
     return VisualTokens(features, size, owner)
-
-
-def reorder(tokens: VisualTokens, order: Tensor) -> VisualTokens:
-    """The tokens read in `order` [N, M], a permutation of each frame's."""
-    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    place = torch.empty_like(order).scatter(1, order, places)
-    return VisualTokens(
-        features=take(tokens.features, order),
-        size=tokens.size.gather(1, order),
-        owner=place.gather(1, tokens.owner),
-    )
 
 
 @VISION.register
@@ -217,7 +205,7 @@ class Siglip(VisionEncoder):
     def _embed(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
         """[N, 3, h, w] → [N, P, W]."""
         if pixels.dtype == torch.uint8:
-            pixels = pixels.float() / 127.5 - 1  # SigLIP's mean and deviation are 0.5
+            pixels = pixels.float().div_(127.5).sub_(1)  # SigLIP's mean and deviation are 0.5
         side = self.prepare.patch_size
         patches = pixels.reshape(len(pixels), 3, grid[0], side, grid[1], side)
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [N, P, 3 p p]

@@ -12,6 +12,8 @@ from .scenes import Scene, Thing
 SHORT = "Answer the question using a single word or phrase."
 OPEN_SHARE = 0.45
 """Of the questions in training: without options, so that more of them fit into a conversation of a length."""
+BARE_SHARE = 0.4
+"""Of the questions without options: without a word on how to answer, as people ask them."""
 LETTER_SHARE = 0.15
 """Of the questions with options: answered by a letter."""
 STILL = tuple(name for name, family in FAMILIES.items() if family.still)
@@ -42,7 +44,8 @@ def _usual(question: Question, rng: random.Random) -> bool:
 
 def _question_turn(question: Question, rng: random.Random, open_share: float, letter_share: float) -> Turn:
     if rng.random() < open_share:
-        return Turn(f"{question.text} {SHORT}", question.answer)
+        bare = rng.random() < BARE_SHARE
+        return Turn(question.text if bare else f"{question.text} {SHORT}", question.answer)
     return (letter_turn if rng.random() < letter_share else text_turn)(question, rng)
 
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <vector>
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -170,7 +171,113 @@ void head_mean(const T* keys, int64_t frame, int64_t token, int64_t head, float*
         }
 }
 
+// The largest of a row and the first place that has it; a NaN is larger than all, as in torch.
+struct Best {
+    float value;
+    int64_t place;
+    bool operator>(const Best& other) const {
+        return std::isnan(value) ? !std::isnan(other.value) : value > other.value;
+    }
+};
+
+Best best_of(const float* row, int64_t count) {
+    Floats top = all(-INFINITY);
+    Ints nan = {};
+    int64_t c = 0;
+    for (; c + LANES <= count; c += LANES) {
+        const Floats x = load(row + c);
+        top = x > top ? x : top;
+        nan |= x != x;
+    }
+    Best best = {-INFINITY, 0};
+    bool some = false;
+    for (int lane = 0; lane < LANES; ++lane) {
+        best.value = top[lane] > best.value ? top[lane] : best.value;
+        some |= nan[lane] != 0;
+    }
+    for (; c < count; ++c) {
+        best.value = row[c] > best.value ? row[c] : best.value;
+        some |= std::isnan(row[c]);
+    }
+    if (some) best.value = NAN;
+    while (some ? !std::isnan(row[best.place]) : row[best.place] != best.value) ++best.place;
+    return best;
+}
+
+bool all_below(const int64_t* index, int64_t count, int64_t end) {
+    return std::all_of(index, index + count, [end](int64_t i) { return 0 <= i && i < end; });
+}
+
 }  // namespace
+
+// scores [N, A, B] of even with odd tokens → the `removed` even tokens that are most like an odd one go into that one:
+// survivors [N, A + B - r], the other even tokens and then the odd ones; sources and into [N, r]
+extern "C" void match_pairs(const float* scores, int64_t* survivors, int64_t* sources, int64_t* into, int64_t frames,
+                            int64_t even, int64_t odd, int64_t removed, int threads) {
+    const int64_t rest = even - removed;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<Best> best(even);
+        std::vector<int64_t> ranked(even);
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < frames; ++n) {
+            for (int64_t a = 0; a < even; ++a) best[a] = best_of(scores + (n * even + a) * odd, odd);
+            std::iota(ranked.begin(), ranked.end(), 0);
+            std::stable_sort(ranked.begin(), ranked.end(), [&](int64_t a, int64_t b) { return best[a] > best[b]; });
+            for (int64_t s = 0; s < removed; ++s) {
+                sources[n * removed + s] = 2 * ranked[s];
+                into[n * removed + s] = rest + best[ranked[s]].place;
+            }
+            std::sort(ranked.begin() + removed, ranked.end());
+            int64_t* kept = survivors + n * (rest + odd);
+            for (int64_t g = 0; g < rest; ++g) kept[g] = 2 * ranked[removed + g];
+            for (int64_t b = 0; b < odd; ++b) kept[rest + b] = 2 * b + 1;
+        }
+    }
+}
+
+// sizes [N, M] and owners [N, P] of a merge as above → sizes [N, G] added up, owners [N, P] followed; gives 0 where an
+// index lies outside
+extern "C" int64_t merge_owners(const float* size, const int64_t* owner, const int64_t* survivors, const int64_t* sources,
+                             const int64_t* into, float* merged, int64_t* followed, int64_t frames, int64_t tokens,
+                             int64_t kept, int64_t patches) {
+    const int64_t removed = tokens - kept;
+    if (!all_below(survivors, frames * kept, tokens) || !all_below(sources, frames * removed, tokens) ||
+        !all_below(into, frames * removed, kept) || !all_below(owner, frames * patches, tokens))
+        return 0;
+    std::vector<int64_t> target(tokens);
+    for (int64_t n = 0; n < frames; ++n) {
+        for (int64_t g = 0; g < kept; ++g) {
+            target[survivors[n * kept + g]] = g;
+            merged[n * kept + g] = size[n * tokens + survivors[n * kept + g]];
+        }
+        for (int64_t s = 0; s < removed; ++s) {
+            target[sources[n * removed + s]] = into[n * removed + s];
+            merged[n * kept + into[n * removed + s]] += size[n * tokens + sources[n * removed + s]];
+        }
+        for (int64_t p = 0; p < patches; ++p) followed[n * patches + p] = target[owner[n * patches + p]];
+    }
+    return 1;
+}
+
+// rows [N, M] of `bytes`, sizes [N, M] and owners [N, P], read in an order [N, M] of each frame's tokens; gives 0 where
+// an index lies outside
+extern "C" int64_t reorder(const char* rows, const float* size, const int64_t* owner, const int64_t* order, char* ordered,
+                        float* sizes, int64_t* followed, int64_t frames, int64_t tokens, int64_t patches,
+                        int64_t bytes) {
+    if (!all_below(order, frames * tokens, tokens) || !all_below(owner, frames * patches, tokens)) return 0;
+    std::vector<int64_t> place(tokens);
+    for (int64_t n = 0; n < frames; ++n) {
+        for (int64_t m = 0; m < tokens; ++m) {
+            const int64_t from = order[n * tokens + m];
+            place[from] = m;
+            sizes[n * tokens + m] = size[n * tokens + from];
+            std::memcpy(ordered + (n * tokens + m) * bytes, rows + (n * tokens + from) * bytes, bytes);
+        }
+        for (int64_t p = 0; p < patches; ++p) followed[n * patches + p] = place[owner[n * patches + p]];
+    }
+    return 1;
+}
 
 // in place
 extern "C" void gelu_tanh(void* x, int64_t count, int narrow, int threads) {

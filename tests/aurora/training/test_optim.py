@@ -6,6 +6,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPl
 
 from aurora.errors import AuroraError
 from aurora.training.callbacks.csv_logger import read_metrics
+from aurora.training.muon import Muon
 from aurora.training.optim import (
     build_optimizer,
     build_schedule,
@@ -77,13 +78,38 @@ def test_any_class_of_torch_can_be_named(name, options):
 def test_muon_takes_the_matrices_of_hidden_layers_and_adamw_the_rest():
     optimizer, model = built(optimizer={"_target_": "torch.optim.Muon", "momentum": 0.8})
     muon, adamw = optimizer.parts
-    assert (type(muon), type(adamw)) == (torch.optim.Muon, torch.optim.AdamW)
+    assert (type(muon), type(adamw)) == (Muon, torch.optim.AdamW)
     names = {parameter: name for name, parameter in model.named_parameters()}
     by_muon, by_adamw = ({names[p] for group in part.param_groups for p in group["params"]} for part in (muon, adamw))
     assert by_muon | by_adamw == set(names.values()) and not by_muon & by_adamw
     assert all(model.get_parameter(name).dim() == 2 and "emb" not in name and "head" not in name for name in by_muon)
     assert "backbone.blocks.0.att.key.weight" in by_muon and "connector.project.0.bias" in by_adamw
     assert {group["momentum"] for group in muon.param_groups} == {0.8}
+
+
+def orthogonal(gradient):
+    """The update of Muon (https://kellerjordan.github.io/posts/muon) by its definition in float64: the singular values
+    go through its quintic polynomial five times."""
+    u, values, v = torch.linalg.svd(gradient.double(), full_matrices=False)
+    values = values / values.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
+    return u @ values.diag() @ v
+
+
+@pytest.mark.parametrize(("multiplies", "tolerance"), [(False, 1e-5), (True, 5e-2)])
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24)])
+def test_muon_computes_in_float32_where_bfloat16_is_slow(shape, multiplies, tolerance, monkeypatch):
+    monkeypatch.setattr("aurora.training.muon.multiplies_bfloat16", lambda: multiplies)
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(shape))
+    weight.grad = torch.randn(shape)
+    gradient = weight.grad.clone()
+    Muon([weight], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False).step()
+    update = -weight.detach().double() / max(1, shape[0] / shape[1]) ** 0.5
+    difference = (update - orthogonal(gradient)).abs().max()
+    assert difference < tolerance and (difference > 1e-4) == multiplies
+    assert torch.equal(weight.grad, gradient)  # the copy was changed
 
 
 def test_a_schedule_changes_the_rates_of_both_parts_of_muon():

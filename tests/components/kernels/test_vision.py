@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from components.kernels.vision import gelu_tanh, mean_direction, merge_means
+from aurora.types import VisualTokens
+from components.kernels.vision import (
+    gelu_tanh,
+    match_pairs,
+    mean_direction,
+    merge_means,
+    merge_owners,
+    reorder,
+)
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
 
@@ -79,3 +89,68 @@ def test_the_default_dtype_decides_nothing() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert own.dtype is torch.float32 and torch.equal(own, expected)
+
+
+@pytest.fixture
+def by_torch(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on the compiled form serves nothing."""
+    return lambda: monkeypatch.setattr("components.kernels.vision.serves", lambda *_: False)
+
+
+@pytest.mark.parametrize(("even", "odd", "remove"), [(1, 1, 1), (20, 19, 7), (20, 20, 20), (33, 33, 0), (2, 1, 1)])
+def test_pairs_are_those_of_torch(even: int, odd: int, remove: int, by_torch: Callable[[], None]) -> None:
+    torch.manual_seed(0)
+    scores = torch.randint(-3, 4, (4, even, odd)).float()  # many ties
+    scores[1, 0, odd // 2] = torch.nan
+    scores[2] = -torch.inf
+    own = match_pairs(scores, remove)
+    by_torch()
+    for mine, expected in zip(own, match_pairs(scores, remove), strict=True):
+        assert torch.equal(mine, expected)
+
+
+def owned(frames: int, tokens: int, patches: int) -> tuple[Tensor, Tensor]:
+    """Sizes and owners of so many tokens, each of one patch at least."""
+    owner = torch.stack([torch.cat([torch.arange(tokens), torch.randint(tokens, (patches - tokens,))])
+                         for _ in range(frames)])
+    return torch.stack([row.bincount(minlength=tokens) for row in owner]).float(), owner
+
+
+@pytest.mark.parametrize(("tokens", "removed"), [(12, 5), (2, 1), (9, 8), (7, 0)])
+def test_owners_and_sizes_follow_a_merge(tokens: int, removed: int, by_torch: Callable[[], None]) -> None:
+    torch.manual_seed(0)
+    size, owner = owned(3, tokens, 30)
+    merge = some_merge(3, tokens, removed)
+    own = merge_owners(size, owner, *merge)
+    assert torch.equal(own[0], torch.stack([row.bincount(minlength=tokens - removed) for row in own[1]]).float())
+    by_torch()
+    for mine, expected in zip(own, merge_owners(size, owner, *merge), strict=True):
+        assert torch.equal(mine, expected)
+
+
+@pytest.mark.parametrize("dtype", [*TOLERANCE, torch.float64], ids=str)
+def test_tokens_are_read_in_an_order(dtype: torch.dtype, by_torch: Callable[[], None]) -> None:
+    torch.manual_seed(0)
+    size, owner = owned(3, 11, 30)
+    tokens = VisualTokens(torch.randn(3, 11, 5).to(dtype), size, owner)
+    order = torch.stack([torch.randperm(11) for _ in range(3)])
+    own = reorder(tokens, order)
+    for frame in range(3):
+        assert torch.equal(own.features[frame], tokens.features[frame, order[frame]])
+        assert torch.equal(order[frame][own.owner[frame]], owner[frame])
+    by_torch()
+    assert all(map(torch.equal, own, reorder(tokens, order)))
+
+
+@pytest.mark.parametrize("wrong", [-1, 11])
+def test_tokens_that_do_not_exist_are_refused(wrong: int) -> None:
+    size, owner = owned(1, 11, 30)
+    order = torch.arange(11)[None].clone()
+    order[0, 4] = wrong
+    with pytest.raises(IndexError, match="11 tokens"):
+        reorder(VisualTokens(torch.randn(1, 11, 5), size, owner), order)
+    for place in range(3):
+        merge = [index.clone() for index in some_merge(1, 11, 4)]
+        merge[place][0, 1] = wrong
+        with pytest.raises(IndexError, match="11 tokens into 7"):
+            merge_owners(size, owner, *merge)
