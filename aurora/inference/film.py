@@ -13,24 +13,11 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal, overload
 
-import torch
-
 from aurora.errors import AuroraError
 from aurora.inference.base_video_model import BaseVideoModel
 from aurora.inference.film_file import Saved, write_film
 from aurora.inference.generation import Generation, complete, stream
-from aurora.inference.ingest import (
-    CHUNKS_AHEAD,
-    FRAMES_AHEAD,
-    Shares,
-    Unit,
-    ahead,
-    encode,
-    encoded,
-    prepared,
-    units,
-    with_threads,
-)
+from aurora.inference.ingest import Unit, encode, ingest, prepared, units
 from aurora.inference.reading import Memory, Pieces, blank, fork, read_frames, read_texts, tokenize
 from aurora.inference.snapshot import Medium, Snapshot, Thumbnail, digest_with, with_thumbnail
 from aurora.inference.visuals import (
@@ -304,14 +291,9 @@ class Film:
             now = replace(now, memory=read_texts(model.runner, now.memory, [self._tokenized([Turn("?")]).leading]))
         self.now = now
         shots = prepared(frames, model.layout, model.skip, now.reference)
-        shares = Shares.of(torch.get_num_threads())
-        # cut into units where they are decoded: each item handed on takes the interpreter from the encoder for a moment
         cut = units(shots, now.pending, moments or (), each=each)
-        waiting = ahead(cut, FRAMES_AHEAD if each else CHUNKS_AHEAD, shares.decoder)
         left = 0 if moments is None else len(moments)
-        for unit in ahead(encoded(model.model, waiting), CHUNKS_AHEAD, shares.encoder):
-            with with_threads(shares.backbone):
-                self._take(unit)
+        for unit in ingest(model.model, cut, self._take, each=each):
             if moments is None:
                 yield
             elif unit.moment is not None:

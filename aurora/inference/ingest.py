@@ -5,7 +5,7 @@ Shape letters: N frames, M tokens kept per frame, D backbone width.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from queue import Empty, Full, Queue
 from threading import Event, Thread
@@ -22,6 +22,8 @@ from aurora.model import AuroraModel
 T = TypeVar("T")
 FRAMES_AHEAD = 2 * FRAMES_PER_CHUNK
 CHUNKS_AHEAD = 2
+SMALL = 256
+"""Width of an encoder up to which more than one thread gains nothing while others are busy."""
 _POLL_SECONDS = 0.1
 
 
@@ -95,30 +97,34 @@ def encode(model: AuroraModel, shots: Sequence[Shot]) -> Tensor:
     return model.encode_frames(pixels, shots[0].keep, [shot.seconds for shot in shots])
 
 
-class Shares(NamedTuple):
-    """CPU threads of stages that run at the same time. Each with all of them would wait for the others' most of the
-    time: watching took 1.5 times as long."""
-
-    decoder: int
-    encoder: int
-    backbone: int
-
-    @classmethod
-    def of(cls, threads: int) -> "Shares":
-        """Where there are so many in all: one decodes, and the others are halved."""
-        left = max(2, threads - 1)
-        return cls(1, (left + 1) // 2, left // 2)
+def ingest(model: AuroraModel, items: Iterator[Unit], read: Callable[[Unit], None], *, each: bool) -> Iterator[Unit]:
+    """Gives the units, after `read` was given them with the tokens of their chunks. A thread decodes ahead, in chunks,
+    or frame by frame with `each`; the encoder runs ahead in a thread of its own, or takes turns with `read`."""
+    threads, take_turns = stage_threads(model)
+    decoding = 1 if _on_cpu(model) else threads
+    # each item that is handed on takes the interpreter from the encoder for a moment
+    tokens = encoded(model, ahead(items, FRAMES_AHEAD if each else CHUNKS_AHEAD, decoding))
+    for unit in tokens if take_turns else ahead(tokens, CHUNKS_AHEAD, threads):
+        with with_threads(threads):
+            read(unit)
+        yield unit
 
 
-@contextmanager
-def with_threads(count: int) -> Iterator[None]:
-    """The calling thread computes with so many threads."""
-    before = torch.get_num_threads()  # in a new thread this must come first: it sets the number when called first
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def stage_threads(model: AuroraModel) -> tuple[int, bool]:
+    """CPU threads of the encoder and of the backbone each while a video is watched, and whether the two take turns.
+
+    Where several threads of a CPU compute, a large encoder and a backbone occupy all of them in turn. Of small ones
+    each has one: their products are so short that threads wait for each other most of the time.
+    """
+    threads = torch.get_num_threads()
+    if not _on_cpu(model):
+        return threads, False
+    large = model.vision.width > SMALL
+    return threads if large else 1, large and threads > 1
+
+
+def _on_cpu(model: AuroraModel) -> bool:
+    return next(model.vision.parameters()).device.type == "cpu"
 
 
 def encoded(model: AuroraModel, items: Iterable[Unit]) -> Iterator[Unit]:
@@ -188,3 +194,14 @@ def _get(fetched: "Queue[tuple[Any, BaseException | None]]", thread: Thread) -> 
         except Empty:
             if not thread.is_alive() and fetched.empty():
                 raise RuntimeError("the thread that reads what is watched has ended") from None
+
+
+@contextmanager
+def with_threads(count: int) -> Iterator[None]:
+    """The calling thread computes with so many threads."""
+    before = torch.get_num_threads()  # in a new thread this must come first: it sets the number when called first
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

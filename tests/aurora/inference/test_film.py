@@ -7,7 +7,7 @@ import re
 import resource
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -27,7 +27,6 @@ from aurora.inference import visuals
 from aurora.inference.film import Film
 from aurora.inference.film_file import FilmMismatch
 from aurora.inference.generation import Generation
-from aurora.inference.ingest import Shares
 from aurora.inference.reading import blank, fork, read_frames, read_texts
 from aurora.inference.video_model import VideoModel
 from aurora.inference.visuals import Progress, UnreadableVisual, file_hash, frames_of
@@ -339,39 +338,43 @@ def test_a_film_is_asked_while_it_is_watched_from_another_thread(watcher: VideoM
     assert said == [ask(watcher.watch(frames[:8]))] and same(film, watcher.watch(iter(frames)))
 
 
-def test_the_stages_of_watching_share_the_threads_of_the_cpu(watcher: VideoModel, video: Path) -> None:
-    """And give them back, to threads that begin later too, after an error as well."""
-    assert [Shares.of(count) for count in (1, 2, 3, 4, 16)] == [(1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 2, 1), (1, 8, 7)]
-    seen: dict[str, int] = {}
+@pytest.mark.parametrize(("threads", "small", "encoder"), [(1, True, 1), (1, False, 1), (3, True, 1), (3, False, 3)])
+def test_the_stages_of_watching_share_the_threads_of_the_cpu(
+    watcher: VideoModel, threads: int, small: bool, encoder: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And their number is the same afterwards, in threads that begin later too, after an error as well."""
+    monkeypatch.setattr("aurora.inference.ingest.SMALL", 10_000 if small else 0)
+    seen = {}
 
-    def frames(broken: bool = False) -> Iterator[np.ndarray]:
+    def frames(*, broken: bool = False) -> Iterator[np.ndarray]:
         for number in range(20):
             if broken and number == 10:
                 raise ValueError("broken")
-            seen["decoder"] = torch.get_num_threads()
+            seen["decoder"] = threading.get_ident(), torch.get_num_threads()
             yield np.full((32, 48, 3), number, np.uint8)
 
-    def count(stage: str) -> Callable[..., None]:
-        return lambda *_: seen.update({stage: torch.get_num_threads()})
+    def count(*_: object) -> None:
+        seen["encoder"] = threading.get_ident(), torch.get_num_threads()
 
     def in_a_new_thread() -> int:
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(torch.get_num_threads).result()
 
-    model, before = watcher.model, torch.get_num_threads()
-    hooks = [model.vision.register_forward_pre_hook(count("encoder"))]
-    torch.set_num_threads(6)
+    hook, before = watcher.model.vision.register_forward_pre_hook(count), torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         for film in watcher.watching(frames()):
-            assert torch.get_num_threads() == 6 and film.frames
-        assert seen == {"decoder": 1, "encoder": 3} and in_a_new_thread() == 6
+            assert torch.get_num_threads() == threads and film.frames
+        here = threading.get_ident()
+        assert seen["decoder"][0] != here and seen["decoder"][1] == 1
+        assert (seen["encoder"][0] == here) == (encoder > 1) and seen["encoder"][1] == encoder
+        assert in_a_new_thread() == threads
         with pytest.raises(ValueError, match="broken"):
             watcher.watch(frames(broken=True))
-        assert torch.get_num_threads() == in_a_new_thread() == 6
+        assert torch.get_num_threads() == in_a_new_thread() == threads
     finally:
         torch.set_num_threads(before)
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
 
 
 def test_questions_together_are_answered_as_alone(watcher: VideoModel, video: Path) -> None:
