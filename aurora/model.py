@@ -3,7 +3,7 @@
 Shape letters: N frames, M tokens kept per frame, T packed positions, D backbone width, S sequences.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -76,9 +76,11 @@ class AuroraModel(nn.Module):
         tokens: Tensor = self.connector(self.vision(pixels, merge=self.merge, sort=self.sort, keep=keep))
         return tokens
 
-    def encode_frames(self, pixels: Tensor, keep: int, seconds: Sequence[float]) -> Tensor:
-        """[N, 3, h, w], shown at N seconds → [T, D]: all that stands in a row for these frames."""
-        visual = self.encode(pixels, keep)
+    def encode_frames(self, pixels: Tensor, keep: int, seconds: Sequence[float], *,
+                      encode: Callable[[Tensor, int], Tensor] | None = None) -> Tensor:
+        """[N, 3, h, w], shown at N seconds → [T, D]: all that stands in a row for these frames. `encode` may take the
+        place of the method."""
+        visual = (encode or self.encode)(pixels, keep)
         stamps = self._timestamps(self.prompt)
         if stamps is not None:
             ids = torch.tensor([stamps.ids(second) for second in seconds], device=pixels.device)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aurora.inference.graphs import GraphedEncoder
 from aurora.inference.reading import FRAMES_PER_CHUNK
 from aurora.interfaces import FrameSkip, VisualLayout
 from aurora.model import AuroraModel
@@ -90,11 +91,11 @@ def _together(one: Shot, other: Shot) -> bool:
 
 
 @torch.inference_mode()
-def encode(model: AuroraModel, shots: Sequence[Shot]) -> Tensor:
+def encode(model: AuroraModel, shots: Sequence[Shot], encoder: GraphedEncoder | None = None) -> Tensor:
     """[T, D]: all that stands in a row for frames of one shape."""
     device = next(model.vision.parameters()).device
     pixels = torch.stack([shot.pixels for shot in shots]).to(device, non_blocking=True)
-    return model.encode_frames(pixels, shots[0].keep, [shot.seconds for shot in shots])
+    return model.encode_frames(pixels, shots[0].keep, [shot.seconds for shot in shots], encode=encoder)
 
 
 def ingest(model: AuroraModel, items: Iterator[Unit], read: Callable[[Unit], None], *, each: bool) -> Iterator[Unit]:
@@ -128,17 +129,17 @@ def _on_cpu(model: AuroraModel) -> bool:
 
 
 def encoded(model: AuroraModel, items: Iterable[Unit]) -> Iterator[Unit]:
-    """The units with the tokens of their chunks. On a GPU they are computed in a stream of their own."""
-    device = next(model.vision.parameters()).device
+    """The units with the tokens of their chunks. On a GPU they are computed in a stream of their own, in one launch."""
+    device, encoder = next(model.vision.parameters()).device, GraphedEncoder(model)
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
     for unit in items:
         if not unit.chunk:
             yield unit
         elif stream is None:
-            yield unit._replace(tokens=encode(model, unit.chunk))
+            yield unit._replace(tokens=encode(model, unit.chunk, encoder))
         else:
             with torch.cuda.stream(stream):
-                tokens = encode(model, unit.chunk)
+                tokens = encode(model, unit.chunk, encoder)
             stream.synchronize()
             yield unit._replace(tokens=tokens)
 

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor
 
+from aurora.inference.graphs import capture
 from aurora.inference.reading import Memory, fork
 from aurora.interfaces import Backbone, Runner
 from aurora.types import State, map_state
@@ -33,15 +34,7 @@ class StepGraph:
         self.state: State = map_state(torch.clone, backbone.init_state(sequences))
         self.holder: Callable[[], Steps | None] = lambda: None  # who still answers from the memory of this graph
         self._weights = _addresses(backbone)
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # what is compiled or chosen on first use must not be captured
-                self._step()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._hidden, self._logits = self._step()
+        self._graph, (self._hidden, self._logits) = capture(self._step, device)
 
     def fits(self, backbone: Backbone, sequences: int) -> bool:
         """Whether it was captured for so many sequences, and the weights still lie where they lay."""
