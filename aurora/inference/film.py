@@ -293,7 +293,7 @@ class Film:
         shots = prepared(frames, model.layout, model.skip, now.reference)
         cut = units(shots, now.pending, moments or (), each=each)
         left = 0 if moments is None else len(moments)
-        for unit in ingest(model.model, cut, self._take, each=each):
+        for unit in ingest(model.model, cut, self._take, chunks=not (each or moments)):
             if moments is None:
                 yield
             elif unit.moment is not None:

@@ -5,10 +5,10 @@ Shape letters: N frames, M tokens kept per frame, D backbone width.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from queue import Empty, Full, Queue
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,9 +23,10 @@ from aurora.model import AuroraModel
 T = TypeVar("T")
 FRAMES_AHEAD = 2 * FRAMES_PER_CHUNK
 CHUNKS_AHEAD = 2
-SMALL = 256
-"""Width of an encoder up to which more than one thread gains nothing while others are busy."""
+SMALL_WIDTH = 256
+"""Of an encoder up to which more than one thread gains nothing while others are busy."""
 _POLL_SECONDS = 0.1
+_setting = Lock()
 
 
 class Shot(NamedTuple):
@@ -98,17 +99,18 @@ def encode(model: AuroraModel, shots: Sequence[Shot], encoder: GraphedEncoder | 
     return model.encode_frames(pixels, shots[0].keep, [shot.seconds for shot in shots], encode=encoder)
 
 
-def ingest(model: AuroraModel, items: Iterator[Unit], read: Callable[[Unit], None], *, each: bool) -> Iterator[Unit]:
-    """Gives the units, after `read` was given them with the tokens of their chunks. A thread decodes ahead, in chunks,
-    or frame by frame with `each`; the encoder runs ahead in a thread of its own, or takes turns with `read`."""
+def ingest(model: AuroraModel, items: Iterator[Unit], read: Callable[[Unit], None], *, chunks: bool) -> Iterator[Unit]:
+    """Gives the units, after `read` was given them with the tokens of their chunks. A thread decodes ahead, by `chunks`
+    where every unit is one; the encoder runs ahead in a thread of its own, or takes turns with `read`."""
     threads, take_turns = stage_threads(model)
     decoding = 1 if _on_cpu(model) else threads
     # each item that is handed on takes the interpreter from the encoder for a moment
-    tokens = encoded(model, ahead(items, FRAMES_AHEAD if each else CHUNKS_AHEAD, decoding))
-    for unit in tokens if take_turns else ahead(tokens, CHUNKS_AHEAD, threads):
-        with with_threads(threads):
-            read(unit)
-        yield unit
+    tokens = encoded(model, ahead(items, CHUNKS_AHEAD if chunks else FRAMES_AHEAD, decoding))
+    with closing(tokens if take_turns else ahead(tokens, CHUNKS_AHEAD, threads)) as done:
+        for unit in done:
+            with with_threads(threads):
+                read(unit)
+            yield unit
 
 
 def stage_threads(model: AuroraModel) -> tuple[int, bool]:
@@ -120,7 +122,7 @@ def stage_threads(model: AuroraModel) -> tuple[int, bool]:
     threads = torch.get_num_threads()
     if not _on_cpu(model):
         return threads, False
-    large = model.vision.width > SMALL
+    large = model.vision.width > SMALL_WIDTH
     return threads if large else 1, large and threads > 1
 
 
@@ -128,23 +130,24 @@ def _on_cpu(model: AuroraModel) -> bool:
     return next(model.vision.parameters()).device.type == "cpu"
 
 
-def encoded(model: AuroraModel, items: Iterable[Unit]) -> Iterator[Unit]:
-    """The units with the tokens of their chunks. On a GPU they are computed in a stream of their own, in one launch."""
+def encoded(model: AuroraModel, items: Generator[Unit, None, None]) -> Generator[Unit, None, None]:
+    """The units with the tokens of their chunks. On a GPU they are computed in a stream of their own."""
     device, encoder = next(model.vision.parameters()).device, GraphedEncoder(model)
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-    for unit in items:
-        if not unit.chunk:
-            yield unit
-        elif stream is None:
-            yield unit._replace(tokens=encode(model, unit.chunk, encoder))
-        else:
-            with torch.cuda.stream(stream):
-                tokens = encode(model, unit.chunk, encoder)
-            stream.synchronize()
-            yield unit._replace(tokens=tokens)
+    with closing(items):  # after an error too, while its traceback holds this frame
+        for unit in items:
+            if not unit.chunk:
+                yield unit
+            elif stream is None:
+                yield unit._replace(tokens=encode(model, unit.chunk, encoder))
+            else:
+                with torch.cuda.stream(stream):
+                    tokens = encode(model, unit.chunk, encoder)
+                stream.synchronize()
+                yield unit._replace(tokens=tokens)
 
 
-def ahead(items: Iterator[T], size: int, threads: int) -> Iterator[T]:
+def ahead(items: Iterator[T], size: int, threads: int) -> Generator[T, None, None]:
     """The same items, fetched in a thread of its own, up to `size` of them in advance; its errors are raised here. It
     computes with so many `threads` of the CPU.
 
@@ -162,9 +165,9 @@ def ahead(items: Iterator[T], size: int, threads: int) -> Iterator[T]:
 
     def fetch() -> None:
         try:
-            with with_threads(threads):
-                if all(map(put, items)):
-                    put(end)
+            _set_threads(threads)
+            if all(map(put, items)):
+                put(end)
         except BaseException as error:  # raised again where the items are taken
             put(end, error)
         finally:
@@ -184,7 +187,6 @@ def ahead(items: Iterator[T], size: int, threads: int) -> Iterator[T]:
     finally:
         closed.set()
         thread.join()
-        torch.set_num_threads(torch.get_num_threads())  # what threads to come begin with, which the other one changed
 
 
 def _get(fetched: "Queue[tuple[Any, BaseException | None]]", thread: Thread) -> tuple[Any, BaseException | None]:
@@ -199,10 +201,32 @@ def _get(fetched: "Queue[tuple[Any, BaseException | None]]", thread: Thread) -> 
 
 @contextmanager
 def with_threads(count: int) -> Iterator[None]:
-    """The calling thread computes with so many threads."""
-    before = torch.get_num_threads()  # in a new thread this must come first: it sets the number when called first
-    torch.set_num_threads(count)
+    """The calling thread, and no other, computes with so many threads."""
+    before = _set_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        _set_threads(before)
+
+
+def _set_threads(count: int) -> int:
+    """Sets the number of threads that the calling one computes with, and gives what it was.
+
+    `torch.set_num_threads` sets it for threads that begin later as well; another thread sets that back.
+    """
+    before = torch.get_num_threads()
+    if count != before:
+        with _setting:
+            default = _elsewhere(torch.get_num_threads)
+            torch.set_num_threads(count)
+            _elsewhere(lambda: torch.set_num_threads(default))
+    return before
+
+
+def _elsewhere(work: Callable[[], T]) -> T:
+    """What `work` gives in a new thread."""
+    results: list[T] = []
+    thread = Thread(target=lambda: results.append(work()))
+    thread.start()
+    thread.join()
+    return results[0]

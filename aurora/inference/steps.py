@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor
 
-from aurora.inference.graphs import capture
+from aurora.inference.graphs import addresses, capture
 from aurora.inference.reading import Memory, fork
 from aurora.interfaces import Backbone, Runner
 from aurora.types import State, map_state
@@ -33,12 +33,12 @@ class StepGraph:
         self.tokens = torch.zeros(sequences, dtype=torch.int64, device=device)
         self.state: State = map_state(torch.clone, backbone.init_state(sequences))
         self.holder: Callable[[], Steps | None] = lambda: None  # who still answers from the memory of this graph
-        self._weights = _addresses(backbone)
+        self._weights = addresses(backbone)
         self._graph, (self._hidden, self._logits) = capture(self._step, device)
 
     def fits(self, backbone: Backbone, sequences: int) -> bool:
         """Whether it was captured for so many sequences, and the weights still lie where they lay."""
-        return len(self.tokens) == sequences and self._weights == _addresses(backbone)
+        return len(self.tokens) == sequences and self._weights == addresses(backbone)
 
     def load(self, state: State) -> None:
         """The sequences go on from this state; where it is of fewer, what the last ones read does not matter."""
@@ -110,8 +110,3 @@ class Steps:
 
 
 _graphs: WeakKeyDictionary[Backbone, StepGraph] = WeakKeyDictionary()
-
-
-def _addresses(backbone: Backbone) -> tuple[int, ...]:
-    """Where the weights lie: a graph reads them there."""
-    return tuple(weight.data_ptr() for weight in backbone.parameters())

@@ -14,11 +14,16 @@ class Muon(torch.optim.Muon):
     bfloat16 in software: there it took two thirds of a training step."""
 
     def step(self, closure: Any = None) -> Any:
-        """One optimizer step."""
+        """One optimizer step, and what the closure gives."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         first = self.param_groups[0]["params"][0]
         in_software = first.device.type == "cpu" and not multiplies_bfloat16()
         with _Float32() if in_software else nullcontext():
-            return super().step(closure)  # type: ignore[no-untyped-call]
+            super().step()  # type: ignore[no-untyped-call]
+        return loss
 
 
 def multiplies_bfloat16() -> bool:

@@ -107,9 +107,11 @@ def mean_direction(keys: Tensor) -> Tensor:
 def match_pairs(scores: Tensor, remove: int) -> tuple[Tensor, Tensor, Tensor]:
     """[N, A, B] float32, how alike even and odd tokens are → the merge of the `remove` even ones that are most like an
     odd one into that one: survivors [N, G], which are the other even tokens and then the odd ones, each in their order,
-    sources [N, r], and the survivors that those go into [N, r]."""
+    sources [N, r], and the survivors that those go into [N, r]. ValueError where that cannot be."""
     frames, even, odd = scores.shape
     rest = even - remove
+    if odd == 0 or not 0 <= remove <= even:
+        raise ValueError(f"{remove} of {even} tokens cannot go into {odd} others")
     if not (serves("vision", scores) and scores.is_contiguous() and scores.dtype == torch.float32):
         best, partner = scores.max(-1)  # [N, A]
         ranked = best.argsort(dim=-1, descending=True, stable=True)
@@ -125,8 +127,11 @@ def match_pairs(scores: Tensor, remove: int) -> tuple[Tensor, Tensor, Tensor]:
 def merge_owners(size: Tensor, owner: Tensor, survivors: Tensor, sources: Tensor, into: Tensor
                  ) -> tuple[Tensor, Tensor]:
     """Sizes [N, M] and the tokens [N, P] that patches went into → sizes added up [N, G], owners followed [N, P]; the
-    merge is that of `merge_means`. IndexError where that names a token that does not exist."""
+    merge is that of `merge_means`. ValueError for one of another number of tokens; IndexError, in the compiled form,
+    where it names a token that does not exist."""
     (frames, tokens), kept = size.shape, survivors.shape[1]
+    if sources.shape[1] != tokens - kept or sources.shape != into.shape:
+        raise ValueError(f"a merge of {kept} + {sources.shape[1]} tokens is not one of {tokens}")
     if not (serves("vision", size) and size.dtype == torch.float32):
         column = size.unsqueeze(-1)
         merged = add_to(take(column, survivors), into, take(column, sources)).squeeze(-1)
@@ -142,7 +147,8 @@ def merge_owners(size: Tensor, owner: Tensor, survivors: Tensor, sources: Tensor
 
 
 def reorder(tokens: VisualTokens, order: Tensor) -> VisualTokens:
-    """The tokens read in `order` [N, M], a permutation of each frame's. IndexError (on a GPU torch's) for others."""
+    """The tokens read in `order` [N, M], a permutation of each frame's. The compiled form raises IndexError for
+    others."""
     features, size, owner = tokens
     frames, count, width = features.shape
     if not (serves("vision", features) and size.dtype == torch.float32):
@@ -153,5 +159,5 @@ def reorder(tokens: VisualTokens, order: Tensor) -> VisualTokens:
     ordered = VisualTokens(torch.empty_like(given[0]), torch.empty_like(given[1]), torch.empty_like(given[2]))
     if not library("vision").reorder(
             *map(address, (*given, *ordered)), frames, count, owner.shape[1], width * features.element_size()):
-        raise IndexError(f"an order of {count} tokens names one that does not exist")
+        raise IndexError(f"an order of {count} tokens must name each of them once")
     return ordered

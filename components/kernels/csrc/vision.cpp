@@ -261,15 +261,17 @@ extern "C" int64_t merge_owners(const float* size, const int64_t* owner, const i
 }
 
 // rows [N, M] of `bytes`, sizes [N, M] and owners [N, P], read in an order [N, M] of each frame's tokens; gives 0 where
-// an index lies outside
+// that is no permutation, or an owner lies outside
 extern "C" int64_t reorder(const char* rows, const float* size, const int64_t* owner, const int64_t* order, char* ordered,
                         float* sizes, int64_t* followed, int64_t frames, int64_t tokens, int64_t patches,
                         int64_t bytes) {
     if (!all_below(order, frames * tokens, tokens) || !all_below(owner, frames * patches, tokens)) return 0;
     std::vector<int64_t> place(tokens);
     for (int64_t n = 0; n < frames; ++n) {
+        std::fill(place.begin(), place.end(), -1);
         for (int64_t m = 0; m < tokens; ++m) {
             const int64_t from = order[n * tokens + m];
+            if (place[from] >= 0) return 0;
             place[from] = m;
             sizes[n * tokens + m] = size[n * tokens + from];
             std::memcpy(ordered + (n * tokens + m) * bytes, rows + (n * tokens + from) * bytes, bytes);

@@ -7,13 +7,14 @@ import re
 import resource
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from aurora.inference import visuals
 from aurora.inference.film import Film
 from aurora.inference.film_file import FilmMismatch
 from aurora.inference.generation import Generation
-from aurora.inference.reading import blank, fork, read_frames, read_texts
+from aurora.inference.reading import Memory, blank, fork, read_frames, read_texts
 from aurora.inference.video_model import VideoModel
 from aurora.inference.visuals import Progress, UnreadableVisual, file_hash, frames_of
 from aurora.interfaces import Sampling, Turn, VideoReader, Visual
@@ -338,43 +339,108 @@ def test_a_film_is_asked_while_it_is_watched_from_another_thread(watcher: VideoM
     assert said == [ask(watcher.watch(frames[:8]))] and same(film, watcher.watch(iter(frames)))
 
 
-@pytest.mark.parametrize(("threads", "small", "encoder"), [(1, True, 1), (1, False, 1), (3, True, 1), (3, False, 3)])
-def test_the_stages_of_watching_share_the_threads_of_the_cpu(
-    watcher: VideoModel, threads: int, small: bool, encoder: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And their number is the same afterwards, in threads that begin later too, after an error as well."""
-    monkeypatch.setattr("aurora.inference.ingest.SMALL", 10_000 if small else 0)
-    seen = {}
+def decoding() -> list[threading.Thread]:
+    """Threads that run ahead."""
+    return [thread for thread in threading.enumerate() if thread.name == "aurora-ahead"]
 
-    def frames(*, broken: bool = False) -> Iterator[np.ndarray]:
-        for number in range(20):
-            if broken and number == 10:
-                raise ValueError("broken")
-            seen["decoder"] = threading.get_ident(), torch.get_num_threads()
-            yield np.full((32, 48, 3), number, np.uint8)
 
-    def count(*_: object) -> None:
-        seen["encoder"] = threading.get_ident(), torch.get_num_threads()
-
-    def in_a_new_thread() -> int:
+@pytest.fixture
+def in_new_threads() -> Iterator[Callable[[], int]]:
+    """How many threads of the CPU a new thread computes with."""
+    def ask() -> int:
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(torch.get_num_threads).result()
 
-    hook, before = watcher.model.vision.register_forward_pre_hook(count), torch.get_num_threads()
+    before = torch.get_num_threads()
+    yield ask
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("threads", "small", "shared"), [(1, True, 1), (1, False, 1), (3, True, 1), (3, False, 3)])
+def test_the_stages_of_watching_share_the_threads_of_the_cpu(
+    watcher: VideoModel, threads: int, small: bool, shared: int, in_new_threads: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no other thread computes with fewer, then or afterwards."""
+    monkeypatch.setattr("aurora.inference.ingest.SMALL_WIDTH", 10_000 if small else 0)
+    seen: dict[str, set[tuple[bool, int]]] = {"decoder": set(), "encoder": set(), "backbone": set(), "others": set()}
+    here, read = threading.get_ident(), watcher.prefill
+
+    def note(stage: str) -> None:
+        seen[stage].add((threading.get_ident() == here, torch.get_num_threads()))
+        seen["others"].add((False, in_new_threads()))
+
+    def frames() -> Iterator[np.ndarray]:
+        for number in range(20):
+            note("decoder")
+            yield np.full((32, 48, 3), number, np.uint8)
+
+    def prefill(*given: Any) -> Memory:
+        note("backbone")
+        return read(*given)
+
+    monkeypatch.setattr(watcher, "prefill", prefill)
+    hook = watcher.model.vision.register_forward_pre_hook(lambda *_: note("encoder"))
     torch.set_num_threads(threads)
     try:
         for film in watcher.watching(frames()):
             assert torch.get_num_threads() == threads and film.frames
-        here = threading.get_ident()
-        assert seen["decoder"][0] != here and seen["decoder"][1] == 1
-        assert (seen["encoder"][0] == here) == (encoder > 1) and seen["encoder"][1] == encoder
-        assert in_a_new_thread() == threads
-        with pytest.raises(ValueError, match="broken"):
-            watcher.watch(frames(broken=True))
-        assert torch.get_num_threads() == in_a_new_thread() == threads
     finally:
-        torch.set_num_threads(before)
         hook.remove()
+    assert seen == {"decoder": {(False, 1)}, "encoder": {(shared > 1, shared)}, "backbone": {(True, shared)},
+                    "others": {(False, threads)}}
+    assert torch.get_num_threads() == in_new_threads() == threads
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("stage", ["decoder", "encoder", "backbone"])
+def test_an_error_ends_the_threads_that_run_ahead(
+    watcher: VideoModel, stage: str, small: bool, in_new_threads: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the source is closed, which cannot be while it is read."""
+    monkeypatch.setattr("aurora.inference.ingest.SMALL_WIDTH", 10_000 if small else 0)
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def frames() -> Iterator[np.ndarray]:
+        for number in range(200):
+            if stage == "decoder" and number == 20:
+                fail()
+            yield np.full((32, 48, 3), number, np.uint8)
+
+    torch.set_num_threads(3)
+    if stage == "backbone":
+        monkeypatch.setattr(watcher, "prefill", fail)
+    hook = watcher.model.vision.register_forward_pre_hook(fail if stage == "encoder" else lambda *_: None)
+    source = frames()
+    try:
+        watcher.watch(source)
+    except KeyboardInterrupt:
+        assert not decoding()
+        source.close()
+    else:
+        pytest.fail("nothing was raised")
+    finally:
+        hook.remove()
+    assert torch.get_num_threads() == in_new_threads() == 3
+
+
+def test_films_that_are_watched_at_once_compute_with_all_threads(
+    watcher: VideoModel, in_new_threads: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aurora.inference.ingest.SMALL_WIDTH", 0)
+    torch.set_num_threads(3)
+    seen: list[int] = []
+    hook = watcher.model.vision.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    pictures = [np.full((32, 48, 3), number, np.uint8) for number in range(40)]
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            films = [*pool.map(lambda _: watcher.watch(iter(pictures)), range(8))]
+    finally:
+        hook.remove()
+    assert {film.frames for film in films} == {40} and {*seen} == {3}
+    assert torch.get_num_threads() == in_new_threads() == 3
 
 
 def test_questions_together_are_answered_as_alone(watcher: VideoModel, video: Path) -> None:

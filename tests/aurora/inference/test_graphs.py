@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aurora.inference.graphs import CHUNKS, GraphedEncoder
+from aurora.inference.graphs import WARM_UP_CHUNKS, GraphedEncoder
 from aurora.model import AuroraModel
 from tools.tiny_training import tiny_model
 
@@ -30,7 +30,7 @@ def model_on(device: str) -> tuple[AuroraModel, int]:
 def check(device: str) -> GraphedEncoder:
     model, keep = model_on(device)
     encoder = GraphedEncoder(model)
-    for number in range(CHUNKS + 4):
+    for number in range(WARM_UP_CHUNKS + 4):
         pixels = chunk(number).to(device)
         tokens = encoder(pixels, keep)
         encoder(chunk(99).to(device), keep)  # what was given stays as it was
@@ -38,7 +38,7 @@ def check(device: str) -> GraphedEncoder:
     return encoder
 
 
-def test_tokens_are_those_of_the_model() -> None:
+def test_a_cpu_has_no_graph() -> None:
     assert not check("cpu").is_captured
 
 
@@ -48,13 +48,26 @@ def test_tokens_of_a_graph_are_those_of_the_model() -> None:
 
 
 @on_cuda
+@pytest.mark.parametrize(("frames", "more"), [(3, 0), (8, 1)])
 @torch.inference_mode()
-def test_another_shape_is_not_read_by_the_graph_of_the_first() -> None:
+def test_another_shape_is_not_read_by_the_graph_of_the_first(frames: int, more: int) -> None:
     encoder = check("cuda")
     model, keep = model_on("cuda")
-    for pixels, kept in ((chunk(1, frames=3), keep), (chunk(1), keep + 1)):
-        torch.testing.assert_close(encoder(pixels.cuda(), kept), model.encode(pixels.cuda(), kept))
-        assert not encoder.is_captured
+    pixels = chunk(1, frames).cuda()
+    torch.testing.assert_close(encoder(pixels, keep + more), model.encode(pixels, keep + more))
+    assert not encoder.is_captured
+
+
+@on_cuda
+@torch.inference_mode()
+def test_weights_that_moved_are_not_read_where_they_lay() -> None:
+    model, keep = model_on("cuda")
+    encoder, pixels = GraphedEncoder(model), chunk(1).cuda()
+    for _ in range(WARM_UP_CHUNKS + 1):
+        encoder(pixels, keep)
+    first = next(model.vision.parameters())
+    first.data = first.data + 1
+    torch.testing.assert_close(encoder(pixels, keep), model.encode(pixels, keep))
 
 
 @on_cuda
@@ -63,6 +76,6 @@ def test_hooks_are_called_in_every_chunk() -> None:
     model, keep = model_on("cuda")
     encoder, calls = GraphedEncoder(model), []
     model.vision.register_forward_hook(lambda *_: calls.append(1))
-    for number in range(CHUNKS + 3):
+    for number in range(WARM_UP_CHUNKS + 3):
         encoder(chunk(number).cuda(), keep)
-    assert len(calls) == CHUNKS + 3
+    assert len(calls) == WARM_UP_CHUNKS + 3

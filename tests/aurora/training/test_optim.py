@@ -105,11 +105,12 @@ def test_muon_computes_in_float32_where_bfloat16_is_slow(shape, multiplies, tole
     weight = torch.nn.Parameter(torch.zeros(shape))
     weight.grad = torch.randn(shape)
     gradient = weight.grad.clone()
-    Muon([weight], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False).step()
+    optimizer = Muon([weight], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False)
+    assert optimizer.step(lambda: weight.bfloat16().dtype) is torch.bfloat16  # of training, not of the update
     update = -weight.detach().double() / max(1, shape[0] / shape[1]) ** 0.5
     difference = (update - orthogonal(gradient)).abs().max()
     assert difference < tolerance and (difference > 1e-4) == multiplies
-    assert torch.equal(weight.grad, gradient)  # the copy was changed
+    assert torch.equal(optimizer.state[weight]["momentum_buffer"], gradient)  # a copy was made orthogonal
 
 
 def test_a_schedule_changes_the_rates_of_both_parts_of_muon():

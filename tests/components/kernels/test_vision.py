@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aurora.types import VisualTokens
+from components.kernels._native import missing
 from components.kernels.vision import (
     gelu_tanh,
     match_pairs,
@@ -142,6 +143,7 @@ def test_tokens_are_read_in_an_order(dtype: torch.dtype, by_torch: Callable[[], 
     assert all(map(torch.equal, own, reorder(tokens, order)))
 
 
+@pytest.mark.skipif(missing("vision") is not None, reason="torch's form raises errors of its own")
 @pytest.mark.parametrize("wrong", [-1, 11])
 def test_tokens_that_do_not_exist_are_refused(wrong: int) -> None:
     size, owner = owned(1, 11, 30)
@@ -154,3 +156,20 @@ def test_tokens_that_do_not_exist_are_refused(wrong: int) -> None:
         merge[place][0, 1] = wrong
         with pytest.raises(IndexError, match="11 tokens into 7"):
             merge_owners(size, owner, *merge)
+
+
+@pytest.mark.skipif(missing("vision") is not None, reason="torch's form does not look")
+def test_a_token_is_read_once() -> None:
+    size, owner = owned(1, 3, 5)
+    with pytest.raises(IndexError, match="each of them once"):
+        reorder(VisualTokens(torch.randn(1, 3, 5), size, owner), torch.tensor([[0, 0, 1]]))
+
+
+def test_merges_that_cannot_be_are_refused() -> None:
+    size, owner = owned(1, 9, 20)
+    survivors, sources, into = some_merge(1, 9, 4)
+    with pytest.raises(ValueError, match=r"5 \+ 3 tokens is not one of 9"):
+        merge_owners(size, owner, survivors, sources[:, 1:], into[:, 1:])
+    for even, odd, remove in ((3, 2, 4), (3, 0, 1), (3, 2, -1)):
+        with pytest.raises(ValueError, match=f"{remove} of {even} tokens cannot go into {odd} others"):
+            match_pairs(torch.randn(1, even, odd), remove)
