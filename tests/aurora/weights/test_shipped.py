@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+import aurora
 from aurora.inference.models import SHIPPED
 from aurora.weights.model_folder import load_model
 
@@ -18,3 +20,10 @@ def test_the_shipped_model_is_small_and_whole() -> None:
 
 def test_the_card_of_the_shipped_model_says_what_it_knows() -> None:
     assert "knows only Blocks world" in (SHIPPED / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("question", "answer"), [
+    ("How many objects can be seen?", "3"), ("In which direction does the yellow circle move?", "left"),
+    ("What color is the object that moves?", "yellow")])
+def test_a_question_needs_no_word_on_how_to_answer_it(question: str, answer: str) -> None:
+    assert aurora.load().watch(SHIPPED.parent / "example.mp4").ask(question) == answer

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from datamodules.blocks.conversations import SHORT, image_caption_turn, question_turns, video_caption_turn
+from datamodules.blocks.conversations import BARE_SHARE, SHORT, image_caption_turn, question_turns, video_caption_turn
 from datamodules.blocks.families import FAMILIES, Question, drawn_family, questions
 from datamodules.blocks.render import draw
 from datamodules.blocks.scenes import BACKGROUNDS, COLORS, PARTS, Scene, SceneMaker, of_split
@@ -184,3 +184,12 @@ def test_half_of_the_conversations_begin_with_what_the_scene_was_made_for(family
         turns = question_turns(scene, rng, 6, first=family, open_share=1.0)
         firsts += turns[0].question.removesuffix(f" {SHORT}") in own
     assert firsts >= 30
+
+
+def test_some_questions_without_options_say_nothing_of_how_to_answer() -> None:
+    rng, bare = random.Random(0), []
+    for _ in range(300):
+        turns = question_turns(FAMILIES[drawn_family(rng)].make(SceneMaker(rng)), rng, 4, open_share=1.0)
+        bare += [not turn.question.endswith(SHORT) for turn in turns]
+        assert all(turn.question.removesuffix(f" {SHORT}").endswith("?") for turn in turns)
+    assert sum(bare) / len(bare) == pytest.approx(BARE_SHARE, abs=0.05)
