@@ -56,7 +56,8 @@ def test_statistics_follow_the_config(run: Run, blocks: Path) -> None:
     given = ("stats", blocks / "language_video", "--executor", "serial", "--evaluation", blocks / "heldout")
     few, many = (json.loads(run(*given, "--json", "--keep-ratio", 0.5, "--", f"sampling.fps={fps}")[1])["datasets"]
                  ["language_video"] for fps in (1, 2))
-    assert few["in_evaluation"]["heldout"] == {"media": 0, "turns": 0}
+    shared = few["in_evaluation"]["heldout"]
+    assert shared["media"] == 0 and shared["turns"] > 0  # "How many objects move?", "1", of other scenes
     assert few["frames"]["total"] < many["frames"]["total"]
     assert few["tokens"]["0.5"]["total"] - few["text_tokens"]["total"] == 288 * few["frames"]["total"]
     assert "hours of video" in run(*given)[1]
