@@ -22,7 +22,7 @@ from ..kernels.rwkv6_mix import mix_five, norm_gate, norm_shift
 from ..kernels.wkv6 import wkv6
 from ._layers import Linear
 from ._linear_rnn import Row
-from ._rwkv import NARROW
+from ._rwkv import FEW_OF_NARROW, NARROW
 
 MOST_SEQUENCES = 64
 """How many sequences one call steps: with more, the modules' matrix products are faster."""
@@ -120,7 +120,7 @@ class FusedRunner(Runner):
         tensors = (x, *(given[name] for name in names), hidden, *(after[name] for name in names), bounds)
         self._read(
             self._sizes, self._eps, self._pointers, self._ends, *map(address, tensors), len(bounds) - 1,
-            x.dtype is torch.bfloat16, self._is_int8, torch.get_num_threads(),
+            x.dtype is torch.bfloat16, self._is_int8, _threads(len(x), self.width),
         )
         return hidden, after
 
@@ -218,6 +218,11 @@ def _most_positions(width: int, dtype: torch.dtype, *, is_int8: bool) -> int:
     if has_tiles():
         return 16
     return 128 if is_int8 or dtype is torch.bfloat16 else 32
+
+
+def _threads(positions: int, width: int) -> int:
+    """Threads that read so many positions: of a narrow model few are read before other threads have begun."""
+    return 1 if width <= NARROW and positions <= FEW_OF_NARROW else torch.get_num_threads()
 
 
 def _check_bounds(cu_seqlens: Tensor, positions: int) -> None:

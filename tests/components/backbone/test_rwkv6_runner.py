@@ -15,7 +15,7 @@ from aurora.interfaces import Runner
 from aurora.registry import BACKBONE
 from aurora.types import State, map_state, select_state
 from components.backbone import _rwkv6_runner
-from components.backbone._rwkv6_runner import MOST_SEQUENCES, FusedRunner
+from components.backbone._rwkv6_runner import MOST_SEQUENCES, FusedRunner, _threads
 from components.kernels.linear import Int8Linear
 
 SIZES = [
@@ -349,3 +349,12 @@ def test_memory_of_matrices_shrinks_to_a_quarter() -> None:
     model.quantize("int8")
     assert sum(model.get_buffer(name).nbytes for name in matrices) * 4 == before
     assert not any(isinstance(module, nn.Linear) for module in model.modules())
+
+
+def test_few_positions_of_a_narrow_model_are_read_with_one_thread() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert [_threads(*given) for given in ((1, 128), (64, 256), (65, 256), (1, 768))] == [1, 1, 3, 3]
+    finally:
+        torch.set_num_threads(before)
