@@ -4,11 +4,14 @@ takes as long as its slowest part.
 Shape letters: N frames, M tokens kept per frame, D backbone width.
 """
 
+import ctypes
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import cache
+from pathlib import Path
 from queue import Empty, Full, Queue
-from threading import Event, Lock, Thread
+from threading import Event, Thread
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -26,7 +29,6 @@ CHUNKS_AHEAD = 2
 SMALL_WIDTH = 256
 """Of an encoder up to which more than one thread gains nothing while others are busy."""
 _POLL_SECONDS = 0.1
-_setting = Lock()
 
 
 class Shot(NamedTuple):
@@ -212,21 +214,22 @@ def with_threads(count: int) -> Iterator[None]:
 def _set_threads(count: int) -> int:
     """Sets the number of threads that the calling one computes with, and gives what it was.
 
-    `torch.set_num_threads` sets it for threads that begin later as well; another thread sets that back.
+    `torch.set_num_threads` would set it for threads that begin later as well, so the libraries that compute are asked
+    themselves. Where they cannot be, it stays as it is.
     """
     before = torch.get_num_threads()
     if count != before:
-        with _setting:
-            default = _elsewhere(torch.get_num_threads)
-            torch.set_num_threads(count)
-            _elsewhere(lambda: torch.set_num_threads(default))
+        for set_threads in _thread_setters():
+            set_threads(count)
     return before
 
 
-def _elsewhere(work: Callable[[], T]) -> T:
-    """What `work` gives in a new thread."""
-    results: list[T] = []
-    thread = Thread(target=lambda: results.append(work()))
-    thread.start()
-    thread.join()
-    return results[0]
+@cache
+def _thread_setters() -> list[Callable[[int], object]]:
+    """What sets the number of threads of OpenMP and of MKL for the calling thread alone, as far as torch has them."""
+    libraries = (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")
+    with suppress(StopIteration, OSError):
+        library = ctypes.CDLL(str(next(libraries)))
+        names = ("omp_set_num_threads", "MKL_Set_Num_Threads_Local")
+        return [getattr(library, name) for name in names if hasattr(library, name)]
+    return []
