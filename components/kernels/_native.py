@@ -50,8 +50,8 @@ FUNCTIONS: dict[str, dict[str, str]] = {
     "rwkv6": {"rwkv6_read": "pfpp pppp pppp p liii"},
     "rwkv6_mix": {"rwkv6_norm_shift": "ppp pp ppl pl ppp lfii", "rwkv6_mix_five": "pppl ppp lii",
                   "rwkv6_norm_gate": "ppppp lll fii"},
-    "vision": {"gelu_tanh": "p lii", "merge_means": "p pppp p llll ii", "mean_direction": "p lll p llll ii",
-               "match_pairs": "p ppp llll i", "merge_owners": "pp ppp pp llll", "reorder": "ppp p ppp llll"},
+    "vision": {"gelu_tanh": "p lii", "mean_direction": "p lll p llll ii", "match_pairs": "p ppp llll i",
+               "absorb": "ppp ppp ppp lllll ii", "reorder": "ppp p ppp llll"},
     "wkv6": {"wkv6_interval": "", "wkv6_shares": "p llll i", "wkv6_forward": "i ppp ppp p llll i ppp",
              "wkv6_backward": "i ppp ppp p llll i ppp ppp ppp"},
     "wkv7": {"wkv7_interval": "", "wkv7_shares": "p llll i", "wkv7_forward": "i pppppp p p llll i pppp",
@@ -116,10 +116,11 @@ def _widest_set() -> str:
 
 def serves(name: str, *tensors: Tensor) -> bool:
     """Whether the compiled kernel `name` may take these: float32 or bfloat16 on a CPU, no gradient wanted."""
-    first = tensors[0]
-    readable = all(x.dtype == first.dtype and x.stride(-1) == 1 for x in tensors)
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    return readable and not wanted and unfit(name, first, first) is None
+    first, graded = tensors[0], torch.is_grad_enabled()
+    for x in tensors:  # plainly: this is asked dozens of times per chunk of frames
+        if x.dtype is not first.dtype or x.stride(-1) != 1 or (graded and x.requires_grad):
+            return False
+    return unfit(name, first, first) is None
 
 
 def address(x: Tensor | None) -> int | None:

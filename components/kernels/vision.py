@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from aurora.types import VisualTokens
 
-from .._rows import add_to, take
+from .._rows import take
 from ._dense import dense, onednn
 from ._native import address, library, serves
 
@@ -38,8 +38,8 @@ def attention_reference(query: Tensor, key: Tensor, value: Tensor, bias: Tensor 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     frames, tokens, heads, width = query.shape
-    strides = (ctypes.c_int64 * 9)(*(stride for x in (query, key, value) for stride in x.stride()[:3]))
-    shift = None if bias is None else bias.float().contiguous()
+    strides = (ctypes.c_int64 * 9)(*query.stride()[:3], *key.stride()[:3], *value.stride()[:3])
+    shift = None if bias is None else bias.to(torch.float32).contiguous()
     out = query.new_empty(frames, tokens, heads * width)
     library("attention").attention(
         *map(address, (query, key, value)), strides, address(shift), address(out), frames, heads, tokens, width,
@@ -70,25 +70,6 @@ def gelu_tanh(x: Tensor) -> Tensor:
         return F.gelu(x, approximate="tanh")
     library("vision").gelu_tanh(address(x), x.numel(), x.dtype == torch.bfloat16, torch.get_num_threads())
     return x
-
-
-def merge_means(x: Tensor, size: Tensor, survivors: Tensor, sources: Tensor, into: Tensor) -> Tensor:
-    """[N, M, W], sizes [N, M] → [N, G, W]: the size-weighted mean of every survivor and what goes into it.
-
-    `survivors` [N, G] and `sources` [N, r] index the tokens, `into` [N, r] the survivors.
-    """
-    if not (serves("vision", x) and x.is_contiguous()):
-        weight = size.unsqueeze(-1).to(x.dtype)
-        total = add_to(take(weight, survivors), into, take(weight, sources))
-        return add_to(take(x * weight, survivors), into, take(x * weight, sources)) / total
-    frames, tokens, width = x.shape
-    out = x.new_empty(frames, survivors.shape[1], width)
-    given = (size.float().contiguous(), survivors.contiguous(), sources.contiguous(), into.contiguous())
-    library("vision").merge_means(
-        *map(address, (x, *given, out)), frames, tokens, survivors.shape[1], width, x.dtype == torch.bfloat16,
-        torch.get_num_threads(),
-    )
-    return out
 
 
 def mean_direction(keys: Tensor) -> Tensor:
@@ -124,26 +105,26 @@ def match_pairs(scores: Tensor, remove: int) -> tuple[Tensor, Tensor, Tensor]:
     return survivors, sources, into
 
 
-def merge_owners(size: Tensor, owner: Tensor, survivors: Tensor, sources: Tensor, into: Tensor
-                 ) -> tuple[Tensor, Tensor]:
-    """Sizes [N, M] and the tokens [N, P] that patches went into → sizes added up [N, G], owners followed [N, P]; the
-    merge is that of `merge_means`. ValueError for one of another number of tokens; IndexError, in the compiled form,
-    where it names a token that does not exist."""
-    (frames, tokens), kept = size.shape, survivors.shape[1]
-    if sources.shape[1] != tokens - kept or sources.shape != into.shape:
-        raise ValueError(f"a merge of {kept} + {sources.shape[1]} tokens is not one of {tokens}")
-    if not (serves("vision", size) and size.dtype == torch.float32):
-        column = size.unsqueeze(-1)
-        merged = add_to(take(column, survivors), into, take(column, sources)).squeeze(-1)
-        places = torch.arange(kept, device=size.device).expand_as(survivors)
-        target = torch.empty(frames, tokens, dtype=torch.int64, device=size.device)
-        return merged, target.scatter(1, survivors, places).scatter(1, sources, into).gather(1, owner)
-    merged, followed = size.new_empty(frames, kept), torch.empty(owner.shape, dtype=torch.int64)
-    given = [x.contiguous() for x in (size, owner, survivors, sources, into)]
-    if not library("vision").merge_owners(
-            *map(address, (*given, merged, followed)), frames, tokens, kept, owner.shape[1]):
-        raise IndexError(f"a merge of {tokens} tokens into {kept} names one that does not exist")
-    return merged, followed
+def absorb(tokens: VisualTokens, survivors: Tensor, sources: Tensor, into: Tensor) -> VisualTokens | None:
+    """The tokens after a merge: `survivors` [N, G] and `sources` [N, r] index them, `into` [N, r] the survivors that
+    the sources go into. Each survivor becomes the size-weighted mean. None where this is torch's to do.
+
+    ValueError for a merge of another number of tokens, IndexError where it names a token that does not exist.
+    """
+    features, size, owner = tokens
+    (frames, count, width), kept = features.shape, survivors.shape[1]
+    if sources.shape[1] != count - kept or sources.shape != into.shape:
+        raise ValueError(f"a merge of {kept} + {sources.shape[1]} tokens is not one of {count}")
+    if not (serves("vision", features) and size.dtype == torch.float32):
+        return None
+    given = [x.contiguous() for x in (features, size, owner, survivors, sources, into)]
+    merged = VisualTokens(features.new_empty(frames, kept, width), size.new_empty(frames, kept),
+                          torch.empty_like(given[2]))
+    if not library("vision").absorb(
+            *map(address, (*given, *merged)), frames, count, kept, owner.shape[1], width,
+            features.dtype == torch.bfloat16, torch.get_num_threads()):
+        raise IndexError(f"a merge of {count} tokens into {kept} names one that does not exist")
+    return merged
 
 
 def reorder(tokens: VisualTokens, order: Tensor) -> VisualTokens:

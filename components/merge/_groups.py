@@ -1,5 +1,6 @@
 """Decided merges. Shape letters: N frames, M tokens before, G groups after, r = M - G sources, C any width."""
 
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -9,7 +10,7 @@ from aurora.interfaces import BlockView, Merge
 from aurora.types import VisualTokens
 
 from .._rows import add_to, take
-from ..kernels.vision import mean_direction, merge_means, merge_owners
+from ..kernels.vision import absorb, mean_direction
 
 Reduce = Literal["sum", "mean", "amax"]
 
@@ -22,7 +23,8 @@ def similarity_metric(view: BlockView) -> Tensor:
 def similarity(some: Tensor, others: Tensor) -> Tensor:
     """[N, A, K], [N, B, K] → [N, A, B] float32."""
     # Autocast would round to bfloat16, where cosines near 1 are 0.4 % apart and most similar pairs would tie.
-    with torch.autocast(some.device.type, enabled=False):
+    kind = some.device.type
+    with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
         return some @ others.transpose(1, 2)
 
 
@@ -64,9 +66,6 @@ class Absorption(Merge):
             return add_to(kept, self.into, merged)
         return kept.scatter_reduce(1, self.into.unsqueeze(-1).expand_as(merged), merged, reduce)
 
-    def features(self, x: Tensor, size: Tensor) -> Tensor:
-        return merge_means(x, size, self.survivors, self.sources, self.into)
-
     def apply(self, tokens: VisualTokens) -> VisualTokens:
-        size, owner = merge_owners(tokens.size, tokens.owner, self.survivors, self.sources, self.into)
-        return VisualTokens(self.features(tokens.features, tokens.size), size, owner)
+        merged = absorb(tokens, self.survivors, self.sources, self.into)
+        return super().apply(tokens) if merged is None else merged

@@ -236,30 +236,6 @@ extern "C" void match_pairs(const float* scores, int64_t* survivors, int64_t* so
     }
 }
 
-// sizes [N, M] and owners [N, P] of a merge as above → sizes [N, G] added up, owners [N, P] followed; gives 0 where an
-// index lies outside
-extern "C" int64_t merge_owners(const float* size, const int64_t* owner, const int64_t* survivors, const int64_t* sources,
-                             const int64_t* into, float* merged, int64_t* followed, int64_t frames, int64_t tokens,
-                             int64_t kept, int64_t patches) {
-    const int64_t removed = tokens - kept;
-    if (!all_below(survivors, frames * kept, tokens) || !all_below(sources, frames * removed, tokens) ||
-        !all_below(into, frames * removed, kept) || !all_below(owner, frames * patches, tokens))
-        return 0;
-    std::vector<int64_t> target(tokens);
-    for (int64_t n = 0; n < frames; ++n) {
-        for (int64_t g = 0; g < kept; ++g) {
-            target[survivors[n * kept + g]] = g;
-            merged[n * kept + g] = size[n * tokens + survivors[n * kept + g]];
-        }
-        for (int64_t s = 0; s < removed; ++s) {
-            target[sources[n * removed + s]] = into[n * removed + s];
-            merged[n * kept + into[n * removed + s]] += size[n * tokens + sources[n * removed + s]];
-        }
-        for (int64_t p = 0; p < patches; ++p) followed[n * patches + p] = target[owner[n * patches + p]];
-    }
-    return 1;
-}
-
 // rows [N, M] of `bytes`, sizes [N, M] and owners [N, P], read in an order [N, M] of each frame's tokens; gives 0 where
 // that is no permutation, or an owner lies outside
 extern "C" int64_t reorder(const char* rows, const float* size, const int64_t* owner, const int64_t* order, char* ordered,
@@ -286,16 +262,33 @@ extern "C" void gelu_tanh(void* x, int64_t count, int narrow, int threads) {
     narrow ? gelu_rows((bf16*)x, count, threads) : gelu_rows((float*)x, count, threads);
 }
 
-// [N, M, W], sizes [N, M], survivors [N, G], sources and into [N, M - G] → the size-weighted means [N, G, W]
-extern "C" void merge_means(const void* x, const float* size, const int64_t* survivors, const int64_t* sources,
-                            const int64_t* into, void* out, int64_t frames, int64_t tokens, int64_t kept,
-                            int64_t width, int narrow, int threads) {
-    if (narrow)
-        merge_rows((const bf16*)x, size, survivors, sources, into, (bf16*)out, frames, tokens, kept, tokens - kept,
-                   width, threads);
-    else
-        merge_rows((const float*)x, size, survivors, sources, into, (float*)out, frames, tokens, kept, tokens - kept,
-                   width, threads);
+// [N, M, W], sizes [N, M] and owners [N, P] of a merge as above → the size-weighted means [N, G, W], sizes added up
+// [N, G], owners followed [N, P]; gives 0 where an index lies outside
+extern "C" int64_t absorb(const void* x, const float* size, const int64_t* owner, const int64_t* survivors,
+                          const int64_t* sources, const int64_t* into, void* out, float* sizes, int64_t* followed,
+                          int64_t frames, int64_t tokens, int64_t kept, int64_t patches, int64_t width, int narrow,
+                          int threads) {
+    const int64_t removed = tokens - kept;
+    if (!all_below(survivors, frames * kept, tokens) || !all_below(sources, frames * removed, tokens) ||
+        !all_below(into, frames * removed, kept) || !all_below(owner, frames * patches, tokens))
+        return 0;
+    std::vector<int64_t> target(tokens);
+    for (int64_t n = 0; n < frames; ++n) {
+        for (int64_t g = 0; g < kept; ++g) {
+            target[survivors[n * kept + g]] = g;
+            sizes[n * kept + g] = size[n * tokens + survivors[n * kept + g]];
+        }
+        for (int64_t s = 0; s < removed; ++s) {
+            target[sources[n * removed + s]] = into[n * removed + s];
+            sizes[n * kept + into[n * removed + s]] += size[n * tokens + sources[n * removed + s]];
+        }
+        for (int64_t p = 0; p < patches; ++p) followed[n * patches + p] = target[owner[n * patches + p]];
+    }
+    narrow ? merge_rows((const bf16*)x, size, survivors, sources, into, (bf16*)out, frames, tokens, kept, removed, width,
+                        threads)
+           : merge_rows((const float*)x, size, survivors, sources, into, (float*)out, frames, tokens, kept, removed,
+                        width, threads);
+    return 1;
 }
 
 // [N, M, H, K] by its strides → [N, M, K]: the mean over the heads, of length one

@@ -11,14 +11,8 @@ from torch.nn import functional as F
 
 from aurora.types import VisualTokens
 from components.kernels._native import missing
-from components.kernels.vision import (
-    gelu_tanh,
-    match_pairs,
-    mean_direction,
-    merge_means,
-    merge_owners,
-    reorder,
-)
+from components.kernels.vision import absorb, gelu_tanh, match_pairs, mean_direction, reorder
+from components.merge._groups import Absorption
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
 
@@ -46,19 +40,34 @@ def test_gelu_leaves_what_has_gradients_alone() -> None:
     assert torch.equal(x.detach(), before) and torch.equal(own, expected)
 
 
+def owned(frames: int, tokens: int, patches: int) -> tuple[Tensor, Tensor]:
+    """Sizes and owners of so many tokens, each of one patch at least."""
+    owner = torch.stack([torch.cat([torch.arange(tokens), torch.randint(tokens, (patches - tokens,))])
+                         for _ in range(frames)])
+    return torch.stack([row.bincount(minlength=tokens) for row in owner]).float(), owner
+
+
 def some_merge(frames: int, tokens: int, removed: int) -> tuple[Tensor, Tensor, Tensor]:
     order = torch.stack([torch.randperm(tokens) for _ in range(frames)])
     return order[:, removed:], order[:, :removed], torch.randint(tokens - removed, (frames, removed))
 
 
+@pytest.fixture
+def by_torch(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on the compiled form serves nothing."""
+    return lambda: monkeypatch.setattr("components.kernels.vision.serves", lambda *_: False)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize(("frames", "tokens", "removed", "width"), [(3, 40, 15, 64), (1, 9, 8, 37), (2, 5, 1, 8)])
+@pytest.mark.parametrize(("frames", "tokens", "removed", "width"),
+                         [(3, 40, 15, 64), (1, 9, 8, 37), (2, 5, 1, 8), (2, 7, 0, 16)])
 def test_merged_tokens_are_weighted_means(
-    frames: int, tokens: int, removed: int, width: int, dtype: torch.dtype
+    frames: int, tokens: int, removed: int, width: int, dtype: torch.dtype, by_torch: Callable[[], None]
 ) -> None:
     torch.manual_seed(0)
-    x, size = torch.randn(frames, tokens, width).to(dtype), torch.randint(1, 9, (frames, tokens)).float()
-    survivors, sources, into = some_merge(frames, tokens, removed)
+    size, owner = owned(frames, tokens, 60)
+    before = VisualTokens(torch.randn(frames, tokens, width).to(dtype), size, owner)
+    survivors, sources, into = merge = some_merge(frames, tokens, removed)
     expected = torch.zeros(frames, tokens - removed, width, dtype=torch.float64)
     for n in range(frames):
         groups = [[int(s)] for s in survivors[n]]
@@ -66,9 +75,17 @@ def test_merged_tokens_are_weighted_means(
             groups[group].append(source)
         for g, group in enumerate(groups):
             weight = size[n, group].double()[:, None]
-            expected[n, g] = (x[n, group].double() * weight).sum(0) / weight.sum()
-    own = merge_means(x, size, survivors, sources, into).double()
-    assert (own - expected).abs().max() <= TOLERANCE[dtype] * 4
+            expected[n, g] = (before.features[n, group].double() * weight).sum(0) / weight.sum()
+    own = Absorption(*merge).apply(before)
+    assert (own.features.double() - expected).abs().max() <= TOLERANCE[dtype] * 4
+    counted = [row.bincount(minlength=tokens - removed) for row in own.owner]
+    assert torch.equal(own.size, torch.stack(counted).float())
+    assert (absorb(before, *merge) is None) == (missing("vision") is not None)
+    by_torch()
+    assert absorb(before, *merge) is None
+    other = Absorption(*merge).apply(before)
+    assert torch.equal(own.size, other.size) and torch.equal(own.owner, other.owner)
+    assert (other.features.double() - expected).abs().max() <= TOLERANCE[dtype] * 8
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -92,12 +109,6 @@ def test_the_default_dtype_decides_nothing() -> None:
     assert own.dtype is torch.float32 and torch.equal(own, expected)
 
 
-@pytest.fixture
-def by_torch(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From its call on the compiled form serves nothing."""
-    return lambda: monkeypatch.setattr("components.kernels.vision.serves", lambda *_: False)
-
-
 @pytest.mark.parametrize(("even", "odd", "remove"), [(1, 1, 1), (20, 19, 7), (20, 20, 20), (33, 33, 0), (2, 1, 1)])
 def test_pairs_are_those_of_torch(even: int, odd: int, remove: int, by_torch: Callable[[], None]) -> None:
     torch.manual_seed(0)
@@ -107,25 +118,6 @@ def test_pairs_are_those_of_torch(even: int, odd: int, remove: int, by_torch: Ca
     own = match_pairs(scores, remove)
     by_torch()
     for mine, expected in zip(own, match_pairs(scores, remove), strict=True):
-        assert torch.equal(mine, expected)
-
-
-def owned(frames: int, tokens: int, patches: int) -> tuple[Tensor, Tensor]:
-    """Sizes and owners of so many tokens, each of one patch at least."""
-    owner = torch.stack([torch.cat([torch.arange(tokens), torch.randint(tokens, (patches - tokens,))])
-                         for _ in range(frames)])
-    return torch.stack([row.bincount(minlength=tokens) for row in owner]).float(), owner
-
-
-@pytest.mark.parametrize(("tokens", "removed"), [(12, 5), (2, 1), (9, 8), (7, 0)])
-def test_owners_and_sizes_follow_a_merge(tokens: int, removed: int, by_torch: Callable[[], None]) -> None:
-    torch.manual_seed(0)
-    size, owner = owned(3, tokens, 30)
-    merge = some_merge(3, tokens, removed)
-    own = merge_owners(size, owner, *merge)
-    assert torch.equal(own[0], torch.stack([row.bincount(minlength=tokens - removed) for row in own[1]]).float())
-    by_torch()
-    for mine, expected in zip(own, merge_owners(size, owner, *merge), strict=True):
         assert torch.equal(mine, expected)
 
 
@@ -149,13 +141,14 @@ def test_tokens_that_do_not_exist_are_refused(wrong: int) -> None:
     size, owner = owned(1, 11, 30)
     order = torch.arange(11)[None].clone()
     order[0, 4] = wrong
+    tokens = VisualTokens(torch.randn(1, 11, 5), size, owner)
     with pytest.raises(IndexError, match="11 tokens"):
-        reorder(VisualTokens(torch.randn(1, 11, 5), size, owner), order)
+        reorder(tokens, order)
     for place in range(3):
         merge = [index.clone() for index in some_merge(1, 11, 4)]
         merge[place][0, 1] = wrong
         with pytest.raises(IndexError, match="11 tokens into 7"):
-            merge_owners(size, owner, *merge)
+            absorb(tokens, *merge)
 
 
 @pytest.mark.skipif(missing("vision") is not None, reason="torch's form does not look")
@@ -169,7 +162,7 @@ def test_merges_that_cannot_be_are_refused() -> None:
     size, owner = owned(1, 9, 20)
     survivors, sources, into = some_merge(1, 9, 4)
     with pytest.raises(ValueError, match=r"5 \+ 3 tokens is not one of 9"):
-        merge_owners(size, owner, survivors, sources[:, 1:], into[:, 1:])
+        absorb(VisualTokens(torch.randn(1, 9, 4), size, owner), survivors, sources[:, 1:], into[:, 1:])
     for even, odd, remove in ((3, 2, 4), (3, 0, 1), (3, 2, -1)):
         with pytest.raises(ValueError, match=f"{remove} of {even} tokens cannot go into {odd} others"):
             match_pairs(torch.randn(1, even, odd), remove)
