@@ -2,8 +2,8 @@
 
 A pass holds one token of every answer that is being made, parts of questions that are read, and a part of one film
 that is watched. Questions go first, within `QUESTION_TOKENS`; films are not left out of more than `FILM_PATIENCE`
-passes, and get as much as takes `FILM_SECONDS`, so that a question never waits long for the pass that it comes too
-late for.
+passes, and get as much as takes `FILM_PASSES` passes without one, so that a question never waits long for the pass that
+it comes too late for.
 """
 
 import logging
@@ -32,8 +32,11 @@ QUESTION_TOKENS = 1024
 FILM_TOKENS = 64
 """A film's part in one pass is a multiple of it."""
 
+FILM_PASSES = 2
+"""A pass that holds a part of a film should take no longer than so many that hold none ..."""
+
 FILM_SECONDS = 0.03
-"""How long a pass should take that holds a part of a film."""
+"""... and no longer than this."""
 
 FILM_PATIENCE = 4
 """Passes in a row that leave films out while questions are read."""
@@ -53,6 +56,7 @@ class Engine:
         self._films: deque[Passage] = deque()
         self._without_film = 0
         self._film_rate = 0.0  # tokens per second in passes that hold a film
+        self._pass_seconds = 0.0  # of those that hold none
         self._changed = threading.Condition()
         self._closed = False
         self._news: list[tuple[Answer, str, bool, Exception | None]] = []
@@ -115,8 +119,11 @@ class Engine:
                 if self._closed:
                     break
                 self._admit()
+            films, began = self.counts["film_tokens"], time.monotonic()
             try:
                 self._pass()
+                if self.counts["film_tokens"] == films:
+                    self._pass_seconds = _smooth(self._pass_seconds, time.monotonic() - began)
             except Exception as error:  # whoever asked is told, and the next pass begins afresh
                 log.exception("a forward pass failed")
                 self._fail(error)
@@ -182,8 +189,9 @@ class Engine:
         return self._films[0]
 
     def _film_part(self) -> int:
-        """Tokens of a film that take about `FILM_SECONDS`."""
-        return max(1, int(self._film_rate * FILM_SECONDS / FILM_TOKENS)) * FILM_TOKENS
+        """Tokens of a film for one pass."""
+        seconds = min(FILM_SECONDS, FILM_PASSES * self._pass_seconds or FILM_SECONDS)
+        return max(1, int(self._film_rate * seconds / FILM_TOKENS)) * FILM_TOKENS
 
     def _advance(self, film: Passage, tokens: int, began: float) -> None:
         """A film has read so many tokens; the next one's turn comes."""
@@ -195,8 +203,7 @@ class Engine:
         else:
             film.read.set_result(self._batch.memory(film))
             film.ended = True
-        rate = tokens / (time.monotonic() - began)
-        self._film_rate += (rate - self._film_rate) * (0.2 if self._film_rate else 1.0)
+        self._film_rate = _smooth(self._film_rate, tokens / (time.monotonic() - began))
 
     def _embed(self, ids: Sequence[Sequence[int]]) -> Tensor:
         return self.runner.backbone.embed(torch.tensor(list(chain.from_iterable(ids)), device=self._device))
@@ -250,6 +257,11 @@ class Engine:
         for loop in {answer.loop for answer, *_ in news}:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_receive, [item for item in news if item[0].loop is loop])
+
+
+def _smooth(before: float, now: float) -> float:
+    """What was measured, as a moving average; 0 before the first."""
+    return before + (now - before) * (0.2 if before else 1.0)
 
 
 def _receive(news: Sequence[tuple[Answer, str, bool, Exception | None]]) -> None:

@@ -83,6 +83,18 @@ def test_a_film_that_is_read_alone_has_the_state_of_one_reading(model: AuroraMod
     assert all(torch.equal(tensor, whole[name]) for name, tensor in memory.state.items())
 
 
+def test_a_pass_with_a_film_is_about_as_long_as_two_that_answer(model: AuroraModel, start: Callable[..., Engine]
+                                                                 ) -> None:
+    engine = start(model)
+    engine._film_rate = 64_000.0
+    assert engine._film_part() == 1920  # FILM_SECONDS, as long as nothing was answered
+    asyncio.run(whole(engine))
+    assert engine._pass_seconds > 0
+    for seconds, part in ((1e-9, 64), (0.004, 512), (1.0, 1920)):
+        engine._pass_seconds = seconds
+        assert engine._film_part() == part
+
+
 def test_questions_go_before_a_film_which_is_not_forgotten(endless: AuroraModel, monkeypatch: pytest.MonkeyPatch,
                                                            start: Callable[..., Engine]) -> None:
     monkeypatch.setattr(engines, "QUESTION_TOKENS", 8)
