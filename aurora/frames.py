@@ -1,8 +1,10 @@
 """From a decoded frame of PyAV to upright RGB with square pixels."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
+from av import VideoFormat
 from av.sidedata.sidedata import SideDataContainer
 
 from aurora.images import on_white
@@ -24,7 +26,8 @@ def turn(frame: Any) -> tuple[bool, bool, bool]:
     whether rows and columns are then read backwards."""
     # frame.side_data would refer to the frame and be kept by it: a cycle, which holds the picture until the next
     # garbage collection
-    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]
+    attached = SideDataContainer(frame)  # type: ignore[call-arg]
+    matrix = attached.get("DISPLAYMATRIX") if len(attached) else None  # to find that it is not there takes long
     # The pixel at (x, y) is shown at (a·x + c·y, b·x + d·y).
     a, b, _, c, d = (1, 0, 0, 0, 1) if matrix is None else np.frombuffer(matrix, np.int32)[:5].tolist()
     return (True, b < 0, c < 0) if abs(b) + abs(c) > abs(a) + abs(d) else (False, d < 0, a < 0)
@@ -32,7 +35,13 @@ def turn(frame: Any) -> tuple[bool, bool, bool]:
 
 def has_alpha(frame: Any) -> bool:
     """Whether some of its pixels may be transparent."""
-    return frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
+    return _has_alpha(frame.format.name)
+
+
+@cache
+def _has_alpha(name: str) -> bool:
+    layout = VideoFormat(name)
+    return layout.has_palette or any(component.is_alpha for component in layout.components)
 
 
 def upright_rgb(frame: Any, width: int, height: int) -> np.ndarray:

@@ -95,10 +95,12 @@ def resized(image: np.ndarray, height: int, width: int) -> "Tensor":
     import torch
     import torch.nn.functional as F
 
-    whole = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
-    if whole.shape[1:] == (height, width):
-        return whole
-    return F.interpolate(whole[None], (height, width), mode="bicubic", antialias=True)[0]
+    if not (image.flags.c_contiguous and image.flags.writeable):
+        image = image.copy()
+    whole = torch.from_numpy(image.transpose(2, 0, 1)[None])
+    if whole.shape[2:] == (height, width):
+        return whole[0]
+    return F.interpolate(whole, (height, width), mode="bicubic", antialias=True)[0]
 
 
 def read_image(path: str | Path) -> np.ndarray:

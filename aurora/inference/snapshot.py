@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import simplejpeg
 import torch.nn.functional as F
 from torch import Tensor
@@ -80,6 +79,6 @@ def _small(pixels: Tensor) -> bytes:
     """[3, h, w] → a JPEG with a long side of at most THUMBNAIL_SIDE."""
     scale = min(1.0, THUMBNAIL_SIDE / max(pixels.shape[1:]))
     size = [max(1, round(side * scale)) for side in pixels.shape[1:]]
-    small = F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
-    jpeg: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(small), quality=80)
+    small = F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    jpeg: bytes = simplejpeg.encode_jpeg(small.contiguous().numpy(), quality=80)
     return jpeg
