@@ -65,7 +65,7 @@ def report(options: argparse.Namespace, folder: Path) -> Iterator[str]:
            f"{options.short:,}")
     model, video = load(options), write_video(folder / "film.mp4", options.frames, options.width)
     yield from questions(model, video, folder)
-    yield from overlap(model, video, min(512, options.frames))
+    yield from overlap(model, video, min(2048, options.frames))  # of 512 beginning and end are 3 %
     yield from skipping(model, folder, min(512, options.frames), options.width)
 
 

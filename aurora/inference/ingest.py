@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from aurora.inference.graphs import GraphedEncoder
-from aurora.inference.reading import FRAMES_PER_CHUNK
+from aurora.inference.reading import frames_per_chunk
 from aurora.interfaces import FrameSkip, VisualLayout
 from aurora.model import AuroraModel
 
 T = TypeVar("T")
-FRAMES_AHEAD = 2 * FRAMES_PER_CHUNK
+FRAMES_AHEAD = 16
 CHUNKS_AHEAD = 2
 SMALL_WIDTH = 256
 """Of an encoder up to which more than one thread gains nothing while others are busy."""
@@ -80,7 +80,7 @@ def units(shots: Iterable[Shot], pending: Sequence[Shot], moments: Sequence[floa
         new.append(shot)
         if not shot.skipped:
             waiting.append(shot)
-        if len(waiting) == FRAMES_PER_CHUNK:
+        if waiting and len(waiting) == frames_per_chunk(*waiting[0].pixels.shape[1:]):
             yield Unit(tuple(new), (), tuple(waiting))
             new, waiting = [], []
         elif each:
@@ -229,7 +229,7 @@ def _thread_setters() -> list[Callable[[int], object]]:
     """What sets the number of threads of OpenMP and of MKL for the calling thread alone, as far as torch has them."""
     libraries = (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")
     with suppress(StopIteration, OSError):
-        library = ctypes.CDLL(str(next(libraries)))
+        library = ctypes.PyDLL(str(next(libraries)))  # these return at once, so the interpreter need not be given up
         names = ("omp_set_num_threads", "MKL_Set_Num_Threads_Local")
         return [getattr(library, name) for name in names if hasattr(library, name)]
     return []

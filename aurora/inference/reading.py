@@ -15,8 +15,11 @@ from aurora.interfaces import Runner, Text, Tokenizer, Visual, VisualLayout
 from aurora.model import AuroraModel
 from aurora.types import State, join_states, select_state
 
-FRAMES_PER_CHUNK = 8
-"""Frames that go through the vision encoder together."""
+CHUNK_FRAMES = (8, 16)
+"""Fewest and most frames that go through the vision encoder together."""
+
+CHUNK_PIXELS = 16 * 96 * 96
+"""Of small frames as many go together as have so many pixels; the interpreter takes as long for one as for all."""
 
 ROW_TOKENS = 8192
 """Positions of one packed row, over all its sequences."""
@@ -110,24 +113,33 @@ def read_tokens(runner: Runner, memory: Memory, x: Tensor) -> Memory:
     """All S sequences read the same embedded tokens [T, D]."""
     for part in torch.split(x, max(1, ROW_TOKENS // memory.sequences)):
         bounds = torch.arange(memory.sequences + 1, device=x.device) * len(part)
-        memory = Memory(*runner.prefill(part.repeat(memory.sequences, 1), bounds, memory.state))
+        row = part if memory.sequences == 1 else part.repeat(memory.sequences, 1)
+        memory = Memory(*runner.prefill(row, bounds, memory.state))
     return memory
+
+
+def frames_per_chunk(height: int, width: int) -> int:
+    """How many prepared frames of this height and width in pixels go through the vision encoder together."""
+    fewest, most = CHUNK_FRAMES
+    return max(fewest, min(most, CHUNK_PIXELS // (height * width)))
 
 
 def _chunks(frames: Iterable[tuple[float, np.ndarray]], layout: VisualLayout
             ) -> Iterator[tuple[Tensor, int, list[float]]]:
-    """([N, 3, h, w] uint8, tokens to keep of each, seconds [N]): up to `FRAMES_PER_CHUNK` frames in a row that share a
-    shape."""
+    """([N, 3, h, w] uint8, tokens to keep of each, seconds [N]): up to a chunk of frames in a row of one shape."""
     pending: list[Tensor] = []
     times: list[float] = []
     keep = 0
     for seconds, frame in frames:
         pixels, wanted = layout.prepare(frame), layout.tokens(*frame.shape[:2])
-        if pending and (len(pending) == FRAMES_PER_CHUNK or wanted != keep or pixels.shape != pending[0].shape):
+        if pending and (wanted != keep or pixels.shape != pending[0].shape):
             yield torch.stack(pending), keep, times
             pending, times = [], []
         pending.append(pixels)
         times.append(seconds)
         keep = wanted
+        if len(pending) == frames_per_chunk(*pixels.shape[1:]):
+            yield torch.stack(pending), keep, times
+            pending, times = [], []
     if pending:
         yield torch.stack(pending), keep, times

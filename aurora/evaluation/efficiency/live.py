@@ -10,7 +10,7 @@ from aurora.evaluation.efficiency.point import QUESTION, Meter, Point
 from aurora.evaluation.efficiency.stages import loaded, looped
 from aurora.inference.film import Film
 from aurora.inference.generation import Generation
-from aurora.inference.reading import FRAMES_PER_CHUNK
+from aurora.inference.reading import CHUNK_FRAMES
 from aurora.inference.video_model import VideoModel
 
 ATTEMPTS = 10
@@ -22,7 +22,7 @@ def measure_live(point: Point) -> dict[str, Any]:
     assert point.stream_seconds is not None
     model, config = loaded(point)
     watcher = VideoModel(model, config)
-    watcher.watch(islice(looped(watcher, point.video, 1.0), FRAMES_PER_CHUNK))  # what is compiled on first use
+    watcher.watch(islice(looped(watcher, point.video, 1.0), max(CHUNK_FRAMES)))  # what is compiled on first use
     meter = Meter(point.device)
     with meter.stage("stream"):
         film, tried = _highest(watcher, point, _throughput(watcher, point))
@@ -43,7 +43,7 @@ def _highest(watcher: VideoModel, point: Point, rate: float) -> tuple[Film, list
     while len(tried) < ATTEMPTS:
         film, late = _play(watcher, point.video, rate, point.stream_seconds)
         tried.append({"fps": rate, "late_seconds": late})
-        if late <= 0.05 * point.stream_seconds + FRAMES_PER_CHUNK / rate:
+        if late <= 0.05 * point.stream_seconds + max(CHUNK_FRAMES) / rate:
             return film, tried
         rate *= 0.85
     raise AuroraError(f"no frame rate from {tried[0]['fps']:.3g} down to {tried[-1]['fps']:.3g} kept up; is something "

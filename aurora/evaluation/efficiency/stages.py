@@ -19,7 +19,7 @@ from aurora.config import ModelConfig, load_config, named_part, read_config
 from aurora.errors import AuroraError
 from aurora.evaluation.efficiency.point import BASELINES, QUESTION, STAGES, Meter, Point
 from aurora.inference.models import random_model, saved_model, use
-from aurora.inference.reading import FRAMES_PER_CHUNK, Memory, read_texts, tokenize
+from aurora.inference.reading import Memory, frames_per_chunk, read_texts, tokenize
 from aurora.inference.steps import Steps
 from aurora.inference.video_model import VideoModel
 from aurora.interfaces import Sampling, Turn
@@ -121,11 +121,12 @@ def _measured(point: Point, keep: int, read: Callable[[int, Meter], tuple[Any, f
 
 
 def _chunks(watcher: VideoModel, point: Point, frames: int, meter: Meter) -> Iterator[Tensor]:
-    """[N, 3, h, w] uint8, N ≤ 8, on the device."""
+    """[N, 3, h, w] uint8, as many as a chunk has at most, on the device."""
     source = islice(looped(watcher, point.video, _fps(watcher)), frames)
-    for first in range(0, frames, FRAMES_PER_CHUNK):
+    together = frames_per_chunk(*watcher.layout.prepare.shape(*_frame_size(watcher, point)))
+    for first in range(0, frames, together):
         with meter.stage("decode"):
-            chunk = islice(source, min(FRAMES_PER_CHUNK, frames - first))
+            chunk = islice(source, min(together, frames - first))
             pixels = torch.stack([watcher.layout.prepare(frame) for _, frame in chunk]).to(point.device)
         yield pixels
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from safetensors import safe_open
 import aurora
 from aurora.config import ModelConfig
 from aurora.errors import AuroraError
-from aurora.inference import visuals
+from aurora.inference import reading, visuals
 from aurora.inference.film import Film
 from aurora.inference.film_file import FilmMismatch
 from aurora.inference.generation import Generation
@@ -337,6 +337,35 @@ def test_a_film_is_asked_while_it_is_watched_from_another_thread(watcher: VideoM
         go_on.set()
         thread.join()
     assert said == [ask(watcher.watch(frames[:8]))] and same(film, watcher.watch(iter(frames)))
+
+
+@pytest.mark.parametrize(("height", "width", "frames"), [(16, 16, 16), (96, 96, 16), (96, 120, 12), (384, 384, 8),
+                                                         (1536, 384, 8)])
+def test_small_frames_go_through_the_encoder_in_larger_chunks(
+    height: int, width: int, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    assert reading.frames_per_chunk(height, width) == frames
+
+
+@pytest.mark.parametrize("chunk", [(1, 1), (3, 3), (8, 16)])
+def test_a_film_is_the_same_however_its_chunks_are_filled(
+    watcher: VideoModel, make_video: Callable[..., Path], tmp_path: Path, chunk: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "CHUNK_FRAMES", chunk)
+    frames = timed(watcher, make_video(tmp_path / "long.mp4", 140))
+    assert len(frames) > 32
+    sizes = []
+    hook = watcher.model.vision.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    whole = watcher.watch(iter(frames))
+    hook.remove()
+    assert {*sizes} == {chunk[1]} and len(sizes) == len(frames) // chunk[1]
+    in_parts = watcher.blank()
+    for first, last in pairwise((0, 1, 15, 17, 33, len(frames))):
+        in_parts.extend([(seconds - frames[first][0], frame) for seconds, frame in frames[first:last]])
+        ask(in_parts)
+    assert same(in_parts, whole) and ask(in_parts) == ask(whole)
 
 
 def decoding() -> list[threading.Thread]:
