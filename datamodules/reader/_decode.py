@@ -112,11 +112,11 @@ def plan_read(packets: Packets, times: list[float]) -> ReadPlan:
 
 def _joined(begins: np.ndarray, ends: np.ndarray) -> list[range]:
     """Runs in the order of the file; those that overlap or touch are one."""
-    runs: list[range] = []
-    for begin, end in sorted(zip(begins.tolist(), ends.tolist(), strict=True)):
-        touching = runs.pop() if runs and begin <= runs[-1].stop else range(begin, end)
-        runs.append(range(touching.start, max(end, touching.stop)))
-    return runs
+    order = np.argsort(begins, kind="stable")
+    begins, ends = begins[order], np.maximum.accumulate(ends[order])
+    apart = np.flatnonzero(begins[1:] > ends[:-1])
+    starts, stops = begins[np.append(0, apart + 1)], ends[np.append(apart, len(ends) - 1)]
+    return list(map(range, starts.tolist(), stops.tolist()))
 
 
 class _LostPlace(Exception):

@@ -189,7 +189,7 @@ class Packets:
         """[F] seconds after the first frame at which those in between are shown; the one that is already there begins
         at `start`."""
         begins = np.sort(self.starts[self.shown]) * self.tick - self.clip.first
-        return np.array([start, *begins[(begins > start + _NOISE) & (begins < end - _NOISE)]])
+        return np.append(start, begins[(begins > start + _NOISE) & (begins < end - _NOISE)])
 
     def within(self, start: float, stop: float | None, source: str | bytes) -> Clip:
         """What is shown from `start` to `stop` seconds after the first frame; AuroraError when nothing is."""
