@@ -35,7 +35,7 @@ SHORT = Generation(max_new_tokens=8)
 RATE = 25
 ROUNDS = 5
 PROCESSES = 3
-"""That watch each film; how they lie in memory differs by a hundredth."""
+"""That watch each film; their peaks differ by 1 %."""
 
 
 def main() -> None:

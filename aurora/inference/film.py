@@ -287,6 +287,9 @@ class Film:
         """Reads frames (seconds of the film, [H, W, 3] uint8) behind what was seen; gives every unit, or each of the
         ascending moments that a frame is shown after."""
         model, now = self.model, self.now
+        if now.memory.hidden is None:
+            now = replace(now, memory=read_texts(model.runner, now.memory, [self._tokenized([Turn("?")]).leading]))
+        self.now = now
         shots = prepared(frames, model.layout, model.skip, now.reference)
         cut = units(shots, now.pending, moments or (), each=each)
         left = 0 if moments is None else len(moments)
@@ -300,11 +303,8 @@ class Film:
                     return
 
     def _take(self, unit: Unit) -> None:
-        now, new, memory = self.now, unit.new, self.now.memory
-        if memory.hidden is None:
-            memory = read_texts(self.model.runner, memory, [self._tokenized([Turn("?")]).leading])
-        if unit.tokens is not None:
-            memory = self.model.prefill(memory, unit.tokens)
+        now, new = self.now, unit.new
+        memory = now.memory if unit.tokens is None else self.model.prefill(now.memory, unit.tokens)
         digest, read = now.digest, [shot for shot in new if not shot.skipped]
         for shot in new:
             digest = digest_with(digest, shot)

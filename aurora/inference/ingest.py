@@ -6,10 +6,10 @@ Shape letters: N frames, M tokens kept per frame, D backbone width.
 
 import ctypes
 import hashlib
+import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import cache
-from pathlib import Path
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import Any, NamedTuple, TypeVar
@@ -24,6 +24,7 @@ from aurora.interfaces import FrameSkip, VisualLayout
 from aurora.model import AuroraModel
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 FRAMES_AHEAD = 16
 CHUNKS_AHEAD = 2
 SMALL_WIDTH = 256
@@ -80,7 +81,7 @@ def units(shots: Iterable[Shot], pending: Sequence[Shot], moments: Sequence[floa
         new.append(shot)
         if not shot.skipped:
             waiting.append(shot)
-        if waiting and len(waiting) == frames_per_chunk(*waiting[0].pixels.shape[1:]):
+        if waiting and len(waiting) >= frames_per_chunk(*waiting[0].pixels.shape[1:]):
             yield Unit(tuple(new), (), tuple(waiting))
             new, waiting = [], []
         elif each:
@@ -227,9 +228,10 @@ def _set_threads(count: int) -> int:
 @cache
 def _thread_setters() -> list[Callable[[int], object]]:
     """What sets the number of threads of OpenMP and of MKL for the calling thread alone, as far as torch has them."""
-    libraries = (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")
-    with suppress(StopIteration, OSError):
-        library = ctypes.PyDLL(str(next(libraries)))  # these return at once, so the interpreter need not be given up
-        names = ("omp_set_num_threads", "MKL_Set_Num_Threads_Local")
-        return [getattr(library, name) for name in names if hasattr(library, name)]
-    return []
+    # of what torch is linked with; these return at once, so the interpreter's lock need not be released
+    libraries = ctypes.PyDLL(torch._C.__file__)
+    names = ("omp_set_num_threads", "MKL_Set_Num_Threads_Local")
+    found = [getattr(libraries, name) for name in names if hasattr(libraries, name)]
+    if not found:
+        log.info("threads are not divided while watching: this torch has neither OpenMP nor MKL to ask")
+    return found

@@ -19,7 +19,8 @@ CHUNK_FRAMES = (8, 16)
 """Fewest and most frames that go through the vision encoder together."""
 
 CHUNK_PIXELS = 16 * 96 * 96
-"""Of small frames as many go together as have so many pixels; the interpreter takes as long for one as for all."""
+"""Of small frames so many go together that they have as many pixels: the interpreter takes as long for a chunk of them
+as for a single frame."""
 
 ROW_TOKENS = 8192
 """Positions of one packed row, over all its sequences."""

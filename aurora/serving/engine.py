@@ -2,8 +2,7 @@
 
 A pass holds one token of every answer that is being made, parts of questions that are read, and a part of one film
 that is watched. Questions go first, within `QUESTION_TOKENS`; films are not left out of more than `FILM_PATIENCE`
-passes, and get as much as takes `FILM_PASSES` passes without one, so that a question never waits long for the pass that
-it comes too late for.
+passes, and get little enough at a time that a question never waits long for the pass that it comes too late for.
 """
 
 import logging
@@ -32,11 +31,9 @@ QUESTION_TOKENS = 1024
 FILM_TOKENS = 64
 """A film's part in one pass is a multiple of it."""
 
-FILM_PASSES = 2
-"""A pass that holds a part of a film should take no longer than so many that hold none ..."""
-
 FILM_SECONDS = 0.03
-"""... and no longer than this."""
+"""A pass with a part of a film should take at most so long, and at most twice as long as one that reads no more than a
+question has."""
 
 FILM_PATIENCE = 4
 """Passes in a row that leave films out while questions are read."""
@@ -56,7 +53,7 @@ class Engine:
         self._films: deque[Passage] = deque()
         self._without_film = 0
         self._film_rate = 0.0  # tokens per second in passes that hold a film
-        self._pass_seconds = 0.0  # of those that hold none
+        self._short_seconds = 0.0  # of passes that read no more than `FILM_TOKENS` positions
         self._changed = threading.Condition()
         self._closed = False
         self._news: list[tuple[Answer, str, bool, Exception | None]] = []
@@ -119,11 +116,8 @@ class Engine:
                 if self._closed:
                     break
                 self._admit()
-            films, began = self.counts["film_tokens"], time.monotonic()
             try:
                 self._pass()
-                if self.counts["film_tokens"] == films:
-                    self._pass_seconds = _smooth(self._pass_seconds, time.monotonic() - began)
             except Exception as error:  # whoever asked is told, and the next pass begins afresh
                 log.exception("a forward pass failed")
                 self._fail(error)
@@ -157,16 +151,23 @@ class Engine:
             return
         ids = [*([answer.token] for answer in answering), *parts]
         rows = list(torch.split(self._embed(ids), [len(row) for row in ids])) if ids else []
+        size = self._film_part()
         if film is not None:
-            part = film.x[: self._film_part()]
-            members, rows = [*members, film], [*rows, part]
+            members, rows = [*members, film], [*rows, film.x[:size]]
         hidden = self._batch.read(members, rows)
         due = [(row, answer) for row, answer in enumerate([*answering, *reading]) if not answer.ids]
         if due:
             at = slice(len(due)) if due[-1][0] == len(due) - 1 else [row for row, _ in due]
             self._sample([answer for _, answer in due], self.runner.backbone.logits(hidden[at]))
+        elif self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        seconds = time.monotonic() - began
+        if sum(map(len, rows)) <= FILM_TOKENS:
+            self._short_seconds = _smooth(self._short_seconds, seconds)
         if film is not None:
-            self._advance(film, len(part), began)
+            if len(rows[-1]) == size:  # the last part of a passage, which is shorter, costs more per token
+                self._film_rate = _smooth(self._film_rate, size / seconds)
+            self._advance(film, len(rows[-1]))
 
     def _parts_of_questions(self) -> tuple[list[Answer], list[list[int]]]:
         """The questions that are read in this pass, in the order in which they came, and what is read of each."""
@@ -190,10 +191,10 @@ class Engine:
 
     def _film_part(self) -> int:
         """Tokens of a film for one pass."""
-        seconds = min(FILM_SECONDS, FILM_PASSES * self._pass_seconds or FILM_SECONDS)
+        seconds = min(FILM_SECONDS, 2 * self._short_seconds)
         return max(1, int(self._film_rate * seconds / FILM_TOKENS)) * FILM_TOKENS
 
-    def _advance(self, film: Passage, tokens: int, began: float) -> None:
+    def _advance(self, film: Passage, tokens: int) -> None:
         """A film has read so many tokens; the next one's turn comes."""
         film.x = film.x[tokens:]
         self.counts["film_tokens"] += tokens
@@ -203,7 +204,6 @@ class Engine:
         else:
             film.read.set_result(self._batch.memory(film))
             film.ended = True
-        self._film_rate = _smooth(self._film_rate, tokens / (time.monotonic() - began))
 
     def _embed(self, ids: Sequence[Sequence[int]]) -> Tensor:
         return self.runner.backbone.embed(torch.tensor(list(chain.from_iterable(ids)), device=self._device))

@@ -107,14 +107,18 @@ def match_pairs(scores: Tensor, remove: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def absorb(tokens: VisualTokens, survivors: Tensor, sources: Tensor, into: Tensor) -> VisualTokens | None:
     """The tokens after a merge: `survivors` [N, G] and `sources` [N, r] index them, `into` [N, r] the survivors that
-    the sources go into. Each survivor becomes the size-weighted mean. None where this is torch's to do.
+    the sources go into, all int64. Each survivor becomes the size-weighted mean. None where torch has to do it.
 
-    ValueError for a merge of another number of tokens, IndexError where it names a token that does not exist.
+    ValueError for indices of another kind or number, IndexError where one names a token that does not exist.
     """
     features, size, owner = tokens
     (frames, count, width), kept = features.shape, survivors.shape[1]
     if sources.shape[1] != count - kept or sources.shape != into.shape:
         raise ValueError(f"a merge of {kept} + {sources.shape[1]} tokens is not one of {count}")
+    indices = (owner, survivors, sources, into)
+    if any(len(x) != frames or x.dtype is not torch.int64 for x in indices):
+        raise ValueError(f"a merge of {frames} frames needs int64 indices of each of them, not "
+                         f"{[(str(x.dtype), len(x)) for x in indices]}")
     if not (serves("vision", features) and size.dtype == torch.float32):
         return None
     given = [x.contiguous() for x in (features, size, owner, survivors, sources, into)]

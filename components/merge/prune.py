@@ -11,7 +11,6 @@ from torch import Tensor
 from aurora.errors import AuroraError
 from aurora.interfaces import BlockView, Merge, MergeStrategy
 from aurora.registry import MERGE
-from aurora.types import VisualTokens
 
 from .._rows import take
 from ._groups import Absorption, similarity, similarity_metric
@@ -21,8 +20,10 @@ from ._schedule import all_but_one, exact
 class Selection(Absorption):
     """Survivors as they are; the patches of a dropped token are counted to the survivor most like it."""
 
-    def apply(self, tokens: VisualTokens) -> VisualTokens:
-        return super().apply(tokens)._replace(features=take(tokens.features, self.survivors))
+    def features(self, x: Tensor, size: Tensor) -> Tensor:
+        return take(x, self.survivors)
+
+    apply = Merge.apply  # what is compiled takes means
 
 
 @MERGE.register

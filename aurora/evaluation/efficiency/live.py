@@ -7,10 +7,9 @@ from typing import Any
 
 from aurora.errors import AuroraError
 from aurora.evaluation.efficiency.point import QUESTION, Meter, Point
-from aurora.evaluation.efficiency.stages import loaded, looped
+from aurora.evaluation.efficiency.stages import frames_at_once, loaded, looped
 from aurora.inference.film import Film
 from aurora.inference.generation import Generation
-from aurora.inference.reading import CHUNK_FRAMES
 from aurora.inference.video_model import VideoModel
 
 ATTEMPTS = 10
@@ -22,10 +21,11 @@ def measure_live(point: Point) -> dict[str, Any]:
     assert point.stream_seconds is not None
     model, config = loaded(point)
     watcher = VideoModel(model, config)
-    watcher.watch(islice(looped(watcher, point.video, 1.0), max(CHUNK_FRAMES)))  # what is compiled on first use
+    chunk = frames_at_once(watcher, point)
+    watcher.watch(islice(looped(watcher, point.video, 1.0), chunk))  # what is compiled on first use
     meter = Meter(point.device)
     with meter.stage("stream"):
-        film, tried = _highest(watcher, point, _throughput(watcher, point))
+        film, tried = _highest(watcher, point, chunk, _throughput(watcher, point))
         began = time.perf_counter()
         film.ask(QUESTION, options=Generation(max_new_tokens=1))
         first = time.perf_counter() - began
@@ -33,7 +33,7 @@ def measure_live(point: Point) -> dict[str, Any]:
             "memory_bytes": film.state_bytes, "rest_bytes": meter.rest_bytes, "peak_bytes": meter.peaks["stream"]}
 
 
-def _highest(watcher: VideoModel, point: Point, rate: float) -> tuple[Film, list[dict[str, float]]]:
+def _highest(watcher: VideoModel, point: Point, chunk: int, rate: float) -> tuple[Film, list[dict[str, float]]]:
     """The film that was shown at the first rate that keeps up, from `rate` downwards, and what was tried.
 
     Reading a film of S seconds may end as late as 5 % of S, and one chunk of frames, which waits until it is full.
@@ -43,7 +43,7 @@ def _highest(watcher: VideoModel, point: Point, rate: float) -> tuple[Film, list
     while len(tried) < ATTEMPTS:
         film, late = _play(watcher, point.video, rate, point.stream_seconds)
         tried.append({"fps": rate, "late_seconds": late})
-        if late <= 0.05 * point.stream_seconds + max(CHUNK_FRAMES) / rate:
+        if late <= 0.05 * point.stream_seconds + chunk / rate:
             return film, tried
         rate *= 0.85
     raise AuroraError(f"no frame rate from {tried[0]['fps']:.3g} down to {tried[-1]['fps']:.3g} kept up; is something "

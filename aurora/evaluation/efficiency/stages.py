@@ -32,13 +32,13 @@ def read_along(point: Point) -> dict[str, Any]:
     """Frames go through all stages in chunks; only the state is kept."""
     model, config = loaded(point)
     watcher = VideoModel(model, config)
-    keep = watcher.layout.tokens(*_frame_size(watcher, point))
+    keep, together = watcher.layout.tokens(*_frame_size(watcher, point)), frames_at_once(watcher, point)
     leading, trailing = _texts(watcher)
 
     def read(frames: int, meter: Meter) -> tuple[Memory, float]:
         memory, began = watcher.blank().now.memory, time.perf_counter()
         memory = read_texts(watcher.runner, memory, [leading])
-        for pixels in _chunks(watcher, point, frames, meter):
+        for pixels in _chunks(watcher, point, frames, together, meter):
             x = _encode(model, pixels, keep, meter)
             with meter.stage("prefill"):
                 memory = watcher.prefill(memory, x)
@@ -70,6 +70,7 @@ def read_whole(point: Point) -> dict[str, Any]:
     body: Any = model.backbone.body
     body.set_attn_implementation(BASELINES[point.series])
     keep = min(point.baseline_tokens, watcher.model.visual_layout(1.0).tokens(*_frame_size(watcher, point)))
+    together = frames_at_once(watcher, point)
     leading, trailing = _texts(watcher)
     device = torch.device(point.device)
 
@@ -83,7 +84,7 @@ def read_whole(point: Point) -> dict[str, Any]:
     def read(frames: int, meter: Meter) -> tuple[Any, float]:
         cache, began = DynamicCache(config=body.config), time.perf_counter()
         parts = [embed(leading)]
-        parts += [_encode(model, pixels, keep, meter) for pixels in _chunks(watcher, point, frames, meter)]
+        parts += [_encode(model, pixels, keep, meter) for pixels in _chunks(watcher, point, frames, together, meter)]
         with meter.stage("prefill"):
             run(torch.cat(parts), cache)
         return cache, time.perf_counter() - began
@@ -120,10 +121,9 @@ def _measured(point: Point, keep: int, read: Callable[[int, Meter], tuple[Any, f
             "rest_bytes": meter.rest_bytes, "peak_bytes": max(known) if known else None, "stages": stages}
 
 
-def _chunks(watcher: VideoModel, point: Point, frames: int, meter: Meter) -> Iterator[Tensor]:
-    """[N, 3, h, w] uint8, as many as a chunk has at most, on the device."""
+def _chunks(watcher: VideoModel, point: Point, frames: int, together: int, meter: Meter) -> Iterator[Tensor]:
+    """[N, 3, h, w] uint8, N ≤ `together`, on the device."""
     source = islice(looped(watcher, point.video, _fps(watcher)), frames)
-    together = frames_per_chunk(*watcher.layout.prepare.shape(*_frame_size(watcher, point)))
     for first in range(0, frames, together):
         with meter.stage("decode"):
             chunk = islice(source, min(together, frames - first))
@@ -150,6 +150,11 @@ def looped(watcher: VideoModel, video: str, fps: float) -> Iterator[tuple[float,
 
 def _fps(watcher: VideoModel) -> float:
     return watcher.config.sampling.fps or 1.0
+
+
+def frames_at_once(watcher: VideoModel, point: Point) -> int:
+    """How many frames of the video make a chunk."""
+    return frames_per_chunk(*watcher.layout.prepare.shape(*_frame_size(watcher, point)))
 
 
 def _frame_size(watcher: VideoModel, point: Point) -> tuple[int, int]:

@@ -339,6 +339,26 @@ def test_a_film_is_asked_while_it_is_watched_from_another_thread(watcher: VideoM
     assert said == [ask(watcher.watch(frames[:8]))] and same(film, watcher.watch(iter(frames)))
 
 
+def test_a_film_is_asked_before_its_first_frame_comes(watcher: VideoModel, video: Path) -> None:
+    film, frames = watcher.blank(), timed(watcher, video)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly() -> Iterator[tuple[float, np.ndarray]]:
+        begun.set()
+        assert go_on.wait(60)
+        yield from frames
+
+    thread = threading.Thread(target=lambda: film.extend(slowly()))
+    thread.start()
+    try:
+        assert begun.wait(60)
+        assert film.frames == 0 and ask(film) and film.memory().hidden is not None  # the text before the video is read
+    finally:
+        go_on.set()
+        thread.join()
+    assert same(film, watcher.watch(iter(frames)))
+
+
 @pytest.mark.parametrize(("height", "width", "frames"), [(16, 16, 16), (96, 96, 16), (96, 120, 12), (384, 384, 8),
                                                          (1536, 384, 8)])
 def test_small_frames_go_through_the_encoder_in_larger_chunks(
@@ -365,6 +385,7 @@ def test_a_film_is_the_same_however_its_chunks_are_filled(
     for first, last in pairwise((0, 1, 15, 17, 33, len(frames))):
         in_parts.extend([(seconds - frames[first][0], frame) for seconds, frame in frames[first:last]])
         ask(in_parts)
+    assert len(in_parts.now.pending) == len(whole.now.pending) == len(frames) % chunk[1]
     assert same(in_parts, whole) and ask(in_parts) == ask(whole)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,16 +84,27 @@ def test_a_film_that_is_read_alone_has_the_state_of_one_reading(model: AuroraMod
     assert all(torch.equal(tensor, whole[name]) for name, tensor in memory.state.items())
 
 
-def test_a_pass_with_a_film_is_about_as_long_as_two_that_answer(model: AuroraModel, start: Callable[..., Engine]
-                                                                 ) -> None:
+@pytest.mark.parametrize(("fixed", "per_token"), [(0.001, 5e-6), (0.008, 5e-6), (0.0, 2e-5), (0.0, 1e-2)])
+def test_a_pass_with_a_film_takes_about_twice_the_shortest(
+    model: AuroraModel, start: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, fixed: float, per_token: float
+) -> None:
+    """Seconds of a pass, and of each of its tokens, by a clock that only passes move."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(engines, "time", clock)
     engine = start(model)
-    engine._film_rate = 64_000.0
-    assert engine._film_part() == 1920  # FILM_SECONDS, as long as nothing was answered
-    asyncio.run(whole(engine))
-    assert engine._pass_seconds > 0
-    for seconds, part in ((1e-9, 64), (0.004, 512), (1.0, 1920)):
-        engine._pass_seconds = seconds
-        assert engine._film_part() == part
+    read, passes = engine._batch.read, []
+
+    def costly(members: list[Member], rows: list[torch.Tensor]) -> torch.Tensor:
+        passes.append(sum(map(len, rows)))
+        clock.now += fixed + per_token * passes[-1]
+        return read(members, rows)
+
+    monkeypatch.setattr(engine._batch, "read", costly)
+    engine.prefill(blank(engine.runner, 1), torch.randn(20_000, model.backbone.hidden_size))
+    limit = min(engines.FILM_SECONDS, 2 * (fixed + 64 * per_token))
+    assert passes[0] == 64 and sum(passes) == 20_000
+    assert passes[-2] == 64 or 0.8 * limit < fixed + per_token * passes[-2] <= 1.001 * limit
+    assert (passes[-2] == 64) == (per_token == 1e-2)  # where 64 take longer than they should
 
 
 def test_questions_go_before_a_film_which_is_not_forgotten(endless: AuroraModel, monkeypatch: pytest.MonkeyPatch,

@@ -163,6 +163,9 @@ def test_merges_that_cannot_be_are_refused() -> None:
     survivors, sources, into = some_merge(1, 9, 4)
     with pytest.raises(ValueError, match=r"5 \+ 3 tokens is not one of 9"):
         absorb(VisualTokens(torch.randn(1, 9, 4), size, owner), survivors, sources[:, 1:], into[:, 1:])
+    for indices in ((survivors, sources, into.int()), (survivors[:0], sources, into)):
+        with pytest.raises(ValueError, match="needs int64 indices of each of them"):
+            absorb(VisualTokens(torch.randn(1, 9, 4), size, owner), *indices)
     for even, odd, remove in ((3, 2, 4), (3, 0, 1), (3, 2, -1)):
         with pytest.raises(ValueError, match=f"{remove} of {even} tokens cannot go into {odd} others"):
             match_pairs(torch.randn(1, even, odd), remove)
