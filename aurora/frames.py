@@ -27,7 +27,7 @@ def turn(frame: Any) -> tuple[bool, bool, bool]:
     # frame.side_data would refer to the frame and be kept by it: a cycle, which holds the picture until the next
     # garbage collection
     attached = SideDataContainer(frame)  # type: ignore[call-arg]
-    matrix = attached.get("DISPLAYMATRIX") if len(attached) else None  # a lookup in vain is slow
+    matrix = attached.get("DISPLAYMATRIX") if len(attached) else None  # looking up what is not there is slow
     # The pixel at (x, y) is shown at (a·x + c·y, b·x + d·y).
     a, b, _, c, d = (1, 0, 0, 0, 1) if matrix is None else np.frombuffer(matrix, np.int32)[:5].tolist()
     return (True, b < 0, c < 0) if abs(b) + abs(c) > abs(a) + abs(d) else (False, d < 0, a < 0)

@@ -228,7 +228,7 @@ def _set_threads(count: int) -> int:
 @cache
 def _thread_setters() -> list[Callable[[int], object]]:
     """What sets the number of threads of OpenMP and of MKL for the calling thread alone, as far as torch has them."""
-    # of what torch is linked with; these return at once, so the interpreter's lock need not be released
+    # of what torch is linked with; these return at once, so the GIL need not be released
     libraries = ctypes.PyDLL(torch._C.__file__)
     names = ("omp_set_num_threads", "MKL_Set_Num_Threads_Local")
     found = [getattr(libraries, name) for name in names if hasattr(libraries, name)]

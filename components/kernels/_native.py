@@ -1,4 +1,4 @@
-"""C++ kernels: compiled on first use for this processor, cached, called without the interpreter's lock.
+"""C++ kernels: compiled on first use for this processor, cached, called without the GIL.
 
 A source `csrc/<name>.cpp` exports plain C functions and knows nothing of torch, so it compiles in seconds and works
 with every version of torch. The instruction set is chosen here, and sources use the compiler's vector extensions, which
