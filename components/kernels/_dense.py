@@ -22,9 +22,11 @@ log = logging.getLogger(__name__)
 LIBRARIES = ("torch", "onednn")
 """`AURORA_FLOAT32` takes one of these names, and nothing is measured then."""
 FEWEST_POSITIONS = 64
-FEWEST_WEIGHTS = 2**18
+FEWEST_WEIGHTS = 2**14
 """Smaller products are torch's: there is little to gain."""
 MEASURED_POSITIONS = 256
+MEASURED_PRODUCTS = 2**26
+"""Multiplications of one measurement at least: small products are repeated, since a clock is not so exact."""
 ROUNDS = 3
 LEAST_GAIN = 1.2
 LARGEST_DIFFERENCE = 1e-6  # relative; oneDNN may round inputs, which the user can have asked torch for
@@ -69,14 +71,17 @@ def _is_choice(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def _measured(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     kind = (torch.get_num_threads(), weight.is_contiguous(), *(size.bit_length() for size in weight.shape))
     if kind not in _chosen:
-        _chosen[kind] = _measure(x.reshape(-1, x.shape[-1])[:MEASURED_POSITIONS], weight, bias)
+        rows = x.reshape(-1, x.shape[-1])
+        fewest = rows.repeat(-(-MEASURED_POSITIONS // len(rows)), 1) if len(rows) < MEASURED_POSITIONS else rows
+        _chosen[kind] = _measure(fewest[:MEASURED_POSITIONS], weight, bias)
     return _chosen[kind]
 
 
 def _measure(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     own, other = F.linear(x, weight, bias), onednn(x, weight, bias)
     difference = float((own - other).norm() / own.norm())
-    rounds = [[timeit(partial(product, x, weight, bias), number=1) for product in (F.linear, onednn)]
+    times = -(-MEASURED_PRODUCTS // (len(x) * weight.numel()))
+    rounds = [[timeit(partial(product, x, weight, bias), number=times) / times for product in (F.linear, onednn)]
               for _ in range(ROUNDS)]
     by_torch, by_onednn = (min(column) for column in zip(*rounds, strict=True))
     library = choose(by_torch, by_onednn, difference)
