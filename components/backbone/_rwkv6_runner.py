@@ -52,14 +52,16 @@ class FusedRunner(Runner):
         first = model.blocks[0]
         rank = first.att.time_maa_w2.shape[1], first.att.time_decay_w1.shape[1]
         self.width, self.heads = model.hidden_size, first.att.heads
-        sizes = (len(model.blocks), self.width, self.heads, first.ffn.key.weight.shape[0], *rank, 1)
+        sizes = (len(model.blocks), self.width, self.heads, first.ffn.key.weight.shape[0], *rank,
+                 self.width <= NARROW)
         self._sizes = (ctypes.c_int64 * len(sizes))(*sizes)
         self._eps = first.att.ln_x.eps
         self._is_int8 = isinstance(first.att.key, Int8Linear)
         self.most_positions = _most_positions(self.width, self.dtype, is_int8=self._is_int8)
         self._read = library("rwkv6").rwkv6_read
         for block in model.blocks:
-            _transpose(block.ffn.value)
+            for name in _laid_out(self.width):
+                _transpose(block.get_submodule(name))
         table = []
         for block in model.blocks:
             table += [block.get_parameter(name).data_ptr() for name in SMALL]
@@ -158,7 +160,7 @@ def _reason(model: Any, plain: set[type[nn.Module]]) -> str | None:
     for name, p in model.named_parameters():
         if not name.startswith(INITIAL_STATE) and not (
             type(p) is nn.Parameter and p.dtype is weight.dtype and p.device.type == "cpu"
-            and (p.is_contiguous() or name.endswith("ffn.value.weight"))
+            and (p.is_contiguous() or name.removesuffix(".weight").endswith(_laid_out(model.hidden_size)))
         ):
             return f"{name} has another type, dtype, device or layout than the other weights"
     for name, b in model.named_buffers():
@@ -247,9 +249,15 @@ def _hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
 
 
-def _transpose(value: Linear | Int8Linear) -> None:
-    """Lays the weights of each hidden unit side by side, so that those of silent ones need not be read."""
-    weight = value.weight
+def _laid_out(width: int) -> tuple[str, ...]:
+    """The matrices that are read input by input: of a narrow model all, since sums then stay in registers; of others
+    the one whose inputs are mostly silent, so that their weights need not be read."""
+    return MATRICES if width <= NARROW else ("ffn.value",)
+
+
+def _transpose(matrix: Linear | Int8Linear) -> None:
+    """Lays the weights of each input side by side."""
+    weight = matrix.weight
     # what is to be trained later must not become an inference tensor
     with torch.inference_mode(weight.is_inference()), torch.no_grad():
         if not weight.t().is_contiguous():

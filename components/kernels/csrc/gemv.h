@@ -72,6 +72,8 @@ struct Matrix {
     const E* data;
     const float* scale;  // [N], or none
     int64_t N, K, stride;
+    bool transposed = false;
+    bool is_near = false;  // in the caches of this core, so that it costs little to read it again
 };
 
 // R rows, `apart` elements from each other, times S vectors of `padded` floats in the order of load_two: out[r][s]
@@ -193,15 +195,64 @@ INLINE void add_columns(const Matrix<E>& w, const float* x, int64_t padded, cons
             for (int r = 0; r < R; ++r) y[s * padded_out + n] += widen(row[r][n]) * factor[r][s];
 }
 
+// R vectors times the used columns of a near w, for the 2 W V outputs from n on: sums stay in registers, and are taken in
+// the same order as above.
+template <int R, int V, class E>
+INLINE void tile_columns(const Matrix<E>& w, const float* x, int64_t padded, const int32_t* used, int64_t count, int64_t n,
+                         float* y, int64_t padded_out) {
+    vec sums[R][2 * V];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int i = 0; i < 2 * V; ++i) sums[r][i] = splat(0.0f);
+    for (int64_t u = 0; u < count; ++u) {
+        const int64_t k = used[u];
+        const E* row = w.data + k * w.stride + n;
+        vec value[2 * V];
+#pragma GCC unroll 4
+        for (int i = 0; i < V; ++i) load_two(row + i * 2 * W, value + 2 * i);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const float factor = x[r * padded + k];
+#pragma GCC unroll 8
+            for (int i = 0; i < 2 * V; ++i) sums[r][i] += value[i] * factor;
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int i = 0; i < 2 * V; ++i) store(y + r * padded_out + n + i * W, sums[r][i]);
+}
+
+// The first outputs of all vectors, whole lines; gives where the rest begins.
+template <int S, class E>
+int64_t tiles_of_columns(const Matrix<E>& w, const float* x, int64_t padded, int64_t groups, const int32_t* used,
+                         int64_t count, int64_t first, int64_t end, float* y, int64_t padded_out) {
+    constexpr int V = S == 1 ? 4 : S <= 4 ? 2 : 1;
+    int64_t n = first;
+    const auto outputs = [&](auto pairs) {
+        constexpr int P = decltype(pairs)::value;
+        for (; n + P * 2 * W <= end; n += P * 2 * W)
+            for (int64_t g = 0; g < groups * S; g += S)
+                tile_columns<S, P>(w, x + g * padded, padded, used, count, n, y + g * padded_out, padded_out);
+    };
+    constexpr int line = int(LINE<E> / (2 * W));
+    if constexpr (V > line) outputs(std::integral_constant<int, V>{});
+    outputs(std::integral_constant<int, line>{});
+    return n;
+}
+
 template <int S, class E>
 void times_columns_of(const Matrix<E>& w, const float* x, int64_t padded, int64_t groups, const int32_t* used,
                       int64_t count, int64_t first, int64_t end, float* y, int64_t padded_out) {
+    const int64_t begin = first;
+    if (w.is_near) first = tiles_of_columns<S>(w, x, padded, groups, used, count, first, end, y, padded_out);
     for (int64_t s = 0; s < groups * S; ++s) std::fill(y + s * padded_out + first, y + s * padded_out + end, 0.0f);
-    for (int64_t u = 0; u < count; u += COLUMNS<S>)
+    for (int64_t u = 0; u < count && first < end; u += COLUMNS<S>)
         for (int64_t g = 0; g < groups * S; g += S)
             add_columns<S>(w, x + g * padded, padded, used, count, u, first, end, y + g * padded_out, padded_out);
     if constexpr (std::is_same<E, bf16>::value)
-        for (int64_t s = 0; s < groups * S; ++s) from_order(y + s * padded_out + first, end - first);
+        for (int64_t s = 0; s < groups * S; ++s) from_order(y + s * padded_out + begin, end - begin);
 }
 
 // How many vectors are computed for S of them: x and y must have room for as many.

@@ -33,7 +33,7 @@ enum Field {
 
 struct Sizes {
     int64_t layers, width, heads, ffn, mix_rank, decay_rank;
-    int64_t value_transposed;  // whether FFN_VALUE lies in memory as [F, C]
+    int64_t is_narrow;  // all matrices lie in the caches, and in memory as [inputs, outputs]; else only FFN_VALUE does
     float group_norm_eps;
 };
 
@@ -137,10 +137,10 @@ struct Reading {
     const E* small(int64_t layer, int field) const { return (const E*)call.pointers[layer * FIELDS + field]; }
     Matrix<M> matrix(int64_t layer, int field) const {
         const int64_t outputs = field == FFN_KEY ? F : C, inputs = field == FFN_VALUE ? F : C;
-        const bool transposed = field == FFN_VALUE && size.value_transposed;
+        const bool transposed = size.is_narrow || field == FFN_VALUE;
         return {(const M*)call.pointers[layer * FIELDS + field],
                 (const float*)call.pointers[layer * FIELDS + field + MATRICES_END - RECEPTANCE], outputs, inputs,
-                transposed ? outputs : inputs};
+                transposed ? outputs : inputs, transposed, bool(size.is_narrow)};
     }
 
     // What one thread keeps for itself.
@@ -190,10 +190,18 @@ struct Reading {
 
     void all_columns(const E* w, int64_t K, int64_t outputs, const float* from, int64_t stride, Span columns, float* to,
                      Own& own) const {
-        own.used.resize(K);
+        times(Matrix<E>{w, nullptr, outputs, K, outputs, true, bool(size.is_narrow)}, from, stride, columns, to, outputs,
+              own);
+    }
+
+    // Outputs of all rows of the block.
+    template <class Any>
+    void times(const Matrix<Any>& w, const float* from, int64_t stride, Span outputs, float* to, int64_t to_stride,
+               Own& own) const {
+        if (!w.transposed) return times_rows(w, from, stride, B, outputs.first, outputs.end, to, to_stride);
+        own.used.resize(w.K);
         std::iota(own.used.begin(), own.used.end(), 0);
-        times_columns(Matrix<E>{w, nullptr, outputs, K, outputs}, from, stride, B, own.used.data(), K,
-                      columns.first, columns.end, to, outputs);
+        times_columns(w, from, stride, B, own.used.data(), w.K, outputs.first, outputs.end, to, to_stride);
     }
 
     void mix_ratios(int64_t layer, Own& own, Span columns) const {
@@ -219,8 +227,7 @@ struct Reading {
     void project(int64_t layer, Own& own, Span rows, Span decay_columns) const {
         constexpr struct { int field, input; } ORDER[4] = {{RECEPTANCE, 3}, {KEY, 1}, {VALUE, 2}, {GATE, 4}};
         for (int i = 0; i < 4; ++i) {
-            times_rows(matrix(layer, ORDER[i].field), mixed + ORDER[i].input * S * C, C, B, rows.first, rows.end,
-                       projected + i * S * C, C);
+            times(matrix(layer, ORDER[i].field), mixed + ORDER[i].input * S * C, C, rows, projected + i * S * C, C, own);
         }
         all_columns(small(layer, DECAY_W1), C, size.decay_rank, mixed, C, decay_columns, decay_hidden, own);
         for (int64_t s = 0; s < B; ++s)
@@ -295,9 +302,9 @@ struct Reading {
             y[n] = ((y[n] - mean) * factor * widen(weight[n]) + widen(bias[n])) * swish[n];
     }
 
-    void channel_inner(int64_t layer, const Own& own, Span inner_rows, Span rows) const {
-        times_rows(matrix(layer, FFN_KEY), own.first, C, B, inner_rows.first, inner_rows.end, inner, F);
-        times_rows(matrix(layer, FFN_RECEPTANCE), own.second, C, B, rows.first, rows.end, gate, C);
+    void channel_inner(int64_t layer, Own& own, Span inner_rows, Span rows) const {
+        times(matrix(layer, FFN_KEY), own.first, C, inner_rows, inner, F, own);
+        times(matrix(layer, FFN_RECEPTANCE), own.second, C, rows, gate, C, own);
         for (int64_t s = 0; s < B; ++s) {
             for (int64_t i = s * F + inner_rows.first; i < s * F + inner_rows.end; ++i)
                 inner[i] = inner[i] < 0 ? 0 : inner[i] * inner[i];
@@ -305,12 +312,14 @@ struct Reading {
         }
     }
 
-    // Hidden units that are zero in every sequence have weights that need not be read, where those lie together. Sums are
-    // taken over parts of the units and then over the parts, so that they depend neither on the number of threads nor on
-    // what other sequences use.
+    // Hidden units that are zero in every sequence have weights that need not be read. Sums are taken over parts of the
+    // units and then over the parts, so that they depend neither on the number of threads nor on what other sequences
+    // use. Weights in the caches are read faster than it is found out which are needed.
     void channel_value(int64_t layer, Own& own, Span columns, int thread, int threads) const {
         const Matrix<M> w = matrix(layer, FFN_VALUE);
-        if (size.value_transposed) {
+        if (size.is_narrow) {
+            times(w, inner, F, columns, own.out, C, own);
+        } else {
             const Span parts = share(PARTS, 1, thread, threads);
             for (int64_t part = parts.first; part < parts.end; ++part) {
                 const Span units = share(F, 1, int(part), PARTS);
@@ -329,8 +338,6 @@ struct Reading {
                 for (int64_t s = 0; s < B; ++s)
                     for (int64_t i = s * C + columns.first; i < s * C + columns.end; ++i)
                         own.out[i] += partial[part * S * C + i];
-        } else {
-            times_rows(w, inner, F, B, columns.first, columns.end, own.out, C);
         }
         for (int64_t s = 0; s < B; ++s)
             for (int64_t i = s * C + columns.first; i < s * C + columns.end; ++i) x[i] += gate[i] * own.out[i];
@@ -358,14 +365,14 @@ struct Reading {
         for (int64_t head = heads.first; head < heads.end; ++head)
             for (int64_t s = 0; s < B; ++s) recur(l, s, head, own.out + s * C + head * N);
 #pragma omp barrier
-        times_rows(matrix(l, OUTPUT), read, C, B, columns.first, columns.end, own.out, C);
+        times(matrix(l, OUTPUT), read, C, columns, own.out, C, own);
         for (int64_t s = 0; s < B; ++s)
             for (int64_t i = s * C + columns.first; i < s * C + columns.end; ++i) x[i] += own.out[i];
 #pragma omp barrier
         look_back(l, 1, small(l, LN2_WEIGHT), small(l, LN2_BIAS), call.ffn_shift, call.ffn_shift_after, own, columns);
         interpolate(own, small(l, FFN_MAA_K), own.first);
         interpolate(own, small(l, FFN_MAA_R), own.second);
-        channel_inner(l, own, share(F, 4, thread, threads), columns);
+        channel_inner(l, own, share(F, 32, thread, threads), columns);
 #pragma omp barrier
         channel_value(l, own, columns, thread, threads);
 #pragma omp barrier
@@ -437,7 +444,7 @@ void read(const Sizes& size, const Call& call) {
 extern "C" int rwkv6_fields() { return FIELDS; }
 
 // The positions of any number of sequences, each of which has one or more. sizes: layers, width, heads, ffn, mix rank,
-// decay rank, whether FFN_VALUE is transposed.
+// decay rank, whether it is narrow.
 extern "C" void rwkv6_read(const int64_t* sizes, float group_norm_eps, const void* const* pointers,
                            const void* const* ends, const void* x, const void* att_shift, const float* wkv,
                            const void* ffn_shift, void* hidden, void* att_shift_after, float* wkv_after,

@@ -21,6 +21,7 @@ from components.kernels.linear import Int8Linear
 SIZES = [
     {"hidden_size": 128, "layers": 3, "head_size": 32},
     {"hidden_size": 72, "layers": 2, "head_size": 24, "ffn_size": 100, "mix_rank": 7, "decay_rank": 12},
+    {"hidden_size": 264, "layers": 2, "head_size": 24, "ffn_size": 500, "mix_rank": 9},  # not narrow
 ]
 VOCAB = 50
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 6e-2}
@@ -153,6 +154,7 @@ def test_what_is_read_depends_neither_on_where_it_is_cut_nor_on_what_is_read_bes
     """Bit for bit: in one call of two blocks, cut anywhere, or a position at a time, on any number of threads."""
     model = build(sizes, dtype, quantized)
     runner, state, (x, _) = fused(model), remembered(model, 1), row(model, 100)
+    runner.most_positions = 200  # also of a wide model, which is read by its modules from fewer on
     whole, after = runner.read(x, torch.tensor([0, 100]), state)
     for cuts in ((1,), (37, 64), (63, 65, 99)):
         pieces, now = [], state
@@ -285,6 +287,19 @@ def test_modules_that_are_not_plain_are_called_and_the_reason_is_said(
     after, _ = runner.step(x, state)
     torch.testing.assert_close(after, model.step(x, state)[0])
     assert not torch.allclose(after, before, atol=1e-3)
+
+
+@pytest.mark.parametrize(("sizes", "fuses"), [(SIZES[0], True), (SIZES[2], False)])
+@torch.no_grad()
+def test_only_of_a_narrow_model_all_matrices_may_lie_transposed(sizes: dict[str, int], fuses: bool) -> None:
+    model = build(sizes, torch.float32)
+    expected, _ = fused(model).step(row(model, 1)[0], remembered(model, 1))
+    for block in model.blocks:
+        for matrix in (block.att.key, block.ffn.value):
+            matrix.weight.data = matrix.weight.t().contiguous().t()
+    runner = model.runner()
+    assert isinstance(runner, FusedRunner) is fuses and (fuses or "another type" in runner.reason)
+    torch.testing.assert_close(runner.step(row(model, 1)[0], remembered(model, 1))[0], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_what_the_kernels_cannot_read_is_said() -> None:
