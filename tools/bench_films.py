@@ -25,8 +25,8 @@ import torch
 
 import aurora
 from aurora.inference.generation import Generation
-from aurora.inference.ingest import encode, prepared, stage_threads, units, with_threads
-from aurora.inference.reading import read_tokens
+from aurora.inference.ingest import prepared, stage_threads, units, with_threads
+from aurora.inference.reading import encode, read_tokens
 from aurora.inference.video_model import VideoModel
 from aurora.interfaces import Sampling
 

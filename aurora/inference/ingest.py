@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from aurora.inference.graphs import GraphedEncoder
-from aurora.inference.reading import frames_per_chunk
+from aurora.inference.reading import Chunk, encode, frames_per_chunk
 from aurora.interfaces import FrameSkip, VisualLayout
 from aurora.model import AuroraModel
 
@@ -48,7 +48,7 @@ class Unit(NamedTuple):
 
     new: tuple[Shot, ...]  # since the unit before
     pending: tuple[Shot, ...]  # frames that wait for the rest of their chunk
-    chunk: tuple[Shot, ...] = ()  # frames whose tokens these are
+    chunk: Chunk | None = None  # laid together where frames are decoded, while they are in the caches there
     tokens: Tensor | None = None  # [T, D] of the chunk
     moment: float | None = None  # everything shown up to this second has been given
 
@@ -76,13 +76,13 @@ def units(shots: Iterable[Shot], pending: Sequence[Shot], moments: Sequence[floa
             yield Unit(tuple(new), tuple(waiting), moment=ahead.pop(0))
             new = []
         if not shot.skipped and waiting and not _together(shot, waiting[0]):
-            yield Unit(tuple(new), (), tuple(waiting))
+            yield Unit(tuple(new), (), together(waiting))
             new, waiting = [], []
         new.append(shot)
         if not shot.skipped:
             waiting.append(shot)
         if waiting and len(waiting) >= frames_per_chunk(*waiting[0].pixels.shape[1:]):
-            yield Unit(tuple(new), (), tuple(waiting))
+            yield Unit(tuple(new), (), together(waiting))
             new, waiting = [], []
         elif each:
             yield Unit(tuple(new), tuple(waiting))
@@ -94,12 +94,9 @@ def _together(one: Shot, other: Shot) -> bool:
     return one.keep == other.keep and one.pixels.shape == other.pixels.shape
 
 
-@torch.inference_mode()
-def encode(model: AuroraModel, shots: Sequence[Shot], encoder: GraphedEncoder | None = None) -> Tensor:
-    """[T, D]: all that stands in a row for frames of one shape."""
-    device = next(model.vision.parameters()).device
-    pixels = torch.stack([shot.pixels for shot in shots]).to(device, non_blocking=True)
-    return model.encode_frames(pixels, shots[0].keep, [shot.seconds for shot in shots], encode=encoder)
+def together(shots: Sequence[Shot]) -> Chunk:
+    """Frames of one shape as a chunk."""
+    return Chunk(torch.stack([shot.pixels for shot in shots]), shots[0].keep, [shot.seconds for shot in shots])
 
 
 def ingest(model: AuroraModel, items: Iterator[Unit], read: Callable[[Unit], None], *, chunks: bool) -> Iterator[Unit]:
@@ -139,7 +136,7 @@ def encoded(model: AuroraModel, items: Generator[Unit, None, None]) -> Generator
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
     with closing(items):  # after an error too, while its traceback holds this frame
         for unit in items:
-            if not unit.chunk:
+            if unit.chunk is None:
                 yield unit
             elif stream is None:
                 yield unit._replace(tokens=encode(model, unit.chunk, encoder))

@@ -3,7 +3,7 @@
 Shape letters: S sequences, D backbone width, N frames, M tokens kept per frame.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -42,6 +42,14 @@ class Memory(NamedTuple):
         if self.hidden is None:
             raise ValueError("nothing was read yet, so there is nothing to answer from")
         return self.hidden
+
+
+class Chunk(NamedTuple):
+    """Frames that go through the vision encoder together."""
+
+    pixels: Tensor  # [N, 3, h, w] uint8
+    keep: int  # M
+    seconds: Sequence[float]  # N: when each is shown
 
 
 class Pieces(NamedTuple):
@@ -103,10 +111,16 @@ def read_frames(
     model: AuroraModel, runner: Runner, memory: Memory, frames: Iterable[tuple[float, np.ndarray]], layout: VisualLayout
 ) -> Memory:
     """All S sequences read the same frames (seconds, [H, W, 3] uint8), which are encoded once."""
-    device = next(model.vision.parameters()).device
-    for pixels, keep, seconds in _chunks(frames, layout):
-        memory = read_tokens(runner, memory, model.encode_frames(pixels.to(device), keep, seconds))
+    for chunk in _chunks(frames, layout):
+        memory = read_tokens(runner, memory, encode(model, chunk))
     return memory
+
+
+@torch.inference_mode()
+def encode(model: AuroraModel, chunk: Chunk, encoder: Callable[[Tensor, int], Tensor] | None = None) -> Tensor:
+    """[T, D]: all that stands in a row for these frames; `encoder` may take the place of `model.encode`."""
+    pixels = chunk.pixels.to(next(model.vision.parameters()).device, non_blocking=True)
+    return model.encode_frames(pixels, chunk.keep, chunk.seconds, encode=encoder)
 
 
 @torch.inference_mode()
@@ -126,21 +140,21 @@ def frames_per_chunk(height: int, width: int) -> int:
 
 
 def _chunks(frames: Iterable[tuple[float, np.ndarray]], layout: VisualLayout
-            ) -> Iterator[tuple[Tensor, int, list[float]]]:
-    """([N, 3, h, w] uint8, tokens to keep of each, seconds [N]): up to a chunk of frames in a row of one shape."""
+            ) -> Iterator[Chunk]:
+    """The frames, as many together as are in a row of one shape."""
     pending: list[Tensor] = []
     times: list[float] = []
     keep = 0
     for seconds, frame in frames:
         pixels, wanted = layout.prepare(frame), layout.tokens(*frame.shape[:2])
         if pending and (wanted != keep or pixels.shape != pending[0].shape):
-            yield torch.stack(pending), keep, times
+            yield Chunk(torch.stack(pending), keep, times)
             pending, times = [], []
         pending.append(pixels)
         times.append(seconds)
         keep = wanted
         if len(pending) == frames_per_chunk(*pixels.shape[1:]):
-            yield torch.stack(pending), keep, times
+            yield Chunk(torch.stack(pending), keep, times)
             pending, times = [], []
     if pending:
-        yield torch.stack(pending), keep, times
+        yield Chunk(torch.stack(pending), keep, times)
