@@ -61,6 +61,9 @@ class MergeStrategy(ABC):
     proportional_attention: bool = True
     """Whether log(size) is added to the attention scores of each key (ToMe, Eq. 2 of the paper)."""
 
+    compiled_as: ClassVar[str | None] = None
+    """The name by which encoders that compute all blocks in one call know `match`. Subclasses do not inherit it."""
+
     def keep(self, patches: int, depth: int, ratio: float) -> int:
         """How many tokens remain after `depth` blocks when `ratio` of the patches is asked for."""
         # 0.1 · 580 is 58.00000000000001 in binary; the tolerance keeps the ceiling of the decimal number
@@ -82,9 +85,18 @@ class Sorter(ABC):
     where: Literal["layer", "final"]
     """After every block that merged, or once after the last one."""
 
+    compiled_as: ClassVar[str | None] = None
+    """The name by which encoders that compute all blocks in one call know `order`. Subclasses do not inherit it."""
+
     @abstractmethod
     def order(self, tokens: VisualTokens) -> Tensor:
         """[N, M] int64: for each frame the permutation in which its tokens are read."""
+
+
+def compiled_as(part: MergeStrategy | Sorter) -> str | None:
+    """The name that the part's own class gives; None where a subclass or the object itself may do something else."""
+    own = vars(type(part)).get("compiled_as")
+    return own if own is not None and not {"match", "order"} & vars(part).keys() else None
 
 
 class FrameSkip(ABC):

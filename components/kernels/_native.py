@@ -52,6 +52,7 @@ FUNCTIONS: dict[str, dict[str, str]] = {
                   "rwkv6_norm_gate": "ppppp lll fii"},
     "vision": {"gelu_tanh": "p lii", "mean_direction": "p lll p llll ii", "match_pairs": "p ppp llll i",
                "absorb": "ppp ppp ppp lllll ii", "reorder": "ppp p ppp llll"},
+    "vit": {"vit_read": "pfpp pp ppp li"},
     "wkv6": {"wkv6_interval": "", "wkv6_shares": "p llll i", "wkv6_forward": "i ppp ppp p llll i ppp",
              "wkv6_backward": "i ppp ppp p llll i ppp ppp ppp"},
     "wkv7": {"wkv7_interval": "", "wkv7_shares": "p llll i", "wkv7_forward": "i pppppp p p llll i pppp",

@@ -8,7 +8,7 @@ patches, M tokens before a merge, G after it, r = M - G merged, A even and B odd
 import ctypes
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aurora.types import VisualTokens
@@ -57,6 +57,13 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if x.dtype == torch.bfloat16 and serves("vision", x, weight, bias) and _onednn_takes_bfloat16():
         return onednn(x, weight, bias)
     return dense(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """A linear layer whose product is made by the faster library."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return affine(input, self.weight, self.bias)
 
 
 def _onednn_takes_bfloat16() -> bool:

@@ -24,6 +24,8 @@ class TokenMerging(MergeStrategy):
     keeps a few more (the numbers of the paper's supplement).
     """
 
+    compiled_as = "tome"
+
     def __init__(
         self, *, schedule: Literal["exact", "floor"] = "exact", proportional_attention: bool = True
     ) -> None:

@@ -13,6 +13,8 @@ from aurora.types import VisualTokens
 class SizeSort(Sorter):
     """Tokens by the number of patches each stands for; tokens of one size keep their order."""
 
+    compiled_as = "size"
+
     def __init__(
         self, *, order: Literal["ascending", "descending"] = "ascending", where: Literal["layer", "final"] = "layer"
     ) -> None:

@@ -22,19 +22,12 @@ from aurora.weights.io import SAFETENSORS, SINGLE_FILE
 from aurora.weights.layouts import count_layers
 from aurora.weights.loading import write_tensors
 
-from ..kernels.vision import affine, attention, gelu_tanh, reorder
+from ..kernels.vision import Linear, attention, gelu_tanh, reorder
 from ._layouts_siglip import FAMILY, TRANSFORMERS, tower_config
+from ._siglip_fused import EPS, fused_read
 
-EPS = 1e-6  # of SigLIP's layer norms
 UNSHAPED = ("hidden_size", "patch_size", "num_attention_heads", "layer_norm_eps", "hidden_act")
 """What a config states about a tower that the shapes of its tensors need not show."""
-
-
-class Linear(nn.Linear):
-    """A linear layer whose product is chosen by the device."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return affine(input, self.weight, self.bias)
 
 
 class Attention(nn.Module):
@@ -87,6 +80,10 @@ class SiglipBlock(nn.Module):
         return reorder(tokens, sort.order(tokens)) if remove and sort.where == "layer" else tokens
 
 
+PLAIN: set[type[nn.Module]] = {SiglipBlock, Attention, Mlp, Linear, nn.LayerNorm}
+"""The modules of a block, whose computation the fused kernel knows."""
+
+
 def size_bias(tokens: VisualTokens, merge: MergeStrategy) -> Tensor | None:
     """[N, M]: log(size), so that a token of s patches draws the attention of s; None while all sizes are 1."""
     # sizes are 1 as long as there are as many tokens as patches; without a bias torch's fastest kernels apply
@@ -136,7 +133,7 @@ class Siglip(VisionEncoder):
         self.width, self.heads, self.mlp_width = width, heads, mlp_width
         self.layers, self.depth = layers, layers + 1 + feature_layer
         self.side = image_size // patch_size  # patches along each side of the position table
-        self.patch = nn.Linear(3 * patch_size**2, width)
+        self.patch = Linear(3 * patch_size**2, width)
         self.position = nn.Parameter(torch.empty(self.side**2, width))
         if not self.position.is_meta:  # where drawing normal numbers imports torch's compiler: over a second
             nn.init.normal_(self.position, std=width**-0.5)
@@ -147,9 +144,11 @@ class Siglip(VisionEncoder):
     def forward(self, pixels: Tensor, *, merge: MergeStrategy, sort: Sorter, keep: int) -> VisualTokens:
         grid = self._grid(pixels)
         removed = merge.schedule(grid[0] * grid[1], self.depth, keep)
-        tokens = fresh(self._embed(pixels, grid))
-        for block, remove in zip(self.blocks, removed, strict=True):
-            tokens = block(tokens, merge, sort, remove, grid)
+        tokens = fused_read(self, pixels, self._positions(grid), merge, sort, removed, PLAIN)
+        if tokens is None:
+            tokens = fresh(self._embed(pixels, grid))
+            for block, remove in zip(self.blocks, removed, strict=True):
+                tokens = block(tokens, merge, sort, remove, grid)
         if sort.where == "final":
             tokens = reorder(tokens, sort.order(tokens))
         if tokens.size.shape[1] != keep:
