@@ -75,7 +75,7 @@ def units(shots: Iterable[Shot], pending: Sequence[Shot], moments: Sequence[floa
         while ahead and shot.seconds > ahead[0]:
             yield Unit(tuple(new), tuple(waiting), moment=ahead.pop(0))
             new = []
-        if not shot.skipped and waiting and not _together(shot, waiting[0]):
+        if not shot.skipped and waiting and not _alike(shot, waiting[0]):
             yield Unit(tuple(new), (), together(waiting))
             new, waiting = [], []
         new.append(shot)
@@ -90,7 +90,7 @@ def units(shots: Iterable[Shot], pending: Sequence[Shot], moments: Sequence[floa
     yield Unit(tuple(new), tuple(waiting))
 
 
-def _together(one: Shot, other: Shot) -> bool:
+def _alike(one: Shot, other: Shot) -> bool:
     return one.keep == other.keep and one.pixels.shape == other.pixels.shape
 
 
@@ -139,12 +139,12 @@ def encoded(model: AuroraModel, items: Generator[Unit, None, None]) -> Generator
             if unit.chunk is None:
                 yield unit
             elif stream is None:
-                yield unit._replace(tokens=encode(model, unit.chunk, encoder))
+                yield unit._replace(chunk=None, tokens=encode(model, unit.chunk, encoder))
             else:
                 with torch.cuda.stream(stream):
                     tokens = encode(model, unit.chunk, encoder)
                 stream.synchronize()
-                yield unit._replace(tokens=tokens)
+                yield unit._replace(chunk=None, tokens=tokens)
 
 
 def ahead(items: Iterator[T], size: int, threads: int) -> Generator[T, None, None]:

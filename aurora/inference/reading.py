@@ -139,9 +139,8 @@ def frames_per_chunk(height: int, width: int) -> int:
     return max(fewest, min(most, CHUNK_PIXELS // (height * width)))
 
 
-def _chunks(frames: Iterable[tuple[float, np.ndarray]], layout: VisualLayout
-            ) -> Iterator[Chunk]:
-    """The frames, as many together as are in a row of one shape."""
+def _chunks(frames: Iterable[tuple[float, np.ndarray]], layout: VisualLayout) -> Iterator[Chunk]:
+    """The frames, those in a row of one shape together, up to a chunk."""
     pending: list[Tensor] = []
     times: list[float] = []
     keep = 0

@@ -79,6 +79,6 @@ def _small(pixels: Tensor) -> bytes:
     """[3, h, w] → a JPEG with a long side of at most THUMBNAIL_SIDE."""
     scale = min(1.0, THUMBNAIL_SIDE / max(pixels.shape[1:]))
     size = [max(1, round(side * scale)) for side in pixels.shape[1:]]
-    small = F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
-    jpeg: bytes = simplejpeg.encode_jpeg(small.contiguous().numpy(), quality=80)
+    small = pixels if scale == 1 else F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
+    jpeg: bytes = simplejpeg.encode_jpeg(small.permute(1, 2, 0).contiguous().numpy(), quality=80)
     return jpeg

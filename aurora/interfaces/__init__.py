@@ -19,12 +19,12 @@ from aurora.interfaces.model import (
     VisionEncoder,
     Visual,
     VisualLayout,
-    compiled_as,
+    compiled,
 )
 
 __all__ = [
     "INITIAL_STATE", "Backbone", "Benchmark", "BlockView", "Connector", "DataModule", "Entry", "Executor", "FrameSkip",
     "InitialState", "Item", "Items", "Merge", "MergeStrategy", "Prompt", "Runner", "Sampling", "Sorter", "Source",
     "Text", "Timestamps", "Tokenizer", "Turn", "VideoReader", "VisionEncoder", "Visual", "VisualLayout",
-    "compiled_as",
+    "compiled",
 ]

@@ -6,10 +6,10 @@ K head width, C any width.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from aurora.types import VisualTokens
 if TYPE_CHECKING:
     from aurora.images import ImagePreparation
 
+F = TypeVar("F", bound=Callable[..., Any])
 
 class BlockView(NamedTuple):
     """What a vision block shows a merge strategy, between its attention and its MLP."""
@@ -27,6 +28,16 @@ class BlockView(NamedTuple):
     queries: Tensor  # [N, H, M, K]
     keys: Tensor  # [N, H, M, K]
     grid: tuple[int, int]  # rows and columns of the P input patches
+
+
+def compiled(name: str) -> Callable[[F], F]:
+    """Marks a `match` or `order` that an encoder may compute by itself, in one call with all its blocks, as `name`. The
+    mark is the function's, so a method that overrides it is called."""
+    def mark(method: F) -> F:
+        method.compiled_as = name  # type: ignore[attr-defined]
+        return method
+
+    return mark
 
 
 class Merge(ABC):
@@ -61,9 +72,6 @@ class MergeStrategy(ABC):
     proportional_attention: bool = True
     """Whether log(size) is added to the attention scores of each key (ToMe, Eq. 2 of the paper)."""
 
-    compiled_as: ClassVar[str | None] = None
-    """The name by which encoders that compute all blocks in one call know `match`. Subclasses do not inherit it."""
-
     def keep(self, patches: int, depth: int, ratio: float) -> int:
         """How many tokens remain after `depth` blocks when `ratio` of the patches is asked for."""
         # 0.1 · 580 is 58.00000000000001 in binary; the tolerance keeps the ceiling of the decimal number
@@ -85,18 +93,9 @@ class Sorter(ABC):
     where: Literal["layer", "final"]
     """After every block that merged, or once after the last one."""
 
-    compiled_as: ClassVar[str | None] = None
-    """The name by which encoders that compute all blocks in one call know `order`. Subclasses do not inherit it."""
-
     @abstractmethod
     def order(self, tokens: VisualTokens) -> Tensor:
         """[N, M] int64: for each frame the permutation in which its tokens are read."""
-
-
-def compiled_as(part: MergeStrategy | Sorter) -> str | None:
-    """The name that the part's own class gives; None where a subclass or the object itself may do something else."""
-    own = vars(type(part)).get("compiled_as")
-    return own if own is not None and not {"match", "order"} & vars(part).keys() else None
 
 
 class FrameSkip(ABC):

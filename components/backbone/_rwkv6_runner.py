@@ -16,7 +16,7 @@ from aurora.interfaces import INITIAL_STATE, InitialState, Runner
 from aurora.types import State
 from aurora.weights.io import large_pages
 
-from ..kernels._native import address, library, missing
+from ..kernels._native import address, altered, library, missing
 from ..kernels.linear import Int8Linear, has_tiles, project
 from ..kernels.rwkv6_mix import mix_five, norm_gate, norm_shift
 from ..kernels.wkv6 import wkv6
@@ -131,7 +131,7 @@ class FusedRunner(Runner):
         if not all(
             name in held and held[name] is value and (place is None or value.data_ptr() == place)
             for held, name, value, place in self._places
-        ) or any(map(_hooked, self._modules)):
+        ) or altered(self._modules):
             raise RuntimeError("modules, weights or hooks of the backbone have changed since this runner was made for "
                                "them; make another one with backbone.runner(), or a new session")
 
@@ -153,7 +153,7 @@ def _reason(model: Any, plain: set[type[nn.Module]]) -> str | None:
     for module in _modules(model):
         if type(module) not in plain:
             return f"the fused runner does not know {type(module).__name__}"
-        if _hooked(module):
+        if altered([module]):
             return f"a {type(module).__name__} has a hook, or a forward of its own"
     if len({type(block.get_submodule(name)) for block in model.blocks for name in MATRICES}) > 1:
         return "some matrices are rounded and others are not"
@@ -242,11 +242,6 @@ def _pair(norm: Any) -> tuple[Tensor, Tensor]:
 def _modules(model: nn.Module) -> list[nn.Module]:
     """The model and what it consists of; a tuned initial state is not a weight: it comes in as a state."""
     return [module for module in model.modules() if not isinstance(module, InitialState)]
-
-
-def _hooked(module: nn.Module) -> bool:
-    """Whether somebody wants to be there when the module is called, or to stand in for it."""
-    return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
 
 
 def _laid_out(width: int) -> tuple[str, ...]:

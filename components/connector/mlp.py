@@ -5,8 +5,6 @@ from aurora.options import PositiveInt
 from aurora.registry import CONNECTOR
 from aurora.types import VisualTokens
 
-from ..kernels.vision import Linear
-
 
 @CONNECTOR.register
 class MlpConnector(Connector):
@@ -18,7 +16,7 @@ class MlpConnector(Connector):
     def __init__(self, *, in_width: int, out_width: int, hidden: PositiveInt | None = None) -> None:
         super().__init__()
         hidden = out_width if hidden is None else hidden
-        self.project = nn.Sequential(Linear(in_width, hidden), nn.GELU(), Linear(hidden, out_width))
+        self.project = nn.Sequential(nn.Linear(in_width, hidden), nn.GELU(), nn.Linear(hidden, out_width))
 
     def forward(self, tokens: VisualTokens) -> Tensor:
         projected: Tensor = self.project(tokens.features)

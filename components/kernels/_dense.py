@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 LIBRARIES = ("torch", "onednn")
 """`AURORA_FLOAT32` takes one of these names, and nothing is measured then."""
 FEWEST_POSITIONS = 64
-FEWEST_WEIGHTS = 2**14
+FEWEST_WEIGHTS = 2**15
 """Smaller products are torch's: there is little to gain."""
 MEASURED_POSITIONS = 256
 MEASURED_PRODUCTS = 2**26
@@ -71,20 +71,20 @@ def _is_choice(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def _measured(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     kind = (torch.get_num_threads(), weight.is_contiguous(), *(size.bit_length() for size in weight.shape))
     if kind not in _chosen:
-        rows = x.reshape(-1, x.shape[-1])
-        fewest = rows.repeat(-(-MEASURED_POSITIONS // len(rows)), 1) if len(rows) < MEASURED_POSITIONS else rows
-        _chosen[kind] = _measure(fewest[:MEASURED_POSITIONS], weight, bias)
+        rows = x.reshape(-1, x.shape[-1])[:MEASURED_POSITIONS]
+        times = -(-MEASURED_POSITIONS // len(rows))  # of few rows the library is chosen as of many
+        _chosen[kind] = _measure(rows.repeat(times, 1)[:MEASURED_POSITIONS], weight, bias)
     return _chosen[kind]
 
 
 def _measure(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     own, other = F.linear(x, weight, bias), onednn(x, weight, bias)
-    difference = float((own - other).norm() / own.norm())
+    difference = float((own - other).norm() / own.norm().clamp(min=torch.finfo(own.dtype).tiny))
     times = -(-MEASURED_PRODUCTS // (len(x) * weight.numel()))
     rounds = [[timeit(partial(product, x, weight, bias), number=times) / times for product in (F.linear, onednn)]
               for _ in range(ROUNDS)]
     by_torch, by_onednn = (min(column) for column in zip(*rounds, strict=True))
     library = choose(by_torch, by_onednn, difference)
-    log.info("float32 products of %d by %d are made by %s: torch %.1f ms, onednn %.1f ms, difference %.0e",
+    log.info("float32 products of %d by %d are made by %s: torch %.3g ms, onednn %.3g ms, difference %.0e",
              *weight.shape, library, 1e3 * by_torch, 1e3 * by_onednn, difference)
     return library

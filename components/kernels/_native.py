@@ -15,14 +15,15 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from aurora.errors import AuroraError
 
@@ -127,6 +128,13 @@ def serves(name: str, *tensors: Tensor) -> bool:
 def address(x: Tensor | None) -> int | None:
     """Where a tensor lies."""
     return None if x is None else x.data_ptr()
+
+
+def altered(modules: Iterable[nn.Module]) -> bool:
+    """Whether somebody wants to be there when one of these is called, or stands in for it."""
+    if _has_any_global_hook():  # type: ignore[no-untyped-call]
+        return True
+    return any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules)
 
 
 def unfit(name: str, k: Tensor, v: Tensor) -> str | None:

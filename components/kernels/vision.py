@@ -8,7 +8,7 @@ patches, M tokens before a merge, G after it, r = M - G merged, A even and B odd
 import ctypes
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from aurora.types import VisualTokens
@@ -59,13 +59,6 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return dense(x, weight, bias)
 
 
-class Linear(nn.Linear):
-    """A linear layer whose product is made by the faster library."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return affine(input, self.weight, self.bias)
-
-
 def _onednn_takes_bfloat16() -> bool:
     """False on processors without AVX-512 (or AVX-NE-CONVERT), where oneDNN has no such product."""
     return bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -84,7 +77,7 @@ def mean_direction(keys: Tensor) -> Tensor:
     if not serves("vision", keys):
         return F.normalize(keys.float().mean(1), dim=-1)
     frames, heads, tokens, width = keys.shape
-    out = torch.empty(frames, tokens, width, dtype=torch.float32)
+    out = torch.empty(frames, tokens, width, dtype=torch.float32, device=keys.device)
     library("vision").mean_direction(
         address(keys), keys.stride(0), keys.stride(2), keys.stride(1), address(out), frames, tokens, heads, width,
         keys.dtype == torch.bfloat16, torch.get_num_threads(),
@@ -106,7 +99,8 @@ def match_pairs(scores: Tensor, remove: int) -> tuple[Tensor, Tensor, Tensor]:
         chosen, others = ranked[:, :remove], ranked[:, remove:].sort(-1).values
         odd_places = torch.arange(1, 2 * odd, 2, device=scores.device).expand(frames, -1)
         return torch.cat((others * 2, odd_places), dim=1), chosen * 2, partner.gather(1, chosen) + rest
-    survivors, sources, into = (torch.empty(frames, count, dtype=torch.int64) for count in (rest + odd, remove, remove))
+    survivors, sources, into = (torch.empty(frames, count, dtype=torch.int64, device=scores.device)
+                                for count in (rest + odd, remove, remove))
     library("vision").match_pairs(
         *map(address, (scores, survivors, sources, into)), frames, even, odd, remove, torch.get_num_threads())
     return survivors, sources, into

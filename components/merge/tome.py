@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from aurora.errors import AuroraError
-from aurora.interfaces import BlockView, Merge, MergeStrategy
+from aurora.interfaces import BlockView, Merge, MergeStrategy, compiled
 from aurora.registry import MERGE
 
 from ..kernels.vision import match_pairs
@@ -24,8 +24,6 @@ class TokenMerging(MergeStrategy):
     keeps a few more (the numbers of the paper's supplement).
     """
 
-    compiled_as = "tome"
-
     def __init__(
         self, *, schedule: Literal["exact", "floor"] = "exact", proportional_attention: bool = True
     ) -> None:
@@ -40,6 +38,7 @@ class TokenMerging(MergeStrategy):
         spread = exact if self.exact else floor_to
         return spread("tome", patches, depth, keep, half)
 
+    @compiled("tome")
     @torch.no_grad()
     def match(self, view: BlockView, remove: int) -> Merge:
         """Merges the `remove` even tokens that are most similar to an odd one into that one.

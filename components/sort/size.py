@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from aurora.interfaces import Sorter
+from aurora.interfaces import Sorter, compiled
 from aurora.registry import SORT
 from aurora.types import VisualTokens
 
@@ -13,13 +13,12 @@ from aurora.types import VisualTokens
 class SizeSort(Sorter):
     """Tokens by the number of patches each stands for; tokens of one size keep their order."""
 
-    compiled_as = "size"
-
     def __init__(
         self, *, order: Literal["ascending", "descending"] = "ascending", where: Literal["layer", "final"] = "layer"
     ) -> None:
         self.descending = order == "descending"
         self.where = where
 
+    @compiled("size")
     def order(self, tokens: VisualTokens) -> Tensor:
         return tokens.size.argsort(dim=1, descending=self.descending, stable=True)

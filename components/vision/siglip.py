@@ -22,12 +22,19 @@ from aurora.weights.io import SAFETENSORS, SINGLE_FILE
 from aurora.weights.layouts import count_layers
 from aurora.weights.loading import write_tensors
 
-from ..kernels.vision import Linear, attention, gelu_tanh, reorder
+from ..kernels.vision import affine, attention, gelu_tanh, reorder
 from ._layouts_siglip import FAMILY, TRANSFORMERS, tower_config
 from ._siglip_fused import EPS, fused_read
 
 UNSHAPED = ("hidden_size", "patch_size", "num_attention_heads", "layer_norm_eps", "hidden_act")
 """What a config states about a tower that the shapes of its tensors need not show."""
+
+
+class Linear(nn.Linear):
+    """A linear layer whose product is chosen by the device."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return affine(input, self.weight, self.bias)
 
 
 class Attention(nn.Module):
@@ -78,10 +85,6 @@ class SiglipBlock(nn.Module):
             tokens = merge.match(BlockView(tokens, queries, keys, grid), remove).apply(tokens)
         tokens = tokens._replace(features=self.mlp(self.norm_mlp(tokens.features)).add_(tokens.features))
         return reorder(tokens, sort.order(tokens)) if remove and sort.where == "layer" else tokens
-
-
-PLAIN: set[type[nn.Module]] = {SiglipBlock, Attention, Mlp, Linear, nn.LayerNorm}
-"""The modules of a block, whose computation the fused kernel knows."""
 
 
 def size_bias(tokens: VisualTokens, merge: MergeStrategy) -> Tensor | None:
@@ -144,9 +147,10 @@ class Siglip(VisionEncoder):
     def forward(self, pixels: Tensor, *, merge: MergeStrategy, sort: Sorter, keep: int) -> VisualTokens:
         grid = self._grid(pixels)
         removed = merge.schedule(grid[0] * grid[1], self.depth, keep)
-        tokens = fused_read(self, pixels, self._positions(grid), merge, sort, removed, PLAIN)
+        positions = self._positions(grid)
+        tokens = fused_read(self, pixels, positions, merge, sort, removed, PLAIN)
         if tokens is None:
-            tokens = fresh(self._embed(pixels, grid))
+            tokens = fresh(self._embed(pixels, grid, positions))
             for block, remove in zip(self.blocks, removed, strict=True):
                 tokens = block(tokens, merge, sort, remove, grid)
         if sort.where == "final":
@@ -201,14 +205,14 @@ class Siglip(VisionEncoder):
             raise AuroraError(f"vision 'siglip': {height}×{width} pixels cannot be cut into patches of {side}×{side}")
         return height // side, width // side
 
-    def _embed(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[N, 3, h, w] → [N, P, W]."""
+    def _embed(self, pixels: Tensor, grid: tuple[int, int], positions: Tensor) -> Tensor:
+        """[N, 3, h, w] and what is added at each place [P, W] → [N, P, W]."""
         if pixels.dtype == torch.uint8:
             pixels = pixels.float().div_(127.5).sub_(1)  # SigLIP's mean and deviation are 0.5
         side = self.prepare.patch_size
         patches = pixels.reshape(len(pixels), 3, grid[0], side, grid[1], side)
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [N, P, 3 p p]
-        embedded: Tensor = self.patch(patches.to(self.patch.weight.dtype)) + self._positions(grid)
+        embedded: Tensor = self.patch(patches.to(self.patch.weight.dtype)) + positions
         return embedded
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
@@ -218,6 +222,10 @@ class Siglip(VisionEncoder):
         table = self.position.float().view(1, self.side, self.side, self.width).permute(0, 3, 1, 2)
         stretched = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
         return stretched[0].flatten(1).T.to(self.position.dtype)
+
+
+PLAIN: set[type[nn.Module]] = {Siglip, SiglipBlock, Attention, Mlp, Linear, nn.LayerNorm}
+"""The modules whose computation the fused kernel knows."""
 
 
 def _initialise(module: nn.Module) -> None:

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -207,6 +208,20 @@ INLINE void write_row(E* to, const float* from, int64_t n) {
     int64_t i = 0;
     for (; i + W <= n; i += W) store_narrow(to + i, load(from + i));
     for (; i < n; ++i) narrow(from[i], to + i);
+}
+
+// y [C] = layer norm of x
+template <class E>
+void layer_norm(const float* x, const E* weight, const E* bias, float eps, float* y, int64_t C) {
+    float total = 0, squares = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t c = 0; c < C; ++c) total += x[c];
+    const float mean = total / C;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t c = 0; c < C; ++c) squares += (x[c] - mean) * (x[c] - mean);
+    const float factor = 1.0f / std::sqrt(squares / C + eps);
+#pragma omp simd
+    for (int64_t c = 0; c < C; ++c) y[c] = (x[c] - mean) * factor * widen(weight[c]) + widen(bias[c]);
 }
 
 // Stores past the caches, for results that are larger than these: no line is read only to be overwritten.

@@ -195,11 +195,11 @@ INLINE void add_columns(const Matrix<E>& w, const float* x, int64_t padded, cons
             for (int r = 0; r < R; ++r) y[s * padded_out + n] += widen(row[r][n]) * factor[r][s];
 }
 
-// R vectors times the used columns of a near w, for the 2 W V outputs from n on: sums stay in registers, and are taken in
-// the same order as above.
+// R vectors times the used columns of a near w, for the 2 W V outputs from n on: sums stay in registers, and are taken
+// in the same order as above.
 template <int R, int V, class E>
-INLINE void tile_columns(const Matrix<E>& w, const float* x, int64_t padded, const int32_t* used, int64_t count, int64_t n,
-                         float* y, int64_t padded_out) {
+INLINE void tile_columns(const Matrix<E>& w, const float* x, int64_t padded, const int32_t* used, int64_t count,
+                         int64_t n, float* y, int64_t padded_out) {
     vec sums[R][2 * V];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
@@ -292,6 +292,16 @@ void times_columns(const Matrix<E>& w, const float* x, int64_t x_stride, int64_t
     else if (S <= 4) times_columns_of<4>(w, x, x_stride, 1, used, count, first, end, y, y_stride);
     else times_columns_of<GROUP>(w, x, x_stride, (S + GROUP - 1) / GROUP, used, count, first, end, y, y_stride);
     scale_outputs(w, S, first, end, y, y_stride);
+}
+
+// The same for any w, of which all inputs are used.
+template <class E>
+void times(const Matrix<E>& w, const float* x, int64_t x_stride, int64_t S, int64_t first, int64_t end, float* y,
+           int64_t y_stride) {
+    if (!w.transposed) return times_rows(w, x, x_stride, S, first, end, y, y_stride);
+    static thread_local std::vector<int32_t> all;
+    for (int64_t k = all.size(); k < w.K; ++k) all.push_back(int32_t(k));
+    times_columns(w, x, x_stride, S, all.data(), w.K, first, end, y, y_stride);
 }
 
 }  // namespace aurora

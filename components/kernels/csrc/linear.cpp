@@ -419,23 +419,18 @@ namespace {
 using namespace aurora;
 
 template <class E, class WE>
-void few(const E* x, const Matrix<WE>& w, E* y, int64_t S, bool transposed, int threads) {
+void few(const E* x, const Matrix<WE>& w, E* y, int64_t S, int threads) {
     const int64_t vectors = padded_vectors(S);
     std::vector<float> inputs, outputs;
     float *wide = room(inputs, vectors * w.K), *out = room(outputs, vectors * w.N);
     read_row(wide, x, S * w.K);
-    std::vector<int32_t> all(transposed ? w.K : 0);
-    std::iota(all.begin(), all.end(), 0);
 #pragma omp parallel num_threads(threads)
     {
         const int64_t thread = omp_get_thread_num(), count = omp_get_num_threads(), unit = 32;
         const int64_t units = (w.N + unit - 1) / unit;
         const int64_t first = std::min(w.N, units * thread / count * unit);
         const int64_t end = std::min(w.N, units * (thread + 1) / count * unit);
-        if (transposed)
-            times_columns(w, wide, w.K, S, all.data(), w.K, first, end, out, w.N);
-        else
-            times_rows(w, wide, w.K, S, first, end, out, w.N);
+        times(w, wide, w.K, S, first, end, out, w.N);
         for (int64_t s = 0; s < S; ++s) write_row(y + s * w.N + first, out + s * w.N + first, end - first);
     }
 }
@@ -446,12 +441,13 @@ void few(const E* x, const Matrix<WE>& w, E* y, int64_t S, bool transposed, int 
 extern "C" void gemv(const void* x, const void* w, const float* scale, void* y, int64_t S, int64_t N, int64_t K,
                      int is_bf16, int is_int8, int transposed, int threads) {
     const int64_t stride = transposed ? N : K;
+    const bool columns = transposed;
     if (is_bf16 && is_int8)
-        few((const bf16*)x, Matrix<int8_t>{(const int8_t*)w, scale, N, K, stride}, (bf16*)y, S, transposed, threads);
+        few((const bf16*)x, Matrix<int8_t>{(const int8_t*)w, scale, N, K, stride, columns}, (bf16*)y, S, threads);
     else if (is_bf16)
-        few((const bf16*)x, Matrix<bf16>{(const bf16*)w, nullptr, N, K, stride}, (bf16*)y, S, transposed, threads);
+        few((const bf16*)x, Matrix<bf16>{(const bf16*)w, nullptr, N, K, stride, columns}, (bf16*)y, S, threads);
     else if (is_int8)
-        few((const float*)x, Matrix<int8_t>{(const int8_t*)w, scale, N, K, stride}, (float*)y, S, transposed, threads);
+        few((const float*)x, Matrix<int8_t>{(const int8_t*)w, scale, N, K, stride, columns}, (float*)y, S, threads);
     else
-        few((const float*)x, Matrix<float>{(const float*)w, nullptr, N, K, stride}, (float*)y, S, transposed, threads);
+        few((const float*)x, Matrix<float>{(const float*)w, nullptr, N, K, stride, columns}, (float*)y, S, threads);
 }

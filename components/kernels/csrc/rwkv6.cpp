@@ -1,8 +1,8 @@
 // RWKV-6 on a CPU: some positions of some sequences through all layers in one call.
 //
-// Weights are read once per block of rows, by threads that meet eight times per layer; everything between the weights is
-// float32. What comes out at a position does not depend on what other sequences read, nor on where a sequence is cut
-// into calls: every sum is taken in the same order.
+// Weights are read once per block of rows (those of a narrow model, which lie in the caches, once per few rows), by
+// threads that meet several times per layer; everything between the weights is float32. What comes out at a position does
+// not depend on what other sequences read, nor on where a sequence is cut into calls: every sum is taken in the same order.
 // Shape letters: S sequences, T positions of all of them, B rows of a block, L layers, C width, H heads, N head width,
 // F width of the channel mix.
 
@@ -79,19 +79,6 @@ INLINE void map(float* x, int64_t n, Function f) {
     std::copy(rest, rest + n - i, x + i);
 }
 
-template <class E>
-void layer_norm(const float* x, const E* weight, const E* bias, float* y, int64_t C) {
-    float total = 0, squares = 0;
-#pragma omp simd reduction(+ : total)
-    for (int64_t c = 0; c < C; ++c) total += x[c];
-    const float mean = total / C;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t c = 0; c < C; ++c) squares += (x[c] - mean) * (x[c] - mean);
-    const float factor = 1.0f / std::sqrt(squares / C + LAYER_NORM_EPS);
-#pragma omp simd
-    for (int64_t c = 0; c < C; ++c) y[c] = (x[c] - mean) * factor * widen(weight[c]) + widen(bias[c]);
-}
-
 struct Span {
     int64_t first, end;
 };
@@ -153,7 +140,7 @@ struct Reading {
     // the last one from now on; `which` of the two shifts it is
     void look_back(int64_t layer, int which, const E* weight, const E* bias, const void* shift, void* after, Own& own,
                    Span columns) const {
-        for (int64_t i = 0; i < B; ++i) layer_norm(x + i * C, weight, bias, own.normal + i * C, C);
+        for (int64_t i = 0; i < B; ++i) layer_norm(x + i * C, weight, bias, LAYER_NORM_EPS, own.normal + i * C, C);
         const int64_t at = layer * call.S, to = columns.end - columns.first;
         const auto carry = [&](int64_t turn) { return carried + ((turn % 2 * size.layers + layer) * 2 + which) * C; };
         for (int64_t i = 0; i < B; ++i) {
@@ -188,24 +175,18 @@ struct Reading {
         }
     }
 
-    void all_columns(const E* w, int64_t K, int64_t outputs, const float* from, int64_t stride, Span columns, float* to,
-                     Own& own) const {
-        times(Matrix<E>{w, nullptr, outputs, K, outputs, true, bool(size.is_narrow)}, from, stride, columns, to, outputs,
-              own);
-    }
-
     // Outputs of all rows of the block.
     template <class Any>
-    void times(const Matrix<Any>& w, const float* from, int64_t stride, Span outputs, float* to, int64_t to_stride,
-               Own& own) const {
-        if (!w.transposed) return times_rows(w, from, stride, B, outputs.first, outputs.end, to, to_stride);
-        own.used.resize(w.K);
-        std::iota(own.used.begin(), own.used.end(), 0);
-        times_columns(w, from, stride, B, own.used.data(), w.K, outputs.first, outputs.end, to, to_stride);
+    void multiply(const Matrix<Any>& w, const float* from, int64_t stride, Span outputs, float* to) const {
+        times(w, from, stride, B, outputs.first, outputs.end, to, w.N);
+    }
+
+    Matrix<E> columns_of(const E* w, int64_t K, int64_t outputs) const {
+        return {w, nullptr, outputs, K, outputs, true, bool(size.is_narrow)};
     }
 
     void mix_ratios(int64_t layer, Own& own, Span columns) const {
-        all_columns(small(layer, MAA_W1), C, hidden, own.first, C, columns, mix_hidden, own);
+        multiply(columns_of(small(layer, MAA_W1), C, hidden), own.first, C, columns, mix_hidden);
         for (int64_t s = 0; s < B; ++s)
             map(mix_hidden + s * hidden + columns.first, columns.end - columns.first, [](vec x) { return tanh(x); });
     }
@@ -213,7 +194,7 @@ struct Reading {
     void mix_five(int64_t layer, Own& own, Span columns) const {
         for (int i = 0; i < 5; ++i) {
             const E *w = small(layer, MAA_W2) + i * size.mix_rank * C, *constant = small(layer, MAA_W + i);
-            all_columns(w, size.mix_rank, C, mix_hidden + i * size.mix_rank, hidden, columns, own.out, own);
+            multiply(columns_of(w, size.mix_rank, C), mix_hidden + i * size.mix_rank, hidden, columns, own.out);
             for (int64_t s = 0; s < B; ++s) {
                 const float *a = own.normal + s * C, *b = own.before + s * C, *ratio = own.out + s * C;
                 float* to = mixed + (i * S + s) * C;
@@ -227,9 +208,9 @@ struct Reading {
     void project(int64_t layer, Own& own, Span rows, Span decay_columns) const {
         constexpr struct { int field, input; } ORDER[4] = {{RECEPTANCE, 3}, {KEY, 1}, {VALUE, 2}, {GATE, 4}};
         for (int i = 0; i < 4; ++i) {
-            times(matrix(layer, ORDER[i].field), mixed + ORDER[i].input * S * C, C, rows, projected + i * S * C, C, own);
+            multiply(matrix(layer, ORDER[i].field), mixed + ORDER[i].input * S * C, C, rows, projected + i * S * C);
         }
-        all_columns(small(layer, DECAY_W1), C, size.decay_rank, mixed, C, decay_columns, decay_hidden, own);
+        multiply(columns_of(small(layer, DECAY_W1), C, size.decay_rank), mixed, C, decay_columns, decay_hidden);
         for (int64_t s = 0; s < B; ++s)
             map(decay_hidden + s * size.decay_rank + decay_columns.first, decay_columns.end - decay_columns.first,
                 [](vec x) { return tanh(x); });
@@ -302,9 +283,9 @@ struct Reading {
             y[n] = ((y[n] - mean) * factor * widen(weight[n]) + widen(bias[n])) * swish[n];
     }
 
-    void channel_inner(int64_t layer, Own& own, Span inner_rows, Span rows) const {
-        times(matrix(layer, FFN_KEY), own.first, C, inner_rows, inner, F, own);
-        times(matrix(layer, FFN_RECEPTANCE), own.second, C, rows, gate, C, own);
+    void channel_inner(int64_t layer, const Own& own, Span inner_rows, Span rows) const {
+        multiply(matrix(layer, FFN_KEY), own.first, C, inner_rows, inner);
+        multiply(matrix(layer, FFN_RECEPTANCE), own.second, C, rows, gate);
         for (int64_t s = 0; s < B; ++s) {
             for (int64_t i = s * F + inner_rows.first; i < s * F + inner_rows.end; ++i)
                 inner[i] = inner[i] < 0 ? 0 : inner[i] * inner[i];
@@ -318,7 +299,7 @@ struct Reading {
     void channel_value(int64_t layer, Own& own, Span columns, int thread, int threads) const {
         const Matrix<M> w = matrix(layer, FFN_VALUE);
         if (size.is_narrow) {
-            times(w, inner, F, columns, own.out, C, own);
+            multiply(w, inner, F, columns, own.out);
         } else {
             const Span parts = share(PARTS, 1, thread, threads);
             for (int64_t part = parts.first; part < parts.end; ++part) {
@@ -360,12 +341,12 @@ struct Reading {
         project(l, own, columns, share(size.decay_rank, W, thread, threads));
 #pragma omp barrier
         const Span heads = share(H, 1, thread, threads);
-        all_columns(small(l, DECAY_W2), size.decay_rank, C, decay_hidden, size.decay_rank,
-                    {heads.first * N, heads.end * N}, own.out, own);
+        multiply(columns_of(small(l, DECAY_W2), size.decay_rank, C), decay_hidden, size.decay_rank,
+                 {heads.first * N, heads.end * N}, own.out);
         for (int64_t head = heads.first; head < heads.end; ++head)
             for (int64_t s = 0; s < B; ++s) recur(l, s, head, own.out + s * C + head * N);
 #pragma omp barrier
-        times(matrix(l, OUTPUT), read, C, columns, own.out, C, own);
+        multiply(matrix(l, OUTPUT), read, C, columns, own.out);
         for (int64_t s = 0; s < B; ++s)
             for (int64_t i = s * C + columns.first; i < s * C + columns.end; ++i) x[i] += own.out[i];
 #pragma omp barrier
@@ -408,12 +389,12 @@ struct Reading {
                 const Span own_rows = share(B, 1, thread, threads);
                 for (int64_t i = own_rows.first; i < own_rows.end; ++i) {
                     read_row(given, (const E*)call.x + (start + i) * C, C);
-                    layer_norm(given, ends[0], ends[1], x + i * C, C);
+                    layer_norm(given, ends[0], ends[1], LAYER_NORM_EPS, x + i * C, C);
                 }
 #pragma omp barrier
                 for (int64_t l = 0; l < size.layers; ++l) layer(l, own, thread, threads);
                 for (int64_t i = own_rows.first; i < own_rows.end; ++i) {
-                    layer_norm(x + i * C, ends[2], ends[3], given, C);
+                    layer_norm(x + i * C, ends[2], ends[3], LAYER_NORM_EPS, given, C);
                     write_row((E*)call.hidden + (start + i) * C, given, C);
                 }
             }

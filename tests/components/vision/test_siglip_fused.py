@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -70,7 +71,9 @@ def both(monkeypatch: pytest.MonkeyPatch) -> Both:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("size", "grid"), [(SMALL, (8, 8)), (SMALL, (5, 7)), (SMALL, (3, 1)), (UNEVEN, (5, 5))])
+@pytest.mark.parametrize(("size", "grid"), [
+    (SMALL, (8, 8)), (SMALL, (5, 7)), (SMALL, (3, 1)), (SMALL, (1, 1)), (UNEVEN, (5, 5)),
+])
 @pytest.mark.parametrize(("merge", "sort", "ratio"), [
     (TOME, SIZE, 0.25), (TOME, SIZE, 0.97), ({**TOME, "schedule": "floor"}, {**SIZE, "order": "descending"}, 0.3),
     ({**TOME, "proportional_attention": False}, SIZE, 0.4), (TOME, {**SIZE, "where": "final"}, 0.5),
@@ -165,20 +168,63 @@ def match_of(merge: Any) -> Any:
     return changed
 
 
-@pytest.mark.parametrize("change", [
-    lambda vision: vision.blocks[1].register_forward_hook(lambda *given: None),
-    lambda vision: vision.blocks[0].attention.qkv.register_forward_pre_hook(lambda *given: None),
-    lambda vision: vision.patch.register_forward_hook(lambda *given: None),
-    lambda vision: forward_of(vision.blocks[1].mlp.up),
-    lambda vision: setattr(vision.blocks[0].mlp, "down", nn.Linear(SMALL["mlp_width"], SMALL["width"])),
-    lambda vision: setattr(vision.blocks[2].norm_mlp, "weight", nn.Parameter(torch.ones(2 * SMALL["width"])[::2])),
-], ids=["hook", "inner hook", "hook of the patches", "own forward", "another module", "scattered weight"])
+def attribute(path: str, value: Any) -> Callable[[Any], None]:
+    owner, _, name = path.rpartition(".")
+    return lambda vision: setattr(vision.get_submodule(owner), name, value)
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "hook": lambda vision: vision.blocks[1].register_forward_hook(lambda *given: None),
+    "inner hook": lambda vision: vision.blocks[0].attention.qkv.register_forward_pre_hook(lambda *given: None),
+    "hook of the patches": lambda vision: vision.patch.register_forward_hook(lambda *given: None),
+    "own forward": lambda vision: forward_of(vision.blocks[1].mlp.up),
+    "another module": attribute("blocks.0.mlp.down", nn.Linear(SMALL["mlp_width"], SMALL["width"])),
+    "scattered weight": attribute("blocks.2.norm_mlp.weight", nn.Parameter(torch.ones(2 * SMALL["width"])[::2])),
+    "other heads": attribute("blocks.1.attention.heads", 8),
+    "another eps": attribute("blocks.1.norm_mlp.eps", 1.0),
+    "narrower": lambda vision: (attribute("blocks.0.mlp.up", siglip.Linear(SMALL["width"], 32))(vision),
+                                attribute("blocks.0.mlp.down", siglip.Linear(32, SMALL["width"]))(vision)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
 @torch.no_grad()
-def test_changed_modules_compute_themselves(both: Both, change: Callable[[Any], object]) -> None:
+def test_changed_modules_compute_themselves(both: Both, change: str) -> None:
     vision, merge, sort = build(SMALL), MERGE.build(TOME), SORT.build(SIZE)
-    change(vision)
+    CHANGES[change](vision)
     both(vision, pixels(vision, 1), merge, sort, 13)
     assert both.fused == [False]
+
+
+@pytest.mark.parametrize("blocks", [2, 4])
+@torch.no_grad()
+def test_another_number_of_blocks_is_the_error_that_it_was(both: Both, blocks: int) -> None:
+    vision = build(SMALL)
+    vision.blocks = nn.ModuleList([*vision.blocks, copy.deepcopy(vision.blocks[0])][:blocks])
+    with pytest.raises(ValueError, match="zip"):
+        both(vision, pixels(vision, 1), MERGE.build(TOME), SORT.build(SIZE), 13)
+
+
+@torch.no_grad()
+def test_a_tower_of_another_class_computes_itself(both: Both) -> None:
+    class Twice(siglip.Siglip):
+        def _embed(self, *given: Any) -> Tensor:
+            return 2 * super()._embed(*given)
+
+    vision = Twice(**SMALL).eval()
+    both(vision, pixels(vision, 1), MERGE.build(TOME), SORT.build(SIZE), 13)
+    assert both.fused == [False]
+
+
+@torch.no_grad()
+def test_a_hook_for_all_modules_is_called(both: Both) -> None:
+    vision, called = build(SMALL), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *given: called.append(type(module)))
+    try:
+        both(vision, pixels(vision, 1), MERGE.build(TOME), SORT.build(SIZE), 13)
+    finally:
+        handle.remove()
+    assert both.fused == [False] and called.count(siglip.SiglipBlock) == vision.depth
 
 
 @pytest.mark.parametrize(("merge", "sort"), [
@@ -192,6 +238,78 @@ def test_what_merges_or_sorts_otherwise_is_asked(both: Both, merge: Any, sort: A
     vision = build(SMALL)
     both(vision, pixels(vision, 1), merge, sort, 16)
     assert both.fused == [False]
+
+
+@torch.no_grad()
+def test_a_match_that_was_replaced_is_asked(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    vision, merge, match = build(SMALL), MERGE.build(TOME), TokenMerging.match
+    monkeypatch.setattr(TokenMerging, "match", lambda *given: match(*given))
+    both(vision, pixels(vision, 1), merge, SORT.build(SIZE), 16)
+    assert both.fused == [False]
+
+
+class Named(TokenMerging):
+    """The same under another name."""
+
+
+@torch.no_grad()
+def test_a_merge_that_inherits_its_match_is_known(both: Both) -> None:
+    vision = build(SMALL)
+    both(vision, pixels(vision, 1), Named(), SORT.build(SIZE), 16)
+    assert both.fused == [True]
+
+
+@pytest.mark.parametrize(("removed", "error"), [
+    ((33, 5, 10), "remove 32, not 33"), ((-1, 30, 19), None), ((48, 0, 0), "not 48"), ((20, 20), "zip"),
+    ((20, 10, 10, 8), "zip"),
+])
+@torch.no_grad()
+def test_a_schedule_that_cannot_be_is_the_error_that_it_was(
+    both: Both, removed: tuple[int, ...], error: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vision, merge = build(SMALL), MERGE.build(TOME)
+    monkeypatch.setattr(merge, "schedule", lambda *given: removed)
+    with pytest.raises(Exception, match=error):
+        both(vision, pixels(vision, 1), merge, SORT.build(SIZE), 16)
+    assert both.fused == [False]
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@torch.no_grad()
+def test_pixels_of_other_channels_are_refused(both: Both, channels: int) -> None:
+    vision = build(SMALL)
+    frames = pixels(vision, 2)[:, :1].expand(-1, channels, -1, -1).contiguous()
+    with pytest.raises(RuntimeError, match="invalid"):
+        both(vision, frames, MERGE.build(TOME), SORT.build(SIZE), 16)
+
+
+@torch.no_grad()
+def test_what_others_chose_for_new_tensors_does_not_matter(both: Both) -> None:
+    vision, merge, sort = build(SMALL), MERGE.build(TOME), SORT.build(SIZE)
+    frames = pixels(vision, 2)
+    expected = both(vision, frames, merge, sort, 16)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = both(vision, frames, merge, sort, 16)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert both.fused == [True, True] and all(map(torch.equal, found, expected))
+
+
+@torch.no_grad()
+def test_threads_share_a_tower(both: Both) -> None:
+    vision, merge, sort = build(SMALL), MERGE.build(TOME), SORT.build(SIZE)
+    frames = [pixels(vision, count) for count in range(1, 9)]
+    expected = [both(vision, some, merge, sort, 16) for some in frames]
+
+    def read(some: Tensor) -> VisualTokens:
+        with torch.no_grad():
+            return both(vision, some, merge, sort, 16)
+
+    with ThreadPoolExecutor(4) as pool:
+        for tokens, other in zip(pool.map(read, frames * 3), expected * 3, strict=True):
+            assert all(map(torch.equal, tokens, other))
+    assert all(both.fused)
 
 
 def test_gradients_other_types_and_wide_models_are_for_the_modules(both: Both) -> None:
@@ -216,7 +334,7 @@ def test_gradients_other_types_and_wide_models_are_for_the_modules(both: Both) -
 def test_no_frames_give_no_tokens(both: Both) -> None:
     vision = build(SMALL)
     tokens = both(vision, pixels(vision, 0), MERGE.build(TOME), SORT.build(SIZE), 16)
-    assert tokens.features.shape == (0, 16, SMALL["width"])
+    assert both.fused == [True] and tokens.features.shape == (0, 16, SMALL["width"])
 
 
 @torch.inference_mode()
