@@ -210,18 +210,24 @@ INLINE void write_row(E* to, const float* from, int64_t n) {
     for (; i < n; ++i) narrow(from[i], to + i);
 }
 
-// y [C] = layer norm of x
-template <class E>
-void layer_norm(const float* x, const E* weight, const E* bias, float eps, float* y, int64_t C) {
+// y [n] = (x - mean) / deviation
+INLINE void normalise(const float* x, float* y, int64_t n, float eps) {
     float total = 0, squares = 0;
 #pragma omp simd reduction(+ : total)
-    for (int64_t c = 0; c < C; ++c) total += x[c];
-    const float mean = total / C;
+    for (int64_t i = 0; i < n; ++i) total += x[i];
+    const float mean = total / n;
 #pragma omp simd reduction(+ : squares)
-    for (int64_t c = 0; c < C; ++c) squares += (x[c] - mean) * (x[c] - mean);
-    const float factor = 1.0f / std::sqrt(squares / C + eps);
+    for (int64_t i = 0; i < n; ++i) squares += (x[i] - mean) * (x[i] - mean);
+    const float factor = 1.0f / std::sqrt(squares / n + eps);
 #pragma omp simd
-    for (int64_t c = 0; c < C; ++c) y[c] = (x[c] - mean) * factor * widen(weight[c]) + widen(bias[c]);
+    for (int64_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * factor;
+}
+
+template <class E>
+INLINE void layer_norm(const float* x, const E* weight, const E* bias, float eps, float* y, int64_t n) {
+    normalise(x, y, n, eps);
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) y[i] = y[i] * widen(weight[i]) + widen(bias[i]);
 }
 
 // Stores past the caches, for results that are larger than these: no line is read only to be overwritten.

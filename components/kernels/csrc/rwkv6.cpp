@@ -8,8 +8,6 @@
 
 #include <omp.h>
 
-#include <cmath>
-
 #include "gemv.h"
 
 namespace {
@@ -267,20 +265,13 @@ struct Reading {
                 y[n] += r[i] * before + r[i] * widen(bonus[i]) * k[i] * v[n];
                 after[i * N + n] = decay[i] * before + k[i] * v[n];
             }
-        float total = 0, squares = 0;
-#pragma omp simd reduction(+ : total)
-        for (int64_t n = 0; n < N; ++n) total += y[n];
-        const float mean = total / N;
-#pragma omp simd reduction(+ : squares)
-        for (int64_t n = 0; n < N; ++n) squares += (y[n] - mean) * (y[n] - mean);
-        const float factor = 1.0f / std::sqrt(squares / N + size.group_norm_eps);
+        normalise(y, y, N, size.group_norm_eps);
         const E *weight = small(layer, LN_X_WEIGHT) + at, *bias = small(layer, LN_X_BIAS) + at;
         float* swish = decay;  // which has been used
         std::copy(g, g + N, swish);
         map(swish, N, [](vec x) { return x * sigmoid(x); });
 #pragma omp simd
-        for (int64_t n = 0; n < N; ++n)
-            y[n] = ((y[n] - mean) * factor * widen(weight[n]) + widen(bias[n])) * swish[n];
+        for (int64_t n = 0; n < N; ++n) y[n] = (y[n] * widen(weight[n]) + widen(bias[n])) * swish[n];
     }
 
     void channel_inner(int64_t layer, const Own& own, Span inner_rows, Span rows) const {

@@ -24,19 +24,6 @@ INLINE void sigmoid_row(const float* x, float* y, int64_t n, bool times) {
     }
 }
 
-// (x - mean) / deviation
-INLINE void normalise(const float* x, float* y, int64_t n, float eps) {
-    float total = 0, squares = 0;
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < n; ++i) total += x[i];
-    const float mean = total / n;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < n; ++i) squares += (x[i] - mean) * (x[i] - mean);
-    const float factor = 1.0f / std::sqrt(squares / n + eps);
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * factor;
-}
-
 INLINE void scale_and_shift(float* x, const float* weight, const float* bias, int64_t n) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) x[i] = x[i] * weight[i] + bias[i];
