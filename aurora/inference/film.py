@@ -17,7 +17,7 @@ from aurora.errors import AuroraError
 from aurora.inference.base_video_model import BaseVideoModel
 from aurora.inference.film_file import Saved, write_film
 from aurora.inference.generation import Generation, complete, stream
-from aurora.inference.ingest import Unit, ingest, prepared, together, units
+from aurora.inference.ingest import Unit, chunk_of, ingest, prepared, units
 from aurora.inference.reading import Memory, Pieces, blank, encode, fork, read_frames, read_texts, tokenize
 from aurora.inference.snapshot import Medium, Snapshot, Thumbnail, digest_with, with_thumbnail
 from aurora.inference.visuals import (
@@ -183,7 +183,7 @@ class Film:
             return seen.memory
         whole = self._whole
         if whole is None or whole[0] is not seen:
-            tokens = encode(self.model.model, together(seen.pending))
+            tokens = encode(self.model.model, chunk_of(seen.pending))
             whole = self._whole = seen, self.model.prefill(seen.memory, tokens)
         return whole[1]
 

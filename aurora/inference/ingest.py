@@ -48,7 +48,7 @@ class Unit(NamedTuple):
 
     new: tuple[Shot, ...]  # since the unit before
     pending: tuple[Shot, ...]  # frames that wait for the rest of their chunk
-    chunk: Chunk | None = None  # laid together where frames are decoded, while they are in the caches there
+    chunk: Chunk | None = None  # stacked where frames are decoded, while they are in the caches there
     tokens: Tensor | None = None  # [T, D] of the chunk
     moment: float | None = None  # everything shown up to this second has been given
 
@@ -76,13 +76,13 @@ def units(shots: Iterable[Shot], pending: Sequence[Shot], moments: Sequence[floa
             yield Unit(tuple(new), tuple(waiting), moment=ahead.pop(0))
             new = []
         if not shot.skipped and waiting and not _alike(shot, waiting[0]):
-            yield Unit(tuple(new), (), together(waiting))
+            yield Unit(tuple(new), (), chunk_of(waiting))
             new, waiting = [], []
         new.append(shot)
         if not shot.skipped:
             waiting.append(shot)
         if waiting and len(waiting) >= frames_per_chunk(*waiting[0].pixels.shape[1:]):
-            yield Unit(tuple(new), (), together(waiting))
+            yield Unit(tuple(new), (), chunk_of(waiting))
             new, waiting = [], []
         elif each:
             yield Unit(tuple(new), tuple(waiting))
@@ -94,7 +94,7 @@ def _alike(one: Shot, other: Shot) -> bool:
     return one.keep == other.keep and one.pixels.shape == other.pixels.shape
 
 
-def together(shots: Sequence[Shot]) -> Chunk:
+def chunk_of(shots: Sequence[Shot]) -> Chunk:
     """Frames of one shape as a chunk."""
     return Chunk(torch.stack([shot.pixels for shot in shots]), shots[0].keep, [shot.seconds for shot in shots])
 

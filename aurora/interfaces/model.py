@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
 class BlockView(NamedTuple):
     """What a vision block shows a merge strategy, between its attention and its MLP."""
 

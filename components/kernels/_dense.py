@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 LIBRARIES = ("torch", "onednn")
 """`AURORA_FLOAT32` takes one of these names, and nothing is measured then."""
 FEWEST_POSITIONS = 64
-FEWEST_WEIGHTS = 2**15
+FEWEST_WEIGHTS = 2**16
 """Smaller products are torch's: there is little to gain."""
 MEASURED_POSITIONS = 256
 MEASURED_PRODUCTS = 2**26

@@ -136,7 +136,7 @@ class Siglip(VisionEncoder):
         self.width, self.heads, self.mlp_width = width, heads, mlp_width
         self.layers, self.depth = layers, layers + 1 + feature_layer
         self.side = image_size // patch_size  # patches along each side of the position table
-        self.patch = Linear(3 * patch_size**2, width)
+        self.patch = nn.Linear(3 * patch_size**2, width)
         self.position = nn.Parameter(torch.empty(self.side**2, width))
         if not self.position.is_meta:  # where drawing normal numbers imports torch's compiler: over a second
             nn.init.normal_(self.position, std=width**-0.5)
@@ -224,7 +224,7 @@ class Siglip(VisionEncoder):
         return stretched[0].flatten(1).T.to(self.position.dtype)
 
 
-PLAIN: set[type[nn.Module]] = {Siglip, SiglipBlock, Attention, Mlp, Linear, nn.LayerNorm}
+PLAIN: set[type[nn.Module]] = {Siglip, SiglipBlock, Attention, Mlp, Linear, nn.Linear, nn.LayerNorm}
 """The modules whose computation the fused kernel knows."""
 
 

@@ -77,7 +77,7 @@ class Frames {
         embed(pointers, pixels, frames);
         for (int64_t block = 0; block < size_.blocks; ++block) {
             const int64_t G = M_ - removed[block];
-            weigh(pointers + BLOCKS + block * FIELDS);
+            pack_weights(pointers + BLOCKS + block * FIELDS);
             if (G < M_) {
                 grow(next_x_, frames * G * C);
                 grow(next_sizes_, frames * G);
@@ -88,7 +88,7 @@ class Frames {
                 const int64_t count = std::min(few, frames - n);
                 attend(n, count);
                 if (G < M_ && !merge(n, count, removed[block])) return false;
-                feed((G < M_ ? next_x_ : x_).data() + n * G * C, count * G);
+                mlp((G < M_ ? next_x_ : x_).data() + n * G * C, count * G);
                 if (G < M_ && size_.by_size && !sort(n, count, G)) return false;
             }
             if (G < M_) {
@@ -125,7 +125,7 @@ class Frames {
     }
 
     // The weights of the next block.
-    void weigh(const float* const* weights) {
+    void pack_weights(const float* const* weights) {
         const int64_t C = size_.width, F = size_.mlp;
         weights_ = weights;
         qkv_.pack(weights[QKV], C, weights[QKV_BIAS], 3 * C, C);
@@ -181,7 +181,7 @@ class Frames {
     }
 
     // x += MLP
-    void feed(float* x, int64_t tokens) {
+    void mlp(float* x, int64_t tokens) {
         const int64_t C = size_.width, F = size_.mlp;
         normalise(x, tokens, NORM_MLP, NORM_MLP_BIAS);
         grow(wide_, tokens * F);

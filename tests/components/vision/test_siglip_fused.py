@@ -168,6 +168,13 @@ def match_of(merge: Any) -> Any:
     return changed
 
 
+class Doubled(nn.Linear):
+    """A layer that computes something else."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
 def attribute(path: str, value: Any) -> Callable[[Any], None]:
     owner, _, name = path.rpartition(".")
     return lambda vision: setattr(vision.get_submodule(owner), name, value)
@@ -178,7 +185,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "inner hook": lambda vision: vision.blocks[0].attention.qkv.register_forward_pre_hook(lambda *given: None),
     "hook of the patches": lambda vision: vision.patch.register_forward_hook(lambda *given: None),
     "own forward": lambda vision: forward_of(vision.blocks[1].mlp.up),
-    "another module": attribute("blocks.0.mlp.down", nn.Linear(SMALL["mlp_width"], SMALL["width"])),
+    "another module": attribute("blocks.0.mlp.down", Doubled(SMALL["mlp_width"], SMALL["width"])),
     "scattered weight": attribute("blocks.2.norm_mlp.weight", nn.Parameter(torch.ones(2 * SMALL["width"])[::2])),
     "other heads": attribute("blocks.1.attention.heads", 8),
     "another eps": attribute("blocks.1.norm_mlp.eps", 1.0),
